@@ -72,10 +72,17 @@ TRUE_AUC = 0.85
 REPETITIONS = 600
 
 
-def imagined_study(generator: np.random.Generator, patients: int, images: int) -> tuple[np.ndarray, ...]:
-    """Patients of one label each, whose images share two thirds of their scatter; over patients AUC is `TRUE_AUC`."""
+def imagined_study(
+    generator: np.random.Generator, patients: int, images: int, both_labels: bool = False
+) -> tuple[np.ndarray, ...]:
+    """Patients of one label each, or of both, whose images share two thirds of their scatter.
+
+    The pairs of images of two patients have AUC `TRUE_AUC`.
+    """
     patient_N = np.repeat(np.arange(patients), generator.integers(1, 2 * images, size=patients))
     label_N = (generator.random(patients) < 0.5)[patient_N]
+    if both_labels:
+        label_N = generator.random(len(patient_N)) < 0.5
     shared_N, own_N = generator.normal(size=patients)[patient_N], generator.normal(size=len(patient_N))
     shift = NormalDist().inv_cdf(TRUE_AUC) * np.sqrt(2)
     return np.sqrt(2 / 3) * shared_N + np.sqrt(1 / 3) * own_N + shift * label_N, label_N.astype(int), patient_N
@@ -103,10 +110,14 @@ def honest(share: float) -> bool:
     return abs(share - 0.95) <= 4 * np.sqrt(0.95 * 0.05 / REPETITIONS)
 
 
+def imagined_studies(patients: int, both_labels: bool = False) -> list[tuple[np.ndarray, ...]]:
+    generator = np.random.default_rng(patients)
+    return [imagined_study(generator, patients, images=4, both_labels=both_labels) for _ in range(REPETITIONS)]
+
+
 @pytest.fixture(scope="module", params=[25, 80], ids=lambda patients: f"{patients} patients")
 def studies(request):
-    generator = np.random.default_rng(request.param)
-    return [imagined_study(generator, request.param, images=4) for _ in range(REPETITIONS)]
+    return imagined_studies(request.param)
 
 
 def test_the_auc_interval_holds_the_truth_as_often_as_it_says_and_half_or_double_the_width_does_not(studies):
@@ -114,6 +125,13 @@ def test_the_auc_interval_holds_the_truth_as_often_as_it_says_and_half_or_double
     assert honest(coverage(intervals))
     assert not honest(coverage(intervals, stretch=0.5))
     assert not honest(coverage(intervals, stretch=2.0))
+
+
+def test_the_interval_is_honest_too_where_every_patient_has_images_of_both_labels():
+    intervals = [metrics.auc_interval(*study) for study in imagined_studies(100, both_labels=True)]
+    assert honest(coverage(intervals))
+    scatter = np.std([found.value for found in intervals])
+    assert np.mean([found.high - found.low for found in intervals]) == pytest.approx(2 * 1.96 * scatter, rel=0.1)
 
 
 def test_taking_every_image_for_a_patient_gives_an_interval_that_is_too_narrow(studies):

@@ -182,6 +182,8 @@ def test_the_whole_phantom_encoder_starts_with_the_shipped_trunk_and_its_logit()
     torch.testing.assert_close(
         (views.reshape(8, 4).mean(0) / 2).clamp(-1.5, 1.5), head.features(batch)[:, 0], rtol=1e-4, atol=1e-4
     )
+    turned = DataSection(labels=("malignant", "benign"), image_size=64)
+    torch.testing.assert_close(build_model(ModelSection(trainable="all"), turned, seed=0)(batch), -network(batch))
     three = build_model(ModelSection(trainable="all"), DataSection(labels=("a", "b", "c"), image_size=64), seed=0)
     assert not three(batch).any()
 
