@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from wardround.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -104,7 +105,7 @@ def write_cohort(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     new_images = folder / (IMAGES_FILE + ".new")
     hashes = _write_images(new_images, len(rows), images, shape_CHW)
-    table = _table_bytes(rows, hashes, label_names)
+    table = table_bytes(rows, hashes, label_names)
     new_table = folder / (TABLE_FILE + ".new")
     write_durably(new_table, table)
     patients = dict.fromkeys(row.pseudonym for row in rows)
@@ -190,6 +191,17 @@ def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
     )
 
 
+def table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: tuple[str, ...]) -> bytes:
+    """The content of `table.csv`: a line an image with its pixels' hash."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(TABLE_COLUMNS)
+    for index, (row, sha256) in enumerate(zip(rows, hashes, strict=True)):
+        label = "" if row.label < 0 else label_names[row.label]
+        writer.writerow((index, row.pseudonym, label, int(row.hu), sha256))
+    return text.getvalue().encode()
+
+
 def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a file and wait until the disk has it."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -231,16 +243,6 @@ def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CH
         file.flush()
         os.fsync(file.fileno())
     return hashes
-
-
-def _table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: tuple[str, ...]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(TABLE_COLUMNS)
-    for index, (row, sha256) in enumerate(zip(rows, hashes, strict=True)):
-        label = "" if row.label < 0 else label_names[row.label]
-        writer.writerow((index, row.pseudonym, label, int(row.hu), sha256))
-    return text.getvalue().encode()
 
 
 def _frozen(values: Any, dtype: Any) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""What a worker process does with a file: look at it (`scan`), and make images from it (`prepare`)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from wardround.study import DataSection
+from wardround_client.data.cohort import pixels_sha256
+from wardround_client.data.pictures import prepare_picture, scan_picture
+from wardround_client.data.records import PreparedImage, ScannedFile, UnfitImage
+from wardround_client.data.regions import cut, luminance, refuse_blank, region_box, stack_channels, to_grey
+from wardround_client.data.walk import PICTURE, file_kind
+
+PREPROCESSING_VERSION = 1  # raise it when the same file would give other pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameAddress:
+    """Where a frame is on disk."""
+
+    path: Path = field(repr=False)
+    frame: int = 0
+    spacing_mm: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One image to be made by a worker: `ImageRequest` with paths instead of indices."""
+
+    kind: str
+    here: FrameAddress
+    below: FrameAddress | None = None
+    above: FrameAddress | None = None
+    mark_xy: tuple[float, float] | None = None
+
+
+def prepared_by(data: DataSection) -> str:
+    """Everything that decides the pixels beside the file: version and settings, as canonical JSON."""
+    settings = data.model_dump(include={"image_size", "region", "spacing_mm", "channels", "window_hu"})
+    return json.dumps({"preprocessing": PREPROCESSING_VERSION, **settings}, sort_keys=True)
+
+
+def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
+    """Hash a file and look at its header. A file that cannot be used has a `fault` instead of an exception."""
+    content_sha256 = ""
+    try:
+        with open(path, "rb") as file:
+            content_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if file_kind(path) == PICTURE:
+            return scan_picture(path, content_sha256)
+        from wardround_client.data.dicom import scan_dicom
+
+        return scan_dicom(path, content_sha256, data, key)
+    except UnfitImage as reason:
+        return ScannedFile(content_sha256=content_sha256, fault=reason.code)
+    except MemoryError:
+        return ScannedFile(content_sha256=content_sha256, fault="too_large")
+    except OSError:
+        return ScannedFile(content_sha256=content_sha256, fault="unreadable")
+
+
+def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
+    """Decode, cut and scale one image. One that cannot be used has a `fault` instead of an exception."""
+    try:
+        image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
+        return replace(image, pixels_sha256=pixels_sha256(image.pixels_CHW))
+    except UnfitImage as reason:
+        return PreparedImage(fault=reason.code)
+    except MemoryError:
+        return PreparedImage(fault="too_large")
+    except OSError:
+        return PreparedImage(fault="unreadable")
+
+
+def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:
+    frame = _frame(recipe.here.path, recipe.here.frame)
+    box = region_box(frame.values.shape[:2], data, recipe.here.spacing_mm, recipe.mark_xy)
+    if data.channels == "slices":
+        planes = [_neighbour(recipe.below, frame), frame.values, _neighbour(recipe.above, frame)]
+    else:
+        planes = [frame.values]
+    windows = list(data.window_hu) if data.channels == "windows" else [data.window_hu[0]]
+    outside_hu = min(low for low, _ in windows)
+    squares: list[np.ndarray] = []
+    for plane in planes:
+        if frame.hu:
+            square = cut(plane, box, data.image_size, outside_hu)
+            squares.extend(to_grey(square, window) for window in windows)
+        elif plane.ndim == 3 and data.channels == "rgb":
+            colours = (cut(plane[:, :, channel], box, data.image_size, 0.0) for channel in range(3))
+            squares.extend(to_grey(colour, (0.0, 255.0)) for colour in colours)
+        else:
+            grey = luminance(plane) if plane.ndim == 3 else plane
+            squares.append(to_grey(cut(grey, box, data.image_size, 0.0), (0.0, 255.0)))
+    pixels_CHW = stack_channels(squares, data)
+    refuse_blank(pixels_CHW)
+    return PreparedImage(pixels_CHW=pixels_CHW, source_sha256=frame.source_sha256, hu=frame.hu)
+
+
+def _neighbour(address: FrameAddress | None, frame) -> np.ndarray:
+    """The slice beside this one; at the ends of a series, and where the neighbour differs in kind, the slice itself."""
+    if address is None:
+        return frame.values
+    other = _frame(address.path, address.frame)
+    return other.values if other.values.shape == frame.values.shape and other.hu == frame.hu else frame.values
+
+
+@functools.lru_cache(maxsize=4)
+def _frame(path: Path, index: int):
+    """The last few frames stay decoded: neighbours are asked for three times in a row."""
+    from wardround_client.data.dicom_pixels import read_frame
+
+    return read_frame(path, index)

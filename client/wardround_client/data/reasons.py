@@ -1,0 +1,156 @@
+"""Why a file or image is refused or remarked upon: short codes for machines, plain words for the people who will look.
+
+The words name no value of any tag. They say what is wrong and what can be done, and never ask anyone to remove data.
+`docs/data.md` lists the same codes; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """One reason. A `fault` keeps the image out of the cohort (quarantine); otherwise it is a remark."""
+
+    title: str
+    advice: str
+    fault: bool = True
+
+
+REASONS: dict[str, Reason] = {
+    "unreadable": Reason(
+        title="The file cannot be read as an image",
+        advice="It is damaged, cut short, or not an image. Send it again from the archive (PACS).",
+    ),
+    "no_decoder": Reason(
+        title="The picture's compression is not supported",
+        advice="The pixel data uses a transfer syntax that no decoder here knows. Export as Explicit VR Little Endian.",
+    ),
+    "decoder_crashed": Reason(
+        title="The decoder broke on this file",
+        advice="The pixel data is damaged in a way that stopped the decoder, twice. Send it again from the archive.",
+    ),
+    "too_slow": Reason(
+        title="The file took longer than the time limit",
+        advice="Look whether the file, or the disk it lies on, is damaged. Then run ingest again.",
+    ),
+    "too_large": Reason(
+        title="The image is larger than the size limit",
+        advice="The header announces more pixels than can be held in memory. If that is right, export it in parts.",
+    ),
+    "no_pixels": Reason(
+        title="The object holds no picture",
+        advice="Reports, plans and presentation states have no pixels. Nothing to do if that was expected.",
+    ),
+    "not_an_image": Reason(
+        title="A mask or segmentation, not an image",
+        advice="One bit a pixel: somebody's drawing over an image. Nothing to do if that was expected.",
+    ),
+    "several_pictures": Reason(
+        title="The file holds several pictures",
+        advice="A TIFF, GIF or WebP with more than one page. Save each page as its own file.",
+    ),
+    "no_patient": Reason(
+        title="The file does not say whose it is",
+        advice="The PatientID is missing or empty, so the patient cannot be protected as one. Export with PatientID, "
+        "or give a manifest.csv with a patient_id for each file.",
+    ),
+    "wrong_modality": Reason(
+        title="Another modality than the study asks for",
+        advice="The study names its modality under data.modality. Nothing to do if the folder is mixed.",
+    ),
+    "wrong_body_part": Reason(
+        title="Another body part than the study asks for",
+        advice="BodyPartExamined differs from data.body_part. Nothing to do if the folder is mixed.",
+    ),
+    "screenshot": Reason(
+        title="A secondary capture, not the original image",
+        advice="Screenshots and dose sheets have no calibrated values. Export the original series.",
+    ),
+    "localizer": Reason(
+        title="A localizer (scout) image",
+        advice="Planning views are no slices. Nothing to do.",
+    ),
+    "not_axial": Reason(
+        title="The slice is not axial",
+        advice="Coronal and sagittal reformats look different to the network. Export the axial series.",
+    ),
+    "slice_gap": Reason(
+        title="A neighbouring slice is missing",
+        advice="The study reads adjacent slices together and the series has a gap here. Export the whole series.",
+    ),
+    "implausible_hu": Reason(
+        title="The values cannot be Hounsfield units",
+        advice="Air should be near -1000 and soft tissue near 0 to 100. Check rescale slope and intercept, or the "
+        "conversion that made the file.",
+    ),
+    "blank": Reason(
+        title="The image is blank",
+        advice="All pixels, or all pixels of the cut region, have nearly the same value.",
+    ),
+    "no_spacing": Reason(
+        title="The size of a pixel is unknown",
+        advice="The study cuts regions in millimetres (data.spacing_mm) and PixelSpacing is missing.",
+    ),
+    "no_mark": Reason(
+        title="No point is marked in this image",
+        advice="The study cuts around marked points. Add x and y, or coordX, coordY and coordZ, to labels.csv.",
+    ),
+    "mark_outside": Reason(
+        title="The marked point lies outside the image",
+        advice="Check the units: x and y are pixels counted from 0, coordX, coordY and coordZ are millimetres in the "
+        "patient's system.",
+    ),
+    "mark_unclear": Reason(
+        title="The marked point does not say which frame",
+        advice="The file has several frames. Add a column frame (counted from 1) to labels.csv.",
+    ),
+    "two_labels": Reason(
+        title="One image has two labels",
+        advice="Two rows or folders contradict each other. Decide which is right.",
+    ),
+    "two_patients": Reason(
+        title="The same picture under two patients",
+        advice="Identical pixels under different patient ids: one person under two numbers, or a mixed-up file. Clear "
+        "up who it is; until then neither is used.",
+    ),
+    "duplicate": Reason(
+        title="The same picture of the same patient again",
+        advice="One of them is used. Nothing to do.",
+    ),
+    "burned_in": Reason(
+        title="Text is burned into the picture",
+        advice="The header says BurnedInAnnotation = YES: a name may be written into the pixels. Have it masked first.",
+    ),
+    "slice_gap_seen": Reason(
+        title="The series has a gap between slices",
+        advice="Some slices may not have been exported. The others are used.",
+        fault=False,
+    ),
+    "few_of_class": Reason(
+        title="Few patients of a class",
+        advice="Figures for a class with so few patients say little, and the patients weigh heavily.",
+        fault=False,
+    ),
+    "no_label": Reason(
+        title="Images without a label",
+        advice="They are kept but do not take part in learning a label.",
+        fault=False,
+    ),
+    "unmatched_label": Reason(
+        title="Rows of labels.csv that fit no image",
+        advice="Check that the identifiers are spelt as in the files.",
+        fault=False,
+    ),
+    "label_left_out": Reason(
+        title="Rows whose label is not in the study",
+        advice="The study's labels are under data.labels. Nothing to do if that was expected.",
+        fault=False,
+    ),
+    "no_hu": Reason(
+        title="Images without Hounsfield units",
+        advice="window_hu was ignored for them: the values were scaled image by image.",
+        fault=False,
+    ),
+}

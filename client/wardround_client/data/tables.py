@@ -1,0 +1,178 @@
+"""The two tables people write by hand: `manifest.csv` and `labels.csv`. Read strictly, told off by row and column.
+
+Rows are numbered as a spreadsheet shows them: the header is row 1. No message repeats what a cell says.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from wardround.errors import DataError
+
+MANIFEST_COLUMNS = ("file", "patient_id", "label")
+LABEL_KEYS = {"sopinstanceuid": "image", "seriesinstanceuid": "series", "seriesuid": "series", "patientid": "patient"}
+LABEL_COLUMNS = "SOPInstanceUID, SeriesInstanceUID or PatientID, then label, and optionally x,y or coordX,coordY,coordZ"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestRow:
+    """One line of manifest.csv. `label` is "" where the cell is empty."""
+
+    row: int
+    path: Path = field(repr=False)  # relative to the folder, checked to stay in it
+    patient_id: str = field(repr=False)
+    site: str | None
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelRow:
+    """One line of labels.csv: whom or what it speaks of, the label, and perhaps where."""
+
+    row: int
+    subject: str = field(repr=False)
+    label: str
+    xy: tuple[float, float] | None = None  # pixels
+    frame: int | None = None  # counted from 0
+    point_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """labels.csv: its rows and which kind of identifier they use (image, series or patient)."""
+
+    subject_kind: str
+    rows: tuple[LabelRow, ...]
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the table says where."""
+        return any(row.xy or row.point_mm for row in self.rows)
+
+
+def read_manifest(path: Path) -> list[ManifestRow]:
+    """Read `manifest.csv` (`file, patient_id, label`, optionally `site`; further columns are ignored).
+
+    Raises `DataError` for a missing column, an empty cell, a file that is missing or lies outside the folder.
+    """
+    columns, lines = _read_csv(path)
+    missing = [name for name in MANIFEST_COLUMNS if name not in columns]
+    if missing:
+        raise DataError(f"{path}: column {missing[0]} is missing; the columns are file, patient_id, label and site")
+    root = path.parent.resolve()
+    rows = []
+    for row, cells in lines:
+        for name in ("file", "patient_id", *(("site",) if "site" in columns else ())):
+            if not cells[name]:
+                raise DataError(f"{path}: row {row}: {name} is empty")
+        inside = path_inside(root, cells["file"], f"{path}: row {row}: file")
+        site = cells["site"] if "site" in columns else None
+        rows.append(ManifestRow(row=row, path=inside, patient_id=cells["patient_id"], site=site, label=cells["label"]))
+    if not rows:
+        raise DataError(f"{path}: has a header but no rows")
+    return rows
+
+
+def path_inside(root: Path, text: str, place: str) -> Path:
+    """The relative path of an existing file inside `root` (resolved). Raises `DataError` when missing or outside."""
+    relative = PurePosixPath(text.replace("\\", "/"))
+    if relative.is_absolute() or ".." in relative.parts or re.match(r"[A-Za-z]:", text) or "\0" in text:
+        raise DataError(f"{place}: the path leaves the data folder; give paths relative to it")
+    full = root / relative
+    try:
+        resolved = full.resolve(strict=True)
+    except OSError:
+        raise DataError(f"{place}: no such file; check the name, upper and lower case included") from None
+    if not resolved.is_relative_to(root):
+        raise DataError(f"{place}: a link that leads out of the data folder; put the file itself there")
+    if not resolved.is_file():
+        raise DataError(f"{place}: is not a file")
+    return Path(relative)
+
+
+def read_label_table(path: Path) -> LabelTable:
+    """Read `labels.csv`: one identifier column, `label`, and optionally where.
+
+    Raises `DataError` for an unknown set of columns, an empty identifier or a coordinate that is no number.
+    """
+    columns, lines = _read_csv(path)
+    key = next((name for name in LABEL_KEYS if name in columns), None)
+    if key is None or "label" not in columns:
+        raise DataError(f"{path}: needs the columns {LABEL_COLUMNS}")
+    pixel, world = {"x", "y"} & columns, {"coordx", "coordy", "coordz"} & columns
+    if pixel and (len(pixel) < 2 or LABEL_KEYS[key] != "image"):
+        raise DataError(f"{path}: x and y go together, with SOPInstanceUID")
+    if world and (len(world) < 3 or LABEL_KEYS[key] != "series"):
+        raise DataError(f"{path}: coordX, coordY and coordZ go together, with SeriesInstanceUID")
+    rows = []
+    for row, cells in lines:
+        if not cells[key]:
+            raise DataError(f"{path}: row {row}: the identifier is empty")
+        place = f"{path}: row {row}"
+        xy = _numbers(cells, ("x", "y"), place) if pixel else None
+        frame = _numbers(cells, ("frame",), place) if "frame" in columns else None
+        if frame is not None and (frame[0] < 1 or frame[0] != int(frame[0])):
+            raise DataError(f"{place}: frame must be a whole number counted from 1")
+        rows.append(
+            LabelRow(
+                row=row,
+                subject=cells[key],
+                label=cells["label"],
+                xy=xy,
+                frame=int(frame[0]) - 1 if frame else None,
+                point_mm=_numbers(cells, ("coordx", "coordy", "coordz"), place) if world else None,
+            )
+        )
+    if not rows:
+        raise DataError(f"{path}: has a header but no rows")
+    return LabelTable(subject_kind=LABEL_KEYS[key], rows=tuple(rows))
+
+
+def _numbers(cells: dict[str, str], names: tuple[str, ...], place: str) -> tuple[float, ...] | None:
+    """The cells as finite numbers; None when all are empty."""
+    if not any(cells[name] for name in names):
+        return None
+    values = []
+    for name in names:
+        try:
+            value = float(cells[name])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(f"{place}: {name} is not a number (use a point for decimals)")
+        values.append(value)
+    return tuple(values)
+
+
+def _read_csv(path: Path) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+    """Header names in lower case, and each line with its row number. Comma, semicolon or tab, as the header has it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8; save it as 'CSV UTF-8'") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    header, _, _ = text.partition("\n")
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    try:
+        names = [name.strip().lower() for name in next(reader, [])]
+        if not any(names):
+            raise DataError(f"{path}: is empty; the first row names the columns")
+        repeated = {name for name in names if name and names.count(name) > 1}
+        if repeated:
+            raise DataError(f"{path}: two columns have the same name")
+        lines = []
+        for line in reader:
+            if not any(cell.strip() for cell in line):
+                continue
+            if len(line) < len(names):
+                raise DataError(f"{path}: row {reader.line_num}: has {len(line)} cells, the header has {len(names)}")
+            lines.append((reader.line_num, dict(zip(names, (cell.strip() for cell in line), strict=False))))
+    except csv.Error:
+        raise DataError(f"{path}: row {reader.line_num}: is not valid CSV (a quote left open?)") from None
+    return {name for name in names if name}, lines
