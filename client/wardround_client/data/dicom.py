@@ -25,6 +25,7 @@ MAX_FRAMES = 20_000
 MAX_FRAME_PIXELS = 200_000_000
 AXIAL_COSINE = 0.8  # least cosine between a slice's normal and the long axis (a gantry tilts up to 30 degrees)
 AXIAL_MODALITIES = frozenset({"CT", "PT"})
+DERIVED_MODALITIES = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN"})
 SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 
 # Headers in the wild break the standard; pydicom would warn with the offending value in the text.
@@ -107,7 +108,7 @@ def _fault(header: Dataset, data: DataSection) -> str:
     if frames > MAX_FRAMES or int(rows) * int(columns) * int(header.get("SamplesPerPixel") or 1) > MAX_FRAME_PIXELS:
         return "too_large"
     modality = str(header.get("Modality") or "")
-    if int(header.BitsAllocated) == 1 or modality in ("SEG", "RTSTRUCT"):
+    if int(header.BitsAllocated) == 1 or modality in DERIVED_MODALITIES:
         return "not_an_image"
     if data.modality != "any" and modality != data.modality:
         return "wrong_modality"

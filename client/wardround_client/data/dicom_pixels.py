@@ -83,6 +83,9 @@ def _stored_values(dataset: Dataset, index: int) -> np.ndarray:
         return pixel_array(dataset, index=index)
     except NotImplementedError:
         raise UnfitImage("no_decoder") from None
+    except RuntimeError as error:
+        # pydicom asks each decoder and lists their answers; 12-bit lossy JPEG needs one that is not free enough for us.
+        raise UnfitImage("no_decoder" if "does not support" in str(error) else "unreadable") from None
 
 
 def _eight_bits(colour: np.ndarray, dataset: Dataset, photometric: str) -> np.ndarray:

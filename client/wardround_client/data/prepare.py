@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from wardround_client.data.pictures import prepare_picture, scan_picture
 from wardround_client.data.records import PreparedImage, ScannedFile, UnfitImage
 from wardround_client.data.regions import cut, luminance, refuse_blank, region_box, stack_channels, to_grey
 from wardround_client.data.walk import PICTURE, file_kind
+
+if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
+    from wardround_client.data.dicom_pixels import FramePixels
 
 PREPROCESSING_VERSION = 1  # raise it when the same file would give other pixels
 
@@ -103,7 +107,7 @@ def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:
     return PreparedImage(pixels_CHW=pixels_CHW, source_sha256=frame.source_sha256, hu=frame.hu)
 
 
-def _neighbour(address: FrameAddress | None, frame) -> np.ndarray:
+def _neighbour(address: FrameAddress | None, frame: FramePixels) -> np.ndarray:
     """The slice beside this one; at the ends of a series, and where the neighbour differs in kind, the slice itself."""
     if address is None:
         return frame.values
@@ -112,7 +116,7 @@ def _neighbour(address: FrameAddress | None, frame) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _frame(path: Path, index: int):
+def _frame(path: Path, index: int) -> FramePixels:
     """The last few frames stay decoded: neighbours are asked for three times in a row."""
     from wardround_client.data.dicom_pixels import read_frame
 

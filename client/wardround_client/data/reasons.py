@@ -44,8 +44,8 @@ REASONS: dict[str, Reason] = {
         advice="Reports, plans and presentation states have no pixels. Nothing to do if that was expected.",
     ),
     "not_an_image": Reason(
-        title="A mask or segmentation, not an image",
-        advice="One bit a pixel: somebody's drawing over an image. Nothing to do if that was expected.",
+        title="A mask or a dose, not an image",
+        advice="Segmentations and radiotherapy objects lie over an image. Nothing to do if that was expected.",
     ),
     "several_pictures": Reason(
         title="The file holds several pictures",

@@ -1,4 +1,4 @@
-"""Listing the files of a folder: in one order everywhere, never following links out of it, and what each starts with."""
+"""Listing the files of a folder, in one order everywhere, never following links out of it, and what each begins as."""
 
 from __future__ import annotations
 
