@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from wardround.errors import DataError
 from wardround_client.data.cohort import CohortRow, holdout_rank, open_cohort, pseudonym, select_patients, write_cohort
 

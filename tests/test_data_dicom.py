@@ -279,7 +279,8 @@ def test_each_fault_is_found_and_stops_nothing_else(tmp_path, pool):
     write_dicom(tmp_path / "data/good.dcm", body(99), BodyPartExamined="chest")
     (tmp_path / "data/junk.dcm").write_bytes(b"\0" * 200)
     report = run(tmp_path / "data", tmp_path / "out", study(body_part="CHEST"), pool)
-    found = {line["path"]: line["code"] for line in csv.DictReader(open(tmp_path / "out/quarantine.csv", newline=""))}
+    with open(tmp_path / "out/quarantine.csv", newline="") as file:
+        found = {line["path"]: line["code"] for line in csv.DictReader(file)}
     assert found == {**{f"{name}.dcm": name for name in FAULTS}, "junk.dcm": "unreadable"}
     assert report.quality.images == 1 and sum(report.quality.quarantined.values()) == len(found)
 

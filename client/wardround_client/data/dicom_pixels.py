@@ -23,7 +23,7 @@ from wardround_client.data.regions import robust_window
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 OUTSIDE_SCAN_HU = -1500.0  # scanners fill the corners outside the reconstruction circle with -2000 or less
-SAMPLES_FOR_CHECK = 65_536
+SAMPLES_FOR_CHECK = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _grey_or_hu(stored: np.ndarray, dataset: Dataset, index: int, photometric: s
     padded = _padding(stored, dataset)
     values, hu = _modality_values(stored, dataset, scopes)
     if hu:
-        values = np.where(padded, OUTSIDE_SCAN_HU, values)
+        values[padded] = OUTSIDE_SCAN_HU
         _refuse_implausible_hu(values)
         return values, True
     if padded.all():

@@ -139,7 +139,7 @@ class _Counter:
 
     def step(self, count: int = 1) -> None:
         self._done += count
-        if self._report is not None:
+        if self._report is not None and count:
             self._report(self._done, self._total)
 
 

@@ -57,19 +57,28 @@ def cut(plane_HW: np.ndarray, box: Box, size: int, padding: float) -> np.ndarray
     left, top, right, bottom = box
     if box == (0, 0, plane_HW.shape[1], plane_HW.shape[0]) and plane_HW.shape == (size, size):
         return np.ascontiguousarray(plane_HW, dtype=np.float32)
-    # A margin as wide as the filter, so that the pixels around the box are seen by it.
+    # A margin as wide as the filter, so that the pixels around the box are seen by it. Beyond the frame its edge is
+    # repeated, or the padding would bleed into the image.
     margin = math.ceil(max(1.0, (right - left) / size, (bottom - top) / size)) + 1
     x0, y0 = math.floor(left) - margin, math.floor(top) - margin
-    x1, y1 = math.ceil(right) + margin, math.ceil(bottom) + margin
-    canvas = np.full((y1 - y0, x1 - x0), padding, dtype=np.float32)
-    rows = slice(max(0, y0), min(plane_HW.shape[0], y1))
-    columns = slice(max(0, x0), min(plane_HW.shape[1], x1))
-    canvas[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0] = plane_HW[rows, columns]
-    left, top, right, bottom = left - x0, top - y0, right - x0, bottom - y0
+    columns = np.clip(np.arange(x0, math.ceil(right) + margin), 0, plane_HW.shape[1] - 1)
+    rows = np.clip(np.arange(y0, math.ceil(bottom) + margin), 0, plane_HW.shape[0] - 1)
+    canvas = plane_HW[rows[:, None], columns[None, :]].astype(np.float32)
+    moved = (left - x0, top - y0, right - x0, bottom - y0)
     if right - left == size == bottom - top and left == int(left) and top == int(top):
-        return canvas[int(top) : int(top) + size, int(left) : int(left) + size].copy()
-    shrunk = Image.fromarray(canvas).resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    return np.asarray(shrunk, dtype=np.float32)
+        square = canvas[int(moved[1]) : int(moved[1]) + size, int(moved[0]) : int(moved[0]) + size].copy()
+    else:
+        shrunk = Image.fromarray(canvas).resize((size, size), Image.Resampling.BILINEAR, box=moved)
+        square = np.array(shrunk, dtype=np.float32)
+    square[_outside(top, bottom, size, plane_HW.shape[0]), :] = padding
+    square[:, _outside(left, right, size, plane_HW.shape[1])] = padding
+    return square
+
+
+def _outside(start: float, end: float, size: int, length: int) -> np.ndarray:
+    """True for those of `size` pixels between `start` and `end` whose centre is not in the frame."""
+    centres = start + (np.arange(size) + 0.5) * (end - start) / size
+    return (centres < 0) | (centres >= length)
 
 
 def to_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
