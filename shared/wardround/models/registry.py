@@ -50,6 +50,7 @@ HYPER_PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ReLU: (),
     nn.Identity: (),
     nn.Sequential: (),
+    nn.ModuleList: (),
 }
 
 
