@@ -1,6 +1,7 @@
 """Every real DICOM file at hand ends in the outcome expected or in quarantine with a reason, none in a traceback."""
 
 import csv
+import functools
 import os
 from pathlib import Path
 
@@ -82,6 +83,31 @@ def test_every_file_of_the_pydicom_wheel_gives_an_image_or_a_reason():
     named = {path.name: code for path, code in codes.items()}
     assert named["MR_truncated.dcm"] == "unreadable" and named["liver_1frame.dcm"] == "not_an_image"
     assert named["rtplan.dcm"] == named["test-SR.dcm"] == named["DICOMDIR"] == "no_pixels"
+
+
+FUZZED = ("CT_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm")
+
+
+def test_damaged_files_give_an_image_or_a_reason(tmp_path):
+    random = np.random.default_rng(7)
+    paths = []
+    for name in FUZZED:
+        content = np.frombuffer((WHEEL / name).read_bytes() if (WHEEL / name).is_file() else b"", np.uint8)
+        for number in range(14):
+            damaged = content.copy()
+            damaged[random.integers(132, min(len(damaged), 3000 if number % 2 else len(damaged)), 12)] = (
+                random.integers(256)
+            )
+            paths.append(tmp_path / f"{number}-{name}")
+            paths[-1].write_bytes(damaged[: random.integers(200, len(damaged))] if number % 5 == 0 else damaged)
+    known = set(REASONS) | {""}
+    with WorkerPool(2, item_limit_s=30) as pool:
+        records = list(pool.map(functools.partial(scan, data=ANYTHING, key=KEY), paths))
+        sound = [path for path, record in zip(paths, records, strict=True) if not getattr(record, "fault", "lost")]
+        recipes = [Recipe(kind="dicom", here=FrameAddress(path=path)) for path in sound]
+        images = list(pool.map(functools.partial(prepare, data=ANYTHING), recipes))
+    codes = [getattr(result, "code", getattr(result, "fault", "")) for result in (*records, *images)]
+    assert set(codes) <= known and len(sound) > 10 and len(set(codes)) > 2
 
 
 @needs_dicom

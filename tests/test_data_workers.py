@@ -86,3 +86,11 @@ def test_no_process_is_left_and_no_worker_has_torch(functions):
         assert list(pool.map(functions.has_module, ["torch", "numpy"])) == [False, True]
         running = processes(pool)
     assert all(process.exitcode is not None for process in running)
+
+
+def test_a_map_given_up_half_way_leaves_nothing_to_the_next():
+    with WorkerPool(2) as pool:
+        for result in pool.map(operator.neg, range(100)):
+            if result == -3:
+                break
+        assert list(pool.map(operator.neg, range(1000, 1010))) == [-n for n in range(1000, 1010)]

@@ -62,15 +62,12 @@ def read_header(path: Path) -> Dataset:
 def scan_dicom(path: Path, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
     """The record of one file: keyed hashes, geometry, and the first reason it does not fit the study, if any.
 
-    Raises `UnfitImage("unreadable")`.
+    Raises `UnfitImage("unreadable")`, and whatever pydicom raises on a damaged header.
     """
     header = read_header(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _record(header, content_sha256, data, key)
-    except Exception:  # a damaged header can fail at any element
-        raise UnfitImage("unreadable") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _record(header, content_sha256, data, key)
 
 
 def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
@@ -87,7 +84,7 @@ def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes)
         patient_key="" if patient_id is None else keyed(key, "patient", patient_id),
         series_key=keyed(key, "series", str(header.get("SeriesInstanceUID", ""))),
         image_key=keyed(key, "image", str(header.get("SOPInstanceUID", ""))),
-        instance_number=int(header.get("InstanceNumber") or 0),
+        instance_number=int((_numbers([header.get("InstanceNumber")], 1) or (0,))[0]),
         rows=int(header.get("Rows") or 0),
         columns=int(header.get("Columns") or 0),
         frames=frames,

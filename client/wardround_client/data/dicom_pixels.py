@@ -36,21 +36,14 @@ class FramePixels:
 
 
 def read_frame(path: Path, index: int) -> FramePixels:
-    """Decode frame `index` (from 0). Raises `UnfitImage` with the reason when it cannot be used.
+    """Decode frame `index` (from 0). Raises `UnfitImage` with the reason when it cannot be used, or a decoder's error.
 
     CT with a rescale to HU stays in HU whatever its photometric interpretation; all else becomes grey 0..255, dark
     meaning dark: MONOCHROME1 is inverted, palettes are looked up, YBR is turned into RGB.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            return _decode(_open(path, path.stat().st_mtime_ns), index)
-        except UnfitImage:
-            raise
-        except MemoryError:
-            raise UnfitImage("too_large") from None
-        except Exception:  # decoders and headers fail in every way there is
-            raise UnfitImage("unreadable") from None
+        return _decode(_open(path, path.stat().st_mtime_ns), index)
 
 
 @functools.lru_cache(maxsize=1)

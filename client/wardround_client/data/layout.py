@@ -70,6 +70,15 @@ def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[
         raise DataError(f"{folder}: no such folder")
     if sites is not None and sites < 1:
         raise DataError("--sites: must be at least 1")
+    try:
+        found = _find(folder, data, sites)
+    except OSError as error:
+        # Its path may hold a patient's name, so only the folder is told.
+        raise DataError(f"{folder}: something in it cannot be read: {error.strerror}; check permissions") from None
+    return sorted(found, key=lambda source: source.name)
+
+
+def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource]:
     root = folder.resolve()
     if (root / MANIFEST).is_file():
         found = _from_manifest(root, data, sites)
@@ -88,7 +97,7 @@ def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[
             )
     _refuse_shared_patients(folder, found)
     _refuse_one_class(folder, found, data)
-    return sorted(found, key=lambda source: source.name)
+    return found
 
 
 def shared_patients(one: Iterable[SiteSource], other: Iterable[SiteSource]) -> int:

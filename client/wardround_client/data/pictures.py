@@ -26,7 +26,7 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
-    """A first look: is it a picture, how large. Raises `UnfitImage`."""
+    """A first look: is it a picture, how large. Raises `UnfitImage`, or Pillow's error on a damaged file."""
     with _open(path) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise UnfitImage("too_large")
@@ -38,7 +38,7 @@ def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
 def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
     """Decode, cut and scale one picture. HU windows are ignored; `marked` means the picture is a crop around the mark.
 
-    Raises `UnfitImage`.
+    Raises `UnfitImage`, or Pillow's error on a damaged file.
     """
     pixels = _read(path)
     if pixels.min() == pixels.max():
@@ -59,30 +59,19 @@ def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
 def _read(path: Path) -> np.ndarray:
     """uint8, H x W grey or H x W x 3 colour, turned upright. Deeper pictures are scaled image by image."""
     with _open(path) as picture:
-        try:
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode in DEEP_MODES:
-                values = np.asarray(upright, dtype=np.float32)
-                if not np.isfinite(values).all():
-                    raise UnfitImage("unreadable")
-                return to_grey(values, robust_window(values))
-            if upright.mode in ("1", "L"):
-                return np.asarray(upright.convert("L"))
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright.convert("RGBA"))
-            return np.asarray(upright.convert("RGB"))
-        except UnfitImage:
-            raise
-        except MemoryError:
-            raise UnfitImage("too_large") from None
-        except Exception:  # decoders raise almost anything on damaged input
-            raise UnfitImage("unreadable") from None
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in DEEP_MODES:
+            values = np.asarray(upright, dtype=np.float32)
+            if not np.isfinite(values).all():
+                raise UnfitImage("unreadable")
+            return to_grey(values, robust_window(values))
+        if upright.mode in ("1", "L"):
+            return np.asarray(upright.convert("L"))
+        if "A" in upright.getbands() or "transparency" in upright.info:
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright.convert("RGBA"))
+        return np.asarray(upright.convert("RGB"))
 
 
 def _open(path: Path) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None  # the limit is checked by `scan_picture`, as a reason and not as a warning
-    try:
-        return Image.open(path, formats=FORMATS)
-    except Exception:
-        raise UnfitImage("unreadable") from None
+    return Image.open(path, formats=FORMATS)

@@ -61,12 +61,8 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
         from wardround_client.data.dicom import scan_dicom
 
         return scan_dicom(path, content_sha256, data, key)
-    except UnfitImage as reason:
-        return ScannedFile(content_sha256=content_sha256, fault=reason.code)
-    except MemoryError:
-        return ScannedFile(content_sha256=content_sha256, fault="too_large")
-    except OSError:
-        return ScannedFile(content_sha256=content_sha256, fault="unreadable")
+    except Exception as error:
+        return ScannedFile(content_sha256=content_sha256, fault=_reason(error))
 
 
 def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
@@ -74,16 +70,20 @@ def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
     try:
         image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
         return replace(image, pixels_sha256=pixels_sha256(image.pixels_CHW))
-    except UnfitImage as reason:
-        return PreparedImage(fault=reason.code)
-    except MemoryError:
-        return PreparedImage(fault="too_large")
-    except OSError:
-        return PreparedImage(fault="unreadable")
+    except Exception as error:
+        return PreparedImage(fault=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """The reason code of what went wrong with a file. Decoders raise almost anything on damaged input: one file's fault
+    must not stop the others, and the text of the error may quote the file."""
+    if isinstance(error, UnfitImage):
+        return error.code
+    return "too_large" if isinstance(error, MemoryError) else "unreadable"
 
 
 def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:
-    frame = _frame(recipe.here.path, recipe.here.frame)
+    frame = _frame(recipe.here)
     box = region_box(frame.values.shape[:2], data, recipe.here.spacing_mm, recipe.mark_xy)
     if data.channels == "slices":
         planes = [_neighbour(recipe.below, frame), frame.values, _neighbour(recipe.above, frame)]
@@ -111,12 +111,16 @@ def _neighbour(address: FrameAddress | None, frame: FramePixels) -> np.ndarray:
     """The slice beside this one; at the ends of a series, and where the neighbour differs in kind, the slice itself."""
     if address is None:
         return frame.values
-    other = _frame(address.path, address.frame)
+    other = _frame(address)
     return other.values if other.values.shape == frame.values.shape and other.hu == frame.hu else frame.values
 
 
+def _frame(address: FrameAddress) -> FramePixels:
+    return _decoded(address.path, address.frame, address.path.stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=4)
-def _frame(path: Path, index: int) -> FramePixels:
+def _decoded(path: Path, index: int, changed_ns: int) -> FramePixels:
     """The last few frames stay decoded: neighbours are asked for three times in a row."""
     from wardround_client.data.dicom_pixels import read_frame
 

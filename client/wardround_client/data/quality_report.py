@@ -58,6 +58,11 @@ def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence
     return text.getvalue()
 
 
+def _by_weight(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """Errors first, then the most frequent."""
+    return sorted(counts.items(), key=lambda item: (not REASONS[item[0]].error, -item[1], item[0]))
+
+
 def _html(quality: Quality, entries: list[dict]) -> str:
     from jinja2 import Environment, StrictUndefined
 
@@ -73,5 +78,7 @@ def _html(quality: Quality, entries: list[dict]) -> str:
         references=references,
         shown=SHOWN_REFERENCES,
         quarantine_file=QUARANTINE,
+        quarantined=_by_weight(quality.quarantined),
+        remarks=_by_weight(quality.remarks),
         most=max((figures["images"] for figures in quality.classes.values()), default=0),
     )

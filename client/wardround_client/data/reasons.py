@@ -16,6 +16,7 @@ class Reason:
     title: str
     advice: str
     fault: bool = True
+    error: bool = False  # somebody has to clear it up, for a patient's sake; shown first
 
 
 REASONS: dict[str, Reason] = {
@@ -109,11 +110,13 @@ REASONS: dict[str, Reason] = {
     "two_labels": Reason(
         title="One image has two labels",
         advice="Two rows or folders contradict each other. Decide which is right.",
+        error=True,
     ),
     "two_patients": Reason(
         title="The same picture under two patients",
         advice="Identical pixels under different patient ids: one person under two numbers, or a mixed-up file. Clear "
         "up who it is; until then neither is used.",
+        error=True,
     ),
     "duplicate": Reason(
         title="The same picture of the same patient again",

@@ -73,12 +73,16 @@ class WorkerPool:
         waiting = deque(range(len(items)))
         results: dict[int, Any] = {}
         tries: dict[int, int] = {}
-        for wanted in range(len(items)):
-            while wanted not in results:
-                horizon = wanted + BATCH * AHEAD * self._count
-                self._hand_out(function, items, waiting, horizon)
-                self._collect(results, waiting, tries)
-            yield results.pop(wanted)
+        try:
+            for wanted in range(len(items)):
+                while wanted not in results:
+                    horizon = wanted + BATCH * AHEAD * self._count
+                    self._hand_out(function, items, waiting, horizon)
+                    self._collect(results, waiting, tries)
+                yield results.pop(wanted)
+        finally:  # given up half-way: answers still to come must not reach the next `map`
+            for worker in [worker for worker in self._workers if worker.busy]:
+                self._replace(worker, waiting)
 
     def _hand_out(self, function: Callable, items: Sequence, waiting: deque[int], horizon: int) -> None:
         for worker in self._workers:
