@@ -15,7 +15,7 @@ from wardround_client.data.cohort import open_cohort, pseudonym
 from wardround_client.data.dicom_pixels import read_frame
 from wardround_client.data.ingest import ingest
 from wardround_client.data.layout import discover
-from wardround_client.data.plan import MARK_NEIGHBOURS, group_series, plan_images
+from wardround_client.data.plan import MARK_REACH_MM, group_series, plan_images
 from wardround_client.data.prepare import FrameAddress, Recipe, prepare, scan
 from wardround_client.data.workers import WorkerPool
 
@@ -230,18 +230,19 @@ def test_a_marked_pixel_is_the_centre_of_the_crop(tmp_path, pool):
         assert (cohort.images_NCHW[1, 0, :8] == 0).all()  # beyond the edge: the low end of the window
 
 
-def test_a_point_in_mm_marks_the_nearest_slice_and_its_neighbours(tmp_path, pool):
-    series = write_series(tmp_path / "data", 6, PixelSpacing=[0.5, 2.0])
-    rows = [("1.2.3", 40.0, 11.0, 11.0, "malignant"), ("1.2.3", 0, 0, 500, "benign")]
+@pytest.mark.parametrize("step_mm, expected", [(2.0, [8.0, 10.0, 12.0]), (1.5, [9.0, 10.5, 12.0]), (6.0, [12.0])])
+def test_a_point_in_mm_marks_the_nearest_slice_and_near_neighbours(tmp_path, step_mm, expected):
+    write_series(tmp_path / "data", 10, step_mm=step_mm, PixelSpacing=[0.5, 2.0])
+    rows = [("1.2.3", 40.0, 11.0, 11.0 - step_mm / 1e3, "malignant"), ("1.2.3", 0, 0, 500, "benign")]
     write_labels(tmp_path / "data", ("seriesuid", "coordX", "coordY", "coordZ", "label"), rows)
     data = study(region="marked")
     (source,) = discover(tmp_path / "data", data, 1)
     scanned = [scan(source.root / file.path, data, KEY) for file in source.files]
     plan = plan_images(source, scanned, [record.pseudonym for record in scanned], data, KEY)
     heights = [scanned[request.file].frames[0].position_mm[2] for request in plan.requests]
-    assert heights == [5.0, 10.0, 15.0] and len(heights) == 1 + 2 * MARK_NEIGHBOURS
+    assert heights == expected and MARK_REACH_MM == 3.0
     assert all(request.mark_xy == pytest.approx((20.0, 22.0)) for request in plan.requests)
-    assert [finding.code for finding in plan.findings] == ["mark_outside"] and len(series) == 6
+    assert [finding.code for finding in plan.findings] == ["mark_outside"]
 
 
 def test_without_positions_the_instance_numbers_decide(tmp_path):

@@ -272,7 +272,8 @@ def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings
     if site.data.region == "marked" and any(record.kind == "picture" for record in site.scanned):
         notes.append("A picture is taken as already cut around its marked point.")
     if site.source.ignored:
-        notes.append(f"{site.source.ignored} files were passed over for their names (texts, tables, hidden files).")
+        passed = "1 file was" if site.source.ignored == 1 else f"{site.source.ignored} files were"
+        notes.append(f"{passed} passed over by name (texts, tables, hidden files).")
     return summarise(
         site=site.source.name,
         files=len(site.source.files),

@@ -16,7 +16,8 @@ from wardround_client.data.layout import SiteSource
 from wardround_client.data.records import Frame, ImageRequest, ScannedFile, keyed
 from wardround_client.data.tables import LabelRow, LabelTable
 
-MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that become images of the patient too
+MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that become images of the patient too,
+MARK_REACH_MM = 3.0  # where they lie this near to it: with thick slices the neighbour may not show the finding any more
 MARK_DISTANCE_MM = 5.0  # a point farther than this (or one slice distance) from every slice lies outside the series
 GAP_FACTOR = 1.5  # a step this much larger than the usual one means that a slice is missing
 
@@ -188,6 +189,8 @@ def _at_point(
         nearest = _nearest(row, series, scanned)
         if nearest is None or abs(index - nearest) > MARK_NEIGHBOURS:
             return []
+        if index != nearest and _distances_mm(row, series, scanned)[index] > MARK_REACH_MM:
+            return []
         mark_xy = _project(row, scanned[file].frames[number])
         fault = "no_spacing" if mark_xy is None else ""
         return [ImageRequest(file=file, frame=number, label=label, mark_xy=mark_xy, fault=fault)]
@@ -207,10 +210,15 @@ def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> i
     """The index of the slice nearest to a point in mm; None when the point lies before the first or after the last."""
     if series.at_mm is None:
         return None
-    file, number = series.places[0]
-    distance = np.abs(series.at_mm - float(np.dot(_normal(scanned[file].frames[number].orientation), row.point_mm)))
+    distance = _distances_mm(row, series, scanned)
     index = int(np.argmin(distance))
     return index if distance[index] <= max(MARK_DISTANCE_MM, series.step_mm) else None
+
+
+def _distances_mm(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> np.ndarray:
+    """How far each slice of a series is from a point, along the normal."""
+    file, number = series.places[0]
+    return np.abs(series.at_mm - float(np.dot(_normal(scanned[file].frames[number].orientation), row.point_mm)))
 
 
 def _project(row: LabelRow, frame: Frame) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ IGNORED_SUFFIXES = frozenset(
     {".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".html", ".htm", ".pdf", ".docx", ".xlsx"}
     | {".toml", ".yaml", ".yml", ".log", ".py", ".npy", ".npz"}
 )
+TABLES = frozenset({"manifest.csv", "labels.csv"})
 PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 
 
@@ -30,6 +31,8 @@ def list_files(folder: Path, *, deep: bool = True) -> tuple[list[Path], int]:
         _refuse_links_out(root, [Path(place, name) for name in (*folders, *names)])
         for name in sorted(names):
             path = Path(place, name)
+            if name in TABLES:
+                continue
             if _is_hidden(name) or name.casefold() in IGNORED_NAMES or path.suffix.casefold() in IGNORED_SUFFIXES:
                 ignored += 1
             elif path.is_file():
