@@ -1,8 +1,9 @@
 """The study file: what is to be learned, on which data, how private, in how many rounds.
 
-A study is a TOML file of seven sections (`docs/studies.md` lists every key). It is declarative: no code travels. Its
-identity is the SHA-256 of its canonical form, with every default written out, so that a site which approves a hash has
-approved all of it. `load_study` is the only way in: unknown keys, values out of range and contradictions raise `StudyError`.
+A study is a TOML file of seven sections (`docs/studies.md` lists every key). It is declarative: no code travels.
+Its identity is the SHA-256 of its canonical form, with every default written out, so that a site which approves a
+hash has approved all of it. `load_study` is the only way in: unknown keys, values out of range and contradictions
+raise `StudyError`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class StudySection(Section):
 
 
 class DataSection(Section):
-    """`[data]`: which images, and what is cut out of them. HU windows apply to DICOM with a rescale; 8-bit images ignore them."""
+    """`[data]`: which images, and what is cut out of them. HU windows apply to DICOM with a rescale; 8-bit images
+    ignore them.
+    """
 
     modality: Literal["CT", "CR", "DX", "MG", "MR", "PT", "any"] = "CT"
     body_part: str | None = None
@@ -102,7 +105,9 @@ class ModelSection(Section):
 
 
 class TrainingSection(Section):
-    """`[training]`: the local steps of a round. `learning_rate = "rule"` derives it from public numbers (`docs/studies.md`)."""
+    """`[training]`: the local steps of a round. `learning_rate = "rule"` derives it from public numbers
+    (`docs/studies.md`).
+    """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: Positive | Literal["rule"] = "rule"
@@ -168,7 +173,9 @@ class AggregationSection(Section):
 
 
 class EvaluationSection(Section):
-    """`[evaluation]`: the share of patients held out for ever, and the budget for releasing figures about them (0: none)."""
+    """`[evaluation]`: the share of patients held out for ever, and the budget for releasing figures about them (0:
+    none).
+    """
 
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     epsilon: Annotated[float, Field(ge=0)] = 0.0
@@ -187,8 +194,14 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Study:
+        if self.training.learning_rate == "rule" and not math.isfinite(self.privacy.max_grad_norm):
+            raise ValueError(
+                'training.learning_rate: "rule" divides by max_grad_norm; give a finite norm, or a number as the rate'
+            )
         if self.model.init == "phantom" and self.data.channels != "grey":
-            raise ValueError("data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'")
+            raise ValueError(
+                "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
+            )
         if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
             raise ValueError("training.warmup_rounds: must be fewer than the rounds")
         return self
@@ -199,11 +212,19 @@ class Study(Section):
         return (self.study.rounds + self.study.spare_rounds) * self.training.local_steps
 
     def canonical(self) -> str:
-        """The canonical form: JSON with sorted keys, every default written out, a model file by its hash and not its path."""
+        """The canonical form: JSON with sorted keys, every default written out, a model file by its hash and not
+        its path.
+        """
         content = self.model_dump(mode="python")
         if content["model"]["init_sha256"]:
             content["model"]["init"] = "file"
-        return json.dumps({"schema": SCHEMA_VERSION, **_plain(content)}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(
+            {"schema": SCHEMA_VERSION, **_plain(content)}, sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+
+    def to_json(self) -> str:
+        """All fields as JSON, a model file by its path; `study_from_json` reads it back."""
+        return json.dumps(_plain(self.model_dump(mode="python")), indent=1, allow_nan=False)
 
     def sha256(self) -> str:
         """Identity of the study: SHA-256 of `canonical()`, in hex."""
@@ -231,16 +252,28 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     weights = (path.parent / study.model.init).resolve()
     if not weights.is_file():
         raise StudyError(f"{path}: model.init: no such file: {study.model.init}")
-    content.setdefault("model", {}).update(init=str(weights), init_sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    content.setdefault("model", {}).update(
+        init=str(weights), init_sha256=hashlib.sha256(weights.read_bytes()).hexdigest()
+    )
     return parse_study(content, source=str(path))
 
 
 def parse_study(content: dict[str, Any], source: str = "study") -> Study:
-    """Validate a study given as nested dicts. Raises `StudyError`, one line, with the nearest spelling of an unknown key."""
+    """Validate a study given as nested dicts. Raises `StudyError`, one line, with the nearest spelling of an
+    unknown key.
+    """
     try:
         return Study.model_validate(_numbers(content))
     except ValidationError as error:
         raise StudyError(f"{source}: {_first_fault(error)}") from None
+
+
+def study_from_json(text: str, source: str = "study") -> Study:
+    """Read what `Study.to_json` wrote. Raises `StudyError` where it is not a study."""
+    try:
+        return parse_study(json.loads(text), source)
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{source}: not JSON: {error}") from None
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +312,9 @@ def _first_fault(error: ValidationError) -> str:
     """One line for the first fault: an unknown key before anything else, for it often causes the rest."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
-    place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("float", "literal", "constrained", "int")))
+    place = ".".join(
+        str(part) for part in fault["loc"] if not str(part).startswith(("float", "literal", "constrained", "int"))
+    )
     if fault["type"] == "extra_forbidden":
         known = _known_keys(fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)

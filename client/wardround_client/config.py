@@ -1,0 +1,55 @@
+"""`site.toml`: what a hospital sets for itself. The server can change none of it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wardround.errors import UsageError
+from wardround_client.privacy.ledger import Cap
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrivacyConfig(_Section):
+    """`[privacy]`: the cap over all studies, and whether studies without privacy are admitted at all."""
+
+    epsilon_cap: Annotated[float, Field(gt=0)]
+    delta_cap: Annotated[float, Field(gt=0, lt=1)]
+    allow_no_privacy: bool = False
+
+    def cap(self) -> Cap:
+        return Cap(epsilon=self.epsilon_cap, delta=self.delta_cap, allow_no_privacy=self.allow_no_privacy)
+
+
+class ComputeConfig(_Section):
+    """`[compute]`: the device and how much of the machine a round may use. Nothing here affects privacy."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class SiteConfig(_Section):
+    """The whole file. `name` is the site's own; the server knows it by its registered key."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    privacy: PrivacyConfig
+    compute: ComputeConfig = ComputeConfig()
+
+
+def load_site_config(path: Path) -> SiteConfig:
+    """Read `site.toml`. Raises `UsageError` in one line that names the file and the field."""
+    try:
+        return SiteConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file: {error}") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UsageError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None

@@ -1,0 +1,94 @@
+"""Noise on a clipped sum, and the optimizer step that follows: Opacus' optimizer with our secret randomness.
+
+Guarantee: with sensitivity C of the accumulated sum, the step releases sum + N(0, (noise_multiplier x C)^2),
+divided by a public number: one Gaussian event (Dwork, Roth 2014, appendix A; Abadi et al. 2016). Everything after
+it is post-processing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+from torch import nn
+
+from wardround.errors import WardroundError
+from wardround_client.privacy.clipping import ClippedSum
+from wardround_client.privacy.plan import PrivacyPlan
+from wardround_client.privacy.secret import SecretRandom
+
+
+class PatientOptimizer(DPOptimizerFastGradientClipping):
+    """Opacus' optimizer for virtual steps, fed with clipped sums; its noise comes from `SecretRandom`.
+
+    `accumulate_sum` adds a physical batch's clipped sum; `noisy_step` adds the noise once, divides by the public
+    expected number of patients and steps the wrapped torch optimizer. `noisy_steps` counts what the accountant is
+    charged for.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        plan: PrivacyPlan,
+        parameters: dict[str, nn.Parameter],
+        randomness: SecretRandom,
+    ) -> None:
+        if list(parameters.values()) != [p for group in optimizer.param_groups for p in group["params"]]:
+            raise WardroundError("the optimizer and the clipping must hold the same parameters in the same order")
+        super().__init__(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+            expected_batch_size=plan.expected_patients,
+        )
+        self._parameters = parameters
+        self._randomness = randomness
+        self.noisy_steps = 0
+        self.attach_step_hook(self._count)
+
+    def _count(self, _: DPOptimizerFastGradientClipping) -> None:
+        self.noisy_steps += 1
+
+    def accumulate_sum(self, clipped: ClippedSum) -> None:
+        """Add one physical batch. Raises where its sensitivity is not the one that the noise is scaled to."""
+        if clipped.sensitivity != self.max_grad_norm:
+            raise WardroundError(f"sensitivity {clipped.sensitivity:g} differs from the plan's {self.max_grad_norm:g}")
+        for name, parameter in self._parameters.items():
+            parameter.grad = clipped.gradients[name]
+        self.signal_skip_step(True)
+        self.step()
+
+    def noisy_step(self, after_noise: Callable[[], None] | None = None) -> None:
+        """Noise, divide, step. A draw without patients was never accumulated: its sum is zero and it steps all the
+        same.
+
+        `after_noise` may add a term that no patient moves to the noised gradients: post-processing.
+        """
+        for parameter in self._parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        self.signal_skip_step(False)
+        if not self.pre_step():
+            raise WardroundError("the noisy step was skipped")
+        if after_noise is not None:
+            after_noise()
+        self.original_optimizer.step()
+        self.zero_grad(set_to_none=True)
+
+    def add_noise(self) -> None:
+        """Replaces Opacus' noise (torch's generator) by the site's secret one, one draw for all parameters of a
+        step.
+        """
+        if self.noise_multiplier > 0:
+            standard_deviation = self.noise_multiplier * self.max_grad_norm
+            if not math.isfinite(standard_deviation):
+                raise WardroundError("noise needs a finite clipping norm")
+            sizes = [parameter.numel() for parameter in self.params]
+            flat = torch.from_numpy(self._randomness.normal(sum(sizes)) * standard_deviation)
+            noise = [part.to(p) for part, p in zip(flat.split(sizes), self.params, strict=True)]
+        else:
+            noise = [torch.zeros(p.numel(), device=p.device) for p in self.params]
+        for parameter, part in zip(self.params, noise, strict=True):
+            parameter.grad = (parameter.summed_grad + part.view_as(parameter)).view_as(parameter)
+            parameter.summed_grad._processed = True

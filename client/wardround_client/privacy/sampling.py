@@ -1,0 +1,71 @@
+"""Which patients take part in a step, and which of their images: Poisson sampling by patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wardround_client.privacy.plan import PrivacyPlan
+from wardround_client.privacy.secret import SecretRandom
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientIndex:
+    """The rows of every patient: `rows_N` sorted by patient, patient p owns rows_N[start_P1[p] : start_P1[p + 1]]."""
+
+    rows_N: np.ndarray
+    start_P1: np.ndarray
+
+    @property
+    def patients(self) -> int:
+        """Number of patients. Private: it may size a loop, never a public number."""
+        return len(self.start_P1) - 1
+
+    def rows_of(self, patient: int) -> np.ndarray:
+        return self.rows_N[self.start_P1[patient] : self.start_P1[patient + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One step's patients: `rows_N` of the cohort, unit after unit; unit u owns rows_N[start_U1[u] : start_U1[u +
+    1]].
+    """
+
+    rows_N: np.ndarray
+    start_U1: np.ndarray
+
+    @property
+    def units(self) -> int:
+        return len(self.start_U1) - 1
+
+
+def index_patients(patient_N: np.ndarray) -> PatientIndex:
+    """Group rows by patient. `patient_N` holds an integer for each row; patients without a row do not appear."""
+    rows_N = np.argsort(patient_N, kind="stable")
+    _, first = np.unique(np.asarray(patient_N)[rows_N], return_index=True)
+    return PatientIndex(rows_N=rows_N, start_P1=np.append(first, len(rows_N)))
+
+
+def draw_patients(plan: PrivacyPlan, index: PatientIndex, randomness: SecretRandom) -> Draw:
+    """Draw every patient independently with probability `plan.sampling_rate` (Poisson), then k images of each.
+
+    k = `plan.images_per_patient` without replacement, cycled when the patient has fewer, or all of them. Whether a
+    patient is drawn depends on nobody else's data, as the subsampled Gaussian's accounting assumes (Mironov,
+    Talwar, Zhang 2019). An empty draw is a draw.
+    """
+    if plan.sampling_rate < 1:
+        drawn = np.flatnonzero(randomness.uniform(index.patients) < plan.sampling_rate)
+    else:
+        drawn = np.arange(index.patients)
+    if plan.images_per_patient is None:
+        units = [index.rows_of(patient) for patient in drawn]
+    else:
+        units = [_choose(index.rows_of(patient), plan.images_per_patient, randomness) for patient in drawn]
+    start_U1 = np.concatenate([[0], np.cumsum([len(unit) for unit in units])]).astype(np.int64)
+    rows_N = np.concatenate(units) if units else np.empty(0, dtype=np.int64)
+    return Draw(rows_N=rows_N, start_U1=start_U1)
+
+
+def _choose(rows: np.ndarray, count: int, randomness: SecretRandom) -> np.ndarray:
+    return np.resize(rows[randomness.permutation(len(rows))], count)

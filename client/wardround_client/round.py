@@ -1,0 +1,116 @@
+"""One round at one site, in the order of the story: admit, reserve, train, settle, reply.
+
+Nothing of the data is read before the ledger holds the whole study's budget; the attempt is on disk before training
+starts; the reply's bytes are on disk and settled before they are returned. A round asked for twice returns the same
+bytes, trained and charged once. What raises `RefusedError` or `WireError` carries a code that a peer may learn;
+nothing else may leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from wardround.errors import LedgerError, PolicyRefusal, WireError
+from wardround.models.registry import architecture_sha256
+from wardround.study import Study
+from wardround.wire import Broadcast, weights_sha256
+from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
+from wardround_client.site import Site, Weights
+from wardround_client.tasks import classification
+from wardround_client.tasks.classification import Material
+
+REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A study that this site will train: its plan, and a network of the approved architecture."""
+
+    study: Study
+    plan: PrivacyPlan
+    network: nn.Module
+    architecture_sha256: str
+
+
+def answer(broadcast: Broadcast, site: Site) -> Weights:
+    """Train one round and return the new weights (float32, the names and shapes received).
+
+    Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
+    failed here.
+    """
+    admitted = _admit(broadcast, site)
+    study_sha256, run, received = broadcast.study_sha256, broadcast.run_id, weights_sha256(broadcast.weights)
+    settled = site.ledger.settled(study_sha256, run, broadcast.round, received)
+    if settled is not None:
+        return _settled_reply(site, settled.id, settled.reply_sha256)
+    attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
+    reply = classification.train(
+        admitted.study,
+        admitted.plan,
+        admitted.network,
+        broadcast.weights,
+        _material(site, admitted.study, study_sha256),
+        broadcast.round,
+        site.randomness,
+        site.device,
+    )
+    if not all(np.isfinite(array).all() for array in reply.values()):
+        # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
+        # were.
+        raise WireError("not-finite", "training diverged: the weights are not finite; the learning rate is too high")
+    site.replies[attempt] = reply
+    site.ledger.settle(attempt, weights_sha256(reply))
+    for old in site.ledger.attempts(study_sha256, run)[:-REPLIES_KEPT]:
+        site.replies.pop(old.id, None)
+    return reply
+
+
+def _admit(broadcast: Broadcast, site: Site) -> Admitted:
+    """Everything that can be refused without reading an image, in this order: study, architecture, weights, budget."""
+    study = site.study_of(broadcast.study_sha256)
+    if not site.randomness.secret and not site.cap.allow_no_privacy:
+        raise PolicyRefusal("known_randomness", "known randomness is for tests; this site has patients")
+    admitted = site.admitted.get(broadcast.study_sha256)
+    if not isinstance(admitted, Admitted):
+        admitted = _open_study(study, site)
+        site.admitted[broadcast.study_sha256] = admitted
+    if broadcast.architecture_sha256 != admitted.architecture_sha256:
+        raise PolicyRefusal("architecture", "the server's network is not the one that this study names")
+    if not 1 <= broadcast.round <= study.study.rounds:
+        raise PolicyRefusal("round", f"round {broadcast.round} is not one of the study's {study.study.rounds}")
+    expected = {name: tuple(p.shape) for name, p in classification.trained_parameters(admitted.network, study).items()}
+    got = {name: array.shape for name, array in broadcast.weights.items()}
+    if got != expected:
+        raise WireError(
+            "names" if got.keys() != expected.keys() else "shape", "the weights received do not fit the network"
+        )
+    if not all(np.isfinite(array).all() for array in broadcast.weights.values()):
+        raise WireError("not-finite", "the weights received are not finite")
+    site.ledger.hold(broadcast.study_sha256, broadcast.run_id, admitted.plan, site.cap)
+    return admitted
+
+
+def _open_study(study: Study, site: Site) -> Admitted:
+    plan = plan_from_study(study)
+    network = classification.initial_network(study)
+    classification.check_clipping(network, study, plan, site.device)
+    return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture_sha256(network))
+
+
+def _material(site: Site, study: Study, study_sha256: str) -> Material:
+    if study_sha256 not in site.materials:
+        site.materials[study_sha256] = site.material_of(study)
+    return site.materials[study_sha256]
+
+
+def _settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights:
+    try:
+        reply = site.replies[attempt]
+    except KeyError:
+        raise PolicyRefusal("reply_gone", f"the reply of attempt {attempt} is no longer kept") from None
+    if weights_sha256(reply) != reply_sha256:
+        raise LedgerError(f"the reply of attempt {attempt} on disk is not the one that was settled")
+    return reply

@@ -1,0 +1,141 @@
+"""A site as one round sees it: its rules, its ledger, its data, its secret randomness. Opened from a folder.
+
+site.toml        the site's own rules (config.py)
+studies/         approved studies, one JSON file named by its hash
+cohort/          the prepared data (data/cohort.py)
+ledger.sqlite3   the privacy spent (privacy/ledger.py)
+replies/         replies on disk, so that a round asked for twice gets the same bytes
+cache/           frozen features, by network and cohort
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wardround.checkpoint import load_checkpoint, save_checkpoint
+from wardround.errors import PolicyRefusal, WardroundError
+from wardround.study import Study, study_from_json
+from wardround_client.config import SiteConfig, load_site_config
+from wardround_client.data.cohort import open_cohort
+from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.privacy.secret import SecretRandom
+from wardround_client.tasks import classification
+from wardround_client.tasks.classification import Material
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(kw_only=True)
+class Site:
+    """One hospital. `study_of` knows only approved studies; `material_of` reads the data, and only after admission."""
+
+    name: str
+    cap: Cap
+    ledger: Ledger
+    replies: MutableMapping[int, Weights]
+    study_of: Callable[[str], Study]
+    material_of: Callable[[Study], Material]
+    randomness: SecretRandom
+    device: torch.device
+    # what is costly to open, by study hash; lives with the process
+    admitted: dict[str, object] = field(default_factory=dict)
+    materials: dict[str, Material] = field(default_factory=dict)
+
+
+def open_site(folder: Path) -> Site:
+    """Open a site's folder. Raises `UsageError` or `LedgerError` in one line where something in it is wrong."""
+    config = load_site_config(folder / "site.toml")
+    torch.set_num_threads(config.compute.threads)
+    device = choose_device(config)
+
+    def material_of(study: Study) -> Material:
+        cohort = open_cohort(folder / "cohort")
+        rows_N = classification.training_rows(study, cohort)
+        inputs_N = cohort.images_NCHW
+        if classification.reads_features(study):
+            network = classification.initial_network(study)
+            inputs_N = classification.features_of(network, cohort, device, folder / "cache")
+        return classification.material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+
+    return Site(
+        name=config.name,
+        cap=config.privacy.cap(),
+        ledger=Ledger(folder / "ledger.sqlite3"),
+        replies=ReplyFolder(folder / "replies"),
+        study_of=lambda sha256: approved_study(folder, sha256),
+        material_of=material_of,
+        randomness=SecretRandom(),
+        device=device,
+    )
+
+
+def choose_device(config: SiteConfig) -> torch.device:
+    """The configured device; `auto` takes a CUDA GPU where torch finds one. Raises `WardroundError` where it is
+    missing.
+    """
+    wanted = config.compute.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise WardroundError("compute.device = cuda, but torch finds no CUDA GPU; use auto or cpu, or mend the driver")
+    return torch.device(wanted)
+
+
+def approve_study(folder: Path, study: Study) -> str:
+    """Write a study to the site's approved ones; returns its hash."""
+    sha256 = study.sha256()
+    path = folder / "studies" / f"{sha256}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(study.to_json() + "\n", encoding="utf-8")
+    return sha256
+
+
+def approved_study(folder: Path, sha256: str) -> Study:
+    """Read an approved study. Raises `PolicyRefusal` where the hash is unknown or the file no longer has it."""
+    path = folder / "studies" / f"{sha256}.json"
+    if not path.is_file():
+        raise PolicyRefusal("not_approved", f"no approved study has the hash {sha256[:12]}")
+    study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    weights = study.model.init_sha256
+    if study.sha256() != sha256 or (
+        weights and hashlib.sha256(Path(study.model.init).read_bytes()).hexdigest() != weights
+    ):
+        raise PolicyRefusal("altered", f"the approved study {sha256[:12]} was altered after its approval")
+    return study
+
+
+class ReplyFolder(MutableMapping[int, Weights]):
+    """Replies by attempt, each a hashed file, fsynced before the call returns. A new reply replaces older ones of
+    the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, attempt: int) -> Path:
+        return self._folder / f"reply-{attempt:06d}.safetensors"
+
+    def __getitem__(self, attempt: int) -> Weights:
+        path = self._path(attempt)
+        if not path.is_file():
+            raise KeyError(attempt)
+        return load_checkpoint(path)[0]
+
+    def __setitem__(self, attempt: int, weights: Weights) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(self._path(attempt), weights, {"attempt": attempt})
+
+    def __delitem__(self, attempt: int) -> None:
+        self._path(attempt).unlink()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(int(path.stem.removeprefix("reply-")) for path in self._folder.glob("reply-*.safetensors")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,196 @@
+"""Privacy accounting: Gaussian events in, epsilon out, and the noise that a promise needs.
+
+What is stored anywhere is events (noise multiplier, sampling rate, steps), never epsilons: an epsilon is computed
+from all events when it is asked for. The gate is Rényi differential privacy (Mironov 2017; Mironov, Talwar, Zhang
+2019) as Opacus implements it, an upper bound. Beside it stand, for display only, the analytic Gaussian mechanism
+(Balle, Wang 2018), exact when every patient takes part in every step, and the PRV accountant (Gopi, Lee, Wutschitz
+2021), time-boxed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+from wardround.errors import StudyError, WardroundError
+
+# Any set of orders gives a valid bound; more give a tighter one. Fractional orders are slow, so they are sparse
+# above 3.
+RDP_ORDERS = (
+    *(1 + x / 10 for x in range(1, 20)),
+    *(3.5 + x for x in range(8)),
+    *range(3, 64),
+    *(64, 72, 80, 96, 112, 128, 160, 192, 256, 384, 512),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianEvent:
+    """`steps` releases of a sum of clipped units plus Gaussian noise.
+
+    Each unit takes part in a step with probability `sampling_rate`; the noise's standard deviation is
+    `noise_multiplier` times the clipping norm. A noise multiplier of 0 is no privacy at all.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    unit: str = "patient"
+
+    def __post_init__(self) -> None:
+        if not (self.noise_multiplier >= 0 and 0 < self.sampling_rate <= 1 and self.steps >= 0):
+            raise WardroundError(
+                f"impossible event: noise {self.noise_multiplier}, rate {self.sampling_rate}, steps {self.steps}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epsilon:
+    """An epsilon with all that gives it a meaning. A bare float never crosses a module's border."""
+
+    value: float
+    delta: float
+    accountant: str
+    unit: str = "patient"
+    relation: str = "add or remove one"
+
+    def __str__(self) -> str:
+        if math.isinf(self.value):
+            return f"no privacy (epsilon = inf per {self.unit})"
+        return (
+            f"epsilon = {self.value:.3g} per {self.unit} ({self.relation}, delta = {self.delta:g}, {self.accountant})"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """As in `result.json`: infinity is the string "inf"."""
+        fields = asdict(self)
+        value = fields.pop("value")
+        return {"epsilon": "inf" if math.isinf(value) else value, **fields}
+
+
+def spent(events: Iterable[GaussianEvent], delta: float) -> Epsilon:
+    """Epsilon of all events together at `delta`, by RDP. This is the figure that gates and that is promised."""
+    name = f"RDP, opacus {version('opacus')}"
+    events = [event for event in events if event.steps]
+    if not events:
+        return Epsilon(value=0.0, delta=delta, accountant=name)
+    if any(event.noise_multiplier == 0 for event in events):
+        return Epsilon(value=math.inf, delta=delta, accountant=name)
+    from opacus.accountants.analysis import rdp as analysis
+
+    total = sum(_rdp(event.sampling_rate, event.noise_multiplier) * event.steps for event in events)
+    with warnings.catch_warnings():  # "optimal order is the largest": the bound is then loose, never wrong
+        warnings.simplefilter("ignore")
+        value, _ = analysis.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
+    return Epsilon(value=max(0.0, float(value)), delta=delta, accountant=name)
+
+
+@functools.lru_cache(maxsize=256)
+def _rdp(sampling_rate: float, noise_multiplier: float):
+    from opacus.accountants.analysis import rdp as analysis
+
+    return analysis.compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
+
+
+@functools.lru_cache(maxsize=256)
+def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """The smallest noise multiplier (to 0.1 %, on the safe side) whose `steps` cost at most `epsilon` at `delta`.
+    inf needs 0.
+
+    Raises `StudyError` where no noise multiplier up to 10,000 is enough.
+    """
+    if math.isinf(epsilon):
+        return 0.0
+
+    def cost(noise_multiplier: float) -> float:
+        event = GaussianEvent(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=steps)
+        return spent([event], delta).value
+
+    low, high = 1e-2, 1.0
+    while cost(high) > epsilon:
+        low, high = high, high * 2
+        if high > 1e4:
+            raise StudyError(
+                f"privacy.epsilon: {epsilon:g} at delta {delta:g} over {steps} steps needs more noise than makes sense"
+            )
+    if cost(low) <= epsilon:
+        return low
+    from scipy.optimize import brentq
+
+    root = brentq(lambda log: math.log(cost(math.exp(log)) / epsilon), math.log(low), math.log(high), xtol=2e-4)
+    noise_multiplier = math.exp(root)
+    while cost(noise_multiplier) > epsilon:
+        noise_multiplier *= 1.0002
+    return noise_multiplier
+
+
+def spent_exactly(events: Iterable[GaussianEvent], delta: float) -> Epsilon | None:
+    """Epsilon by the analytic Gaussian mechanism, exact; `None` where some event samples patients.
+
+    T steps of multiplier s compose to one of multiplier s / sqrt(T), and delta(epsilon) = Phi(mu/2 - epsilon/mu) -
+    exp(epsilon) Phi(-mu/2 - epsilon/mu) with mu = sqrt(sum T/s^2) (Balle, Wang 2018, theorem 8).
+    """
+    events = [event for event in events if event.steps]
+    if any(event.sampling_rate < 1 for event in events):
+        return None
+    name = "analytic Gaussian"
+    if not events:
+        return Epsilon(value=0.0, delta=delta, accountant=name)
+    if any(event.noise_multiplier == 0 for event in events):
+        return Epsilon(value=math.inf, delta=delta, accountant=name)
+    from scipy.special import log_ndtr
+
+    mu = math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events))
+
+    def delta_of(epsilon: float) -> float:
+        return math.exp(log_ndtr(mu / 2 - epsilon / mu)) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
+
+    low, high = 0.0, 1.0
+    while delta_of(high) > delta:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if delta_of(middle) > delta else (low, middle)
+    return Epsilon(value=high, delta=delta, accountant=name)
+
+
+def spent_prv(events: Iterable[GaussianEvent], delta: float, timeout_s: float = 20.0) -> Epsilon | None:
+    """Epsilon by the PRV accountant, or `None` where it does not finish in time: it hangs or fails for some settings.
+
+    Runs in a process of its own, which is ended at the time limit. For display: the gate is `spent`.
+    """
+    events = [event for event in events if event.steps]
+    if not events or any(event.noise_multiplier == 0 for event in events):
+        return None
+    question = json.dumps({"delta": delta, "events": [asdict(event) for event in events]})
+    command = [sys.executable, "-m", "wardround.accounting"]
+    try:
+        answer = subprocess.run(command, input=question, capture_output=True, text=True, timeout=timeout_s, check=True)
+        value = float(answer.stdout)
+    except (subprocess.SubprocessError, ValueError, OSError):
+        return None
+    return (
+        Epsilon(value=value, delta=delta, accountant=f"PRV, opacus {version('opacus')}")
+        if math.isfinite(value)
+        else None
+    )
+
+
+def _answer_prv() -> None:
+    from opacus.accountants import PRVAccountant
+
+    question = json.load(sys.stdin)
+    accountant = PRVAccountant()
+    accountant.history = [(e["noise_multiplier"], e["sampling_rate"], e["steps"]) for e in question["events"]]
+    print(accountant.get_epsilon(question["delta"]))
+
+
+if __name__ == "__main__":
+    _answer_prv()

@@ -1,0 +1,313 @@
+"""`wardround-sim`: both sides of a federation on one machine.
+
+Heavy imports (torch, Flower, Ray, matplotlib) happen inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from wardround.errors import UsageError, WardroundError
+
+app = typer.Typer(
+    name="wardround-sim",
+    help="Federated learning across hospitals, simulated on one machine. Research software, no medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 40, 7
+
+StudyArgument = Annotated[
+    Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for instance studies/lidc.toml.")
+]
+DataOption = Annotated[Path | None, typer.Option("--data", help="The data folder; see docs/data.md for its layouts.")]
+TestDataOption = Annotated[Path | None, typer.Option("--test-data", help="An external test set: other patients.")]
+SitesOption = Annotated[int | None, typer.Option("--sites", min=1, help="Split a pool of patients over so many sites.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder; the same folder again continues.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a study key, e.g. privacy.epsilon=3.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+@app.command(epilog="Example: wardround-sim run studies/lidc.toml --data lidc_nodules --set privacy.epsilon=3")
+def run(
+    study: StudyArgument = None,
+    data: DataOption = None,
+    sites: SitesOption = None,
+    test_data: TestDataOption = None,
+    out: OutOption = None,
+    set_: SetOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="An existing Ray cluster; default: this machine.")
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Also train every hospital alone, and all data pooled.")] = True,
+    show_images: Annotated[
+        bool,
+        typer.Option(
+            "--show-images", help="Put sample images into the report (never for patients' data you may not show)."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """One federated run. Without a study and data it makes phantom hospitals and trains on them."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
+    from wardround.study import load_study
+
+    path = study or (STUDIES / "demo.toml")
+    loaded = load_study(path, tuple(set_ or ()))
+    out = out or Path("runs") / loaded.study.name
+    finished = _finished(out, loaded)
+    if finished is not None:
+        _show_result(finished, out, as_json, "This run is finished already; choose another --out to train again.")
+        return
+    console = Console(stderr=True)
+    from wardround_simulation.progress import RunProgress
+
+    with RunProgress(console, loaded.study.rounds, quiet=as_json) as progress:
+        phantoms = data is None
+        if data is None:
+            data = _phantom_hospitals(out, sites or PHANTOM_SITES, progress)
+            sites = None
+        progress.stage("Loading torch and Flower")
+        from wardround_simulation.run import RunSettings
+        from wardround_simulation.run import run as run_study
+
+        settings = RunSettings(
+            data=data,
+            test_data=test_data,
+            sites=sites,
+            out=out,
+            device=device,
+            ray_address=ray_address,
+            phantoms=phantoms,
+            show_images=show_images,
+            baselines=baselines,
+            command=shlex.join(["wardround-sim", *sys.argv[1:]]),
+        )
+        evidence = run_study(loaded, settings, progress.listener())
+        progress.stage("Writing the report")
+        from wardround_simulation.report import write_report
+        from wardround_simulation.run import finish
+        from wardround_simulation.tensorboard_log import write_tensorboard
+
+        write_report(out, evidence)
+        write_tensorboard(out, evidence.curve, evidence.metrics)
+        finish(out, evidence)
+    _show_result(dict(evidence.result), out, as_json)
+
+
+@app.command(
+    epilog="Example: wardround-sim compare studies/lidc.toml --data DIR --folds DIR/folds.csv --epsilon inf,8,3,1"
+)
+def compare(
+    study: StudyArgument = None,
+    data: DataOption = None,
+    sites: SitesOption = None,
+    test_data: TestDataOption = None,
+    folds: Annotated[
+        Path | None, typer.Option("--folds", help="CSV: patient_id and one column of fold numbers a split.")
+    ] = None,
+    epsilon: Annotated[str, typer.Option("--epsilon", help="Comma-separated; inf is no privacy.")] = "inf,8,3,1",
+    draws: Annotated[int, typer.Option(min=1, help="Draws of samples and noise for each fold.")] = 3,
+    out: OutOption = None,
+    set_: SetOption = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes at once; default: one a core.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Alone, pooled and federated at each epsilon, over folds by patient. Resumes where it was ended."""
+    import os
+
+    from wardround.study import load_study
+
+    if data is None:
+        raise UsageError("--data is missing: which folder holds the images?")
+    loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
+    epsilons = _epsilons(epsilon)
+    out = out or Path("runs") / f"compare-{loaded.study.name}"
+    console = Console(stderr=True)
+    from wardround_simulation.progress import RunProgress
+
+    with RunProgress(console, 0, quiet=as_json) as progress:
+        progress.stage("Preparing the hospitals' data")
+        from wardround_simulation import compare as comparison
+        from wardround_simulation.hospitals import check_disjoint, check_federation, prepare_hospitals
+        from wardround_simulation.run import claim_folder
+
+        claim_folder(out, loaded, data)
+        hospitals = prepare_hospitals(data, loaded, sites, out / "sites", progress.ingest)
+        check_federation(loaded, data, hospitals)
+        tests = prepare_hospitals(test_data, loaded, None, out / "test-sites", progress.ingest) if test_data else []
+        if test_data:
+            check_disjoint(hospitals, tests, test_data)
+        folders = {hospital.name: hospital.folder for hospital in hospitals}
+        test_folders = {hospital.name: hospital.folder for hospital in tests}
+        chosen = comparison.read_folds(folds) if folds else comparison.holdout_folds(loaded, folders)
+        progress.stage("Features, then training alone, pooled and federated")
+        rows = comparison.compare(
+            loaded,
+            folders,
+            test_folders,
+            chosen,
+            epsilons,
+            draws,
+            out,
+            processes or os.cpu_count() or 1,
+            progress.pieces,
+        )
+        progress.stage("Drawing the comparison")
+        from wardround_simulation.compare_report import comparison_table, write_comparison
+
+        notes = list(dict.fromkeys(note for hospital in hospitals for note in hospital.report.quality.notes))
+        page = write_comparison(out, rows, loaded, notes)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    Console().print(comparison_table(rows))
+    Console().print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command(epilog="Example: wardround-sim phantom hospitals --sites 3 --patients 40")
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    sites: Annotated[int, typer.Option(min=1, help="Hospitals.")] = PHANTOM_SITES,
+    patients: Annotated[int, typer.Option(min=1, help="Patients at each hospital.")] = PHANTOM_PATIENTS,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = PHANTOM_SEED,
+    as_json: JsonOption = False,
+) -> None:
+    """Write phantom hospitals: chest-CT-like DICOM series with marked nodules. No patient is in them."""
+    from wardround_simulation.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Writing phantom hospitals")
+        from wardround_simulation.phantom_dicom import write_phantom_hospitals
+
+        write_phantom_hospitals(folder, sites, patients, seed, progress.pieces)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
+    else:
+        Console().print(f"{sites} hospitals with {patients} patients each in {folder}", soft_wrap=True)
+
+
+@app.command(epilog="Example: wardround-sim pretrain encoder.safetensors")
+def pretrain(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the shipped file's.")] = None,
+    crops: Annotated[
+        int | None, typer.Option(min=1000, help="Phantoms to train on; default: the shipped file's.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the shipped file's.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the shipped phantom encoder from nothing: generated crops in, weights out."""
+    if file.exists():
+        raise UsageError(f"{file}: exists already; choose another name")
+    if file.suffix != ".safetensors":
+        raise UsageError(f"{file}: must end in .safetensors")
+    from wardround_simulation.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Loading torch")
+        from wardround_simulation.pretrain import pretrain as train
+
+        chosen = {"seed": seed, "crops": crops, "epochs": epochs}
+        metadata = train(file, **{k: v for k, v in chosen.items() if v is not None}, progress=progress.named_pieces)
+    if as_json:
+        print(json.dumps(metadata))
+    else:
+        Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
+
+
+def _epsilons(text: str) -> list[float]:
+    out: list[float] = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            raise UsageError(
+                f"--epsilon {text}: {part.strip() or 'nothing'} is not a number; write for instance inf,8,3,1"
+            ) from None
+        if not value > 0:
+            raise UsageError(f"--epsilon {text}: each must be above 0")
+        if value not in out:
+            out.append(value)
+    return out
+
+
+def _phantom_hospitals(out: Path, sites: int, progress) -> Path:
+    """The demonstration's data, beside the run and made once; a half-written set is written anew elsewhere."""
+    from wardround_simulation.phantom_dicom import write_phantom_hospitals
+
+    folder = out.parent / f"phantom-hospitals-{sites}x{PHANTOM_PATIENTS}"
+    if not folder.exists():
+        progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
+        making = folder.with_name(f"{folder.name}.{_process_tag()}.partial")
+        write_phantom_hospitals(making, sites, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
+        making.rename(folder)
+    return folder
+
+
+def _process_tag() -> str:
+    import os
+
+    return str(os.getpid())
+
+
+def _finished(out: Path, study) -> dict | None:
+    """The result of a finished run of this very study in `out`, else None."""
+    try:
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return result if result.get("study_sha256") == study.sha256() and result.get("status") == "finished" else None
+
+
+def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    from wardround_simulation.result_table import result_table
+
+    console = Console()
+    console.print(result_table(result))
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    if remark:
+        console.print(remark, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """Entry point: every error on purpose becomes one line and its exit code."""
+    try:
+        app(standalone_mode=False)
+    except WardroundError as error:
+        _fail(" ".join(str(error).split()), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues", 130)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)
+        if isinstance(error, OSError) and error.errno == 28:
+            _fail("the disk is full; free some space or choose another --out, then run the same command again", 1)
+        raise
+    sys.exit(0)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"wardround-sim: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

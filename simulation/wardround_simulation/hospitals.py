@@ -1,0 +1,109 @@
+"""The hospitals of a simulation: a data folder becomes one prepared site folder each, as a real site would have.
+
+OUT/sites/NAME/    site.toml, studies/, cohort/, later ledger.sqlite3, replies/, cache/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wardround.errors import DataError, StudyError
+from wardround.study import Study
+from wardround_client.data.cohort import open_cohort
+from wardround_client.data.ingest import IngestReport, ingest
+from wardround_client.data.layout import discover
+from wardround_client.data.workers import WorkerPool
+from wardround_client.site import approve_study
+
+# One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
+# outs the same in every run, and lets a patient of two sites, or of training and test, be found. A real site makes
+# its own key and keeps it.
+SIMULATION_KEY = hashlib.sha256(b"wardround simulation").digest()
+
+Progress = Callable[[str, int, int], None]  # (site, files done, files in all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One prepared hospital: its folder and what the quality gate found."""
+
+    name: str
+    folder: Path
+    report: IngestReport
+
+
+def prepare_hospitals(
+    data: Path, study: Study, sites: int | None, folder: Path, progress: Progress | None = None
+) -> list[Prepared]:
+    """Ingest every site of `data` into `folder`/NAME, incrementally, in the order of names.
+
+    Raises `DataError` in one line where the data cannot make a federation of this study.
+    """
+    prepared = []
+    with WorkerPool(os.cpu_count() or 1) as pool:
+        for source in discover(data, study.data, sites):
+            target = folder / source.name
+            target.mkdir(parents=True, exist_ok=True)
+
+            def tell(done: int, total: int, name: str = source.name) -> None:
+                if progress:
+                    progress(name, done, total)
+
+            report = ingest(source, study.data, target / "cohort", SIMULATION_KEY, workers=1, progress=tell, pool=pool)
+            prepared.append(Prepared(name=source.name, folder=target, report=report))
+    return prepared
+
+
+def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:
+    """Hold the hospitals against the study: their number, patients at two sites, labels of one class only."""
+    sites, asked = len(hospitals), study.aggregation
+    if sites > asked.nominal_sites or sites < (asked.min_sites or asked.nominal_sites):
+        raise StudyError(
+            f"{data}: has {sites} sites, and the study asks for {asked.min_sites} to {asked.nominal_sites}; "
+            f"add --set aggregation.nominal_sites={sites} --set aggregation.min_sites={sites}"
+        )
+    owner: dict[str, str] = {}
+    labels: set[int] = set()
+    for hospital in hospitals:
+        cohort = open_cohort(hospital.folder / "cohort")
+        labels |= set(np.unique(cohort.labels_N[cohort.labels_N >= 0]).tolist())
+        for patient in cohort.pseudonyms:
+            if owner.setdefault(patient, hospital.name) != hospital.name:
+                raise DataError(
+                    f"{data}: a patient is at both {owner[patient]} and {hospital.name}; a patient belongs to one site"
+                )
+    if len(labels) < 2:
+        names = ", ".join(study.data.labels[label] for label in sorted(labels)) or "none"
+        raise DataError(f"{data}: a classifier needs two labels, and the usable images have: {names}")
+
+
+def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) -> None:
+    """Raises `DataError` where a patient of the external test set is also at a training site."""
+    known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / "cohort").pseudonyms}
+    for hospital in test:
+        if known & set(open_cohort(hospital.folder / "cohort").pseudonyms):
+            raise DataError(
+                f"{data}: a patient of the test data is also in the training data; a test needs other patients"
+            )
+
+
+def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) -> None:
+    """Write the simulated site's rules and approval: a cap of exactly this study, as its own data-protection
+    officer would set.
+    """
+    epsilon = study.privacy.epsilon
+    cap = "inf" if math.isinf(epsilon) else repr(epsilon)
+    text = (
+        f'name = "{hospital.name}"\n\n[privacy]\nepsilon_cap = {cap}\ndelta_cap = {study.privacy.delta!r}\n'
+        f"allow_no_privacy = {str(math.isinf(epsilon)).lower()}\n\n"
+        f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
+    )
+    (hospital.folder / "site.toml").write_text(text, encoding="utf-8")
+    approve_study(hospital.folder, study)

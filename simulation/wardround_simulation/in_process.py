@@ -1,0 +1,183 @@
+"""A federation in one process: the same round functions as everywhere, with function calls in place of a network.
+
+`compare` trains hundreds of models this way, and a run's report uses it for its baselines: *alone* (one hospital),
+*pooled* (all data in one place, which only a simulation can do) and *federated*. Plan, sampler, clipping, noise,
+ledger and round loop are those of a real site and server; only the ledger lives in memory, for these sites end with
+the call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.errors import RefusedError
+from wardround.metrics import probabilities
+from wardround.models.registry import architecture_sha256
+from wardround.study import Study, parse_study
+from wardround.wire import Broadcast, SiteReply, payload_bytes
+from wardround_client.data.cohort import Cohort, open_cohort
+from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.privacy.secret import SecretRandom
+from wardround_client.round import answer
+from wardround_client.site import Site, Weights
+from wardround_client.tasks import classification
+from wardround_server.rounds import Exchange, run_rounds
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hospital:
+    """One hospital's prepared data. `inputs_N` are images, or the study's frozen features of all images."""
+
+    name: str
+    cohort: Cohort
+    inputs_N: np.ndarray
+
+    @property
+    def labelled_N(self) -> np.ndarray:
+        return self.cohort.labels_N >= 0
+
+    def rows_of_patients(self, keep_P: np.ndarray) -> np.ndarray:
+        """Labelled rows of the patients where `keep_P` is true, bool (N,)."""
+        return self.labelled_N & keep_P[self.cohort.patient_N]
+
+
+def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.device = CPU) -> list[Hospital]:
+    """Open the cohorts in `folders` (name -> site folder), in the order of names, with features where the study
+    reads them.
+    """
+    hospitals = []
+    for name, folder in sorted(folders.items()):
+        cohort = open_cohort(folder / "cohort")
+        inputs_N = cohort.images_NCHW
+        if classification.reads_features(study):
+            network = classification.initial_network(study)
+            inputs_N = classification.features_of(network, cohort, device, folder / "cache")
+        hospitals.append(Hospital(name=name, cohort=cohort, inputs_N=inputs_N))
+    return hospitals
+
+
+def alone_study(study: Study) -> Study:
+    """The same study for a hospital that trains alone: one site, the same nominal patients, the same epsilon."""
+    return _with_sites(study, sites=1, nominal_patients=study.privacy.nominal_patients)
+
+
+def pooled_study(study: Study) -> Study:
+    """The same study on all data in one place: one site with everyone's nominal patients, one noise."""
+    together = study.privacy.nominal_patients * study.aggregation.nominal_sites
+    return _with_sites(study, sites=1, nominal_patients=together)
+
+
+def with_epsilon(study: Study, epsilon: float) -> Study:
+    """The same study at another epsilon."""
+    content = study.model_dump()
+    content["privacy"]["epsilon"] = epsilon
+    return parse_study(content)
+
+
+def _with_sites(study: Study, sites: int, nominal_patients: int) -> Study:
+    content = study.model_dump()
+    content["aggregation"].update(nominal_sites=sites, min_sites=sites, site_weights={})
+    content["privacy"].update(nominal_patients=nominal_patients)
+    return parse_study(content)
+
+
+def temporary_site(
+    study: Study,
+    name: str,
+    parts: Sequence[tuple[Hospital, np.ndarray]],
+    admitted: dict[str, object],
+    device: torch.device = CPU,
+) -> Site:
+    """A site that holds the given rows (bool (N,)) of the given hospitals, with an empty ledger in memory.
+
+    `admitted` is shared among the sites of one process, so that a network is built and its clipping checked once.
+    """
+    if len(parts) == 1:
+        inputs_N, labels_N, patient_N = parts[0][0].inputs_N, parts[0][0].cohort.labels_N, parts[0][0].cohort.patient_N
+    else:
+        offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
+        inputs_N = np.concatenate([hospital.inputs_N for hospital, _ in parts])
+        labels_N = np.concatenate([hospital.cohort.labels_N for hospital, _ in parts])
+        patients = [hospital.cohort.patient_N + offset for (hospital, _), offset in zip(parts, offsets, strict=False)]
+        patient_N = np.concatenate(patients)
+    rows_N = np.concatenate([rows for _, rows in parts])
+    material = classification.material_of(inputs_N, labels_N, patient_N, rows_N)
+    private = np.isfinite(study.privacy.epsilon)
+    return Site(
+        name=name,
+        cap=Cap(epsilon=study.privacy.epsilon, delta=study.privacy.delta, allow_no_privacy=not private),
+        ledger=Ledger(None),
+        replies={},
+        study_of=lambda _: study,
+        material_of=lambda _: material,
+        randomness=SecretRandom(),
+        device=device,
+        admitted=admitted,
+    )
+
+
+def in_process_exchange(sites: Sequence[Site]) -> Exchange:
+    """The exchange of a federation in one process: each site answers in the order of names."""
+
+    def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        for site in sorted(sites, key=lambda site: site.name):
+            started = time.monotonic()
+            weights, code = None, None
+            try:
+                weights = answer(broadcast, site)
+            except RefusedError as error:
+                code = f"refused:{error.code}"
+            seconds = time.monotonic() - started
+            yield SiteReply(
+                site=site.name,
+                weights=weights,
+                code=code,
+                seconds=seconds,
+                bytes_up=payload_bytes(weights) if weights else 0,
+            )
+
+    return exchange
+
+
+def start_weights(network: nn.Module, study: Study) -> Weights:
+    """The exchanged parameters of a network, float32 copies by name."""
+    parameters = classification.trained_parameters(network, study)
+    return {name: parameter.detach().cpu().float().numpy().copy() for name, parameter in parameters.items()}
+
+
+def train_together(study: Study, sites: Sequence[Site], network: nn.Module) -> Weights:
+    """Run the study's rounds over the sites and return the released weights."""
+    outcome = run_rounds(
+        study,
+        "in-process",
+        architecture_sha256(network),
+        start_weights(network, study),
+        in_process_exchange(sites),
+        None,
+    )
+    return outcome.weights
+
+
+def score(
+    network: nn.Module, study: Study, weights: Weights, inputs_N: np.ndarray, device: torch.device = CPU
+) -> np.ndarray:
+    """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
+    network = network.to(device).eval()
+    classification.load_weights(classification.trained_parameters(network, study), weights)
+    part = classification.trained_part(network, study)
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(inputs_N), 256):
+            parts.append(
+                part(torch.from_numpy(np.array(inputs_N[begin : begin + 256])).to(device)).float().cpu().numpy()
+            )
+    return probabilities(np.concatenate(parts)) if parts else np.empty(0)

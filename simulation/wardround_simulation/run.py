@@ -1,0 +1,451 @@
+"""`wardround-sim run`: one federated run on this machine, from a data folder to a report.
+
+    OUT/
+        run.json             what this folder is a run of; made first, so that another study is refused
+        sites/NAME/          each hospital as a real site would have it (hospitals.py)
+        checkpoints/  metrics.jsonl   the server's side (wardround_server.rounds)
+        model.safetensors  result.json  report.html  tensorboard/
+        log/                 what Flower and Ray said
+
+The same command on the same folder continues at the next round; a finished run is shown again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.accounting import Epsilon, spent_exactly
+from wardround.checkpoint import save_checkpoint
+from wardround.errors import DataError, UsageError, WardroundError
+from wardround.metrics import auc_interval, summary
+from wardround.models.registry import architecture_sha256
+from wardround.study import Study
+from wardround_client.privacy.ledger import Ledger
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.tasks import classification
+from wardround_server.rounds import Exchange, RoundRecord, RunOutcome, run_rounds
+from wardround_simulation import in_process
+from wardround_simulation.engine import with_flower
+from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
+from wardround_simulation.hospitals import Prepared, check_disjoint, check_federation, prepare_hospitals, settle_rules
+from wardround_simulation.in_process import Hospital
+
+RESULT_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What was asked on the command line. Nothing here affects privacy."""
+
+    data: Path
+    test_data: Path | None
+    sites: int | None
+    out: Path
+    device: str
+    ray_address: str | None
+    phantoms: bool
+    show_images: bool
+    baselines: bool
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """What a person watching gets to see; every part may do nothing."""
+
+    ingest: Callable[[str, int, int], None]
+    stage: Callable[[str], None]
+    round: Callable[[RoundRecord, float | None], None]
+    warn: Callable[[str], None]
+
+
+def run(study: Study, settings: RunSettings, listener: Listener) -> RunEvidence:
+    """Prepare, train, test, report. Raises `WardroundError`s with one line; leaves what can be continued."""
+    started = time.monotonic()
+    out = settings.out
+    run_id = claim_folder(out, study, settings.data)
+    listener.stage("Preparing the hospitals' data")
+    hospitals = prepare_hospitals(settings.data, study, settings.sites, out / "sites", listener.ingest)
+    check_federation(study, settings.data, hospitals)
+    outside: list[Prepared] = []
+    if settings.test_data is not None:
+        outside = prepare_hospitals(settings.test_data, study, None, out / "test-sites", listener.ingest)
+        check_disjoint(hospitals, outside, settings.test_data)
+    ingested_s = time.monotonic() - started
+    device = (
+        "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
+    )
+    threads = max(1, (os.cpu_count() or 1) // min(len(hospitals), os.cpu_count() or 1))
+    for hospital in hospitals:
+        settle_rules(hospital, study, device, threads)
+
+    opened = in_process.open_hospitals({h.name: h.folder for h in hospitals}, study)
+    network = classification.initial_network(study)
+    architecture = architecture_sha256(network)
+    start = in_process.start_weights(network, study)
+    test = TestImages(opened, study)
+    curve: list[CurvePoint] = read_curve(out, test.curve_point(0, network, study, start))
+
+    def on_round(record: RoundRecord) -> None:
+        point = test.curve_point(record.round, network, study, record.weights)
+        curve.append(point)
+        append_curve(out, point)
+        listener.round(record, point.auc)
+
+    def body(exchange: Exchange) -> RunOutcome:
+        listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
+        return run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
+
+    trained_from = time.monotonic()
+    listener.stage("Starting the simulation engine")
+    folders = [hospital.folder for hospital in hospitals]
+    outcome = with_flower(
+        folders,
+        body,
+        device=device,
+        ray_address=settings.ray_address,
+        log_folder=out / "log",
+        gpu_step=dummy_step(study, device),
+    )
+    training_s = time.monotonic() - trained_from
+
+    listener.stage("Testing")
+    federated = test.scored("federated", None, network, study, outcome.weights)
+    predictions = [federated, test.scored("start", None, network, study, start)]
+    if settings.baselines:
+        listener.stage("Training the baselines: every hospital alone, and all data in one place")
+        predictions += train_baselines(study, opened, test, network)
+    external = None
+    if outside:
+        tested = in_process.open_hospitals({h.name: h.folder for h in outside}, study)
+        external = ExternalTest(tested, study).figures(network, study, outcome.weights)
+    result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
+    result["seconds"] = {
+        "ingest": round(ingested_s, 1),
+        "training": round(training_s, 1),
+        "rounds": round(outcome.seconds, 1),
+        "whole": round(time.monotonic() - started, 1),
+    }
+    save_model(out, study, result, network, outcome, architecture)
+    montage = settings.phantoms or settings.show_images
+    evidence = RunEvidence(
+        study=study,
+        result=result,
+        curve=sorted(curve, key=lambda point: point.round),
+        predictions=predictions,
+        metrics=read_metrics(out),
+        montages={h.name: montage_of(h) for h in opened} if montage else None,
+        quality={h.name: quality_of(h) for h in hospitals},
+        versions=versions(),
+        command=settings.command,
+        architecture_sha256=architecture,
+        notes=notes_of(study, hospitals, settings),
+    )
+    return evidence
+
+
+def claim_folder(out: Path, study: Study, data: Path) -> str:
+    """Make the run's folder, or take up an earlier run in it; returns the run's id.
+
+    Raises `UsageError` where the folder holds another study's run, other data's, or something that is no run at all.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "run.json"
+    if path.is_file():
+        claim = json.loads(path.read_text(encoding="utf-8"))
+        if claim["study_sha256"] != study.sha256():
+            raise UsageError(f"{out}: holds a run of another study ({claim['name']}); choose another --out")
+        if claim["data"] != str(data.resolve()):
+            raise UsageError(f"{out}: holds a run on other data; choose another --out")
+        return str(claim["run_id"])
+    if any(out.iterdir()):
+        raise UsageError(f"{out}: is not empty and holds no run; choose an empty folder for --out")
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    claim = {
+        "schema": 1,
+        "run_id": run_id,
+        "name": study.study.name,
+        "study_sha256": study.sha256(),
+        "data": str(data.resolve()),
+    }
+    write_json(path, claim)
+    (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
+    return run_id
+
+
+class TestImages:
+    """The held-out patients of all hospitals: exact figures, which only a simulation can have without a release."""
+
+    def __init__(self, hospitals: list[Hospital], study: Study) -> None:
+        parts = []
+        offset = 0
+        for hospital in hospitals:
+            rows_N = hospital.rows_of_patients(hospital.cohort.holdout_rank_P < study.evaluation.holdout)
+            parts.append((hospital, np.flatnonzero(rows_N), offset))
+            offset += hospital.cohort.patient_count
+        self.inputs_N = np.concatenate([h.inputs_N[rows] for h, rows, _ in parts])
+        self.labels_N = np.concatenate([h.cohort.labels_N[rows] for h, rows, _ in parts]).astype(np.int64)
+        self.patients_N = np.concatenate([h.cohort.patient_N[rows] + offset for h, rows, offset in parts])
+        self.sites_N = np.concatenate([np.full(len(rows), h.name) for h, rows, _ in parts])
+        if not len(self.labels_N):
+            raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
+
+    def scored(self, setting: str, site: str | None, network, study: Study, weights) -> ScoredSet:
+        return ScoredSet(
+            setting=setting,  # type: ignore[arg-type]
+            site=site,
+            scores_N=in_process.score(network, study, weights, self.inputs_N),
+            labels_N=self.labels_N,
+            patients_N=self.patients_N,
+            sites_N=self.sites_N,
+        )
+
+    def curve_point(self, round_: int, network, study: Study, weights) -> CurvePoint:
+        scores = in_process.score(network, study, weights, self.inputs_N)
+        if scores.ndim == 2:
+            figures = summary(scores, self.labels_N, self.patients_N, "slice")
+            return CurvePoint(round=round_, auc=figures.auc)
+        estimate = auc_interval(scores, self.labels_N, self.patients_N)
+        if estimate is None:
+            return CurvePoint(round=round_, auc=None)
+        return CurvePoint(round=round_, auc=estimate.value, auc_low=estimate.low, auc_high=estimate.high)
+
+
+class ExternalTest:
+    """All labelled images of other patients, given with --test-data."""
+
+    def __init__(self, hospitals: list[Hospital], study: Study) -> None:
+        self._hospitals = hospitals
+        if not any(hospital.labelled_N.any() for hospital in hospitals):
+            raise DataError("the test data have no labelled image of this study; check their labels")
+
+    def figures(self, network, study: Study, weights) -> dict[str, Any]:
+        rows = [hospital.labelled_N for hospital in self._hospitals]
+        offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital in self._hospitals])
+        inputs_N = np.concatenate([h.inputs_N[r] for h, r in zip(self._hospitals, rows, strict=True)])
+        labels_N = np.concatenate([h.cohort.labels_N[r] for h, r in zip(self._hospitals, rows, strict=True)]).astype(
+            np.int64
+        )
+        patients = [h.cohort.patient_N[r] + o for h, r, o in zip(self._hospitals, rows, offsets, strict=False)]
+        scores = in_process.score(network, study, weights, inputs_N)
+        return summary(scores, labels_N, np.concatenate(patients), "slice").to_json()
+
+
+def train_baselines(study: Study, hospitals: list[Hospital], test: TestImages, network) -> list[ScoredSet]:
+    """Every hospital alone and all data pooled, at the same epsilon, by the same round functions without Flower."""
+    parts = [(h, classification.training_rows(study, h.cohort)) for h in hospitals]
+    alone, admitted, scored = in_process.alone_study(study), {}, []
+    for hospital, rows_N in parts:
+        site = in_process.temporary_site(alone, hospital.name, [(hospital, rows_N)], admitted)
+        weights = in_process.train_together(alone, [site], network)
+        scored.append(test.scored("alone", hospital.name, network, study, weights))
+    pooled = in_process.pooled_study(study)
+    weights = in_process.train_together(pooled, [in_process.temporary_site(pooled, "pooled", parts, {})], network)
+    return [*scored, test.scored("pooled", None, network, study, weights)]
+
+
+def result_of(
+    study: Study,
+    hospitals: list[Prepared],
+    outcome: RunOutcome,
+    test: TestImages,
+    federated: ScoredSet,
+    external: dict[str, Any] | None,
+    out: Path,
+    run_id: str,
+    architecture: str,
+) -> dict[str, Any]:
+    """The content of result.json, schema 1. Epsilons come from the ledgers' events, never from the study."""
+    plan = plan_from_study(study)
+    sites: dict[str, Any] = {}
+    largest: Epsilon | None = None
+    steps = 0
+    for hospital in hospitals:
+        ledger = Ledger(hospital.folder / "ledger.sqlite3")
+        epsilon, events = ledger.spent(study.privacy.delta, run_id), ledger.events(run_id)
+        exact = spent_exactly(events, study.privacy.delta)
+        ledger.close()
+        site_steps = sum(event.steps for event in events)
+        steps = max(steps, site_steps)
+        largest = epsilon if largest is None or epsilon.value >= largest.value else largest
+        rows_N = test.sites_N == hospital.name
+        figures = (
+            summary(federated.scores_N[rows_N], test.labels_N[rows_N], test.patients_N[rows_N], "slice")
+            if rows_N.any()
+            else None
+        )
+        sites[hospital.name] = {
+            "epsilon": plain(epsilon.value),
+            "epsilon_exact": plain(exact.value) if exact else None,
+            "steps": site_steps,
+            "patients": training_patients(hospital, study),
+            "test": figures.to_json() if figures else None,
+        }
+    if largest is None:
+        raise WardroundError("a run without a hospital has no result")
+    return {
+        "schema": RESULT_SCHEMA,
+        "status": "finished",
+        "run_id": run_id,
+        "study": study.study.name,
+        "study_sha256": study.sha256(),
+        "architecture_sha256": architecture,
+        "rounds_completed": outcome.rounds_completed,
+        "missing": [{"round": m.round, "site": m.site, "code": m.code} for m in outcome.missing],
+        "privacy": {
+            **largest.to_json(),
+            "epsilon_promised": plain(study.privacy.epsilon),
+            "noise_multiplier": plan.noise_multiplier,
+            "sampling_rate": plan.sampling_rate,
+            "max_grad_norm": plain(plan.max_grad_norm),
+            "steps": steps,
+        },
+        "sites": sites,
+        "test": summary(federated.scores_N, test.labels_N, test.patients_N, "slice").to_json(),
+        "test_by_patient": patient_figures(federated),
+        **({"external_test": external} if external else {}),
+        "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
+    }
+
+
+def patient_figures(scored: ScoredSet) -> dict[str, Any] | None:
+    """The figures by patient: a patient's score is the maximum over its images. None with more than two labels."""
+    if scored.scores_N.ndim == 2:
+        return None
+    return summary(scored.scores_N, scored.labels_N, scored.patients_N, "patient").to_json()
+
+
+def training_patients(hospital: Prepared, study: Study) -> int:
+    from wardround_client.data.cohort import open_cohort
+
+    cohort = open_cohort(hospital.folder / "cohort")
+    return int(len(np.unique(cohort.patient_N[classification.training_rows(study, cohort)])))
+
+
+def save_model(
+    out: Path, study: Study, result: Mapping[str, Any], network: nn.Module, outcome: RunOutcome, architecture: str
+) -> None:
+    """The whole network with the released weights, and what it is, in one file: `model.init` of another study can
+    name it.
+    """
+    classification.load_weights(classification.trained_parameters(network, study), outcome.weights)
+    tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
+    manifest = {
+        "kind": "model",
+        "study": study.study.name,
+        "study_sha256": study.sha256(),
+        "architecture_sha256": architecture,
+        "trainable": study.model.trainable,
+        "privacy": result["privacy"],
+    }
+    save_checkpoint(out / "model.safetensors", tensors, manifest)
+
+
+def finish(out: Path, evidence: RunEvidence) -> None:
+    """Write result.json, after everything else: its presence says that the run is finished."""
+    write_json(out / "result.json", dict(evidence.result))
+
+
+def dummy_step(study: Study, device: str) -> Callable[[], None]:
+    """One real clipped step on synthetic images, for measuring what a site needs of a GPU."""
+
+    def step() -> None:
+        network = classification.initial_network(study)
+        classification.check_clipping(network, study, plan_from_study(study), torch.device(device))
+
+    return step
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    from wardround_server.metrics_log import read_lines
+
+    return read_lines(out / "metrics.jsonl")
+
+
+def read_curve(out: Path, first: CurvePoint) -> list[CurvePoint]:
+    """The learning curve so far: one point a round, kept beside the checkpoints so that a resumed run has all of it."""
+    path = out / "curve.jsonl"
+    points = {0: first}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut short by a kill
+            points[entry["round"]] = CurvePoint(**entry)
+    return list(points.values())
+
+
+def append_curve(out: Path, point: CurvePoint) -> None:
+    entry = {"round": point.round, "auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
+    with (out / "curve.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def montage_of(hospital: Hospital) -> np.ndarray:
+    """Up to 12 images spread over the cohort, uint8 (n, C, H, W)."""
+    images_NCHW = hospital.cohort.images_NCHW
+    rows = np.unique(np.linspace(0, len(images_NCHW) - 1, 12).astype(int))
+    return np.array(images_NCHW[rows])
+
+
+def quality_of(hospital: Prepared) -> SiteQuality:
+    return SiteQuality(accepted=hospital.report.quality.images, quarantined=dict(hospital.report.quality.quarantined))
+
+
+def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> list[str]:
+    """Honest remarks that belong beside the figures."""
+    notes = []
+    if settings.phantoms:
+        notes.append(
+            "These hospitals are generated phantoms: the figures show that the system works, "
+            "not how good it is on patients."
+        )
+    notes += dict.fromkeys(note for hospital in hospitals for note in hospital.report.quality.notes)
+    if math.isfinite(study.privacy.epsilon):
+        notes.append(
+            "The exact test figures of this report never left this machine and are not covered by epsilon; "
+            "a real site would release figures through its ledger, or none."
+        )
+    return notes
+
+
+def versions() -> dict[str, str]:
+    names = ("wardround", "flwr", "ray", "torch", "opacus", "pydicom", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
+
+
+def check_disk(out: Path, need_bytes: int) -> None:
+    """Raises `WardroundError` before the work where the disk cannot hold it."""
+    place = out if out.exists() else out.parent
+    free = shutil.disk_usage(place).free
+    if free < need_bytes:
+        raise WardroundError(
+            f"{out}: needs about {need_bytes / 1e6:.0f} MB and has {free / 1e6:.0f} MB; choose another --out"
+        )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def plain(value: float) -> float | str:
+    """A number as JSON can hold it: infinity is "inf"."""
+    return "inf" if math.isinf(value) else value
