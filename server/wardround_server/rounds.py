@@ -152,6 +152,7 @@ def _one_round(
     mean, sites = RunningMean(progress.server.weights), []
     for reply in exchange(broadcast, settings.round_deadline_s):
         sites.append(_take(reply, broadcast, settings, mean))
+        del reply  # or it would be held while the next one arrives
     seconds = time.monotonic() - started
     lines = tuple(sites)
     if folder is not None:

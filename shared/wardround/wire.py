@@ -70,8 +70,9 @@ class Broadcast:
 class SiteReply:
     """What became of one site in one round: `weights`, or the `code` that says why there are none.
 
-    `code` is "late", "failed", "refused:<code>" (the site said no) or "invalid:<code>" (the server did not take what
-    came). `seconds` runs from the broadcast to the reply; `bytes_up` counts the tensors that came.
+    `code` is "late", "failed", "unreachable" (no message could be brought to it), "refused:<code>" (the site said no) or
+    "invalid:<code>" (the server did not take what came). `seconds` runs from the broadcast to the reply; `bytes_up`
+    counts the tensors that came.
     """
 
     site: str
@@ -190,6 +191,23 @@ def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.n
     if norm > max_norm:
         raise WireError("norm", f"the update's norm {norm:.3g} is above the study's max_update_norm {max_norm:.3g}")
     return norm
+
+
+def packet_from(records: Mapping[str, Mapping[str, object]], arrays: Mapping[str, Mapping[str, object]]) -> Packet:
+    """The packet in a message's config records and array records, of which the peer chose names, number and types.
+
+    Arrays need `dtype`, `shape` and `data`, as Flower's have. Raises `WireError` "header" when the parts are not those of a
+    packet; everything else is for `unpack_broadcast` and `unpack_answer` to check.
+    """
+    if set(records) != {"header"} or set(arrays) != {"tensors"}:
+        raise WireError("header", "the message does not have the parts of a packet")
+    tensors = {}
+    for name, array in arrays["tensors"].items():
+        shape, data = tuple(getattr(array, "shape", ())), getattr(array, "data", None)
+        if not isinstance(data, bytes):
+            raise WireError("header", "a tensor holds no bytes")
+        tensors[name] = Tensor(str(getattr(array, "dtype", "")), shape, data)
+    return Packet(header=dict(records["header"]), tensors=tensors)
 
 
 def is_code(text: str) -> bool:

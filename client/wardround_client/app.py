@@ -1,0 +1,101 @@
+"""The thin side of a site that speaks Flower: a ClientApp that checks what came, lets the site answer, and sends that
+back.
+
+Nothing but weights or a code leaves here. Every exception ends at this border: Flower would send its text to the
+server, and a text may hold a path or worse. The full text goes to the site's own log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from wardround.errors import RefusedError, WireError
+from wardround.wire import Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
+
+TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S")
+Weights = dict[str, np.ndarray]
+
+
+class OutOfTime(BaseException):
+    """The round's deadline passed while the site trained. Not an `Exception`, so that no handler on the way keeps it."""
+
+
+def make_client_app(open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights]) -> ClientApp:
+    """A ClientApp whose one question is a training round.
+
+    `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`).
+    Both must be picklable for the simulation: functions of a module, or partials of such.
+    """
+    app = ClientApp()
+    app.train()(functools.partial(_train, open_site, answer))
+    return app
+
+
+def _train(
+    open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights], message: Message, context: Context
+) -> Message:
+    broadcast = None
+    deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
+    try:
+        with _time_limit(deadline - time.time()):
+            broadcast = unpack_broadcast(packet_from(message.content.config_records, message.content.array_records))
+            reply = pack_answer(broadcast, answer(broadcast, open_site(context)))
+    except OutOfTime:
+        log.error("round %s: the deadline passed while this site was training", broadcast.round if broadcast else "?")
+        reply = pack_refusal(broadcast, "late")
+    except RefusedError as error:
+        log.warning("refused: %s: %s", error.code, error)
+        reply = pack_refusal(broadcast, error.code if is_code(error.code) else "failed")
+    except WireError as error:
+        log.warning("message not understood, or reply not fit to send: %s: %s", error.code, error)
+        reply = pack_refusal(broadcast, f"wire-{error.code}")
+    except Exception:
+        log.exception("failed")
+        reply = pack_refusal(broadcast, "failed")
+    return Message(record_of(reply), reply_to=message)
+
+
+def record_of(packet: Packet) -> RecordDict:
+    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
+    arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
+    return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTime` inside the block after `seconds`: a hung round would wedge this site for every later one.
+
+    Signals reach Python in the main thread only, which is where Flower and Ray run a task; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        if seconds <= 0:
+            raise OutOfTime
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

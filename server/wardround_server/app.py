@@ -1,0 +1,129 @@
+"""The thin side of the server that speaks Flower: the round loop's `Exchange` over a Grid. It holds no logic of its
+own.
+
+A round is one message a site, pushed one by one, and one pull a site in the order of names, so that the server holds
+one reply at a time. All sites share one deadline; nothing waits longer. Who a site is says the `directory` (site name
+-> node id), which comes from the registered keys in a federation and from the engine's own list in a simulation, never
+from a reply's content. Errors that Flower reports become codes; their texts, which a client may have written, are
+dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+
+from wardround.errors import RoundError, WireError
+from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_from, unpack_answer
+
+TRAIN = "train"
+TTL_BEYOND_DEADLINE_S = 60.0
+
+_CODES = {
+    ErrorCode.NODE_UNAVAILABLE: "unreachable",
+    ErrorCode.MESSAGE_UNAVAILABLE: "late",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polling:
+    """How long to pause before asking for a reply again: `share` of the time waited so far, within the two limits.
+
+    Affects speed only. The defaults are those of a federation; where asking costs nothing (a simulation) they are
+    shorter.
+    """
+
+    shortest_s: float = 1.0
+    longest_s: float = 3.0
+    share: float = 0.02
+
+    def pause_s(self, waited_s: float) -> float:
+        return min(max(self.share * waited_s, self.shortest_s), self.longest_s)
+
+
+class FlowerExchange:
+    """The round loop's way to the sites over Flower's grid. Once `stopped` is set, each wait ends with `RoundError`."""
+
+    def __init__(
+        self, grid: Grid, directory: Mapping[str, int], polling: Polling, stopped: threading.Event | None = None
+    ) -> None:
+        self._grid = grid
+        self._directory = dict(sorted(directory.items()))
+        self._polling = polling
+        self._stopped = stopped or threading.Event()
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        """Send a broadcast to every site and yield the replies in the order of names; see `rounds.Exchange`.
+
+        A reply's `seconds` runs until the server took it, so it is at least that of the site before it in the order.
+        Raises `WireError` when the weights to send are not finite.
+        """
+        started = time.monotonic()
+        content = record_of(pack_broadcast(broadcast))
+        ttl = deadline_s + TTL_BEYOND_DEADLINE_S
+        asked = {site: self._push(content, node, ttl, broadcast.round) for site, node in self._directory.items()}
+        del content
+        for site, message_id in asked.items():
+            message = self._pull(message_id, started, started + deadline_s) if message_id else None
+            yield _reply(site, message_id, message, broadcast, time.monotonic() - started)
+            del message  # before the wait for the next one
+
+    def _push(self, content: RecordDict, node: int, ttl: float, round: int) -> str | None:
+        """Send one message; its id, or None when Flower refuses it. One by one, for it only leaves out what it refuses."""
+        message = Message(content, dst_node_id=node, message_type=TRAIN, ttl=ttl, group_id=str(round))
+        return next(iter(self._grid.push_messages([message])), None)
+
+    def _pull(self, message_id: str, began: float, ends: float) -> Message | None:
+        while True:
+            for message in self._grid.pull_messages([message_id]):
+                return message
+            now = time.monotonic()
+            if now >= ends:
+                return None
+            if self._stopped.wait(min(self._polling.pause_s(now - began), ends - now)):
+                raise RoundError("the run was stopped while it waited for its sites")
+
+
+def make_server_app(main: Callable[[Grid], None]) -> ServerApp:
+    """A ServerApp that does nothing but call `main` with its grid."""
+    app = ServerApp()
+
+    @app.main()
+    def run(grid: Grid, context: Context) -> None:
+        main(grid)
+
+    return app
+
+
+def record_of(packet: Packet) -> RecordDict:
+    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
+    arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
+    return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})
+
+
+def _reply(
+    site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
+) -> SiteReply:
+    weights, code, size = None, None, 0
+    if message_id is None:
+        code = "unreachable"
+    elif message is None:
+        code = "late"
+    elif message.has_error():
+        code = _CODES.get(message.error.code, "failed")
+    else:
+        try:
+            packet = packet_from(message.content.config_records, message.content.array_records)
+            size = packet.payload_bytes
+            weights, said = unpack_answer(packet, broadcast)
+            code = None if said is None else said if said in ("failed", "late") else f"refused:{said}"
+        except WireError as error:
+            code = f"invalid:{error.code}"
+    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size)
