@@ -41,7 +41,7 @@ def write_comparison(folder: Path, rows: Sequence[Row], study: Study, notes: Seq
         "no_privacy": any(math.isinf(epsilon) for epsilon in epsilons),
         "epsilon_labels": ["∞" if math.isinf(epsilon) else f"{epsilon:g}" for epsilon in epsilons],
         "start_name": words.start_name(study),
-        "tables": [_table(rows, unit, epsilons) for unit in units],
+        "tables": [table for unit in units if (table := _table(rows, unit, epsilons))["rows"]],
         "gain_rows": _gain_rows(main, epsilons),
         "fold_rows": _fold_rows(means.get("federated", {}), epsilons),
         "sites": _sites(main, epsilons),

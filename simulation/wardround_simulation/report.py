@@ -174,7 +174,7 @@ def _repeat(evidence: RunEvidence) -> list[tuple[str, str]]:
     named = (
         ("noise multiplier σ", "noise_multiplier"),
         ("sampling rate q", "sampling_rate"),
-        ("steps paid for", "steps"),
+        ("noisy steps", "steps"),
     )
     pairs += [(name, f"{privacy[key]:.6g}") for name, key in named if isinstance(privacy.get(key), (int, float))]
     pairs += [(name, str(version)) for name, version in sorted(evidence.versions.items())]

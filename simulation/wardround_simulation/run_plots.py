@@ -133,9 +133,10 @@ def sites_side_by_side(
         plots.auc_axis(axes, [*values, *shown_values], axis="x")
         axes.set_xlabel("AUC on the site's own held-out patients")
         figure.legend(loc="outside upper left", ncols=len(settings), columnspacing=1.2, handletextpad=0.3)
+        what = "Each site's own model beside the federated one, on" if "alone" in settings else "The same model on"
         caption = (
-            "Each site's own model beside the federated one, on the same held-out patients of that site; lines are "
-            "95 % intervals. A site whose held-out patients have one label only cannot be shown."
+            f"{what} the held-out patients of each site; lines are 95 % intervals. A site whose held-out patients have one "
+            "label only cannot be shown."
         )
         return Picture(name=name, title=title, svg=plots.to_svg(figure, name, title), caption=caption)
 
