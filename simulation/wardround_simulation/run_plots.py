@@ -135,8 +135,8 @@ def sites_side_by_side(
         figure.legend(loc="outside upper left", ncols=len(settings), columnspacing=1.2, handletextpad=0.3)
         what = "Each site's own model beside the federated one, on" if "alone" in settings else "The same model on"
         caption = (
-            f"{what} the held-out patients of each site; lines are 95 % intervals. A site whose held-out patients have one "
-            "label only cannot be shown."
+            f"{what} the held-out patients of each site; lines are 95 % intervals. A site whose held-out patients have "
+            "one label only cannot be shown."
         )
         return Picture(name=name, title=title, svg=plots.to_svg(figure, name, title), caption=caption)
 
