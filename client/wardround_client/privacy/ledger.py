@@ -23,25 +23,30 @@ from wardround_client.privacy.plan import PrivacyPlan
 SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 30.0
 
-_SCHEMA = """
-CREATE TABLE holds (
-    study TEXT NOT NULL, run TEXT NOT NULL, attempts INTEGER NOT NULL, noise_multiplier REAL NOT NULL,
-    sampling_rate REAL NOT NULL, steps_per_attempt INTEGER NOT NULL, unit TEXT NOT NULL, at REAL NOT NULL,
-    PRIMARY KEY (study, run)
-);
-CREATE TABLE attempts (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
-    weights TEXT NOT NULL, at REAL NOT NULL, FOREIGN KEY (study, run) REFERENCES holds (study, run)
-);
-CREATE TABLE settlements (
-    attempt INTEGER PRIMARY KEY REFERENCES attempts (id), reply_sha256 TEXT NOT NULL, at REAL NOT NULL
-); CREATE TRIGGER holds_stay BEFORE UPDATE ON holds BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER attempts_stay BEFORE UPDATE ON attempts BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER settlements_stay BEFORE UPDATE ON settlements BEGIN SELECT RAISE(ABORT, 'the ledger is append-only');
-END; CREATE TRIGGER holds_remain BEFORE DELETE ON holds BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER attempts_remain BEFORE DELETE ON attempts BEGIN SELECT RAISE(ABORT, 'the ledger is append-only');
-END; CREATE TRIGGER settlements_remain BEFORE DELETE ON settlements BEGIN SELECT RAISE(ABORT, 'the ledger is
-append-only'); END;
+_TABLES = (
+    """
+    CREATE TABLE holds (
+        study TEXT NOT NULL, run TEXT NOT NULL, attempts INTEGER NOT NULL, noise_multiplier REAL NOT NULL,
+        sampling_rate REAL NOT NULL, steps_per_attempt INTEGER NOT NULL, unit TEXT NOT NULL, at REAL NOT NULL,
+        PRIMARY KEY (study, run)
+    )
+    """,
+    """
+    CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
+        weights TEXT NOT NULL, at REAL NOT NULL, FOREIGN KEY (study, run) REFERENCES holds (study, run)
+    )
+    """,
+    """
+    CREATE TABLE settlements (
+        attempt INTEGER PRIMARY KEY REFERENCES attempts (id), reply_sha256 TEXT NOT NULL, at REAL NOT NULL
+    )
+    """,
+)
+_APPEND_ONLY = """
+    CREATE TRIGGER {table}_{change} BEFORE {change} ON {table} BEGIN
+        SELECT RAISE(ABORT, 'the ledger is append-only');
+    END
 """
 
 
@@ -83,8 +88,7 @@ class Ledger:
             with self._transaction():
                 found = self._connection.execute("PRAGMA user_version").fetchone()[0]
                 if found == 0:
-                    for statement in _statements(_SCHEMA):
-                        self._connection.execute(statement)
+                    self._create()
                     self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise LedgerError(
@@ -94,6 +98,13 @@ class Ledger:
             raise LedgerError(
                 f"{self._place}: ledger schema {found}, this version knows {SCHEMA_VERSION}; upgrade wardround"
             )
+
+    def _create(self) -> None:
+        for statement in _TABLES:
+            self._connection.execute(statement)
+        for table in ("holds", "attempts", "settlements"):
+            for change in ("UPDATE", "DELETE"):
+                self._connection.execute(_APPEND_ONLY.format(table=table, change=change))
 
     def close(self) -> None:
         self._connection.close()
@@ -227,12 +238,3 @@ def _event(noise_multiplier: float, sampling_rate: float, steps: int, unit: str)
     if not math.isfinite(noise_multiplier):
         raise LedgerError("the ledger holds an event without a finite noise multiplier")
     return GaussianEvent(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=int(steps), unit=unit)
-
-
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
