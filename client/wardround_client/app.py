@@ -8,6 +8,7 @@ server, and a text may hold a path or worse. The full text goes to the site's ow
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import logging
 import signal
@@ -26,6 +27,8 @@ from wardround.wire import Broadcast, Packet, is_code, pack_answer, pack_refusal
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
+HUNG_S = 30.0
+
 log = logging.getLogger(__name__)
 
 S = TypeVar("S")
@@ -33,7 +36,7 @@ Weights = dict[str, np.ndarray]
 
 
 class OutOfTime(BaseException):
-    """The round's deadline passed while the site trained. Not an `Exception`, so that no handler on the way keeps it."""
+    """The round's deadline passed while the site trained. Not an `Exception`: no handler on the way may keep it."""
 
 
 def make_client_app(open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights]) -> ClientApp:
@@ -81,7 +84,8 @@ def record_of(packet: Packet) -> RecordDict:
 def _time_limit(seconds: float) -> Iterator[None]:
     """Raise `OutOfTime` inside the block after `seconds`: a hung round would wedge this site for every later one.
 
-    Signals reach Python in the main thread only, which is where Flower and Ray run a task; elsewhere there is no limit.
+    A block that hangs outside Python cannot be raised in: its process ends half a minute later. Signals reach Python in
+    the main thread only, which is where Flower and Ray run a task; elsewhere there is no limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -95,7 +99,9 @@ def _time_limit(seconds: float) -> Iterator[None]:
         if seconds <= 0:
             raise OutOfTime
         signal.setitimer(signal.ITIMER_REAL, seconds)
+        faulthandler.dump_traceback_later(seconds + HUNG_S, exit=True)
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

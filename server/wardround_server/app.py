@@ -76,7 +76,7 @@ class FlowerExchange:
             del message  # before the wait for the next one
 
     def _push(self, content: RecordDict, node: int, ttl: float, round: int) -> str | None:
-        """Send one message; its id, or None when Flower refuses it. One by one, for it only leaves out what it refuses."""
+        """Send one message; its id, or None when Flower refuses it. One by one: of many it leaves out the refused."""
         message = Message(content, dst_node_id=node, message_type=TRAIN, ttl=ttl, group_id=str(round))
         return next(iter(self._grid.push_messages([message])), None)
 

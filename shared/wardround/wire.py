@@ -70,9 +70,9 @@ class Broadcast:
 class SiteReply:
     """What became of one site in one round: `weights`, or the `code` that says why there are none.
 
-    `code` is "late", "failed", "unreachable" (no message could be brought to it), "refused:<code>" (the site said no) or
-    "invalid:<code>" (the server did not take what came). `seconds` runs from the broadcast to the reply; `bytes_up`
-    counts the tensors that came.
+    `code` is "late", "failed", "unreachable" (no message could be brought to it), "refused:<code>" (the site said no)
+    or "invalid:<code>" (the server did not take what came). `seconds` runs from the broadcast to the reply;
+    `bytes_up` counts the tensors that came.
     """
 
     site: str
@@ -196,8 +196,8 @@ def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.n
 def packet_from(records: Mapping[str, Mapping[str, object]], arrays: Mapping[str, Mapping[str, object]]) -> Packet:
     """The packet in a message's config records and array records, of which the peer chose names, number and types.
 
-    Arrays need `dtype`, `shape` and `data`, as Flower's have. Raises `WireError` "header" when the parts are not those of a
-    packet; everything else is for `unpack_broadcast` and `unpack_answer` to check.
+    Arrays need `dtype`, `shape` and `data`, as Flower's have. Raises `WireError` "header" when the parts are not those
+    of a packet; everything else is for `unpack_broadcast` and `unpack_answer` to check.
     """
     if set(records) != {"header"} or set(arrays) != {"tensors"}:
         raise WireError("header", "the message does not have the parts of a packet")

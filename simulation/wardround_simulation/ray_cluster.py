@@ -67,7 +67,7 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: P
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # after a SIGKILL Ray's agents go on for so long; by default 60
     }
     try:
-        with _environment(closed):
+        with _environment(closed), _settings_read_again():
             with _environment({"HOME": str(folder), "PYTHONUSERBASE": site.getuserbase()}):
                 _start(folder, num_cpus, num_gpus)
             with _no_chatter():
@@ -92,6 +92,22 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _settings_read_again() -> Iterator[None]:
+    """Ray reads these settings once a process, when first imported, which may have been before: make it look again."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
 def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -110,6 +126,8 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
             )
         except Exception as error:
             raise WardroundError(f"the simulation engine (Ray) did not start: {_first_line(error)}") from error
+        if ray.util.get_node_ip_address() != "127.0.0.1":
+            raise WardroundError("the simulation engine (Ray) did not stay on this machine's loopback address")
 
 
 @contextlib.contextmanager
