@@ -89,18 +89,16 @@ def distance(one: dict, two: dict) -> float:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("max_grad_norm", [0.01, 3.0])
-def test_one_patient_moves_the_clipped_sum_by_at_most_c(name: str, max_grad_norm: float) -> None:
+def test_one_patient_moves_the_clipped_sum_by_at_most_c(name: str) -> None:
     network, parameters = network_of(name)
-    batch = batch_of([2, 1, 3], seed=5)
+    batch = batch_of([2, 1, 2], seed=5)
+    max_grad_norm = 0.01  # small enough that every patient is clipped: the bound is reached, so the test has power
     whole = clip_by_loop(network, parameters, batch, loss_per_image, max_grad_norm)
     assert whole.sensitivity == max_grad_norm
     for unit in range(3):
         part = clip_by_loop(network, parameters, without(batch, unit), loss_per_image, max_grad_norm)
         moved = distance(whole.gradients, part.gradients)
-        assert 0 < moved <= max_grad_norm * (1 + 1e-4)
-    if max_grad_norm == 0.01:  # small enough that every patient is clipped: the bound is reached, so the test has power
-        assert moved > 0.99 * max_grad_norm
+        assert 0.99 * max_grad_norm < moved <= max_grad_norm * (1 + 1e-4)
 
 
 @settings(max_examples=60, deadline=None)

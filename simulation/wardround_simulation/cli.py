@@ -121,6 +121,7 @@ def compare(
         Path | None, typer.Option("--folds", help="CSV: patient_id and one column of fold numbers a split.")
     ] = None,
     epsilon: Annotated[str, typer.Option("--epsilon", help="Comma-separated; inf is no privacy.")] = "inf,8,3,1",
+    settings: Annotated[str, typer.Option("--settings", help="Which to train.")] = "federated,pooled,alone",
     draws: Annotated[int, typer.Option(min=1, help="Draws of samples and noise for each fold.")] = 3,
     out: OutOption = None,
     set_: SetOption = None,
@@ -136,6 +137,7 @@ def compare(
         raise UsageError("--data is missing: which folder holds the images?")
     loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
     epsilons = _epsilons(epsilon)
+    chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"
     console = Console(stderr=True)
     from wardround_simulation.progress import RunProgress
@@ -165,6 +167,7 @@ def compare(
             draws,
             out,
             processes or os.cpu_count() or 1,
+            chosen_settings,
             progress.pieces,
         )
         progress.stage("Drawing the comparison")
@@ -244,6 +247,15 @@ def _epsilons(text: str) -> list[float]:
         if value not in out:
             out.append(value)
     return out
+
+
+def _settings(text: str) -> tuple[str, ...]:
+    known = ("federated", "pooled", "alone")
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for part in chosen:
+        if part not in known:
+            raise UsageError(f"--settings {text}: {part or 'nothing'} is none of {', '.join(known)}")
+    return chosen
 
 
 def _phantom_hospitals(out: Path, sites: int, progress) -> Path:

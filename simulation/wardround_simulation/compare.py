@@ -35,6 +35,9 @@ from wardround_simulation.in_process import Hospital
 Row = dict[str, Any]
 
 
+SETTINGS = ("federated", "pooled", "alone")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One piece: every setting is trained and tested on one fold, at one epsilon, with one draw of the noise."""
@@ -131,6 +134,7 @@ def compare(
     draws: int,
     folder: Path,
     processes: int,
+    settings: Sequence[str] = SETTINGS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Train and test every piece that `folder`/comparison.jsonl does not hold yet; write comparison.json; return
@@ -140,7 +144,7 @@ def compare(
     """
     work = plan_work(study, folds, epsilons, draws)
     log = folder / "comparison.jsonl"
-    identity = _identity(study, site_folders, test_folders, folds)
+    identity = _identity(study, site_folders, test_folders, folds, settings)
     done = _finished_work(log, identity)
     if progress:
         progress(sum(piece.key in done for piece in work), len(work))
@@ -148,7 +152,7 @@ def compare(
     if rest:
         _open(study.to_json(), _frozen(site_folders), _frozen(test_folders))  # features are computed once, here
         context = multiprocessing.get_context("spawn")
-        arguments = (study.to_json(), _frozen(site_folders), _frozen(test_folders), folds)
+        arguments = (study.to_json(), _frozen(site_folders), _frozen(test_folders), folds, tuple(settings))
         with ProcessPoolExecutor(min(processes, len(rest)), mp_context=context, initializer=_start_worker) as pool:
             running = {pool.submit(run_work, piece, *arguments): piece for piece in rest}
             try:
@@ -184,10 +188,10 @@ def _open(study_json: str, site_folders, test_folders):
     return study, hospitals, tests
 
 
-def run_work(work: Work, study_json: str, site_folders, test_folders, folds: Folds) -> list[Row]:
-    """Train alone (each site), pooled and federated on the other folds and test on this one; rows by setting and
-    unit.
-    """
+def run_work(
+    work: Work, study_json: str, site_folders, test_folders, folds: Folds, settings: Sequence[str] = SETTINGS
+) -> list[Row]:
+    """Train on the other folds and test on this one; rows by setting and unit."""
     asked, hospitals, tests = _open(study_json, site_folders, test_folders)
     by_patient = folds.fold_by_split[work.split]
     study = in_process.with_epsilon(asked, work.epsilon)
@@ -224,19 +228,23 @@ def run_work(work: Work, study_json: str, site_folders, test_folders, folds: Fol
         return out
 
     out = []
-    admitted: dict[str, object] = {}
-    sites = [in_process.temporary_site(study, h.name, [(h, rows_N)], admitted) for h, rows_N in training]
-    out += rows("federated", in_process.train_together(study, sites, network))
-    pooled = in_process.pooled_study(study)
-    out += rows("pooled", _train_one(pooled, "pooled", training, network))
-    alone, admitted = in_process.alone_study(study), {}
-    for hospital, rows_N in training:
-        out += rows("alone", _train_one(alone, hospital.name, [(hospital, rows_N)], network, admitted), hospital.name)
+    if "federated" in settings:
+        admitted: dict[str, object] = {}
+        sites = [in_process.temporary_site(study, h.name, [(h, rows_N)], admitted) for h, rows_N in training]
+        out += rows("federated", in_process.train_together(study, sites, network))
+    if "pooled" in settings:
+        pooled = in_process.pooled_study(study)
+        out += rows("pooled", _train_one(pooled, "pooled", training, network, {}))
+    if "alone" in settings:
+        alone, admitted = in_process.alone_study(study), {}
+        for hospital, rows_N in training:
+            weights = _train_one(alone, hospital.name, [(hospital, rows_N)], network, admitted)
+            out += rows("alone", weights, hospital.name)
     return out
 
 
-def _train_one(study: Study, name: str, parts, network, admitted: dict[str, object] | None = None):
-    site = in_process.temporary_site(study, name, parts, {} if admitted is None else admitted)
+def _train_one(study: Study, name: str, parts, network, admitted: dict[str, object]):
+    site = in_process.temporary_site(study, name, parts, admitted)
     return in_process.train_together(study, [site], network)
 
 
@@ -279,13 +287,19 @@ def _plain_epsilon(epsilon: float) -> float | str:
     return "inf" if math.isinf(epsilon) else epsilon
 
 
-def _identity(study: Study, site_folders, test_folders, folds: Folds) -> str:
+def _identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:
     cohorts = {
-        group: {name: open_cohort(folder / "cohort").key for name, folder in sorted(folders.items())}
+        group: {name: _cohort_identity(folder) for name, folder in sorted(folders.items())}
         for group, folders in (("train", site_folders), ("test", test_folders))
     }
-    content = [study.sha256(), cohorts, asdict(folds)]
+    content = [study.sha256(), cohorts, asdict(folds), sorted(settings)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _cohort_identity(folder: Path) -> list[str]:
+    """The key of a cohort, and a hash of its labels, which are not in the key."""
+    cohort = open_cohort(folder / "cohort")
+    return [cohort.key, hashlib.sha256(np.asarray(cohort.labels_N, np.int32).tobytes()).hexdigest()]
 
 
 def _finished_work(log: Path, identity: str) -> dict[str, list[Row]]:

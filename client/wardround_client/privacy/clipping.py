@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wardround.errors import WardroundError
 
+IMAGES_AT_ONCE = 64
 LossPerImage = Callable[[Tensor, Tensor], Tensor]  # (logits_NK, labels_N) -> loss_N
 
 
@@ -58,12 +59,13 @@ def clip_by_loop(
     loss_per_image: LossPerImage,
     max_grad_norm: float,
 ) -> ClippedSum:
-    """The oracle: one backward pass per unit. Memory of one unit, any layer; `max_grad_norm` may be inf."""
+    """The oracle: one unit at a time, `IMAGES_AT_ONCE` of its images in a pass. Any layer, any norm, inf too."""
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     starts = batch.start_U1.tolist()
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
-        loss = loss_per_image(network(batch.inputs_N[begin:end]), batch.labels_N[begin:end]).mean()
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = _mean_gradient(
+            network, parameters, batch.inputs_N[begin:end], batch.labels_N[begin:end], loss_per_image
+        )
         # square().sum(), not torch.norm, which under-states long vectors on the CPU
         norm = math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradients))
         if not math.isfinite(norm):
@@ -72,6 +74,23 @@ def clip_by_loop(
         for name, gradient in zip(total, gradients, strict=True):
             total[name].add_(gradient, alpha=factor)
     return ClippedSum(gradients=total, sensitivity=max_grad_norm)
+
+
+def _mean_gradient(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    inputs_N: Tensor,
+    labels_N: Tensor,
+    loss_per_image: LossPerImage,
+) -> list[Tensor]:
+    """Gradient of the mean loss over a unit's images, summed over passes so that a patient of many images fits."""
+    total: list[Tensor] = []
+    for begin in range(0, len(inputs_N), IMAGES_AT_ONCE):
+        part = slice(begin, begin + IMAGES_AT_ONCE)
+        loss = loss_per_image(network(inputs_N[part]), labels_N[part]).sum() / len(inputs_N)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
+    return total
 
 
 def clip_linear_head(

@@ -1,0 +1,16 @@
+"""What every test gets: one thread for arithmetic, so that tests are as fast beside others' work as alone."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch or numpy are imported anywhere
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
