@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+import typer.core
 from rich.console import Console
 
 from wardround.errors import UsageError, WardroundError
+
+typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
 
 app = typer.Typer(
     name="wardround-sim",
@@ -30,12 +33,28 @@ PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 40, 7
 StudyArgument = Annotated[
     Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for instance studies/lidc.toml.")
 ]
-DataOption = Annotated[Path | None, typer.Option("--data", help="The data folder; see docs/data.md for its layouts.")]
-TestDataOption = Annotated[Path | None, typer.Option("--test-data", help="An external test set: other patients.")]
-SitesOption = Annotated[int | None, typer.Option("--sites", min=1, help="Split a pool of patients over so many sites.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder; the same folder again continues.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="The data folder; docs/data.md shows its layouts.")
+]
+TestDataOption = Annotated[
+    Path | None, typer.Option("--test-data", metavar="DIR", help="An external test set: other patients.")
+]
+SitesOption = Annotated[
+    int | None, typer.Option("--sites", min=1, metavar="N", help="Split a pool of patients over N sites.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="The folder of results; the same one again continues. Default: in runs/."
+    ),
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a study key, e.g. privacy.epsilon=3.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the study, for instance privacy.epsilon=3; may be repeated.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
@@ -48,15 +67,17 @@ def run(
     test_data: TestDataOption = None,
     out: OutOption = None,
     set_: SetOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="An existing Ray cluster; default: this machine.")
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="An existing Ray cluster; default: this machine."),
     ] = None,
-    baselines: Annotated[bool, typer.Option(help="Also train every hospital alone, and all data pooled.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also train each hospital alone, and all data pooled.")] = True,
     show_images: Annotated[
         bool,
         typer.Option(
-            "--show-images", help="Put sample images into the report (never for patients' data you may not show)."
+            "--show-images",
+            help="Put sample images into the report. Phantoms are always shown; patients only with this.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -118,17 +139,24 @@ def compare(
     sites: SitesOption = None,
     test_data: TestDataOption = None,
     folds: Annotated[
-        Path | None, typer.Option("--folds", help="CSV: patient_id and one column of fold numbers a split.")
+        Path | None,
+        typer.Option("--folds", metavar="CSV", help="patient_id and a column of fold numbers for each split."),
     ] = None,
-    epsilon: Annotated[str, typer.Option("--epsilon", help="Comma-separated; inf is no privacy.")] = "inf,8,3,1",
-    settings: Annotated[str, typer.Option("--settings", help="Which to train.")] = "federated,pooled,alone",
-    draws: Annotated[int, typer.Option(min=1, help="Draws of samples and noise for each fold.")] = 3,
+    epsilon: Annotated[
+        str, typer.Option("--epsilon", metavar="LIST", help="Comma-separated; inf is no privacy.")
+    ] = "inf,8,3,1",
+    settings: Annotated[
+        str, typer.Option("--settings", metavar="LIST", help="Which to train.")
+    ] = "federated,pooled,alone",
+    draws: Annotated[int, typer.Option(min=1, metavar="N", help="Draws of samples and noise for each fold.")] = 3,
     out: OutOption = None,
     set_: SetOption = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes at once; default: one a core.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes at once; default: one a core.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Alone, pooled and federated at each epsilon, over folds by patient. Resumes where it was ended."""
+    """Alone, pooled and federated, at each epsilon. Over folds by patient; continues where it was ended."""
     import os
 
     from wardround.study import load_study
@@ -185,12 +213,12 @@ def compare(
 @app.command(epilog="Example: wardround-sim phantom hospitals --sites 3 --patients 40")
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    sites: Annotated[int, typer.Option(min=1, help="Hospitals.")] = PHANTOM_SITES,
-    patients: Annotated[int, typer.Option(min=1, help="Patients at each hospital.")] = PHANTOM_PATIENTS,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = PHANTOM_SEED,
+    sites: Annotated[int, typer.Option(min=1, metavar="N", help="Hospitals.")] = PHANTOM_SITES,
+    patients: Annotated[int, typer.Option(min=1, metavar="N", help="Patients at each hospital.")] = PHANTOM_PATIENTS,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = PHANTOM_SEED,
     as_json: JsonOption = False,
 ) -> None:
-    """Write phantom hospitals: chest-CT-like DICOM series with marked nodules. No patient is in them."""
+    """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules; no patient is in them."""
     from wardround_simulation.progress import RunProgress
 
     with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
@@ -207,14 +235,14 @@ def phantom(
 @app.command(epilog="Example: wardround-sim pretrain encoder.safetensors")
 def pretrain(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: the shipped file's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
     crops: Annotated[
-        int | None, typer.Option(min=1000, help="Phantoms to train on; default: the shipped file's.")
+        int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the shipped file's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the shipped phantom encoder from nothing: generated crops in, weights out."""
+    """Train the shipped encoder from nothing. Generated crops go in, weights come out; no patient is involved."""
     if file.exists():
         raise UsageError(f"{file}: exists already; choose another name")
     if file.suffix != ".safetensors":
