@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 VESSELS = 10
-DOTS = 6
+DOTS = 10
+MASSES = 2
 RIBS = 2
 FULL_TURN = 2 * math.pi
 
@@ -78,7 +79,9 @@ def grain(
 
 def bump(squared: Tensor) -> Tensor:
     """About exp(-squared / 2), but exactly zero beyond 8: many times faster, as it makes no denormal numbers."""
-    return (1 - squared / 8).clamp(min=0) ** 4
+    rest = (1 - squared / 8).clamp(min=0)
+    rest = rest * rest  # a product: a general power costs ten times as much
+    return rest * rest
 
 
 def spread_over(part: Part, count: int) -> Part:
@@ -143,17 +146,25 @@ class Vessels:
     dot_y_mm: Tensor
     dot_width_mm: Tensor
     dot_present: Tensor
+    mass_x_mm: Tensor
+    mass_y_mm: Tensor
+    mass_radius_mm: Tensor
+    mass_present: Tensor
     contrast_hu: Tensor
     opacity: Tensor
 
 
-def draw_vessels(dice: Dice, reach_mm: float, most: int = VESSELS, dots: int = DOTS) -> Vessels:
-    """Between one and `most` arcs within `reach_mm`, some of which branch off the arc before them, and up to `dots`
-    cross-sections."""
+def draw_vessels(dice: Dice, reach_mm: float, clear_mm: Tensor | None = None) -> Vessels:
+    """One to ten arcs within `reach_mm`, some of which branch off the arc before them, and up to ten cross-sections.
+
+    With `clear_mm` (N,), the free radius about the middle, there may be great vessels (hilum, aorta) or other large
+    organs outside it.
+    """
+    most, dots = VESSELS, DOTS
     x_mm, y_mm = dice.uniform(-reach_mm, reach_mm, most), dice.uniform(-reach_mm, reach_mm, most)
     angle = dice.uniform(0, FULL_TURN, most)
     half_width_mm = dice.lognormal(0.5, 0.45, 0.25, 2.1, most)
-    half_length_mm = dice.lognormal(5.0, 0.6, 1.4, 28, most)
+    half_length_mm = dice.lognormal(4.5, 0.65, 1.2, 28, most)
     branches = dice.chance(0.35, most)
     for child in range(1, most):
         parent = child - 1
@@ -167,6 +178,9 @@ def draw_vessels(dice: Dice, reach_mm: float, most: int = VESSELS, dots: int = D
         thinner = (half_width_mm[:, parent] * 0.75).clamp(min=0.25)
         half_width_mm[:, child] += is_branch * (thinner - half_width_mm[:, child])
     dot_x_mm, dot_y_mm = dice.uniform(-reach_mm, reach_mm, dots), dice.uniform(-reach_mm, reach_mm, dots)
+    mass_radius_mm, mass_angle = dice.lognormal(6, 0.5, 2.5, 24, MASSES), dice.uniform(0, FULL_TURN, MASSES)
+    beyond = torch.zeros(dice.count) if clear_mm is None else clear_mm
+    mass_at_mm = beyond[:, None] + mass_radius_mm * dice.uniform(0.95, 1.6, MASSES) + dice.uniform(0, 12, MASSES)
     return Vessels(
         x_mm=x_mm,
         y_mm=y_mm,
@@ -177,11 +191,25 @@ def draw_vessels(dice: Dice, reach_mm: float, most: int = VESSELS, dots: int = D
         present=(torch.arange(most) < dice.uniform(1, most)[:, None]).float(),
         dot_x_mm=dot_x_mm,
         dot_y_mm=dot_y_mm,
-        dot_width_mm=dice.lognormal(0.85, 0.4, 0.4, 2.1, dots),
-        dot_present=dice.chance(0.5, dots) * ((dot_x_mm**2 + dot_y_mm**2) > 49).float(),
-        contrast_hu=dice.uniform(-30, 80) + dice.chance(0.2) * dice.uniform(0, 150),
+        mass_x_mm=mass_at_mm * mass_angle.cos(),
+        mass_y_mm=mass_at_mm * mass_angle.sin(),
+        mass_radius_mm=mass_radius_mm,
+        mass_present=dice.chance(0.0 if clear_mm is None else 0.06, MASSES),
+        dot_width_mm=dice.lognormal(0.8, 0.4, 0.35, 2.1, dots),
+        dot_present=dice.chance(dice.uniform(0.1, 0.7)[:, None], dots) * ((dot_x_mm**2 + dot_y_mm**2) > 49).float(),
+        contrast_hu=dice.uniform(-30, 80) + dice.chance(0.3) * dice.uniform(0, 200),
         opacity=dice.uniform(0.35, 0.95),
     )
+
+
+def paint_masses(vessels: Vessels, x_NHW: Tensor, y_NHW: Tensor) -> Tensor:
+    """How much of each pixel is great vessel or organ (N, H, W), 0..1."""
+    share = torch.zeros(torch.broadcast_shapes(x_NHW.shape, y_NHW.shape))
+    for k in range(MASSES):
+        squared = (x_NHW - column(vessels.mass_x_mm[:, k])) ** 2 + (y_NHW - column(vessels.mass_y_mm[:, k])) ** 2
+        disc = torch.sigmoid((column(vessels.mass_radius_mm[:, k]) - squared.sqrt()) / 0.5)
+        share = torch.maximum(share, column(vessels.mass_present[:, k]) * disc)
+    return share
 
 
 def paint_vessels(vessels: Vessels, x_NHW: Tensor, y_NHW: Tensor) -> Tensor:
@@ -228,14 +256,14 @@ class Wall:
 
 def draw_wall(dice: Dice, distance_mm: Tensor, probability: float) -> Wall:
     """A boundary at `distance_mm` (N,) from the centre in a random direction, there with this probability."""
-    ribs = dice.chance(0.55, RIBS)
+    ribs, wave_length_mm = dice.chance(0.55, RIBS), dice.uniform(12, 45)
     return Wall(
         present=dice.chance(probability),
         distance_mm=distance_mm,
         angle=dice.uniform(0, FULL_TURN),
         bulge_per_mm=dice.uniform(-0.017, 0.028),
-        wave_mm=dice.chance(0.3) * dice.uniform(0.5, 3.0),
-        wave_length_mm=dice.uniform(12, 40),
+        wave_mm=dice.chance(0.3) * dice.uniform(0.02, 0.09) * wave_length_mm,
+        wave_length_mm=wave_length_mm,
         wave_phase=dice.uniform(0, FULL_TURN),
         tissue_hu=dice.uniform(-10, 70) + dice.chance(0.15) * dice.uniform(0, 120),
         grain_hu=dice.uniform(5, 40),
@@ -266,11 +294,28 @@ def paint_wall_tissue(wall: Wall, dice: Dice, depth_NHW: Tensor, along_NHW: Tens
         wall.grain_hu
     )
     tissue = tissue - torch.sigmoid((depth_NHW - column(wall.fat_depth_mm)) / 0.7) * column(wall.fat_hu)
-    for k in range(wall.rib_present.shape[1]):
-        across = (depth_NHW - column(wall.rib_depth_mm[:, k])) / column(wall.rib_half_width_mm[:, k])
-        radius = (
-            (along_NHW - column(wall.rib_along_mm[:, k])) / column(wall.rib_half_length_mm[:, k])
-        ) ** 2 + across**2
-        cortex = 0.35 + 0.65 * torch.sigmoid((radius - 0.45) * 6)  # a rib is a bright shell about darker marrow
-        tissue = tissue + column(wall.rib_present[:, k] * wall.rib_hu[:, k]) * torch.sigmoid((1 - radius) * 3) * cortex
-    return tissue
+    nearest = _nearest_rib(wall, along_NHW)
+    along, behind, half_length, half_width, hu = (
+        torch.take_along_dim(values_NK, nearest, 1).reshape(depth_NHW.shape)
+        for values_NK in (
+            wall.rib_along_mm,
+            wall.rib_depth_mm,
+            wall.rib_half_length_mm,
+            wall.rib_half_width_mm,
+            wall.rib_present * wall.rib_hu,
+        )
+    )
+    radius = ((along_NHW - along) / half_length) ** 2 + ((depth_NHW - behind) / half_width) ** 2
+    cortex = 0.35 + 0.65 * torch.sigmoid((radius - 0.45) * 6)  # a rib is a bright shell about darker marrow
+    return tissue + hu * torch.sigmoid((1 - radius) * 3) * cortex
+
+
+def _nearest_rib(wall: Wall, along_NHW: Tensor) -> Tensor:
+    """Which rib (N, H W) each pixel asks: only the nearest one along the wall can be there, so one is painted for
+    all."""
+    best, nearest = (along_NHW - column(wall.rib_along_mm[:, 0])).abs(), torch.zeros(along_NHW.shape, dtype=torch.long)
+    for k in range(1, wall.rib_along_mm.shape[1]):
+        distance = (along_NHW - column(wall.rib_along_mm[:, k])).abs()
+        nearest = torch.where(distance < best, k, nearest)
+        best = torch.minimum(best, distance)
+    return nearest.flatten(1)

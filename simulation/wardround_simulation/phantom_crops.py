@@ -20,6 +20,7 @@ from wardround_simulation.phantom_anatomy import (
     draw_texture,
     draw_vessels,
     draw_wall,
+    paint_masses,
     paint_texture,
     paint_vessels,
     paint_wall,
@@ -27,7 +28,7 @@ from wardround_simulation.phantom_anatomy import (
 from wardround_simulation.phantom_nodule import Nodule, draw_nodule, insert_nodule, paint_attached_vessel, paint_nodule
 from wardround_simulation.phantom_scanner import acquire, draw_scanner, window
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 CROP_PX = 64
 BATCH = 100  # pictures painted at once: small enough for a core's cache
 CONCEPTS = (
@@ -39,6 +40,12 @@ CONCEPTS = (
     "wall_contact",
     "vessel_contact",
     "part_solid",
+    "ground_glass",
+    "cavity",
+    "elongation",
+    "roughness",
+    "softness",
+    "log_pixels",
 )
 
 
@@ -87,7 +94,7 @@ def _generate_batch(dice: Dice) -> PhantomCrops:
     return PhantomCrops(
         images_NHW=window(dice, acquire(draw_scanner(dice), dice, scene)),
         labels_N=nodule.malignant.long(),
-        concepts_NK=_concepts(nodule, contact),
+        concepts_NK=_concepts(nodule, contact, spacing_mm),
         spacing_mm_N=spacing_mm,
     )
 
@@ -95,9 +102,10 @@ def _generate_batch(dice: Dice) -> PhantomCrops:
 def _paint_surroundings(dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
     """Lung, vessels and up to two walls in HU, and the share of wall, both (N, H, W)."""
     scene = paint_texture(draw_texture(dice), dice, (CROP_PX, CROP_PX))
-    vessels = draw_vessels(dice, reach_mm=24)
+    vessels = draw_vessels(dice, reach_mm=24, clear_mm=nodule.radius_mm)
     share = torch.maximum(paint_vessels(vessels, x_NHW, y_NHW), paint_attached_vessel(nodule, x_NHW, y_NHW))
     scene = scene + (column(vessels.contrast_hu) - scene) * share * column(vessels.opacity)
+    scene = scene + (column(vessels.contrast_hu) - scene) * paint_masses(vessels, x_NHW, y_NHW)
     against = nodule.radius_mm * dice.uniform(0.4, 1.2)
     away = nodule.radius_mm + dice.uniform(0.7, 21)
     nearest = torch.where(dice.chance(0.35) > 0, against, away)
@@ -109,7 +117,7 @@ def _paint_surroundings(dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor
     return scene, wall_share
 
 
-def _concepts(nodule: Nodule, wall_contact: Tensor) -> Tensor:
+def _concepts(nodule: Nodule, wall_contact: Tensor, spacing_mm: Tensor) -> Tensor:
     solid = 1 - nodule.ground_glass - nodule.part_solid
     columns = (
         (2 * nodule.radius_mm).log() - 2,
@@ -120,5 +128,11 @@ def _concepts(nodule: Nodule, wall_contact: Tensor) -> Tensor:
         wall_contact,
         nodule.attached,
         nodule.part_solid,
+        nodule.ground_glass,
+        nodule.cavity,
+        nodule.elongation,
+        nodule.roughness,
+        nodule.edge_mm,
+        (2 * nodule.radius_mm / spacing_mm).log() - 2.4,
     )
     return torch.stack(columns, 1)

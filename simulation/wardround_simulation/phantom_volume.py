@@ -7,7 +7,7 @@ patient's left, y to the back, z to the head). Values in Hounsfield units.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from wardround_simulation.phantom_anatomy import (
     FULL_TURN,
     Dice,
+    Vessels,
     Wall,
     bump,
     column,
@@ -31,9 +32,13 @@ from wardround_simulation.phantom_scanner import Scanner, acquire
 
 SLICE_PX = 256
 PATCH_PX = 96  # vessels and nodules are painted in patches: a whole slice is mostly empty of any one of them
-SCATTERED_PATCHES = 9
+SCATTERED_PATCHES = 6
 CHEST_RIBS = 9
 AIR_HU = -1000.0
+RIB_SLANT = 0.6  # mm that a rib moves along the wall for each mm up
+MEDIASTINUM = ((19.0, 44.0, 16.0, 220.0), (15.0, 18.0, 11.0, 60.0))  # vertebra, aorta: mm behind and down, radius, HU
+ROUGH_MM = 6.0  # a larger nodule is not rougher in mm than one of this radius
+MEDIAN_MM = (6.0, 12.0)  # closer than in pre-training: a hospital's question should not be answered before it is asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +124,15 @@ class Chest:
     wall_thickness_mm: float
     medial: float  # +1 when the mediastinum is to the right of the picture, -1 when it is to the left
     taper: float  # how much the lung shrinks for each mm towards the head
+    wobble: tuple[float, float, float, float]  # strength and phase of the outline's second and third harmonic
 
     def depth(self, x_mm: Tensor, y_mm: Tensor, z_mm: Tensor) -> Tensor:
         """About how many mm a point lies behind the lung's surface; negative inside the lung."""
         width, depth = self.half_width_mm * (1 - self.taper * z_mm), self.half_depth_mm * (1 - self.taper * z_mm)
-        radius = ((x_mm / width) ** 2 + (y_mm / depth) ** 2).sqrt()
+        turn = torch.atan2(y_mm, x_mm)
+        second, second_phase, third, third_phase = self.wobble
+        outline = 1 + second * torch.cos(2 * turn + second_phase) + third * torch.cos(3 * turn + third_phase)
+        radius = ((x_mm / width) ** 2 + (y_mm / depth) ** 2).sqrt() / outline
         return (radius - 1) * (width + depth) / 2
 
     def points_inside(self, one: Dice, count: int) -> list[tuple[float, float]]:
@@ -135,11 +144,16 @@ class Chest:
     def enclose(self, scene_SHW: Tensor, dice: Dice, heights_mm: Tensor, x_1HW: Tensor, y_1HW: Tensor) -> None:
         """Paints wall, ribs and the air around the body over the scene, in place."""
         depth = self.depth(x_1HW, y_1HW, column(heights_mm))
-        along = torch.atan2(y_1HW, x_1HW * self.medial).expand_as(depth) * (self.half_width_mm + self.half_depth_mm) / 2
+        along = torch.atan2(y_1HW, x_1HW * self.medial) * (self.half_width_mm + self.half_depth_mm) / 2
+        along = along + RIB_SLANT * column(heights_mm)
         tissue = paint_wall_tissue(spread_over(self.wall, dice.count), dice, depth, along)
         skin_mm = self.wall_thickness_mm + 400 * ((x_1HW * self.medial / self.half_width_mm).clamp(0, 1) ** 2)
         outside = torch.sigmoid((depth - skin_mm) / 0.7)
         tissue = tissue * (1 - outside) + AIR_HU * outside
+        for behind_mm, down_mm, radius_mm, added_hu in MEDIASTINUM:  # what lies deep beside the lung
+            middle_mm = self.medial * (self.half_width_mm + behind_mm)
+            distance_mm = ((x_1HW - middle_mm) ** 2 + (y_1HW - down_mm) ** 2).sqrt()
+            tissue = tissue + added_hu * torch.sigmoid((radius_mm - distance_mm) / 0.7)
         share = torch.sigmoid(depth / 0.56)
         scene_SHW.mul_(1 - share).add_(tissue * share)
 
@@ -167,6 +181,9 @@ def _draw_chest(one: Dice, side_mm: float) -> Chest:
         wall_thickness_mm=float(one.uniform(14, 26)),
         medial=1.0 if float(one.uniform(0, 1)) < 0.5 else -1.0,
         taper=float(one.uniform(0, 0.004)),
+        wobble=tuple(
+            float(one.uniform(low, high)) for low, high in ((0, 0.05), (0, FULL_TURN), (0, 0.05), (0, FULL_TURN))
+        ),
     )
 
 
@@ -176,13 +193,14 @@ def _place_nodules(one: Dice, chest: Chest, kinds: tuple[bool, ...], thickness_m
     placed = []
     turn = float(one.uniform(0, FULL_TURN))
     for malignant in kinds:
-        nodule = draw_nodule(one, torch.tensor([float(malignant)]), cut=torch.zeros(1))
+        nodule = draw_nodule(one, torch.tensor([float(malignant)]), torch.zeros(1), MEDIAN_MM)
         radius_mm = float(nodule.radius_mm)
         on_wall = float(one.uniform(0, 1)) < 0.35
         gap_mm = radius_mm * float(one.uniform(0.4, 1.2)) if on_wall else radius_mm + float(one.uniform(2, 30))
         out = max(0.15, 1 - gap_mm / ((chest.half_width_mm + chest.half_depth_mm) / 2))
         x_mm, y_mm = out * math.cos(turn) * chest.half_width_mm, out * math.sin(turn) * chest.half_depth_mm
-        nodule = replace(nodule, x_mm=torch.tensor([x_mm]), y_mm=torch.tensor([y_mm]))
+        rough = nodule.roughness * min(1.0, ROUGH_MM / radius_mm)
+        nodule = replace(nodule, x_mm=torch.tensor([x_mm]), y_mm=torch.tensor([y_mm]), roughness=rough)
         placed.append((nodule, float(one.uniform(-0.6, 0.6)) * thickness_mm))
         turn += math.pi + float(one.uniform(-0.5, 0.5))
     return placed
@@ -202,7 +220,7 @@ def _patch(spacing_mm: float, x_mm: float, y_mm: float) -> tuple[slice, slice, T
 def _add_vessels(scene_SHW: Tensor, one: Dice, spacing_mm: float, heights_mm: Tensor, x_mm: float, y_mm: float) -> None:
     """A clump of vessels about a point, in place; it slants through the slices and fades out at the border of its
     patch."""
-    vessels = draw_vessels(one, reach_mm=22)
+    vessels = _only_present(draw_vessels(one, reach_mm=22))
     slant_x, slant_y = float(one.uniform(-0.4, 0.4)), float(one.uniform(-0.4, 0.4))
     rows, columns, right_mm, down_mm = _patch(spacing_mm, x_mm, y_mm)
     x_SHW = (right_mm - x_mm - slant_x * column(heights_mm)).expand(-1, PATCH_PX, -1)
@@ -212,6 +230,18 @@ def _add_vessels(scene_SHW: Tensor, one: Dice, spacing_mm: float, heights_mm: Te
     fade = (4 * bump(((right_mm - x_mm) ** 2 + (down_mm - y_mm) ** 2) / reach_mm**2 * 8)).clamp(max=1)
     part = scene_SHW[:, rows, columns]
     part.add_((column(vessels.contrast_hu) - part) * share * fade * column(vessels.opacity))
+
+
+def _only_present(vessels: Vessels) -> Vessels:
+    """One picture's vessels without those that are not there, which need no painting."""
+    arcs, dots = vessels.present[0] > 0, vessels.dot_present[0] > 0
+    kept = {}
+    for name in (field.name for field in fields(vessels)):
+        values = getattr(vessels, name)
+        is_of_dots = name.startswith("dot_")
+        if values.dim() == 2 and not name.startswith("mass_"):
+            kept[name] = values[:, dots if is_of_dots else arcs]
+    return replace(vessels, **kept)
 
 
 def _add_attached_vessel(scene_SHW: Tensor, nodule: Nodule, spacing_mm: float) -> None:

@@ -48,11 +48,10 @@ def pretrain(
     torch.set_num_threads(threads)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            phantoms = generate_crops(
-                crops + PROJECTION_CROPS, seed, lambda done, total: report("phantoms", done, total)
-            )
-            encoder = _train(phantoms, crops, epochs, report)
+            painted = crops + min(crops, PROJECTION_CROPS)
+            phantoms = generate_crops(painted, seed, lambda done, total: report("phantoms", done, total))
+            torch.manual_seed(seed * 1_000)  # away from the seeds of the pictures
+            encoder = _train(phantoms, crops, epochs, lambda done, total: report("training", done, total))
             features = PublicFeatures(encoder).eval()
             features.fit_projection(_pooled(features, phantoms.images_NHW[crops:]))
     finally:
@@ -77,7 +76,7 @@ def _pooled(features: PublicFeatures, images_NHW: Tensor) -> Tensor:
         return torch.cat([features.pooled(chunk[:, None]) for chunk in images_NHW.split(250)])
 
 
-def _train(phantoms: PhantomCrops, crops: int, epochs: int, report: Progress) -> PhantomEncoder:
+def _train(phantoms: PhantomCrops, crops: int, epochs: int, report: Callable[[int, int], None]) -> PhantomEncoder:
     """AdamW under a one-cycle schedule; returns the running average of the weights, which generalises better than the
     last ones."""
     encoder = PhantomEncoder()
@@ -108,7 +107,7 @@ def _train(phantoms: PhantomCrops, crops: int, epochs: int, report: Progress) ->
         with torch.no_grad():
             for kept, current in zip(average.parameters(), encoder.parameters(), strict=True):
                 kept.lerp_(current, rate)
-        report("training", step + 1, steps)
+        report(step + 1, steps)
     return average
 
 

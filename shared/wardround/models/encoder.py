@@ -21,6 +21,7 @@ WIDTHS = (16, 32, 64)
 GROUPS = 8
 POOLED = 2 * WIDTHS[-1]
 COMPONENTS = 32
+WHITENING = 0.7
 PUBLIC_FEATURES = 1 + COMPONENTS
 LOGIT_SCALE = 2.0  # the first public feature is half the phantom logit, so a weight of 2 on it gives the phantom model
 LARGEST_LOGIT_FEATURE = 1.5
@@ -73,12 +74,12 @@ class PhantomEncoder(nn.Module):
 
 
 class PublicFeatures(nn.Module):
-    """Image -> 33 public features: half the phantom logit, and 32 half-whitened principal components of the pooled
+    """Image -> 33 public features: half the phantom logit, and 32 partly whitened principal components of the pooled
     features.
 
     Both are means over eight flips and turns. The logit feature lies within 1.5, the components' row norm too, so a
-    patient's gradient is bounded before any clipping. A linear head that starts at `initial_head` is the phantom
-    model. Nothing in here is trained.
+    patient's gradient is bounded before any clipping. A linear head that starts at `initial_head` is the phantom model.
+    Nothing in here is trained.
     """
 
     out_features = PUBLIC_FEATURES
@@ -96,7 +97,8 @@ class PublicFeatures(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Grey values 0..255 (N, C, H, W), uint8 or float -> features (N, 33)."""
         pooled_ND = self.pooled(images_NCHW)
-        logit_N1 = (self.encoder.head(pooled_ND) / LOGIT_SCALE).clamp(-LARGEST_LOGIT_FEATURE, LARGEST_LOGIT_FEATURE)
+        logit_N1 = self.encoder.head(pooled_ND) / LOGIT_SCALE
+        logit_N1 = logit_N1.clamp(-LARGEST_LOGIT_FEATURE, LARGEST_LOGIT_FEATURE)
         components_NC = self.standardise(pooled_ND) @ self.projection_DC
         norm_N1 = components_NC.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return torch.cat([logit_N1, components_NC * (LARGEST_ROW_NORM / norm_N1).clamp(max=1)], 1)
@@ -112,14 +114,14 @@ class PublicFeatures(nn.Module):
 
     @torch.no_grad()
     def fit_projection(self, pooled_ND: Tensor) -> None:
-        """Sets mean, spread and projection from the pooled features of phantoms: principal components, half whitened
-        (divided by the square root of their deviation), on one scale that makes the mean squared row norm 1."""
+        """Sets mean, spread and projection from the pooled features of phantoms: principal components, each divided
+        by its deviation to the power `WHITENING`, on one scale that makes the mean squared row norm 1."""
         self.mean_D.copy_(pooled_ND.mean(0))
         self.deviation_D.copy_(pooled_ND.std(0) + 1e-6)
         standard = self.standardise(pooled_ND).double()
         _, singular, right = torch.linalg.svd(standard, full_matrices=False)
         deviations = (singular / len(standard) ** 0.5)[:COMPONENTS]
-        projection = right[:COMPONENTS].T / deviations.sqrt()
+        projection = right[:COMPONENTS].T / deviations**WHITENING
         projection = projection * right[:COMPONENTS].T.sum(0).sign()  # the sign of a component is free: fix it
         scale = (standard @ projection).square().sum(1).mean().sqrt()
         self.projection_DC.copy_((projection / scale).float())
