@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from wardround.errors import DataError
@@ -152,9 +152,9 @@ def write_phantom_hospitals(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: not empty; phantoms are only written into a new or empty folder, so give another")
-    numbers = range(1, patients + 1)
+    numbers = list(range(1, patients + 1))
     tasks = [
-        (folder, site, [n for n in numbers[first : first + PATIENTS_A_TASK]], seed)
+        (folder, site, numbers[first : first + PATIENTS_A_TASK], seed)
         for site in range(1, sites + 1)
         for first in range(0, patients, PATIENTS_A_TASK)
     ]
@@ -248,10 +248,8 @@ def _stored_values(profile: ScannerProfile, hu_SHW: np.ndarray) -> np.ndarray:
 
 def _series_header(
     profile: ScannerProfile, volume: PhantomVolume, site: int, number: int, stream: int, series_uid: str
-) -> dict:
+) -> Dataset:
     """All that the slices of a series share, as a data set's elements."""
-    from pydicom.dataset import Dataset
-
     day = (OLDEST_DAY + datetime.timedelta(days=stream % 1500)).strftime("%Y%m%d")
     header = Dataset()
     header.SpecificCharacterSet = "ISO_IR 192"

@@ -38,7 +38,7 @@ AIR_HU = -1000.0
 RIB_SLANT = 0.6  # mm that a rib moves along the wall for each mm up
 MEDIASTINUM = ((19.0, 44.0, 16.0, 220.0), (15.0, 18.0, 11.0, 60.0))  # vertebra, aorta: mm behind and down, radius, HU
 ROUGH_MM = 6.0  # a larger nodule is not rougher in mm than one of this radius
-MEDIAN_MM = (6.0, 12.0)  # closer than in pre-training: a hospital's question should not be answered before it is asked
+MEDIAN_MM = (6.0, 12.0)  # benign, malignant: closer than in pre-training, so that there is something left to learn
 
 
 @dataclass(frozen=True, kw_only=True)
