@@ -57,7 +57,7 @@ def _train(
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
     try:
         with _time_limit(deadline - time.time()):
-            broadcast = unpack_broadcast(packet_from(message.content.config_records, message.content.array_records))
+            broadcast = unpack_broadcast(packet_from(message.content))
             reply = pack_answer(broadcast, answer(broadcast, open_site(context)))
     except OutOfTime:
         log.error("round %s: the deadline passed while this site was training", broadcast.round if broadcast else "?")

@@ -120,7 +120,7 @@ def _reply(
         code = _CODES.get(message.error.code, "failed")
     else:
         try:
-            packet = packet_from(message.content.config_records, message.content.array_records)
+            packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
             size = packet.payload_bytes
             weights, said = unpack_answer(packet, broadcast)
             code = None if said is None else said if said in ("failed", "late") else f"refused:{said}"

@@ -193,21 +193,21 @@ def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.n
     return norm
 
 
-def packet_from(records: Mapping[str, Mapping[str, object]], arrays: Mapping[str, Mapping[str, object]]) -> Packet:
-    """The packet in a message's config records and array records, of which the peer chose names, number and types.
+def packet_from(record: Mapping[str, Mapping]) -> Packet:
+    """The packet in a message's records, of which the peer chose names, number and types.
 
-    Arrays need `dtype`, `shape` and `data`, as Flower's have. Raises `WireError` "header" when the parts are not those
-    of a packet; everything else is for `unpack_broadcast` and `unpack_answer` to check.
+    `record["tensors"]` should hold values with `dtype`, `shape` and `data`, as Flower's arrays are. Raises `WireError`
+    "header" when the parts are not those of a packet; everything else is for `unpack_broadcast` and `unpack_answer`.
     """
-    if set(records) != {"header"} or set(arrays) != {"tensors"}:
+    if set(record) != {"header", "tensors"}:
         raise WireError("header", "the message does not have the parts of a packet")
     tensors = {}
-    for name, array in arrays["tensors"].items():
-        shape, data = tuple(getattr(array, "shape", ())), getattr(array, "data", None)
-        if not isinstance(data, bytes):
-            raise WireError("header", "a tensor holds no bytes")
-        tensors[name] = Tensor(str(getattr(array, "dtype", "")), shape, data)
-    return Packet(header=dict(records["header"]), tensors=tensors)
+    for name, array in record["tensors"].items():
+        shape, data = getattr(array, "shape", None), getattr(array, "data", None)
+        if not isinstance(data, bytes) or not isinstance(shape, (tuple, list)):
+            raise WireError("header", "a tensor has no bytes or no shape")
+        tensors[name] = Tensor(str(getattr(array, "dtype", "")), tuple(shape), data)
+    return Packet(header=dict(record["header"]), tensors=tensors)
 
 
 def is_code(text: str) -> bool:
