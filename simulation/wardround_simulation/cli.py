@@ -5,8 +5,12 @@ Heavy imports (torch, Flower, Ray, matplotlib) happen inside the commands, so th
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -90,43 +94,52 @@ def run(
     path = study or (STUDIES / "demo.toml")
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
-    finished = _finished(out, loaded)
+    if data is None and study is not None:
+        raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
+    phantoms = data is None
+    hospitals = sites or PHANTOM_SITES
+    data = data or out.parent / f"phantom-hospitals-{hospitals}x{PHANTOM_PATIENTS}"
+    from wardround_simulation import preflight
+
+    finished = preflight.finished_result(out, loaded, data, test_data)
     if finished is not None:
         _show_result(finished, out, as_json, "This run is finished already; choose another --out to train again.")
         return
-    console = Console(stderr=True)
+    preflight.check_out(out, loaded, data, test_data)
+    if ray_address is not None:
+        preflight.check_ray_address(ray_address)
+    if phantoms:
+        preflight.check_number_of_sites(loaded, f"--sites {hospitals}", hospitals)
     from wardround_simulation.progress import RunProgress
 
-    with RunProgress(console, loaded.study.rounds, quiet=as_json) as progress:
-        phantoms = data is None
-        if data is None:
-            data = _phantom_hospitals(out, sites or PHANTOM_SITES, progress)
+    with RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+        if phantoms:
+            _phantom_hospitals(data, hospitals, progress)
             sites = None
-        progress.stage("Loading torch and Flower")
-        from wardround_simulation.run import RunSettings
-        from wardround_simulation.run import run as run_study
+        material = preflight.survey(loaded, data, test_data, sites)
+        with preflight.claimed(out, loaded, data, test_data) as run_id:
+            progress.stage("Loading torch and Flower")
+            from wardround_simulation.run import RunSettings, finish
+            from wardround_simulation.run import run as run_study
 
-        settings = RunSettings(
-            data=data,
-            test_data=test_data,
-            sites=sites,
-            out=out,
-            device=device,
-            ray_address=ray_address,
-            phantoms=phantoms,
-            show_images=show_images,
-            baselines=baselines,
-            command=shlex.join(["wardround-sim", *sys.argv[1:]]),
-        )
-        evidence = run_study(loaded, settings, progress.listener())
-        progress.stage("Writing the report")
-        from wardround_simulation.report import write_report
-        from wardround_simulation.run import finish
-        from wardround_simulation.tensorboard_log import write_tensorboard
+            settings = RunSettings(
+                material=material,
+                out=out,
+                device=device,
+                ray_address=ray_address,
+                phantoms=phantoms,
+                show_images=show_images,
+                baselines=baselines,
+                command=shlex.join(["wardround-sim", *sys.argv[1:]]),
+            )
+            evidence = run_study(loaded, run_id, settings, progress.listener())
+            progress.stage("Writing the report")
+            from wardround_simulation.report import write_report
+            from wardround_simulation.tensorboard_log import write_tensorboard
 
-        write_report(out, evidence)
-        write_tensorboard(out, evidence.curve, evidence.metrics)
-        finish(out, evidence)
+            write_report(out, evidence)
+            write_tensorboard(out, evidence.curve, evidence.metrics)
+            finish(out, evidence)
     _show_result(dict(evidence.result), out, as_json)
 
 
@@ -157,8 +170,6 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Alone, pooled and federated, at each epsilon. Over folds by patient; continues where it was ended."""
-    import os
-
     from wardround.study import load_study
 
     if data is None:
@@ -167,24 +178,29 @@ def compare(
     epsilons = _epsilons(epsilon)
     chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"
-    console = Console(stderr=True)
+    from wardround_simulation import preflight
     from wardround_simulation.progress import RunProgress
 
-    with RunProgress(console, 0, quiet=as_json) as progress:
+    preflight.check_out(out, loaded, data, test_data)
+    material = preflight.survey(loaded, data, test_data, sites)
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress, contextlib.ExitStack() as claim:
         progress.stage("Preparing the hospitals' data")
         from wardround_simulation import compare as comparison
         from wardround_simulation.hospitals import check_disjoint, check_federation, prepare_hospitals
-        from wardround_simulation.run import claim_folder
 
-        claim_folder(out, loaded, data)
-        hospitals = prepare_hospitals(data, loaded, sites, out / "sites", progress.ingest)
+        chosen = comparison.read_folds(folds) if folds else None
+        claim.enter_context(preflight.claimed(out, loaded, data, test_data))
+        hospitals = prepare_hospitals(material.train, loaded, out / "sites", progress.ingest)
         check_federation(loaded, data, hospitals)
-        tests = prepare_hospitals(test_data, loaded, None, out / "test-sites", progress.ingest) if test_data else []
+        tests = prepare_hospitals(material.test, loaded, out / "test-sites", progress.ingest)
         if test_data:
             check_disjoint(hospitals, tests, test_data)
         folders = {hospital.name: hospital.folder for hospital in hospitals}
         test_folders = {hospital.name: hospital.folder for hospital in tests}
-        chosen = comparison.read_folds(folds) if folds else comparison.holdout_folds(loaded, folders)
+        if chosen is not None:
+            comparison.check_folds(chosen, folds, folders)
+        else:
+            chosen = comparison.holdout_folds(loaded, folders)
         progress.stage("Features, then training alone, pooled and federated")
         rows = comparison.compare(
             loaded,
@@ -286,32 +302,22 @@ def _settings(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def _phantom_hospitals(out: Path, sites: int, progress) -> Path:
-    """The demonstration's data, beside the run and made once; a half-written set is written anew elsewhere."""
+def _phantom_hospitals(folder: Path, sites: int, progress) -> None:
+    """The demonstration's data, beside the run and made once; a half-written set is removed and written anew."""
+    if folder.exists():
+        return
+    import shutil
+
     from wardround_simulation.phantom_dicom import write_phantom_hospitals
 
-    folder = out.parent / f"phantom-hospitals-{sites}x{PHANTOM_PATIENTS}"
-    if not folder.exists():
-        progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
-        making = folder.with_name(f"{folder.name}.{_process_tag()}.partial")
-        write_phantom_hospitals(making, sites, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
-        making.rename(folder)
-    return folder
-
-
-def _process_tag() -> str:
-    import os
-
-    return str(os.getpid())
-
-
-def _finished(out: Path, study) -> dict | None:
-    """The result of a finished run of this very study in `out`, else None."""
-    try:
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return result if result.get("study_sha256") == study.sha256() and result.get("status") == "finished" else None
+    progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
+    for left in folder.parent.glob(f"{folder.name}.*.partial"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    making = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    write_phantom_hospitals(making, sites, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
+    making.rename(folder)
 
 
 def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> None:
@@ -327,25 +333,37 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
         console.print(remark, soft_wrap=True)
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
 def main() -> NoReturn:
     """Entry point: every error on purpose becomes one line and its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    exit_code = 0
     try:
-        app(standalone_mode=False)
+        exit_code = app(standalone_mode=False) or 0
     except WardroundError as error:
-        _fail(" ".join(str(error).split()), error.exit_code)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("stopped; the same command continues", 130)
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _fail(error.format_message(), 2)
-        if isinstance(error, OSError) and error.errno == 28:
+        if type(error).__module__.startswith(("click", "typer")):
+            if type(error).__name__ == "Abort":  # what typer makes of a KeyboardInterrupt
+                _fail("stopped; the same command continues", 130)
+            if hasattr(error, "format_message"):
+                _fail(error.format_message(), 2)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             _fail("the disk is full; free some space or choose another --out, then run the same command again", 1)
         raise
-    sys.exit(0)
+    sys.exit(exit_code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"wardround-sim: {message}", file=sys.stderr)
+    print(f"wardround-sim: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(exit_code)
 
 

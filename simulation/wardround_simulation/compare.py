@@ -16,15 +16,18 @@ import json
 import math
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wardround.errors import DataError, UsageError
+from wardround.errors import DataError, UsageError, WardroundError
 from wardround.metrics import auc, macro_auc, patient_scores
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import open_cohort, pseudonym
@@ -90,6 +93,18 @@ def read_folds(path: Path) -> Folds:
         if len(set(folds.values())) < 2:
             raise DataError(f"{path}: column {split}: needs at least two folds")
     return Folds(fold_by_split=fold_by_split)
+
+
+def check_folds(folds: Folds, path: Path, site_folders: dict[str, Path]) -> None:
+    """Raises `DataError` where a split names no patient of the data, or leaves nobody to train on or to test on."""
+    known = {name for folder in site_folders.values() for name in open_cohort(folder / "cohort").pseudonyms}
+    for split, by_patient in folds.fold_by_split.items():
+        found = {fold for patient, fold in by_patient.items() if patient in known}
+        if found != set(by_patient.values()):
+            missing = min(set(by_patient.values()) - found)
+            raise DataError(
+                f"{path}: column {split}: none of the patients of fold {missing} is among the {len(known)} in the data"
+            )
 
 
 def holdout_folds(study: Study, site_folders: dict[str, Path]) -> Folds:
@@ -162,7 +177,14 @@ def compare(
                     _append(log, {"identity": identity, "work": piece.key, "rows": done[piece.key]})
                     if progress:
                         progress(sum(p.key in done for p in work), len(work))
+            except BrokenProcessPool:
+                raise WardroundError(
+                    "a worker process was ended from outside, perhaps for want of memory; "
+                    "the same command continues, with fewer --processes if need be"
+                ) from None
             except BaseException:
+                for worker in multiprocessing.active_children():  # or the end of the block would wait for their pieces
+                    worker.kill()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     rows = [row for piece in work for row in done[piece.key]]
@@ -171,9 +193,20 @@ def compare(
 
 
 def _start_worker() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends when the parent does, even by a kill: it would wait for ever."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _frozen(folders: dict[str, Path]) -> tuple[tuple[str, Path], ...]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from wardround.errors import DataError, StudyError
+from wardround.errors import DataError
 from wardround.study import Study
+from wardround_client.config import load_site_config
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import IngestReport, ingest
-from wardround_client.data.layout import discover
+from wardround_client.data.layout import SiteSource
 from wardround_client.data.workers import WorkerPool
+from wardround_client.privacy.ledger import Cap
 from wardround_client.site import approve_study
 
 # One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
@@ -40,15 +42,17 @@ class Prepared:
 
 
 def prepare_hospitals(
-    data: Path, study: Study, sites: int | None, folder: Path, progress: Progress | None = None
+    sources: Sequence[SiteSource], study: Study, folder: Path, progress: Progress | None = None
 ) -> list[Prepared]:
-    """Ingest every site of `data` into `folder`/NAME, incrementally, in the order of names.
+    """Ingest every site into `folder`/NAME, incrementally, in the order given.
 
     Raises `DataError` in one line where the data cannot make a federation of this study.
     """
     prepared = []
+    if not sources:
+        return prepared
     with WorkerPool(os.cpu_count() or 1) as pool:
-        for source in discover(data, study.data, sites):
+        for source in sources:
             target = folder / source.name
             target.mkdir(parents=True, exist_ok=True)
 
@@ -62,13 +66,7 @@ def prepare_hospitals(
 
 
 def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:
-    """Hold the hospitals against the study: their number, patients at two sites, labels of one class only."""
-    sites, asked = len(hospitals), study.aggregation
-    if sites > asked.nominal_sites or sites < (asked.min_sites or asked.nominal_sites):
-        raise StudyError(
-            f"{data}: has {sites} sites, and the study asks for {asked.min_sites} to {asked.nominal_sites}; "
-            f"add --set aggregation.nominal_sites={sites} --set aggregation.min_sites={sites}"
-        )
+    """Hold what passed the quality gate against the study: patients at two sites, labels of one class only."""
     owner: dict[str, str] = {}
     labels: set[int] = set()
     for hospital in hospitals:
@@ -96,14 +94,18 @@ def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) 
 
 def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) -> None:
     """Write the simulated site's rules and approval: a cap of exactly this study, as its own data-protection
-    officer would set.
+    officer would set. Limits that are there already are the site's own and stay.
     """
-    epsilon = study.privacy.epsilon
-    cap = "inf" if math.isinf(epsilon) else repr(epsilon)
+    path = hospital.folder / "site.toml"
+    if path.is_file():
+        cap = load_site_config(path).privacy.cap()
+    else:
+        epsilon = study.privacy.epsilon
+        cap = Cap(epsilon=epsilon, delta=study.privacy.delta, allow_no_privacy=math.isinf(epsilon))
     text = (
-        f'name = "{hospital.name}"\n\n[privacy]\nepsilon_cap = {cap}\ndelta_cap = {study.privacy.delta!r}\n'
-        f"allow_no_privacy = {str(math.isinf(epsilon)).lower()}\n\n"
+        f'name = "{hospital.name}"\n\n[privacy]\nepsilon_cap = {cap.epsilon!r}\ndelta_cap = {cap.delta!r}\n'
+        f"allow_no_privacy = {str(cap.allow_no_privacy).lower()}\n\n"
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
-    (hospital.folder / "site.toml").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     approve_study(hospital.folder, study)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wardround.errors import RefusedError
+from wardround.errors import RefusedError, WireError
 from wardround.metrics import probabilities
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
@@ -136,6 +136,8 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
                 weights = answer(broadcast, site)
             except RefusedError as error:
                 code = f"refused:{error.code}"
+            except WireError as error:  # a diverged model; the code is the one that Flower's client sends
+                code = f"refused:wire-{error.code}"
             seconds = time.monotonic() - started
             yield SiteReply(
                 site=site.name,

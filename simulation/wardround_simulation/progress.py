@@ -22,11 +22,11 @@ class RunProgress:
         self._stage = ""
 
     def __enter__(self) -> RunProgress:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._bars:  # without a bar rich would still print an empty line
+            self._progress.stop()
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
@@ -66,6 +66,7 @@ class RunProgress:
         return Listener(ingest=self.ingest, stage=self.stage, round=self.round, warn=self.warn)
 
     def _advance(self, name: str, done: int, total: int, note: str = "") -> None:
+        self._progress.start()
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=max(total, 1), note=note)
         self._progress.update(self._bars[name], completed=done, total=max(total, 1), note=note)

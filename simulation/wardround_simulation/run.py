@@ -1,7 +1,7 @@
 """`wardround-sim run`: one federated run on this machine, from a data folder to a report.
 
     OUT/
-        run.json             what this folder is a run of; made first, so that another study is refused
+        run.json             what this folder is a run of; made first, so that another study is refused (preflight.py)
         sites/NAME/          each hospital as a real site would have it (hospitals.py)
         checkpoints/  metrics.jsonl   the server's side (wardround_server.rounds)
         model.safetensors  result.json  report.html  tensorboard/
@@ -12,11 +12,10 @@ The same command on the same folder continues at the next round; a finished run 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
-import secrets
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -37,24 +36,25 @@ from wardround.models.registry import architecture_sha256
 from wardround.study import Study
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
+from wardround_client.round import REPLIES_KEPT
 from wardround_client.tasks import classification
-from wardround_server.rounds import Exchange, RoundRecord, RunOutcome, run_rounds
+from wardround_server.rounds import KEPT_CHECKPOINTS, Exchange, RoundRecord, RunOutcome, run_rounds
 from wardround_simulation import in_process
 from wardround_simulation.engine import with_flower
 from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
 from wardround_simulation.hospitals import Prepared, check_disjoint, check_federation, prepare_hospitals, settle_rules
 from wardround_simulation.in_process import Hospital
+from wardround_simulation.preflight import Material, check_disk, write_json
 
 RESULT_SCHEMA = 1
+LOGS_BYTES = 32 * 2**20  # the report, TensorBoard's files and what Flower and Ray say
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What was asked on the command line. Nothing here affects privacy."""
 
-    data: Path
-    test_data: Path | None
-    sites: int | None
+    material: Material
     out: Path
     device: str
     ray_address: str | None
@@ -74,30 +74,29 @@ class Listener:
     warn: Callable[[str], None]
 
 
-def run(study: Study, settings: RunSettings, listener: Listener) -> RunEvidence:
-    """Prepare, train, test, report. Raises `WardroundError`s with one line; leaves what can be continued."""
+def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) -> RunEvidence:
+    """Prepare, train, test, report, in a folder that was claimed. Raises `WardroundError`s with one line; leaves what
+    can be continued.
+    """
     started = time.monotonic()
-    out = settings.out
-    run_id = claim_folder(out, study, settings.data)
+    out, material = settings.out, settings.material
+    device = _device(settings.device)
+    network = classification.initial_network(study)
+    architecture = architecture_sha256(network)
+    start = in_process.start_weights(network, study)
+    check_disk(out, disk_need_bytes(network, start, len(material.train)))
     listener.stage("Preparing the hospitals' data")
-    hospitals = prepare_hospitals(settings.data, study, settings.sites, out / "sites", listener.ingest)
-    check_federation(study, settings.data, hospitals)
-    outside: list[Prepared] = []
-    if settings.test_data is not None:
-        outside = prepare_hospitals(settings.test_data, study, None, out / "test-sites", listener.ingest)
-        check_disjoint(hospitals, outside, settings.test_data)
+    hospitals = prepare_hospitals(material.train, study, out / "sites", listener.ingest)
+    check_federation(study, material.data, hospitals)
+    outside = prepare_hospitals(material.test, study, out / "test-sites", listener.ingest)
+    if material.test_data is not None:
+        check_disjoint(hospitals, outside, material.test_data)
     ingested_s = time.monotonic() - started
-    device = (
-        "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
-    )
     threads = max(1, (os.cpu_count() or 1) // min(len(hospitals), os.cpu_count() or 1))
     for hospital in hospitals:
         settle_rules(hospital, study, device, threads)
 
     opened = in_process.open_hospitals({h.name: h.folder for h in hospitals}, study)
-    network = classification.initial_network(study)
-    architecture = architecture_sha256(network)
-    start = in_process.start_weights(network, study)
     test = TestImages(opened, study)
     curve: list[CurvePoint] = read_curve(out, test.curve_point(0, network, study, start))
 
@@ -120,7 +119,7 @@ def run(study: Study, settings: RunSettings, listener: Listener) -> RunEvidence:
         device=device,
         ray_address=settings.ray_address,
         log_folder=out / "log",
-        gpu_step=dummy_step(study, device),
+        gpu_step=functools.partial(dummy_step, study, device),
     )
     training_s = time.monotonic() - trained_from
 
@@ -157,35 +156,6 @@ def run(study: Study, settings: RunSettings, listener: Listener) -> RunEvidence:
         notes=notes_of(study, hospitals, settings),
     )
     return evidence
-
-
-def claim_folder(out: Path, study: Study, data: Path) -> str:
-    """Make the run's folder, or take up an earlier run in it; returns the run's id.
-
-    Raises `UsageError` where the folder holds another study's run, other data's, or something that is no run at all.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "run.json"
-    if path.is_file():
-        claim = json.loads(path.read_text(encoding="utf-8"))
-        if claim["study_sha256"] != study.sha256():
-            raise UsageError(f"{out}: holds a run of another study ({claim['name']}); choose another --out")
-        if claim["data"] != str(data.resolve()):
-            raise UsageError(f"{out}: holds a run on other data; choose another --out")
-        return str(claim["run_id"])
-    if any(out.iterdir()):
-        raise UsageError(f"{out}: is not empty and holds no run; choose an empty folder for --out")
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    claim = {
-        "schema": 1,
-        "run_id": run_id,
-        "name": study.study.name,
-        "study_sha256": study.sha256(),
-        "data": str(data.resolve()),
-    }
-    write_json(path, claim)
-    (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
-    return run_id
 
 
 class TestImages:
@@ -361,14 +331,27 @@ def finish(out: Path, evidence: RunEvidence) -> None:
     write_json(out / "result.json", dict(evidence.result))
 
 
-def dummy_step(study: Study, device: str) -> Callable[[], None]:
-    """One real clipped step on synthetic images, for measuring what a site needs of a GPU."""
+def dummy_step(study: Study, device: str) -> None:
+    """One real clipped step on synthetic images, for measuring in a process of its own what a site needs of a GPU."""
+    network = classification.initial_network(study)
+    classification.check_clipping(network, study, plan_from_study(study), torch.device(device))
 
-    def step() -> None:
-        network = classification.initial_network(study)
-        classification.check_clipping(network, study, plan_from_study(study), torch.device(device))
 
-    return step
+def _device(asked: str) -> str:
+    """ "cpu" or "cuda". Raises `UsageError` for a GPU that is not there."""
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise UsageError("--device cuda: torch finds no CUDA GPU here; use --device cpu, or mend the driver")
+    return "cuda" if found and asked != "cpu" else "cpu"
+
+
+def disk_need_bytes(network: nn.Module, start: Mapping[str, np.ndarray], sites: int) -> int:
+    """What training will write, roughly and not too little: checkpoints with their moments, each site's kept replies,
+    the model, the report and logs. (The images are `ingest`'s to check, where their number is known.)
+    """
+    travelling = sum(array.nbytes for array in start.values())
+    whole = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return 4 * (KEPT_CHECKPOINTS + 1) * travelling + sites * (REPLIES_KEPT + 2) * travelling + 2 * whole + LOGS_BYTES
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -428,22 +411,6 @@ def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> 
 def versions() -> dict[str, str]:
     names = ("wardround", "flwr", "ray", "torch", "opacus", "pydicom", "numpy")
     return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
-
-
-def check_disk(out: Path, need_bytes: int) -> None:
-    """Raises `WardroundError` before the work where the disk cannot hold it."""
-    place = out if out.exists() else out.parent
-    free = shutil.disk_usage(place).free
-    if free < need_bytes:
-        raise WardroundError(
-            f"{out}: needs about {need_bytes / 1e6:.0f} MB and has {free / 1e6:.0f} MB; choose another --out"
-        )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def plain(value: float) -> float | str:
