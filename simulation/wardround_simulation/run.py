@@ -30,8 +30,8 @@ from torch import nn
 
 from wardround.accounting import Epsilon, spent_exactly
 from wardround.checkpoint import save_checkpoint
-from wardround.errors import DataError, UsageError, WardroundError
-from wardround.metrics import auc_interval, summary
+from wardround.errors import RoundError, UsageError, WardroundError
+from wardround.metrics import summary
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
 from wardround_client.privacy.ledger import Ledger
@@ -42,6 +42,7 @@ from wardround_server.rounds import KEPT_CHECKPOINTS, Exchange, RoundRecord, Run
 from wardround_simulation import in_process
 from wardround_simulation.engine import with_flower
 from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
+from wardround_simulation.held_out import HeldOut, OtherPatients
 from wardround_simulation.hospitals import Prepared, check_disjoint, check_federation, prepare_hospitals, settle_rules
 from wardround_simulation.in_process import Hospital
 from wardround_simulation.preflight import Material, check_disk, write_json
@@ -97,7 +98,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         settle_rules(hospital, study, device, threads)
 
     opened = in_process.open_hospitals({h.name: h.folder for h in hospitals}, study)
-    test = TestImages(opened, study)
+    test = HeldOut(opened, study)
     curve: list[CurvePoint] = read_curve(out, test.curve_point(0, network, study, start))
 
     def on_round(record: RoundRecord) -> None:
@@ -113,14 +114,17 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     trained_from = time.monotonic()
     listener.stage("Starting the simulation engine")
     folders = [hospital.folder for hospital in hospitals]
-    outcome = with_flower(
-        folders,
-        body,
-        device=device,
-        ray_address=settings.ray_address,
-        log_folder=out / "log",
-        gpu_step=functools.partial(dummy_step, study, device),
-    )
+    try:
+        outcome = with_flower(
+            folders,
+            body,
+            device=device,
+            ray_address=settings.ray_address,
+            log_folder=out / "log",
+            gpu_step=functools.partial(dummy_step, study, device),
+        )
+    except RoundError as error:
+        raise RoundError(f"{error}. Each site's own words: {out}/sites/NAME/site.log") from None
     training_s = time.monotonic() - trained_from
 
     listener.stage("Testing")
@@ -132,7 +136,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     external = None
     if outside:
         tested = in_process.open_hospitals({h.name: h.folder for h in outside}, study)
-        external = ExternalTest(tested, study).figures(network, study, outcome.weights)
+        external = OtherPatients(tested, study).figures(network, study, outcome.weights)
     result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
     result["seconds"] = {
         "ingest": round(ingested_s, 1),
@@ -158,65 +162,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     return evidence
 
 
-class TestImages:
-    """The held-out patients of all hospitals: exact figures, which only a simulation can have without a release."""
-
-    def __init__(self, hospitals: list[Hospital], study: Study) -> None:
-        parts = []
-        offset = 0
-        for hospital in hospitals:
-            rows_N = hospital.rows_of_patients(hospital.cohort.holdout_rank_P < study.evaluation.holdout)
-            parts.append((hospital, np.flatnonzero(rows_N), offset))
-            offset += hospital.cohort.patient_count
-        self.inputs_N = np.concatenate([h.inputs_N[rows] for h, rows, _ in parts])
-        self.labels_N = np.concatenate([h.cohort.labels_N[rows] for h, rows, _ in parts]).astype(np.int64)
-        self.patients_N = np.concatenate([h.cohort.patient_N[rows] + offset for h, rows, offset in parts])
-        self.sites_N = np.concatenate([np.full(len(rows), h.name) for h, rows, _ in parts])
-        if not len(self.labels_N):
-            raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
-
-    def scored(self, setting: str, site: str | None, network, study: Study, weights) -> ScoredSet:
-        return ScoredSet(
-            setting=setting,  # type: ignore[arg-type]
-            site=site,
-            scores_N=in_process.score(network, study, weights, self.inputs_N),
-            labels_N=self.labels_N,
-            patients_N=self.patients_N,
-            sites_N=self.sites_N,
-        )
-
-    def curve_point(self, round_: int, network, study: Study, weights) -> CurvePoint:
-        scores = in_process.score(network, study, weights, self.inputs_N)
-        if scores.ndim == 2:
-            figures = summary(scores, self.labels_N, self.patients_N, "slice")
-            return CurvePoint(round=round_, auc=figures.auc)
-        estimate = auc_interval(scores, self.labels_N, self.patients_N)
-        if estimate is None:
-            return CurvePoint(round=round_, auc=None)
-        return CurvePoint(round=round_, auc=estimate.value, auc_low=estimate.low, auc_high=estimate.high)
-
-
-class ExternalTest:
-    """All labelled images of other patients, given with --test-data."""
-
-    def __init__(self, hospitals: list[Hospital], study: Study) -> None:
-        self._hospitals = hospitals
-        if not any(hospital.labelled_N.any() for hospital in hospitals):
-            raise DataError("the test data have no labelled image of this study; check their labels")
-
-    def figures(self, network, study: Study, weights) -> dict[str, Any]:
-        rows = [hospital.labelled_N for hospital in self._hospitals]
-        offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital in self._hospitals])
-        inputs_N = np.concatenate([h.inputs_N[r] for h, r in zip(self._hospitals, rows, strict=True)])
-        labels_N = np.concatenate([h.cohort.labels_N[r] for h, r in zip(self._hospitals, rows, strict=True)]).astype(
-            np.int64
-        )
-        patients = [h.cohort.patient_N[r] + o for h, r, o in zip(self._hospitals, rows, offsets, strict=False)]
-        scores = in_process.score(network, study, weights, inputs_N)
-        return summary(scores, labels_N, np.concatenate(patients), "slice").to_json()
-
-
-def train_baselines(study: Study, hospitals: list[Hospital], test: TestImages, network) -> list[ScoredSet]:
+def train_baselines(study: Study, hospitals: list[Hospital], test: HeldOut, network) -> list[ScoredSet]:
     """Every hospital alone and all data pooled, at the same epsilon, by the same round functions without Flower."""
     parts = [(h, classification.training_rows(study, h.cohort)) for h in hospitals]
     alone, admitted, scored = in_process.alone_study(study), {}, []
@@ -233,7 +179,7 @@ def result_of(
     study: Study,
     hospitals: list[Prepared],
     outcome: RunOutcome,
-    test: TestImages,
+    test: HeldOut,
     federated: ScoredSet,
     external: dict[str, Any] | None,
     out: Path,
