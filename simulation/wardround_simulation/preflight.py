@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,16 +68,19 @@ def check_number_of_sites(study: Study, place: str, sites: int) -> None:
 
 
 def check_ray_address(address: str) -> None:
-    """Raises `UsageError` where nobody listens at HOST:PORT; Ray itself would go on trying for minutes."""
+    """Raises `UsageError` where no gRPC server answers at HOST:PORT; Ray itself would go on trying for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or "/" in host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"--ray-address {address}: write HOST:PORT, the address that `ray start` shows")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_ANSWERS_WITHIN_S):
-            pass
-    except OSError as error:
-        why = error.strerror or "no answer"
-        raise UsageError(f"--ray-address {address}: no Ray cluster answers there: {why}") from None
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=RAY_ANSWERS_WITHIN_S)
+        except grpc.FutureTimeoutError:
+            raise UsageError(
+                f"--ray-address {address}: no Ray cluster answers there; check the address, and that Ray was started"
+            ) from None
 
 
 def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> None:
