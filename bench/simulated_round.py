@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/simulated_round.py [--rounds 6] [--json]
 
-Both run the same rounds of the same study on the same generated images, on one core, so that no parallelism hides the
-engine's cost; the first round of each (opening the sites, first use of torch) is left out. The memory part counts the peak
-of the server's process over a few rounds with a network of 11 million weights at 2, 8 and 32 sites.
+Both run the same rounds of the same study on the same generated images, on one core, so that no parallelism hides
+the engine's cost; the first round of each (opening the sites, first use of torch) is left out. The memory part
+counts the peak of the server's process over a few rounds with a network of 11 million weights at 2, 8 and 32 sites.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run(study, exchange) -> list[float]:
 
     network = classification.initial_network(study)
     seconds: list[float] = []
-    start = start_weights(network, study)
+    start = start_weights(study)
     run_rounds(
         study,
         "bench",

@@ -229,7 +229,7 @@ def run_work(
     by_patient = folds.fold_by_split[work.split]
     study = in_process.with_epsilon(asked, work.epsilon)
     network = in_process.classification.initial_network(study)
-    start = in_process.start_weights(network, study)
+    start = in_process.start_weights(study)
     training, testing = [], []
     for hospital in hospitals:
         fold_P = np.array([by_patient.get(name, -1) for name in hospital.cohort.pseudonyms])
@@ -264,21 +264,21 @@ def run_work(
     if "federated" in settings:
         admitted: dict[str, object] = {}
         sites = [in_process.temporary_site(study, h.name, [(h, rows_N)], admitted) for h, rows_N in training]
-        out += rows("federated", in_process.train_together(study, sites, network))
+        out += rows("federated", in_process.train_together(study, sites))
     if "pooled" in settings:
         pooled = in_process.pooled_study(study)
-        out += rows("pooled", _train_one(pooled, "pooled", training, network, {}))
+        out += rows("pooled", _train_one(pooled, "pooled", training, {}))
     if "alone" in settings:
         alone, admitted = in_process.alone_study(study), {}
         for hospital, rows_N in training:
-            weights = _train_one(alone, hospital.name, [(hospital, rows_N)], network, admitted)
+            weights = _train_one(alone, hospital.name, [(hospital, rows_N)], admitted)
             out += rows("alone", weights, hospital.name)
     return out
 
 
-def _train_one(study: Study, name: str, parts, network, admitted: dict[str, object]):
+def _train_one(study: Study, name: str, parts, admitted: dict[str, object]):
     site = in_process.temporary_site(study, name, parts, admitted)
-    return in_process.train_together(study, [site], network)
+    return in_process.train_together(study, [site])
 
 
 class _TestSet:

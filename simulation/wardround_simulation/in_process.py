@@ -150,22 +150,21 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
     return exchange
 
 
-def start_weights(network: nn.Module, study: Study) -> Weights:
-    """The exchanged parameters of a network, float32 copies by name."""
+def start_weights(study: Study) -> Weights:
+    """The exchanged parameters of the study's initial network, float32 by name.
+
+    Always of a network built anew: one that was trained or scored holds other weights, and a model that starts from
+    another one's result has learned from that one's patients.
+    """
+    network = classification.initial_network(study)
     parameters = classification.trained_parameters(network, study)
     return {name: parameter.detach().cpu().float().numpy().copy() for name, parameter in parameters.items()}
 
 
-def train_together(study: Study, sites: Sequence[Site], network: nn.Module) -> Weights:
-    """Run the study's rounds over the sites and return the released weights."""
-    outcome = run_rounds(
-        study,
-        "in-process",
-        architecture_sha256(network),
-        start_weights(network, study),
-        in_process_exchange(sites),
-        None,
-    )
+def train_together(study: Study, sites: Sequence[Site]) -> Weights:
+    """Run the study's rounds over the sites, from the study's initial weights, and return the released ones."""
+    architecture = architecture_sha256(classification.initial_network(study))
+    outcome = run_rounds(study, "in-process", architecture, start_weights(study), in_process_exchange(sites), None)
     return outcome.weights
 
 

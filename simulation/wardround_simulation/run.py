@@ -84,7 +84,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     device = _device(settings.device)
     network = classification.initial_network(study)
     architecture = architecture_sha256(network)
-    start = in_process.start_weights(network, study)
+    start = in_process.start_weights(study)
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
     listener.stage("Preparing the hospitals' data")
     hospitals = prepare_hospitals(material.train, study, out / "sites", listener.ingest)
@@ -168,10 +168,10 @@ def train_baselines(study: Study, hospitals: list[Hospital], test: HeldOut, netw
     alone, admitted, scored = in_process.alone_study(study), {}, []
     for hospital, rows_N in parts:
         site = in_process.temporary_site(alone, hospital.name, [(hospital, rows_N)], admitted)
-        weights = in_process.train_together(alone, [site], network)
+        weights = in_process.train_together(alone, [site])
         scored.append(test.scored("alone", hospital.name, network, study, weights))
     pooled = in_process.pooled_study(study)
-    weights = in_process.train_together(pooled, [in_process.temporary_site(pooled, "pooled", parts, {})], network)
+    weights = in_process.train_together(pooled, [in_process.temporary_site(pooled, "pooled", parts, {})])
     return [*scored, test.scored("pooled", None, network, study, weights)]
 
 
