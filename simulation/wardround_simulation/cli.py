@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
-PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 40, 7
+PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 60, 7
 
 StudyArgument = Annotated[
     Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for instance studies/lidc.toml.")
@@ -333,6 +333,7 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
         console.print(remark, soft_wrap=True)
 
 
+STOPPED = 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -345,16 +346,15 @@ def main() -> NoReturn:
     except WardroundError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; the same command continues", 130)
+        _fail("stopped; the same command continues", STOPPED)
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):
-            if type(error).__name__ == "Abort":  # what typer makes of a KeyboardInterrupt
-                _fail("stopped; the same command continues", 130)
-            if hasattr(error, "format_message"):
-                _fail(error.format_message(), 2)
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             _fail("the disk is full; free some space or choose another --out, then run the same command again", 1)
         raise
+    if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
+        _fail("stopped; the same command continues", STOPPED)
     sys.exit(exit_code)
 
 

@@ -25,6 +25,7 @@ from wardround.study import Study
 from wardround_client.data.layout import SiteSource, discover, shared_patients
 
 CLAIM_FILE, LOCK_FILE = "run.json", ".lock"
+LEFT_BY_A_FULL_DISK = (LOCK_FILE, f".{CLAIM_FILE}.partial")
 RAY_ANSWERS_WITHIN_S = 3.0
 
 
@@ -94,7 +95,7 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
             name = claim["name"] if claim["study_sha256"] != study.sha256() else None
             what = f"a run of another study ({name})" if name else "a run on another --data or --test-data"
             raise UsageError(f"{out}: holds {what}; choose another --out")
-        if claim is None and out.is_dir() and any(entry.name != LOCK_FILE for entry in out.iterdir()):
+        if claim is None and out.is_dir() and any(entry.name not in LEFT_BY_A_FULL_DISK for entry in out.iterdir()):
             raise UsageError(f"{out}: is not empty and holds no run; choose an empty folder for --out")
     except OSError as error:
         raise UsageError(f"{out}: cannot be read: {error.strerror}; choose another --out") from None
@@ -137,7 +138,10 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
         if claim is None or _is_another(claim, study, data, test_data):
             for rules in out.glob("sites/*/site.toml"):
                 rules.unlink()  # they were made for the other study, under which nothing was done
+            (out / "study.json").unlink(missing_ok=True)
             claim = _write_claim(out, study, data, test_data)
+        if not (out / "study.json").exists():
+            (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
         yield str(claim["run_id"])
     finally:
         os.close(descriptor)
@@ -161,7 +165,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_claim(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any]:
-    (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
     claim = {
         "schema": 1,
         "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
