@@ -14,26 +14,23 @@ import functools
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wardround.errors import DataError, UsageError, WardroundError
+from wardround.errors import DataError, UsageError
 from wardround.metrics import auc, macro_auc, patient_scores
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import open_cohort, pseudonym
 from wardround_simulation import in_process
 from wardround_simulation.hospitals import SIMULATION_KEY
 from wardround_simulation.in_process import Hospital
+from wardround_simulation.processes import process_pool
 
 Row = dict[str, Any]
 
@@ -166,47 +163,18 @@ def compare(
     rest = [piece for piece in work if piece.key not in done]
     if rest:
         _open(study.to_json(), _frozen(site_folders), _frozen(test_folders))  # features are computed once, here
-        context = multiprocessing.get_context("spawn")
         arguments = (study.to_json(), _frozen(site_folders), _frozen(test_folders), folds, tuple(settings))
-        with ProcessPoolExecutor(min(processes, len(rest)), mp_context=context, initializer=_start_worker) as pool:
+        with process_pool(min(processes, len(rest))) as pool:
             running = {pool.submit(run_work, piece, *arguments): piece for piece in rest}
-            try:
-                for future in as_completed(running):
-                    piece = running[future]
-                    done[piece.key] = future.result()
-                    _append(log, {"identity": identity, "work": piece.key, "rows": done[piece.key]})
-                    if progress:
-                        progress(sum(p.key in done for p in work), len(work))
-            except BrokenProcessPool:
-                raise WardroundError(
-                    "a worker process was ended from outside, perhaps for want of memory; "
-                    "the same command continues, with fewer --processes if need be"
-                ) from None
-            except BaseException:
-                for worker in multiprocessing.active_children():  # or the end of the block would wait for their pieces
-                    worker.kill()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed(running):
+                piece = running[future]
+                done[piece.key] = future.result()
+                _append(log, {"identity": identity, "work": piece.key, "rows": done[piece.key]})
+                if progress:
+                    progress(sum(p.key in done for p in work), len(work))
     rows = [row for piece in work for row in done[piece.key]]
     _write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
     return rows
-
-
-def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends when the parent does, even by a kill: it would wait for ever."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _frozen(folders: dict[str, Path]) -> tuple[tuple[str, Path], ...]:

@@ -12,9 +12,8 @@ import csv
 import datetime
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from wardround.errors import DataError
 from wardround_simulation.phantom_volume import PhantomVolume, Site, paint_volume
+from wardround_simulation.processes import process_pool
 
 LABELS_FILE = "labels.csv"
 LABEL_COLUMNS = ("SeriesInstanceUID", "coordX", "coordY", "coordZ", "label")
@@ -161,7 +161,7 @@ def write_phantom_hospitals(
     rows: dict[int, list[tuple[int, list[str]]]] = {site: [] for site in range(1, sites + 1)}
     done = 0
     workers = min(os.cpu_count() or 1, len(tasks))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         jobs = {pool.submit(_write_patients, *task): task for task in tasks}
         for job in as_completed(jobs):
             rows[jobs[job][1]] += job.result()
