@@ -87,8 +87,9 @@ def with_flower(
     at_once = max(1, min(len(folders), cores // cpus))
     task = _Task(body=body, names=tuple(sorted(folders)))
     quiet_environment()
-    with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder):
+    with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as cores:
         task.take_signals()  # Ray has put a handler of its own in their place
+        cpus = cpus_per_site or max(cpus, int(cores) // len(folders))  # of a cluster, a worker a site
         _simulate(task, _client_app(folders, open_site, answer), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
         raise task.error

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import site
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
 OBJECT_STORE_BYTES = 256 * 2**20  # messages on their way between processes; Ray goes on in files when it is full
+CONNECT_LIMIT_S = 10.0
 _PREFIX = "wardround-"
 _LONGEST_FOLDER = 40  # Ray makes sockets in it, whose path may have 107 bytes
 
@@ -45,16 +47,16 @@ def quiet_environment() -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: Path | None) -> Iterator[None]:
-    """Ray for the time of the block: one of our own, or with an `address` the cluster that is there.
+def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: Path | None) -> Iterator[float]:
+    """Ray for the time of the block: one of our own, or with an `address` the cluster that is there. Yields its CPUs.
 
     Of our own, it has the given CPUs and GPUs, and what its processes wrote is copied to `log_folder`/ray afterwards.
     Raises `UsageError` when there is no cluster at `address`, `WardroundError` when Ray does not start.
     """
     quiet_environment()
     if address is not None:
-        with _connected(address):
-            yield
+        with _connected(address) as cpus:
+            yield cpus
         return
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_folder()))
@@ -71,7 +73,7 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: P
             with _environment({"HOME": str(folder), "PYTHONUSERBASE": site.getuserbase()}):
                 _start(folder, num_cpus, num_gpus)
             with _no_chatter():
-                yield
+                yield num_cpus
     finally:
         _stop()
         _keep_logs(folder, log_folder)
@@ -131,7 +133,14 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
+def _connected(address: str) -> Iterator[float]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--ray-address {address}: write HOST:PORT, as `ray start --head` shows it")
+    try:  # by itself Ray asks a dead address for many minutes
+        socket.create_connection((host, int(port)), timeout=CONNECT_LIMIT_S).close()
+    except OSError as error:
+        raise UsageError(f"--ray-address {address}: no Ray cluster answers there: {error.strerror or error}") from None
     import ray
 
     try:
@@ -140,7 +149,7 @@ def _connected(address: str) -> Iterator[None]:
         raise UsageError(f"--ray-address {address}: no Ray cluster answers there: {_first_line(error)}") from error
     try:
         with _no_chatter():
-            yield
+            yield ray.cluster_resources().get("CPU", 1.0)
     finally:
         _stop()
 
