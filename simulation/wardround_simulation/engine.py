@@ -87,9 +87,9 @@ def with_flower(
     at_once = max(1, min(len(folders), cores // cpus))
     task = _Task(body=body, names=tuple(sorted(folders)))
     quiet_environment()
-    with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as cores:
+    with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
         task.take_signals()  # Ray has put a handler of its own in their place
-        cpus = cpus_per_site or max(cpus, int(cores) // len(folders))  # of a cluster, a worker a site
+        cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, a worker a site
         _simulate(task, _client_app(folders, open_site, answer), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
         raise task.error
@@ -131,7 +131,7 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, float]) -> N
 
     from wardround_server.app import make_server_app
 
-    began = threading.Event()
+    began, failure = threading.Event(), None
 
     def main(grid: Grid) -> None:
         began.set()
@@ -149,15 +149,23 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, float]) -> N
     except KeyboardInterrupt:
         task.interrupted = True
     except Exception as error:
-        if task.error is None and not task.ended.is_set():
-            task.error = WardroundError(f"the simulation engine stopped: {error}")
-            task.error.__cause__ = error
+        if not task.ended.is_set():
+            failure = WardroundError(f"the simulation engine stopped: {_deepest_line(error)}")
+            failure.__cause__ = error
     finally:
         task.stopped.set()
         if began.is_set():
             task.ended.wait(END_LIMIT_S)
     if task.interrupted:
-        task.error = Interrupted("stopped; the same command continues with the round that was not finished")
+        failure = Interrupted("stopped; the same command continues with the round that was not finished")
+    task.error = failure or task.error  # the body's own error is then only that it was stopped
+
+
+def _deepest_line(error: BaseException) -> str:
+    """The first line of what was raised first; Flower wraps it in messages that say nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _PromptGrid:

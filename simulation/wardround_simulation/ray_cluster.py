@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import site
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import UsageError, WardroundError
+from wardround_simulation.preflight import check_ray_address
 
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
 OBJECT_STORE_BYTES = 256 * 2**20  # messages on their way between processes; Ray goes on in files when it is full
-CONNECT_LIMIT_S = 10.0
 _PREFIX = "wardround-"
 _LONGEST_FOLDER = 40  # Ray makes sockets in it, whose path may have 107 bytes
 
@@ -134,13 +133,7 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[float]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--ray-address {address}: write HOST:PORT, as `ray start --head` shows it")
-    try:  # by itself Ray asks a dead address for many minutes
-        socket.create_connection((host, int(port)), timeout=CONNECT_LIMIT_S).close()
-    except OSError as error:
-        raise UsageError(f"--ray-address {address}: no Ray cluster answers there: {error.strerror or error}") from None
+    check_ray_address(address)  # by itself Ray asks a dead address for many minutes
     import ray
 
     try:
