@@ -318,3 +318,24 @@ def test_fedprox_pulls_towards_the_received_weights_after_the_noise() -> None:
         return sum(float(np.square(reply[name] - message.weights[name]).sum()) for name in reply)
 
     assert moved(near) < moved(far)
+
+
+# Two processes at one site: a killed run's worker may still train when the next run asks the same
+
+
+def answer_in_a_process(folder: str, barrier, pipe) -> None:
+    torch.set_num_threads(1)
+    site = open_site(Path(folder))
+    barrier.wait()
+    pipe.send(weights_sha256(answer(broadcast_of(study_of()), site)))
+
+
+def test_two_processes_asked_the_same_round_at_once_make_one_attempt(folder: Path) -> None:
+    context = torch.multiprocessing.get_context("fork")
+    barrier, ours = context.Barrier(2), []
+    for _ in range(2):
+        receiver, sender = context.Pipe(duplex=False)
+        context.Process(target=answer_in_a_process, args=(str(folder), barrier, sender)).start()
+        ours.append(receiver)
+    one, two = (receiver.recv() for receiver in ours)
+    assert one == two and len(Ledger(folder / "ledger.sqlite3").attempts()) == 1

@@ -42,6 +42,12 @@ def answer(broadcast: Broadcast, site: Site) -> Weights:
     failed here.
     """
     admitted = _admit(broadcast, site)
+    # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
+    with site.exclusive():
+        return _reply(broadcast, admitted, site)
+
+
+def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
     study_sha256, run, received = broadcast.study_sha256, broadcast.run_id, weights_sha256(broadcast.weights)
     settled = site.ledger.settled(study_sha256, run, broadcast.round, received)
     if settled is not None:

@@ -10,8 +10,12 @@ cache/           frozen features, by network and cohort
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +33,7 @@ from wardround_client.tasks import classification
 from wardround_client.tasks.classification import Material
 
 Weights = dict[str, np.ndarray]
+LOCK_FILE = ".round.lock"
 
 
 @dataclass(kw_only=True)
@@ -43,6 +48,7 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
+    exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
     materials: dict[str, Material] = field(default_factory=dict)
@@ -72,7 +78,19 @@ def open_site(folder: Path) -> Site:
         material_of=material_of,
         randomness=SecretRandom(),
         device=device,
+        exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold the site for one training process; another waits, and then finds the reply of the first one settled."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def choose_device(config: SiteConfig) -> torch.device:
@@ -92,7 +110,9 @@ def approve_study(folder: Path, study: Study) -> str:
     sha256 = study.sha256()
     path = folder / "studies" / f"{sha256}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(study.to_json() + "\n", encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(study.to_json() + "\n", encoding="utf-8")
+    os.replace(partial, path)
     return sha256
 
 

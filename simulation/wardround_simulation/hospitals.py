@@ -107,5 +107,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
         f"allow_no_privacy = {str(cap.allow_no_privacy).lower()}\n\n"
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
-    path.write_text(text, encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)  # in one step: a kill must not leave half of a site's limits
     approve_study(hospital.folder, study)
