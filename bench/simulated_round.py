@@ -148,9 +148,8 @@ def main() -> None:
         return
     print(f"a round in a plain loop      {result['plain_round_s']:8.2f} s")
     print(f"a round through Flower, Ray  {result['simulated_round_s']:8.2f} s")
-    print(
-        f"ratio                        {result['ratio']:8.2f}   ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})"
-    )
+    print(f"ratio                        {result['ratio']:8.2f}")
+    print(f"smallest, largest ratio      {result['ratio_min']:8.2f}, {result['ratio_max']:.2f}")
     print(f"start and end of the engine  {result['simulation_start_and_end_s']:8.1f} s, once a run")
     for sites, peak in peaks.items():
         print(f"server's peak, {sites:2d} sites       {peak:8.0f} MB  (11 million weights)")

@@ -16,8 +16,8 @@ INTRODUCTION = """\
 
 Written by `python docs/generate.py` from the commands' own help; do not edit by hand.
 
-`./run simulate ARGS` is `wardround-sim run ARGS`, `./run compare ARGS` is `wardround-sim compare ARGS`, and
-`./run sim COMMAND ARGS` is any command below. Each sets up `.venv` first, once. `./run test` runs the tests (`--slow`: the
+`./run simulate ARGS` is `wardround-sim run ARGS`, `./run compare ARGS` is `wardround-sim compare ARGS`, and `./run
+sim COMMAND ARGS` is any command below. Each sets up `.venv` first, once. `./run test` runs the tests (`--slow`: the
 long ones too), `./run bench` the benchmarks.
 
 Exit codes: 0 done · 1 failed · 2 a wrong option, file or field · 130 stopped with Ctrl-C. An error is one line: what is

@@ -183,6 +183,7 @@ def test_a_site_stays_open_in_its_worker(run_with_faults):
     assert max(float(reply.weights["head.bias"]) for reply in run_with_faults[7]) >= 2
 
 
+@pytest.mark.slow  # a time: it says something on a machine that does nothing else
 def test_a_round_costs_milliseconds(run_with_faults):
     assert np.median(run_with_faults["seconds"]) < 0.09  # Flower by itself looks for messages every 0.1 s
 

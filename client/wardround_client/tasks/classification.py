@@ -245,8 +245,8 @@ def _physical_batches(material: Material, draw: Draw, device: torch.device, augm
 
 
 def _augmentation(study: Study, randomness: SecretRandom):
-    """`flips`: a random flip and quarter turn of each image; `light`: also grey values scaled and shifted by up to
-    10 %.
+    """Views of the drawn images, (N, C, H, W): `flips`, a random flip and quarter turn each; `light`, also turns by any
+    angle, shifts by up to 6 %, scales by up to 15 %, grey values by up to 10 %.
     """
     kind = study.training.augmentation
     if kind == "none":
@@ -259,13 +259,18 @@ def _augmentation(study: Study, randomness: SecretRandom):
             chosen = (code_N == code).to(images_NCHW.device)
             turned = torch.rot90(images_NCHW[chosen], code // 2, (2, 3))
             out[chosen] = turned.flip(3) if code % 2 else turned
-        if kind == "flips":
-            return out
-        scale_N2 = torch.from_numpy(randomness.uniform(2 * len(out)).reshape(-1, 2) * 0.2 - 0.1).float().to(out.device)
-        grey = out.float() * (1 + scale_N2[:, 0, None, None, None]) + 255 * scale_N2[:, 1, None, None, None]
-        return grey.clamp(0, 255)
+        return out
 
-    return turn
+    def light(images_NCHW: Tensor) -> Tensor:
+        uniform_N6 = torch.from_numpy(randomness.uniform(6 * len(images_NCHW)).reshape(-1, 6) * 2 - 1)
+        angle, zoom, right, down, gain, shift = uniform_N6.float().to(images_NCHW.device).unbind(1)
+        scale, cosine, sine = torch.exp(0.15 * zoom), torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
+        rows = [scale * cosine, -scale * sine, 0.06 * right, scale * sine, scale * cosine, 0.06 * down]
+        grid = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), images_NCHW.shape, align_corners=False)
+        moved = functional.grid_sample(turn(images_NCHW).float(), grid, padding_mode="reflection", align_corners=False)
+        return (moved * (1 + 0.1 * gain)[:, None, None, None] + 25.5 * shift[:, None, None, None]).clamp(0, 255)
+
+    return turn if kind == "flips" else light
 
 
 def initial_network(study: Study) -> nn.Module:
