@@ -228,5 +228,5 @@ def _percent_up(share: float) -> str:
     for decimals in (1, 2, 3, 4, 6):
         percent = _rounded_up(share * 100, decimals)
         if percent < 100:
-            return f"{percent:g} %"
+            return f"{percent:.{decimals}f}".rstrip("0").rstrip(".") + " %"  # not :g, which rounds to 6 digits
     return "100 %"
