@@ -6,7 +6,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch or numpy are imported anywhere
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# No deadline an example: a busy machine is no fault. In CI the same examples each time; elsewhere new ones.
+hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True, scope="session")
