@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from torch import nn
 from wardround.errors import WardroundError
 from wardround.study import parse_study
 from wardround_client.privacy.clipping import (
+    ClippedSum,
     PatientBatch,
     check_engine,
     clip_by_loop,
@@ -234,18 +236,47 @@ def test_the_test_of_the_noise_rejects_another_size(wrong: float) -> None:
 
 
 def test_the_noise_has_normal_tails_and_no_memory() -> None:
-    values = SecretRandom().normal(400_000)
+    values = SecretRandom().normal(400_001).double().numpy()
     for limit, share in [(1, 0.317311), (2, 0.0455), (3, 0.0027)]:
         assert abs((np.abs(values) > limit).mean() - share) < 5 * math.sqrt(share / len(values))
-    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / math.sqrt(len(values))
+    half = 1 << 14  # the cosine and the sine of the same pairs stand this far apart
+    for distance in (1, half):
+        for power in (1, 2):
+            one, two = values[:-distance] ** power, values[distance:] ** power
+            assert abs(np.corrcoef(one, two)[0, 1]) < 5 / math.sqrt(len(one))
+    assert scipy.stats.kstest(values, "norm").pvalue > 1e-6
+    assert scipy.stats.kstest(values * 1.02, "norm").pvalue < 1e-6  # so the line above can fail
+
+
+def test_a_normal_number_is_the_sum_of_four_draws_of_the_stream() -> None:
+    stream, normal = KnownRandom(b"k").words(6), KnownRandom(b"k").normal(2)
+    uniform_D = np.abs(stream[:4].view(np.int64).astype(np.float64)) * 2.0**-63
+    angle_D = stream[4:].view(np.int32).astype(np.float64) * np.pi * 2.0**-31
+    radius_D = np.sqrt(-2 * np.log(uniform_D))
+    expected = [(radius_D * np.cos(angle_D)).sum() / 2, (radius_D * np.sin(angle_D)).sum() / 2]
+    assert normal.numpy() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("standard_deviation", [1e-6, 0.873, 5.0, 1e4])
+def test_the_last_bits_of_a_noised_sum_carry_nothing(standard_deviation: float) -> None:
+    """Every released number lies on a public grid, fine against the noise and coarse against the rounding of a sum."""
+    weight = nn.Parameter(torch.zeros(20_000))
+    known = plan(noise_multiplier=2.0, max_grad_norm=standard_deviation / 2, nominal_patients=1)
+    optimizer = PatientOptimizer(torch.optim.SGD([weight], lr=1.0), known, {"w": weight}, SecretRandom())
+    sums = torch.linspace(-3, 3, 20_000) * standard_deviation
+    optimizer.accumulate_sum(ClippedSum(gradients={"w": sums.clone()}, sensitivity=standard_deviation / 2))
+    optimizer.noisy_step()
+    released = -weight.detach().double().numpy()
+    grid = 2.0 ** np.floor(np.log2(standard_deviation / 4096))
+    assert (released / grid == np.round(released / grid)).all()
+    assert len(np.unique(released)) > 10_000
+    assert is_standard_normal((released - sums.double().numpy()) / standard_deviation)
 
 
 def test_noise_comes_once_for_all_physical_batches() -> None:
     weight = nn.Parameter(torch.zeros(30_000))
     known = plan(noise_multiplier=1.0, max_grad_norm=1.0, nominal_patients=1)
     optimizer = PatientOptimizer(torch.optim.SGD([weight], lr=1.0), known, {"w": weight}, SecretRandom())
-    from wardround_client.privacy.clipping import ClippedSum
-
     for _ in range(4):
         optimizer.accumulate_sum(ClippedSum(gradients={"w": torch.full((30_000,), -0.25)}, sensitivity=1.0))
     optimizer.noisy_step()
@@ -254,8 +285,6 @@ def test_noise_comes_once_for_all_physical_batches() -> None:
 
 
 def test_a_sum_of_another_sensitivity_is_refused() -> None:
-    from wardround_client.privacy.clipping import ClippedSum
-
     weight = nn.Parameter(torch.zeros(3))
     optimizer = PatientOptimizer(torch.optim.SGD([weight], lr=1.0), plan(), {"w": weight}, SecretRandom())
     with pytest.raises(WardroundError, match="sensitivity"):
@@ -264,7 +293,7 @@ def test_a_sum_of_another_sensitivity_is_refused() -> None:
 
 def test_two_steps_and_two_processes_never_share_a_draw() -> None:
     one, two = SecretRandom(), SecretRandom()
-    assert len({one.normal(4).tobytes(), one.normal(4).tobytes(), two.normal(4).tobytes()}) == 3
+    assert len({one.normal(4).numpy().tobytes(), one.normal(4).numpy().tobytes(), two.normal(4).numpy().tobytes()}) == 3
     import copy
     import os
 

@@ -19,6 +19,8 @@ from wardround_client.privacy.clipping import ClippedSum
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 
+GRID_PARTS = 4096
+
 
 class PatientOptimizer(DPOptimizerFastGradientClipping):
     """Opacus' optimizer for virtual steps, fed with clipped sums; its noise comes from `SecretRandom`.
@@ -77,18 +79,23 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         self.zero_grad(set_to_none=True)
 
     def add_noise(self) -> None:
-        """Replaces Opacus' noise (torch's generator) by the site's secret one, one draw for all parameters of a
-        step.
+        """Replaces Opacus' noise (torch's generator) by the site's secret one, one draw for all parameters of a step.
+
+        The noised sum is then rounded to a public grid, the largest power of two that is at most 1 / `GRID_PARTS` of
+        the noise's standard deviation. Rounding what is already noised is post-processing; it takes away the last
+        bits of a floating-point sum, in which the noise could be recognised (I. Mironov, "On significance of the least
+        significant bits for differential privacy", CCS 2012), and adds 5e-9 of the noise's variance.
         """
         if self.noise_multiplier > 0:
             standard_deviation = self.noise_multiplier * self.max_grad_norm
             if not math.isfinite(standard_deviation):
                 raise WardroundError("noise needs a finite clipping norm")
             sizes = [parameter.numel() for parameter in self.params]
-            flat = torch.from_numpy(self._randomness.normal(sum(sizes)) * standard_deviation)
-            noise = [part.to(p) for part, p in zip(flat.split(sizes), self.params, strict=True)]
-        else:
-            noise = [torch.zeros(p.numel(), device=p.device) for p in self.params]
-        for parameter, part in zip(self.params, noise, strict=True):
-            parameter.grad = (parameter.summed_grad + part.view_as(parameter)).view_as(parameter)
+            noise = self._randomness.normal(sum(sizes)).mul_(standard_deviation).split(sizes)
+            grid = 2.0 ** math.floor(math.log2(standard_deviation / GRID_PARTS))
+        for index, parameter in enumerate(self.params):
+            parameter.grad = parameter.summed_grad
+            if self.noise_multiplier > 0:
+                part = noise[index].view_as(parameter).to(parameter)
+                parameter.grad = part.add_(parameter.summed_grad).div_(grid).round_().mul_(grid)
             parameter.summed_grad._processed = True
