@@ -107,9 +107,13 @@ def _open_study(study: Study, site: Site) -> Admitted:
 
 
 def _material(site: Site, study: Study, study_sha256: str) -> Material:
-    if study_sha256 not in site.materials:
-        site.materials[study_sha256] = site.material_of(study)
-    return site.materials[study_sha256]
+    """The study's training material, made anew when a patient has objected or the cohort has changed."""
+    key = (study_sha256, site.data_state())
+    if key not in site.materials:
+        for old in [one for one in site.materials if one[0] == study_sha256]:
+            del site.materials[old]
+        site.materials[key] = site.material_of(study)
+    return site.materials[key]
 
 
 def _settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights:

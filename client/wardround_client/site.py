@@ -3,6 +3,7 @@
 site.toml        the site's own rules (config.py)
 studies/         approved studies, one JSON file named by its hash
 cohort/          the prepared data (data/cohort.py)
+opt_out.txt      pseudonyms of patients who object (data/opt_out.py)
 ledger.sqlite3   the privacy spent (privacy/ledger.py)
 replies/         replies on disk, so that a round asked for twice gets the same bytes
 cache/           frozen features, by network and cohort
@@ -26,7 +27,8 @@ from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
 from wardround_client.config import SiteConfig, load_site_config
-from wardround_client.data.cohort import open_cohort
+from wardround_client.data.cohort import SEAL_FILE, open_cohort
+from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification
@@ -48,10 +50,11 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
+    data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
-    materials: dict[str, Material] = field(default_factory=dict)
+    materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
 
 
 def open_site(folder: Path) -> Site:
@@ -61,7 +64,7 @@ def open_site(folder: Path) -> Site:
     device = choose_device(config)
 
     def material_of(study: Study) -> Material:
-        cohort = open_cohort(folder / "cohort")
+        cohort = without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
         rows_N = classification.training_rows(study, cohort)
         inputs_N = cohort.images_NCHW
         if classification.reads_features(study):
@@ -78,8 +81,17 @@ def open_site(folder: Path) -> Site:
         material_of=material_of,
         randomness=SecretRandom(),
         device=device,
+        data_state=lambda: _data_state(folder),
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
+
+
+def _data_state(folder: Path) -> str:
+    """A hash of the cohort's seal and the list of objections, so that a change of either counts in the next round."""
+    digest = hashlib.sha256()
+    for path in (folder / "cohort" / SEAL_FILE, folder / OPT_OUT_FILE):
+        digest.update(path.read_bytes() if path.is_file() else b"none")
+    return digest.hexdigest()
 
 
 @contextmanager

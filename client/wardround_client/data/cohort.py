@@ -44,6 +44,7 @@ class Cohort:
     hu_N: np.ndarray  # bool: the grey values are windowed Hounsfield units
     label_names: tuple[str, ...]  # the study's data.labels
     key: str  # SHA-256 over the pixels in their order and how they were prepared; labels are not in it
+    prepared_by: str  # the preprocessing's version and settings
 
     @property
     def patient_count(self) -> int:
@@ -160,7 +161,15 @@ def open_cohort(folder: Path) -> Cohort:
         hu_N=_frozen([line["hu"] == "1" for line in lines], np.bool_),
         label_names=labels,
         key=seal["key"],
+        prepared_by=seal["prepared_by"],
     )
+
+
+def remove_cohort(folder: Path) -> None:
+    """Remove a cohort's files, the seal first."""
+    for name in (SEAL_FILE, IMAGES_FILE, TABLE_FILE):
+        (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
 
 
 def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:

@@ -72,10 +72,12 @@ def ingest(
     key: bytes,
     *,
     workers: int,
+    objectors: frozenset[str] = frozenset(),
     progress: Progress | None = None,
     pool: WorkerPool | None = None,
 ) -> IngestReport:
-    """Prepare a site's cohort in `folder`, with its quality report. `key` is the site's own secret.
+    """Prepare a site's cohort in `folder`, with its quality report. `key` is the site's own secret; no image of a
+    patient in `objectors` (pseudonyms) is decoded.
 
     `progress(done, total)` counts files looked at and images made. Memory grows with `workers`, not with the data. Rows
     come in the order of the source's files (slices in the order of their series), whatever the workers' timing. Many
@@ -83,9 +85,9 @@ def ingest(
     Raises `DataError` when no image is fit, when the disk cannot hold the cohort, or when another ingest is at work.
     """
     start = time.monotonic()
-    with _claimed(folder), _open_pool(pool, workers, len(source.files)) as pool:
+    with claimed_cohort(folder), _open_pool(pool, workers, len(source.files)) as pool:
         count = _Counter(progress, len(source.files))
-        site = _look(source, data, key, pool, count)
+        site = _look(source, data, key, objectors, pool, count)
         plan = plan_images(source, site.scanned, site.owners, data, key)
         with Memory(folder, _shape(data)) as memory:
             asked = [request for request in plan.requests if not request.fault]
@@ -143,8 +145,15 @@ class _Counter:
             self._report(self._done, self._total)
 
 
-def _look(source: SiteSource, data: DataSection, key: bytes, pool: WorkerPool, count: _Counter) -> _Site:
-    """Scan every file; one without an owner gets the fault `no_patient`."""
+def _look(
+    source: SiteSource,
+    data: DataSection,
+    key: bytes,
+    objectors: frozenset[str],
+    pool: WorkerPool,
+    count: _Counter,
+) -> _Site:
+    """Scan every file; one without an owner gets the fault `no_patient`, one whose owner objects `opted_out`."""
     scanned, owners = [], []
     paths = [source.root / file.path for file in source.files]
     for file, record in zip(source.files, pool.map(functools.partial(scan, data=data, key=key), paths), strict=True):
@@ -153,6 +162,8 @@ def _look(source: SiteSource, data: DataSection, key: bytes, pool: WorkerPool, c
         owner = _owner(file, record, key)
         if owner is None and not record.fault:
             record = replace(record, fault="no_patient")
+        if owner in objectors:
+            record = replace(record, fault="opted_out")
         scanned.append(record)
         owners.append(owner)
         count.step()
@@ -323,7 +334,7 @@ def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def claimed_cohort(folder: Path) -> Iterator[None]:
     """Hold the cohort folder for one ingest, and turn what the disk refuses into one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -96,15 +96,8 @@ class Memory:
 
     def save(self, outcomes: Iterable[Outcome]) -> None:
         """Remember these outcomes and no others; not those that may have had a passing cause."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for outcome in dict.fromkeys(outcomes):
-            if outcome.fault in PASSING_FAULTS:
-                continue
-            line = (outcome.request, outcome.fault, outcome.pixels_sha256, outcome.source_sha256, int(outcome.hu))
-            writer.writerow(line)
-        write_atomically(self._folder / DECODED_FILE, text.getvalue().encode())
+        lasting = [outcome for outcome in dict.fromkeys(outcomes) if outcome.fault not in PASSING_FAULTS]
+        write_atomically(self._folder / DECODED_FILE, _outcome_bytes(lasting))
 
     def _open_cohort(self) -> None:
         try:
@@ -116,6 +109,24 @@ class Memory:
         self._cohort_images = cohort.images_NCHW
         with open(self._folder / TABLE_FILE, newline="") as file:
             self._cohort_rows = {line["pixels_sha256"]: int(line["row"]) for line in csv.DictReader(file)}
+
+
+def forget_pixels(path: Path, pixel_hashes: set[str]) -> None:
+    """Forget the outcomes that gave these pixels; `path` is a `DECODED_FILE`, or not there."""
+    known = _read_outcomes(path)
+    if known:
+        kept = [outcome for outcome in known.values() if outcome.pixels_sha256 not in pixel_hashes]
+        write_atomically(path, _outcome_bytes(kept))
+
+
+def _outcome_bytes(outcomes: Iterable[Outcome]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for outcome in outcomes:
+        line = (outcome.request, outcome.fault, outcome.pixels_sha256, outcome.source_sha256, int(outcome.hu))
+        writer.writerow(line)
+    return text.getvalue().encode()
 
 
 def _read_outcomes(path: Path) -> dict[str, Outcome]:

@@ -57,6 +57,10 @@ REASONS: dict[str, Reason] = {
         advice="The PatientID is missing or empty, so the patient cannot be protected as one. Export with PatientID, "
         "or give a manifest.csv with a patient_id for each file.",
     ),
+    "opted_out": Reason(
+        title="The patient objects",
+        advice="The patient is on this site's list of objections and takes part in nothing. Nothing to do.",
+    ),
     "wrong_modality": Reason(
         title="Another modality than the study asks for",
         advice="The study names its modality under data.modality. Nothing to do if the folder is mixed.",
