@@ -25,12 +25,13 @@ import torch
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
-from wardround_client.config import SiteConfig, load_site_config
+from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import open_cohort
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification
 from wardround_client.tasks.classification import Material
+from wardround_client.tasks.scoring import HeldOutImages, held_out_images
 
 Weights = dict[str, np.ndarray]
 LOCK_FILE = ".round.lock"
@@ -38,7 +39,9 @@ LOCK_FILE = ".round.lock"
 
 @dataclass(kw_only=True)
 class Site:
-    """One hospital. `study_of` knows only approved studies; `material_of` reads the data, and only after admission."""
+    """One hospital. `study_of` knows only approved studies; `material_of` and `held_out_of` read the data, and only
+    after admission. `release` is "off" unless the site itself says otherwise.
+    """
 
     name: str
     cap: Cap
@@ -48,6 +51,8 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
+    release: ReleaseConfig = ReleaseConfig()
+    held_out_of: Callable[[Study], HeldOutImages] | None = None
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
@@ -78,6 +83,8 @@ def open_site(folder: Path) -> Site:
         material_of=material_of,
         randomness=SecretRandom(),
         device=device,
+        release=config.release,
+        held_out_of=lambda study: held_out_images(study, open_cohort(folder / "cohort")),
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
 

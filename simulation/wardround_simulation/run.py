@@ -38,7 +38,8 @@ from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.round import REPLIES_KEPT
 from wardround_client.tasks import classification
-from wardround_server.rounds import KEPT_CHECKPOINTS, Exchange, RoundRecord, RunOutcome, run_rounds
+from wardround_server.evaluation import federated_test
+from wardround_server.rounds import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_simulation import in_process
 from wardround_simulation.engine import with_flower
 from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
@@ -107,15 +108,16 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         append_curve(out, point)
         listener.round(record, point.auc)
 
-    def body(exchange: Exchange) -> RunOutcome:
+    def body(exchange: Any) -> tuple[RunOutcome, dict[str, Any] | None]:
         listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
-        return run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
+        outcome = run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
+        return outcome, federated_test(study, run_id, architecture, outcome.weights, exchange)
 
     trained_from = time.monotonic()
     listener.stage("Starting the simulation engine")
     folders = [hospital.folder for hospital in hospitals]
     try:
-        outcome = with_flower(
+        outcome, released = with_flower(
             folders,
             body,
             device=device,
@@ -138,6 +140,8 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         tested = in_process.open_hospitals({h.name: h.folder for h in outside}, study)
         external = OtherPatients(tested, study).figures(network, study, outcome.weights)
     result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
+    if released is not None:
+        result["federated_test"] = released
     result["seconds"] = {
         "ingest": round(ingested_s, 1),
         "training": round(training_s, 1),
