@@ -21,6 +21,7 @@ from wardround.histogram_calibration import calibration_estimate
 from wardround.histogram_metrics import ScoreHistogram, auc_estimate, noise_variance, roc_points, sensitivity_at
 from wardround.study import Study
 from wardround.wire import Broadcast
+from wardround_server.rounds import Exchange
 
 SPECIFICITIES = (0.8, 0.9, 0.95)
 
@@ -31,6 +32,10 @@ class FiguresExchange(Protocol):
     """
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]: ...
+
+
+class SitesExchange(Exchange, FiguresExchange, Protocol):
+    """The way to the sites for both questions."""
 
 
 def federated_test(

@@ -58,8 +58,8 @@ class AucEstimate:
     """An AUC and its two 95 % intervals.
 
     `low` to `high` is for the AUC in the population the patients come from; `low_here` to `high_here` for the exact AUC
-    of just these patients, which only the noise and the bins hide. `tied_pairs` is the share of pairs in one bin: half
-    of it is the most by which binning can move the AUC.
+    of just these patients, which only the noise and the bins hide. `tied_pairs` is the share of pairs in one bin, whose
+    order nobody can tell: where it is large the bins are too wide for the scores (`evaluation.logit_scale`).
     """
 
     value: float

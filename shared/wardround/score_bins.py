@@ -18,7 +18,8 @@ def bins_of(logits_P: ArrayLike, bins: int, logit_scale: float) -> np.ndarray:
     """The bin of each score, int64 (P,) in 0..B-1. A score that is not a number goes to bin 0, for no reason."""
     logits_P = np.asarray(logits_P, dtype=np.float64)
     known_P = ~np.isnan(logits_P)
-    place_P = probabilities(np.where(known_P, logits_P, -np.inf) / logit_scale) * bins
+    with np.errstate(over="ignore"):  # beyond the largest number is in the last bin as well
+        place_P = probabilities(np.where(known_P, logits_P, -np.inf) / logit_scale) * bins
     return np.minimum(place_P.astype(np.int64), bins - 1)
 
 

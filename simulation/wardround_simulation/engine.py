@@ -25,7 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wardround.errors import RoundError, UsageError, WardroundError
-from wardround_server.rounds import Exchange
+from wardround_server.evaluation import SitesExchange
 from wardround_simulation.gpu_share import gpu_share
 from wardround_simulation.ray_cluster import log as ray_log
 from wardround_simulation.ray_cluster import quiet_environment, ray_cluster
@@ -52,7 +52,7 @@ class Interrupted(WardroundError):
 
 def with_flower(
     site_folders: Sequence[Path],
-    body: Callable[[Exchange], T],
+    body: Callable[[SitesExchange], T],
     *,
     device: str = "cpu",
     ray_address: str | None = None,
@@ -102,7 +102,7 @@ def with_flower(
 class _Task(Generic[T]):
     """The body on its way through Flower's thread, and the event that ends all waits."""
 
-    body: Callable[[Exchange], T]
+    body: Callable[[SitesExchange], T]
     names: tuple[str, ...]
     pushed: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)

@@ -94,8 +94,9 @@ def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) 
 
 def release_of(study: Study) -> ReleaseConfig:
     """What a simulated site releases: what the study asks for. Nothing is asked by default."""
-    asked = study.evaluation.epsilon
-    return ReleaseConfig(evaluation="off" if asked == 0 else "exact" if math.isinf(asked) else "noised")
+    if study.evaluation.epsilon == 0:
+        return ReleaseConfig(evaluation="off")
+    return ReleaseConfig(evaluation="exact" if math.isinf(study.evaluation.epsilon) else "noised")
 
 
 def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) -> None:

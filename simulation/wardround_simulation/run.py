@@ -38,7 +38,7 @@ from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.round import REPLIES_KEPT
 from wardround_client.tasks import classification
-from wardround_server.evaluation import federated_test
+from wardround_server.evaluation import SitesExchange, federated_test
 from wardround_server.rounds import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_simulation import in_process
 from wardround_simulation.engine import with_flower
@@ -108,7 +108,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         append_curve(out, point)
         listener.round(record, point.auc)
 
-    def body(exchange: Any) -> tuple[RunOutcome, dict[str, Any] | None]:
+    def body(exchange: SitesExchange) -> tuple[RunOutcome, dict[str, Any] | None]:
         listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
         outcome = run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
         return outcome, federated_test(study, run_id, architecture, outcome.weights, exchange)
