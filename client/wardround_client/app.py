@@ -1,8 +1,8 @@
 """The thin side of a site that speaks Flower: a ClientApp that checks what came, lets the site answer, and sends that
 back.
 
-Nothing but weights or a code leaves here. Every exception ends at this border: Flower would send its text to the
-server, and a text may hold a path or worse. The full text goes to the site's own log.
+Nothing but weights, the head of the ledger or a code leaves here. Every exception ends at this border: Flower would
+send its text to the server, and a text may hold a path or worse. The full text goes to the site's own log.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardround.errors import RefusedError, WireError
-from wardround.wire import Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
+from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
@@ -32,14 +31,13 @@ HUNG_S = 30.0
 log = logging.getLogger(__name__)
 
 S = TypeVar("S")
-Weights = dict[str, np.ndarray]
 
 
 class OutOfTime(BaseException):
     """The round's deadline passed while the site trained. Not an `Exception`: no handler on the way may keep it."""
 
 
-def make_client_app(open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights]) -> ClientApp:
+def make_client_app(open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Answer]) -> ClientApp:
     """A ClientApp whose one question is a training round.
 
     `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`).
@@ -51,7 +49,7 @@ def make_client_app(open_site: Callable[[Context], S], answer: Callable[[Broadca
 
 
 def _train(
-    open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights], message: Message, context: Context
+    open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Answer], message: Message, context: Context
 ) -> Message:
     broadcast = None
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S

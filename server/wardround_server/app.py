@@ -111,7 +111,7 @@ def record_of(packet: Packet) -> RecordDict:
 def _reply(
     site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
-    weights, code, size = None, None, 0
+    weights, head, code, size = None, None, None, 0
     if message_id is None:
         code = "unreachable"
     elif message is None:
@@ -122,8 +122,10 @@ def _reply(
         try:
             packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
             size = packet.payload_bytes
-            weights, said = unpack_answer(packet, broadcast)
+            answer, said = unpack_answer(packet, broadcast)
+            if answer is not None:
+                weights, head = answer.weights, answer.head
             code = None if said is None else said if said in ("failed", "late") else f"refused:{said}"
         except WireError as error:
             code = f"invalid:{error.code}"
-    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size)
+    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size, ledger_head=head)

@@ -6,7 +6,6 @@ OUT/sites/NAME/    site.toml, studies/, cohort/, later ledger.sqlite3, replies/,
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import IngestReport, ingest
 from wardround_client.data.layout import SiteSource
 from wardround_client.data.workers import WorkerPool
-from wardround_client.privacy.ledger import Cap
+from wardround_client.privacy.ledger import cap_of
 from wardround_client.site import approve_study
 
 # One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
@@ -97,11 +96,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
     officer would set. Limits that are there already are the site's own and stay.
     """
     path = hospital.folder / "site.toml"
-    if path.is_file():
-        cap = load_site_config(path).privacy.cap()
-    else:
-        epsilon = study.privacy.epsilon
-        cap = Cap(epsilon=epsilon, delta=study.privacy.delta, allow_no_privacy=math.isinf(epsilon))
+    cap = load_site_config(path).privacy.cap() if path.is_file() else cap_of(study)
     text = (
         f'name = "{hospital.name}"\n\n[privacy]\nepsilon_cap = {cap.epsilon!r}\ndelta_cap = {cap.delta!r}\n'
         f"allow_no_privacy = {str(cap.allow_no_privacy).lower()}\n\n"

@@ -23,7 +23,7 @@ from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, SiteReply, payload_bytes
 from wardround_client.data.cohort import Cohort, open_cohort
-from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.privacy.ledger import Ledger, cap_of
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import Site, Weights
@@ -111,10 +111,9 @@ def temporary_site(
         patient_N = np.concatenate(patients)
     rows_N = np.concatenate([rows for _, rows in parts])
     material = classification.material_of(inputs_N, labels_N, patient_N, rows_N)
-    private = np.isfinite(study.privacy.epsilon)
     return Site(
         name=name,
-        cap=Cap(epsilon=study.privacy.epsilon, delta=study.privacy.delta, allow_no_privacy=not private),
+        cap=cap_of(study),
         ledger=Ledger(None),
         replies={},
         study_of=lambda _: study,
@@ -131,9 +130,9 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
     def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         for site in sorted(sites, key=lambda site: site.name):
             started = time.monotonic()
-            weights, code = None, None
+            answered, code = None, None
             try:
-                weights = answer(broadcast, site)
+                answered = answer(broadcast, site)
             except RefusedError as error:
                 code = f"refused:{error.code}"
             except WireError as error:  # a diverged model; the code is the one that Flower's client sends
@@ -141,10 +140,11 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
             seconds = time.monotonic() - started
             yield SiteReply(
                 site=site.name,
-                weights=weights,
+                weights=answered.weights if answered else None,
                 code=code,
                 seconds=seconds,
-                bytes_up=payload_bytes(weights) if weights else 0,
+                bytes_up=payload_bytes(answered.weights) if answered else 0,
+                ledger_head=answered.head if answered else None,
             )
 
     return exchange
