@@ -41,7 +41,7 @@ DOORS = {
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
     "pydicom": {f"{CLIENT}/data/dicom.py", f"{CLIENT}/data/dicom_pixels.py", f"{SIM}/phantom_dicom.py"},
     "PIL": {f"{CLIENT}/data/pictures.py", f"{CLIENT}/data/regions.py", f"{SIM}/plots.py"},
-    "sqlite3": {f"{CLIENT}/privacy/ledger.py"},
+    "sqlite3": {f"{CLIENT}/privacy/ledger_file.py"},
     "cryptography": {f"{CLIENT}/privacy/secret.py"},
     "matplotlib": {f"{SIM}/plots.py"},
     "typer": {f"{SIM}/cli.py"},

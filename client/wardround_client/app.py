@@ -1,8 +1,8 @@
 """The thin side of a site that speaks Flower: a ClientApp that checks what came, lets the site answer, and sends that
 back.
 
-Nothing but weights, noised counts or a code leaves here. Every exception ends at this border: Flower would send its
-text to the server, and a text may hold a path or worse. The full text goes to the site's own log.
+Nothing but weights, noised counts, the head of the ledger or a code leaves here. Every exception ends at this border:
+Flower would send its text to the server, and a text may hold a path or worse. The full text goes to the site's own log.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardround.errors import RefusedError, WireError
 from wardround.evaluation_wire import ScoreRelease, pack_release
-from wardround.wire import Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
+from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
-Weights = dict[str, np.ndarray]
 
 
 class OutOfTime(BaseException):
@@ -43,7 +41,7 @@ class OutOfTime(BaseException):
 
 def make_client_app(
     open_site: Callable[[Context], S],
-    answer: Callable[[Broadcast, S], Weights],
+    answer: Callable[[Broadcast, S], Answer],
     release: Callable[[Broadcast, S], ScoreRelease] | None = None,
 ) -> ClientApp:
     """A ClientApp that knows two questions: a training round, and figures about held-out patients.

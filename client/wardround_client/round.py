@@ -16,7 +16,7 @@ from torch import nn
 from wardround.errors import LedgerError, PolicyRefusal, WireError
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
-from wardround.wire import Broadcast, weights_sha256
+from wardround.wire import Answer, Broadcast, weights_sha256
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.site import Site, Weights
 from wardround_client.tasks import classification
@@ -35,8 +35,8 @@ class Admitted:
     architecture_sha256: str
 
 
-def answer(broadcast: Broadcast, site: Site) -> Weights:
-    """Train one round and return the new weights (float32, the names and shapes received).
+def answer(broadcast: Broadcast, site: Site) -> Answer:
+    """Train one round; return the new weights (float32, the names and shapes received) and the ledger's head.
 
     Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
     failed here.
@@ -45,7 +45,8 @@ def answer(broadcast: Broadcast, site: Site) -> Weights:
     admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
     # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
     with site.exclusive():
-        return _reply(broadcast, admitted, site)
+        weights = _reply(broadcast, admitted, site)
+        return Answer(weights=weights, head=site.ledger.head())
 
 
 def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:

@@ -3,7 +3,7 @@
 site.toml        the site's own rules (config.py)
 studies/         approved studies, one JSON file named by its hash
 cohort/          the prepared data (data/cohort.py)
-ledger.sqlite3   the privacy spent (privacy/ledger.py)
+ledger.sqlite3   the privacy spent (privacy/ledger.py); ledger.head: how far it has come
 replies/         replies on disk, so that a round asked for twice gets the same bytes
 cache/           frozen features, by network and cohort
 """

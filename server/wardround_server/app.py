@@ -126,16 +126,18 @@ def record_of(packet: Packet) -> RecordDict:
 def _reply(
     site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
-    weights, code, size = None, _transport_code(message_id, message), 0
+    weights, head, code, size = None, None, _transport_code(message_id, message), 0
     if code is None:
         try:
             packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
             size = packet.payload_bytes
-            weights, said = unpack_answer(packet, broadcast)
+            answer, said = unpack_answer(packet, broadcast)
+            if answer is not None:
+                weights, head = answer.weights, answer.head
             code = _said_code(said)
         except WireError as error:
             code = f"invalid:{error.code}"
-    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size)
+    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size, ledger_head=head)
 
 
 def _release(site: str, message_id: str | None, message: Message | None, question: Broadcast, bins: int) -> SiteRelease:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -63,6 +63,10 @@ class GaussianEvent:
         """Whether it promises anything: there is noise."""
         return self.noise_multiplier > 0
 
+    def repeated(self, times: int) -> GaussianEvent:
+        """The same event, `times` times."""
+        return replace(self, steps=self.steps * times)
+
     def rdp(self) -> np.ndarray:
         """Rényi epsilon of the whole event at each of `RDP_ORDERS` (Mironov, Talwar, Zhang 2019)."""
         return _gaussian_rdp(self.sampling_rate, self.noise_multiplier) * self.steps
@@ -92,6 +96,10 @@ class PureEvent:
     def private(self) -> bool:
         """Whether it promises anything: epsilon is finite."""
         return math.isfinite(self.epsilon)
+
+    def repeated(self, times: int) -> PureEvent:
+        """The same event, `times` times."""
+        return replace(self, count=self.count * times)
 
     def rdp(self) -> np.ndarray:
         """Rényi epsilon of the whole event at each of `RDP_ORDERS`, tight for pure epsilon-DP.

@@ -153,9 +153,9 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
     def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         for site in sorted(sites, key=lambda site: site.name):
             started = time.monotonic()
-            weights, code = None, None
+            answered, code = None, None
             try:
-                weights = answer(broadcast, site)
+                answered = answer(broadcast, site)
             except RefusedError as error:
                 code = f"refused:{error.code}"
             except WireError as error:  # a diverged model; the code is the one that Flower's client sends
@@ -163,10 +163,11 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
             seconds = time.monotonic() - started
             yield SiteReply(
                 site=site.name,
-                weights=weights,
+                weights=answered.weights if answered else None,
                 code=code,
                 seconds=seconds,
-                bytes_up=payload_bytes(weights) if weights else 0,
+                bytes_up=payload_bytes(answered.weights) if answered else 0,
+                ledger_head=answered.head if answered else None,
             )
 
     return exchange

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from wardround.metrics import summary
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
 from wardround_client.privacy.ledger import Ledger
-from wardround_client.privacy.plan import plan_from_study
+from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.round import REPLIES_KEPT
 from wardround_client.tasks import classification
 from wardround_server.evaluation import SitesExchange, federated_test
@@ -197,10 +197,12 @@ def result_of(
     steps = 0
     for hospital in hospitals:
         ledger = Ledger(hospital.folder / "ledger.sqlite3")
-        epsilon, events = ledger.spent(study.privacy.delta, run_id), ledger.events(run_id)
+        # Of the patients who train; those held out are others, and what is released about them is told beside it.
+        epsilon, events = ledger.spent(study.privacy.delta, run_id, TRAIN), ledger.events(run_id, TRAIN)
         exact = spent_exactly(events, study.privacy.delta)
+        head = outcome.ledger_heads.get(hospital.name)
         ledger.close()
-        site_steps = sum(event.steps for event in events)
+        site_steps = sum(event.releases for event in events)
         steps = max(steps, site_steps)
         largest = epsilon if largest is None or epsilon.value >= largest.value else largest
         rows_N = test.sites_N == hospital.name
@@ -213,6 +215,7 @@ def result_of(
             "epsilon": plain(epsilon.value),
             "epsilon_exact": plain(exact.value) if exact else None,
             "steps": site_steps,
+            "ledger": asdict(head) if head else None,
             "patients": training_patients(hospital, study),
             "test": figures.to_json() if figures else None,
         }
