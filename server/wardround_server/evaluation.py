@@ -98,6 +98,8 @@ def _figures(histogram: ScoreHistogram) -> dict[str, Any]:
         "patients_noised": negatives + positives,
         "positives_noised": positives,
         "thresholds": [asdict(row) for row in rows if row],
-        "calibration": asdict(calibration) if calibration else None,
+        "calibration": {**asdict(calibration), "points": [asdict(p) for p in calibration.points]}
+        if calibration
+        else None,
         "roc": {"false_positive_rate": roc[0].tolist(), "true_positive_rate": roc[1].tolist()} if roc else None,
     }

@@ -67,11 +67,11 @@ def calibration_estimate(histogram: ScoreHistogram, confidence: float = 0.95) ->
     # mean of _length_without_noise at a gap of 0: 2 E|Z| - E|Z + Z'|, Z and Z' standard normal
     by_chance = (2 - math.sqrt(2)) * math.sqrt(2 / math.pi) * spread_G.sum()
     return CalibrationEstimate(
-        excess=gap_B.sum() / patients,
-        low=(gap_B.sum() - reach) / patients,
-        high=(gap_B.sum() + reach) / patients,
-        ece=max(0.0, ece / patients),
-        ece_if_perfect=by_chance / patients,
+        excess=float(gap_B.sum() / patients),
+        low=float((gap_B.sum() - reach) / patients),
+        high=float((gap_B.sum() + reach) / patients),
+        ece=float(max(0.0, ece / patients)),
+        ece_if_perfect=float(by_chance / patients),
         points=tuple(
             point for group in groups if (point := _point(told_B[group], n_B[group], p_B[group], v, z)) is not None
         ),
