@@ -162,7 +162,7 @@ def test_a_round_checks_holds_and_charges_before_it_reads_and_settles_before_it_
     assert seen == list(story.values())
 
 
-def test_a_reply_holds_the_noised_weights_the_head_of_the_ledger_and_nothing_else(tmp_path: Path) -> None:
+def test_a_reply_holds_the_noised_weights_and_nothing_else(tmp_path: Path) -> None:
     study = study_of()
     broadcast = broadcast_of(study)
     answered = answer(broadcast, site_of(study, tmp_path, lambda _: features_of(6)))

@@ -19,7 +19,7 @@ from wardround.study import Study
 from wardround.wire import LedgerHead
 from wardround_client.privacy.ledger_book import Attempt, Book, Hold, share_to_json
 from wardround_client.privacy.ledger_chain import START
-from wardround_client.privacy.ledger_file import LedgerFile
+from wardround_client.privacy.ledger_file import LOWEST, LedgerFile
 from wardround_client.privacy.plan import EVALUATION_ATTEMPTS, TRAIN, PrivacyPlan
 
 _MOST_ROUNDS = 2**20  # where what-if stops to count
@@ -79,7 +79,7 @@ class Ledger:
 
     def _read(self) -> None:
         """Take in what was appended since, by this process or another one."""
-        rows = self._file.rows(first=max(self._head.entries, 1))
+        rows = self._file.rows(self._head.entries or LOWEST)
         if self._head.entries:
             number, _, sha256 = rows.pop(0) if rows else (0, "", "")
             if (number, sha256) != (self._head.entries, self._head.sha256):

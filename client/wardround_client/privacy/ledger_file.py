@@ -28,6 +28,7 @@ _SCHEMA = (
         for change in ("UPDATE", "DELETE")
     ),
 )
+LOWEST = -(2**63)  # SQLite's lowest number: an entry before the first would be one too many
 _NOT_ITS_FAULT = tuple(
     f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
 )
@@ -69,7 +70,7 @@ class LedgerFile:
     def _in_one_line(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:  # where damage reaches SQLite's own message it is no text
             mend = RESTORE
             if getattr(error, "sqlite_errorname", "").startswith(_NOT_ITS_FAULT):
                 mend = "see the disk, the file's owner and rights, and who else has it open; then try again"
@@ -102,8 +103,8 @@ class LedgerFile:
         self._appended = after
         return after
 
-    def rows(self, first: int = 1) -> list[Row]:
-        """The entries from number `first` on. Raises `LedgerError` where they cannot be read."""
+    def rows(self, first: int = LOWEST) -> list[Row]:
+        """All entries, or those from number `first` on. Raises `LedgerError` where they cannot be read."""
         with self._in_one_line():
             return _rows(self._connection, first)
 
@@ -139,7 +140,7 @@ class LedgerFile:
             schema = "SELECT sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY rowid"
             if tuple(text for (text,) in connection.execute(schema)) != _SCHEMA:
                 raise LedgerError(f"{self.place}: its tables or triggers were altered; {RESTORE}")
-            heads = [head for head, _ in self.walked(_rows(connection, 1), START)]
+            heads = [head for head, _ in self.walked(_rows(connection, LOWEST), START)]
             self._compare(connection, seen, heads[-1] if heads else START)
             return heads[-1] if heads else START
 
@@ -190,6 +191,5 @@ class LedgerFile:
 
 
 def _rows(connection: sqlite3.Connection, first: int) -> list[Row]:
-    return connection.execute(
-        "SELECT number, body, sha256 FROM entries WHERE number >= ? ORDER BY number", (first,)
-    ).fetchall()
+    select = "SELECT number, body, sha256 FROM entries WHERE number >= ? ORDER BY number"
+    return connection.execute(select, (first,)).fetchall()

@@ -72,14 +72,14 @@ class PrivacyPlan:
         )
 
     def shares(self) -> dict[str, Share]:
-        """What a site holds for the study, by purpose: all training rounds, and evaluation where the study asks for
-        it.
+        """What a site holds for the study, by purpose in the order of their names: evaluation, where the study asks
+        for it, and all training rounds.
         """
-        shares = {TRAIN: Share(attempts=self.attempts, event=self.event(1))}
-        if self.evaluation_epsilon > 0:
-            figures = PureEvent(epsilon=self.evaluation_epsilon, count=1)
-            shares[EVALUATE] = Share(attempts=EVALUATION_ATTEMPTS, event=figures)
-        return shares
+        train = {TRAIN: Share(attempts=self.attempts, event=self.event(1))}
+        if self.evaluation_epsilon == 0:
+            return train
+        figures = PureEvent(epsilon=self.evaluation_epsilon, count=1)
+        return {EVALUATE: Share(attempts=EVALUATION_ATTEMPTS, event=figures), **train}
 
     def events(self) -> list[Event]:
         """Everything held, spare attempts included.
