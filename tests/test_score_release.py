@@ -57,7 +57,7 @@ def law(epsilon: float, values: np.ndarray) -> np.ndarray:
 def p_value(drawn: np.ndarray, epsilon: float) -> float:
     """Chi-square of the draws against the law of `epsilon`, the tails gathered where fewer than 8 are expected."""
     reach = 0
-    while DRAWS * law(epsilon, np.array(reach + 1)) / (1 - math.exp(-epsilon)) > 8:
+    while len(drawn) * law(epsilon, np.array(reach + 1)) / (1 - math.exp(-epsilon)) > 8:
         reach += 1
     values = np.arange(-reach, reach + 1)
     expected = law(epsilon, values)
@@ -285,6 +285,20 @@ def test_a_release_is_one_pure_event_of_the_epsilon_of_its_noise(site: Site):
     assert site.ledger.events() == [PureEvent(epsilon=1.0, count=1)]
     (attempt,) = site.ledger.attempts()
     assert attempt.reply_sha256 is not None and site.ledger.spent(1e-4).value <= 1.0
+
+
+def test_what_leaves_has_the_noise_of_the_epsilon_that_the_ledger_was_charged(site: Site):
+    study, images = study_of(), held_out()
+    network, weights = classification.initial_network(study), question_of(study).weights
+    logits_P, positive_P = patient_logits(network, study, weights, images, torch.device("cpu"))
+    exact_2B = score_histogram(logits_P, positive_P, 16, 2.0)
+    drawn = []
+    for _ in range(40):
+        again = fresh(site)
+        drawn.append(release_scores(question_of(study), again).counts_2B - exact_2B)
+        (event,) = again.ledger.events()
+    assert p_value(np.concatenate(drawn).ravel(), event.epsilon) > 1e-6
+    assert p_value(np.concatenate(drawn).ravel(), 1.5 * event.epsilon) < 1e-6
 
 
 def test_asked_twice_the_same_bytes_and_one_charge(site: Site, tmp_path: Path):
