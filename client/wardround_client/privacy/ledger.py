@@ -153,11 +153,17 @@ class Ledger:
         return WhatIf(
             now=now,
             after=spent([*self._committed(), *plan.events()], cap.delta),
-            remaining=Epsilon(value=max(0.0, cap.epsilon - now.value), delta=cap.delta, accountant=now.accountant),
+            remaining=self.remaining(cap),
             rounds_asked=plan.attempts,
             rounds_affordable=self._rounds_affordable(plan, cap),
             refusal=self._refusal(plan, cap, plan.events()),
         )
+
+    def remaining(self, cap: Cap) -> Epsilon:
+        """What is left of the cap. Epsilons do not add up exactly: what a study may still cost says `what_if`."""
+        self._read()
+        now = self._capped([], cap)
+        return Epsilon(value=max(0.0, cap.epsilon - now.value), delta=cap.delta, accountant=now.accountant)
 
     def _rounds_affordable(self, plan: PrivacyPlan, cap: Cap) -> int | None:
         if self._refusal(plan, cap, []) is not None:
