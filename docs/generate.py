@@ -1,4 +1,4 @@
-"""Write docs/commands.md from the commands' own --help: `.venv/bin/python docs/generate.py`.
+"""Write docs/commands.md from the --help of wardround-sim and wardround-site: `.venv/bin/python docs/generate.py`.
 
 A test fails when the page is stale.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 PAGE = Path(__file__).with_name("commands.md")
 WIDTH = 100
@@ -16,12 +20,13 @@ INTRODUCTION = """\
 
 Written by `python docs/generate.py` from the commands' own help; do not edit by hand.
 
-`./run simulate ARGS` is `wardround-sim run ARGS`, `./run compare ARGS` is `wardround-sim compare ARGS`, and `./run
-sim COMMAND ARGS` is any command below. Each sets up `.venv` first, once. `./run test` runs the tests (`--slow`: the
-long ones too), `./run bench` the benchmarks.
+`./run simulate ARGS` is `wardround-sim run ARGS`, `./run compare ARGS` is `wardround-sim compare ARGS`, `./run sim
+COMMAND ARGS` is any command of `wardround-sim`, and `./run site COMMAND ARGS` any of `wardround-site`. Each sets up
+`.venv` first, once. `./run test` runs the tests (`--slow`: the long ones too), `./run bench` the benchmarks.
 
-Exit codes: 0 done · 1 failed · 2 a wrong option, file or field · 130 stopped with Ctrl-C. An error is one line: what is
-wrong, where, what to do. `--json` prints the result for machines, and nothing else.
+Exit codes: 0 done · 1 failed · 2 a wrong option, file or field · 3 refused by policy or budget · 130 stopped with
+Ctrl-C. An error is one line: what is wrong, where, what to do. `--json` prints the result for machines, and nothing
+else.
 """
 
 
@@ -31,14 +36,23 @@ def help_texts() -> Iterator[tuple[str, str]]:
     import typer.main
     from click.testing import CliRunner
 
-    from wardround_simulation.cli import app
+    from wardround_client import cli as site
+    from wardround_simulation import cli as simulation
 
-    program = typer.main.get_command(app)
-    for words in ([], *([name] for name in program.commands)):  # type: ignore[attr-defined]
-        done = CliRunner().invoke(program, [*words, "--help"], prog_name="wardround-sim", terminal_width=WIDTH)
-        if done.exit_code != 0:
-            raise SystemExit(f"wardround-sim {' '.join(words)} --help failed: {done.output}")
-        yield " ".join(["wardround-sim", *words]), done.output.strip()
+    for name, app in (("wardround-sim", simulation.app), ("wardround-site", site.app)):
+        program = typer.main.get_command(app)
+        for words in every_command(program):
+            done = CliRunner().invoke(program, [*words, "--help"], prog_name=name, terminal_width=WIDTH)
+            if done.exit_code != 0:
+                raise SystemExit(f"{name} {' '.join(words)} --help failed: {done.output}")
+            yield " ".join([name, *words]), done.output.strip()
+
+
+def every_command(command: click.Command) -> Iterator[list[str]]:
+    """The words of a program, of each of its groups and of each of their commands: [], [group], [group, command]."""
+    yield []
+    for name, part in getattr(command, "commands", {}).items():
+        yield from ([name, *words] for words in every_command(part))
 
 
 def page() -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wardround.accounting import GaussianEvent, calibrate_noise, spent, spent_exactly, spent_prv
+from wardround.accounting import (
+    RDP_ORDERS,
+    GaussianEvent,
+    PureEvent,
+    calibrate_noise,
+    spent,
+    spent_exactly,
+    spent_prv,
+)
 from wardround.errors import WardroundError
 
 
@@ -88,3 +99,78 @@ def test_prv_lies_below_rdp_and_is_bounded_in_time() -> None:
     shown = spent_prv(events, 1e-5, timeout_s=60)
     assert shown is not None and 0.5 * spent(events, 1e-5).value < shown.value < spent(events, 1e-5).value
     assert spent_prv(events, 1e-5, timeout_s=0.05) is None
+
+
+# Pure events, and both kinds together
+
+
+@given(epsilon=st.floats(1e-3, 30), order=st.sampled_from([1.1, 2, 8, 64, 512]))
+def test_a_pure_event_costs_in_rdp_what_randomised_response_costs_and_never_more_than_its_epsilon(epsilon, order):
+    """The divergence of the two answers of randomised response, from its definition, in 200 digits of decimals."""
+    with decimal.localcontext() as context:
+        context.prec, context.Emin, context.Emax = 200, -(10**9), 10**9
+        a, e = decimal.Decimal(order), decimal.Decimal(epsilon).exp()
+        p, q = e / (1 + e), 1 / (1 + e)
+        definition = float((p**a * q ** (1 - a) + q**a * p ** (1 - a)).ln() / (a - 1))
+    got = PureEvent(epsilon=epsilon, count=3).rdp()[RDP_ORDERS.index(order)] / 3
+    assert got == pytest.approx(definition, rel=1e-6, abs=1e-12)
+    assert got <= epsilon * (1 + 1e-12) and got <= order * epsilon**2 / 2 * (1 + 1e-9)  # Bun, Steinke 2016: zCDP
+
+
+@pytest.mark.parametrize("epsilon,count", [(1.0, 1), (0.1, 100), (3.0, 2), (0.01, 5000)])
+def test_pure_events_cost_at_least_what_randomised_response_really_gives_away(epsilon: float, count: int) -> None:
+    """The truth: the number of honest answers is binomial, so delta(epsilon) of the composition is a finite sum."""
+    total = spent([PureEvent(epsilon=epsilon, count=count)], 1e-5)
+    n = np.arange(count + 1)
+    p = math.exp(epsilon) / (1 + math.exp(epsilon))
+    loss = epsilon * (2 * n - count)
+    weight = scipy.stats.binom.pmf(n, count, p)
+
+    def delta_of(value: float) -> float:
+        return float(np.sum(weight * np.maximum(0.0, -np.expm1(np.minimum(value - loss, 0.0)))))
+
+    assert delta_of(total.value) <= total.delta * (1 + 1e-9)
+    assert total.value <= epsilon * count * (1 + 1e-12)
+    assert delta_of(0.5 * total.value) > total.delta  # not by a factor of two too careful
+
+
+def test_few_pure_events_are_added_at_delta_zero_and_many_compose_in_rdp() -> None:
+    one = spent([PureEvent(epsilon=0.5, count=2)], 1e-5)
+    assert (one.value, one.delta, one.accountant) == (1.0, 0.0, "sum of pure epsilons")
+    many = spent([PureEvent(epsilon=0.01, count=10_000)], 1e-5)
+    assert many.value < 10 and many.delta == 1e-5 and "RDP" in many.accountant
+    assert spent([PureEvent(epsilon=math.inf, count=1)], 1e-5).value == math.inf
+    assert spent([PureEvent(epsilon=1.0, count=0)], 1e-5).value == 0
+
+
+@pytest.mark.parametrize("mu,epsilon,count", [(0.5, 0.5, 2), (1.0, 0.1, 50), (0.2, 3.0, 1), (2.0, 0.05, 200)])
+def test_both_kinds_together_cost_at_least_the_numerical_truth_and_not_much_more(mu, epsilon, count) -> None:
+    """The loss of a Gaussian and of randomised response, convolved: a mixture of normals, one for each outcome."""
+    gaussian = GaussianEvent(noise_multiplier=math.sqrt(10) / mu, sampling_rate=1.0, steps=10)
+    pure = PureEvent(epsilon=epsilon, count=count)
+    total = spent([gaussian, pure], 1e-5)
+    n = np.arange(count + 1)
+    weight = scipy.stats.binom.pmf(n, count, math.exp(epsilon) / (1 + math.exp(epsilon)))
+    loss_of_pure = epsilon * (2 * n - count)
+
+    def delta_of(value: float) -> float:
+        left = value - loss_of_pure  # what the Gaussian's loss must be below; its own delta at that epsilon
+        first = scipy.stats.norm.cdf(mu / 2 - left / mu)
+        second = np.exp(left + scipy.stats.norm.logcdf(-mu / 2 - left / mu))
+        return float(np.sum(weight * (first - second)))
+
+    assert delta_of(total.value) <= 1e-5
+    assert delta_of(0.7 * total.value) > 1e-5
+    assert total.value >= max(spent([gaussian], 1e-5).value, 0.999 * spent_exactly([gaussian], 1e-5).value)
+    assert total.value <= spent([gaussian], 1e-5).value + epsilon * count + 1e-12
+
+
+def test_a_pure_event_is_not_for_the_gaussian_accountants() -> None:
+    events = [GaussianEvent(noise_multiplier=2.0, sampling_rate=1.0, steps=1), PureEvent(epsilon=1.0, count=1)]
+    assert spent_exactly(events, 1e-5) is None and spent_prv(events, 1e-5) is None
+
+
+@pytest.mark.parametrize("epsilon,count", [(-1, 1), (math.nan, 1), (1, -1)])
+def test_impossible_pure_events_are_refused(epsilon: float, count: int) -> None:
+    with pytest.raises(WardroundError):
+        PureEvent(epsilon=epsilon, count=count)

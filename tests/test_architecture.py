@@ -41,10 +41,10 @@ DOORS = {
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
     "pydicom": {f"{CLIENT}/data/dicom.py", f"{CLIENT}/data/dicom_pixels.py", f"{SIM}/phantom_dicom.py"},
     "PIL": {f"{CLIENT}/data/pictures.py", f"{CLIENT}/data/regions.py", f"{SIM}/plots.py"},
-    "sqlite3": {f"{CLIENT}/privacy/ledger.py"},
+    "sqlite3": {f"{CLIENT}/privacy/ledger_file.py"},
     "cryptography": {f"{CLIENT}/privacy/secret.py"},
     "matplotlib": {f"{SIM}/plots.py"},
-    "typer": {f"{SIM}/cli.py"},
+    "typer": {f"{SIM}/cli.py", f"{CLIENT}/cli.py", f"{CLIENT}/cli_ledger.py"},
     "grpc": {f"{SIM}/preflight.py"},  # whether a Ray cluster answers where the user says there is one
 }
 READS_IMAGES = ("torch", "torchvision", "PIL", "pydicom", "gdcm", "openjpeg", "pylibjpeg", "matplotlib", "cv2")

@@ -15,12 +15,16 @@ import pytest
 import typer.main
 
 from wardround.study import Study, load_study
-from wardround_simulation.cli import app
+from wardround_client.cli import app as site_app
+from wardround_simulation.cli import app as simulation_app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-PROGRAM = typer.main.get_command(app)
+PROGRAMS = {
+    "wardround-sim": typer.main.get_command(simulation_app),
+    "wardround-site": typer.main.get_command(site_app),
+}
 SOURCES = [path for room in ("shared", "client", "server", "simulation") for path in (ROOT / room).rglob("*.py")]
 PLACEHOLDERS = re.compile(r"…|\.\.\.|\bARGS\b|\bCOMMAND\b")
 
@@ -100,15 +104,24 @@ def test_the_page_of_commands_is_what_the_commands_say() -> None:
     assert generate.page() == TEXTS["docs/commands.md"], "stale: run python docs/generate.py"
 
 
-def commands() -> dict[str, click.Command]:
-    return dict(PROGRAM.commands)  # type: ignore[attr-defined]
+def commands_of(command: click.Command, name: str) -> dict[str, click.Command]:
+    """The commands of a program by their words; groups are gone into."""
+    parts = getattr(command, "commands", None)
+    if parts is None:
+        return {name: command}
+    return {words: part for word in parts for words, part in commands_of(parts[word], f"{name} {word}").items()}
 
 
-@pytest.mark.parametrize("name", commands())
+COMMANDS = {words: part for name, program in PROGRAMS.items() for words, part in commands_of(program, name).items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_an_example_and_every_option_a_word(name: str) -> None:
-    command = commands()[name]
+    command = COMMANDS[name]
     assert command.help and command.epilog
-    parse(command.epilog.removeprefix("Example: "), "its --help")
+    example = command.epilog.removeprefix("Example: ")
+    assert example.startswith(f"{name} ")
+    parse(example, "its --help")
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert [option.opts for option in options if not option.help] == []
     assert any("--json" in option.opts for option in options)
@@ -123,19 +136,22 @@ def parse(line: str, where: str) -> None:
             return
         if words[1] not in doors:
             raise ValueError(f"{where}: ./run knows no {words[1]}")
-        if words[1] not in ("simulate", "compare", "sim"):
+        meant = {"simulate": "wardround-sim run", "compare": "wardround-sim compare"}
+        meant |= {"sim": "wardround-sim", "site": "wardround-site"}
+        if words[1] not in meant:
             return
-        words = [*{"simulate": ["run"], "compare": ["compare"], "sim": []}[words[1]], *words[2:]]
-    else:
-        words = words[1:]
-    if not words or words == ["--help"]:
-        return
-    if words[0] not in commands():
-        raise ValueError(f"{where}: wardround-sim knows no {words[0]}")
+        words = [*meant[words[1]].split(), *words[2:]]
+    name, words, command = words[0], words[1:], PROGRAMS[words[0]]
+    while hasattr(command, "commands"):
+        if not words or words == ["--help"]:
+            return
+        if words[0] not in command.commands:
+            raise ValueError(f"{where}: {name} knows no {words[0]}")
+        name, words, command = f"{name} {words[0]}", words[1:], command.commands[words[0]]
     if "--help" in words:
         return
     try:
-        context = commands()[words[0]].make_context(words[0], words[1:])
+        context = command.make_context(name, words)
     except click.ClickException as error:
         raise ValueError(f"{where}: {line}: {error.format_message()}") from None
     study, overrides = context.params.get("study"), tuple(context.params.get("set_") or ())
@@ -152,7 +168,9 @@ def shown_commands(text: str) -> list[str]:
     return [
         line
         for line in lines
-        if re.match(r"(\./run|wardround-sim)( |$)", line) and not PLACEHOLDERS.search(line) and "[" not in line
+        if re.match(r"(\./run|wardround-sim|wardround-site)( |$)", line)
+        and not PLACEHOLDERS.search(line)
+        and "[" not in line
     ]
 
 
@@ -167,6 +185,9 @@ def test_every_command_shown_parses(page: str) -> None:
     [
         "wardround-sim run studies/lidc.toml --dat DIR",
         "wardround-sim train",
+        "wardround-site ledger burn",
+        "wardround-site ledger show --sight hospital",
+        "./run site diary",
         "./run fly",
         "wardround-sim run --sites 0",
         "wardround-sim run studies/none.toml",

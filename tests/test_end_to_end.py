@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wardround.accounting import GaussianEvent, PureEvent
 from wardround.checkpoint import load_checkpoint
 from wardround.metrics import auc
 from wardround.study import load_study, study_from_json
@@ -22,6 +23,7 @@ from wardround_client.config import load_site_config
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.tasks import classification
+from wardround_server.evaluation import federated_test
 from wardround_simulation import in_process
 from wardround_simulation.compare import compare, read_folds
 
@@ -104,6 +106,7 @@ def free_run(place):
         for number in range(20):
             Image.fromarray(picture(generator, label)).save(place / "classes" / name / f"{number}.png")
     words = ("run", place / "tiny.toml", "--data", place / "classes", "--sites", "2", "--out", place / "free", *FREE)
+    words += ("--set", "evaluation.epsilon=inf")
     command(*words)
     return place / "free"
 
@@ -217,6 +220,50 @@ def test_a_private_run_charges_what_the_run_in_one_process_charges(private_run):
         assert through_flower[name].shape == array.shape and (through_flower[name] != array).any()  # other noise
     for name, folder in sites_of(out).items():
         assert ledger_of(folder)[0] == ledgers[name].events()
+
+
+def test_exact_figures_through_flower_are_those_in_one_process_and_near_the_scores_own(free_run):
+    result = json.loads((free_run / "result.json").read_text())
+    study = study_from_json((free_run / "study.json").read_text())
+    sites = [
+        in_process.temporary_site(study, h.name, [(h, classification.training_rows(study, h.cohort))], {})
+        for h in in_process.open_hospitals(sites_of(free_run), study)
+    ]
+    weights, _ = load_checkpoint(free_run / "model.safetensors")
+    exchanged = {name: np.asarray(weights[name]) for name in in_process.start_weights(study)}
+    asked = (study, "in-process", result["architecture_sha256"], exchanged, in_process.InProcessFigures(sites))
+    assert federated_test(*asked) == result["federated_test"]
+    exact, released = result["test_by_patient"], result["federated_test"]
+    assert released["epsilon"] == "inf" and released["missing"] == []
+    assert (released["patients_noised"], released["positives_noised"]) == (exact["patients"], exact["positives"])
+    low, high = released["auc_ci95_these_patients"]
+    assert low <= exact["auc"] <= high and abs(released["auc"] - exact["auc"]) < 0.05
+
+
+def test_figures_leave_once_through_the_ledger_and_a_site_that_releases_none_is_named(place, tmp_path):
+    out, sets = tmp_path / "out", ("--set", "evaluation.epsilon=3", "--set", "study.rounds=1", "--no-baselines")
+    words = ("run", place / "tiny.toml", "--data", place / "pictures", "--out", out, *sets)
+    command(*words)
+    first = json.loads((out / "result.json").read_text())["federated_test"]
+    assert first["epsilon"] == 3.0 and first["sites"] == ["site-0", "site-1"] and first["per_site"] == {}
+    assert "Figures that may leave a hospital" in (out / "report.html").read_text()
+    for folder in sites_of(out).values():
+        assert {type(event): event.releases for event in ledger_of(folder)[0]} == {GaussianEvent: 1, PureEvent: 1}
+
+    rules = {"site-0": ("per_site = false\nminimum_patients = 50", "per_site = true\nminimum_patients = 1")}
+    rules["site-1"] = ('evaluation = "noised"', 'evaluation = "off"')
+    for site, (before, after) in rules.items():
+        path = out / "sites" / site / "site.toml"
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+    (out / "result.json").unlink()  # as if the run had been ended before it was written
+    command(*words)
+    again = json.loads((out / "result.json").read_text())["federated_test"]
+    assert again["missing"] == [{"site": "site-1", "code": "refused:evaluation_off"}]
+    assert [len(ledger_of(folder)[1]) for folder in sites_of(out).values()] == [2, 2]  # a round, and figures once
+    (kept,) = (out / "sites" / "site-0" / "replies").glob("reply-*2.safetensors")
+    counts = load_checkpoint(kept)[0]["counts"]
+    assert again["per_site"]["site-0"]["patients_noised"] == again["patients_noised"] == counts.sum()
 
 
 def test_folders_of_classes_say_what_was_assumed_and_no_privacy_is_said(free_run):

@@ -20,7 +20,7 @@ import pytest
 
 from wardround.errors import PolicyRefusal, RoundError, UsageError, WardroundError
 from wardround.study import parse_study
-from wardround.wire import Broadcast, SiteReply, pack_broadcast
+from wardround.wire import Answer, Broadcast, LedgerHead, SiteReply, pack_broadcast
 from wardround_server.rounds import run_rounds
 from wardround_simulation.engine import with_flower
 from wardround_simulation.gpu_share import share_of
@@ -47,8 +47,12 @@ def trained(weights, name, number):
     return {key: np.asarray(array + np.float32(0.5) * (pull - array), np.float32) for key, array in weights.items()}
 
 
+def said(weights):
+    return Answer(weights=weights, head=LedgerHead(entries=1, sha256="c" * 64))
+
+
 def answer_tiny(broadcast, site):
-    return trained(broadcast.weights, site.name, broadcast.round)
+    return said(trained(broadcast.weights, site.name, broadcast.round))
 
 
 def answer_with_faults(broadcast, site):
@@ -60,16 +64,16 @@ def answer_with_faults(broadcast, site):
     if number == 2 and name == "north":
         raise PolicyRefusal("not_approved", "the study of CANARY^ANNA was not approved")
     if number == 3 and name == "east":
-        return {key: array * np.float32(np.nan) for key, array in broadcast.weights.items()}
+        return said({key: array * np.float32(np.nan) for key, array in broadcast.weights.items()})
     if number == 3 and name == "north":
-        return {**broadcast.weights, "head.bias": np.zeros(2, np.float32)}
+        return said({**broadcast.weights, "head.bias": np.zeros(2, np.float32)})
     if number == 4 and name == "north":
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 6 and name == "east":
         time.sleep(60)
     if number == 7:
-        return {key: np.full_like(array, site.calls) for key, array in broadcast.weights.items()}
-    return trained(broadcast.weights, name, number)
+        return said({key: np.full_like(array, site.calls) for key, array in broadcast.weights.items()})
+    return said(trained(broadcast.weights, name, number))
 
 
 def site_folders(root):
@@ -417,7 +421,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import numpy as np
 import ray.cloudpickle, test_engine
-from test_engine import a_study, open_tiny
+from test_engine import a_study, open_tiny, said
 from wardround_server.rounds import run_rounds
 from wardround_simulation.engine import with_flower
 
@@ -433,7 +437,7 @@ def watch():
         time.sleep(0.005)
 
 def answer(broadcast, site):
-    return {{"w": broadcast.weights["w"] + np.float32(1e-3)}}
+    return said({{"w": broadcast.weights["w"] + np.float32(1e-3)}})
 
 def body(exchange):
     threading.Thread(target=watch, daemon=True).start()

@@ -165,14 +165,17 @@ def test_a_round_checks_holds_and_charges_before_it_reads_and_settles_before_it_
 def test_a_reply_holds_the_noised_weights_and_nothing_else(tmp_path: Path) -> None:
     study = study_of()
     broadcast = broadcast_of(study)
-    packet = pack_answer(broadcast, answer(broadcast, site_of(study, tmp_path, lambda _: features_of(6))))
+    answered = answer(broadcast, site_of(study, tmp_path, lambda _: features_of(6)))
+    packet = pack_answer(broadcast, answered)
     assert dict(packet.header) == {
-        "protocol": 1,
+        "protocol": 2,
         "kind": "answer",
         "study_sha256": study.sha256(),
         "run_id": "run",
         "round": 1,
         "code": "",
+        "ledger_entries": answered.head.entries,
+        "ledger_head": answered.head.sha256,
     }
     assert {name: tensor.shape for name, tensor in packet.tensors.items()} == {
         name: array.shape for name, array in broadcast.weights.items()

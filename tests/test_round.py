@@ -59,7 +59,8 @@ def material_of(study: Study, patients: int = 6) -> classification.Material:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     """A site with a real ledger and reply folder on disk, which fails the test if data are read before admission."""
-    known = {study.sha256(): study for study in (study_of(), study_of(epsilon=math.inf), study_of(epsilon=9.0))}
+    studies = (study_of(), study_of(epsilon=math.inf), study_of(epsilon=9.0), study_of(epsilon=2.0))
+    known = {study.sha256(): study for study in studies}
 
     def study(sha256: str) -> Study:
         if sha256 not in known:
@@ -80,7 +81,7 @@ def site(tmp_path: Path) -> Site:
 
 def test_a_round_is_one_event_and_moves_the_weights(site: Site) -> None:
     message = broadcast_of(study_of())
-    reply = answer(message, site)
+    reply = answer(message, site).weights
     assert {name: (a.shape, a.dtype) for name, a in reply.items()} == {
         name: (a.shape, np.dtype(np.float32)) for name, a in message.weights.items()
     }
@@ -92,9 +93,9 @@ def test_a_round_is_one_event_and_moves_the_weights(site: Site) -> None:
 
 def test_a_round_asked_for_twice_gets_the_same_bytes_and_is_charged_once(site: Site, tmp_path: Path) -> None:
     message = broadcast_of(study_of())
-    first, again = answer(message, site), answer(message, site)
+    first, again = answer(message, site).weights, answer(message, site).weights
     reopened = dataclasses.replace(site, ledger=Ledger(tmp_path / "ledger.sqlite3"), admitted={}, materials={})
-    later = answer(message, reopened)
+    later = answer(message, reopened).weights
     assert weights_sha256(first) == weights_sha256(again) == weights_sha256(later)
     assert len(site.ledger.attempts()) == 1
 
@@ -126,7 +127,7 @@ def test_a_crash_before_settling_is_charged_and_the_retry_is_a_new_event(site: S
         answer(message, dataclasses.replace(site, replies=CrashingReplies()))
     assert len(site.ledger.attempts()) == 1
     lost = site.ledger.attempts()[0]
-    reply = answer(message, site)
+    reply = answer(message, site).weights
     attempts = site.ledger.attempts()
     assert len(attempts) == 2 and attempts[0] == lost and lost.reply_sha256 is None
     assert attempts[1].reply_sha256 == weights_sha256(reply)
@@ -182,6 +183,39 @@ def test_a_study_above_the_cap_or_without_privacy_is_refused_before_an_image_is_
     assert site.ledger.attempts() == []
 
 
+def test_a_site_with_a_cap_of_one_refuses_a_study_of_two_before_an_image_is_read(site: Site) -> None:
+    def read(_: Study):
+        raise AssertionError("data were read")
+
+    strict = dataclasses.replace(site, cap=Cap(epsilon=1.0, delta=1e-4), material_of=read)
+    with pytest.raises(BudgetRefusal, match="cap of epsilon 1"):
+        answer(broadcast_of(study_of(epsilon=2.0)), strict)
+    assert site.ledger.attempts() == [] and site.ledger.holds() == []
+
+
+def test_an_answer_brings_the_head_of_the_ledger_after_its_settlement(site: Site) -> None:
+    message = broadcast_of(study_of())
+    first = answer(message, site).head
+    assert first == site.ledger.head() and first.entries == 4  # opened, hold, attempt, settled
+    assert answer(message, site).head == first
+    assert answer(broadcast_of(study_of(), 2), site).head.entries == 6
+
+
+def test_a_released_run_sends_what_was_settled_again_and_reads_no_image_for_more(site: Site) -> None:
+    message = broadcast_of(study_of())
+    first = answer(message, site)
+    site.ledger.release(message.study_sha256, message.run_id, "an officer")
+
+    def read(_: Study):
+        raise AssertionError("data were read")
+
+    closed = dataclasses.replace(site, material_of=read, materials={})
+    assert weights_sha256(answer(message, closed).weights) == weights_sha256(first.weights)
+    with pytest.raises(BudgetRefusal) as caught:
+        answer(broadcast_of(study_of(), 2), closed)
+    assert caught.value.code == "released" and len(site.ledger.attempts()) == 1
+
+
 def test_known_randomness_is_refused_where_privacy_is_promised(site: Site) -> None:
     with pytest.raises(PolicyRefusal) as caught:
         answer(broadcast_of(study_of()), dataclasses.replace(site, randomness=KnownRandom(b"seed")))
@@ -193,13 +227,13 @@ def test_two_sites_with_the_same_data_never_add_the_same_noise(site: Site, tmp_p
         site, ledger=Ledger(None), replies={}, randomness=SecretRandom(), admitted={}, materials={}
     )
     message = broadcast_of(study_of())
-    one, two = answer(message, site), answer(message, twin)
+    one, two = answer(message, site).weights, answer(message, twin).weights
     assert not np.allclose(one["head.weight"], two["head.weight"])
 
 
 def test_a_reply_altered_on_disk_is_not_sent(site: Site) -> None:
     message = broadcast_of(study_of())
-    reply = answer(message, site)
+    reply = answer(message, site).weights
     (attempt,) = site.ledger.attempts()
     site.replies[attempt.id] = {name: array + 1 for name, array in reply.items()}
     with pytest.raises(LedgerError, match="not the one that was settled"):
@@ -222,12 +256,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_site_from_its_folder_trains_and_keeps_its_features(folder: Path) -> None:
-    reply = answer(broadcast_of(study_of()), open_site(folder))
+    reply = answer(broadcast_of(study_of()), open_site(folder)).weights
     assert reply["head.weight"].shape == (1, 33)
     cached = list((folder / "cache").glob("features-*.safetensors"))
     assert len(cached) == 1
     before = cached[0].stat().st_mtime_ns
-    again = answer(broadcast_of(study_of(), 2), open_site(folder))
+    again = answer(broadcast_of(study_of(), 2), open_site(folder)).weights
     assert again["head.weight"].shape == (1, 33)
     assert cached[0].stat().st_mtime_ns == before
 
@@ -327,7 +361,7 @@ def answer_in_a_process(folder: str, barrier, pipe) -> None:
     torch.set_num_threads(1)
     site = open_site(Path(folder))
     barrier.wait()
-    pipe.send(weights_sha256(answer(broadcast_of(study_of()), site)))
+    pipe.send(weights_sha256(answer(broadcast_of(study_of()), site).weights))
 
 
 def test_two_processes_asked_the_same_round_at_once_make_one_attempt(folder: Path) -> None:

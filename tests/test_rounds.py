@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from wardround.checkpoint import load_checkpoint
 from wardround.errors import ModelError, RoundError, UsageError, WardroundError
 from wardround.study import parse_study
-from wardround.wire import SiteReply
+from wardround.wire import LedgerHead, SiteReply
 from wardround_server.metrics_log import append_lines, read_lines, trim_lines
 from wardround_server.rounds import Missing, run_rounds
 
@@ -110,6 +111,62 @@ def test_a_bad_site_costs_its_part_and_is_named(fault, code):
     assert outcome.rounds_completed == 2
     one_round = run(a_study(rounds=1), Sites(faults={(1, "bb"): fault}))
     assert same_bits(one_round.weights, without.weights)
+
+
+def head(entries, letter="d"):
+    return LedgerHead(entries=entries, sha256=letter * 64)
+
+
+class WithLedgers(Sites):
+    """Sites whose ledgers grow by two entries a round; `heads[(round, site)]` is another head."""
+
+    def __init__(self, heads=None, **other):
+        super().__init__(**other)
+        self.heads = heads or {}
+
+    def __call__(self, broadcast, deadline_s):
+        for reply in super().__call__(broadcast, deadline_s):
+            grown = head(2 * broadcast.round + 2)
+            yield replace(reply, ledger_head=self.heads.get((broadcast.round, reply.site), grown))
+
+
+ROLLED_BACK = [head(4), head(6, "e"), head(1), None]
+
+
+@pytest.mark.parametrize("back", ROLLED_BACK)
+def test_a_site_whose_ledger_went_back_or_forked_is_refused_and_named(tmp_path, back):
+    sites = WithLedgers({(3, "bb"): back})
+    outcome = run(a_study(rounds=3), sites, tmp_path)
+    assert outcome.missing == (Missing(round=3, site="bb", code="invalid:ledger-rollback"),)
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["site"] == "bb"]
+    assert [line["ledger_head"] and line["ledger_head"]["entries"] for line in lines] == [4, 6, back and back.entries]
+    assert outcome.ledger_heads == {"a": head(8), "bb": head(6), "ccc": head(8)}
+    without = run(a_study(rounds=3), WithLedgers(faults={(3, "bb"): "late"}))
+    assert same_bits(outcome.weights, without.weights)
+
+
+def test_a_ledger_that_stands_still_or_grows_is_taken():
+    outcome = run(a_study(rounds=3), WithLedgers({(2, "a"): head(4), (3, "a"): head(400, "f")}))
+    assert outcome.missing == () and outcome.ledger_heads["a"] == head(400, "f")
+
+
+def test_a_refused_head_is_not_remembered():
+    """After a rollback the site must come back to where it was, not to its old copy."""
+    faults = {(2, "bb"): head(1), (3, "bb"): head(3)}
+    outcome = run(a_study(rounds=4), WithLedgers(faults))
+    assert [(m.round, m.code) for m in outcome.missing] == [(n, "invalid:ledger-rollback") for n in (2, 3)]
+
+
+@pytest.mark.parametrize("back", ROLLED_BACK)
+def test_a_resumed_run_still_notices(tmp_path, back):
+    def stop(record):
+        if record.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(a_study(rounds=3), WithLedgers(), tmp_path, stop)
+    outcome = run(a_study(rounds=3), WithLedgers({(3, "bb"): back}), tmp_path)
+    assert outcome.missing == (Missing(round=3, site="bb", code="invalid:ledger-rollback"),)
 
 
 def test_a_round_below_its_quorum_names_the_sites_and_the_same_call_continues(tmp_path):

@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as hnp
 
 from wardround.errors import WireError
 from wardround.wire import (
+    Answer,
     Broadcast,
+    LedgerHead,
     Packet,
     Tensor,
     check_update,
@@ -31,6 +33,13 @@ def a_broadcast(weights=None):
     return Broadcast(study_sha256="a" * 64, run_id="run-1", round=3, weights=weights, architecture_sha256="b" * 64)
 
 
+HEAD = LedgerHead(entries=57, sha256="d" * 64)
+
+
+def an_answer(weights):
+    return Answer(weights=weights, head=HEAD)
+
+
 def refused_with(code, call, *arguments):
     with pytest.raises(WireError) as caught:
         call(*arguments)
@@ -42,10 +51,10 @@ def refused_with(code, call, *arguments):
 def test_the_round_trip_is_bitwise_in_both_directions(weights):
     broadcast = a_broadcast(weights)
     arrived = unpack_broadcast(pack_broadcast(broadcast))
-    answered, code = unpack_answer(pack_answer(broadcast, arrived.weights), broadcast)
-    assert code is None
+    answered, code = unpack_answer(pack_answer(broadcast, an_answer(arrived.weights)), broadcast)
+    assert code is None and answered.head == HEAD
     for name, array in weights.items():
-        for copy in (arrived.weights[name], answered[name]):
+        for copy in (arrived.weights[name], answered.weights[name]):
             assert copy.shape == array.shape and copy.dtype == np.float32
             assert copy.tobytes() == array.tobytes()
     assert replace(arrived, weights={}) == replace(broadcast, weights={})
@@ -60,8 +69,9 @@ def test_a_strided_array_arrives_as_it_looks():
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [
-        ("protocol", 2, "protocol"),
-        ("protocol", "1", "protocol"),
+        ("protocol", 1, "protocol"),
+        ("protocol", 3, "protocol"),
+        ("protocol", "2", "protocol"),
         ("kind", "answer", "header"),
         ("study_sha256", "A" * 64, "header"),
         ("study_sha256", 5, "header"),
@@ -103,7 +113,7 @@ def test_a_broadcast_with_wrong_tensors_is_refused(tensors, code):
 
 def test_an_answer_with_other_names_shapes_or_dtypes_is_refused():
     broadcast = a_broadcast()
-    good = pack_answer(broadcast, broadcast.weights)
+    good = pack_answer(broadcast, an_answer(broadcast.weights))
     bias = good.tensors["head.bias"]
     wrong = {
         "names": {"head.bias": bias},
@@ -116,14 +126,37 @@ def test_an_answer_with_other_names_shapes_or_dtypes_is_refused():
     extra = {**good.tensors, "extra": bias}
     refused_with("names", unpack_answer, Packet(header=good.header, tensors=extra), broadcast)
     for name, weights in (("names", {}), ("shape", {**broadcast.weights, "head.bias": np.zeros(3, np.float32)})):
-        refused_with(name, pack_answer, broadcast, weights)
+        refused_with(name, pack_answer, broadcast, an_answer(weights))
 
 
 def test_an_answer_to_another_round_or_run_is_stale():
     broadcast = a_broadcast()
-    packet = pack_answer(broadcast, broadcast.weights)
+    packet = pack_answer(broadcast, an_answer(broadcast.weights))
     for change in ({"round": 4}, {"run_id": "run-2"}, {"study_sha256": "c" * 64}):
         refused_with("stale", unpack_answer, packet, replace(broadcast, **change))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ledger_entries", 0),
+        ("ledger_entries", -1),
+        ("ledger_entries", True),
+        ("ledger_entries", "57"),
+        ("ledger_entries", 2**60),
+        ("ledger_head", ""),
+        ("ledger_head", "D" * 64),
+        ("ledger_head", "d" * 63),
+        ("ledger_head", 5),
+    ],
+)
+def test_an_answer_without_a_proper_head_of_the_ledger_is_refused(field, value):
+    broadcast = a_broadcast()
+    packet = pack_answer(broadcast, an_answer(broadcast.weights))
+    changed = Packet(header={**packet.header, field: value}, tensors=packet.tensors)
+    refused_with("header", unpack_answer, changed, broadcast)
+    without = Packet(header={k: v for k, v in packet.header.items() if k != field}, tensors=packet.tensors)
+    refused_with("header", unpack_answer, without, broadcast)
 
 
 def test_a_refusal_arrives_as_its_code_and_carries_no_free_text():
@@ -133,7 +166,7 @@ def test_a_refusal_arrives_as_its_code_and_carries_no_free_text():
     refused_with("code", pack_refusal, broadcast, "Cannot read /data/CANARY^ANNA")
     header = {**pack_refusal(broadcast, "failed").header, "code": "CANARY^ANNA was not found"}
     refused_with("code", unpack_answer, Packet(header=header), broadcast)
-    tensors = pack_answer(broadcast, broadcast.weights).tensors
+    tensors = pack_answer(broadcast, an_answer(broadcast.weights)).tensors
     with_tensors = Packet(header={**header, "code": "failed"}, tensors=tensors)
     refused_with("code", unpack_answer, with_tensors, broadcast)
 

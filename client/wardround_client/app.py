@@ -1,8 +1,8 @@
 """The thin side of a site that speaks Flower: a ClientApp that checks what came, lets the site answer, and sends that
 back.
 
-Nothing but weights or a code leaves here. Every exception ends at this border: Flower would send its text to the
-server, and a text may hold a path or worse. The full text goes to the site's own log.
+Nothing but weights, noised counts, the head of the ledger or a code leaves here. Every exception ends at this border:
+Flower would send its text to the server, and a text may hold a path or worse. The full text goes to the site's own log.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardround.errors import RefusedError, WireError
-from wardround.wire import Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
+from wardround.evaluation_wire import ScoreRelease, pack_release
+from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
@@ -32,35 +32,46 @@ HUNG_S = 30.0
 log = logging.getLogger(__name__)
 
 S = TypeVar("S")
-Weights = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class OutOfTime(BaseException):
     """The round's deadline passed while the site trained. Not an `Exception`: no handler on the way may keep it."""
 
 
-def make_client_app(open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights]) -> ClientApp:
-    """A ClientApp whose one question is a training round.
+def make_client_app(
+    open_site: Callable[[Context], S],
+    answer: Callable[[Broadcast, S], Answer],
+    release: Callable[[Broadcast, S], ScoreRelease] | None = None,
+) -> ClientApp:
+    """A ClientApp that knows two questions: a training round, and figures about held-out patients.
 
-    `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`).
-    Both must be picklable for the simulation: functions of a module, or partials of such.
+    `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`);
+    `release` gives noised counts (`evaluation.release_scores`; without it that question is an error). All must be
+    picklable for the simulation: functions of a module, or partials of such.
     """
     app = ClientApp()
-    app.train()(functools.partial(_train, open_site, answer))
+    app.train()(functools.partial(_reply, open_site, answer, pack_answer))
+    if release is not None:
+        app.evaluate()(functools.partial(_reply, open_site, release, pack_release))
     return app
 
 
-def _train(
-    open_site: Callable[[Context], S], answer: Callable[[Broadcast, S], Weights], message: Message, context: Context
+def _reply(
+    open_site: Callable[[Context], S],
+    answer: Callable[[Broadcast, S], T],
+    pack: Callable[[Broadcast, T], Packet],
+    message: Message,
+    context: Context,
 ) -> Message:
     broadcast = None
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
     try:
         with _time_limit(deadline - time.time()):
             broadcast = unpack_broadcast(packet_from(message.content))
-            reply = pack_answer(broadcast, answer(broadcast, open_site(context)))
+            reply = pack(broadcast, answer(broadcast, open_site(context)))
     except OutOfTime:
-        log.error("round %s: the deadline passed while this site was training", broadcast.round if broadcast else "?")
+        log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
         reply = pack_refusal(broadcast, "late")
     except RefusedError as error:
         log.warning("refused: %s: %s", error.code, error)

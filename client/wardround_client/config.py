@@ -27,6 +27,20 @@ class PrivacyConfig(_Section):
         return Cap(epsilon=self.epsilon_cap, delta=self.delta_cap, allow_no_privacy=self.allow_no_privacy)
 
 
+class ReleaseConfig(_Section):
+    """`[release]`: which figures about held-out patients may leave. What a study asks beyond that is refused.
+
+    `evaluation`: "off"; "noised", histograms of scores under the study's finite evaluation.epsilon; "exact", also exact
+    counts for studies that ask for evaluation.epsilon = inf, which is no privacy (and needs allow_no_privacy as well).
+    `per_site`: whether the server may show figures of this site alone, and then only where the noised number of
+    patients behind them is at least `minimum_patients`.
+    """
+
+    evaluation: Literal["off", "noised", "exact"] = "off"
+    per_site: bool = False
+    minimum_patients: Annotated[int, Field(ge=1)] = 50
+
+
 class ComputeConfig(_Section):
     """`[compute]`: the device and how much of the machine a round may use. Nothing here affects privacy."""
 
@@ -39,6 +53,7 @@ class SiteConfig(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     privacy: PrivacyConfig
+    release: ReleaseConfig = ReleaseConfig()
     compute: ComputeConfig = ComputeConfig()
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from wardround.errors import LedgerError, PolicyRefusal, WireError
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
-from wardround.wire import Broadcast, weights_sha256
+from wardround.wire import Answer, Broadcast, weights_sha256
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.site import Site, Weights
 from wardround_client.tasks import classification
@@ -35,23 +35,25 @@ class Admitted:
     architecture_sha256: str
 
 
-def answer(broadcast: Broadcast, site: Site) -> Weights:
-    """Train one round and return the new weights (float32, the names and shapes received).
+def answer(broadcast: Broadcast, site: Site) -> Answer:
+    """Train one round; return the new weights (float32, the names and shapes received) and the ledger's head.
 
     Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
     failed here.
     """
-    admitted = _admit(broadcast, site)
+    study = site.study_of(broadcast.study_sha256)
+    admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
     # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
     with site.exclusive():
-        return _reply(broadcast, admitted, site)
+        weights = _reply(broadcast, admitted, site)
+        return Answer(weights=weights, head=site.ledger.head())
 
 
 def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
     study_sha256, run, received = broadcast.study_sha256, broadcast.run_id, weights_sha256(broadcast.weights)
     settled = site.ledger.settled(study_sha256, run, broadcast.round, received)
     if settled is not None:
-        return _settled_reply(site, settled.id, settled.reply_sha256)
+        return settled_reply(site, settled.id, settled.reply_sha256)
     attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
     reply = classification.train(
         admitted.study,
@@ -74,8 +76,10 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
     return reply
 
 
-def _admit(broadcast: Broadcast, site: Site) -> Admitted:
-    """Everything that can be refused without reading an image, in this order: study, architecture, weights, budget."""
+def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
+    """Everything that can be refused without reading an image, in this order: study, architecture, round number (one
+    of `rounds`), weights, budget.
+    """
     study = site.study_of(broadcast.study_sha256)
     if not site.randomness.secret and not site.cap.allow_no_privacy:
         raise PolicyRefusal("known_randomness", "known randomness is for tests; this site has patients")
@@ -85,8 +89,8 @@ def _admit(broadcast: Broadcast, site: Site) -> Admitted:
         site.admitted[broadcast.study_sha256] = admitted
     if broadcast.architecture_sha256 != admitted.architecture_sha256:
         raise PolicyRefusal("architecture", "the server's network is not the one that this study names")
-    if not 1 <= broadcast.round <= study.study.rounds:
-        raise PolicyRefusal("round", f"round {broadcast.round} is not one of the study's {study.study.rounds}")
+    if broadcast.round not in rounds:
+        raise PolicyRefusal("round", f"round {broadcast.round} is not one that this question may have in this study")
     expected = {name: tuple(p.shape) for name, p in classification.trained_parameters(admitted.network, study).items()}
     got = {name: array.shape for name, array in broadcast.weights.items()}
     if got != expected:
@@ -116,7 +120,10 @@ def _material(site: Site, study: Study, study_sha256: str) -> Material:
     return site.materials[key]
 
 
-def _settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights:
+def settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights:
+    """The bytes of a settled attempt, from disk. Raises `PolicyRefusal` where they are gone, `LedgerError` where they
+    are not those that were settled.
+    """
     try:
         reply = site.replies[attempt]
     except KeyError:

@@ -4,7 +4,7 @@ site.toml        the site's own rules (config.py)
 studies/         approved studies, one JSON file named by its hash
 cohort/          the prepared data (data/cohort.py)
 opt_out.txt      pseudonyms of patients who object (data/opt_out.py)
-ledger.sqlite3   the privacy spent (privacy/ledger.py)
+ledger.sqlite3   the privacy spent (privacy/ledger.py); ledger.head: how far it has come
 replies/         replies on disk, so that a round asked for twice gets the same bytes
 cache/           frozen features, by network and cohort
 """
@@ -26,13 +26,14 @@ import torch
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
-from wardround_client.config import SiteConfig, load_site_config
-from wardround_client.data.cohort import SEAL_FILE, open_cohort
+from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
+from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification
 from wardround_client.tasks.classification import Material
+from wardround_client.tasks.scoring import HeldOutImages, held_out_images
 
 Weights = dict[str, np.ndarray]
 LOCK_FILE = ".round.lock"
@@ -40,7 +41,9 @@ LOCK_FILE = ".round.lock"
 
 @dataclass(kw_only=True)
 class Site:
-    """One hospital. `study_of` knows only approved studies; `material_of` reads the data, and only after admission."""
+    """One hospital. `study_of` knows only approved studies; `material_of` and `held_out_of` read the data, and only
+    after admission. `release` is "off" unless the site itself says otherwise.
+    """
 
     name: str
     cap: Cap
@@ -51,6 +54,8 @@ class Site:
     randomness: SecretRandom
     device: torch.device
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
+    release: ReleaseConfig = ReleaseConfig()
+    held_out_of: Callable[[Study], HeldOutImages] | None = None
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
@@ -64,7 +69,7 @@ def open_site(folder: Path) -> Site:
     device = choose_device(config)
 
     def material_of(study: Study) -> Material:
-        cohort = without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
+        cohort = open_cohort_of(folder)
         rows_N = classification.training_rows(study, cohort)
         inputs_N = cohort.images_NCHW
         if classification.reads_features(study):
@@ -82,8 +87,15 @@ def open_site(folder: Path) -> Site:
         randomness=SecretRandom(),
         device=device,
         data_state=lambda: _data_state(folder),
+        release=config.release,
+        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
+
+
+def open_cohort_of(folder: Path) -> Cohort:
+    """The site's cohort without the patients who object. Raises `DataError` where either cannot be read."""
+    return without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
 
 
 def _data_state(folder: Path) -> str:

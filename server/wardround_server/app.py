@@ -20,9 +20,10 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from wardround.errors import RoundError, WireError
+from wardround.evaluation_wire import SiteRelease, unpack_release
 from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_from, unpack_answer
 
-TRAIN = "train"
+TRAIN, EVALUATE = "train", "evaluate"
 TTL_BEYOND_DEADLINE_S = 60.0
 
 _CODES = {
@@ -66,18 +67,32 @@ class FlowerExchange:
         Raises `WireError` when the weights to send are not finite.
         """
         started = time.monotonic()
+        for site, message_id, message in self._ask(broadcast, TRAIN, deadline_s):
+            reply = _reply(site, message_id, message, broadcast, time.monotonic() - started)
+            del message  # before the wait for the next one
+            yield reply
+            del reply
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        """Ask every site for its noised counts and yield them in the order of names; see `evaluation`."""
+        for site, message_id, message in self._ask(question, EVALUATE, deadline_s):
+            yield _release(site, message_id, message, question, bins)
+
+    def _ask(
+        self, broadcast: Broadcast, kind: str, deadline_s: float
+    ) -> Iterator[tuple[str, str | None, Message | None]]:
+        """(site, id of what was sent to it, what it answered), in the order of names."""
+        started = time.monotonic()
         content = record_of(pack_broadcast(broadcast))
         ttl = deadline_s + TTL_BEYOND_DEADLINE_S
-        asked = {site: self._push(content, node, ttl, broadcast.round) for site, node in self._directory.items()}
+        asked = {site: self._push(content, node, kind, ttl, broadcast.round) for site, node in self._directory.items()}
         del content
         for site, message_id in asked.items():
-            message = self._pull(message_id, started, started + deadline_s) if message_id else None
-            yield _reply(site, message_id, message, broadcast, time.monotonic() - started)
-            del message  # before the wait for the next one
+            yield site, message_id, self._pull(message_id, started, started + deadline_s) if message_id else None
 
-    def _push(self, content: RecordDict, node: int, ttl: float, round: int) -> str | None:
+    def _push(self, content: RecordDict, node: int, kind: str, ttl: float, round: int) -> str | None:
         """Send one message; its id, or None when Flower refuses it. One by one: of many it leaves out the refused."""
-        message = Message(content, dst_node_id=node, message_type=TRAIN, ttl=ttl, group_id=str(round))
+        message = Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
         return next(iter(self._grid.push_messages([message])), None)
 
     def _pull(self, message_id: str, began: float, ends: float) -> Message | None:
@@ -111,19 +126,42 @@ def record_of(packet: Packet) -> RecordDict:
 def _reply(
     site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
-    weights, code, size = None, None, 0
-    if message_id is None:
-        code = "unreachable"
-    elif message is None:
-        code = "late"
-    elif message.has_error():
-        code = _CODES.get(message.error.code, "failed")
-    else:
+    weights, head, code, size = None, None, _transport_code(message_id, message), 0
+    if code is None:
         try:
             packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
             size = packet.payload_bytes
-            weights, said = unpack_answer(packet, broadcast)
-            code = None if said is None else said if said in ("failed", "late") else f"refused:{said}"
+            answer, said = unpack_answer(packet, broadcast)
+            if answer is not None:
+                weights, head = answer.weights, answer.head
+            code = _said_code(said)
         except WireError as error:
             code = f"invalid:{error.code}"
-    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size)
+    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size, ledger_head=head)
+
+
+def _release(site: str, message_id: str | None, message: Message | None, question: Broadcast, bins: int) -> SiteRelease:
+    release, code, size = None, _transport_code(message_id, message), 0
+    if code is None:
+        try:
+            packet = packet_from(message.content)
+            size = packet.payload_bytes
+            release, said = unpack_release(packet, question, bins)
+            code = _said_code(said)
+        except WireError as error:
+            code = f"invalid:{error.code}"
+    return SiteRelease(site=site, release=release, code=code, bytes_up=size)
+
+
+def _transport_code(message_id: str | None, message: Message | None) -> str | None:
+    """Why nothing came that could be read, or None."""
+    if message_id is None:
+        return "unreachable"
+    if message is None:
+        return "late"
+    return _CODES.get(message.error.code, "failed") if message.has_error() else None
+
+
+def _said_code(said: str | None) -> str | None:
+    """A site's own code: a refusal, unless it failed or was late."""
+    return said if said is None or said in ("failed", "late") else f"refused:{said}"

@@ -8,15 +8,15 @@ the outcome; a round with fewer than `min_sites` good replies ends the run with 
 continues it.
 
 Each finished round is durable before the next one begins: its lines in metrics.jsonl, then its checkpoint (global
-weights, FedAdam's moments, the released average, the round). So a killed run continues at the next round with the same
-bits.
+weights, FedAdam's moments, the released average, the round, the heads of the sites' ledgers). So a killed run continues
+at the next round with the same bits.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ import numpy as np
 from wardround.checkpoint import latest_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError, UsageError, WireError
 from wardround.study import AggregationSection, Study
-from wardround.wire import Broadcast, SiteReply, check_names_and_shapes, check_update, payload_bytes
+from wardround.wire import Broadcast, LedgerHead, SiteReply, check_names_and_shapes, check_update, payload_bytes
 from wardround_server import aggregation
 from wardround_server.aggregation import ReleaseState, RunningMean, ServerState, Weights
 from wardround_server.metrics_log import append_lines, trim_lines
@@ -45,7 +45,9 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteRound:
-    """What became of one site in one round. `code` is None for a reply that counted; `update_norm` is of its change."""
+    """What became of one site in one round. `code` is None for a reply that counted; `update_norm` is of its change;
+    `ledger_head` is how far the site's ledger had come, as its reply said.
+    """
 
     site: str
     code: str | None
@@ -53,6 +55,7 @@ class SiteRound:
     bytes_up: int
     bytes_down: int
     update_norm: float | None
+    ledger_head: LedgerHead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,8 @@ class Missing:
 class RunOutcome:
     """What a run came to. `weights` is the released model, `last_weights` the last global one; both float32.
 
-    Counters run over the whole run, across resumes; `seconds` is time spent in rounds.
+    Counters run over the whole run, across resumes; `seconds` is time spent in rounds. `ledger_heads`: how far each
+    site's ledger had come in its last good reply.
     """
 
     weights: Weights
@@ -90,6 +94,7 @@ class RunOutcome:
     bytes_up: int
     bytes_down: int
     seconds: float
+    ledger_heads: Mapping[str, LedgerHead]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ class _Progress:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+    ledger_heads: Mapping[str, LedgerHead] = field(default_factory=dict)
 
 
 def run_rounds(
@@ -151,7 +157,7 @@ def _one_round(
     started = time.monotonic()
     mean, sites = RunningMean(progress.server.weights), []
     for reply in exchange(broadcast, settings.round_deadline_s):
-        sites.append(_take(reply, broadcast, settings, mean))
+        sites.append(_take(reply, broadcast, settings, mean, progress.ledger_heads.get(reply.site)))
         del reply  # or it would be held while the next one arrives
     seconds = time.monotonic() - started
     lines = tuple(sites)
@@ -171,17 +177,37 @@ def _one_round(
         bytes_up=progress.bytes_up + sum(line.bytes_up for line in lines),
         bytes_down=progress.bytes_down + sum(line.bytes_down for line in lines),
         seconds=progress.seconds + seconds,
+        ledger_heads={**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}},
     )
     weights, rounds = server.weights, study.study.rounds
     return after, RoundRecord(round=number, rounds=rounds, sites=lines, weights=weights, seconds=seconds)
 
 
-def _take(reply: SiteReply, broadcast: Broadcast, settings: AggregationSection, mean: RunningMean) -> SiteRound:
-    """Check one reply and fold it in, or say by a code why not. The reply is not kept."""
+def _counts(line: SiteRound) -> bool:
+    return line.code is None and line.ledger_head is not None
+
+
+def check_ledger(now: LedgerHead | None, before: LedgerHead | None) -> None:
+    """Raise `WireError` "ledger-rollback" where a site's ledger is not `before`, its last one in this run, or a later
+    one: fewer entries, or as many of another history. Such a site has put back an old copy, and forgot what it spent.
+    """
+    if before is None:
+        return
+    if now is None or now.entries < before.entries or (now.entries == before.entries and now != before):
+        raise WireError("ledger-rollback", "the site's ledger went back to an older copy; it must restore the newest")
+
+
+def _take(
+    reply: SiteReply, broadcast: Broadcast, settings: AggregationSection, mean: RunningMean, before: LedgerHead | None
+) -> SiteRound:
+    """Check one reply and fold it in, or say by a code why not. The reply is not kept. `before`: the head of the site's
+    ledger in its last good reply.
+    """
     code, norm = reply.code, None
     if reply.weights is not None and code is None:
         weight = aggregation.site_weight(settings, reply.site)
         try:
+            check_ledger(reply.ledger_head, before)
             norm = check_update(reply.weights, broadcast.weights, settings.max_update_norm)
             mean.fold(reply.site, reply.weights, weight)
         except WireError as error:
@@ -195,6 +221,7 @@ def _take(reply: SiteReply, broadcast: Broadcast, settings: AggregationSection, 
         bytes_up=reply.bytes_up,
         bytes_down=payload_bytes(broadcast.weights),
         update_norm=norm,
+        ledger_head=reply.ledger_head,
     )
 
 
@@ -221,6 +248,7 @@ def _outcome(settings: AggregationSection, progress: _Progress) -> RunOutcome:
         bytes_up=progress.bytes_up,
         bytes_down=progress.bytes_down,
         seconds=progress.seconds,
+        ledger_heads=progress.ledger_heads,
     )
 
 
@@ -245,6 +273,7 @@ def _save(folder: Path | None, identity: dict[str, str], progress: _Progress) ->
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
         "seconds": round(progress.seconds, 3),
+        "ledger_heads": {site: asdict(head) for site, head in progress.ledger_heads.items()},
     }
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -284,4 +313,5 @@ def _resume(
         bytes_up=manifest["bytes_up"],
         bytes_down=manifest["bytes_down"],
         seconds=manifest["seconds"],
+        ledger_heads={site: LedgerHead(**head) for site, head in manifest.get("ledger_heads", {}).items()},
     )

@@ -1,7 +1,8 @@
-"""Privacy accounting: Gaussian events in, epsilon out, and the noise that a promise needs.
+"""Privacy accounting: events in, epsilon out, and the noise that a promise needs.
 
-What is stored anywhere is events (noise multiplier, sampling rate, steps), never epsilons: an epsilon is computed
-from all events when it is asked for. The gate is Rényi differential privacy (Mironov 2017; Mironov, Talwar, Zhang
+What is stored anywhere is events (what was noised how, and how often), never epsilons: an epsilon is computed from
+all events when it is asked for. Two kinds of mechanism are known, subsampled Gaussian sums (training) and pure
+epsilon-DP releases (evaluation). The gate is Rényi differential privacy (Mironov 2017; Mironov, Talwar, Zhang
 2019) as Opacus implements it, an upper bound. Beside it stand, for display only, the analytic Gaussian mechanism
 (Balle, Wang 2018), exact when every patient takes part in every step, and the PRV accountant (Gopi, Lee, Wutschitz
 2021), time-boxed.
@@ -16,8 +17,10 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+
+import numpy as np
 
 from wardround.errors import StudyError, WardroundError
 
@@ -50,6 +53,70 @@ class GaussianEvent:
                 f"impossible event: noise {self.noise_multiplier}, rate {self.sampling_rate}, steps {self.steps}"
             )
 
+    @property
+    def releases(self) -> int:
+        """How often this event looked at the patients."""
+        return self.steps
+
+    @property
+    def private(self) -> bool:
+        """Whether it promises anything: there is noise."""
+        return self.noise_multiplier > 0
+
+    def repeated(self, times: int) -> GaussianEvent:
+        """The same event, `times` times."""
+        return replace(self, steps=self.steps * times)
+
+    def rdp(self) -> np.ndarray:
+        """Rényi epsilon of the whole event at each of `RDP_ORDERS` (Mironov, Talwar, Zhang 2019)."""
+        return _gaussian_rdp(self.sampling_rate, self.noise_multiplier) * self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PureEvent:
+    """`count` releases, each (epsilon, 0)-DP by itself: for instance a histogram with Laplace or geometric noise.
+
+    An infinite epsilon is an exact release, no privacy at all.
+    """
+
+    epsilon: float
+    count: int
+    unit: str = "patient"
+
+    def __post_init__(self) -> None:
+        if not (self.epsilon >= 0 and self.count >= 0):
+            raise WardroundError(f"impossible event: {self.count} releases of epsilon {self.epsilon}")
+
+    @property
+    def releases(self) -> int:
+        """How often this event looked at the patients."""
+        return self.count
+
+    @property
+    def private(self) -> bool:
+        """Whether it promises anything: epsilon is finite."""
+        return math.isfinite(self.epsilon)
+
+    def repeated(self, times: int) -> PureEvent:
+        """The same event, `times` times."""
+        return replace(self, count=self.count * times)
+
+    def rdp(self) -> np.ndarray:
+        """Rényi epsilon of the whole event at each of `RDP_ORDERS`, tight for pure epsilon-DP.
+
+        Every (epsilon, 0)-DP mechanism is dominated by randomised response with p = e^epsilon / (1 + e^epsilon), whose
+        divergence of order a is log(p^a (1-p)^(1-a) + (1-p)^a p^(1-a)) / (a - 1) (Mironov 2017, table II; domination:
+        Kairouz, Oh, Viswanath 2015). With log p = -log(1 + e^-epsilon) the sum is p (e^((a-1) epsilon) + e^(-a
+        epsilon)).
+        """
+        orders = np.asarray(RDP_ORDERS, float)
+        log_p = -math.log1p(math.exp(-self.epsilon))
+        divergence = (log_p + np.logaddexp((orders - 1) * self.epsilon, -orders * self.epsilon)) / (orders - 1)
+        return self.count * np.maximum(divergence, 0.0)  # rounding may leave -1e-17 for a tiny epsilon
+
+
+Event = GaussianEvent | PureEvent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Epsilon:
@@ -75,28 +142,48 @@ class Epsilon:
         return {"epsilon": "inf" if math.isinf(value) else value, **fields}
 
 
-def spent(events: Iterable[GaussianEvent], delta: float) -> Epsilon:
-    """Epsilon of all events together at `delta`, by RDP. This is the figure that gates and that is promised."""
+def spent(events: Iterable[Event], delta: float) -> Epsilon:
+    """Epsilon of all events together at `delta`. This is the figure that gates and that is promised.
+
+    All events compose in RDP. Pure events may also be added up, whatever the delta (Dwork, Roth 2014, theorem 3.16):
+    the smaller of the two bounds counts. Of pure events alone the sum holds at delta 0, and says so.
+    """
     name = f"RDP, opacus {version('opacus')}"
-    events = [event for event in events if event.steps]
+    events = [event for event in events if event.releases]
     if not events:
         return Epsilon(value=0.0, delta=delta, accountant=name)
-    if any(event.noise_multiplier == 0 for event in events):
+    if any(not event.private for event in events):
         return Epsilon(value=math.inf, delta=delta, accountant=name)
+    pure = [event for event in events if isinstance(event, PureEvent)]
+    gaussian = [event for event in events if not isinstance(event, PureEvent)]
+    together = Epsilon(value=_epsilon_of_rdp(events, delta), delta=delta, accountant=name)
+    if not pure:
+        return together
+    added = sum(event.epsilon * event.count for event in pure)
+    if gaussian:
+        sums = Epsilon(value=_epsilon_of_rdp(gaussian, delta) + added, delta=delta, accountant=f"{name}, and sum")
+    else:
+        sums = Epsilon(value=added, delta=0.0, accountant="sum of pure epsilons")
+    return sums if sums.value < together.value else together
+
+
+def _epsilon_of_rdp(events: Iterable[Event], delta: float) -> float:
     from opacus.accountants.analysis import rdp as analysis
 
-    total = sum(_rdp(event.sampling_rate, event.noise_multiplier) * event.steps for event in events)
+    total = np.sum([event.rdp() for event in events], axis=0)
     with warnings.catch_warnings():  # "optimal order is the largest": the bound is then loose, never wrong
         warnings.simplefilter("ignore")
         value, _ = analysis.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
-    return Epsilon(value=max(0.0, float(value)), delta=delta, accountant=name)
+    return max(0.0, float(value))
 
 
 @functools.lru_cache(maxsize=256)
-def _rdp(sampling_rate: float, noise_multiplier: float):
+def _gaussian_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
     from opacus.accountants.analysis import rdp as analysis
 
-    return analysis.compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
+    return np.asarray(
+        analysis.compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -131,14 +218,14 @@ def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps
     return noise_multiplier
 
 
-def spent_exactly(events: Iterable[GaussianEvent], delta: float) -> Epsilon | None:
-    """Epsilon by the analytic Gaussian mechanism, exact; `None` where some event samples patients.
+def spent_exactly(events: Iterable[Event], delta: float) -> Epsilon | None:
+    """Epsilon by the analytic Gaussian mechanism, exact; `None` where some event samples patients or is not Gaussian.
 
     T steps of multiplier s compose to one of multiplier s / sqrt(T), and delta(epsilon) = Phi(mu/2 - epsilon/mu) -
     exp(epsilon) Phi(-mu/2 - epsilon/mu) with mu = sqrt(sum T/s^2) (Balle, Wang 2018, theorem 8).
     """
-    events = [event for event in events if event.steps]
-    if any(event.sampling_rate < 1 for event in events):
+    events = [event for event in events if event.releases]
+    if any(isinstance(event, PureEvent) or event.sampling_rate < 1 for event in events):
         return None
     name = "analytic Gaussian"
     if not events:
@@ -161,13 +248,14 @@ def spent_exactly(events: Iterable[GaussianEvent], delta: float) -> Epsilon | No
     return Epsilon(value=high, delta=delta, accountant=name)
 
 
-def spent_prv(events: Iterable[GaussianEvent], delta: float, timeout_s: float = 20.0) -> Epsilon | None:
+def spent_prv(events: Iterable[Event], delta: float, timeout_s: float = 20.0) -> Epsilon | None:
     """Epsilon by the PRV accountant, or `None` where it does not finish in time: it hangs or fails for some settings.
+    `None` as well where some event is not Gaussian or promises nothing.
 
     Runs in a process of its own, which is ended at the time limit. For display: the gate is `spent`.
     """
-    events = [event for event in events if event.steps]
-    if not events or any(event.noise_multiplier == 0 for event in events):
+    events = [event for event in events if event.releases]
+    if not events or any(isinstance(event, PureEvent) or not event.private for event in events):
         return None
     question = json.dumps({"delta": delta, "events": [asdict(event) for event in events]})
     command = [sys.executable, "-m", "wardround.accounting"]

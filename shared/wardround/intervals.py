@@ -67,10 +67,10 @@ def auc_interval(
     if min(m, n) >= 2:
         design = 1.0
         if 0 < area < 1:
-            design = _clustered_variance(scores_N, positive_N, patient_N, m, n) / _unclustered_variance(area, m, n)
+            design = _clustered_variance(scores_N, positive_N, patient_N, m, n) / unclustered_variance(area, m, n)
             design = (design * min(m, n) + PRIOR_PATIENTS) / (min(m, n) + PRIOR_PATIENTS)
-        low = _farthest(area, 0.0, lambda other: z * np.sqrt(design * _unclustered_variance(other, m, n)))
-        high = _farthest(area, 1.0, lambda other: z * np.sqrt(design * _unclustered_variance(other, m, n)))
+        low = _farthest(area, 0.0, lambda other: z * np.sqrt(design * unclustered_variance(other, m, n)))
+        high = _farthest(area, 1.0, lambda other: z * np.sqrt(design * unclustered_variance(other, m, n)))
     return Estimate(value=area, low=low, high=high, confidence=confidence, patients=patients)
 
 
@@ -150,7 +150,7 @@ def _clustered_variance(
     )
 
 
-def _unclustered_variance(area: float, positives: int, negatives: int) -> float:
+def unclustered_variance(area: float, positives: int, negatives: int) -> float:
     """Hanley & McNeil 1982 with both class sizes replaced by their mean in the bracket (Newcombe 2006, method 5)."""
     others = (positives + negatives) / 2 - 1
     bracket = 1 + others * (1 - area) / (2 - area) + others * area / (1 + area)

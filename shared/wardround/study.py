@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wardround.errors import StudyError
 
 SCHEMA_VERSION = 1
+LEAST_EVALUATION_EPSILON = 0.001  # below, the noise is larger than any hospital
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -173,12 +174,22 @@ class AggregationSection(Section):
 
 
 class EvaluationSection(Section):
-    """`[evaluation]`: the share of patients held out for ever, and the budget for releasing figures about them (0:
-    none).
+    """`[evaluation]`: the share of patients held out for ever, the budget for releasing figures about them (0: none,
+    inf: exact counts, no privacy), and the public bins of their scores (`score_bins`).
     """
 
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     epsilon: Annotated[float, Field(ge=0)] = 0.0
+    bins: Annotated[int, Field(ge=8, le=64)] = 16
+    logit_scale: Annotated[float, Field(ge=0.01, le=100)] = 2.0
+
+    @model_validator(mode="after")
+    def _a_release_has_a_meaning(self) -> EvaluationSection:
+        if 0 < self.epsilon < LEAST_EVALUATION_EPSILON:
+            raise ValueError(f"epsilon: 0 for no figures, or at least {LEAST_EVALUATION_EPSILON:g}")
+        if self.epsilon > 0 and self.holdout == 0:
+            raise ValueError("epsilon: figures need held-out patients; raise holdout, or set epsilon = 0")
+        return self
 
 
 class Study(Section):
@@ -202,6 +213,8 @@ class Study(Section):
             raise ValueError(
                 "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
             )
+        if self.evaluation.epsilon > 0 and len(self.data.labels) > 2:
+            raise ValueError("evaluation.epsilon: figures are released for two labels only; set it to 0")
         if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
             raise ValueError("training.warmup_rounds: must be fewer than the rounds")
         return self
@@ -278,10 +291,10 @@ def study_from_json(text: str, source: str = "study") -> Study:
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
     """The string "inf" (JSON knows no infinity) becomes the number, where a number is meant."""
-    privacy = content.get("privacy")
-    if isinstance(privacy, dict):
-        privacy = {k: math.inf if v == "inf" else v for k, v in privacy.items()}
-        content = {**content, "privacy": privacy}
+    for name in ("privacy", "evaluation"):
+        section = content.get(name)
+        if isinstance(section, dict):
+            content = {**content, name: {k: math.inf if v == "inf" else v for k, v in section.items()}}
     return content
 
 

@@ -6,7 +6,7 @@ packets in through `unpack_broadcast` and `unpack_answer` only, which raise `Wir
 wrong. The way Flower carries a packet is the business of the two adaptors (`server/app.py`, `client/app.py`).
 
     server  Broadcast --pack_broadcast--> Packet --unpack_broadcast--> Broadcast        site
-    site    weights or code --pack_answer--> Packet --unpack_answer--> weights or code  server
+    site    Answer or code  --pack_answer--> Packet --unpack_answer--> Answer or code   server
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import numpy as np
 
 from wardround.errors import WireError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # 2: an answer carries the head of the site's ledger
 MAX_TENSORS = 20_000
 MAX_PAYLOAD_BYTES = 4 * 2**30
 MAX_ROUND = 1_000_000
+MAX_LEDGER_ENTRIES = 2**53
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -67,12 +68,32 @@ class Broadcast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LedgerHead:
+    """How far a site's ledger has come: its number of entries, and the hash that chains them all.
+
+    It says nothing of a patient, and the hash nothing of the entries (the first holds a secret number). Its use: a
+    site that restores an old copy of its ledger shows a server fewer entries than before, or another history.
+    """
+
+    entries: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A site's answer to a broadcast: its trained weights (float32), and its ledger's head after they were settled."""
+
+    weights: dict[str, np.ndarray]
+    head: LedgerHead
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteReply:
     """What became of one site in one round: `weights`, or the `code` that says why there are none.
 
     `code` is "late", "failed", "unreachable" (no message could be brought to it), "refused:<code>" (the site said no)
     or "invalid:<code>" (the server did not take what came). `seconds` runs from the broadcast to the reply;
-    `bytes_up` counts the tensors that came.
+    `bytes_up` counts the tensors that came. `ledger_head` comes with weights.
     """
 
     site: str
@@ -80,6 +101,7 @@ class SiteReply:
     code: str | None
     seconds: float
     bytes_up: int
+    ledger_head: LedgerHead | None = None
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
@@ -119,17 +141,18 @@ def unpack_broadcast(packet: Packet) -> Broadcast:
     return Broadcast(
         study_sha256=_matching(header, "study_sha256", _SHA256),
         run_id=_matching(header, "run_id", _RUN_ID),
-        round=_round(header),
+        round=_number(header, "round", MAX_ROUND),
         architecture_sha256=_matching(header, "architecture_sha256", _SHA256),
         weights=_unpack_tensors(packet.tensors),
     )
 
 
-def pack_answer(broadcast: Broadcast, weights: Mapping[str, np.ndarray]) -> Packet:
-    """The packet of a site's trained weights in answer to `broadcast`. Raises `WireError` if they do not fit it."""
-    check_names_and_shapes(weights, broadcast.weights)
+def pack_answer(broadcast: Broadcast, answer: Answer) -> Packet:
+    """The packet of a site's answer to `broadcast`. Raises `WireError` if its weights do not fit it."""
+    check_names_and_shapes(answer.weights, broadcast.weights)
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **_identity(broadcast), "code": ""}
-    return Packet(header=header, tensors=_pack_tensors(weights))
+    head = {"ledger_entries": answer.head.entries, "ledger_head": answer.head.sha256}
+    return Packet(header={**header, **head}, tensors=_pack_tensors(answer.weights))
 
 
 def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
@@ -137,16 +160,18 @@ def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
     if not _CODE.fullmatch(code):
         raise WireError("code", "a refusal's code holds lower-case letters, digits and _:.- only")
     identity = _identity(broadcast) if broadcast else {"study_sha256": "", "run_id": "", "round": 0}
-    return Packet(header={"protocol": PROTOCOL_VERSION, "kind": "answer", **identity, "code": code})
+    header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **identity, "code": code}
+    return Packet(header={**header, "ledger_entries": 0, "ledger_head": ""})
 
 
-def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[dict[str, np.ndarray] | None, str | None]:
-    """Check a packet that should answer `broadcast`: its weights and None, or None and the site's code.
+def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, str | None]:
+    """Check a packet that should answer `broadcast`: the answer and None, or None and the site's code.
 
     The update's norm is checked where it is folded (`check_update`). Raises `WireError` with the codes of
     `unpack_broadcast`, and "stale" for an answer to another broadcast, "code" for a code outside the alphabet.
     """
-    header = _checked_header(packet.header, "answer", ("protocol", "kind", "study_sha256", "run_id", "round", "code"))
+    keys = ("protocol", "kind", "study_sha256", "run_id", "round", "code", "ledger_entries", "ledger_head")
+    header = _checked_header(packet.header, "answer", keys)
     code = header["code"]
     if code != "":
         if packet.tensors or not isinstance(code, str) or not _CODE.fullmatch(code):
@@ -158,7 +183,11 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[dict[str, np.nd
     for name, tensor in packet.tensors.items():
         if tuple(tensor.shape) != broadcast.weights[name].shape:
             raise WireError("shape", f"tensor {name} has another shape than the one sent out")
-    return _unpack_tensors(packet.tensors), None
+    head = LedgerHead(
+        entries=_number(header, "ledger_entries", MAX_LEDGER_ENTRIES),
+        sha256=_matching(header, "ledger_head", _SHA256),
+    )
+    return Answer(weights=_unpack_tensors(packet.tensors), head=head), None
 
 
 def check_names_and_shapes(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:
@@ -283,8 +312,8 @@ def _matching(header: Mapping[str, str | int], key: str, pattern: re.Pattern[str
     return value
 
 
-def _round(header: Mapping[str, str | int]) -> int:
-    value = header["round"]
-    if type(value) is not int or not 1 <= value <= MAX_ROUND:
-        raise WireError("header", "round is not a number from 1 up")
+def _number(header: Mapping[str, str | int], key: str, largest: int) -> int:
+    value = header[key]
+    if type(value) is not int or not 1 <= value <= largest:
+        raise WireError("header", f"{key} is not a number from 1 up")
     return value

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wardround.errors import RoundError, UsageError, WardroundError
-from wardround_server.rounds import Exchange
+from wardround_server.evaluation import SitesExchange
 from wardround_simulation.gpu_share import gpu_share
 from wardround_simulation.ray_cluster import log as ray_log
 from wardround_simulation.ray_cluster import quiet_environment, ray_cluster
@@ -52,7 +52,7 @@ class Interrupted(WardroundError):
 
 def with_flower(
     site_folders: Sequence[Path],
-    body: Callable[[Exchange], T],
+    body: Callable[[SitesExchange], T],
     *,
     device: str = "cpu",
     ray_address: str | None = None,
@@ -61,6 +61,7 @@ def with_flower(
     gpu_step: Callable[[], None] | None = None,
     open_site: Callable[[Path], Any] | None = None,
     answer: Callable[[Any, Any], Any] | None = None,
+    release: Callable[[Any, Any], Any] | None = None,
 ) -> T:
     """Run `body` with an exchange to simulated sites, and return what it returns.
 
@@ -68,16 +69,17 @@ def with_flower(
     sites, at least 1), and on `device = "cuda"` as many as fit beside each other in a GPU's memory by the measured need
     of `gpu_step` (see `gpu_share`; without it one a GPU). `ray_address` names a Ray cluster instead of this machine;
     the folders must then be visible to its machines under the same paths. Flower's and Ray's own words go to
-    `log_folder`; each site's log is FOLDER/site.log. `open_site` and `answer` default to those of a real site.
+    `log_folder`; each site's log is FOLDER/site.log. `open_site`, `answer` and `release` default to a real site's.
 
     Must be called from a thread that outlives the call, and Ctrl-C is caught only in the main thread: the workers end
     within seconds, and `Interrupted` is raised. Other exceptions of `body` come out as they are.
     """
     if open_site is None or answer is None:
+        from wardround_client.evaluation import release_scores
         from wardround_client.round import answer as real_answer
         from wardround_client.site import open_site as real_open_site
 
-        open_site, answer = open_site or real_open_site, answer or real_answer
+        open_site, answer, release = open_site or real_open_site, answer or real_answer, release or release_scores
     folders = {folder.name: folder.resolve() for folder in site_folders}
     if len(folders) != len(site_folders) or not folders:
         raise UsageError("the sites of a simulation need folders of different names, at least one")
@@ -90,7 +92,7 @@ def with_flower(
     with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
         task.take_signals()  # Ray has put a handler of its own in their place
         cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, a worker a site
-        _simulate(task, _client_app(folders, open_site, answer), {"num_cpus": cpus, "num_gpus": share})
+        _simulate(task, _client_app(folders, open_site, answer, release), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
         raise task.error
     return task.result  # type: ignore[return-value]
@@ -100,7 +102,7 @@ def with_flower(
 class _Task(Generic[T]):
     """The body on its way through Flower's thread, and the event that ends all waits."""
 
-    body: Callable[[Exchange], T]
+    body: Callable[[SitesExchange], T]
     names: tuple[str, ...]
     pushed: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -239,11 +241,16 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
         vce_api.add_messages_to_queue, raybackend.RayBackend = before
 
 
-def _client_app(folders: dict[str, Path], open_site: Callable[[Path], Any], answer: Callable[[Any, Any], Any]) -> Any:
+def _client_app(
+    folders: dict[str, Path],
+    open_site: Callable[[Path], Any],
+    answer: Callable[[Any, Any], Any],
+    release: Callable[[Any, Any], Any] | None,
+) -> Any:
     from wardround_client.app import make_client_app
 
     places = tuple(str(folders[name]) for name in sorted(folders))
-    app = make_client_app(functools.partial(_opened, places, open_site), answer)
+    app = make_client_app(functools.partial(_opened, places, open_site), answer, release)
     app.query("whoami")(_say_who)
     return app
 

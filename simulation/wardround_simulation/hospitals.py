@@ -16,12 +16,12 @@ import numpy as np
 
 from wardround.errors import DataError
 from wardround.study import Study
-from wardround_client.config import load_site_config
+from wardround_client.config import ReleaseConfig, load_site_config
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import IngestReport, ingest
 from wardround_client.data.layout import SiteSource
 from wardround_client.data.workers import WorkerPool
-from wardround_client.privacy.ledger import Cap
+from wardround_client.privacy.ledger import cap_of
 from wardround_client.site import approve_study
 
 # One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
@@ -92,19 +92,29 @@ def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) 
             )
 
 
+def release_of(study: Study) -> ReleaseConfig:
+    """What a simulated site releases: what the study asks for. Nothing is asked by default."""
+    if study.evaluation.epsilon == 0:
+        return ReleaseConfig(evaluation="off")
+    return ReleaseConfig(evaluation="exact" if math.isinf(study.evaluation.epsilon) else "noised")
+
+
 def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) -> None:
     """Write the simulated site's rules and approval: a cap of exactly this study, as its own data-protection
-    officer would set. Limits that are there already are the site's own and stay.
+    officer would set, and figures as the study asks for them. Limits that are there already are the site's own and
+    stay.
     """
     path = hospital.folder / "site.toml"
     if path.is_file():
-        cap = load_site_config(path).privacy.cap()
+        config = load_site_config(path)
+        cap, release = config.privacy.cap(), config.release
     else:
-        epsilon = study.privacy.epsilon
-        cap = Cap(epsilon=epsilon, delta=study.privacy.delta, allow_no_privacy=math.isinf(epsilon))
+        cap, release = cap_of(study), release_of(study)
     text = (
         f'name = "{hospital.name}"\n\n[privacy]\nepsilon_cap = {cap.epsilon!r}\ndelta_cap = {cap.delta!r}\n'
         f"allow_no_privacy = {str(cap.allow_no_privacy).lower()}\n\n"
+        f'[release]\nevaluation = "{release.evaluation}"\nper_site = {str(release.per_site).lower()}\n'
+        f"minimum_patients = {release.minimum_patients}\n\n"
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
     partial = path.with_name(f".{path.name}.partial")

@@ -18,17 +18,21 @@ import torch
 from torch import nn
 
 from wardround.errors import RefusedError, WireError
+from wardround.evaluation_wire import SiteRelease, pack_release, unpack_release
 from wardround.metrics import probabilities
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, SiteReply, payload_bytes
 from wardround_client.data.cohort import Cohort, open_cohort
-from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.evaluation import release_scores
+from wardround_client.privacy.ledger import Ledger, cap_of
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import Site, Weights
 from wardround_client.tasks import classification
+from wardround_client.tasks.scoring import HeldOutImages
 from wardround_server.rounds import Exchange, run_rounds
+from wardround_simulation.hospitals import release_of
 
 CPU = torch.device("cpu")
 
@@ -111,17 +115,35 @@ def temporary_site(
         patient_N = np.concatenate(patients)
     rows_N = np.concatenate([rows for _, rows in parts])
     material = classification.material_of(inputs_N, labels_N, patient_N, rows_N)
-    private = np.isfinite(study.privacy.epsilon)
+
+    def held_out_of(_: Study) -> HeldOutImages:
+        return everyone_else(parts)
+
     return Site(
         name=name,
-        cap=Cap(epsilon=study.privacy.epsilon, delta=study.privacy.delta, allow_no_privacy=not private),
+        cap=cap_of(study),
         ledger=Ledger(None),
         replies={},
         study_of=lambda _: study,
         material_of=lambda _: material,
         randomness=SecretRandom(),
         device=device,
+        release=release_of(study),
+        held_out_of=held_out_of,
         admitted=admitted,
+    )
+
+
+def everyone_else(parts: Sequence[tuple[Hospital, np.ndarray]]) -> HeldOutImages:
+    """The labelled images of the given hospitals that are not among the given rows (bool (N,))."""
+    offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
+    rows = [np.flatnonzero(hospital.labelled_N & ~rows_N) for hospital, rows_N in parts]
+    cohorts = [(hospital.cohort, place) for (hospital, _), place in zip(parts, rows, strict=True)]
+    patients = [cohort.patient_N[place] + offset for (cohort, place), offset in zip(cohorts, offsets, strict=False)]
+    return HeldOutImages(
+        images_NCHW=np.concatenate([cohort.images_NCHW[place] for cohort, place in cohorts]),
+        labels_N=np.concatenate([cohort.labels_N[place] for cohort, place in cohorts]).astype(np.int64),
+        patient_N=np.concatenate(patients),
     )
 
 
@@ -131,9 +153,9 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
     def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         for site in sorted(sites, key=lambda site: site.name):
             started = time.monotonic()
-            weights, code = None, None
+            answered, code = None, None
             try:
-                weights = answer(broadcast, site)
+                answered = answer(broadcast, site)
             except RefusedError as error:
                 code = f"refused:{error.code}"
             except WireError as error:  # a diverged model; the code is the one that Flower's client sends
@@ -141,13 +163,32 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
             seconds = time.monotonic() - started
             yield SiteReply(
                 site=site.name,
-                weights=weights,
+                weights=answered.weights if answered else None,
                 code=code,
                 seconds=seconds,
-                bytes_up=payload_bytes(weights) if weights else 0,
+                bytes_up=payload_bytes(answered.weights) if answered else 0,
+                ledger_head=answered.head if answered else None,
             )
 
     return exchange
+
+
+class InProcessFigures:
+    """The question about figures in one process; see `wardround_server.evaluation.FiguresExchange`."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = sorted(sites, key=lambda site: site.name)
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        """Each site's release through the same packets as over a network, in the order of names."""
+        for site in self._sites:
+            release, code = None, None
+            try:
+                packet = pack_release(question, release_scores(question, site))
+                release, code = unpack_release(packet, question, bins)
+            except RefusedError as error:
+                code = f"refused:{error.code}"
+            yield SiteRelease(site=site.name, release=release, code=code, bytes_up=16 * bins if release else 0)
 
 
 def start_weights(study: Study) -> Weights:

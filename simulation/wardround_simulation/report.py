@@ -17,6 +17,7 @@ from wardround_simulation import report_words as words
 from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
 from wardround_simulation.measures import Interval, missing_replies, site_figures, whole_test_set
 from wardround_simulation.page import write_page
+from wardround_simulation.released_section import released_section
 from wardround_simulation.result_table import result_table
 
 __all__ = ["CurvePoint", "RunEvidence", "ScoredSet", "SiteQuality", "result_table", "write_report"]
@@ -45,6 +46,7 @@ def write_report(folder: Path, evidence: RunEvidence) -> Path:
         **_privacy(evidence),
         **sections.site_section(evidence, sites),
         "pictures": sections.quality_pictures(evidence, aucs),
+        **released_section(evidence),
         **sections.round_section(evidence, missing),
         "quality_rows": [sections.quality_row(site, quality) for site, quality in sorted(evidence.quality.items())],
         "montages": sections.montage_section(evidence.montages or {}),

@@ -21,6 +21,7 @@ CODES = {
     "unknown": "no reason given",
     "refused:no_spare_rounds": "the site's budget for this run is used up, spare rounds included",
     "refused:not_approved": "the site has not approved this study",
+    "refused:evaluation_off": "the site releases no figures about held-out patients",
     "refused:no_privacy": "the site does not allow ε = ∞",
 }
 

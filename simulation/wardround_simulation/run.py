@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ from wardround.metrics import summary
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
 from wardround_client.privacy.ledger import Ledger
-from wardround_client.privacy.plan import plan_from_study
+from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.round import REPLIES_KEPT
 from wardround_client.tasks import classification
-from wardround_server.rounds import KEPT_CHECKPOINTS, Exchange, RoundRecord, RunOutcome, run_rounds
+from wardround_server.evaluation import SitesExchange, federated_test
+from wardround_server.rounds import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_simulation import in_process
 from wardround_simulation.engine import with_flower
 from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
@@ -107,15 +108,16 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         append_curve(out, point)
         listener.round(record, point.auc)
 
-    def body(exchange: Exchange) -> RunOutcome:
+    def body(exchange: SitesExchange) -> tuple[RunOutcome, dict[str, Any] | None]:
         listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
-        return run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
+        outcome = run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
+        return outcome, federated_test(study, run_id, architecture, outcome.weights, exchange)
 
     trained_from = time.monotonic()
     listener.stage("Starting the simulation engine")
     folders = [hospital.folder for hospital in hospitals]
     try:
-        outcome = with_flower(
+        outcome, released = with_flower(
             folders,
             body,
             device=device,
@@ -138,6 +140,8 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         tested = in_process.open_hospitals({h.name: h.folder for h in outside}, study)
         external = OtherPatients(tested, study).figures(network, study, outcome.weights)
     result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
+    if released is not None:
+        result["federated_test"] = released
     result["seconds"] = {
         "ingest": round(ingested_s, 1),
         "training": round(training_s, 1),
@@ -193,10 +197,12 @@ def result_of(
     steps = 0
     for hospital in hospitals:
         ledger = Ledger(hospital.folder / "ledger.sqlite3")
-        epsilon, events = ledger.spent(study.privacy.delta, run_id), ledger.events(run_id)
+        # Of the patients who train; those held out are others, and what is released about them is told beside it.
+        epsilon, events = ledger.spent(study.privacy.delta, run_id, TRAIN), ledger.events(run_id, TRAIN)
         exact = spent_exactly(events, study.privacy.delta)
+        head = outcome.ledger_heads.get(hospital.name)
         ledger.close()
-        site_steps = sum(event.steps for event in events)
+        site_steps = sum(event.releases for event in events)
         steps = max(steps, site_steps)
         largest = epsilon if largest is None or epsilon.value >= largest.value else largest
         rows_N = test.sites_N == hospital.name
@@ -209,6 +215,7 @@ def result_of(
             "epsilon": plain(epsilon.value),
             "epsilon_exact": plain(exact.value) if exact else None,
             "steps": site_steps,
+            "ledger": asdict(head) if head else None,
             "patients": training_patients(hospital, study),
             "test": figures.to_json() if figures else None,
         }

@@ -1,53 +1,28 @@
-"""The ledger: a site's record of the privacy spent on its patients, across all studies, in one SQLite file.
+"""The ledger: a site's record of the privacy spent on its patients, across all studies, in one append-only file.
 
-Three tables, none of which is ever updated: `holds` (a study's whole budget, taken at admission), `attempts` (one
-privacy event each, durable before training starts) and `settlements` (the reply's hash, durable before the reply is
-sent). So events = attempts; a crash between the two leaves an attempt that is charged and lost, and its retry draws
-on the spare rounds. Epsilon is computed from the events when asked for; the ledger stores none.
+A study's whole budget is *held* at admission; each *attempt* is one privacy event, durable before a patient is looked
+at; each reply is *settled* before it is sent. So events = attempts; a crash between the two leaves an attempt that is
+charged and lost, and its retry draws on the spare ones. Epsilon is computed from the events when asked for; the ledger
+stores none. Below it lie the file with its chain of hashes (`ledger_file`, `ledger_chain`) and the meaning of the
+entries (`ledger_book`).
 """
 
 from __future__ import annotations
 
 import math
-import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardround.accounting import Epsilon, GaussianEvent, spent
-from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal
-from wardround_client.privacy.plan import PrivacyPlan
+from wardround.accounting import Epsilon, Event, spent
+from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError
+from wardround.study import Study
+from wardround.wire import LedgerHead
+from wardround_client.privacy.ledger_book import Attempt, Book, Hold, share_to_json
+from wardround_client.privacy.ledger_chain import START
+from wardround_client.privacy.ledger_file import LOWEST, LedgerFile
+from wardround_client.privacy.plan import EVALUATION_ATTEMPTS, TRAIN, PrivacyPlan
 
-SCHEMA_VERSION = 1
-_BUSY_TIMEOUT_S = 30.0
-
-_TABLES = (
-    """
-    CREATE TABLE holds (
-        study TEXT NOT NULL, run TEXT NOT NULL, attempts INTEGER NOT NULL, noise_multiplier REAL NOT NULL,
-        sampling_rate REAL NOT NULL, steps_per_attempt INTEGER NOT NULL, unit TEXT NOT NULL, at REAL NOT NULL,
-        PRIMARY KEY (study, run)
-    )
-    """,
-    """
-    CREATE TABLE attempts (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
-        weights TEXT NOT NULL, at REAL NOT NULL, FOREIGN KEY (study, run) REFERENCES holds (study, run)
-    )
-    """,
-    """
-    CREATE TABLE settlements (
-        attempt INTEGER PRIMARY KEY REFERENCES attempts (id), reply_sha256 TEXT NOT NULL, at REAL NOT NULL
-    )
-    """,
-)
-_APPEND_ONLY = """
-    CREATE TRIGGER {table}_{change} BEFORE {change} ON {table} BEGIN
-        SELECT RAISE(ABORT, 'the ledger is append-only');
-    END
-"""
+_MOST_ROUNDS = 2**20  # where what-if stops to count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,180 +36,239 @@ class Cap:
     allow_no_privacy: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One attempted round: what was received, and the hash of the reply once it was settled."""
+def cap_of(study: Study) -> Cap:
+    """The smallest cap under which a site holds this study and nothing else: training, and every evaluation."""
+    evaluation = EVALUATION_ATTEMPTS * study.evaluation.epsilon
+    no_privacy = math.isinf(study.privacy.epsilon) or math.isinf(evaluation)
+    return Cap(epsilon=study.privacy.epsilon + evaluation, delta=study.privacy.delta, allow_no_privacy=no_privacy)
 
-    id: int
-    study: str
-    run: str
-    round: int
-    weights: str
-    reply_sha256: str | None
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIf:
+    """What a study would cost. `now` and `after` count everything held, spent or not, at the cap's delta.
+
+    `rounds_affordable`: how many rounds may be attempted under the cap, with the study's noise and its evaluation; None
+    where nothing limits them, because the study promises no privacy and the site allows that. `refusal`: what `hold`
+    would raise, None where it would hold.
+    """
+
+    now: Epsilon
+    after: Epsilon
+    remaining: Epsilon
+    rounds_asked: int
+    rounds_affordable: int | None
+    refusal: RefusedError | None
 
 
 class Ledger:
     """One site's ledger. Every call is one durable transaction; several processes may hold the same file."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open or create the ledger. `None` keeps it in memory, for simulations that compare recipes."""
-        self._place = ":memory:" if path is None else str(path)
-        try:
-            self._connection = sqlite3.connect(self._place, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            self._connection.execute(
-                "PRAGMA synchronous = EXTRA"
-            )  # also syncs the folder after the journal is unlinked
-            with self._transaction():
-                found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-                if found == 0:
-                    self._create()
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"{self._place}: not a readable ledger ({error}); restore it from the last backup"
-            ) from None
-        if found not in (0, SCHEMA_VERSION):
-            raise LedgerError(
-                f"{self._place}: ledger schema {found}, this version knows {SCHEMA_VERSION}; upgrade wardround"
-            )
+        """Open or create the ledger, and walk its whole chain. `None` keeps it in memory, for simulations that compare
+        recipes.
 
-    def _create(self) -> None:
-        for statement in _TABLES:
-            self._connection.execute(statement)
-        for table in ("holds", "attempts", "settlements"):
-            for change in ("UPDATE", "DELETE"):
-                self._connection.execute(_APPEND_ONLY.format(table=table, change=change))
+        Raises `LedgerError` where it is damaged, altered, of a newer schema, or older than `ledger.head` beside it.
+        """
+        self._file = LedgerFile(path)
+        self._book, self._head = Book(), START
+        self._read()
+        self._file.hold_against_witness(self._head)
 
     def close(self) -> None:
-        self._connection.close()
+        self._file.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+    def _read(self) -> None:
+        """Take in what was appended since, by this process or another one."""
+        rows = self._file.rows(self._head.entries or LOWEST)
+        if self._head.entries:
+            number, _, sha256 = rows.pop(0) if rows else (0, "", "")
+            if (number, sha256) != (self._head.entries, self._head.sha256):
+                raise LedgerError(f"{self._file.place}: was exchanged while it was open; start this program again")
+        for head, entry in self._file.walked(rows, self._head):
+            try:
+                self._book.fold(entry)
+            except LedgerError as error:
+                raise LedgerError(f"{self._file.place}: entry {head.entries}: {error}") from None
+            self._head = head
+
+    def head(self) -> LedgerHead:
+        """How many entries there are and the hash that chains them: what travels, so that an old copy is noticed."""
+        self._read()
+        return self._head
+
+    def verify(self) -> LedgerHead:
+        """Read the whole file again and check it (`LedgerFile.verified`). Raises `LedgerError` naming the fault."""
+        head = self._file.verified()
+        self._read()
+        return head
 
     def hold(self, study: str, run: str, plan: PrivacyPlan, cap: Cap) -> None:
-        """Hold the whole study's budget, spare rounds included, before any image is read. Asked again: nothing changes.
+        """Hold the whole study's budget, spare attempts included, before any image is read. Asked again: nothing
+        changes.
 
-        Raises `PolicyRefusal` where the study's delta or its lack of privacy is against the cap, and
-        `BudgetRefusal` where all events of the ledger, all other holds and this study together would exceed it.
+        Raises `PolicyRefusal` where the study's delta or its lack of privacy is against the cap, and `BudgetRefusal`
+        where all events of the ledger, all other holds and this study together would exceed it.
         """
-        if not plan.private and not cap.allow_no_privacy:
-            raise PolicyRefusal(
-                "no_privacy", "the study asks for epsilon = inf; this site does not allow_no_privacy (site.toml)"
-            )
-        if plan.delta > cap.delta:
-            raise PolicyRefusal(
-                "delta", f"the study's delta {plan.delta:g} is above this site's {cap.delta:g} (site.toml)"
-            )
-        with self._transaction():
-            held = self._connection.execute(
-                "SELECT attempts, noise_multiplier, sampling_rate, steps_per_attempt FROM holds "
-                "WHERE study = ? AND run = ?",
-                (study, run),
-            ).fetchone()
-            event = plan.event(1)
-            asked = (plan.attempts, event.noise_multiplier, event.sampling_rate, event.steps)
-            if held is not None:
-                if tuple(held) != asked:
-                    raise LedgerError(
-                        f"{self._place}: this run holds another plan; the study or the accountant changed under it"
-                    )
-                return
-            whole = [*self._committed(), plan.event(plan.attempts)]
-            total = spent([e for e in whole if e.noise_multiplier > 0], cap.delta)
-            if total.value > cap.epsilon:
-                before = spent([e for e in whole[:-1] if e.noise_multiplier > 0], cap.delta)
-                raise BudgetRefusal(
-                    "budget",
-                    f"the study would bring this site to {total.value:.3g} of its cap of epsilon {cap.epsilon:g} "
-                    f"(spent or held: {before.value:.3g}); ask for a smaller epsilon, or raise the cap in site.toml",
+        with self._file.transaction():
+            self._read()
+            held = self._book.holds.get((study, run))
+            if held is not None and held.shares != plan.shares():
+                raise LedgerError(
+                    f"{self._file.place}: this run holds another plan; the study or the accountant changed under it"
                 )
-            self._connection.execute(
-                "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (study, run, *asked, event.unit, time.time())
-            )
+            refusal = self._refusal(plan, cap, [] if held else plan.events())
+            if refusal is not None:
+                raise refusal
+            if held is None:
+                shares = {purpose: share_to_json(share) for purpose, share in plan.shares().items()}
+                self._file.append(self._head, {"kind": "hold", "study": study, "run": run, "shares": shares})
 
-    def settled(self, study: str, run: str, round_: int, weights: str) -> Attempt | None:
+    def _refusal(self, plan: PrivacyPlan, cap: Cap, more: list[Event]) -> RefusedError | None:
+        """Why this plan may not be held, or None: the gate, at which `more` events are asked for."""
+        if not plan.private and not cap.allow_no_privacy:
+            asked = "the study asks for epsilon = inf"
+            return PolicyRefusal("no_privacy", f"{asked}; this site does not allow_no_privacy (site.toml)")
+        if plan.delta > cap.delta:
+            text = f"the study's delta {plan.delta:g} is above this site's {cap.delta:g} (site.toml)"
+            return PolicyRefusal("delta", text)
+        if not more:
+            return None
+        before, after = self._capped([], cap), self._capped(more, cap)
+        if after.value > cap.epsilon:
+            return BudgetRefusal(
+                "budget",
+                f"the study would bring this site to {after.value:.3g} of its cap of epsilon {cap.epsilon:g} "
+                f"(spent or held: {before.value:.3g}); ask for a smaller epsilon, or raise the cap in site.toml",
+            )
+        return None
+
+    def _capped(self, more: list[Event], cap: Cap) -> Epsilon:
+        """What counts against the cap. Studies without privacy, which the site allowed by name, have no figure."""
+        return spent([event for event in [*self._committed(), *more] if event.private], cap.delta)
+
+    def what_if(self, plan: PrivacyPlan, cap: Cap) -> WhatIf:
+        """What may still be spent, what this study would make of it, and how many of its rounds that is."""
+        self._read()
+        now = self._capped([], cap)
+        return WhatIf(
+            now=now,
+            after=spent([*self._committed(), *plan.events()], cap.delta),
+            remaining=self.remaining(cap),
+            rounds_asked=plan.attempts,
+            rounds_affordable=self._rounds_affordable(plan, cap),
+            refusal=self._refusal(plan, cap, plan.events()),
+        )
+
+    def remaining(self, cap: Cap) -> Epsilon:
+        """What is left of the cap. Epsilons do not add up exactly: what a study may still cost says `what_if`."""
+        self._read()
+        now = self._capped([], cap)
+        return Epsilon(value=max(0.0, cap.epsilon - now.value), delta=cap.delta, accountant=now.accountant)
+
+    def _rounds_affordable(self, plan: PrivacyPlan, cap: Cap) -> int | None:
+        if self._refusal(plan, cap, []) is not None:
+            return 0
+        if not plan.event(1).private:
+            return None
+        shares = plan.shares()
+        train = shares.pop(TRAIN)
+        others = [event for share in shares.values() for event in share.events(share.attempts)]
+
+        def affordable(rounds: int) -> bool:
+            return self._capped([*others, *train.events(rounds)], cap).value <= cap.epsilon
+
+        if not affordable(1):
+            return 0
+        high = 2
+        while affordable(high) and high < _MOST_ROUNDS:
+            high *= 2
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if affordable(middle) else (low, middle)
+        return low
+
+    def settled(self, study: str, run: str, round_: int, weights: str, purpose: str = TRAIN) -> Attempt | None:
         """The settled attempt of this round with these weights, whose reply may be sent again without a charge.
 
         Raises `PolicyRefusal` where the same round was attempted with other weights: two answers would be two releases
         for the price of one, and tell the server how the patients move them.
         """
-        found = [attempt for attempt in self.attempts(study, run) if attempt.round == round_]
+        found = [a for a in self.attempts(study, run) if (a.round, a.purpose) == (round_, purpose)]
         if any(attempt.weights != weights for attempt in found):
             raise PolicyRefusal("other_weights", f"round {round_} was already attempted with other weights")
         return next((attempt for attempt in found if attempt.reply_sha256 is not None), None)
 
-    def reserve(self, study: str, run: str, round_: int, weights: str) -> int:
-        """Charge one attempt to the hold, durably, before training starts. Returns its id.
+    def reserve(self, study: str, run: str, round_: int, weights: str, purpose: str = TRAIN) -> int:
+        """Charge one attempt to the hold, durably, before a patient is looked at. Returns its number.
 
-        Raises `BudgetRefusal` where the hold has no attempt left: the site sits this round out.
+        An evaluation (`purpose` EVALUATE) counts as the round after the study's last one. Raises `BudgetRefusal` where
+        the hold has no such attempt left or was released: the site sits this round out.
         """
-        with self._transaction():
-            held = self._connection.execute(
-                "SELECT attempts FROM holds WHERE study = ? AND run = ?", (study, run)
-            ).fetchone()
-            if held is None:
-                raise LedgerError(f"{self._place}: no budget is held for this run")
-            used = self._connection.execute(
-                "SELECT COUNT(*) FROM attempts WHERE study = ? AND run = ?", (study, run)
-            ).fetchone()[0]
-            if used >= held[0]:
-                raise BudgetRefusal(
-                    "no_spare_rounds", f"all {held[0]} attempts of this run are used; the site sits round {round_} out"
-                )
-            cursor = self._connection.execute(
-                "INSERT INTO attempts (study, run, round, weights, at) VALUES (?, ?, ?, ?, ?)",
-                (study, run, round_, weights, time.time()),
-            )
-            return int(cursor.lastrowid or 0)
+        with self._file.transaction():
+            self._read()
+            hold = self._book.hold_of(study, run)
+            if hold.released_by is not None:
+                raise BudgetRefusal("released", f"the hold of this run was released by {hold.released_by}")
+            if hold.attempts_left.get(purpose, 0) < 1:
+                held = hold.shares[purpose].attempts if purpose in hold.shares else 0
+                code = "no_spare_rounds" if purpose == TRAIN else "no_spare_attempts"
+                text = f"all {held} attempts of this run to {purpose} are used; the site sits round {round_} out"
+                raise BudgetRefusal(code, text)
+            number = self._book.next_attempt
+            content = {"id": number, "study": study, "run": run, "round": round_, "weights": weights}
+            self._file.append(self._head, {"kind": "attempt", "purpose": purpose, **content})
+        return number
 
     def settle(self, attempt: int, reply_sha256: str) -> None:
-        """Record that the attempt's reply is on disk. From now on it may be sent, any number of times."""
-        with self._transaction():
-            self._connection.execute("INSERT INTO settlements VALUES (?, ?, ?)", (attempt, reply_sha256, time.time()))
+        """Record that the attempt's reply is on disk. From now on it may be sent, any number of times.
+
+        Raises `LedgerError` where it was settled already, or never made.
+        """
+        with self._file.transaction():
+            self._read()
+            known = self._book.attempts.get(attempt)
+            if known is None or known.reply_sha256 is not None:
+                raise LedgerError(f"{self._file.place}: attempt {attempt} is settled already, or was never made")
+            self._file.append(self._head, {"kind": "settled", "id": attempt, "reply_sha256": reply_sha256})
+
+    def release(self, study: str, run: str, who: str) -> Hold:
+        """Give back what a hold has not used. Its attempts stay charged, and no other is ever made for this run.
+
+        Settled replies may still be sent again. Returns the hold as it is now; asked again, nothing changes. Raises
+        `LedgerError` where this run holds nothing.
+        """
+        with self._file.transaction():
+            self._read()
+            if self._book.hold_of(study, run).released_by is None:
+                self._file.append(self._head, {"kind": "released", "study": study, "run": run, "who": who})
+        self._read()
+        return self._book.hold_of(study, run)
+
+    def holds(self) -> list[Hold]:
+        """All holds in their order, released ones too."""
+        self._read()
+        return list(self._book.holds.values())
 
     def attempts(self, study: str | None = None, run: str | None = None) -> list[Attempt]:
         """All attempts in their order, or those of one study and run."""
-        rows = self._connection.execute(
-            "SELECT id, study, run, round, weights, reply_sha256 FROM attempts LEFT JOIN settlements ON attempt = id "
-            "WHERE (?1 IS NULL OR study = ?1) AND (?2 IS NULL OR run = ?2) ORDER BY id",
-            (study, run),
-        )
-        return [Attempt(id=i, study=s, run=u, round=r, weights=w, reply_sha256=h) for i, s, u, r, w, h in rows]
+        self._read()
+        if study is not None and run is not None:
+            return self._book.attempts_of(study, run)
+        return [a for a in self._book.attempts.values() if study in (None, a.study) and run in (None, a.run)]
 
-    def events(self, run: str | None = None) -> list[GaussianEvent]:
-        """The privacy events of all attempts, one entry a hold, or those of one run."""
-        rows = self._connection.execute(
-            "SELECT noise_multiplier, sampling_rate, steps_per_attempt, COUNT(*), unit FROM attempts "
-            "JOIN holds USING (study, run) WHERE (?1 IS NULL OR run = ?1) GROUP BY study, run ORDER BY MIN(id)",
-            (run,),
-        )
-        return [_event(noise, rate, steps * count, unit) for noise, rate, steps, count, unit in rows]
+    def events(self, run: str | None = None, purpose: str | None = None) -> list[Event]:
+        """The privacy events of all attempts, one entry a hold and purpose; or those of one run, or of one purpose."""
+        return [event for hold in self.holds() if run in (None, hold.run) for event in hold.spent(purpose)]
 
-    def _committed(self) -> list[GaussianEvent]:
-        rows = self._connection.execute(
-            "SELECT noise_multiplier, sampling_rate, steps_per_attempt * attempts, unit FROM holds"
-        )
-        return [_event(noise, rate, steps, unit) for noise, rate, steps, unit in rows]
+    def _committed(self) -> list[Event]:
+        return [event for hold in self._book.holds.values() for event in hold.committed()]
 
-    def spent(self, delta: float, run: str | None = None) -> Epsilon:
-        """Epsilon of all attempts so far, settled or lost, at `delta`; of one run where it is named."""
-        return spent(self.events(run), delta)
+    def spent(self, delta: float, run: str | None = None, purpose: str | None = None) -> Epsilon:
+        """Epsilon of all attempts so far, settled or lost, at `delta`; of one run or one purpose where it is named."""
+        return spent(self.events(run, purpose), delta)
 
     def committed(self, delta: float) -> Epsilon:
         """Epsilon of everything held, spent or not, at `delta`; studies without privacy make it inf."""
+        self._read()
         return spent(self._committed(), delta)
-
-
-def _event(noise_multiplier: float, sampling_rate: float, steps: int, unit: str) -> GaussianEvent:
-    if not math.isfinite(noise_multiplier):
-        raise LedgerError("the ledger holds an event without a finite noise multiplier")
-    return GaussianEvent(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=int(steps), unit=unit)

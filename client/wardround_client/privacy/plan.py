@@ -9,8 +9,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from wardround.accounting import Epsilon, GaussianEvent, calibrate_noise, spent
+from wardround.accounting import Epsilon, Event, GaussianEvent, PureEvent, calibrate_noise, spent
 from wardround.study import Study
+
+TRAIN, EVALUATE = "train", "evaluate"  # what patients are asked for: gradients, or figures about those held out
+EVALUATION_ATTEMPTS = 2  # one, and a spare for a crash between charge and reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a study holds for one purpose: so many attempts, each of them one `event`."""
+
+    attempts: int
+    event: Event
+
+    def events(self, attempts: int) -> list[Event]:
+        """The events of so many attempts."""
+        return [self.event.repeated(attempts)] if attempts else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +48,7 @@ class PrivacyPlan:
     rounds: int
     spare_rounds: int
     local_steps: int
+    evaluation_epsilon: float = 0.0  # of one release of figures about the held-out patients; 0: none is made
 
     @property
     def expected_patients(self) -> float:
@@ -46,8 +62,8 @@ class PrivacyPlan:
 
     @property
     def private(self) -> bool:
-        """Whether the plan promises anything: epsilon is finite."""
-        return math.isfinite(self.epsilon_asked)
+        """Whether the plan promises anything: neither training nor evaluation asks for epsilon = inf."""
+        return math.isfinite(self.epsilon_asked) and math.isfinite(self.evaluation_epsilon)
 
     def event(self, attempts: int) -> GaussianEvent:
         """The ledger event of `attempts` attempted rounds."""
@@ -55,8 +71,27 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=attempts * self.local_steps
         )
 
+    def shares(self) -> dict[str, Share]:
+        """What a site holds for the study, by purpose in the order of their names: evaluation, where the study asks
+        for it, and all training rounds.
+        """
+        train = {TRAIN: Share(attempts=self.attempts, event=self.event(1))}
+        if self.evaluation_epsilon == 0:
+            return train
+        figures = PureEvent(epsilon=self.evaluation_epsilon, count=1)
+        return {EVALUATE: Share(attempts=EVALUATION_ATTEMPTS, event=figures), **train}
+
+    def events(self) -> list[Event]:
+        """Everything held, spare attempts included.
+
+        Both purposes are charged to one ledger, as if they met the same patients. Within one study they never do: a
+        patient trains or is held out, so that either epsilon alone would be true of each. Across studies the shares
+        held out differ, and a patient of one study's training may be of another's evaluation: so the ledger adds up.
+        """
+        return [event for share in self.shares().values() for event in share.events(share.attempts)]
+
     def promised(self) -> Epsilon:
-        """The epsilon of the whole study, spare rounds included: never above what was asked."""
+        """The epsilon of the study's training, spare rounds included: never above what was asked."""
         return spent([self.event(self.attempts)], self.delta)
 
 
@@ -82,4 +117,5 @@ def plan_from_study(study: Study) -> PrivacyPlan:
         rounds=study.study.rounds,
         spare_rounds=study.study.spare_rounds,
         local_steps=study.training.local_steps,
+        evaluation_epsilon=study.evaluation.epsilon,
     )

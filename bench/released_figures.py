@@ -1,0 +1,118 @@
+"""How good figures from noised releases are: error, bias and coverage of the federated AUC against the exact one.
+
+    .venv/bin/python bench/released_figures.py [--seeds 400] [--json]
+
+Each seed draws the hold-out patients of all sites, their scores under one of four models of how scores are spread
+(`SCORES`, of which two are skewed), and the noise of the sites' releases, and merges them as a server does. `error` and
+`bias` compare with the exact AUC of the same patients; `covers` is the share of intervals for that AUC which hold it,
+`covers_population` that of the wider intervals which hold the AUC of all patients there could be. Both say 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from wardround.histogram_metrics import ScoreHistogram, auc_estimate, noise_variance, sensitivity_at
+from wardround.ranking import auc, sensitivity_at_specificity
+from wardround.score_bins import bins_of
+
+BINS, LOGIT_SCALE = 16, 2.0
+Scores = Callable[[np.random.Generator, int, int], np.ndarray]  # (generator, how many, label) -> logits
+SCORES: dict[str, Scores] = {
+    "normal .80": lambda g, n, label: 1.5 * g.normal(size=n) + 1.786 * label - 1,
+    "normal .92, wide": lambda g, n, label: 3 * g.normal(size=n) + 5.961 * (label - 0.5),
+    "skewed .73": lambda g, n, label: g.gumbel(size=n) * (1 + label) + 1.2 * label - 1,
+    "exponential .75": lambda g, n, label: g.exponential(1 + 2 * label, size=n) - 2,
+}
+SETTINGS = [  # sites, patients a site, share of positives, epsilon
+    (6, 100, 0.5, 1.0),
+    (6, 100, 0.2, 1.0),
+    (6, 100, 0.5, 3.0),
+    (6, 100, 0.2, 3.0),
+    (6, 100, 0.2, math.inf),
+    (2, 100, 0.2, 3.0),
+]
+
+
+def released_counts(
+    logits_P: np.ndarray, positive_P: np.ndarray, sites: int, epsilon: float, generator: np.random.Generator
+) -> np.ndarray:
+    """The sum of all sites' noised counts (2, B). The noise has the law of `score_release`, drawn faster: no secret."""
+    cell_P = bins_of(logits_P, BINS, LOGIT_SCALE) + BINS * positive_P
+    counts_2B = np.bincount(cell_P, minlength=2 * BINS).reshape(2, BINS)
+    if math.isinf(epsilon):
+        return counts_2B
+    failure, shape = 1 - math.exp(-epsilon), (sites, 2, BINS)
+    return counts_2B + (generator.geometric(failure, shape) - generator.geometric(failure, shape)).sum(axis=0)
+
+
+def measure(
+    scores: Scores, sites: int, patients: int, positives: float, epsilon: float, seeds: int
+) -> dict[str, float]:
+    """Error, bias and coverage over `seeds` federations."""
+    generator = np.random.default_rng(20260101)
+    everyone = np.concatenate([scores(generator, 200_000, 0), scores(generator, 200_000, 1)])
+    of_all = np.repeat([0, 1], 200_000)
+    population, sensitivity = auc(everyone, of_all), sensitivity_at_specificity(everyone, of_all, 0.9)
+    errors, covers, covers_population, covers_sensitivity, widths, none = [], 0, 0, 0, [], 0
+    for _ in range(seeds):
+        positive_P = (generator.random(sites * patients) < positives).astype(np.int64)
+        logits_P = np.where(positive_P, scores(generator, len(positive_P), 1), scores(generator, len(positive_P), 0))
+        histogram = ScoreHistogram(
+            counts_2B=released_counts(logits_P, positive_P, sites, epsilon, generator),
+            noise_variance=sites * noise_variance(epsilon),
+            logit_scale=LOGIT_SCALE,
+        )
+        exact, found = auc(logits_P, positive_P), auc_estimate(histogram)
+        threshold = sensitivity_at(histogram, 0.9)
+        if found is None or threshold is None:
+            none += 1
+            continue
+        errors.append(found.value - exact)
+        covers += found.low_here <= exact <= found.high_here
+        covers_population += found.low <= population <= found.high
+        covers_sensitivity += threshold.low <= sensitivity <= threshold.high
+        widths.append(found.high - found.low)
+    made = len(errors)
+    return {
+        "error": float(np.abs(errors).mean()),
+        "bias": float(np.mean(errors)),
+        "bias_se": float(np.std(errors) / math.sqrt(made)),
+        "covers": covers / made,
+        "covers_population": covers_population / made,
+        "covers_sensitivity": covers_sensitivity / made,
+        "width": float(np.mean(widths)),
+        "without_figure": none / seeds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=400)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    if not arguments.json:
+        print(f"{arguments.seeds} federations a row, {BINS} bins; error and bias of the AUC; shares that cover")
+        print(f"{'scores':<17}{'sites':>6}{'patients':>9}{'positive':>9}{'epsilon':>8}{'error':>8}{'bias':>9}"
+              f"{'covers':>8}{'population':>11}{'sens. at 90 %':>14}{'width':>7}")  # fmt: skip
+    for name, scores in SCORES.items():
+        for sites, patients, positives, epsilon in SETTINGS:
+            found = measure(scores, sites, patients, positives, epsilon, arguments.seeds)
+            asked = {"scores": name, "sites": sites, "patients": patients, "positives": positives}
+            rows.append({**asked, "epsilon": "inf" if math.isinf(epsilon) else epsilon, **found})
+            if not arguments.json:
+                print(f"{name:<17}{sites:>6}{patients:>9}{positives:>9.0%}{epsilon:>8g}{found['error']:>8.4f}"
+                      f"{found['bias']:>+9.4f}{found['covers']:>8.1%}{found['covers_population']:>11.1%}"
+                      f"{found['covers_sensitivity']:>14.1%}{found['width']:>7.3f}", flush=True)  # fmt: skip
+    if arguments.json:
+        print(json.dumps({"seeds": arguments.seeds, "bins": BINS, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

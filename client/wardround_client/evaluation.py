@@ -1,0 +1,74 @@
+"""Figures about held-out patients that may leave a site, in the order of a round: admit, reserve, count, settle, reply.
+
+Off is the default, and the site's own choice (`[release]` of site.toml): a server's study can change none of it. What
+leaves is one noised histogram of scores under the study's `evaluation.epsilon` (`privacy/score_release.py`), charged to
+the ledger as one pure event. Asked twice the site sends the same bytes, charged once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wardround.errors import PolicyRefusal
+from wardround.evaluation_wire import COUNTS, ScoreRelease, evaluation_round
+from wardround.study import Study
+from wardround.wire import Broadcast, weights_sha256
+from wardround_client import round as training
+from wardround_client.config import ReleaseConfig
+from wardround_client.privacy.plan import EVALUATE
+from wardround_client.privacy.score_release import noised, score_histogram
+from wardround_client.round import Admitted
+from wardround_client.site import Site
+from wardround_client.tasks.scoring import patient_logits
+
+
+def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
+    """The site's noised counts for the weights of `question`, which is numbered one after the study's last round.
+
+    Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
+    failed here.
+    """
+    study = site.study_of(question.study_sha256)
+    require_permission(study, site.release)
+    admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
+    with site.exclusive():
+        counts_2B = _settled_or_new(question, admitted, site)
+    return ScoreRelease(counts_2B=counts_2B, per_site=shows_own_figures(site.release, counts_2B))
+
+
+def require_permission(study: Study, release: ReleaseConfig) -> None:
+    """Raises `PolicyRefusal` unless the study asks for figures, and for no more than this site releases."""
+    if study.evaluation.epsilon == 0:
+        raise PolicyRefusal("evaluation_not_asked", "the study has no budget for figures (evaluation.epsilon = 0)")
+    if release.evaluation == "off":
+        raise PolicyRefusal("evaluation_off", 'this site releases no figures (site.toml: [release] evaluation = "off")')
+    if math.isinf(study.evaluation.epsilon) and release.evaluation != "exact":
+        raise PolicyRefusal("evaluation_exact", "the study asks for exact counts; this site releases noised ones only")
+
+
+def shows_own_figures(release: ReleaseConfig, counts_2B: np.ndarray) -> bool:
+    """Whether the server may show figures of this site alone. Reads noised counts only, so it costs nothing."""
+    return release.per_site and int(counts_2B.sum()) >= release.minimum_patients
+
+
+def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.ndarray:
+    study_sha256, run, received = question.study_sha256, question.run_id, weights_sha256(question.weights)
+    settled = site.ledger.settled(study_sha256, run, question.round, received, purpose=EVALUATE)
+    if settled is not None:
+        return training.settled_reply(site, settled.id, settled.reply_sha256)[COUNTS]
+    attempt = site.ledger.reserve(study_sha256, run, question.round, received, purpose=EVALUATE)
+    counts = {COUNTS: _noised_counts(question, admitted, site)}
+    site.replies[attempt] = counts
+    site.ledger.settle(attempt, weights_sha256(counts))
+    return counts[COUNTS]
+
+
+def _noised_counts(question: Broadcast, admitted: Admitted, site: Site) -> np.ndarray:
+    if site.held_out_of is None:
+        raise PolicyRefusal("evaluation_off", "this site holds out no patients")
+    held_out, settings = site.held_out_of(admitted.study), admitted.study.evaluation
+    logits_P, positive_P = patient_logits(admitted.network, admitted.study, question.weights, held_out, site.device)
+    counts_2B = score_histogram(logits_P, positive_P, settings.bins, settings.logit_scale)
+    return noised(counts_2B, admitted.plan.evaluation_epsilon, site.randomness)
