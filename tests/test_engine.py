@@ -20,7 +20,7 @@ import pytest
 
 from wardround.errors import PolicyRefusal, RoundError, UsageError, WardroundError
 from wardround.study import parse_study
-from wardround.wire import Broadcast, SiteReply, pack_broadcast
+from wardround.wire import Answer, Broadcast, LedgerHead, SiteReply, pack_broadcast
 from wardround_server.rounds import run_rounds
 from wardround_simulation.engine import with_flower
 from wardround_simulation.gpu_share import share_of
@@ -47,11 +47,19 @@ def trained(weights, name, number):
     return {key: np.asarray(array + np.float32(0.5) * (pull - array), np.float32) for key, array in weights.items()}
 
 
+def answer_of(weights, number):
+    return Answer(weights=weights, head=LedgerHead(entries=number + 1, sha256=f"{number:064x}"))
+
+
 def answer_tiny(broadcast, site):
-    return trained(broadcast.weights, site.name, broadcast.round)
+    return answer_of(trained(broadcast.weights, site.name, broadcast.round), broadcast.round)
 
 
 def answer_with_faults(broadcast, site):
+    return answer_of(trained_with_faults(broadcast, site), broadcast.round)
+
+
+def trained_with_faults(broadcast, site):
     """What goes wrong is in the round's number; `west` is always well."""
     site.calls += 1
     number, name = broadcast.round, site.name
@@ -150,6 +158,7 @@ def test_replies_come_from_the_right_sites_in_the_order_of_names(run_with_faults
     for reply in replies:
         expected = trained(START, reply.site, 1)
         assert reply.code is None and reply.bytes_up == 16 and reply.seconds > 0
+        assert reply.ledger_head == LedgerHead(entries=2, sha256=f"{1:064x}")
         assert all(reply.weights[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
@@ -228,6 +237,7 @@ def test_a_run_through_flower_equals_the_plain_loop_and_its_exceptions_come_out_
         with_flower(site_folders(tmp_path / "sites"), body, open_site=open_tiny, answer=answer_tiny)
     for name, array in plain.weights.items():
         assert outcomes[0].weights[name].tobytes() == array.tobytes()
+    assert outcomes[0].ledger_heads == dict.fromkeys(NAMES, LedgerHead(entries=6, sha256=f"{5:064x}"))
     resumed = run_rounds(study, *settings, plain_exchange, tmp_path / "run")
     assert resumed.rounds_completed == 5 and resumed.weights["head.bias"] == plain.weights["head.bias"]
 
@@ -418,6 +428,7 @@ from pathlib import Path
 import numpy as np
 import ray.cloudpickle, test_engine
 from test_engine import a_study, open_tiny
+from wardround.wire import Answer, LedgerHead
 from wardround_server.rounds import run_rounds
 from wardround_simulation.engine import with_flower
 
@@ -433,7 +444,8 @@ def watch():
         time.sleep(0.005)
 
 def answer(broadcast, site):
-    return {{"w": broadcast.weights["w"] + np.float32(1e-3)}}
+    head = LedgerHead(entries=1, sha256="d" * 64)
+    return Answer(weights={{"w": broadcast.weights["w"] + np.float32(1e-3)}}, head=head)
 
 def body(exchange):
     threading.Thread(target=watch, daemon=True).start()
