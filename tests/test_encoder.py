@@ -25,6 +25,7 @@ from wardround.models.encoder import (
     tensors_sha256,
 )
 from wardround.models.normalise import VIEWS, CentreCrop, DihedralViews, OtsuNormalise
+from wardround.models.phantom_network import PhantomNetwork
 from wardround_simulation.phantom_crops import generate_crops
 from wardround_simulation.pretrain import pretrain
 
@@ -100,6 +101,15 @@ def test_public_features_do_not_change_when_the_image_is_turned_or_flipped(shipp
     straight = features(images)
     for other in (images.flip(3), images.transpose(2, 3), torch.rot90(images, 1, (2, 3))):
         assert torch.allclose(straight, features(other), atol=1e-4)
+
+
+def test_a_trained_network_scores_a_turned_image_alike_and_trains_on_it_as_it_lies(phantoms):
+    torch.manual_seed(0)
+    network, images = PhantomNetwork(1), phantoms.images_NHW[:6, None]
+    turned = torch.rot90(images, 1, (2, 3)).flip(3)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(images), network(turned), atol=1e-5)
+        assert not torch.allclose(network.train()(images), network(turned), atol=1e-3)
 
 
 def test_public_features_are_bounded_and_do_not_depend_on_the_batch(shipped, phantoms):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wardround.models.encoder import PhantomEncoder, PublicFeatures, initial_head
+from wardround.models.normalise import DihedralViews
 
 POSITIVE_PHANTOM = "malignant"  # the phantom logit says how much a nodule looks like this label
 
@@ -38,11 +39,26 @@ class PhantomHead(nn.Module):
 
 
 class PhantomNetwork(PhantomEncoder):
-    """The encoder with its own head, every weight trainable."""
+    """The encoder with its own head, every weight trainable.
+
+    It trains on an image as it comes, and scores it by the mean over its eight flips and quarter turns, for how a slice
+    lies means nothing.
+    """
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__(outputs)
+        self.views = DihedralViews()
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """Grey values 0..255 (N, C, H, W), uint8 or float -> (N, 128)."""
-        return self.pool(self.prepare(images_NCHW))
+        prepared_NCHW = self.prepare(images_NCHW)
+        if self.training:
+            return self.pool(prepared_NCHW)
+        return DihedralViews.average(self.pool(self.views(prepared_NCHW)))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 (N, C, H, W) -> logits (N, K)."""
+        return self.head(self.features(images_NCHW))
 
 
 def phantom_network(pretrained: PhantomEncoder, labels: tuple[str, ...]) -> PhantomNetwork:
