@@ -17,8 +17,8 @@ from wardround.errors import WardroundError
 from wardround.models.dcgan import Discriminator
 from wardround.models.registry import build_model
 from wardround.models.standardisation import WSConv2d
-from wardround.study import DataSection, ModelSection
-from wardround_client.privacy import layer_rules, memory_plan
+from wardround.study import DataSection, ModelSection, parse_study
+from wardround_client.privacy import engine_choice, layer_rules, memory_plan
 from wardround_client.privacy.bookkeeping import SpeedSettings, UnknownLayerError, clip_by_bookkeeping
 from wardround_client.privacy.clipping import (
     ClippedSum,
@@ -28,6 +28,9 @@ from wardround_client.privacy.clipping import (
     clip_over_one_pass,
 )
 from wardround_client.privacy.engine_choice import Sample, candidates_of, checked_engine, engine_for
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.privacy.secret import KnownRandom
+from wardround_client.tasks import classification
 from wardround_client.tasks.classification import loss_per_image
 
 NETWORKS = {
@@ -337,7 +340,7 @@ def test_without_a_folder_no_clock_decides_and_the_rule_is_the_same_every_time()
         assert engine.func is clip_by_bookkeeping and engine.keywords == engine_for(network, 0.3).keywords
 
 
-def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp_path: Path) -> None:
+def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp_path: Path, monkeypatch) -> None:
     network, parameters = network_of("seed-cnn")
     sample = Sample(images_N=batch_of("seed-cnn", [7]).inputs_N, outputs=1, images_per_unit=1)
     choose = functools.partial(checked_engine, network, parameters, loss_per_image, sample, 0.3, cache_folder=tmp_path)
@@ -346,17 +349,58 @@ def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp
     said = json.loads(path.read_text())
     assert said["engine"] == min(said["seconds"], key=said["seconds"].get)
     assert set(said["seconds"]) == set(candidates_of(SpeedSettings()))
+
+    def no_trial(*_) -> None:
+        raise AssertionError("timed again")
+
     for name, engine in candidates_of(SpeedSettings()).items():  # whatever stands there is taken, without a clock
+        monkeypatch.setattr(engine_choice, "_trial", no_trial)
         path.write_text(json.dumps({"engine": name}))
         taken = choose()
         assert taken.func is engine.func and taken.keywords == engine.keywords
         assert json.loads(path.read_text()) == {"engine": name}
+    monkeypatch.undo()
     path.write_text("{ torn")
     choose()
     assert json.loads(path.read_text())["engine"] in candidates_of(SpeedSettings())
     other = Sample(images_N=sample.images_N, outputs=1, images_per_unit=4)
     checked_engine(network, parameters, loss_per_image, other, 0.3, cache_folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # another k is another choice
+
+
+def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder_by_the_rule(tmp_path: Path) -> None:
+    """The whole round: with the loop's name in the site's folder the loop trains, and the reply is the same patients'
+    step up to rounding (known noise, which only a site without privacy admits)."""
+    study = parse_study(
+        {
+            "study": {"name": "t", "rounds": 3, "spare_rounds": 1},
+            "data": {"labels": ["a", "b"], "image_size": 32},
+            "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
+            "training": {"learning_rate": 0.5},
+            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
+            "aggregation": {"nominal_sites": 1},
+        }
+    )
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (18, 1, 32, 32), dtype=np.uint8)
+    labels = generator.integers(0, 2, 18).astype(np.int16)
+    material = classification.material_of(images, labels, np.repeat(np.arange(6), 3), np.ones(18, bool))
+    network = classification.initial_network(study)
+    start = {name: p.detach().numpy().copy() for name, p in classification.trained_parameters(network, study).items()}
+    plan, replies, kept = plan_from_study(study), [], tmp_path / "cache"
+    for turn, folder in enumerate((None, kept, kept)):
+        if turn == 2:
+            (path,) = kept.iterdir()
+            path.write_text(json.dumps({"engine": "loop"}))
+        speed = classification.plan_speed(network, study, plan, torch.device("cpu"), folder)
+        arguments = (start, material, 1, KnownRandom(b"k"), torch.device("cpu"), speed)
+        replies.append(classification.train(study, plan, network, *arguments))
+    assert speed.engine.func is clip_by_loop and speed.images_at_once == 64
+    moved = math.sqrt(sum(float(np.square(replies[0][name] - start[name]).sum()) for name in start))
+    for other in replies[1:]:
+        assert math.sqrt(sum(float(np.square(replies[0][name] - other[name]).sum()) for name in start)) < 1e-5 * moved
+    again = classification.train(study, plan, network, *arguments[:3], KnownRandom(b"k"), *arguments[4:])
+    assert all(np.array_equal(again[name], replies[2][name]) for name in start)  # the same engine: the same bits
 
 
 # Memory
