@@ -6,7 +6,7 @@ cohort/          the prepared data (data/cohort.py)
 opt_out.txt      pseudonyms of patients who object (data/opt_out.py)
 ledger.sqlite3   the privacy spent (privacy/ledger.py); ledger.head: how far it has come
 replies/         replies on disk, so that a round asked for twice gets the same bytes
-cache/           frozen features, by network and cohort
+cache/           frozen features, by network and cohort; the fastest clipping engine, by network and machine
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification
@@ -56,6 +57,8 @@ class Site:
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutImages] | None = None
+    cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
+    precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
@@ -89,6 +92,8 @@ def open_site(folder: Path) -> Site:
         data_state=lambda: _data_state(folder),
         release=config.release,
         held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
+        cache=folder / "cache",
+        precision=config.compute.precision,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
 
