@@ -138,6 +138,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         tested = in_process.open_hospitals({h.name: h.folder for h in outside}, study)
         external = OtherPatients(tested, study).figures(network, study, outcome.weights)
     result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
+    result["phantoms"] = settings.phantoms
     result["seconds"] = {
         "ingest": round(ingested_s, 1),
         "training": round(training_s, 1),
