@@ -64,6 +64,7 @@ def study_of(seed: int = 0, **privacy) -> Study:
         "data": {"labels": ["benign", "malignant"], "image_size": 64, "modality": "any"},
         "privacy": settings | privacy,
         "aggregation": {"nominal_sites": 2, "min_sites": 2},
+        "training": {"learning_rate": "rule" if math.isfinite(privacy.get("max_grad_norm", 1.0)) else 0.1},
         "evaluation": {"holdout": 0.4},
     }
     return parse_study(content)
@@ -194,9 +195,10 @@ def test_the_product_passes_every_check(check, seed: int) -> None:
     assert finding.verdict == "pass", finding.measured
 
 
-def test_the_checks_hold_for_a_network_of_images_too() -> None:
+@pytest.mark.parametrize("network", ["seed-cnn", pytest.param("resnet-small", marks=pytest.mark.slow)])
+def test_the_checks_hold_for_a_network_of_images_too(network: str) -> None:
     content = study_of().model_dump()
-    content["model"].update(name="resnet-small", init="random", trainable="all")
+    content["model"].update(name=network, init="random", trainable="all")
     content["data"].update(image_size=16)
     study = parse_study(content)
     assert [check(System(), study).verdict for check in checks.CHECKS] == ["pass"] * len(checks.CHECKS)
@@ -302,11 +304,11 @@ def test_delta_only_weakens_the_bound_and_all_right_is_bounded_by_the_number_of_
 
 def test_the_attack_finds_members_of_an_overfitted_model_and_not_of_none() -> None:
     generator = np.random.default_rng(0)
-    inputs_ND = generator.normal(size=(160, 256)).astype(np.float32)
-    labels_N, member_N = generator.integers(0, 2, 160), np.arange(160) % 2 == 0
-    drop_N = membership.memorised_drop(inputs_ND, labels_N, member_N, 2, seed=0)
+    inputs_ND = generator.normal(size=(160, 1024)).astype(np.float32)
+    labels_N, member_N = generator.integers(0, 4, 160), np.arange(160) % 2 == 0
+    drop_N = membership.memorised_drop(inputs_ND, labels_N, member_N, 4, seed=0)
     found = membership.attack(*membership.by_patient(drop_N, member_N, np.arange(160)))
-    assert found.auc > 0.95 and found.auc_ci95[0] > 0.9 and found.true_positive_rate > 0.5
+    assert found.auc > 0.95 and found.auc_ci95[0] > 0.9 and found.true_positive_rate > 0.4
     nothing = membership.attack(generator.normal(size=160), member_N)
     assert nothing.auc_ci95[0] < 0.5 < nothing.auc_ci95[1] and nothing.true_positive_rate < 0.1
 
@@ -348,7 +350,10 @@ def test_clopper_pearson_covers_as_often_as_it_says() -> None:
 # Inversion
 
 
-def test_the_raw_gradient_gives_the_image_back_and_what_is_sent_less_than_the_mean_image(hospitals) -> None:
+def test_the_raw_gradient_gives_the_image_back_and_what_is_sent_less_than_the_mean_image(
+    hospitals, monkeypatch
+) -> None:
+    monkeypatch.setattr(inversion, "PATIENTS", 2)
     found = inversion.invert(System(), study_of(), hospitals)
     assert found.psnr["raw"].min() > 30 and found.psnr["clipped"].min() > 30
     assert (found.psnr["private"] < found.psnr["mean image"] - 1).all()
@@ -357,13 +362,20 @@ def test_the_raw_gradient_gives_the_image_back_and_what_is_sent_less_than_the_me
     assert raw_error < 1e-4 and private_error > 0.5
 
 
-def test_the_inversion_finds_a_study_whose_noise_never_came(hospitals) -> None:
+def test_the_inversion_finds_a_study_whose_noise_never_came(hospitals, quick_inversion) -> None:
     class Silent(KnownRandom):
         def normal(self, count: int) -> np.ndarray:
             return np.zeros(count)
 
     found = inversion.invert(System(randomness=lambda: Silent(b"")), study_of(), hospitals)
-    assert found.finding.failed and found.psnr["private"].min() > 30
+    assert found.finding.failed and found.psnr["private"].min() > 25
+
+
+@pytest.fixture
+def quick_inversion(monkeypatch) -> None:
+    """One patient and few steps, where the quality of the attack is not the question."""
+    monkeypatch.setattr(inversion, "PATIENTS", 1)
+    monkeypatch.setattr(inversion, "STEPS_EACH", 12)
 
 
 # The command
@@ -435,7 +447,7 @@ def ask(*words, capsys) -> tuple[int, str, str]:
     return int(ended.value.code or 0), said.out, said.err
 
 
-def test_the_command_writes_one_verdict_into_three_places(finished: Path, capsys) -> None:
+def test_the_command_writes_one_verdict_into_three_places(finished: Path, quick_inversion, capsys) -> None:
     code, out, err = ask("attack", finished, "--seeds", 2, "--canaries", 200, "--json", capsys=capsys)
     printed = json.loads(out)
     assert code == 0 and err == "" and printed["verdict"] == "pass", printed["checks"]
@@ -450,7 +462,7 @@ def test_the_command_writes_one_verdict_into_three_places(finished: Path, capsys
     assert result["attack"] == printed and result["status"] == "finished"
     page = (finished / "report.html").read_text()
     section = page.split(BEGIN)[1].split(END)[0]
-    assert section.count("<img") == 15 and "none found more than the promise allows" in section
+    assert section.count("<img") == 5 and "none found more than the promise allows" in section
     assert ask("attack", finished, "--seeds", 1, "--canaries", 100, "--json", capsys=capsys)[0] == 0
     again = (finished / "report.html").read_text()
     assert again.count(BEGIN) == again.count('id="attacks"') == 1
@@ -466,7 +478,9 @@ def changed(finished: Path, tmp_path: Path, name: str, change) -> Path:
     return copy
 
 
-def test_a_run_that_claims_too_little_fails_by_name_and_exit_code(finished: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_that_claims_too_little_fails_by_name_and_exit_code(
+    finished: Path, tmp_path: Path, quick_inversion, capsys
+) -> None:
     copy = changed(finished, tmp_path, "result.json", lambda result: result["sites"]["a"].update(epsilon=0.5))
     code, out, _ = ask("attack", copy, "--seeds", 1, "--canaries", 100, capsys=capsys)
     assert code == 1 and re.search(r"replay +FAIL", out) and "a claims" in out
@@ -475,7 +489,7 @@ def test_a_run_that_claims_too_little_fails_by_name_and_exit_code(finished: Path
 
 
 def test_images_of_a_run_that_does_not_say_it_is_of_phantoms_are_not_shown(
-    finished: Path, tmp_path: Path, capsys
+    finished: Path, tmp_path: Path, quick_inversion, capsys
 ) -> None:
     copy = changed(finished, tmp_path, "result.json", lambda result: result.pop("phantoms"))
     assert ask("attack", copy, "--seeds", 1, "--canaries", 100, "--json", capsys=capsys)[0] == 0

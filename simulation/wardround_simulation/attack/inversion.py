@@ -34,7 +34,7 @@ from wardround_simulation.in_process import Hospital
 
 PATIENTS = 3
 SIDE_PX = 50  # leaves no row over in any pooling, where pixels would be lost
-RESTARTS_OF_PRIOR, STEPS_EACH = 14, 40
+RESTARTS_OF_PRIOR, STEPS_EACH = 14, 30
 FIRST_RATE, FIRST_PRIOR = 0.1, 0.5
 KINDS = ("raw", "clipped", "private")
 _DENSE = 7  # of the trunk: the layers before it are convolutions
