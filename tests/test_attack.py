@@ -468,6 +468,22 @@ def test_the_command_writes_one_verdict_into_three_places(finished: Path, quick_
     assert again.count(BEGIN) == again.count('id="attacks"') == 1
 
 
+@pytest.mark.parametrize(
+    "study, verdict",
+    [(study_of(epsilon=math.inf, max_grad_norm=math.inf), "no privacy"), (study_of(1), "pass")],
+    ids=["without privacy", "with sampled patients"],
+)
+def test_other_runs_get_their_verdict_too(study: Study, verdict: str, tmp_path: Path, quick_inversion, capsys) -> None:
+    make_run(tmp_path / "out", study)
+    code, out, _ = ask("attack", tmp_path / "out", "--seeds", 1, "--canaries", 200, "--json", capsys=capsys)
+    printed = json.loads(out)
+    assert code == 0 and printed["verdict"] == verdict, printed["checks"]
+    assert (printed["canaries"] is None) == (verdict == "no privacy")
+    assert printed["inversion"]["psnr_db"]["raw"][0] > 25
+    section = (tmp_path / "out" / "report.html").read_text().split(BEGIN)[1].split(END)[0]
+    assert ("promises nothing" in section) == (verdict == "no privacy")
+
+
 def changed(finished: Path, tmp_path: Path, name: str, change) -> Path:
     """A copy of the run with one JSON file changed."""
     copy = tmp_path / "copy"

@@ -214,7 +214,7 @@ def _honest_signal(plan: PrivacyPlan, canaries: int) -> tuple[float, float]:
 def _signal(scores_M: np.ndarray, took_part_M: np.ndarray) -> float:
     present, absent = scores_M[took_part_M], scores_M[~took_part_M]
     spread = float(absent.std(ddof=1))
-    return float(present.mean() - absent.mean()) / spread if spread > 0 else math.inf
+    return float(present.mean() - absent.mean()) / max(spread, 1e-9)  # JSON holds no infinity
 
 
 def _right_guesses(scores_AM: np.ndarray, took_part_AM: np.ndarray, guesses: int) -> np.ndarray:

@@ -101,9 +101,9 @@ def _judge(ratios: dict[str, np.ndarray], promised: bool) -> Finding:
 
 
 def psnr(image_CHW: np.ndarray, true_CHW: np.ndarray) -> float:
-    """10 log10(255^2 / mean squared error), dB; infinite for equal images."""
+    """10 log10(255^2 / mean squared error), dB; 99 for equal images, so that JSON can hold it."""
     error = float(np.square(image_CHW.astype(np.float64) - true_CHW).mean())
-    return 10 * math.log10(BRIGHTEST**2 / error) if error else math.inf
+    return 10 * math.log10(BRIGHTEST**2 / error) if error else 99.0
 
 
 def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +168,8 @@ def _noised(system: System, gradients: dict[str, Tensor], plan: PrivacyPlan) -> 
 def _dense_input(weight_OD: Tensor, bias_O: Tensor) -> Tensor:
     """The input of a dense layer, (D,), from its gradients: exact for one image without noise."""
     row = int(bias_O.abs().argmax())
+    if bias_O[row] == 0:  # nothing was wrong with the network's answer, so the gradient says nothing
+        return torch.zeros(weight_OD.shape[1])
     return (weight_OD[row] / bias_O[row]).detach()
 
 
