@@ -114,7 +114,11 @@ def run(
 
     with RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
         if phantoms:
-            _phantom_hospitals(data, hospitals, progress)
+            if not data.exists():
+                from wardround_simulation.phantom_dicom import make_once
+
+                progress.stage(f"Writing {hospitals} phantom hospitals as DICOM files")
+                make_once(data, hospitals, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
             sites = None
         material = preflight.survey(loaded, data, test_data, sites)
         with preflight.claimed(out, loaded, data, test_data) as run_id:
@@ -277,6 +281,41 @@ def pretrain(
         Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
 
 
+@app.command(epilog="Example: wardround-sim attack runs/demo")
+def attack(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished run.")],
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Audits with planted patients.")] = 5,
+    canaries: Annotated[int, typer.Option(min=50, max=5000, metavar="N", help="Planted patients in each.")] = 500,
+    show_images: Annotated[
+        bool,
+        typer.Option(
+            "--show-images",
+            help="Show rebuilt images in the report. Phantoms are always shown; patients only with this.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack a finished run: is its promise kept? Named checks, planted patients, membership, gradient inversion."""
+    from wardround_simulation.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Reading the run")
+        from wardround_simulation.attack.attack import attack_folder, write_attack
+        from wardround_simulation.attack.page import attack_table
+
+        result, run = attack_folder(
+            folder, seeds=seeds, canaries=canaries, stage=progress.stage, pieces=progress.pieces
+        )
+        report = write_attack(run, result, show_images)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        Console().print(attack_table(result))
+        Console().print(f"Report: {report}#attacks", soft_wrap=True)
+    if result.verdict == "FAIL":
+        raise typer.Exit(1)
+
+
 def _epsilons(text: str) -> list[float]:
     out: list[float] = []
     for part in text.split(","):
@@ -300,24 +339,6 @@ def _settings(text: str) -> tuple[str, ...]:
         if part not in known:
             raise UsageError(f"--settings {text}: {part or 'nothing'} is none of {', '.join(known)}")
     return chosen
-
-
-def _phantom_hospitals(folder: Path, sites: int, progress) -> None:
-    """The demonstration's data, beside the run and made once; a half-written set is removed and written anew."""
-    if folder.exists():
-        return
-    import shutil
-
-    from wardround_simulation.phantom_dicom import write_phantom_hospitals
-
-    progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
-    for left in folder.parent.glob(f"{folder.name}.*.partial"):
-        process = left.name.split(".")[-2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    making = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    write_phantom_hospitals(making, sites, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
-    making.rename(folder)
 
 
 def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> None:

@@ -17,6 +17,16 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     """Renders `template` to `path` (its folder is made); every text is escaped, a missing entry is an error.
     Returns `path`.
     """
+    text = render(template, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """The text of `template`, or of a part of a page; every text is escaped, a missing entry is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -25,12 +35,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["prose"] = prose
-    text = environment.get_template(template).render(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-    return path
+    return environment.get_template(template).render(content)
 
 
 def prose(text: str) -> Markup:

@@ -142,6 +142,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
     if released is not None:
         result["federated_test"] = released
+    result["phantoms"] = settings.phantoms
     result["seconds"] = {
         "ingest": round(ingested_s, 1),
         "training": round(training_s, 1),

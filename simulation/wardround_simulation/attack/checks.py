@@ -1,0 +1,331 @@
+"""Named checks, one for each way in which a private system can be private in name only. Each asks the parts of a
+`System` and compares what comes back with the plan; synthetic patients only.
+
+    noise-size     half the noise is not the noise            sensitivity    one patient, however many images, at most C
+    plan           q, divisor and noise from public numbers   fresh-draws    nobody can know the noise beforehand
+    equal-sites    the mean tells nothing of a site's size    replay         (record.py) the ledger's events, added anew
+
+Thresholds are quantiles of the law that an honest system follows, so that it fails a check with probability below
+`FALSE_ALARM`; the faults they are made for lie far beyond.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from scipy import stats
+
+from wardround.models.registry import architecture_sha256
+from wardround.study import Study, parse_study
+from wardround.wire import Broadcast, SiteReply
+from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
+from wardround_client.privacy.sampling import index_patients
+from wardround_client.site import Site
+from wardround_client.tasks import classification
+from wardround_simulation.attack.system import (
+    CPU,
+    Finding,
+    System,
+    difference,
+    norm_of,
+    passed,
+    released_sums,
+    start_of,
+    synthetic_material,
+    without,
+)
+
+FALSE_ALARM = 1e-5
+NOISE_VALUES = 5000
+MOST_CALLS = 150
+MANY_IMAGES = 16
+PROBED_RATE = 0.3  # where the study's own rate is 1, at which no sampler can err; Opacus' loader makes 0.25 of it
+SIZES = (7, 70)
+DRAWS = 1500
+ROUNDING = 0.01  # of float32, and of bfloat16 norms where an engine uses them
+
+
+def noise_size(system: System, study: Study, seed: int = 0) -> Finding:
+    """The standard deviation of what is released where no patient is: noise alone, in every tensor that travels.
+
+    For n values (s / sigma C)^2 n is chi-squared with n degrees of freedom, and the values are normal
+    (Kolmogorov-Smirnov); both at `FALSE_ALARM`, divided among the tensors.
+    """
+    asked = Finding(
+        name="noise-size",
+        question="Is the noise as strong as the plan says, in every part of the model?",
+        measured="–", limit="–", verdict="does not apply",
+    )  # fmt: skip
+    plan = plan_from_study(study)
+    if plan.noise_multiplier == 0:
+        return replace(asked, measured="no noise: ε = ∞")
+    network = classification.initial_network(study)
+    start = {name: np.zeros_like(array) for name, array in start_of(study).items()}
+    nobody = without(synthetic_material(study, network, (1,), seed), 0)
+    calls = max(1, min(MOST_CALLS, -(-NOISE_VALUES // sum(array.size for array in start.values()))))
+    sums = released_sums(system, study, plan, network, nobody, calls, start)
+    unit = plan.noise_multiplier * plan.max_grad_norm
+    values_of = {name: np.concatenate([one[name].ravel() for one in sums]) / unit for name in start}
+    chance_of = {name: _chi_squared_p(values) for name, values in values_of.items()}
+    least = min(chance_of, key=lambda name: chance_of[name])
+    values = np.concatenate(list(values_of.values()))
+    share = FALSE_ALARM / (len(values_of) + 1)
+    normal = stats.kstest(values[:100_000], "norm").pvalue
+    told = f"{_spread(values):.3f} of the planned size ({len(values):,} values)"
+    if chance_of[least] <= share:
+        told += f"; {least}: {_spread(values_of[least]):.2f}"
+    elif normal <= share:
+        told += ", and not normal"
+    return replace(
+        asked,
+        measured=told,
+        limit=f"1 within {_chi_reach(len(values), share):.1%}, normal, in every tensor",
+        verdict=passed(chance_of[least] > share and normal > share),
+    )
+
+
+def _spread(values: np.ndarray) -> float:
+    return math.sqrt(float(np.square(values).mean()))
+
+
+def _chi_squared_p(values: np.ndarray) -> float:
+    """Two-sided p-value of the sum of squares of standard normal values."""
+    total, n = float(np.square(values).sum()), len(values)
+    return 2 * min(stats.chi2.sf(total, n), stats.chi2.cdf(total, n))
+
+
+def _chi_reach(n: int, share: float) -> float:
+    return math.sqrt(stats.chi2.isf(share / 2, n) / n) - 1
+
+
+def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
+    """How far one patient moves the sum, without noise: patients of one and of many like images, and one whose values
+    are not numbers, are taken away in turn.
+    """
+    asked = Finding(
+        name="sensitivity",
+        question="Does one patient move the sum by no more than the noise is made for, however many images?",
+        measured="–", limit="–", verdict="does not apply",
+    )  # fmt: skip
+    plan = plan_from_study(study)
+    if not math.isfinite(plan.max_grad_norm):
+        return replace(asked, measured="not clipped: C = ∞")
+    network, start = classification.initial_network(study), start_of(study)
+    images = (1, MANY_IMAGES, 3, 2)
+    material = synthetic_material(study, network, images, seed)
+    if material.inputs_N.dtype == np.float32:
+        material.inputs_N[material.index.rows_of(2)[0]] = np.nan
+    bare = _without_noise(plan)
+    bare = replace(bare, max_grad_norm=_clip_that_bites(system, study, bare, network, material, start))
+    whole = released_sums(system, study, bare, network, material, 1, start)[0]
+    moves = [
+        norm_of(difference(whole, released_sums(system, study, bare, network, without(material, patient), 1, start)[0]))
+        / bare.max_grad_norm
+        for patient in range(len(images))
+    ]
+    largest = max(moves) if all(map(math.isfinite, moves)) else math.inf
+    clipped_well = min(moves[0], moves[1]) > 0.5 or bare.images_per_patient is not None  # else nothing was tried
+    return replace(
+        asked,
+        measured=f"{largest:.3f} C at most; {moves[0]:.2f} C with 1 image, {moves[1]:.2f} C with {MANY_IMAGES}",
+        limit=f"C within {ROUNDING:.0%}",
+        verdict=passed(largest <= 1 + ROUNDING and clipped_well),
+    )
+
+
+def _without_noise(plan: PrivacyPlan) -> PrivacyPlan:
+    """Everyone takes part and nothing is added: what is left is the clipped sum itself."""
+    return replace(plan, noise_multiplier=0.0, sampling_rate=1.0)
+
+
+def _clip_that_bites(system, study, plan, network, material, start) -> float:
+    """The plan's C, or half of a patient's own gradient where that is shorter: a bound nobody reaches shows nothing."""
+    free, lone = replace(plan, max_grad_norm=math.inf), material
+    for patient in reversed(range(1, material.index.patients)):
+        lone = without(lone, patient)
+    own = norm_of(released_sums(system, study, free, network, lone, 1, start)[0])
+    return min(plan.max_grad_norm, own / 2) if own > 0 else plan.max_grad_norm
+
+
+def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
+    """The same study at a site of few and at one of ten times as many patients: the event in the ledger, the share of
+    patients drawn (exact binomial test, and its spread, at `FALSE_ALARM`), and the divisor of the sum must be the same.
+    """
+    plan, faults = plan_from_study(study), []
+    network = classification.initial_network(study)
+    for patients in SIZES:
+        material = synthetic_material(study, network, [1] * patients, seed)
+        (event,) = _charged(system, study, network, material)
+        if event != plan.event(1):
+            faults.append(f"ledger at {patients} patients: σ {event.noise_multiplier:.4g}, q {event.sampling_rate:.4g}")
+    drawn = {}
+    for rate in dict.fromkeys((plan.sampling_rate, PROBED_RATE)):
+        for patients in SIZES:
+            share, fault = _drawn_share(system, replace(plan, sampling_rate=rate), patients)
+            drawn[rate, patients] = share
+            faults += [fault] if fault else []
+    divisors = [_divisor(system, study, plan, network, patients, seed) for patients in SIZES]
+    public = plan.nominal_patients
+    faults += [
+        f"divisor {divisor:.1f} at {patients} patients"
+        for divisor, patients in zip(divisors, SIZES, strict=True)
+        if not abs(divisor / public - 1) <= ROUNDING
+    ]
+    small, large = (drawn[PROBED_RATE, patients] for patients in SIZES)
+    told = f"q {PROBED_RATE:g} drew {small:.3f} and {large:.3f}, divisors {divisors[0]:.4g} and {divisors[1]:.4g}"
+    return Finding(
+        name="plan",
+        question="Are noise, sampling rate and divisor the study's public numbers, whatever the number of patients?",
+        measured="; ".join(faults) if faults else f"at {SIZES[0]} and {SIZES[1]} patients: {told}",
+        limit=f"σ {plan.noise_multiplier:.4g}, q as asked, divisor {public:g} at q = 1",
+        verdict=passed(not faults),
+    )
+
+
+def _charged(system: System, study: Study, network, material) -> list:
+    """The events a site's ledger holds after one real round on `material`."""
+    private = math.isfinite(study.privacy.epsilon)
+    cap = Cap(epsilon=1e9, delta=study.privacy.delta, allow_no_privacy=not private)  # what is charged, not refused
+    ledger = Ledger(None)
+    simple = study.model_copy(update={"training": study.training.model_copy(update={"augmentation": "none"})})
+    site = Site(
+        name="audited", cap=cap, ledger=ledger, replies={}, study_of=lambda _: simple, material_of=lambda _: material,
+        randomness=system.randomness(), device=CPU,
+    )  # fmt: skip
+    broadcast = Broadcast(
+        study_sha256=simple.sha256(), run_id="attack", round=1, weights=start_of(simple),
+        architecture_sha256=architecture_sha256(network),
+    )  # fmt: skip
+    try:
+        system.answer(broadcast, site)
+        return ledger.events("attack")
+    finally:
+        ledger.close()
+
+
+def _drawn_share(system: System, plan: PrivacyPlan, patients: int) -> tuple[float, str]:
+    index, randomness = index_patients(np.arange(patients)), system.randomness()
+    sizes = np.array([system.draw(plan, index, randomness).units for _ in range(DRAWS)])
+    share, rate = float(sizes.sum()) / (DRAWS * patients), plan.sampling_rate
+    if rate == 1:
+        return share, "" if share == 1 else f"q 1 drew {share:.3f}"
+    alarm = FALSE_ALARM / 10
+    p = stats.binomtest(int(sizes.sum()), DRAWS * patients, rate).pvalue
+    spread = float(sizes.var(ddof=1)) / (patients * rate * (1 - rate))
+    # the variance of a binomial's sample variance, from its fourth moment
+    kurtosis = float(stats.binom.stats(patients, rate, moments="k"))
+    reach = stats.norm.isf(alarm / 2) * math.sqrt((2 + kurtosis) / DRAWS)
+    if p < alarm:
+        return share, f"q {rate:g} drew {share:.3f} of {patients} patients"
+    return share, "" if abs(spread - 1) < 1.2 * reach else f"draws of {patients} patients spread {spread:.2f} times"
+
+
+def _divisor(system: System, study: Study, plan: PrivacyPlan, network, patients: int, seed: int) -> float:
+    """What a clipped patient's step is divided by, at q = 1, measured as C over the length of that patient's step."""
+    bare, start = _without_noise(plan), start_of(study)
+    material = synthetic_material(study, network, [1] * patients, seed)
+    norm = _clip_that_bites(system, study, bare, network, material, start)
+    bare = replace(bare, max_grad_norm=norm)
+    whole, less = (
+        released_sums(system, study, bare, network, one, 1, start)[0] for one in (material, without(material, 0))
+    )
+    move = norm_of(difference(whole, less))
+    if not math.isfinite(norm):  # nothing is clipped: against the patient alone
+        alone = material
+        for patient in reversed(range(1, patients)):
+            alone = without(alone, patient)
+        norm = norm_of(released_sums(system, study, bare, network, alone, 1, start)[0])
+    return bare.expected_patients * norm / move if move > 0 else math.inf
+
+
+def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
+    """Draws of several sources of this process and of others, and the noise of two rounds: no value comes twice.
+
+    64-bit words coincide with probability n^2 / 2^65 by chance, below 1e-10 here; two rounds' noise is uncorrelated.
+    """
+    sources = [system.randomness().words(1024) for _ in range(3)]
+    sources += [_words_of_another_process(system) for _ in range(2)]
+    words = np.concatenate(sources)
+    shared = len(words) - len(np.unique(words))
+    plan = plan_from_study(study)
+    told, linked = f"{shared} of {len(words):,} words came twice", 0.0
+    if plan.noise_multiplier > 0:
+        network = classification.initial_network(study)
+        start = {name: np.zeros_like(array) for name, array in start_of(study).items()}
+        nobody = without(synthetic_material(study, network, (1,), seed), 0)
+        calls = 2 * max(1, min(20, -(-1000 // sum(array.size for array in start.values()))))
+        sums = released_sums(system, study, plan, network, nobody, calls, start)
+        rounds = np.stack([np.concatenate([array.ravel() for array in one.values()]) for one in sums])
+        one, two = rounds[0::2].ravel(), rounds[1::2].ravel()
+        linked = float((one * two).mean() / math.sqrt(np.square(one).mean() * np.square(two).mean())) * math.sqrt(
+            one.size
+        )
+        told += f"; noise of two rounds is linked by {linked:+.1f} standard errors"
+    limit = float(stats.norm.isf(FALSE_ALARM / 2))
+    return Finding(
+        name="fresh-draws",
+        question="Is every draw new and secret, so that nobody can subtract the noise?",
+        measured=told,
+        limit=f"0 words; link within ±{limit:.1f}",
+        verdict=passed(shared == 0 and abs(linked) < limit and system.randomness().secret),
+    )
+
+
+def _words_of_another_process(system: System) -> np.ndarray:
+    """Fresh randomness of a forked child, which starts with a copy of everything that this process knows."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads: the child touches none of them
+        child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            os.write(writing, system.randomness().words(1024).tobytes())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        content = pipe.read()
+    os.waitpid(child, 0)
+    return np.frombuffer(content, dtype="<u8")
+
+
+def equal_sites(system: System, study: Study, seed: int = 0) -> Finding:
+    """One round of the server over sites whose replies are known: the new model must be their mean with the study's
+    public weights. (The reply carries no number of patients, and the server has none.)
+    """
+    weights = dict(study.aggregation.site_weights) or {"audited-a": 1.0, "audited-b": 1.0}
+    names, generator = sorted(weights), np.random.default_rng(seed)
+    sent = {name: {"w": generator.normal(size=64).astype(np.float32)} for name in names}
+
+    def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        for name in names:
+            yield SiteReply(site=name, weights=sent[name], code=None, seconds=0.0, bytes_up=256)
+
+    content = study.model_dump()
+    content["study"].update(rounds=1)
+    content["training"].update(schedule="constant", warmup_rounds=0)
+    content["aggregation"].update(
+        strategy="fedavg", release="last", nominal_sites=len(names), min_sites=len(names), max_update_norm=1000.0
+    )
+    start = {"w": np.zeros(64, dtype=np.float32)}
+    found = system.run_rounds(parse_study(content), "attack", "0" * 64, start, exchange, None).weights["w"]
+    total = sum(weights.values())
+    expected = sum(weights[name] / total * sent[name]["w"].astype(np.float64) for name in names)
+    gap = float(np.abs(found - expected).max())
+    return Finding(
+        name="equal-sites",
+        question="Do the sites count by the study's public weights, and not by how many patients they have?",
+        measured=f"the mean is off by {gap:.1e}",
+        limit="1.0e-06",
+        verdict=passed(gap <= 1e-6),
+    )
+
+
+CHECKS = (noise_size, sensitivity, plan_is_public, fresh_draws, equal_sites)

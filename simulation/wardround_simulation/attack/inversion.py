@@ -1,0 +1,222 @@
+"""Gradient inversion: from one patient's part of one step back to the image, three times.
+
+    raw        the patient's gradient as it is, which is what leaves a hospital where nothing protects
+    clipped    scaled to length C: direction and so the image are still all there
+    private    clipped, and the study's noise added: what a hospital under this study sends
+
+The patient is as exposed as can be: alone in the step with a single image (the attacker knows all others and has
+subtracted them), and the attacker knows the network and its weights.
+
+The network is the seed CNN, from random weights, on the middle `SIDE_PX` pixels; the clipping, C and the noise are the
+study's. Its dense layer gives away its input exactly, for the gradient of a row is that input times the gradient of
+the row's bias (Phong et al. 2018; Boenisch et al. 2023). From there the image is found by descent: the one whose
+feature maps these are, with total variation fading out (the prior of Geiping et al. 2020), from a random start.
+Where the study trains a linear head over frozen features, the same division gives the patient's features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wardround.models.seed_cnn import BRIGHTEST, SeedCNN
+from wardround.study import Study
+from wardround_client.privacy.clipping import PatientBatch
+from wardround_client.privacy.engine_choice import engine_for
+from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
+from wardround_client.tasks import classification
+from wardround_simulation.attack.system import Finding, System, passed
+from wardround_simulation.in_process import Hospital
+
+PATIENTS = 3
+SIDE_PX = 50  # leaves no row over in any pooling, where pixels would be lost
+RESTARTS_OF_PRIOR, STEPS_EACH = 14, 30
+FIRST_RATE, FIRST_PRIOR = 0.1, 0.5
+KINDS = ("raw", "clipped", "private")
+_DENSE = 7  # of the trunk: the layers before it are convolutions
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inversion:
+    """Peak signal-to-noise ratios in dB against the true image, (P,) each; `images` (kind -> (P, 1, H, W) uint8) are
+    kept for pictures. `feature_error` (raw, private) is relative, of a linear head's input; None for other studies.
+    """
+
+    psnr: dict[str, np.ndarray]  # KINDS and "mean image"
+    images: dict[str, np.ndarray]  # KINDS, "mean image" and "true image"
+    feature_error: tuple[float, float] | None
+    own_network: bool
+    finding: Finding
+
+
+def invert(
+    system: System, study: Study, hospitals: Sequence[Hospital], seed: int = 0, told=lambda done, total: None
+) -> Inversion | None:
+    """Attack the step of `PATIENTS` patients of the run's hospitals; None where there are fewer training images."""
+    plan = plan_from_study(study)
+    true_P, others = _choose(study, hospitals, seed)
+    if len(true_P) < PATIENTS or not len(others):
+        return None
+    network = _audit_network(seed)
+    bounded = plan if math.isfinite(plan.max_grad_norm) else None
+    features = []
+    for kind in KINDS:
+        for image in true_P:
+            gradients = _one_step(system, network, image, plan, kind)
+            features.append(_dense_input(gradients[f"trunk.{_DENSE}.weight"], gradients[f"trunk.{_DENSE}.bias"]))
+    found = _image_of(network, torch.stack(features), seed, told)
+    images = {kind: found[i * len(true_P) : (i + 1) * len(true_P)] for i, kind in enumerate(KINDS)}
+    images["true image"] = true_P
+    images["mean image"] = np.repeat(np.round(others.mean(0, keepdims=True)), len(true_P), axis=0).astype(np.uint8)
+    ratios = {kind: np.array([psnr(*pair) for pair in zip(images[kind], true_P, strict=True)])
+              for kind in (*KINDS, "mean image")}  # fmt: skip
+    return Inversion(
+        psnr=ratios,
+        images=images,
+        feature_error=_feature_error(system, study, plan, hospitals) if classification.reads_features(study) else None,
+        own_network=study.model.name == "seed-cnn",
+        finding=_judge(ratios, bounded is not None and plan.private),
+    )
+
+
+def _judge(ratios: dict[str, np.ndarray], promised: bool) -> Finding:
+    raw, private, mean = (float(ratios[kind].mean()) for kind in ("raw", "private", "mean image"))
+    told = f"{private:.1f} dB from what is sent; {raw:.1f} dB from the raw gradient"
+    verdict = passed(bool((ratios["private"] < ratios["mean image"]).all()))
+    if not promised:
+        verdict, told = "does not apply", f"{private:.1f} dB from what is sent: no privacy"
+    elif raw < mean:
+        verdict, told = "does not apply", f"the raw gradient gave {raw:.1f} dB: this attack fails on these images"
+    return Finding(
+        name="inversion",
+        question="Can a patient's image be rebuilt from what a hospital sends?",
+        measured=told,
+        limit=f"the mean image, {mean:.1f} dB, for every patient",
+        verdict=verdict,
+    )
+
+
+def psnr(image_CHW: np.ndarray, true_CHW: np.ndarray) -> float:
+    """10 log10(255^2 / mean squared error), dB; 99 for equal images, so that JSON can hold it."""
+    error = float(np.square(image_CHW.astype(np.float64) - true_CHW).mean())
+    return 10 * math.log10(BRIGHTEST**2 / error) if error else 99.0
+
+
+def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One image each of `PATIENTS` training patients, and images of others; grey, cut, uint8 (n, 1, side, side)."""
+    generator, true, others = np.random.default_rng(seed), [], []
+    for turn, hospital in enumerate(hospitals):
+        rows = np.flatnonzero(classification.training_rows(study, hospital.cohort))
+        rows = generator.permutation(rows)
+        first, taken = [], set()
+        for row in rows:  # one image a patient
+            patient = int(hospital.cohort.patient_N[row])
+            if patient not in taken:
+                taken.add(patient)
+                first.append(row)
+        share = -(-PATIENTS // len(hospitals)) if turn < PATIENTS else 0
+        true += [_grey_middle(hospital.cohort.images_NCHW[row]) for row in first[:share]]
+        others += [_grey_middle(hospital.cohort.images_NCHW[row]) for row in first[share : share + 100]]
+    empty = np.empty((0, 1, 1, 1), dtype=np.uint8)
+    return np.stack(true[:PATIENTS]) if true else empty, np.stack(others) if others else empty
+
+
+def _grey_middle(image_CHW: np.ndarray) -> np.ndarray:
+    """The mean over channels of the middle `SIDE_PX` pixels, uint8 (1, side, side); small images are padded."""
+    grey_HW = np.asarray(image_CHW, dtype=np.float64).mean(0)
+    lack = [max(0, SIDE_PX - side) for side in grey_HW.shape]
+    grey_HW = np.pad(grey_HW, [(gap // 2, gap - gap // 2) for gap in lack], mode="edge")
+    top, left = ((side - SIDE_PX) // 2 for side in grey_HW.shape)
+    return np.round(grey_HW[top : top + SIDE_PX, left : left + SIDE_PX]).astype(np.uint8)[None]
+
+
+def _audit_network(seed: int) -> SeedCNN:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return SeedCNN(1, SIDE_PX, 1)
+
+
+def _one_step(
+    system: System, network: nn.Module, image_CHW: np.ndarray, plan: PrivacyPlan, kind: str
+) -> dict[str, Tensor]:
+    """What one step says of a patient with this one image: raw, clipped, or clipped with the study's noise."""
+    norm = math.inf if kind == "raw" else plan.max_grad_norm
+    parameters = dict(network.named_parameters())
+    batch = PatientBatch(
+        inputs_N=torch.from_numpy(image_CHW[None]),
+        labels_N=torch.ones(1, dtype=torch.int64),
+        start_U1=torch.tensor([0, 1]),
+    )
+    gradients = engine_for(network, norm)(network, parameters, batch, classification.loss_per_image, norm).gradients
+    return _noised(system, gradients, plan) if kind == "private" else gradients
+
+
+def _noised(system: System, gradients: dict[str, Tensor], plan: PrivacyPlan) -> dict[str, Tensor]:
+    if plan.noise_multiplier == 0:
+        return gradients
+    randomness, unit = system.randomness(), plan.noise_multiplier * plan.max_grad_norm
+    return {
+        name: gradient + randomness.normal(gradient.numel()).mul_(unit).view_as(gradient).to(gradient)
+        for name, gradient in gradients.items()
+    }
+
+
+def _dense_input(weight_OD: Tensor, bias_O: Tensor) -> Tensor:
+    """The input of a dense layer, (D,), from its gradients: exact for one image without noise."""
+    row = int(bias_O.abs().argmax())
+    if bias_O[row] == 0:  # nothing was wrong with the network's answer, so the gradient says nothing
+        return torch.zeros(weight_OD.shape[1])
+    return (weight_OD[row] / bias_O[row]).detach()
+
+
+def _image_of(network: SeedCNN, features_PD: Tensor, seed: int, told: Callable[[int, int], None]) -> np.ndarray:
+    """Images with these inputs of the dense layer, by descent from random ones, uint8 (P, 1, side, side)."""
+    target_PD = features_PD.clamp(min=0)  # they come out of a ReLU
+    scale_P1 = target_PD.square().sum(1, keepdim=True).clamp(min=1e-12)
+    maps = network.trunk[:_DENSE]
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand((len(target_PD), 1, SIDE_PX, SIDE_PX), generator=generator).requires_grad_()
+    for turn in range(RESTARTS_OF_PRIOR):
+        optimizer = torch.optim.Adam([images], lr=FIRST_RATE * 0.8**turn)
+        for _ in range(STEPS_EACH):
+            optimizer.zero_grad()
+            away = ((maps(images) - target_PD).square() / scale_P1).sum()
+            rough = (images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))).sum()
+            (away + FIRST_PRIOR * 0.5**turn * rough).backward()
+            optimizer.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+        told(turn + 1, RESTARTS_OF_PRIOR)
+    return np.round(images.detach().numpy() * BRIGHTEST).astype(np.uint8)
+
+
+def _feature_error(
+    system: System, study: Study, plan: PrivacyPlan, hospitals: Sequence[Hospital]
+) -> tuple[float, float]:
+    """How far the features that the head's gradient gives away are from the true ones, relative: raw, and as sent."""
+    network = classification.initial_network(study)
+    part = classification.trained_part(network, study)
+    named = classification.trained_parameters(network, study)
+    parameters = {name.removeprefix("head."): parameter for name, parameter in named.items()}
+    errors = []
+    for hospital in hospitals[:PATIENTS]:
+        row = int(np.flatnonzero(classification.training_rows(study, hospital.cohort))[0])
+        true_D = torch.from_numpy(np.array(hospital.inputs_N[row]))
+        batch = PatientBatch(
+            inputs_N=true_D[None],
+            labels_N=torch.tensor([int(hospital.cohort.labels_N[row])]),
+            start_U1=torch.tensor([0, 1]),
+        )
+        norm = plan.max_grad_norm
+        engine = engine_for(part, norm)
+        clipped = engine(part, parameters, batch, classification.loss_per_image, norm).gradients
+        raw = engine_for(part, math.inf)(part, parameters, batch, classification.loss_per_image, math.inf).gradients
+        found = [_dense_input(one["weight"], one["bias"]) for one in (raw, _noised(system, clipped, plan))]
+        errors.append([float((one - true_D).norm() / true_D.norm()) for one in found])
+    raw_error, private_error = np.median(errors, axis=0).tolist()
+    return raw_error, private_error

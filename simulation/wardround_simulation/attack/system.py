@@ -1,0 +1,141 @@
+"""The system under attack: the parts of the product that the checks look at, and how a check asks them.
+
+A check sees only what an attacker would see, the weights that training returns, and compares them with what the plan
+says. So the same check runs on the product and on a `System` in which one part was replaced by a faulty one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.accounting import Epsilon, spent
+from wardround.study import Study, parse_study
+from wardround.wire import Answer
+from wardround_client.privacy.plan import PrivacyPlan
+from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients
+from wardround_client.privacy.secret import SecretRandom
+from wardround_client.round import answer
+from wardround_client.tasks import classification
+from wardround_client.tasks.classification import Material
+from wardround_server.rounds import RunOutcome, run_rounds
+from wardround_simulation import in_process
+
+CPU = torch.device("cpu")
+Verdict = Literal["pass", "FAIL", "does not apply"]
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What is audited, by default the product itself: one round at a site, training within it (clipping, noise and the
+    optimizer's step), the sampler, the source of randomness, the accountant, the server's rounds.
+    """
+
+    answer: Callable[..., Answer] = answer
+    train: Callable[..., Weights] = classification.train
+    draw: Callable[[PrivacyPlan, PatientIndex, SecretRandom], Draw] = draw_patients
+    randomness: Callable[[], SecretRandom] = SecretRandom
+    spent: Callable[[Iterable, float], Epsilon] = spent
+    run_rounds: Callable[..., RunOutcome] = run_rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found: its question in plain words, what was measured, the limit, and the verdict."""
+
+    name: str
+    question: str
+    measured: str
+    limit: str
+    verdict: Verdict
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict == "FAIL"
+
+
+def passed(good: bool) -> Verdict:
+    return "pass" if good else "FAIL"
+
+
+def plain_training(study: Study, rate: float) -> Study:
+    """The study with the simplest step, w - rate x gradient: what the step adds to the noised gradient (momentum, Adam,
+    FedProx) is post-processing and only hides it from a measurement. Privacy, network and data stay.
+    """
+    content = study.model_dump()
+    content["training"].update(
+        optimizer="sgd", learning_rate=rate, schedule="constant", warmup_rounds=0, momentum=0.0, weight_decay=0.0,
+        augmentation="none",
+    )  # fmt: skip
+    content["aggregation"].update(strategy="fedavg", release="last")
+    return parse_study(content)
+
+
+def released_sums(
+    system: System, study: Study, plan: PrivacyPlan, network: nn.Module, material: Material, calls: int, start: Weights
+) -> list[Weights]:
+    """What a site releases in one step from `start`, times the public divisor: clipped sum plus noise, float64 by name.
+
+    `calls` independent calls, each with fresh randomness, as rounds have it.
+    """
+    one_step = replace(plan, local_steps=1)
+    unit = plan.max_grad_norm if math.isfinite(plan.max_grad_norm) else 1.0
+    stretch = 1000 / unit  # so that float32 weights hold the move to seven digits, whatever they started from
+    simple = plain_training(study, one_step.expected_patients * stretch)
+    sums = []
+    for _ in range(calls):
+        after = system.train(simple, one_step, network, start, material, 1, system.randomness(), CPU)
+        sums.append({name: (np.float64(start[name]) - after[name]) / stretch for name in start})
+    return sums
+
+
+def norm_of(gradients: Weights) -> float:
+    return math.sqrt(sum(float(np.square(array).sum()) for array in gradients.values()))
+
+
+def difference(first: Weights, second: Weights) -> Weights:
+    return {name: first[name] - second[name] for name in first}
+
+
+def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], seed: int) -> Material:
+    """Patients who are nobody: `images[p]` images each, whose gradients at the study's start are long and alike.
+
+    Features lie far from zero, the images of a patient resemble each other (clipping each of them alone is then worst),
+    and each has the label that the network believes least.
+    """
+    generator = np.random.default_rng(seed)
+    patient_N = np.repeat(np.arange(len(images)), images)
+    if classification.reads_features(plain_training(study, 1.0)):
+        of_patient_PD = 100 * generator.normal(size=(len(images), network.head.in_features))
+        inputs_N = of_patient_PD[patient_N] + generator.normal(size=(len(patient_N), network.head.in_features))
+        inputs_N = inputs_N.astype(np.float32)
+    else:
+        size = (study.data.channel_count, study.data.image_size, study.data.image_size)
+        of_patient = generator.integers(0, 250, (len(images), *size))
+        inputs_N = (of_patient[patient_N] + generator.integers(0, 6, (len(patient_N), *size))).astype(np.uint8)
+    everyone = np.ones(len(patient_N), dtype=bool)
+    believed_N = in_process.score(network, plain_training(study, 1.0), start_of(study), inputs_N)
+    labels_N = believed_N.argmin(1) if believed_N.ndim == 2 else (believed_N < 0.5)
+    return classification.material_of(inputs_N, labels_N.astype(np.int16), patient_N, everyone)
+
+
+def without(material: Material, patient: int) -> Material:
+    """The neighbour: everything of one patient taken away."""
+    index = material.index
+    patient_N = np.repeat(np.arange(index.patients), np.diff(index.start_P1))
+    keep_N = np.zeros(len(material.labels_N), dtype=bool)
+    keep_N[index.rows_N[patient_N != patient]] = True
+    whole_N = np.zeros(len(material.labels_N), dtype=np.int64)
+    whole_N[index.rows_N] = patient_N
+    return classification.material_of(material.inputs_N, material.labels_N, whole_N, keep_N)
+
+
+def start_of(study: Study) -> Weights:
+    return in_process.start_weights(study)
