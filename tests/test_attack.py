@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from wardround import accounting
@@ -364,8 +365,8 @@ def test_the_raw_gradient_gives_the_image_back_and_what_is_sent_less_than_the_me
 
 def test_the_inversion_finds_a_study_whose_noise_never_came(hospitals, quick_inversion) -> None:
     class Silent(KnownRandom):
-        def normal(self, count: int) -> np.ndarray:
-            return np.zeros(count)
+        def normal(self, count: int) -> torch.Tensor:
+            return torch.zeros(count)
 
     found = inversion.invert(System(randomness=lambda: Silent(b"")), study_of(), hospitals)
     assert found.finding.failed and found.psnr["private"].min() > 25
