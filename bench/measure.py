@@ -75,6 +75,19 @@ def interleaved(
     return seconds
 
 
+def clock_for(device: str, threads: int) -> Clock:
+    """CPU time for one thread on a CPU, which other load hardly moves; else wall time, the GPU's work awaited."""
+    if device == "cpu":
+        return time.process_time if threads == 1 else time.perf_counter
+    import torch
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> Spread:
     """Spread of the ratios formed within each repeat."""
     return spread([one / other for one, other in zip(seconds, base, strict=True)])
@@ -147,12 +160,13 @@ def _draw(found: Mapping[str, object], sheets: Sequence[Sheet]) -> None:
         console.width = 160  # into a file: do not fold
     console.print(machine_text(found))
     for sheet in sheets:
-        table = Table(title=sheet.title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+        table = Table(box=None, pad_edge=False)
         for number, column in enumerate(sheet.columns):
             table.add_column(column, justify="right" if number else "left")
         for row in sheet.rows:
             table.add_row(*row)
         console.print()
+        console.print(sheet.title, style="bold")
         console.print(table)
         for note in sheet.notes:
             console.print(note)

@@ -16,7 +16,6 @@ import ctypes
 import os
 import re
 import resource
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from measure import MB, Sheet, arguments_of, interleaved, machine, ratio, spread, tell
+from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ratio, spread, tell
 from torch import Tensor, nn
 
 from wardround_client.privacy.clipping import PatientBatch, clip_by_loop, engine_for
@@ -216,12 +215,7 @@ def measured(name: str, k: int, modes: list[str], arguments) -> dict:
         steps[mode] = step
         del found
 
-    def clock() -> float:
-        if arguments.device == "cuda":
-            torch.cuda.synchronize()
-        return time.process_time() if arguments.device == "cpu" and arguments.threads == 1 else time.perf_counter()
-
-    seconds = interleaved(steps, arguments.repeats, clock=clock)
+    seconds = interleaved(steps, arguments.repeats, clock=clock_for(arguments.device, arguments.threads))
     chosen = engine_for(network, MAX_GRAD_NORM)
     return {
         "network": name,
