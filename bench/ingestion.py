@@ -27,7 +27,6 @@ from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import ingest
 from wardround_client.data.layout import discover
 from wardround_client.data.workers import WorkerPool
-from wardround_simulation.phantom_dicom import LABELS_FILE, write_phantom_hospitals
 
 KEY = b"bench" * 7
 BATCH = 64
@@ -46,6 +45,8 @@ def decode_in_processes(pool: ProcessPoolExecutor, paths: Sequence[Path]) -> int
 
 def write_phantoms(folder: Path, patients: int) -> Path:
     """A phantom hospital whose labels are for whole series, so that every file becomes an image."""
+    from wardround_simulation.phantom_dicom import LABELS_FILE, write_phantom_hospitals
+
     write_phantom_hospitals(folder, 1, patients, seed=0)
     table = folder / "hospital-1" / LABELS_FILE
     with open(table, encoding="utf-8", newline="") as file:

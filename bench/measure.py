@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 Clock = Callable[[], float]
@@ -94,20 +95,18 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> Spread:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on: cores, processor, memory, GPU where torch was loaded and finds one, versions,
-    and the load at the start."""
-    import torch
-
-    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    kilobytes = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    """What the figures were measured on: cores, processor, memory, GPUs, versions, and the load at the start."""
+    names = _values("/proc/cpuinfo", "model name")
+    kilobytes = [int(value.split()[0]) for value in _values("/proc/meminfo", "MemTotal")]
+    gpus = [name for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for name in _values(path, "Model")]
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "memory_gb": round(kilobytes[0] / 2**20) if kilobytes else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "load_1min": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -115,16 +114,19 @@ def machine() -> dict[str, object]:
 
 def machine_text(found: Mapping[str, object]) -> str:
     """`machine` in one line."""
-    gpu = found["gpu"] or "no GPU"
+    gpus = ", ".join(found["gpus"]) or "no GPU"
     return (
-        f"{found['date']}, {found['cores']} cores, {found['processor']}, {gpu}, {found['memory_gb']} GB, "
+        f"{found['date']}, {found['cores']} cores, {found['processor']}, {gpus}, {found['memory_gb']} GB, "
         f"torch {found['torch']}, load {found['load_1min']} at the start"
     )
 
 
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+def _values(path: str | Path, field: str) -> list[str]:
+    """What stands behind `field:` in the lines of a file of the system; nothing where there is no such file."""
+    if not Path(path).is_file():
+        return []
+    pairs = [line.partition(":") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [value.strip() for name, _, value in pairs if name.strip() == field]
 
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
@@ -157,7 +159,7 @@ def _draw(found: Mapping[str, object], sheets: Sequence[Sheet]) -> None:
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = 160  # into a file: do not fold
+        console.width = 240  # into a file: do not fold
     console.print(machine_text(found))
     for sheet in sheets:
         table = Table(box=None, pad_edge=False)

@@ -31,16 +31,14 @@ WORDS = {
 
 def works_of(network_name: str, batch_size: int, device: str) -> tuple[dict, int]:
     """The works to time, by the keys of `WORDS`, and how many numbers a noise has."""
-    network, image_px = network_of(network_name)
-    network = network.to(device)
+    network = network_of(network_name).to(device)
     parameters = dict(network.named_parameters())
     count = sum(parameter.numel() for parameter in parameters.values())
-    batch = batch_of(image_px, batch_size, 1, device)
+    batch = batch_of(network_name, batch_size, 1, device)
     plan = plan_from_study(study_of(1, 1, "resnet-large", 1))
     secret = SecretRandom()
     private = PatientOptimizer(torch.optim.SGD(parameters.values(), lr=1e-9), plan, parameters, secret)
-    other, _ = network_of(network_name)
-    other = other.to(device)
+    other = network_of(network_name).to(device)
     sgd = torch.optim.SGD(other.parameters(), lr=1e-9)
     for parameter in other.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -52,7 +50,7 @@ def works_of(network_name: str, batch_size: int, device: str) -> tuple[dict, int
         "noisy": private.noisy_step,
         "sgd": sgd.step,
         "plain": step_of("plain", network, batch, 1, "fp32"),
-        "clipped": step_of("engine", network, batch, 1, "fp32"),
+        "clipped": step_of("chosen", network, batch, 1, "fp32"),
     }
     return works, count
 

@@ -3,10 +3,11 @@
     ./run bench private_step [--networks seed-cnn,resnet-small] [--batch 16] [--repeats 5] [--device cuda] [--markdown]
 
 A step is forward, loss and backward, up to the gradient that noise would be added to; `plain` is the mean loss without
-any clipping. With k images a patient the unit of clipping is the patient: `loop` and `engine` take k images into one
-unit; for Opacus, which knows samples only, the per-sample gradients of a patient are averaged before clipping. All
-modes of a network run one after the other in each repeat, each on its own copy, and each is first held against the
-loop. Memory is the peak of a fresh process for one mode, beyond weights and images.
+any clipping. `chosen` is the engine that a site would use, `book-keeping` and `loop` are the two by their names. With
+k images a patient the unit of clipping is the patient: our engines take k images into one unit; for Opacus, which
+knows samples only, the per-sample gradients of a patient are averaged before clipping. All modes of a network run one
+after the other in each repeat, each on its own copy, and each is first held against the loop. Memory is the peak of a
+fresh process for one mode, beyond weights and images.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,8 @@ import torch
 from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ratio, spread, tell
 from torch import Tensor, nn
 
-from wardround_client.privacy.clipping import PatientBatch, clip_by_loop, engine_for
+from wardround_client.privacy.bookkeeping import SpeedSettings, clip_by_bookkeeping
+from wardround_client.privacy.clipping import ClippingEngine, PatientBatch, clip_by_loop, engine_for
 from wardround_client.tasks.classification import loss_per_image
 
 IMAGE_PX = 128
@@ -37,7 +40,7 @@ LARGEST_GAP = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
 CLASSIFIERS = ("seed-cnn", "phantom-encoder", "resnet-small", "resnet-large", "densenet121")
 DISCRIMINATORS = {"dcgan-64": 64, "dcgan-128": 128}
 NETWORKS = (*CLASSIFIERS, *DISCRIMINATORS)
-MODES = ("plain", "engine", "loop", "hooks", "ghost", "functorch")
+MODES = ("plain", "chosen", "book-keeping", "loop", "hooks", "ghost", "functorch")
 # What is aimed at on one thread of a CPU: time and peak memory over the plain step's.
 TIME_GOAL = {"seed-cnn": 1.15, "resnet-small": 1.5, "resnet-large": 1.5, "dcgan-64": 1.35, "dcgan-128": 1.35}
 MEMORY_GOAL = 1.6
@@ -56,28 +59,29 @@ class NotPossibleError(Exception):
     """Why a mode cannot run a network."""
 
 
-def network_of(name: str) -> tuple[nn.Module, int]:
-    """A network for one channel and two labels with weights from a fixed seed, all trainable, and its image size."""
+def network_of(name: str) -> nn.Module:
+    """A network for one channel and two labels with weights from a fixed seed, all trainable."""
     torch.manual_seed(0)
     if name in DISCRIMINATORS:
         from wardround.models.dcgan import Discriminator
 
-        return Discriminator(DISCRIMINATORS[name], 1).train(), DISCRIMINATORS[name]
+        return Discriminator(DISCRIMINATORS[name], 1).train()
     from wardround.models.registry import build_model
     from wardround.study import DataSection, ModelSection
 
     data = DataSection(image_size=IMAGE_PX, labels=("benign", "malignant"))
     network = build_model(ModelSection(name=name, init="random", trainable="all"), data, seed=0)
     nn.init.normal_(network.head.weight, std=0.05)  # a head of zeros would send no gradient into the trunk
-    return network.train(), IMAGE_PX
+    return network.train()
 
 
-def batch_of(image_px: int, images: int, k: int, device: str) -> PatientBatch:
-    """Noise images of `images` // k patients with k images each."""
+def batch_of(name: str, images: int, k: int, device: str) -> PatientBatch:
+    """Noise images for the network of `images` // k patients with k images each."""
+    image_px = DISCRIMINATORS.get(name, IMAGE_PX)
     generator = torch.Generator().manual_seed(1)
     inputs_N = torch.randint(0, 256, (images, 1, image_px, image_px), generator=generator, dtype=torch.uint8)
     return PatientBatch(
-        inputs_N=inputs_N.to(device),
+        inputs_N=(inputs_N.float() / 127.5 - 1 if name in DISCRIMINATORS else inputs_N).to(device),
         labels_N=(torch.arange(images) % 2).to(device),
         start_U1=torch.arange(0, images + 1, k),
     )
@@ -98,19 +102,22 @@ def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precisio
         loss.backward()
         return {name: parameter.grad for name, parameter in parameters.items()}
 
-    def ours(engine) -> Step:
-        def run() -> dict[str, Tensor]:
-            with context():
-                return engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
+    def ours(engine: ClippingEngine) -> Step:
+        return lambda: engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
 
-        return run
+    def loop() -> dict[str, Tensor]:
+        with context():
+            return ours(clip_by_loop)()
 
     if mode == "plain":
         return plain
     if mode == "loop":
-        return ours(clip_by_loop)
-    if mode == "engine":
+        return loop
+    if mode == "chosen":
         return ours(engine_for(network, MAX_GRAD_NORM))
+    if mode == "book-keeping":
+        speed = SpeedSettings(precision="bfloat16" if precision == "bf16" else "float32")
+        return ours(partial(clip_by_bookkeeping, speed=speed))
     return opacus_step(mode, network, parameters, batch, k, context)
 
 
@@ -193,9 +200,8 @@ def gap_to_loop(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 def measured(name: str, k: int, modes: list[str], arguments) -> dict:
     """Seconds, ratios and gaps of the modes on one network; those that cannot run with their reason."""
-    network, image_px = network_of(name)
-    network = network.to(arguments.device)
-    batch = batch_of(image_px, arguments.batch, k, arguments.device)
+    network = network_of(name).to(arguments.device)
+    batch = batch_of(name, arguments.batch, k, arguments.device)
     wanted = step_of("loop", copy.deepcopy(network), batch, k, "fp32")()
     steps: dict[str, Step] = {}
     refused: dict[str, str] = {}
@@ -244,13 +250,12 @@ def flops_of(step: Step) -> float:
 def peak_bytes(mode: str, name: str, k: int, arguments) -> int:
     """Peak of two steps beyond what is held before them: weights, images, libraries, warm caches."""
     set_precision(arguments.precision, arguments.threads)
-    network, image_px = network_of(name)
-    network = network.to(arguments.device)
+    network = network_of(name).to(arguments.device)
     if mode != "plain":
-        step_of(mode, copy.deepcopy(network), batch_of(image_px, k, k, arguments.device), k, arguments.precision)()
-    step_of("plain", network, batch_of(image_px, k, k, arguments.device), k, arguments.precision)()
+        step_of(mode, copy.deepcopy(network), batch_of(name, k, k, arguments.device), k, arguments.precision)()
+    step_of("plain", network, batch_of(name, k, k, arguments.device), k, arguments.precision)()
     network.zero_grad(set_to_none=True)
-    step = step_of(mode, network, batch_of(image_px, arguments.batch, k, arguments.device), k, arguments.precision)
+    step = step_of(mode, network, batch_of(name, arguments.batch, k, arguments.device), k, arguments.precision)
     if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -300,13 +305,13 @@ def sheets_of(results: list[dict], arguments) -> list[Sheet]:
         first = [result["network"], str(result["images_per_patient"])]
         cells = [result["ratio"][mode].text() if mode in result["ratio"] else "not possible" for mode in others]
         plain_s = spread_text(result["seconds"]["plain"])
-        goal = _goal(result["ratio"]["engine"].median, TIME_GOAL.get(result["network"])) if "engine" in others else ""
+        goal = _goal(result["ratio"]["chosen"].median, TIME_GOAL.get(result["network"])) if "chosen" in others else ""
         rows.append([*first, result["engine"], plain_s, *cells, goal])
         peaks = result.get("peak_mb")
         if peaks:
             base = peaks["plain"]
             cells = [f"{peaks[mode] / base:.2f}" if mode in peaks else "not possible" for mode in others]
-            goal = _goal(peaks["engine"] / base, MEMORY_GOAL) if "engine" in peaks else ""
+            goal = _goal(peaks["chosen"] / base, MEMORY_GOAL) if "chosen" in peaks else ""
             memory.append([*first, f"{base:,.0f}", *cells, goal])
     kind = "CPU time" if arguments.device == "cpu" and arguments.threads == 1 else "time"
     title = f"{kind} over the plain step's, {arguments.batch} images, {arguments.precision}, on {arguments.device}"
@@ -342,7 +347,7 @@ def _absolute(results: list[dict], arguments) -> Sheet:
     )
     rows = []
     for result in results:
-        for mode in ("plain", "engine"):
+        for mode in ("plain", "chosen", "book-keeping"):
             if mode in result["seconds"]:
                 seconds = result["seconds"][mode]["median"]
                 share = f"{result['plain_gflop'] / 1e3 / seconds / peak:.1%}" if peak else "peak unknown"

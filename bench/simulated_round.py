@@ -4,7 +4,7 @@
 
 Every round is done twice, one after the other and on one core, so that no parallelism hides the engine's cost: by the
 same sites in a plain loop, then through Flower and Ray. The first round (opening the sites, first use of torch) is left
-out. Timed is the exchange, from the broadcast to the last reply. The memory part counts the peak of the server's process
+out. Timed is the exchange, from the broadcast to the last reply. The memory part counts the peak of a server's process
 over a few rounds with a network of 11 million weights.
 """
 
@@ -73,7 +73,7 @@ def run(study, exchange) -> None:
 
 
 def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each round in a plain loop and through the engine, and what the engine's start and end add to a run."""
+    """Seconds of each round in a plain loop and through the engine, and what the engine's start and end add."""
     import torch
 
     from wardround_client.site import open_site
@@ -85,9 +85,11 @@ def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]
     study = study_of(3, rounds + 1, "resnet-small", 4)
     seconds: dict[str, list[float]] = {"plain": [], "simulated": []}
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        plain = in_process_exchange([open_site(folder) for folder in make_sites(Path(one), study, 3, patients)])
+        folders = make_sites(Path(one), study, 3, patients)
 
         def both_ways(simulated):
+            plain = in_process_exchange([open_site(folder) for folder in folders])  # a ledger keeps to its thread
+
             def exchange(broadcast, deadline_s):
                 for name, way in (("plain", plain), ("simulated", simulated)):
                     began = time.monotonic()
