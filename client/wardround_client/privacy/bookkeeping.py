@@ -189,7 +189,9 @@ def _one_pass(
         return _Tap.apply(output, root, take)
 
     hooks = [
-        trained.layer.register_forward_hook(lambda _, arguments, output, trained=trained: tap(trained, arguments, output))
+        trained.layer.register_forward_hook(
+            lambda _, arguments, output, trained=trained: tap(trained, arguments, output)
+        )
         for trained in layers
     ]
     frozen = {name: _lay_out(parameter.detach(), layout) for name, parameter in network.named_parameters()}

@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from wardround.models.standardisation import FILTER_EPS, WSConv2d
 
-DOT_LENGTH = 1 << 14  # a float32 dot product of millions of numbers under-states by up to 1e-4
+DOT_LENGTH = 4096  # of float32 numbers; a dot product of 60,000 is off by 1e-5, one of millions by 1e-4
+WIDE = 8  # input channels from which the library's grouped weight gradient is fast (measured: 1 slow, 16 fast)
 GRAM_RATE = 40  # multiply-adds of a Gram matrix in the time of moving one weight to memory and back (measured)
 CANCELLATION = 1e-6  # least share of the parts that a difference of them counts: what float32 cannot resolve
 
@@ -73,39 +74,30 @@ def _convolution(
     if "weight" not in wanted:
         return
     a, g = a_NCHW[group.rows].to(g_NOHW.dtype), g_NOHW[group.rows]
-    # only the shape and layout of this tensor matter to the library's weight gradient
-    like = layer.weight.detach().to(g.dtype)
-    if not g.is_contiguous() and g.is_contiguous(memory_format=torch.channels_last):
-        like = like.contiguous(memory_format=torch.channels_last)
-    standardised = isinstance(layer, WSConv2d)
-    if ghost_is_cheaper(layer, g[0, 0].numel() * group.images):
-        bias = None if layer.bias is None else layer.bias.detach()
-        norm = _ghost_standardised(layer, a, y_NOHW[group.rows], g, bias, group) if standardised else None
-        norm = _ghost_convolution(layer, a, g, group) if norm is None else norm
-
-        def weighted(weight_U: Tensor) -> Tensor:
-            a_kept, g_kept = _weigh_rows(a, g, weight_U, group.images)
-            total = _weight_gradient(layer, a_kept, g_kept, like).float()
-            return pull_back(layer, total) if standardised else total
-
-        yield Contribution(parameter="weight", units=group.units, squared_norm_U=norm, weighted_sum=weighted)
+    standard = standardisation(layer) if isinstance(layer, WSConv2d) else None
+    finish = (lambda total: total) if standard is None else standard.pull_back
+    if not ghost_is_cheaper(layer, g[0, 0].numel() * group.images):
+        gradient_U = _unit_gradients(layer, a, g, group.images)
+        square_UO = _square(gradient_U.flatten(2))
+        if standard is not None:
+            square_UO = standard.squares(square_UO, *standard.projections(gradient_U.flatten(2)))
+        yield _stored("weight", group, gradient_U, square_UO.sum(1), finish)
         return
-    k = group.images
-    gradient_U, square_U = [], []
-    for row in range(0, len(a), k):
-        gradient = _weight_gradient(layer, a[row : row + k], g[row : row + k], like).float().contiguous()
-        gradient_U.append(gradient)  # its norm while it is in the cache
-        square_U.append(_standardised_square(layer, gradient) if standardised else squared_norm(gradient))
 
-    def weighted_stored(weight_U: Tensor) -> Tensor:
-        total = torch.zeros_like(gradient_U[0])
-        for weight, gradient in zip(weight_U.tolist(), gradient_U, strict=True):
-            if weight != 0:
-                total.add_(gradient, alpha=weight)
-        return pull_back(layer, total) if standardised else total
+    def weighted(weight_U: Tensor) -> Tensor:
+        return finish(_weight_gradient(layer, *_weigh_rows(a, g, weight_U, group.images)).float())
 
-    squares = torch.stack(square_U)
-    yield Contribution(parameter="weight", units=group.units, squared_norm_U=squares, weighted_sum=weighted_stored)
+    A_UPD, G_UPO = _patches(layer, a, group.images), _positions(g.flatten(2), group.images)
+    if standard is None:
+        square_U = _gram_sum(A_UPD, G_UPO)
+    else:
+        # sum G: over positions, g times the sum of what it reads; sum (G v): g times the output without its bias
+        Y_UPO = _positions(y_NOHW[group.rows].flatten(2), group.images)
+        Y_UPO = Y_UPO if layer.bias is None else Y_UPO - layer.bias.detach()
+        sum_UO = torch.bmm(G_UPO.transpose(1, 2), A_UPD.sum(2, keepdim=True))[:, :, 0]
+        scaled_U1 = _gram_sum(A_UPD, G_UPO * standard.r_O)[:, None]
+        square_U = standard.squares(scaled_U1, sum_UO, (G_UPO * Y_UPO).sum(1), scaled=True)[:, 0]
+    yield Contribution(parameter="weight", units=group.units, squared_norm_U=square_U, weighted_sum=weighted)
 
 
 def _linear(
@@ -127,8 +119,7 @@ def _linear(
         a_kept, g_kept = _weigh_rows(a, g, weight_U, 1)
         return (g_kept.flatten(0, 1).t() @ a_kept.flatten(0, 1)).float()
 
-    norm = _gram(a, g).sum((1, 2)).double().clamp(min=0)
-    yield Contribution(parameter="weight", units=group.units, squared_norm_U=norm, weighted_sum=weighted)
+    yield Contribution(parameter="weight", units=group.units, squared_norm_U=_gram_sum(a, g), weighted_sum=weighted)
 
 
 def _group_norm(
@@ -149,15 +140,22 @@ def _sum_by_unit(values_NCT: Tensor, group: UnitGroup) -> Tensor:
     return values_NC.unflatten(0, (-1, group.images)).sum(1)
 
 
-def _stored(parameter: str, group: UnitGroup, gradient_U: Tensor) -> Contribution:
-    """A parameter whose unit gradients (U, ...) are at hand."""
+def _stored(
+    parameter: str,
+    group: UnitGroup,
+    gradient_U: Tensor,
+    square_U: Tensor | None = None,
+    finish: Callable[[Tensor], Tensor] = lambda total: total,
+) -> Contribution:
+    """A parameter whose unit gradients (U, ...) are at hand; `finish` is linear, and applied to their sum."""
 
     def weighted(weight_U: Tensor) -> Tensor:
         kept = weight_U != 0
-        total = weight_U[kept] @ gradient_U[kept].flatten(1)
-        return total.view(gradient_U.shape[1:])
+        whole = bool(kept.all())
+        weight, gradient = (weight_U, gradient_U) if whole else (weight_U[kept], gradient_U[kept])
+        return finish((weight @ gradient.flatten(1)).view(gradient_U.shape[1:]))
 
-    square_U = gradient_U.flatten(1).double().square().sum(1)
+    square_U = gradient_U.flatten(1).double().square().sum(1) if square_U is None else square_U
     return Contribution(parameter=parameter, units=group.units, squared_norm_U=square_U, weighted_sum=weighted)
 
 
@@ -170,10 +168,11 @@ def _weigh_rows(a_N: Tensor, g_N: Tensor, weight_U: Tensor, images: int) -> tupl
     return a_N, g_N * weight_N.to(g_N.dtype).view(-1, *[1] * (g_N.dim() - 1))
 
 
-def squared_norm(values: Tensor) -> Tensor:
-    """Sum of squares of a contiguous float32 tensor, float64: short dot products in float32, added in float64."""
-    flat = values.view(-1)
-    return torch.stack([torch.dot(part, part) for part in flat.split(DOT_LENGTH)]).double().sum()
+def _square(rows: Tensor) -> Tensor:
+    """Sums of squares over the last dimension, float32 parts of `DOT_LENGTH` added in float64. (Long dot products and
+    `torch.norm` under-state on a CPU.)
+    """
+    return sum(torch.linalg.vecdot(part, part).double() for part in rows.split(DOT_LENGTH, -1))
 
 
 def ghost_is_cheaper(layer: nn.Conv2d, positions: int) -> bool:
@@ -186,13 +185,37 @@ def ghost_is_cheaper(layer: nn.Conv2d, positions: int) -> bool:
     return positions**2 * (inputs + layer.out_channels) / GRAM_RATE + patches < weights
 
 
-def _weight_gradient(layer: nn.Conv2d, a: Tensor, g: Tensor, like: Tensor) -> Tensor:
-    """The library's weight gradient, summed over rows."""
+def _library_gradient(layer: nn.Conv2d, a: Tensor, g: Tensor, like: Tensor, groups: int) -> Tensor:
+    """The library's weight gradient, summed over rows; of `like` only shape and layout matter."""
+    arguments = (None, layer.stride, layer.padding, layer.dilation, False, (0, 0), groups, (False, True, False))
+    return torch.ops.aten.convolution_backward(g, a, like, *arguments)[1]
+
+
+def _weight_gradient(layer: nn.Conv2d, a: Tensor, g: Tensor) -> Tensor:
+    like = layer.weight.detach().to(g.dtype)
     if len(a) == 0:
         return torch.zeros_like(like)
-    mask = (False, True, False)
-    arguments = (None, layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups, mask)
-    return torch.ops.aten.convolution_backward(g, a, like, *arguments)[1]
+    if not g.is_contiguous() and g.is_contiguous(memory_format=torch.channels_last):
+        like = like.contiguous(memory_format=torch.channels_last)
+    return _library_gradient(layer, a, g, like, layer.groups)
+
+
+def _unit_gradients(layer: nn.Conv2d, a: Tensor, g: Tensor, images: int) -> Tensor:
+    """(U, O, I, H, W), float32: the units side by side as groups of one wide convolution, a unit's images as its batch.
+
+    Few input channels a group make the library slow; then it is called unit by unit.
+    """
+    units = len(a) // images
+    if layer.in_channels // layer.groups < WIDE:
+        parts = [_weight_gradient(layer, a[u : u + images], g[u : u + images]) for u in range(0, len(a), images)]
+        return torch.stack(parts).float().contiguous()
+
+    def side_by_side(values: Tensor) -> Tensor:  # (U k, C, H, W) -> (k, U C, H, W)
+        return values.unflatten(0, (units, images)).transpose(0, 1).flatten(1, 2).contiguous()
+
+    like = g.new_empty((units * layer.out_channels, *layer.weight.shape[1:]))
+    wide = _library_gradient(layer, side_by_side(a), side_by_side(g), like, units * layer.groups)
+    return wide.float().unflatten(0, (units, -1)).contiguous()
 
 
 def _patches(layer: nn.Conv2d, a: Tensor, images: int) -> Tensor:
@@ -209,61 +232,52 @@ def _positions(values_NCT: Tensor, images: int) -> Tensor:
     return values_NCT.transpose(1, 2).float().unflatten(0, (-1, images)).flatten(1, 2)
 
 
-def _gram(A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-    """Elementwise product of the two Gram matrices, (U, P, P); its sum is the squared norm of G^T A."""
-    A, G = A_UPD.float(), G_UPO.float()
-    return torch.bmm(A, A.transpose(1, 2)).mul_(torch.bmm(G, G.transpose(1, 2)))
+def _gram_sum(A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
+    """Squared norm of G^T A for each unit, float64: the sum over the product of the two Gram matrices."""
+    A, G = _gram(A_UPD), _gram(G_UPO)
+    return A.mul_(G).sum((1, 2)).double().clamp(min=0)
 
 
-def _ghost_convolution(layer: nn.Conv2d, a: Tensor, g: Tensor, group: UnitGroup) -> Tensor:
-    gram = _gram(_patches(layer, a, group.images), _positions(g.flatten(2), group.images))
-    return gram.sum((1, 2)).double().clamp(min=0)
+def _gram(rows_UPD: Tensor) -> Tensor:
+    return sum(torch.bmm(part, part.transpose(1, 2)) for part in rows_UPD.float().split(DOT_LENGTH, -1))
 
 
-# Weight standardisation: y = conv(a, v) with v = (w - mean w) r and r = (var w + eps)^(-1/2) for each filter, D numbers.
-# With G the gradient for v, m = mean G and c = mean(G v), the gradient for w is r (G - m - c v). As mean v = 0 and
-# mean v^2 = q, its squared norm is r^2 (|G|^2 - D m^2 - 2 D c^2 + D c^2 q).
+@dataclass(frozen=True, kw_only=True)
+class Standardisation:
+    """Of a layer's filters, D numbers each: v = (w - mean w) r is applied, with r = (var w + eps)^(-1/2).
+
+    With G the gradient for v, m = mean G and c = mean(G v), the gradient for w is r (G - m - c v). As mean v = 0 and
+    mean v^2 = q, its squared norm is r^2 (|G|^2 - D m^2 - (2 - q) D c^2): known without forming it.
+    """
+
+    v_OD: Tensor
+    r_O: Tensor
+    q_O: Tensor
+
+    def pull_back(self, gradient_OIHW: Tensor) -> Tensor:
+        G_OD = gradient_OIHW.flatten(1)
+        m_O1, c_O1 = G_OD.mean(1, keepdim=True), (G_OD * self.v_OD).mean(1, keepdim=True)
+        return (self.r_O[:, None] * (G_OD - m_O1 - self.v_OD * c_O1)).view_as(gradient_OIHW)
+
+    def projections(self, gradient_UOD: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum G and sum (G v), (U, O)."""
+        return gradient_UOD.sum(2), torch.linalg.vecdot(gradient_UOD, self.v_OD)
+
+    def squares(self, square_UO: Tensor, sum_UO: Tensor, along_UO: Tensor, scaled: bool = False) -> Tensor:
+        """Squared norms after the pull-back by filter, from |G|^2, sum G and sum (G v); or, `scaled`, summed over
+        filters, (U, 1), from the sum of r^2 |G|^2.
+        """
+        size, r2_O, q_O = self.v_OD.shape[1], self.r_O.double().square(), self.q_O.double()
+        m_UO, c_UO = sum_UO.double() / size, along_UO.double() / size
+        taken_UO = r2_O * size * (m_UO.square() + c_UO.square() * (2 - q_O))
+        whole = square_UO if scaled else square_UO * r2_O
+        rest = whole - (taken_UO.sum(1, keepdim=True) if scaled else taken_UO)
+        return torch.maximum(rest, CANCELLATION * whole)
 
 
-def _standardisation(layer: WSConv2d) -> tuple[Tensor, Tensor, Tensor]:
-    """v (O, D), r and q (O), float32."""
+def standardisation(layer: WSConv2d) -> Standardisation:
     weight_OD = layer.weight.detach().float().flatten(1)
-    variance_O, mean_O = torch.var_mean(weight_OD, dim=1, correction=0)
+    centred_OD = weight_OD - weight_OD.mean(1, keepdim=True)
+    variance_O = centred_OD.square().mean(1)
     r_O = torch.rsqrt(variance_O + FILTER_EPS)
-    return (weight_OD - mean_O[:, None]) * r_O[:, None], r_O, variance_O * r_O.square()
-
-
-def pull_back(layer: WSConv2d, gradient_OIHW: Tensor) -> Tensor:
-    """The gradient for the stored filters from that for the standardised ones."""
-    v_OD, r_O, _ = _standardisation(layer)
-    G_OD = gradient_OIHW.flatten(1)
-    m_O1, c_O1 = G_OD.mean(1, keepdim=True), (G_OD * v_OD).mean(1, keepdim=True)
-    return (r_O[:, None] * (G_OD - m_O1 - v_OD * c_O1)).view_as(gradient_OIHW)
-
-
-def _pulled_square(layer: WSConv2d, square: Tensor, sum_O: Tensor, along_O: Tensor) -> Tensor:
-    """Squared norm of the pulled-back gradient from r^2 |G|^2 (summed over filters), sum G and sum(G v) by filter."""
-    _, r_O, q_O = (value.double() for value in _standardisation(layer))
-    size = layer.weight[0].numel()
-    square, m_O, c_O = square.double(), sum_O.double() / size, along_O.double() / size
-    taken = (r_O.square() * size * (m_O.square() + c_O.square() * (2 - q_O))).sum(-1)
-    return torch.maximum(square - taken, CANCELLATION * square)
-
-
-def _standardised_square(layer: WSConv2d, gradient_OIHW: Tensor) -> Tensor:
-    v_OD, r_O, _ = _standardisation(layer)
-    G_OD = gradient_OIHW.flatten(1)
-    square = (torch.linalg.vecdot(G_OD, G_OD).double() * r_O.double().square()).sum()
-    return _pulled_square(layer, square, G_OD.sum(1), torch.linalg.vecdot(G_OD, v_OD))
-
-
-def _ghost_standardised(
-    layer: WSConv2d, a: Tensor, y: Tensor, g: Tensor, bias_O: Tensor | None, group: UnitGroup
-) -> Tensor:
-    """Sum G is the sum over positions of g times the patch's sum; sum(G v) that of g times the output without bias."""
-    _, r_O, _ = _standardisation(layer)
-    A_UPD, G_UPO = _patches(layer, a, group.images), _positions(g.flatten(2), group.images)
-    Y_UPO = _positions(y.flatten(2), group.images)
-    Y_UPO = Y_UPO if bias_O is None else Y_UPO - bias_O
-    sum_UO = torch.bmm(G_UPO.transpose(1, 2), A_UPD.sum(2, keepdim=True))[:, :, 0]
-    return _pulled_square(layer, _gram(A_UPD, G_UPO * r_O).sum((1, 2)), sum_UO, (G_UPO * Y_UPO).sum(1))
+    return Standardisation(v_OD=centred_OD * r_O[:, None], r_O=r_O, q_O=variance_O * r_O.square())
