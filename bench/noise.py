@@ -25,7 +25,7 @@ WORDS = {
     "noisy": "noisy step: noise, division, SGD",
     "sgd": "SGD alone",
     "plain": "gradient without privacy",
-    "clipped": "clipped sum",
+    "clipped": "clipped sum, book-keeping",
 }
 
 
@@ -50,7 +50,7 @@ def works_of(network_name: str, batch_size: int, device: str) -> tuple[dict, int
         "noisy": private.noisy_step,
         "sgd": sgd.step,
         "plain": step_of("plain", network, batch, 1, "fp32"),
-        "clipped": step_of("chosen", network, batch, 1, "fp32"),
+        "clipped": step_of("book-keeping", network, batch, 1, "fp32"),
     }
     return works, count
 

@@ -3,8 +3,8 @@
     ./run bench private_step [--networks seed-cnn,resnet-small] [--batch 16] [--repeats 5] [--device cuda] [--markdown]
 
 A step is forward, loss and backward, up to the gradient that noise would be added to; `plain` is the mean loss without
-any clipping. `chosen` is the engine that a site would use, `book-keeping` and `loop` are the two by their names. With
-k images a patient the unit of clipping is the patient: our engines take k images into one unit; for Opacus, which
+any clipping. Our engines are listed by their names; which of them a site would use, by its own trial, is named beside.
+With k images a patient the unit of clipping is the patient: our engines take k images into one unit; for Opacus, which
 knows samples only, the per-sample gradients of a patient are averaged before clipping. All modes of a network run one
 after the other in each repeat, each on its own copy, and each is first held against the loop. Memory is the peak of a
 fresh process for one mode, beyond weights and images.
@@ -17,21 +17,21 @@ import ctypes
 import os
 import re
 import resource
-import warnings
-from collections.abc import Callable
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ratio, spread, tell
+from opacus_modes import NotPossibleError, Step, opacus_step
 from torch import Tensor, nn
+from wardround_client.privacy.engine_choice import Sample, candidates_of, checked_engine
 
-from wardround_client.privacy.bookkeeping import SpeedSettings, clip_by_bookkeeping
-from wardround_client.privacy.clipping import ClippingEngine, PatientBatch, clip_by_loop, engine_for
+from wardround_client.privacy.bookkeeping import SpeedSettings
+from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
 from wardround_client.tasks.classification import loss_per_image
 
 IMAGE_PX = 128
@@ -40,7 +40,8 @@ LARGEST_GAP = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
 CLASSIFIERS = ("seed-cnn", "phantom-encoder", "resnet-small", "resnet-large", "densenet121")
 DISCRIMINATORS = {"dcgan-64": 64, "dcgan-128": 128}
 NETWORKS = (*CLASSIFIERS, *DISCRIMINATORS)
-MODES = ("plain", "chosen", "book-keeping", "loop", "hooks", "ghost", "functorch")
+OURS = ("book-keeping", "book-keeping, channels last", "loop")  # of `candidates_of`
+MODES = ("plain", *OURS, "hooks", "ghost", "functorch")
 # What is aimed at on one thread of a CPU: time and peak memory over the plain step's.
 TIME_GOAL = {"seed-cnn": 1.15, "resnet-small": 1.5, "resnet-large": 1.5, "dcgan-64": 1.35, "dcgan-128": 1.35}
 MEMORY_GOAL = 1.6
@@ -52,11 +53,6 @@ GPU_PEAK_TFLOPS = {
     "L4": {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0},
 }
 
-Step = Callable[[], dict[str, Tensor]]
-
-
-class NotPossibleError(Exception):
-    """Why a mode cannot run a network."""
 
 
 def network_of(name: str) -> nn.Module:
@@ -102,94 +98,39 @@ def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precisio
         loss.backward()
         return {name: parameter.grad for name, parameter in parameters.items()}
 
-    def ours(engine: ClippingEngine) -> Step:
-        return lambda: engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
-
-    def loop() -> dict[str, Tensor]:
-        with context():
-            return ours(clip_by_loop)()
-
     if mode == "plain":
         return plain
-    if mode == "loop":
-        return loop
-    if mode == "chosen":
-        return ours(engine_for(network, MAX_GRAD_NORM))
-    if mode == "book-keeping":
-        speed = SpeedSettings(precision="bfloat16" if precision == "bf16" else "float32")
-        return ours(partial(clip_by_bookkeeping, speed=speed))
-    return opacus_step(mode, network, parameters, batch, k, context)
+    if mode in OURS:
+        engine = candidates_of(speed_of(precision))[mode]
+        return lambda: engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
+    return opacus_step(mode, network, batch, k, MAX_GRAD_NORM, context)
 
 
-def opacus_step(
-    mode: str, network: nn.Module, parameters: dict[str, nn.Parameter], batch: PatientBatch, k: int, context
-) -> Step:
-    """Opacus' own way to the clipped sum: its hooks and the clipping of its optimizer, without noise."""
-    from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
-    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-    from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+def speed_of(precision: str) -> SpeedSettings:
+    return SpeedSettings(precision="bfloat16" if precision == "bf16" else "float32")
 
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # on a first layer: as it should
-    give_opacus_standardised_filters()
-    if mode == "ghost" and k > 1:
-        raise NotPossibleError("ghost clipping has no gradient of a sample from which to form a patient's mean")
-    try:
-        if mode == "ghost":
-            module = GradSampleModuleFastGradientClipping(
-                network, max_grad_norm=MAX_GRAD_NORM, use_ghost_clipping=True, loss_reduction="sum"
-            )
-        else:
-            module = GradSampleModule(network, loss_reduction="sum", force_functorch=mode == "functorch")
-    except (NotImplementedError, ValueError) as error:
-        raise NotPossibleError(" ".join(str(error).split())) from None
-    kind = DPOptimizerFastGradientClipping if mode == "ghost" else DPOptimizer
-    optimizer = kind(
-        torch.optim.SGD(network.parameters(), lr=0.0),
-        noise_multiplier=0.0,
-        max_grad_norm=MAX_GRAD_NORM,
-        expected_batch_size=1,
-        loss_reduction="sum",
+
+def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: str) -> str:
+    """The name of the engine that a site takes for this network on this machine."""
+    sample = Sample(
+        images_N=batch.inputs_N.repeat_interleave(-(-8 // len(batch.inputs_N)), 0), outputs=1, images_per_unit=k
     )
-
-    def ghost() -> dict[str, Tensor]:
-        optimizer.zero_grad(set_to_none=True)
-        with context():
-            losses_N = loss_per_image(module(batch.inputs_N), batch.labels_N)
-        DPTensorFastGradientClipping(module, optimizer, losses_N, "sum").backward()
-        return {name: parameter.grad for name, parameter in parameters.items()}
-
-    def per_sample() -> dict[str, Tensor]:
-        optimizer.zero_grad(set_to_none=True)
-        with context():
-            losses_N = loss_per_image(module(batch.inputs_N), batch.labels_N)
-        losses_N.sum().backward()
-        if k > 1:
-            for parameter in parameters.values():
-                parameter.grad_sample = parameter.grad_sample.unflatten(0, (-1, k)).mean(1)
-        optimizer.clip_and_accumulate()
-        return {name: parameter.summed_grad for name, parameter in parameters.items()}
-
-    return ghost if mode == "ghost" else per_sample
-
-
-def give_opacus_standardised_filters() -> None:
-    """Register a grad sampler for weight-standardised convolutions: Opacus' own for the filters as applied, pulled back
-    through the standardisation. Without it the hooks fall back to functorch for these layers, which is slower."""
-    from opacus.grad_sample import register_grad_sampler
-    from opacus.grad_sample.conv import compute_conv_grad_sample
-
-    from wardround.models.standardisation import WSConv2d
-
-    @register_grad_sampler(WSConv2d)
-    def compute_standardised_grad_sample(layer: WSConv2d, activations: list[Tensor], backprops: Tensor):
-        plain = nn.Conv2d.__new__(nn.Conv2d)  # the same layer without its standardisation
-        plain.__dict__.update(layer.__dict__)
-        samples = compute_conv_grad_sample(plain, activations, backprops)
-        _, pull_back = torch.func.vjp(
-            lambda weight: WSConv2d.standardised_weight(SimpleNamespace(weight=weight)), layer.weight.detach()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = checked_engine(
+            network,
+            dict(network.named_parameters()),
+            loss_per_image,
+            sample,
+            MAX_GRAD_NORM,
+            speed=speed_of(precision),
+            cache_folder=Path(folder),
         )
-        samples[layer.weight] = torch.func.vmap(lambda one: pull_back(one)[0])(samples[layer.weight])
-        return samples
+
+    def settings(one: ClippingEngine) -> tuple:
+        return (one.func, one.keywords) if isinstance(one, partial) else (one, {})
+
+    found = [name for name, one in candidates_of(speed_of(precision)).items() if settings(one) == settings(engine)]
+    return found[0]
 
 
 def gap_to_loop(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -222,12 +163,11 @@ def measured(name: str, k: int, modes: list[str], arguments) -> dict:
         del found
 
     seconds = interleaved(steps, arguments.repeats, clock=clock_for(arguments.device, arguments.threads))
-    chosen = engine_for(network, MAX_GRAD_NORM)
     return {
         "network": name,
         "images_per_patient": k,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "engine": getattr(chosen, "__name__", type(chosen).__name__),
+        "chosen": chosen_by_trial(network, batch, k, arguments.precision),
         "seconds": {mode: spread(values).to_json() for mode, values in seconds.items()},
         "ratio": {mode: ratio(values, seconds["plain"]) for mode, values in seconds.items() if mode != "plain"},
         "gap_to_loop": gaps,
@@ -304,35 +244,32 @@ def sheets_of(results: list[dict], arguments) -> list[Sheet]:
     for result in results:
         first = [result["network"], str(result["images_per_patient"])]
         cells = [result["ratio"][mode].text() if mode in result["ratio"] else "not possible" for mode in others]
-        plain_s = spread_text(result["seconds"]["plain"])
-        goal = _goal(result["ratio"]["chosen"].median, TIME_GOAL.get(result["network"])) if "chosen" in others else ""
-        rows.append([*first, result["engine"], plain_s, *cells, goal])
+        plain_ms = f"{result['seconds']['plain']['median'] * 1e3:,.1f}"
+        chosen = result["chosen"]
+        goal = _goal(result["ratio"][chosen].median, TIME_GOAL.get(result["network"])) if chosen in others else ""
+        rows.append([*first, plain_ms, *cells, chosen, goal])
         peaks = result.get("peak_mb")
         if peaks:
             base = peaks["plain"]
             cells = [f"{peaks[mode] / base:.2f}" if mode in peaks else "not possible" for mode in others]
-            goal = _goal(peaks["chosen"] / base, MEMORY_GOAL) if "chosen" in peaks else ""
+            goal = _goal(peaks[chosen] / base, MEMORY_GOAL) if chosen in peaks else ""
             memory.append([*first, f"{base:,.0f}", *cells, goal])
     kind = "CPU time" if arguments.device == "cpu" and arguments.threads == 1 else "time"
     title = f"{kind} over the plain step's, {arguments.batch} images, {arguments.precision}, on {arguments.device}"
     sheets = [
         Sheet(
             title=f"{title}; median (smallest–largest) of {arguments.repeats}",
-            columns=["network", "k", "engine chosen", "plain, ms", *others, "goal"],
+            columns=["network", "k", "plain, ms", *others, "chosen", "goal of the chosen"],
             rows=rows,
             notes=notes,
         )
     ]
     if memory:
-        columns = ["network", "k", "plain, MB", *others, "goal"]
+        columns = ["network", "k", "plain, MB", *others, "goal of the chosen"]
         sheets.append(Sheet(title="Peak memory over the plain step's, beyond weights", columns=columns, rows=memory))
     if arguments.device == "cuda":
         sheets.append(_absolute(results, arguments))
     return sheets
-
-
-def spread_text(seconds: dict[str, float]) -> str:
-    return f"{seconds['median'] * 1e3:,.1f}"
 
 
 def _goal(value: float, goal: float | None) -> str:
@@ -347,7 +284,7 @@ def _absolute(results: list[dict], arguments) -> Sheet:
     )
     rows = []
     for result in results:
-        for mode in ("plain", "chosen", "book-keeping"):
+        for mode in ("plain", result["chosen"]):
             if mode in result["seconds"]:
                 seconds = result["seconds"][mode]["median"]
                 share = f"{result['plain_gflop'] / 1e3 / seconds / peak:.1%}" if peak else "peak unknown"
@@ -366,7 +303,7 @@ def set_precision(precision: str, threads: int) -> None:
 def main() -> None:
     parser = arguments_of(__doc__.splitlines()[0])
     parser.add_argument("--networks", default=",".join(NETWORKS), help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--modes", default=",".join(MODES), help=f"of {', '.join(MODES)}")
+    parser.add_argument("--modes", default=";".join(MODES), help=f"of {'; '.join(MODES)}, with ; between them")
     parser.add_argument("--images-per-patient", default="1,4")
     parser.add_argument("--batch", type=int, default=16, help="images in a step")
     parser.add_argument("--repeats", type=int, default=5)
@@ -377,7 +314,7 @@ def main() -> None:
     parser.add_argument("--without-memory", action="store_true")
     arguments = parser.parse_args()
     names, ks = arguments.networks.split(","), [int(k) for k in arguments.images_per_patient.split(",")]
-    modes = ["plain", *(mode for mode in arguments.modes.split(",") if mode != "plain")]
+    modes = ["plain", *(mode for mode in arguments.modes.split(";") if mode != "plain")]
     unknown = {*names} - {*NETWORKS} | {*modes} - {*MODES}
     if unknown or any(arguments.batch % k for k in ks):
         parser.error(f"unknown: {', '.join(sorted(unknown))}" if unknown else "--batch must hold whole patients")
