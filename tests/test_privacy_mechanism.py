@@ -19,9 +19,9 @@ from wardround_client.privacy.clipping import (
     check_engine,
     clip_by_loop,
     clip_linear_head,
-    engine_for,
     sum_unclipped,
 )
+from wardround_client.privacy.engine_choice import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import draw_patients, index_patients

@@ -32,6 +32,7 @@ class ComputeConfig(_Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: faster where the processor has it
 
 
 class SiteConfig(_Section):

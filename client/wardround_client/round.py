@@ -20,19 +20,20 @@ from wardround.wire import Broadcast, weights_sha256
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.site import Site, Weights
 from wardround_client.tasks import classification
-from wardround_client.tasks.classification import Material
+from wardround_client.tasks.classification import Material, SpeedPlan
 
 REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """A study that this site will train: its plan, and a network of the approved architecture."""
+    """A study that this site will train: its plan, a network of the approved architecture, and how it is computed."""
 
     study: Study
     plan: PrivacyPlan
     network: nn.Module
     architecture_sha256: str
+    speed: SpeedPlan
 
 
 def answer(broadcast: Broadcast, site: Site) -> Weights:
@@ -62,6 +63,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         broadcast.round,
         site.randomness,
         site.device,
+        admitted.speed,
     )
     if not all(np.isfinite(array).all() for array in reply.values()):
         # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
@@ -102,8 +104,9 @@ def _admit(broadcast: Broadcast, site: Site) -> Admitted:
 def _open_study(study: Study, site: Site) -> Admitted:
     plan = plan_from_study(study)
     network = classification.initial_network(study)
-    classification.check_clipping(network, study, plan, site.device)
-    return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture_sha256(network))
+    speed = classification.plan_speed(network, study, plan, site.device, site.cache, site.precision)
+    architecture = architecture_sha256(network)
+    return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture, speed=speed)
 
 
 def _material(site: Site, study: Study, study_sha256: str) -> Material:

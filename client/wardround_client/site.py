@@ -5,7 +5,7 @@ studies/         approved studies, one JSON file named by its hash
 cohort/          the prepared data (data/cohort.py)
 ledger.sqlite3   the privacy spent (privacy/ledger.py)
 replies/         replies on disk, so that a round asked for twice gets the same bytes
-cache/           frozen features, by network and cohort
+cache/           frozen features, by network and cohort; the fastest clipping engine, by network and machine
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
 from wardround_client.config import SiteConfig, load_site_config
 from wardround_client.data.cohort import open_cohort
+from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification
@@ -48,6 +49,8 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
+    cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
+    precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
@@ -78,6 +81,8 @@ def open_site(folder: Path) -> Site:
         material_of=material_of,
         randomness=SecretRandom(),
         device=device,
+        cache=folder / "cache",
+        precision=config.compute.precision,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
 

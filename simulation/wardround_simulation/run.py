@@ -280,7 +280,7 @@ def finish(out: Path, evidence: RunEvidence) -> None:
 def dummy_step(study: Study, device: str) -> None:
     """One real clipped step on synthetic images, for measuring in a process of its own what a site needs of a GPU."""
     network = classification.initial_network(study)
-    classification.check_clipping(network, study, plan_from_study(study), torch.device(device))
+    classification.plan_speed(network, study, plan_from_study(study), torch.device(device))
 
 
 def _device(asked: str) -> str:

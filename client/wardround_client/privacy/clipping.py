@@ -6,13 +6,14 @@ removing one unit moves the sum by at most C. A unit whose gradient is not finit
 batch holds.
 
 Engines: `clip_by_loop`, one unit at a time, the oracle; `clip_linear_head`, closed form for a linear head over frozen
-features; `sum_unclipped` for C = inf, which is plain training. `engine_for` chooses, `check_engine` proves the choice.
+features; `sum_unclipped` for C = inf, which is plain training; `clip_by_bookkeeping` of `bookkeeping.py`, all units in
+one backward pass. `engine_choice.py` chooses, `check_engine` proves the choice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from wardround.errors import WardroundError
 
 IMAGES_AT_ONCE = 64
+KINKS = 0.02  # what rounding alone may do, through activations that it carries across zero
 LossPerImage = Callable[[Tensor, Tensor], Tensor]  # (logits_NK, labels_N) -> loss_N
 
 
@@ -58,21 +60,17 @@ def clip_by_loop(
     batch: PatientBatch,
     loss_per_image: LossPerImage,
     max_grad_norm: float,
+    *,
+    images_at_once: int = IMAGES_AT_ONCE,
 ) -> ClippedSum:
-    """The oracle: one unit at a time, `IMAGES_AT_ONCE` of its images in a pass. Any layer, any norm, inf too."""
+    """The oracle: one unit at a time, `images_at_once` of its images in a pass. Any layer, any norm, inf too."""
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     starts = batch.start_U1.tolist()
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
         gradients = _mean_gradient(
-            network, parameters, batch.inputs_N[begin:end], batch.labels_N[begin:end], loss_per_image
+            network, parameters, batch.inputs_N[begin:end], batch.labels_N[begin:end], loss_per_image, images_at_once
         )
-        # square().sum(), not torch.norm, which under-states long vectors on the CPU
-        norm = math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradients))
-        if not math.isfinite(norm):
-            continue
-        factor = min(1.0, max_grad_norm / norm) if norm > 0 else 1.0
-        for name, gradient in zip(total, gradients, strict=True):
-            total[name].add_(gradient, alpha=factor)
+        _add_clipped(total, gradients, max_grad_norm)
     return ClippedSum(gradients=total, sensitivity=max_grad_norm)
 
 
@@ -82,11 +80,12 @@ def _mean_gradient(
     inputs_N: Tensor,
     labels_N: Tensor,
     loss_per_image: LossPerImage,
+    images_at_once: int,
 ) -> list[Tensor]:
     """Gradient of the mean loss over a unit's images, summed over passes so that a patient of many images fits."""
     total: list[Tensor] = []
-    for begin in range(0, len(inputs_N), IMAGES_AT_ONCE):
-        part = slice(begin, begin + IMAGES_AT_ONCE)
+    for begin in range(0, len(inputs_N), images_at_once):
+        part = slice(begin, begin + images_at_once)
         loss = loss_per_image(network(inputs_N[part]), labels_N[part]).sum() / len(inputs_N)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
@@ -154,11 +153,36 @@ def sum_unclipped(
     return ClippedSum(gradients=dict(zip(parameters, gradients, strict=True)), sensitivity=math.inf)
 
 
-def engine_for(network: nn.Module, max_grad_norm: float) -> ClippingEngine:
-    """The engine that fits the network: none without a bound, the closed form for a linear head, else the loop."""
-    if math.isinf(max_grad_norm):
-        return sum_unclipped
-    return clip_linear_head if isinstance(network, nn.Linear) else clip_by_loop
+def clip_over_one_pass(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    batch: PatientBatch,
+    loss_per_image: LossPerImage,
+    max_grad_norm: float,
+) -> ClippedSum:
+    """The loop again, but over one forward pass of the whole batch, with a backward pass a unit: for comparison.
+
+    Libraries round an image differently in batches of different sizes. Where that carries an activation across zero,
+    the gradients of two right engines differ by a thousandth; those over equal batches agree.
+    """
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    losses_N = loss_per_image(network(batch.inputs_N), batch.labels_N)
+    starts = batch.start_U1.tolist()
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        gradients = torch.autograd.grad(losses_N[begin:end].mean(), list(parameters.values()), retain_graph=True)
+        _add_clipped(total, gradients, max_grad_norm)
+    return ClippedSum(gradients=total, sensitivity=max_grad_norm)
+
+
+def _add_clipped(total: dict[str, Tensor], gradients: Sequence[Tensor], max_grad_norm: float) -> None:
+    """Add one unit's gradient, clipped; nothing where it is not finite."""
+    # square().sum(), not torch.norm, which under-states long vectors on the CPU
+    norm = math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradients))
+    if not math.isfinite(norm):
+        return
+    factor = min(1.0, max_grad_norm / norm) if norm > 0 else 1.0
+    for name, gradient in zip(total, gradients, strict=True):
+        total[name].add_(gradient, alpha=factor)
 
 
 def check_engine(
@@ -169,8 +193,10 @@ def check_engine(
     inputs_N: Tensor,
     outputs: int,
     max_grad_norm: float,
+    tolerance: float = 1e-4,
 ) -> None:
-    """Compare `engine` with the loop on synthetic input of 3 uneven units; raise `WardroundError` where they differ.
+    """Compare `engine` with the loop on synthetic input of 3 uneven units; raise `WardroundError` where they differ by
+    more than `tolerance`, relatively, though it is forgiven up to `KINKS` where `clip_over_one_pass` agrees.
 
     A site runs this before it touches a patient and refuses to train when it fails. The clipping norm of the
     comparison is half of the largest unit's, so that some units are clipped whatever the network's scale.
@@ -189,10 +215,15 @@ def check_engine(
             largest = max(largest, math.sqrt(sum(float(g.double().square().sum()) for g in alone)))
         norm = largest / 2
     fast = engine(network, parameters, batch, loss_per_image, norm).gradients
-    slow = clip_by_loop(network, parameters, batch, loss_per_image, norm).gradients
-    scale = math.sqrt(sum(float(g.double().square().sum()) for g in slow.values()))
-    gap = math.sqrt(sum(float((fast[name] - slow[name]).double().square().sum()) for name in slow))
-    if not gap <= 1e-4 * scale + 1e-12:
-        raise WardroundError(
-            f"the clipping engine differs from the one-patient loop by {gap / max(scale, 1e-30):.1e}; not training"
-        )
+    gap = _relative_gap(fast, clip_by_loop(network, parameters, batch, loss_per_image, norm).gradients)
+    if tolerance < gap <= KINKS:
+        gap = _relative_gap(fast, clip_over_one_pass(network, parameters, batch, loss_per_image, norm).gradients)
+    if not gap <= tolerance:
+        raise WardroundError(f"the clipping engine differs from the one-patient loop by {gap:.1e}; not training")
+
+
+def _relative_gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """L2 distance over the L2 length of `other`; infinite where something is not finite."""
+    scale = math.sqrt(sum(float(g.double().square().sum()) for g in other.values()))
+    gap = math.sqrt(sum(float((one[name] - other[name]).double().square().sum()) for name in other))
+    return max(0.0, gap - 1e-12) / max(scale, 1e-30) if math.isfinite(gap) else math.inf

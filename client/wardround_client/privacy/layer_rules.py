@@ -54,7 +54,7 @@ class Contribution:
     weighted_sum: Callable[[Tensor], Tensor]
 
 
-Rule = Callable[[nn.Module, Tensor, Tensor, Tensor, UnitGroup, Collection[str]], Iterator[Contribution]]
+Rule = Callable[[nn.Module, Tensor, Tensor | None, Tensor, UnitGroup, Collection[str]], Iterator[Contribution]]
 
 
 def rule_for(layer: nn.Module) -> Rule | None:
@@ -66,8 +66,13 @@ def rule_for(layer: nn.Module) -> Rule | None:
     return {nn.Linear: _linear, nn.GroupNorm: _group_norm}.get(type(layer))
 
 
+def reads_output(layer: nn.Module) -> bool:
+    """Whether the layer's rule needs its output y; others get None in its place."""
+    return isinstance(layer, WSConv2d)
+
+
 def _convolution(
-    layer: nn.Conv2d, a_NCHW: Tensor, y_NOHW: Tensor, g_NOHW: Tensor, group: UnitGroup, wanted: Collection[str]
+    layer: nn.Conv2d, a_NCHW: Tensor, y_NOHW: Tensor | None, g_NOHW: Tensor, group: UnitGroup, wanted: Collection[str]
 ) -> Iterator[Contribution]:
     if "bias" in wanted:
         yield _stored("bias", group, group.by_unit(g_NOHW.float().sum((2, 3))).sum(1))
@@ -101,7 +106,7 @@ def _convolution(
 
 
 def _linear(
-    layer: nn.Linear, a_ND: Tensor, y_NO: Tensor, g_NO: Tensor, group: UnitGroup, wanted: Collection[str]
+    layer: nn.Linear, a_ND: Tensor, y_NO: None, g_NO: Tensor, group: UnitGroup, wanted: Collection[str]
 ) -> Iterator[Contribution]:
     """Inputs (N, D), or (N, ..., D) with more positions a row."""
     a = group.by_unit(a_ND.to(g_NO.dtype)).flatten(1, -2)  # (U, kT, D)
@@ -123,7 +128,7 @@ def _linear(
 
 
 def _group_norm(
-    layer: nn.GroupNorm, a_NCHW: Tensor, y_NCHW: Tensor, g_NCHW: Tensor, group: UnitGroup, wanted: Collection[str]
+    layer: nn.GroupNorm, a_NCHW: Tensor, y_NCHW: None, g_NCHW: Tensor, group: UnitGroup, wanted: Collection[str]
 ) -> Iterator[Contribution]:
     """Scale: the sum over positions of g times the normalised input; shift: that of g."""
     g = g_NCHW[group.rows].float()

@@ -22,13 +22,16 @@ from wardround.errors import DataError, WardroundError
 from wardround.models.registry import build_model, exchanged_names
 from wardround.study import Study, TrainingSection
 from wardround_client.data.cohort import Cohort
-from wardround_client.privacy.clipping import PatientBatch, check_engine, engine_for
+from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
+from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
+from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.memory_plan import images_at_once
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients, index_patients
 from wardround_client.privacy.secret import SecretRandom
 
-IMAGES_PER_PHYSICAL_BATCH = 64
+IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
 _FEATURE_BATCH = 128
 
 
@@ -42,6 +45,14 @@ class Material:
     inputs_N: np.ndarray
     labels_N: np.ndarray
     index: PatientIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPlan:
+    """How a site does the arithmetic of a study's steps. Nothing here affects privacy."""
+
+    engine: ClippingEngine
+    images_at_once: int = IMAGES_PER_PHYSICAL_BATCH
 
 
 def training_rows(study: Study, cohort: Cohort) -> np.ndarray:
@@ -157,17 +168,19 @@ def train(
     round_: int,
     randomness: SecretRandom,
     device: torch.device,
+    speed: SpeedPlan | None = None,
 ) -> dict[str, np.ndarray]:
     """Run the local steps of one round from `weights`; returns the new weights, float32, same names and shapes.
 
-    Exactly `plan.local_steps` noisy steps happen whatever the data are; no optimiser state outlives the call.
+    Exactly `plan.local_steps` noisy steps happen whatever the data are; no optimiser state outlives the call. `speed`
+    comes from `plan_speed`; without it the engine is the one by rule.
     """
     network = network.to(device).train()
     parameters = trained_parameters(network, study)
     received = load_weights(parameters, weights)
     part = trained_part(network, study)
     local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
-    engine = engine_for(part, plan.max_grad_norm)
+    speed = speed or SpeedPlan(engine=engine_for(part, plan.max_grad_norm))
     rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
     optimizer = PatientOptimizer(_optimizer(study.training, rate, list(local.values())), plan, local, randomness)
 
@@ -180,8 +193,8 @@ def train(
     augment = _augmentation(study, randomness)
     for _ in range(plan.local_steps):
         draw = draw_patients(plan, material.index, randomness)
-        for batch in _physical_batches(material, draw, device, augment):
-            optimizer.accumulate_sum(engine(part, local, batch, loss_per_image, plan.max_grad_norm))
+        for batch in _physical_batches(material, draw, device, augment, speed.images_at_once):
+            optimizer.accumulate_sum(speed.engine(part, local, batch, loss_per_image, plan.max_grad_norm))
         optimizer.noisy_step(proximal)
     if optimizer.noisy_steps != plan.local_steps:
         raise WardroundError(
@@ -200,8 +213,18 @@ def load_weights(parameters: dict[str, nn.Parameter], weights: dict[str, np.ndar
     return [parameter.detach().clone() for parameter in parameters.values()]
 
 
-def check_clipping(network: nn.Module, study: Study, plan: PrivacyPlan, device: torch.device) -> None:
-    """Prove the chosen clipping engine against the one-patient loop on synthetic input. Raises `WardroundError`."""
+def plan_speed(
+    network: nn.Module,
+    study: Study,
+    plan: PrivacyPlan,
+    device: torch.device,
+    cache_folder: Path | None = None,
+    precision: Precision = "float32",
+) -> SpeedPlan:
+    """Choose the clipping engine, prove it against the one-patient loop on synthetic input, and plan the memory.
+
+    `cache_folder` keeps the choice of a site (`engine_choice.py`). Raises `WardroundError` where the proof fails.
+    """
     part = trained_part(network.to(device), study)
     parameters = trained_parameters(network, study)
     local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
@@ -211,10 +234,19 @@ def check_clipping(network: nn.Module, study: Study, plan: PrivacyPlan, device: 
     else:
         size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
         inputs_N = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
-    engine = engine_for(part, plan.max_grad_norm)
-    check_engine(
-        engine, part, local, loss_per_image, inputs_N.to(device), network.head.out_features, plan.max_grad_norm
+    inputs_N = inputs_N.to(device)
+    sample = Sample(images_N=inputs_N, outputs=network.head.out_features, images_per_unit=plan.images_per_patient)
+    most = IMAGES_PER_PHYSICAL_BATCH if reads_features(study) else images_at_once(part, local, inputs_N)
+    engine = checked_engine(
+        part,
+        local,
+        loss_per_image,
+        sample,
+        plan.max_grad_norm,
+        speed=SpeedSettings(precision=precision, images_at_once=most),
+        cache_folder=cache_folder,
     )
+    return SpeedPlan(engine=engine, images_at_once=most)
 
 
 def _optimizer(training: TrainingSection, rate: float, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -224,11 +256,13 @@ def _optimizer(training: TrainingSection, rate: float, parameters: list[nn.Param
     return kind(parameters, lr=rate, weight_decay=training.weight_decay)
 
 
-def _physical_batches(material: Material, draw: Draw, device: torch.device, augment) -> Iterator[PatientBatch]:
-    """Split a draw at patient boundaries into batches of about `IMAGES_PER_PHYSICAL_BATCH` images; features all at
-    once.
+def _physical_batches(
+    material: Material, draw: Draw, device: torch.device, augment, most_images: int
+) -> Iterator[PatientBatch]:
+    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; features
+    all at once.
     """
-    limit = IMAGES_PER_PHYSICAL_BATCH if material.inputs_N.dtype == np.uint8 else 1 << 20
+    limit = most_images if material.inputs_N.dtype == np.uint8 else 1 << 20
     first = 0
     while first < draw.units:
         last = first + 1

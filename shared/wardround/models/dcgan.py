@@ -1,8 +1,8 @@
 """Discriminator and generator of a DCGAN for 64 x 64 and 128 x 128 images, fit for per-patient clipping.
 
-The layout of A. Radford et al. (arXiv:1511.06434): strided 4 x 4 convolutions down, transposed ones up. BatchNorm, which
-mixes patients, is replaced by GroupNorm in the discriminator (where patients' images go) and, so that an image depends
-on its own latent alone, in the generator too; activations are not in place, for clipping reads what goes through them.
+The layout of A. Radford et al. (arXiv:1511.06434): strided 4 x 4 convolutions down, transposed ones up. BatchNorm,
+which mixes patients, is replaced by GroupNorm in the discriminator (where patients' images go) and, so that an image
+depends on its own latent alone, in the generator too. No activation is in place: clipping reads what goes through them.
 Shapes: N images, C channels (1 grey, 3 colour), H rows, W columns, Z latent numbers.
 """
 

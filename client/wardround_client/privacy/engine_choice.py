@@ -1,0 +1,226 @@
+"""Which clipping engine trains a network here: a rule that needs no clock, and a short trial where a site may keep it.
+
+Engines differ in speed and in the last bits of their sums, never in the guarantee. So that a repeated computation gives
+the same bits, the clock has a say once only:
+
+- without a bound (C = inf) and for a head over frozen features there is nothing to choose, and no trial;
+- a site with a cache folder times the candidates when it first opens a study with such a network, on synthetic images,
+  and keeps the winner's name there; every later process of the site reads it (the first to write wins);
+- without a folder (the sites of `in_process`) the rule decides: book-keeping where every layer is known, else the loop.
+
+Whatever was chosen is held against the loop at every start. What fails, or is not known, falls back to the loop and one
+line in the log says which layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wardround.errors import ModelError, WardroundError
+from wardround.models.registry import architecture_sha256
+from wardround_client.privacy.bookkeeping import Precision, SpeedSettings, clip_by_bookkeeping, trained_layers
+from wardround_client.privacy.clipping import (
+    ClippingEngine,
+    LossPerImage,
+    PatientBatch,
+    check_engine,
+    clip_by_loop,
+    clip_linear_head,
+    sum_unclipped,
+)
+
+LOOP = "loop"
+UNITS_IN_TRIAL = 4
+IMAGES_OF_A_UNIT = 4  # at most, in the trial
+TIMED_ROUNDS = 2
+REDUCED_TOLERANCE = 0.3  # bfloat16 against float32; its arithmetic is proved in float32
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What engines are checked and timed on: synthetic images of the study's shape, 7 or more of them."""
+
+    images_N: Tensor
+    outputs: int
+    images_per_unit: int | None  # None: all of a patient's
+
+    @property
+    def batch(self) -> PatientBatch:
+        k = min(self.images_per_unit or IMAGES_OF_A_UNIT, IMAGES_OF_A_UNIT)
+        rows = torch.arange(UNITS_IN_TRIAL * k, device=self.images_N.device)
+        start_U1 = torch.arange(UNITS_IN_TRIAL + 1) * k
+        images_N = self.images_N[rows % len(self.images_N)]
+        return PatientBatch(inputs_N=images_N, labels_N=rows % max(2, self.outputs), start_U1=start_U1)
+
+
+def engine_for(
+    network: nn.Module,
+    max_grad_norm: float,
+    speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
+) -> ClippingEngine:
+    """The engine by rule, without a clock, for the parameters that ask for a gradient: none without a bound, the closed
+    form for a linear head, book-keeping where every layer is known, else the loop.
+    """
+    if math.isinf(max_grad_norm):
+        return sum_unclipped
+    if isinstance(network, nn.Linear):
+        return clip_linear_head
+    try:
+        trained_layers(network, {name: p for name, p in network.named_parameters() if p.requires_grad})
+    except WardroundError as error:
+        _say_loop(error)
+        return _loop(speed)
+    return functools.partial(clip_by_bookkeeping, speed=speed)
+
+
+def checked_engine(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    max_grad_norm: float,
+    *,
+    speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
+    cache_folder: Path | None = None,
+) -> ClippingEngine:
+    """The engine of a study at a site, held against the loop: `engine_for`'s, or the fastest in the trial that
+    `cache_folder` remembers. Raises `WardroundError` where even the simple engines do not agree with the loop.
+    """
+    engine = engine_for(network, max_grad_norm, speed)
+    check = functools.partial(
+        check_engine,
+        network=network,
+        parameters=parameters,
+        loss_per_image=loss_per_image,
+        inputs_N=sample.images_N,
+        outputs=sample.outputs,
+        max_grad_norm=max_grad_norm,
+    )
+    if getattr(engine, "func", None) is not clip_by_bookkeeping:
+        check(engine)
+        return engine
+    candidates = candidates_of(speed)
+    if cache_folder is not None:
+        path = cache_folder / f"engine-{_key(network, parameters, sample, speed.precision)}.json"
+        engine = candidates[_remembered(path, network, parameters, loss_per_image, sample, candidates)]
+    try:
+        if speed.precision != "float32":
+            check(functools.partial(clip_by_bookkeeping, speed=SpeedSettings()))
+            check(engine, tolerance=REDUCED_TOLERANCE)
+        else:
+            check(engine)
+    except (WardroundError, RuntimeError) as error:
+        _say_loop(error)
+        engine = _loop(speed)
+    return engine
+
+
+def candidates_of(speed: SpeedSettings) -> dict[str, ClippingEngine]:
+    """The engines for a network whose layers are all known, by name; the first is the rule's."""
+    found: dict[str, ClippingEngine] = {
+        f"book-keeping{', channels last' if last else ''}": functools.partial(
+            clip_by_bookkeeping, speed=replace(speed, channels_last=last)
+        )
+        for last in (False, True)
+    }
+    return found | {LOOP: _loop(speed)}
+
+
+def _remembered(
+    path: Path,
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    candidates: dict[str, ClippingEngine],
+) -> str:
+    """The name in the file; where there is none, that of the fastest candidate, which is written first."""
+    name = _name_in(path, candidates)
+    if name is not None:
+        return name
+    seconds = _trial(network, parameters, loss_per_image, sample, candidates)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps({"engine": min(seconds, key=seconds.get), "seconds": seconds}) + "\n")
+    try:
+        os.link(partial, path)  # another process of this site may have been first: then its choice holds
+    except FileExistsError:
+        if _name_in(path, candidates) is None:
+            os.replace(partial, path)
+    partial.unlink(missing_ok=True)
+    return _name_in(path, candidates) or next(iter(candidates))
+
+
+def _name_in(path: Path, candidates: dict[str, ClippingEngine]) -> str | None:
+    try:
+        name = json.loads(path.read_text())["engine"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if name in candidates else None
+
+
+def _trial(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    candidates: dict[str, ClippingEngine],
+) -> dict[str, float]:
+    """Seconds of a batch for each candidate, the best of `TIMED_ROUNDS`, taken in turns after one that does not count.
+    An engine that raises is out; where the loop raises, so does this.
+    """
+    batch, best = sample.batch, dict.fromkeys(candidates, math.inf)
+    failed: set[str] = set()
+    for turn in range(TIMED_ROUNDS + 1):
+        for name, engine in candidates.items():
+            if name in failed:
+                continue
+            started = time.perf_counter()
+            try:
+                engine(network, parameters, batch, loss_per_image, 1.0)
+            except (WardroundError, RuntimeError):
+                if name == LOOP:  # the network itself does not train
+                    raise
+                failed.add(name)
+                continue
+            if batch.inputs_N.is_cuda:
+                torch.cuda.synchronize(batch.inputs_N.device)
+            if turn > 0:
+                best[name] = min(best[name], time.perf_counter() - started)
+    return {name: seconds for name, seconds in best.items() if name not in failed}
+
+
+def _key(network: nn.Module, parameters: dict[str, nn.Parameter], sample: Sample, precision: Precision) -> str:
+    """What the choice depends on: architecture, what trains, image shape, k, device, threads, torch, precision."""
+    try:
+        architecture = architecture_sha256(network)
+    except ModelError:  # a network that the registry does not know
+        architecture = f"{network} {[(name, tuple(p.shape)) for name, p in network.named_parameters()]}"
+    device = sample.images_N.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {torch.get_num_threads()}"
+    shape = tuple(sample.images_N.shape[1:])
+    content = (architecture, sorted(parameters), shape, sample.images_per_unit, machine, torch.__version__, precision)
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _loop(speed: SpeedSettings) -> ClippingEngine:
+    return functools.partial(clip_by_loop, images_at_once=speed.images_at_once)
+
+
+def _say_loop(reason: Exception) -> None:
+    """One line, however long torch's message is."""
+    first = str(reason).partition("\n")[0]
+    log.warning("clipping: %s; one patient at a time instead, which is right and slower", first)

@@ -1,0 +1,73 @@
+"""How many images go through the network at once: as many as help, and no more than the machine's memory holds.
+
+A draw is split at patient boundaries, and the sum of the parts is the sum of the whole, so this number affects speed
+and the last bits only. It is a power of two and has a ceiling that any ordinary machine reaches, so that it is the same
+from day to day although free memory is not.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+MOST_IMAGES = {"cpu": 64, "cuda": 256}  # more was not faster
+SHARE_OF_FREE = 0.25  # other sites of a simulation, and what the estimate does not see
+COPIES = 3  # an activation, its gradient, and a layer's work on both
+UNIT_GRADIENT_COPIES = 2
+
+
+def images_at_once(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> int:
+    """Images in a physical batch, 1 or more: a power of two, from the memory that is free and what one image needs."""
+    device = images_NCHW.device
+    most = MOST_IMAGES.get(device.type, MOST_IMAGES["cpu"])
+    fitting = SHARE_OF_FREE * free_bytes(device) / bytes_per_image(network, parameters, images_NCHW)
+    return max(1, min(most, 1 << int(math.log2(max(1.0, fitting)))))
+
+
+def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> float:
+    """Measured: what autograd keeps of a forward pass over two of `images_NCHW`; and a gradient for each of them, as if
+    every image were a patient of its own.
+    """
+    kept: dict[int, int] = {}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = images_NCHW[:2]
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(images)  # held, so that no address comes twice
+    del outputs
+    unit_gradient = sum(4 * parameter.numel() for parameter in parameters.values())
+    return COPIES * sum(kept.values()) / len(images) + UNIT_GRADIENT_COPIES * unit_gradient + images[0].numel()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may be had: of a GPU what CUDA says, of the machine what its kernel or its control group leaves."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [_available(), _control_group_left()]
+    return min((value for value in found if value is not None), default=1 << 30)
+
+
+def _available(path: Path = Path("/proc/meminfo")) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _control_group_left(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Control group v2; None where there is none, or no limit."""
+    try:
+        most, used = (folder / "memory.max").read_text().strip(), (folder / "memory.current").read_text()
+        return None if most == "max" else max(0, int(most) - int(used))
+    except (OSError, ValueError):
+        return None
