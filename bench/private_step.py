@@ -54,7 +54,6 @@ GPU_PEAK_TFLOPS = {
 }
 
 
-
 def network_of(name: str) -> nn.Module:
     """A network for one channel and two labels with weights from a fixed seed, all trainable."""
     torch.manual_seed(0)
