@@ -28,10 +28,10 @@ import torch
 from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ratio, spread, tell
 from opacus_modes import NotPossibleError, Step, opacus_step
 from torch import Tensor, nn
-from wardround_client.privacy.engine_choice import Sample, candidates_of, checked_engine
 
 from wardround_client.privacy.bookkeeping import SpeedSettings
 from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
+from wardround_client.privacy.engine_choice import Sample, candidates_of, checked_engine
 from wardround_client.tasks.classification import loss_per_image
 
 IMAGE_PX = 128
