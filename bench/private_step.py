@@ -36,7 +36,8 @@ from wardround_client.tasks.classification import loss_per_image
 
 IMAGE_PX = 128
 MAX_GRAD_NORM = 0.1
-LARGEST_GAP = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
+# Relatively, to the loop. Where rounding carries an activation across zero, right engines differ by a thousandth.
+LARGEST_GAP = {"fp32": 5e-3, "tf32": 2e-2, "bf16": 1e-1}
 CLASSIFIERS = ("seed-cnn", "phantom-encoder", "resnet-small", "resnet-large", "densenet121")
 DISCRIMINATORS = {"dcgan-64": 64, "dcgan-128": 128}
 NETWORKS = (*CLASSIFIERS, *DISCRIMINATORS)
