@@ -1,26 +1,25 @@
 """What Flower and Ray cost: a simulated round against the same work in a plain loop, and the server's memory by sites.
 
-    .venv/bin/python bench/simulated_round.py [--rounds 6] [--json]
+    ./run bench simulated_round [--rounds 6] [--sites 2,8,32] [--markdown]
 
-Both run the same rounds of the same study on the same generated images, on one core, so that no parallelism hides
-the engine's cost; the first round of each (opening the sites, first use of torch) is left out. The memory part
-counts the peak of the server's process over a few rounds with a network of 11 million weights at 2, 8 and 32 sites.
+Every round is done twice, one after the other and on one core, so that no parallelism hides the engine's cost: by the
+same sites in a plain loop, then through Flower and Ray. The first round (opening the sites, first use of torch) is left
+out. Timed is the exchange, from the broadcast to the last reply. The memory part counts the peak of a server's process
+over a few rounds with a network of 11 million weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from measure import MB, Sheet, arguments_of, machine, ratio, spread, tell
 
 KEY = b"bench" * 7
 
@@ -62,29 +61,19 @@ def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
     return folders
 
 
-def run(study, exchange) -> list[float]:
-    """Seconds of each round but the first."""
+def run(study, exchange) -> None:
+    """All rounds of the study, as the server runs them."""
     from wardround.models.registry import architecture_sha256
     from wardround_client.tasks import classification
     from wardround_server.rounds import run_rounds
     from wardround_simulation.in_process import start_weights
 
     network = classification.initial_network(study)
-    seconds: list[float] = []
-    start = start_weights(study)
-    run_rounds(
-        study,
-        "bench",
-        architecture_sha256(network),
-        start,
-        exchange,
-        None,
-        lambda record: seconds.append(record.seconds),
-    )
-    return seconds[1:]
+    run_rounds(study, "bench", architecture_sha256(network), start_weights(study), exchange, None, lambda record: None)
 
 
-def overhead(rounds: int) -> dict:
+def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each round in a plain loop and through the engine, and what the engine's start and end add."""
     import torch
 
     from wardround_client.site import open_site
@@ -94,20 +83,27 @@ def overhead(rounds: int) -> dict:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     study = study_of(3, rounds + 1, "resnet-small", 4)
+    seconds: dict[str, list[float]] = {"plain": [], "simulated": []}
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        plain = run(study, in_process_exchange([open_site(f) for f in make_sites(Path(one), study, 3, 40)]))
+        folders = make_sites(Path(one), study, 3, patients)
+
+        def both_ways(simulated):
+            plain = in_process_exchange([open_site(folder) for folder in folders])  # a ledger keeps to its thread
+
+            def exchange(broadcast, deadline_s):
+                for name, way in (("plain", plain), ("simulated", simulated)):
+                    began = time.monotonic()
+                    replies = list(way(broadcast, deadline_s))
+                    seconds[name].append(time.monotonic() - began)
+                return replies
+
+            run(study, exchange)
+
         began = time.monotonic()
-        flower = with_flower(make_sites(Path(two), study, 3, 40), lambda exchange: run(study, exchange))
+        with_flower(make_sites(Path(two), study, 3, patients), both_ways)
         whole_s = time.monotonic() - began
-    ratios = sorted(f / p for f, p in zip(flower, plain, strict=True))
-    return {
-        "plain_round_s": statistics.median(plain),
-        "simulated_round_s": statistics.median(flower),
-        "ratio": statistics.median(flower) / statistics.median(plain),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
-        "simulation_start_and_end_s": whole_s - sum(flower),
-    }
+    rest_s = whole_s - sum(map(sum, seconds.values()))
+    return {name: values[1:] for name, values in seconds.items()}, rest_s
 
 
 def server_peak_mb(sites: int) -> float:
@@ -126,33 +122,46 @@ def server_peak_mb(sites: int) -> float:
             yield SiteReply(site=f"site-{number:02d}", weights=weights, code=None, seconds=0.0, bytes_up=0)
 
     run(study, exchange)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--server-peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--patients", type=int, default=40, help="at each of the three sites")
+    parser.add_argument("--sites", default="2,8,32", help="numbers of sites to take the server's memory at")
     arguments = parser.parse_args()
-    if arguments.server_peak:
-        print(server_peak_mb(arguments.server_peak))
-        return
-    peaks = {}
-    for sites in (2, 8, 32):
-        command = [sys.executable, __file__, "--server-peak", str(sites)]
-        peaks[sites] = float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout)
-    result = {**overhead(arguments.rounds), "server_peak_mb": peaks}
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    print(f"a round in a plain loop      {result['plain_round_s']:8.2f} s")
-    print(f"a round through Flower, Ray  {result['simulated_round_s']:8.2f} s")
-    print(f"ratio                        {result['ratio']:8.2f}")
-    print(f"smallest, largest ratio      {result['ratio_min']:8.2f}, {result['ratio_max']:.2f}")
-    print(f"start and end of the engine  {result['simulation_start_and_end_s']:8.1f} s, once a run")
-    for sites, peak in peaks.items():
-        print(f"server's peak, {sites:2d} sites       {peak:8.0f} MB  (11 million weights)")
+    found = machine()
+    sites = [int(number) for number in arguments.sites.split(",")]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as fresh:
+        peaks_mb = {number: fresh.submit(server_peak_mb, number).result() for number in sites}
+    seconds, start_and_end_s = overhead(arguments.rounds, arguments.patients)
+    spreads = {
+        "plain_round_s": spread(seconds["plain"]),
+        "simulated_round_s": spread(seconds["simulated"]),
+        "ratio": ratio(seconds["simulated"], seconds["plain"]),
+    }
+    rows = [
+        ["a round in a plain loop, s", spreads["plain_round_s"].text()],
+        ["a round through Flower and Ray, s", spreads["simulated_round_s"].text()],
+        ["ratio", spreads["ratio"].text()],
+        ["start and end of the engine, s, once a run", f"{start_and_end_s:.1f}"],
+    ]
+    memory = [[str(number), f"{peak:,.0f}"] for number, peak in peaks_mb.items()]
+    document = {
+        "settings": {"rounds": arguments.rounds, "patients": arguments.patients},
+        **{name: one.to_json() for name, one in spreads.items()},
+        "start_and_end_s": start_and_end_s,
+        "server_peak_mb": {str(number): peak for number, peak in peaks_mb.items()},
+    }
+    columns = ["what", f"median (smallest–largest) of {arguments.rounds}"]
+    title = "A simulated round, three sites on one core"
+    server = "The server's whole process at its peak, 11 million weights"
+    sheets = [
+        Sheet(title=title, columns=columns, rows=rows),
+        Sheet(title=server, columns=["sites", "MB"], rows=memory),
+    ]
+    tell(arguments, found, document, sheets)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""What ingestion costs: files a second against plain pydicom decoding, and an epoch from the cohort against decoding.
+
+    ./run bench ingestion [--patients 40] [--repeats 3] [--workers 2] [--markdown]
+
+Ingestion is all of it: scan, hashes, pseudonyms, decode, cut, quality gate, cohort on disk. `pydicom` reads every file
+and its pixels in as many processes and does nothing with them. The processes of both are warm. The files are phantom CT
+slices of 16 bits, written for the purpose and read from the page cache.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, tell
+
+from wardround.study import DataSection
+from wardround_client.data.cohort import open_cohort
+from wardround_client.data.ingest import ingest
+from wardround_client.data.layout import discover
+from wardround_client.data.workers import WorkerPool
+
+KEY = b"bench" * 7
+BATCH = 64
+FILES_A_TASK = 16
+DATA = DataSection(image_size=128, spacing_mm=0.7, labels=("benign", "malignant"))
+
+
+def decode(paths: Sequence[Path]) -> int:
+    """The pixels of every file, by pydicom alone; returns how many bytes they were."""
+    return sum(pydicom.dcmread(path).pixel_array.nbytes for path in paths)
+
+
+def decode_in_processes(pool: ProcessPoolExecutor, paths: Sequence[Path]) -> int:
+    return sum(pool.map(decode, [paths[first : first + FILES_A_TASK] for first in range(0, len(paths), FILES_A_TASK)]))
+
+
+def write_phantoms(folder: Path, patients: int) -> Path:
+    """A phantom hospital whose labels are for whole series, so that every file becomes an image."""
+    from wardround_simulation.phantom_dicom import LABELS_FILE, write_phantom_hospitals
+
+    write_phantom_hospitals(folder, 1, patients, seed=0)
+    table = folder / "hospital-1" / LABELS_FILE
+    with open(table, encoding="utf-8", newline="") as file:
+        label_of = {row["SeriesInstanceUID"]: row["label"] for row in csv.DictReader(file)}
+    lines = ["SeriesInstanceUID,label", *(f"{series},{label}" for series, label in label_of.items())]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table.parent
+
+
+def epoch(images_NCHW: np.ndarray, generator: np.random.Generator) -> int:
+    """Every image once, in batches of a new random order, as training reads them."""
+    order_N = generator.permutation(len(images_NCHW))
+    return sum(int(images_NCHW[order_N[at : at + BATCH]].nbytes) for at in range(0, len(order_N), BATCH))
+
+
+def works_of(source: Path, place: Path, ours: WorkerPool, plain: ProcessPoolExecutor) -> tuple[dict, dict[str, int]]:
+    """The works to time and how many files and images they are about."""
+    site = discover(source, DATA, sites=1)[0]
+    paths = [site.root / file.path for file in site.files]
+    numbers, generator = count(), np.random.default_rng(0)
+    first = ingest(site, DATA, place / "first", KEY, workers=1, pool=ours)
+    cohort = open_cohort(place / "first")
+
+    def ingest_anew() -> None:
+        ingest(site, DATA, place / f"cohort-{next(numbers)}", KEY, workers=1, pool=ours)
+
+    works = {
+        "ingest": ingest_anew,
+        "pydicom": lambda: decode_in_processes(plain, paths),
+        "again": lambda: ingest(site, DATA, place / "first", KEY, workers=1, pool=ours),
+        "epoch": lambda: epoch(cohort.images_NCHW, generator),
+        "decoded epoch": lambda: decode(paths),
+    }
+    return works, {"files": len(paths), "images": len(cohort.images_NCHW), "decoded": first.decoded}
+
+
+def main() -> None:
+    parser = arguments_of(__doc__.splitlines()[0])
+    parser.add_argument("--patients", type=int, default=60, help="phantom patients, about 8 files each")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, help="processes; by default one a core")
+    parser.add_argument("--folder", type=Path, help="where the files lie; by default the system's temporary folder")
+    arguments = parser.parse_args()
+    found = machine()
+    workers = arguments.workers or int(found["cores"])
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
+        source = write_phantoms(Path(place) / "phantoms", arguments.patients)
+        with WorkerPool(workers) as ours, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as plain:
+            works, sizes = works_of(source, Path(place), ours, plain)
+            seconds = interleaved(works, arguments.repeats, clock=time.perf_counter)
+    files, images = sizes["files"], sizes["images"]
+    over = {
+        "ingest over pydicom": ratio(seconds["ingest"], seconds["pydicom"]),
+        "decoded epoch over cached epoch": ratio(seconds["decoded epoch"], seconds["epoch"]),
+    }
+    per_s = {name: spread([files / one for one in seconds[name]]) for name in ("ingest", "pydicom", "again")}
+    rows = [
+        [f"ingestion, {workers} processes, files/s", per_s["ingest"].text(0)],
+        [f"pydicom alone, {workers} processes, files/s", per_s["pydicom"].text(0)],
+        ["ingestion's time over pydicom's", over["ingest over pydicom"].text()],
+        ["ingestion again, nothing new, files/s", per_s["again"].text(0)],
+        ["an epoch from the cohort, ms", spread(seconds["epoch"]).text(1, 1e3)],
+        ["an epoch of decoding, one process, ms", spread(seconds["decoded epoch"]).text(1, 1e3)],
+        ["decoding over cohort", over["decoded epoch over cached epoch"].text(0)],
+    ]
+    columns = ["what", f"median (smallest–largest) of {arguments.repeats}"]
+    title = f"Ingestion of {files} phantom DICOM files to {images} images"
+    document = {
+        "settings": {"workers": workers, "patients": arguments.patients, "repeats": arguments.repeats},
+        **sizes,
+        "seconds": {name: spread(values).to_json() for name, values in seconds.items()},
+        "files_per_s": {name: one.to_json() for name, one in per_s.items()},
+        "ratio": {name: one.to_json() for name, one in over.items()},
+    }
+    tell(arguments, found, document, [Sheet(title=title, columns=columns, rows=rows)])
+
+
+if __name__ == "__main__":
+    main()
