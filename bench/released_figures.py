@@ -1,6 +1,6 @@
 """How good figures from noised releases are: error, bias and coverage of the federated AUC against the exact one.
 
-    .venv/bin/python bench/released_figures.py [--seeds 400] [--json]
+    ./run bench released_figures [--seeds 400] [--json] [--markdown]
 
 Each seed draws the hold-out patients of all sites, their scores under one of four models of how scores are spread
 (`SCORES`, of which two are skewed), and the noise of the sites' releases, and merges them as a server does. `error` and
@@ -10,12 +10,11 @@ Each seed draws the hold-out patients of all sites, their scores under one of fo
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable
 
 import numpy as np
+from measure import Sheet, arguments_of, machine, tell
 
 from wardround.histogram_metrics import ScoreHistogram, auc_estimate, noise_variance, sensitivity_at
 from wardround.ranking import auc, sensitivity_at_specificity
@@ -91,27 +90,32 @@ def measure(
     }
 
 
+def row_of(name: str, asked: tuple, found: dict[str, float]) -> list[str]:
+    sites, patients, positives, epsilon = asked
+    shares = [f"{found[key]:.1%}" for key in ("covers", "covers_population", "covers_sensitivity")]
+    return [
+        name, f"{sites}", f"{patients}", f"{positives:.0%}", f"{epsilon:g}", f"{found['error']:.4f}",
+        f"{found['bias']:+.4f}", *shares, f"{found['width']:.3f}",
+    ]  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=400)
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = []
-    if not arguments.json:
-        print(f"{arguments.seeds} federations a row, {BINS} bins; error and bias of the AUC; shares that cover")
-        print(f"{'scores':<17}{'sites':>6}{'patients':>9}{'positive':>9}{'epsilon':>8}{'error':>8}{'bias':>9}"
-              f"{'covers':>8}{'population':>11}{'sens. at 90 %':>14}{'width':>7}")  # fmt: skip
+    here, rows, shown = machine(), [], []
     for name, scores in SCORES.items():
-        for sites, patients, positives, epsilon in SETTINGS:
-            found = measure(scores, sites, patients, positives, epsilon, arguments.seeds)
-            asked = {"scores": name, "sites": sites, "patients": patients, "positives": positives}
-            rows.append({**asked, "epsilon": "inf" if math.isinf(epsilon) else epsilon, **found})
-            if not arguments.json:
-                print(f"{name:<17}{sites:>6}{patients:>9}{positives:>9.0%}{epsilon:>8g}{found['error']:>8.4f}"
-                      f"{found['bias']:>+9.4f}{found['covers']:>8.1%}{found['covers_population']:>11.1%}"
-                      f"{found['covers_sensitivity']:>14.1%}{found['width']:>7.3f}", flush=True)  # fmt: skip
-    if arguments.json:
-        print(json.dumps({"seeds": arguments.seeds, "bins": BINS, "rows": rows}, indent=1))
+        for asked in SETTINGS:
+            found = measure(scores, *asked, arguments.seeds)
+            sites, patients, positives, epsilon = asked
+            settings = {"scores": name, "sites": sites, "patients": patients, "positives": positives}
+            rows.append({**settings, "epsilon": "inf" if math.isinf(epsilon) else epsilon, **found})
+            shown.append(row_of(name, asked, found))
+    columns = ["scores", "sites", "patients", "positive", "epsilon", "error", "bias", "covers", "population",
+               "sens. at 90 %", "width"]  # fmt: skip
+    title = f"Released figures: {arguments.seeds} federations a row, {BINS} bins; AUC, and shares that cover"
+    sheet = Sheet(title=title, columns=columns, rows=shown)
+    tell(arguments, here, {"seeds": arguments.seeds, "bins": BINS, "rows": rows}, [sheet])
 
 
 if __name__ == "__main__":
