@@ -14,6 +14,15 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in
 hypothesis.settings.load_profile("house")
 
 
+# Files of whole runs begin first, so that no core waits for the last of them.
+LONGEST = ("test_end_to_end", "test_engine", "test_attack", "test_histogram_metrics", "test_compare", "test_models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     import torch
