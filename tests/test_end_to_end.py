@@ -301,7 +301,7 @@ def test_dicom_goes_the_whole_way(tmp_path):
 
 def test_a_site_that_refuses_is_named_and_costs_its_part_only(place, tmp_path):
     """Between two calls of the command a hospital lowers its delta: the run goes on with the other one."""
-    out, sets = tmp_path / "out", ("--set", "study.rounds=40", "--no-baselines")
+    out, sets = tmp_path / "out", ("--set", "study.rounds=20", "--no-baselines")
     words = [*COMMAND, "run", place / "tiny.toml", "--data", place / "pictures", "--out", out, *sets]
     first = subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (out / "checkpoints" / "round-000002.safetensors").exists(), first)
@@ -312,14 +312,14 @@ def test_a_site_that_refuses_is_named_and_costs_its_part_only(place, tmp_path):
     rules.write_text(rules.read_text().replace("delta_cap = 0.001", "delta_cap = 1e-09"))
     command(*words[len(COMMAND) :])
     result = json.loads((out / "result.json").read_text())
-    assert result["rounds_completed"] == 40
+    assert result["rounds_completed"] == 20
     missing = {(entry["site"], entry["code"]) for entry in result["missing"]}
     assert ("site-1", "refused:delta") in missing and {site for site, _ in missing} == {"site-1"}
     trained = {name: ledger_of(folder)[1] for name, folder in sites_of(out).items()}
-    assert {attempt.round for attempt in trained["site-0"]} == set(range(1, 41))
+    assert {attempt.round for attempt in trained["site-0"]} == set(range(1, 21))
     refused = {entry["round"] for entry in result["missing"]}
-    assert {attempt.round for attempt in trained["site-1"] if attempt.reply_sha256} >= set(range(1, 41)) - refused
-    assert len(trained["site-1"]) + len(refused) <= 41 and rules.read_text().count("1e-09") == 1
+    assert {attempt.round for attempt in trained["site-1"] if attempt.reply_sha256} >= set(range(1, 21)) - refused
+    assert len(trained["site-1"]) + len(refused) <= 21 and rules.read_text().count("1e-09") == 1
 
 
 def wait_for(condition, process, limit_s=90):
