@@ -49,6 +49,19 @@ class ComputeConfig(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: faster where the processor has it
 
 
+class ServerConfig(_Section):
+    """`[server]`: where the federation's server is, and the SHA-256 of its CA certificate, compared at enrolment.
+
+    `proxy`: an HTTP proxy that connections go through (CONNECT). `runtime_port`: for this machine's own processes, on
+    loopback; two sites on one machine need two.
+    """
+
+    address: Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):\d{1,5}$")]
+    ca_sha256: Annotated[str, Field(pattern=r"^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$")]
+    proxy: Annotated[str, Field(pattern=r"^http://[^\s]+$")] | None = None
+    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094
+
+
 class SiteConfig(_Section):
     """The whole file. `name` is the site's own; the server knows it by its registered key."""
 
@@ -56,6 +69,7 @@ class SiteConfig(_Section):
     privacy: PrivacyConfig
     release: ReleaseConfig = ReleaseConfig()
     compute: ComputeConfig = ComputeConfig()
+    server: ServerConfig | None = None
 
 
 def load_site_config(path: Path) -> SiteConfig:

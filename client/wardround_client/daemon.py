@@ -1,0 +1,118 @@
+"""The hospital's daemon: Flower's SuperNode with our executor beside it, kept running until SIGTERM.
+
+Every connection goes outward, to one port of the server, under TLS with the one CA certificate whose fingerprint was
+pinned at enrolment; the hospital proves itself with its own key. Both processes talk on loopback, with a secret of this
+start in a file of mode 0600. What either prints goes to logs/site.log.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import logging.handlers
+import os
+import secrets
+import sys
+import threading
+from pathlib import Path
+
+from wardround.errors import UsageError
+from wardround.flower_environment import flower_environment
+from wardround.supervisor import Child, supervise
+from wardround_client.config import ServerConfig, SiteConfig, load_site_config
+
+LOG_BYTES, LOGS_KEPT = 10_000_000, 10
+
+
+def run_daemon(folder: Path, stopped: threading.Event) -> None:
+    """Serve the federation from `folder` until `stopped` is set; nothing runs afterwards.
+
+    Raises `UsageError` in one line where the folder is not ready to start: no [server], no key, another CA certificate.
+    """
+    folder = folder.resolve()
+    config = load_site_config(folder / "site.toml")
+    server = require_server(folder, config)
+    require_key(folder)
+    require_pinned_ca(folder, server)
+    home = folder / "flower"
+    home.mkdir(mode=0o700, exist_ok=True)
+    secret = write_secret(home / "executor.secret")
+    log_to(folder / "logs" / "site.log")
+    supervise(children(folder, server, secret), stopped)
+
+
+def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
+    """The two programs: the SuperNode, then the executor that takes its tasks."""
+    runtime = f"127.0.0.1:{server.runtime_port}"
+    environment = flower_environment(folder / "flower", server.proxy)
+    supernode = (
+        str(Path(sys.executable).parent / "flower-supernode"),
+        *("--superlink", server.address, "--root-certificates", str(folder / "keys" / "ca.crt")),
+        *("--auth-supernode-private-key", str(folder / "keys" / "site_key")),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--host", "127.0.0.1", "--port", str(server.runtime_port)),
+    )
+    executor = (sys.executable, "-I", "-m", "wardround_client.gate", "executor", str(folder), runtime, str(secret))
+    return [
+        Child(name="supernode", command=supernode, environment=environment, folder=folder),
+        Child(name="executor", command=executor, environment=environment, folder=folder),
+    ]
+
+
+def require_server(folder: Path, config: SiteConfig) -> ServerConfig:
+    """The `[server]` of site.toml. Raises `UsageError` where this site belongs to no federation yet."""
+    if config.server is None:
+        raise UsageError(f"{folder / 'site.toml'}: no [server] section; `wardround-site init` writes it")
+    return config.server
+
+
+def require_key(folder: Path) -> None:
+    """Raises `UsageError` unless the hospital's private key is there and is its owner's alone."""
+    path = folder / "keys" / "site_key"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        raise UsageError(f"{path}: no such key; `wardround-site init` makes it") from None
+    if mode & 0o077:
+        raise UsageError(f"{path}: others may read this key; run `chmod 600` on it")
+
+
+def require_pinned_ca(folder: Path, server: ServerConfig) -> None:
+    """Raises `UsageError` unless keys/ca.crt is the certificate whose SHA-256 (of its DER bytes) site.toml pins."""
+    path = folder / "keys" / "ca.crt"
+    try:
+        fingerprint = hashlib.sha256(der_of(path.read_text(encoding="ascii"))).hexdigest()
+    except OSError:
+        raise UsageError(f"{path}: no such certificate; put the server's CA certificate there") from None
+    except ValueError:
+        raise UsageError(f"{path}: not a certificate in PEM form") from None
+    if fingerprint != server.ca_sha256.replace(":", "").lower():
+        raise UsageError(f"{path}: not the certificate that site.toml pins (its SHA-256 is {fingerprint})")
+
+
+def der_of(pem: str) -> bytes:
+    """The bytes of the one certificate in a PEM text. Raises `ValueError` where there is none, or more than one."""
+    before, begin, rest = pem.partition("-----BEGIN CERTIFICATE-----")
+    body, end, after = rest.partition("-----END CERTIFICATE-----")
+    if not begin or not end or "BEGIN CERTIFICATE" in after:
+        raise ValueError("one certificate is expected")
+    return base64.b64decode("".join(body.split()), validate=True)
+
+
+def write_secret(path: Path) -> Path:
+    """A new secret of this start, for this user only."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path
+
+
+def log_to(path: Path) -> None:
+    """Send this process's log to a file that is rotated."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
