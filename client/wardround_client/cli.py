@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import NoReturn
 
 from wardround.command_line import program, run_program
-from wardround_client import cli_ledger
+from wardround_client import cli_daemon, cli_ledger
 
 app = program(
     "wardround-site",
     "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
 )
 app.add_typer(cli_ledger.app, name="ledger")
+app.command("start")(cli_daemon.start)
 
 
 @app.callback()

@@ -37,7 +37,7 @@ def receive(folder: Path, study: Study) -> State:
 
 
 def state_of(folder: Path, sha256: str) -> State:
-    """What this hospital has decided about a study. A study file is the approval; without one a decision may say why."""
+    """What this hospital has decided about a study. The study file is the approval; else a decision says why."""
     if (folder / "studies" / f"{sha256}.json").is_file():
         return "approved"
     try:

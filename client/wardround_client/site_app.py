@@ -38,7 +38,8 @@ def site_app(folder: Path) -> ClientApp:
         except WireError as error:
             log.warning("a proposal was not understood: %s: %s", error.code, error)
             return refusal(message, f"wire-{error.code}")
-        return Message(RecordDict({name: ConfigRecord(dict(fields)) for name, fields in record.items()}), reply_to=message)
+        content = RecordDict({name: ConfigRecord(dict(fields)) for name, fields in record.items()})
+        return Message(content, reply_to=message)
 
     def ask(message: Message, context: Context) -> Message:
         if message.metadata.message_type not in QUESTIONS:

@@ -1,0 +1,126 @@
+"""The server's daemon: the SuperLink kept running, and a coordinator that brings runs forward, until SIGTERM.
+
+All it knows lies in the folder (sites, runs and what sites said), so that whatever was in flight when it died goes on
+at its next start: a run is asked about until enough sites approved, then trained until it has a result. A phase that
+ended without success is tried again after a pause that grows. The Flower run that carries a phase is forgotten with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wardround.errors import WardroundError
+from wardround.supervisor import supervise
+from wardround_server.run_folder import RunFolder, runs
+from wardround_server.superlink import SuperLink
+
+LOOK_S = 1.0
+ASK_EVERY_S = 60.0  # a hospital takes days to decide
+START_LIMIT_S = 60.0  # from the order to the process that holds the run's lock
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
+LOG_BYTES, LOGS_KEPT = 10_000_000, 10
+
+log = logging.getLogger(__name__)
+
+Sites = Callable[[], Mapping[str, Path]]
+
+
+def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> None:
+    """Serve the federation until `stopped` is set; nothing runs afterwards.
+
+    `sites` gives the names of the sites that may take part now, with the path of each one's public key.
+    """
+    log_to(superlink.folder / "logs" / "server.log")
+    coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped)
+    thread = threading.Thread(target=coordinator.work, daemon=True)
+    started = threading.Event()
+
+    def each() -> None:
+        if not started.is_set():  # after the first look, so that the child is forked before the thread is there
+            started.set()
+            thread.start()
+
+    supervise([superlink.child()], stopped, each)
+
+
+@dataclass(kw_only=True)
+class Pursuit:
+    """What the coordinator remembers about one run: when the phase was ordered, and when to order again."""
+
+    phase: str = ""
+    ordered: float = -START_LIMIT_S
+    not_before: float = 0.0
+    pause_s: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Coordinator:
+    """Brings keys and runs forward, one look after another. What fails is logged and tried again."""
+
+    superlink: SuperLink
+    sites: Sites
+    stopped: threading.Event
+    _pursuits: dict[str, Pursuit] = field(default_factory=dict)
+    _known: Mapping[str, Path] | None = None
+
+    def work(self) -> None:
+        """Look until stopped."""
+        while not self.stopped.wait(LOOK_S):
+            try:
+                self._keep_keys()
+                for run in runs(self.superlink.folder):
+                    self._bring_forward(run, time.monotonic())
+            except WardroundError as error:
+                log.warning("%s", error)
+                self.stopped.wait(SHORTEST_PAUSE_S)
+            except Exception:
+                log.exception("the coordinator failed; it goes on")
+                self.stopped.wait(SHORTEST_PAUSE_S)
+
+    def _keep_keys(self) -> None:
+        """Flower's list of keys follows the sites': new ones in, all others out."""
+        sites = dict(self.sites())
+        if sites == self._known:
+            return
+        nodes = {str(node.get("name")): str(node["node-id"]) for node in self.superlink.nodes()}
+        for name in sorted(nodes.keys() - sites.keys()):
+            self.superlink.unregister(nodes[name])
+            log.info("site %s is let in no more", name)
+        for name in sorted(sites.keys() - nodes.keys()):
+            self.superlink.register(name, sites[name])
+            log.info("site %s is let in with its key", name)
+        self._known = sites
+
+    def _bring_forward(self, run: RunFolder, now: float) -> None:
+        state = run.state()
+        if state not in ("proposed", "training") or run.at_work():
+            return
+        pursuit = self._pursuits.setdefault(run.run_id, Pursuit())
+        phase = "propose" if state == "proposed" else "train"
+        if phase != pursuit.phase:
+            pursuit.phase, pursuit.not_before, pursuit.pause_s = phase, 0.0, 0.0
+        if now < pursuit.not_before or now < pursuit.ordered + min(START_LIMIT_S, pursuit.pause_s or START_LIMIT_S):
+            return
+        if phase == "propose":
+            pursuit.pause_s = ASK_EVERY_S
+        else:
+            pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+        flower_id = self.superlink.start_phase(run.run_id, phase)
+        pursuit.ordered, pursuit.not_before = now, now + max(pursuit.pause_s, SHORTEST_PAUSE_S)
+        log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
+
+
+def log_to(path: Path) -> None:
+    """Send this process's log to a file that is rotated."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
