@@ -17,13 +17,14 @@ from pathlib import Path
 
 from wardround.errors import WardroundError
 from wardround.supervisor import supervise
-from wardround_server.run_folder import RunFolder, runs
+from wardround_server.run_folder import RunFolder, State, runs
 from wardround_server.superlink import SuperLink
 
 LOOK_S = 1.0
 ASK_EVERY_S = 60.0  # a hospital takes days to decide
-START_LIMIT_S = 60.0  # from the order to the process that holds the run's lock
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
+ASK_SOON_S = 15.0  # while a site has not been reached yet
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest is beyond what a phase takes to hold its run's lock
+FAILED_PAUSE_S = 5.0
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 
 log = logging.getLogger(__name__)
@@ -51,10 +52,9 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> 
 
 @dataclass(kw_only=True)
 class Pursuit:
-    """What the coordinator remembers about one run: when the phase was ordered, and when to order again."""
+    """What the coordinator remembers about one run: what it was at, and when the next phase may be ordered."""
 
-    phase: str = ""
-    ordered: float = -START_LIMIT_S
+    state: State
     not_before: float = 0.0
     pause_s: float = 0.0
 
@@ -78,10 +78,10 @@ class Coordinator:
                     self._bring_forward(run, time.monotonic())
             except WardroundError as error:
                 log.warning("%s", error)
-                self.stopped.wait(SHORTEST_PAUSE_S)
+                self.stopped.wait(FAILED_PAUSE_S)
             except Exception:
                 log.exception("the coordinator failed; it goes on")
-                self.stopped.wait(SHORTEST_PAUSE_S)
+                self.stopped.wait(FAILED_PAUSE_S)
 
     def _keep_keys(self) -> None:
         """Flower's list of keys follows the sites': new ones in, all others out."""
@@ -101,19 +101,20 @@ class Coordinator:
         state = run.state()
         if state not in ("proposed", "training") or run.at_work():
             return
-        pursuit = self._pursuits.setdefault(run.run_id, Pursuit())
-        phase = "propose" if state == "proposed" else "train"
-        if phase != pursuit.phase:
-            pursuit.phase, pursuit.not_before, pursuit.pause_s = phase, 0.0, 0.0
-        if now < pursuit.not_before or now < pursuit.ordered + min(START_LIMIT_S, pursuit.pause_s or START_LIMIT_S):
+        pursuit = self._pursuits.get(run.run_id)
+        if pursuit is None or pursuit.state != state:
+            pursuit = self._pursuits[run.run_id] = Pursuit(state=state)
+        if now < pursuit.not_before:
             return
-        if phase == "propose":
-            pursuit.pause_s = ASK_EVERY_S
+        phase = "propose" if state == "proposed" else "train"
+        flower_id = self.superlink.start_phase(run.run_id, phase)
+        log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
+        if state == "proposed":
+            silent = set(self._known or ()) - run.approvals().keys()
+            pursuit.not_before = now + (ASK_SOON_S if silent else ASK_EVERY_S)
         else:
             pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
-        flower_id = self.superlink.start_phase(run.run_id, phase)
-        pursuit.ordered, pursuit.not_before = now, now + max(pursuit.pause_s, SHORTEST_PAUSE_S)
-        log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
+            pursuit.not_before = now + pursuit.pause_s
 
 
 def log_to(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -25,6 +26,9 @@ LONGEST_PAUSE_S = 15.0  # a node that was killed is refused for about a minute: 
 STEADY_S = 60.0  # a child that ran this long starts again at once
 GRACE_S = 15.0
 LOOK_S = 0.2
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NOISE = ("[uvicorn.access]", "httpx: HTTP Request:")
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +127,10 @@ def _kill_group(leader: int, number: int) -> None:
 
 
 def _pump(process: subprocess.Popen[bytes], name: str) -> None:
-    """Bring a child's lines to the log until it closes its output."""
+    """Bring a child's lines to the log until it closes its output, without colours and lists of requests."""
     lines = logging.getLogger(f"{__name__}.{name}")
     if process.stdout is not None:
         for line in process.stdout:
-            if text := line.decode("utf-8", "replace").strip():
+            text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
+            if text and not any(noise in text for noise in NOISE):
                 lines.info("%s", text)
