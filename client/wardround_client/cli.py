@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 import typer.core
 
+from wardround.audit_commands import audit_app
 from wardround.errors import WardroundError
 from wardround_client import cli_ledger
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_ledger.app, name="ledger")
+app.add_typer(audit_app("wardround-site"), name="audit")
 
 
 @app.callback()
