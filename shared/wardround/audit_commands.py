@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from wardround.audit import verified
 from wardround.errors import UsageError
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The log: audit.jsonl of the folder, or a copy.")]
@@ -27,6 +26,8 @@ def audit_app(program: str) -> typer.Typer:
     @app.command(epilog=f"Example: {program} audit verify audit.jsonl")
     def verify(file: FileArgument, as_json: JsonOption = False) -> None:
         """Check every line and that none is missing. Exit 1 names the fault. Note the head: it fixes all before it."""
+        from wardround.audit import verified
+
         found = verified(file)
         if as_json:
             content = {"entries": found.head.entries, "head": found.head.sha256, "torn_bytes": len(found.torn)}
@@ -45,6 +46,8 @@ def audit_app(program: str) -> typer.Typer:
         as_json: JsonOption = False,
     ) -> None:
         """Show the entries, a line each, after checking the whole log. --json: a JSON object a line."""
+        from wardround.audit import verified
+
         first = "" if since is None else _day(since)
         for entry in verified(file).entries:
             if str(entry["at"]) >= first:
