@@ -5,6 +5,7 @@ studies/         approved studies, one JSON file named by its hash
 cohort/          the prepared data (data/cohort.py)
 opt_out.txt      pseudonyms of patients who object (data/opt_out.py)
 ledger.sqlite3   the privacy spent (privacy/ledger.py); ledger.head: how far it has come
+audit.jsonl      what was decided, refused and released (shared/wardround/audit.py); audit.head: how far it has come
 replies/         replies on disk, so that a round asked for twice gets the same bytes
 cache/           frozen features, by network and cohort; the fastest clipping engine, by network and machine
 """
@@ -23,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import Event
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
@@ -60,6 +63,7 @@ class Site:
     cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
+    record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
     materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
@@ -94,6 +98,7 @@ def open_site(folder: Path) -> Site:
         held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
         cache=folder / "cache",
         precision=config.compute.precision,
+        record=AuditLog(folder / AUDIT_FILE).append,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
 
