@@ -2,6 +2,7 @@
 
 site.toml        the site's own rules (config.py)
 studies/         approved studies, one JSON file named by its hash
+decisions/       who approved, refused or revoked each, and when (approvals.py)
 cohort/          the prepared data (data/cohort.py)
 opt_out.txt      pseudonyms of patients who object (data/opt_out.py)
 ledger.sqlite3   the privacy spent (privacy/ledger.py); ledger.head: how far it has come
@@ -32,6 +33,7 @@ from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.decisions import last_decision
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
@@ -153,7 +155,7 @@ def approve_study(folder: Path, study: Study) -> str:
 def approved_study(folder: Path, sha256: str) -> Study:
     """Read an approved study. Raises `PolicyRefusal` where the hash is unknown or the file no longer has it."""
     path = folder / "studies" / f"{sha256}.json"
-    if not path.is_file():
+    if not path.is_file() or last_decision(folder, sha256) not in (None, "approved"):
         raise PolicyRefusal("not_approved", f"no approved study has the hash {sha256[:12]}")
     study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
     weights = study.model.init_sha256
