@@ -44,7 +44,11 @@ DOORS = {
     "sqlite3": {f"{CLIENT}/privacy/ledger_file.py"},
     "cryptography": {f"{CLIENT}/privacy/secret.py"},
     "matplotlib": {f"{SIM}/plots.py"},
-    "typer": {f"{SHARED}/command_line.py", f"{SIM}/cli.py", f"{CLIENT}/cli_ledger.py"},
+    "typer": {
+        *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands")),
+        *(f"{CLIENT}/{name}.py" for name in ("cli_ledger", "cli_studies", "cli_status")),
+        f"{SIM}/cli.py",
+    },
     "grpc": {f"{SIM}/preflight.py"},  # whether a Ray cluster answers where the user says there is one
 }
 READS_IMAGES = ("torch", "torchvision", "PIL", "pydicom", "gdcm", "openjpeg", "pylibjpeg", "matplotlib", "cv2")

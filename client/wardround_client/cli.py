@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
-from wardround_client import cli_daemon, cli_ledger
+from wardround_client import cli_daemon, cli_ledger, cli_status, cli_studies
 
 app = program(
     "wardround-site",
     "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
 )
 app.add_typer(cli_ledger.app, name="ledger")
-app.command("start")(cli_daemon.start)
+app.add_typer(cli_studies.app, name="studies")
+app.add_typer(audit_app("wardround-site"), name="audit")
+app.command(epilog="Example: wardround-site status --site hospital")(cli_status.status)
+app.command(epilog="Example: wardround-site start --site /srv/wardround")(cli_daemon.start)
 
 
 @app.callback()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
 
 app = program(
     "wardround-server",
     "The server of a federation: its certificates, its sites, its runs. Research software, no medical device.",
 )
+app.add_typer(audit_app("wardround-server"), name="audit")
 
 
 @app.callback()
