@@ -8,18 +8,15 @@ from __future__ import annotations
 from typing import NoReturn
 
 from wardround.command_line import program, run_program
-from wardround_client import cli_ledger
+from wardround_client import cli_data, cli_enrolment, cli_ledger
 
 app = program(
     "wardround-site",
     "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
 )
+app.add_typer(cli_enrolment.app)
+app.add_typer(cli_data.app)
 app.add_typer(cli_ledger.app, name="ledger")
-
-
-@app.callback()
-def wardround_site() -> None:
-    """Commands come in groups; this keeps the group's name even where there is one only."""
 
 
 def main() -> NoReturn:

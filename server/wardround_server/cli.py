@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import NoReturn
 
 from wardround.command_line import program, run_program
+from wardround_server import cli_folder, cli_sites
 
 app = program(
     "wardround-server",
     "The server of a federation: its certificates, its sites, its runs. Research software, no medical device.",
 )
-
-
-@app.callback()
-def wardround_server() -> None:
-    """Commands come in groups; this keeps the group's name even where there is one only."""
+app.add_typer(cli_folder.app)
+app.add_typer(cli_sites.app, name="sites")
 
 
 def main() -> NoReturn:
