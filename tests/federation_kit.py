@@ -76,7 +76,6 @@ def make_site_key(folder: Path) -> Path:
     return private_file(folder / "keys" / "site_key.pub", public + b"\n")
 
 
-
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
     """A cohort of grey images, two a patient, in which the second label is a bright square."""
     from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
@@ -90,9 +89,7 @@ def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -
         images.append(image)
         rows.append(CohortRow(pseudonym=pseudonym(key, f"{seed}-{number // 2}"), label=label))
     names = ("benign", "malignant")
-    write_cohort(
-        folder / "cohort", rows, iter(images), shape_CHW=(1, size, size), label_names=names, site_key=key
-    )
+    write_cohort(folder / "cohort", rows, iter(images), shape_CHW=(1, size, size), label_names=names, site_key=key)
 
 
 def make_site(folder: Path, fleet_port: int, runtime_port: int, ca: Path, ca_sha256: str, seed: int) -> Path:

@@ -9,11 +9,21 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import UsageError
+from wardround.identity import SHA256, SITE_NAME
 from wardround_client.privacy.ledger import Cap
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerConfig(_Section):
+    """`[server]`: where the federation's server is, and by which CA it is known. A simulated site has none."""
+
+    address: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")]  # HOST:PORT
+    ca_sha256: Annotated[str, Field(pattern=SHA256)]  # the fingerprint that was compared by telephone
+    proxy: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None  # HOST:PORT of an HTTP proxy
+    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094  # on loopback; two sites on a machine need two
 
 
 class PrivacyConfig(_Section):
@@ -49,27 +59,14 @@ class ComputeConfig(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: faster where the processor has it
 
 
-class ServerConfig(_Section):
-    """`[server]`: where the federation's server is, and the SHA-256 of its CA certificate, compared at enrolment.
-
-    `proxy`: an HTTP proxy that connections go through (CONNECT). `runtime_port`: for this machine's own processes, on
-    loopback; two sites on one machine need two.
-    """
-
-    address: Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):\d{1,5}$")]
-    ca_sha256: Annotated[str, Field(pattern=r"^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$")]
-    proxy: Annotated[str, Field(pattern=r"^http://[^\s]+$")] | None = None
-    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094
-
-
 class SiteConfig(_Section):
     """The whole file. `name` is the site's own; the server knows it by its registered key."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    server: ServerConfig | None = None
     privacy: PrivacyConfig
     release: ReleaseConfig = ReleaseConfig()
     compute: ComputeConfig = ComputeConfig()
-    server: ServerConfig | None = None
 
 
 def load_site_config(path: Path) -> SiteConfig:

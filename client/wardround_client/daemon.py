@@ -7,8 +7,6 @@ start in a file of mode 0600. What either prints goes to logs/site.log.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 import logging.handlers
 import os
@@ -21,6 +19,7 @@ from wardround.errors import UsageError
 from wardround.flower_environment import flower_environment
 from wardround.supervisor import Child, supervise
 from wardround_client.config import ServerConfig, SiteConfig, load_site_config
+from wardround_client.enrolment import pinned_ca
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 
@@ -34,7 +33,7 @@ def run_daemon(folder: Path, stopped: threading.Event) -> None:
     config = load_site_config(folder / "site.toml")
     server = require_server(folder, config)
     require_key(folder)
-    require_pinned_ca(folder, server)
+    pinned_ca(folder, config)
     home = folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
     secret = write_secret(home / "executor.secret")
@@ -76,28 +75,6 @@ def require_key(folder: Path) -> None:
         raise UsageError(f"{path}: no such key; `wardround-site init` makes it") from None
     if mode & 0o077:
         raise UsageError(f"{path}: others may read this key; run `chmod 600` on it")
-
-
-def require_pinned_ca(folder: Path, server: ServerConfig) -> None:
-    """Raises `UsageError` unless keys/ca.crt is the certificate whose SHA-256 (of its DER bytes) site.toml pins."""
-    path = folder / "keys" / "ca.crt"
-    try:
-        fingerprint = hashlib.sha256(der_of(path.read_text(encoding="ascii"))).hexdigest()
-    except OSError:
-        raise UsageError(f"{path}: no such certificate; put the server's CA certificate there") from None
-    except ValueError:
-        raise UsageError(f"{path}: not a certificate in PEM form") from None
-    if fingerprint != server.ca_sha256.replace(":", "").lower():
-        raise UsageError(f"{path}: not the certificate that site.toml pins (its SHA-256 is {fingerprint})")
-
-
-def der_of(pem: str) -> bytes:
-    """The bytes of the one certificate in a PEM text. Raises `ValueError` where there is none, or more than one."""
-    before, begin, rest = pem.partition("-----BEGIN CERTIFICATE-----")
-    body, end, after = rest.partition("-----END CERTIFICATE-----")
-    if not begin or not end or "BEGIN CERTIFICATE" in after:
-        raise ValueError("one certificate is expected")
-    return base64.b64decode("".join(body.split()), validate=True)
 
 
 def write_secret(path: Path) -> Path:

@@ -6,15 +6,15 @@ decisions/HASH.json   who decided what, and when
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from wardround.errors import PolicyRefusal
 from wardround.proposal_wire import State
 from wardround.study import Study
+from wardround_client.decisions import last_decision
 
-MOST_UNDECIDED = 100  # a server cannot fill a hospital's disk
+MOST_UNDECIDED = 1000  # a server cannot fill a hospital's disk
 
 
 def receive(folder: Path, study: Study) -> State:
@@ -37,11 +37,8 @@ def receive(folder: Path, study: Study) -> State:
 
 
 def state_of(folder: Path, sha256: str) -> State:
-    """What this hospital has decided about a study. The study file is the approval; else a decision says why."""
-    if (folder / "studies" / f"{sha256}.json").is_file():
-        return "approved"
-    try:
-        decision = json.loads((folder / "decisions" / f"{sha256}.json").read_text(encoding="utf-8")).get("decision")
-    except (OSError, ValueError, AttributeError):
-        return "proposed"
-    return "refused" if decision == "refused" else "revoked" if decision in ("revoked", "approved") else "proposed"
+    """What this hospital has decided about a study, as `approvals` sees it, without loading what reads patients."""
+    last = last_decision(folder, sha256)
+    if last in ("refused", "revoked"):
+        return "refused" if last == "refused" else "revoked"
+    return "approved" if (folder / "studies" / f"{sha256}.json").is_file() else "proposed"

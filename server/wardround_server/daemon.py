@@ -29,13 +29,13 @@ LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 
 log = logging.getLogger(__name__)
 
-Sites = Callable[[], Mapping[str, Path]]
+Sites = Callable[[], Mapping[str, str]]
 
 
 def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> None:
     """Serve the federation until `stopped` is set; nothing runs afterwards.
 
-    `sites` gives the names of the sites that may take part now, with the path of each one's public key.
+    `sites` gives the names of the sites that may take part now, with each one's public key.
     """
     log_to(superlink.folder / "logs" / "server.log")
     coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped)
@@ -67,7 +67,7 @@ class Coordinator:
     sites: Sites
     stopped: threading.Event
     _pursuits: dict[str, Pursuit] = field(default_factory=dict)
-    _known: Mapping[str, Path] | None = None
+    _known: Mapping[str, str] | None = None
 
     def work(self) -> None:
         """Look until stopped."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wardround.checkpoint import load_checkpoint, save_checkpoint
-from wardround.errors import ModelError
+from wardround.errors import ModelError, RoundError
 from wardround.evaluation_wire import SiteRelease
 from wardround.study import Study
 from wardround.wire import Broadcast, SiteReply
@@ -87,6 +87,8 @@ class Gathering:
     def _gather(self, deadline_s: float) -> dict[str, int | None]:
         began = time.monotonic()
         while True:
+            if self._run.state() == "stopped":
+                raise RoundError("the operator stopped the run")
             approved, online = self._run.approved(), self._federation.online()
             directory = {site: online.get(site) for site in approved}
             there = sum(node is not None for node in directory.values())

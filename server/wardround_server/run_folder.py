@@ -89,6 +89,18 @@ class RunFolder:
         """result.json of a finished run, or None."""
         return read_json(self.path / "result.json")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: what became of each site in each round."""
+        try:
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+    def stop(self) -> None:
+        """Say that the operator wants no more of it. Durable on return."""
+        write_text(self.path / "stopped", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Be the one process that works on the run; what goes wrong is kept in problem.json. Raises `RoundError` where

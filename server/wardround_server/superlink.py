@@ -49,8 +49,9 @@ phase = ""
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Where the server listens: `fleet` for hospitals on all addresses, `control` on loopback."""
+    """Where the server listens: `fleet` on the address `listen` for hospitals, `control` on loopback."""
 
+    listen: str = "0.0.0.0"
     fleet: int
     control: int
 
@@ -77,14 +78,16 @@ class SuperLink:
             "--enable-supernode-auth",
             *("--database", str(self.home / "superlink.db")),
             *("--host", "127.0.0.1", "--port", str(self.ports.control)),
-            *("--fleet-api-address", f"0.0.0.0:{self.ports.fleet}"),
+            *("--fleet-api-address", f"{self.ports.listen}:{self.ports.fleet}"),
             "--disable-runtime-dependency-installation",
         )
         return Child(name="superlink", command=command, environment=self._environment(), folder=self.home)
 
-    def register(self, name: str, public_key: Path) -> None:
-        """Let a site's key in, under the name that the operator gave it. Raises `WardroundError`."""
-        self._flwr("supernode", "register", str(public_key), LINK, "--name", name)
+    def register(self, name: str, public_key: str) -> None:
+        """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it. Raises `WardroundError`."""
+        path = self.home / "registering.pub"
+        write_text(path, public_key.strip() + "\n")
+        self._flwr("supernode", "register", str(path), LINK, "--name", name)
 
     def unregister(self, node_id: str) -> None:
         """Let a node in no more. Raises `WardroundError`."""

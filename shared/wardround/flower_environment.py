@@ -26,10 +26,10 @@ QUIET = {
 def flower_environment(home: Path, proxy: str | None = None) -> dict[str, str]:
     """Variables for a Flower process whose FLWR_HOME is `home`.
 
-    Proxies of the surroundings are left out: only gRPC may go through one, and only where `proxy` names it.
+    Proxies of the surroundings are left out: only gRPC may go through one, and only where `proxy` (HOST:PORT) names it.
     """
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
     programs = Path(sys.executable).parent
     path = os.pathsep.join((str(programs), "/usr/local/bin", "/usr/bin", "/bin"))
-    through = {"grpc_proxy": proxy} if proxy else {}
+    through = {"grpc_proxy": f"http://{proxy}"} if proxy else {}
     return {**kept, **QUIET, **through, "PATH": path, "FLWR_HOME": str(home)}
