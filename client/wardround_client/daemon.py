@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from wardround.errors import UsageError
@@ -24,8 +25,9 @@ from wardround_client.enrolment import pinned_ca
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 
 
-def run_daemon(folder: Path, stopped: threading.Event) -> None:
-    """Serve the federation from `folder` until `stopped` is set; nothing runs afterwards.
+def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConfig], None]) -> None:
+    """Serve the federation from `folder` until `stopped` is set; nothing runs afterwards. `ready` is called once,
+    when all that a start needs was found good.
 
     Raises `UsageError` in one line where the folder is not ready to start: no [server], no key, another CA certificate.
     """
@@ -38,6 +40,7 @@ def run_daemon(folder: Path, stopped: threading.Event) -> None:
     home.mkdir(mode=0o700, exist_ok=True)
     secret = write_secret(home / "executor.secret")
     log_to(folder / "logs" / "site.log")
+    ready(config)
     supervise(children(folder, server, secret), stopped)
 
 

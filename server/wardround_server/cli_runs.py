@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,10 @@ LOOK_S = 1.0
 
 
 @app.command(epilog="Example: wardround-server start --server federation")
-def start(server: ServerOption = Path(".")) -> None:
+def start(
+    server: ServerOption = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Say that it started as one line of JSON.")] = False,
+) -> None:
     """Serve the federation until stopped (SIGTERM or Ctrl-C): let sites in, ask for approvals, train, average."""
     import threading
 
@@ -39,6 +43,8 @@ def start(server: ServerOption = Path(".")) -> None:
     registry, stopped = Registry(folder), threading.Event()
     ports = Ports(listen=settings.listen, fleet=settings.fleet_port, control=settings.control_port)
     stop_on_signals(stopped)
+    started = {"server": settings.name, "port": settings.fleet_port, "process": os.getpid()}
+    print(json.dumps(started) if as_json else f"{settings.name} listens on port {settings.fleet_port}", flush=True)
     run_daemon(
         SuperLink(folder=folder, ports=ports),
         lambda: {site.name: site.public_key for site in registry.sites()},
