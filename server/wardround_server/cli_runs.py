@@ -52,7 +52,7 @@ def start(
     )
 
 
-@app.command(epilog="Example: wardround-server submit studies/lung-nodules.toml --wait --server federation")
+@app.command(epilog="Example: wardround-server submit studies/lidc.toml --wait --server federation")
 def submit(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
@@ -92,7 +92,7 @@ def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
     _table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
 
 
-@app.command(epilog="Example: wardround-server show lung-nodules-20261124-220105-e0b46f --server federation")
+@app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
 def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
     """One run: its sites' words, its last rounds with who was missing and why, and what went wrong last."""
     from wardround_server.run_folder import find_run
@@ -100,7 +100,7 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
     _say(find_run(server, run), as_json)
 
 
-@app.command(epilog="Example: wardround-server stop lung-nodules-20261124-220105-e0b46f --server federation")
+@app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
 def stop(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
     """Stop a run for good, within one round. Its checkpoints stay."""
     from wardround_server.run_folder import find_run
