@@ -9,21 +9,18 @@ from typing import NoReturn
 
 from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
-from wardround_client import cli_ledger, cli_status, cli_studies
+from wardround_client import cli_data, cli_enrolment, cli_ledger, cli_status, cli_studies
 
 app = program(
     "wardround-site",
     "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
 )
+app.add_typer(cli_enrolment.app)
+app.add_typer(cli_data.app)
 app.add_typer(cli_ledger.app, name="ledger")
 app.add_typer(cli_studies.app, name="studies")
 app.add_typer(audit_app("wardround-site"), name="audit")
 app.command(epilog="Example: wardround-site status --site hospital")(cli_status.status)
-
-
-@app.callback()
-def wardround_site() -> None:
-    """Commands come in groups; this keeps the group's name even where there is one only."""
 
 
 def main() -> NoReturn:

@@ -9,17 +9,15 @@ from typing import NoReturn
 
 from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
+from wardround_server import cli_folder, cli_sites
 
 app = program(
     "wardround-server",
     "The server of a federation: its certificates, its sites, its runs. Research software, no medical device.",
 )
+app.add_typer(cli_folder.app)
+app.add_typer(cli_sites.app, name="sites")
 app.add_typer(audit_app("wardround-server"), name="audit")
-
-
-@app.callback()
-def wardround_server() -> None:
-    """Commands come in groups; this keeps the group's name even where there is one only."""
 
 
 def main() -> NoReturn:
