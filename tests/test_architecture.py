@@ -46,16 +46,21 @@ DOORS = {
     "PIL": {f"{CLIENT}/data/pictures.py", f"{CLIENT}/data/regions.py", f"{SIM}/plots.py"},
     "sqlite3": {f"{CLIENT}/privacy/ledger_file.py", f"{SERVER}/registry.py", f"{SERVER}/backup.py"},
     "cryptography": {
-        f"{CLIENT}/privacy/secret.py", f"{CLIENT}/enrolment.py", f"{CLIENT}/doctor.py", f"{SERVER}/enrolment.py",
+        f"{CLIENT}/privacy/secret.py", f"{CLIENT}/enrolment.py", f"{CLIENT}/doctor.py", f"{CLIENT}/site_checks.py",
+        f"{SERVER}/enrolment.py",
     },
     "matplotlib": {f"{SIM}/plots.py"},
     "typer": {
-        *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands")),
+        *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
         *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "status", "studies")),
         *(f"{SERVER}/cli_{name}.py" for name in ("folder", "runs", "sites")),
         f"{SIM}/cli.py",
     },
-    "grpc": {f"{SIM}/preflight.py"},  # whether a Ray cluster answers where the user says there is one
+    "grpc": {
+        f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one
+        f"{SHARED}/health.py",
+    },
+    "grpc_health": {f"{SHARED}/health.py"},
 }  # fmt: skip
 READS_IMAGES = ("torch", "torchvision", "PIL", "pydicom", "gdcm", "openjpeg", "pylibjpeg", "matplotlib", "cv2")
 UNPICKLES = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml")
@@ -284,6 +289,7 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[=<> ]", line)[0].lower() for line in project["dependencies"]}
     declared |= {"grpc"} if "grpcio" in declared else set()
+    declared |= {"grpc_health"} if "grpcio-health-checking" in declared else set()
     declared |= {"pil"} if "pillow" in declared else set()
     for name, owner in (("ray", "flwr"), ("markupsafe", "jinja2")):  # parts of what their owners promise
         declared |= {name} if any(line.lower().startswith(name) for line in requires(owner) or []) else set()
