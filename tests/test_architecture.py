@@ -36,22 +36,31 @@ CLIENT, SERVER, SHARED, SIM = (f"{folder}/{package}" for folder, package in (
     ("shared", "wardround"), ("simulation", "wardround_simulation"),
 ))  # fmt: skip
 DOORS = {
-    "flwr": {f"{SERVER}/app.py", f"{CLIENT}/app.py", f"{SIM}/engine.py"},
+    "flwr": {
+        f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SIM}/engine.py",
+        f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py",
+    },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
     "pydicom": {f"{CLIENT}/data/dicom.py", f"{CLIENT}/data/dicom_pixels.py", f"{SIM}/phantom_dicom.py"},
     "PIL": {f"{CLIENT}/data/pictures.py", f"{CLIENT}/data/regions.py", f"{SIM}/plots.py"},
     "sqlite3": {f"{CLIENT}/privacy/ledger_file.py", f"{SERVER}/registry.py", f"{SERVER}/backup.py"},
     "cryptography": {
-        f"{CLIENT}/privacy/secret.py", f"{CLIENT}/enrolment.py", f"{CLIENT}/doctor.py", f"{SERVER}/enrolment.py",
+        f"{CLIENT}/privacy/secret.py", f"{CLIENT}/enrolment.py", f"{CLIENT}/doctor.py", f"{CLIENT}/site_checks.py",
+        f"{SERVER}/enrolment.py",
     },
     "matplotlib": {f"{SIM}/plots.py"},
     "typer": {
-        f"{SHARED}/command_line.py", f"{SIM}/cli.py",
-        f"{CLIENT}/cli_enrolment.py", f"{CLIENT}/cli_data.py", f"{CLIENT}/cli_ledger.py",
-        f"{SERVER}/cli_folder.py", f"{SERVER}/cli_sites.py",
+        *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
+        *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "status", "studies")),
+        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "runs", "sites")),
+        f"{SIM}/cli.py",
     },
-    "grpc": {f"{SIM}/preflight.py"},  # whether a Ray cluster answers where the user says there is one
+    "grpc": {
+        f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one
+        f"{SHARED}/health.py",
+    },
+    "grpc_health": {f"{SHARED}/health.py"},
 }  # fmt: skip
 READS_IMAGES = ("torch", "torchvision", "PIL", "pydicom", "gdcm", "openjpeg", "pylibjpeg", "matplotlib", "cv2")
 UNPICKLES = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml")
@@ -280,6 +289,7 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[=<> ]", line)[0].lower() for line in project["dependencies"]}
     declared |= {"grpc"} if "grpcio" in declared else set()
+    declared |= {"grpc_health"} if "grpcio-health-checking" in declared else set()
     declared |= {"pil"} if "pillow" in declared else set()
     for name, owner in (("ray", "flwr"), ("markupsafe", "jinja2")):  # parts of what their owners promise
         declared |= {name} if any(line.lower().startswith(name) for line in requires(owner) or []) else set()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
-from wardround_client import cli_data, cli_enrolment, cli_ledger
+from wardround.health_commands import add_health
+from wardround_client import cli_daemon, cli_data, cli_enrolment, cli_ledger, cli_status, cli_studies
 
 app = program(
     "wardround-site",
@@ -17,6 +19,11 @@ app = program(
 app.add_typer(cli_enrolment.app)
 app.add_typer(cli_data.app)
 app.add_typer(cli_ledger.app, name="ledger")
+app.add_typer(cli_studies.app, name="studies")
+app.add_typer(audit_app("wardround-site"), name="audit")
+app.command(epilog="Example: wardround-site status --site hospital")(cli_status.status)
+app.command(epilog="Example: wardround-site start --site /srv/wardround")(cli_daemon.start)
+add_health(app, "wardround-site", "--site", "hospital")
 
 
 def main() -> NoReturn:

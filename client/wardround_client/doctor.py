@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from wardround.checkup import Check, clock, days_left, disk, fault, files_closed, looked_at, note, ok
+from wardround.checkup import Check, clock, disk, fault, files_closed, looked_at, ok
 from wardround.errors import WardroundError
-from wardround.handshake import presented_certificate
 from wardround.study import parse_study
+from wardround_client import site_checks
 from wardround_client.config import SiteConfig, load_site_config
-from wardround_client.data.cohort import SEAL_FILE
-from wardround_client.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pinned_ca, pseudonym_key
-from wardround_client.privacy.ledger import Ledger
+from wardround_client.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pseudonym_key
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import SecretRandom
-from wardround_client.site import choose_device, open_cohort_of
+from wardround_client.site import choose_device
 from wardround_client.tasks import classification
 
 NEEDED_BYTES = 2 * 10**9  # replies and features; ingest asks for its own room
@@ -42,17 +38,18 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     yield ok(CONFIG_FILE, f"{config.name}, cap ε = {config.privacy.epsilon_cap:g} at δ = {config.privacy.delta_cap:g}")
     yield files_closed(folder, [SITE_KEY, PSEUDONYM_KEY, CA_CERTIFICATE])
     yield looked_at("keys", lambda: _keys(folder), "put keys/ back from a backup")
-    yield looked_at("CA", lambda: _ca(folder, config), "ask the operator for the CA, and compare fingerprints again")
+    yield looked_at(
+        "CA", lambda: site_checks.ca(folder, config), "ask the operator for the CA, and compare fingerprints again"
+    )
     todo = "look at the address in site.toml, DNS, proxy and firewall; one port outward is needed"
-    yield looked_at("server", lambda: _server(folder, config, timeout_s), todo)
+    yield looked_at("server", lambda: site_checks.server(folder, config, timeout_s), todo)
     yield clock()
     yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or mend the driver")
     yield disk(folder, NEEDED_BYTES)
-    yield looked_at("cohort", lambda: _cohort(folder), "call wardround-site ingest again")
-    yield looked_at(
-        "ledger", lambda: _ledger(folder), "put the newest copy of the ledger back; nothing trains without it"
-    )
-    yield looked_at("budget", lambda: _budget(folder, config), "see the line of the ledger")
+    yield looked_at("cohort", lambda: site_checks.cohort(folder), "call wardround-site ingest again")
+    todo = "put the newest copy of the ledger back; nothing trains without it"
+    yield looked_at("ledger", lambda: site_checks.ledger(folder), todo)
+    yield looked_at("budget", lambda: site_checks.budget(folder, config), "see the line of the ledger")
 
 
 def _keys(folder: Path) -> Check:
@@ -66,22 +63,6 @@ def _keys(folder: Path) -> Check:
     if private.public_key() != public:
         raise WardroundError(f"{SITE_KEY} and {SITE_KEY}.pub do not belong together")
     return ok("keys", "the site's key and the key of pseudonyms are whole")
-
-
-def _ca(folder: Path, config: SiteConfig) -> Check:
-    ca = pinned_ca(folder, config)
-    todo = "ask the operator for the next CA"
-    return days_left("CA", ca.not_valid_before_utc, ca.not_valid_after_utc, datetime.now(UTC), todo)
-
-
-def _server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
-    """A TLS handshake with what answers at the server's address, against the pinned CA."""
-    pem = pinned_ca(folder, config).public_bytes(serialization.Encoding.PEM).decode("ascii")
-    address, proxy = config.server.address, config.server.proxy
-    shown = x509.load_der_x509_certificate(presented_certificate(address, pem, proxy, timeout_s))
-    todo = "the operator has to renew the server's certificate"
-    check = days_left("server", shown.not_valid_before_utc, shown.not_valid_after_utc, datetime.now(UTC), todo)
-    return Check(name="server", state=check.state, found=f"{address} answers; {check.found}", todo=check.todo)
 
 
 def _device(config: SiteConfig) -> Check:
@@ -107,35 +88,3 @@ def _device(config: SiteConfig) -> Check:
         return fault("device", f"{device}: one private step gave no usable weights", "set compute.device to cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return ok("device", f"{name}: one private step, its clipping proved, in {time.monotonic() - started:.1f} s")
-
-
-def _cohort(folder: Path) -> Check:
-    if not (folder / "cohort" / SEAL_FILE).exists():
-        return note("cohort", "none yet", "wardround-site ingest DIR --study FILE")
-    cohort = open_cohort_of(folder)
-    return ok("cohort", f"{cohort.patient_count} patients, {len(cohort.labels_N)} images")
-
-
-def _opened(folder: Path) -> Ledger | None:
-    path = folder / "ledger.sqlite3"
-    if path.exists():
-        return Ledger(path)
-    if path.with_suffix(".head").exists():
-        raise WardroundError("ledger.sqlite3 is gone, and ledger.head says that it was there")
-    return None
-
-
-def _ledger(folder: Path) -> Check:
-    ledger = _opened(folder)
-    if ledger is None:
-        return ok("ledger", "none yet; the first study that is admitted makes it")
-    return ok("ledger", f"whole, {ledger.verify().entries} entries")
-
-
-def _budget(folder: Path, config: SiteConfig) -> Check:
-    cap = config.privacy.cap()
-    left = (_opened(folder) or Ledger(None)).remaining(cap)
-    said = f"ε = {left.value:.3g} of {cap.epsilon:g} left, per {left.unit} at δ = {left.delta:g}"
-    if left.value <= 0:
-        return note("budget", said, "no further study is admitted; `wardround-site ledger show` says who holds what")
-    return ok("budget", said)

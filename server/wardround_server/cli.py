@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
-from wardround_server import cli_folder, cli_sites
+from wardround.health_commands import add_health
+from wardround_server import cli_folder, cli_runs, cli_sites
 
 app = program(
     "wardround-server",
     "The server of a federation: its certificates, its sites, its runs. Research software, no medical device.",
 )
 app.add_typer(cli_folder.app)
+app.add_typer(cli_runs.app)
 app.add_typer(cli_sites.app, name="sites")
+app.add_typer(audit_app("wardround-server"), name="audit")
+add_health(app, "wardround-server", "--server", "federation")
 
 
 def main() -> NoReturn:

@@ -21,6 +21,7 @@ from wardround.errors import UsageError
 from wardround.identity import sha256_hex
 
 AUTHORITY_DAYS = 3650
+LOOPBACK = "127.0.0.1"
 EARLIER = timedelta(minutes=10)  # a site whose clock runs late must still find a new certificate valid
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 
@@ -82,7 +83,9 @@ def given_authority(certificate_pem: bytes, key_pem: bytes, now: datetime) -> Au
 
 
 def server_certificate(authority: Authority, key_pem: bytes, hosts: tuple[str, ...], now: datetime, days: int) -> bytes:
-    """A certificate (PEM) for the server's key and all its names, never valid for longer than its CA."""
+    """A certificate (PEM) for the server's key, all its names and this machine itself (the server's own processes speak
+    with each other under it), never valid for longer than its CA.
+    """
     issuer = _certificate(authority.certificate_pem, "the CA's certificate")
     signing_key = _private_key(authority.key_pem, "the CA's key")
     key = _private_key(key_pem, "the server's key")
@@ -90,7 +93,7 @@ def server_certificate(authority: Authority, key_pem: bytes, hosts: tuple[str, .
     if days < 1:
         raise UsageError(f"the CA expires on {issuer.not_valid_after_utc:%Y-%m-%d}: it can sign nothing any more")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
-    names = [_general_name(host) for host in hosts]
+    names = [_general_name(host) for host in dict.fromkeys((*hosts, LOOPBACK))]
     builder = _builder(subject, issuer.subject, key.public_key(), now, days)
     builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
