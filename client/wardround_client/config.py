@@ -24,6 +24,7 @@ class ServerConfig(_Section):
     ca_sha256: Annotated[str, Field(pattern=SHA256)]  # the fingerprint that was compared by telephone
     proxy: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None  # HOST:PORT of an HTTP proxy
     runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094  # on loopback; two sites on a machine need two
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # on loopback, for a watcher; 0 takes a free one
 
 
 class PrivacyConfig(_Section):

@@ -7,22 +7,25 @@ start in a file of mode 0600. What either prints goes to logs/site.log.
 
 from __future__ import annotations
 
-import logging
-import logging.handlers
 import os
 import secrets
 import sys
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import Started, Stopped
+from wardround.checkup import Check, fault, ok
 from wardround.errors import UsageError
 from wardround.flower_environment import flower_environment
+from wardround.health import HealthService
+from wardround.logs import log_to
 from wardround.supervisor import Child, supervise
 from wardround_client.config import ServerConfig, SiteConfig, load_site_config
 from wardround_client.enrolment import pinned_ca
-
-LOG_BYTES, LOGS_KEPT = 10_000_000, 10
+from wardround_client.site_checks import looks_of
 
 
 def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConfig], None]) -> None:
@@ -40,8 +43,24 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     home.mkdir(mode=0o700, exist_ok=True)
     secret = write_secret(home / "executor.secret")
     log_to(folder / "logs" / "site.log")
-    ready(config)
-    supervise(children(folder, server, secret), stopped)
+    supernode, executor = children(folder, server, secret)
+    health = HealthService(looks_of(folder, lambda: registered(supernode)), folder, server.health_port)
+    audit = AuditLog(folder / AUDIT_FILE)
+    audit.append(Started(program="wardround-site", version=version("wardround")))
+    health.start()
+    try:
+        ready(config)
+        supervise([supernode, executor], stopped)
+    finally:
+        health.stop()
+        audit.append(Stopped(program="wardround-site", code="asked" if stopped.is_set() else "failed"))
+
+
+def registered(supernode: Child) -> Check:
+    """Whether the server has let this site in: its SuperNode says so."""
+    if supernode.is_up:
+        return ok("registered", "the server knows this site's key")
+    return fault("registered", "the server has not let this site in", "ask the operator: wardround-server sites list")
 
 
 def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
@@ -57,7 +76,7 @@ def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
     )
     executor = (sys.executable, "-I", "-m", "wardround_client.gate", "executor", str(folder), runtime, str(secret))
     return [
-        Child(name="supernode", command=supernode, environment=environment, folder=folder),
+        Child(name="supernode", command=supernode, environment=environment, folder=folder, up_when="SuperNode ID:"),
         Child(name="executor", command=executor, environment=environment, folder=folder),
     ]
 
@@ -86,13 +105,3 @@ def write_secret(path: Path) -> Path:
     with os.fdopen(descriptor, "wb") as file:
         file.write(secrets.token_bytes(32))
     return path
-
-
-def log_to(path: Path) -> None:
-    """Send this process's log to a file that is rotated."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)

@@ -145,13 +145,13 @@ def close_the_gate(app: App) -> None:
 
 
 def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: Message, context: Context) -> Message:
-    from wardround_client.site_app import refusal, site_app
+    from wardround_client.site_app import recorded_refusal, refusal, site_app
 
     try:
         os.write(deadline_pipe, f"{message.metadata.created_at + message.metadata.ttl}\n".encode())
         if task_type != TaskType.CLIENT_APP:
             log.error("a task of type %s was refused: this hospital runs no code that is sent to it", task_type)
-            return refusal(message, "task_type")
+            return recorded_refusal(folder, message, "task_type")
         return site_app(folder)(message, context)
     except Exception:  # Flower would send its text to the server
         log.exception("failed")

@@ -11,6 +11,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import MessageRefused
 from wardround.errors import RefusedError, WireError
 from wardround.proposal_wire import PROPOSE, pack_state, unpack_proposal
 from wardround.wire import is_code, pack_refusal
@@ -34,17 +36,17 @@ def site_app(folder: Path) -> ClientApp:
             log.info("study %s (%s): %s", study.study.name, study.sha256()[:12], record["decision"]["state"])
         except RefusedError as error:
             log.warning("a proposal was refused: %s: %s", error.code, error)
-            return refusal(message, error.code)
+            return recorded_refusal(folder, message, error.code)
         except WireError as error:
             log.warning("a proposal was not understood: %s: %s", error.code, error)
-            return refusal(message, f"wire-{error.code}")
+            return recorded_refusal(folder, message, f"wire-{error.code}")
         content = RecordDict({name: ConfigRecord(dict(fields)) for name, fields in record.items()})
         return Message(content, reply_to=message)
 
     def ask(message: Message, context: Context) -> Message:
         if message.metadata.message_type not in QUESTIONS:
             log.error("a question of an unknown kind was refused")
-            return refusal(message, "question")
+            return recorded_refusal(folder, message, "question")
         return app(message, context)
 
     return ask
@@ -53,6 +55,12 @@ def site_app(folder: Path) -> ClientApp:
 def refusal(message: Message, code: str) -> Message:
     """The answer that says no with a code and nothing else."""
     return Message(record_of(pack_refusal(None, code if is_code(code) else "failed")), reply_to=message)
+
+
+def recorded_refusal(folder: Path, message: Message, code: str) -> Message:
+    """The same, after the audit log has it."""
+    AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
+    return refusal(message, code)
 
 
 def _open(folder: Path):

@@ -8,15 +8,20 @@ ended without success is tried again after a pause that grows. The Flower run th
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.metadata import version
 
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import Started, Stopped
+from wardround.checkup import Check, fault, ok
 from wardround.errors import WardroundError
-from wardround.supervisor import supervise
+from wardround.health import HealthService
+from wardround.logs import log_to
+from wardround.supervisor import Child, supervise
+from wardround_server.health import looks_of
 from wardround_server.run_folder import RunFolder, State, runs
 from wardround_server.superlink import SuperLink
 
@@ -25,7 +30,6 @@ ASK_EVERY_S = 60.0  # a hospital takes days to decide
 ASK_SOON_S = 15.0  # while a site has not been reached yet
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest is beyond what a phase takes to hold its run's lock
 FAILED_PAUSE_S = 5.0
-LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,22 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> 
             started.set()
             thread.start()
 
-    supervise([superlink.child()], stopped, each)
+    child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
+    health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
+    audit.append(Started(program="wardround-server", version=version("wardround")))
+    health.start()
+    try:
+        supervise([child], stopped, each)
+    finally:
+        health.stop()
+        audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+
+
+def serving(superlink: Child) -> Check:
+    """Whether hospitals can connect."""
+    if superlink.is_up:
+        return ok("superlink", f"is up as process {superlink.pid}")
+    return fault("superlink", "is not up", "see logs/server.log; it is started again and again")
 
 
 @dataclass(kw_only=True)
@@ -115,13 +134,3 @@ class Coordinator:
         else:
             pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
             pursuit.not_before = now + pursuit.pause_s
-
-
-def log_to(path: Path) -> None:
-    """Send this process's log to a file that is rotated."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)

@@ -27,21 +27,23 @@ def examine(folder: Path) -> Iterator[Check]:
     secrets = [CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY]
     yield files_closed(folder, [*secrets, CA_KEY] if (folder / CA_KEY).exists() else secrets)
     todo = "put ca/ and tls/ back from a backup"
-    yield looked_at("CA", lambda: _authority(folder), todo)
-    yield looked_at("certificate", lambda: _certificate(folder, config), todo)
+    yield looked_at("CA", lambda: authority(folder), todo)
+    yield looked_at("certificate", lambda: certificate(folder, config), todo)
     yield looked_at("ports", lambda: _ports(folder, config), "")
-    yield looked_at("sites", lambda: _sites(folder), "put registry.sqlite3 back from a backup")
+    yield looked_at("sites", lambda: sites(folder), "put registry.sqlite3 back from a backup")
     yield clock()
     yield disk(folder, NEEDED_BYTES)
 
 
-def _authority(folder: Path) -> Check:
+def authority(folder: Path) -> Check:
+    """The days of the CA."""
     facts = facts_of(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
     todo = "make a new server folder with a new CA in good time: every site has to pin it"
     return days_left("CA", facts.not_before, facts.not_after, datetime.now(UTC), todo)
 
 
-def _certificate(folder: Path, config: ServerConfig) -> Check:
+def certificate(folder: Path, config: ServerConfig) -> Check:
+    """The server's certificate: its names, its days, its key."""
     facts, renew = (
         facts_of(_read(folder / SERVER_CERTIFICATE), SERVER_CERTIFICATE),
         f"wardround-server init {folder} --renew",
@@ -84,11 +86,12 @@ def _host(folder: Path) -> str:
     return load_server_config(folder).server.host
 
 
-def _sites(folder: Path) -> Check:
-    sites = Registry(folder).sites()
-    if not sites:
+def sites(folder: Path) -> Check:
+    """How many sites are enrolled."""
+    enrolled = Registry(folder).sites()
+    if not enrolled:
         return note("sites", "none is enrolled", "wardround-server sites add REQUEST_FILE")
-    return ok("sites", f"{len(sites)} enrolled: {', '.join(site.name for site in sites)}")
+    return ok("sites", f"{len(enrolled)} enrolled: {', '.join(site.name for site in enrolled)}")
 
 
 def _read(path: Path) -> bytes:

@@ -81,7 +81,10 @@ class SuperLink:
             *("--fleet-api-address", f"{self.ports.listen}:{self.ports.fleet}"),
             "--disable-runtime-dependency-installation",
         )
-        return Child(name="superlink", command=command, environment=self._environment(), folder=self.home)
+        environment = self._environment()
+        return Child(
+            name="superlink", command=command, environment=environment, folder=self.home, up_when="Uvicorn running"
+        )
 
     def register(self, name: str, public_key: str) -> None:
         """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it. Raises `WardroundError`."""

@@ -35,22 +35,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Child:
-    """A program that should run. `command` starts with a full path; its output goes line by line to the log."""
+    """A program that should run. `command` starts with a full path; its output goes line by line to the log. It is up
+    (`is_up`) from the line that holds `up_when` on until it ends.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     folder: Path
+    up_when: str = ""
     restarts: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _started: float = field(default=0.0, init=False)
     _pause_s: float = field(default=0.0, init=False)
+    _up: int | None = field(default=None, init=False)  # the process that said so
     _next_start: float = field(default=0.0, init=False)
 
     @property
     def pid(self) -> int | None:
         """The running process, or None."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the running process has said that it is up."""
+        return self.pid is not None and self._up == self.pid
 
     def look(self, now: float) -> None:
         """Start the program where it does not run and its pause is over. Call it from the main thread."""
@@ -90,7 +99,18 @@ class Child:
         )
         self._started = now
         log.info("%s started as process %s", self.name, self._process.pid)
-        threading.Thread(target=_pump, args=(self._process, self.name), daemon=True).start()
+        threading.Thread(target=self._pump, args=(self._process,), daemon=True).start()
+
+    def _pump(self, process: subprocess.Popen[bytes]) -> None:
+        """Bring the lines to the log until the output is closed, without colours and lists of requests."""
+        lines = logging.getLogger(f"{__name__}.{self.name}")
+        if process.stdout is not None:
+            for line in process.stdout:
+                text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
+                if self.up_when and self.up_when in text:
+                    self._up = process.pid
+                if text and not any(noise in text for noise in NOISE):
+                    lines.info("%s", text)
 
 
 def supervise(children: Sequence[Child], stopped: threading.Event, each: Callable[[], None] = lambda: None) -> None:
@@ -124,13 +144,3 @@ def stop_on_signals(stopped: threading.Event) -> None:
 def _kill_group(leader: int, number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-
-
-def _pump(process: subprocess.Popen[bytes], name: str) -> None:
-    """Bring a child's lines to the log until it closes its output, without colours and lists of requests."""
-    lines = logging.getLogger(f"{__name__}.{name}")
-    if process.stdout is not None:
-        for line in process.stdout:
-            text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
-            if text and not any(noise in text for noise in NOISE):
-                lines.info("%s", text)
