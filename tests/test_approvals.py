@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from wardround.audit import verified
 from wardround.errors import BudgetRefusal, PolicyRefusal, UsageError
 from wardround.study import Study, parse_study
-from wardround_client.approvals import decide_against, find_study, known_studies, receive_proposal
+from wardround_client.approvals import decide_against, find_study, known_studies
 from wardround_client.cli import app
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
+from wardround_client.proposals import receive
 from wardround_client.site import approved_study
 
 SITE = 'name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n'
@@ -62,7 +63,7 @@ def trains(site: Path, study: Study) -> bool:
 
 def test_a_study_trains_from_its_approval_to_its_revocation_and_the_log_has_both(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     assert not trains(site, study)
     said("approve", study.sha256()[:8], "--by", "Marie Curie", "--yes", site=site)
     assert trains(site, study)
@@ -101,7 +102,7 @@ def study_file(site: Path, study: Study) -> Path:
 
 def test_nobody_who_does_not_say_yes_approves(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     for answer in ("", "n\n", "\n", "maybe\n"):
         done = said("approve", study.sha256()[:8], "--by", "Marie", site=site, answer=answer, fails=True)
         assert isinstance(done.exception, UsageError) and "nobody said yes" in str(done.exception)
@@ -112,7 +113,7 @@ def test_nobody_who_does_not_say_yes_approves(site: Path) -> None:
 
 def test_what_the_budget_cannot_hold_is_not_approved(site: Path) -> None:
     for study, kind in ((study_of(epsilon=9.0), BudgetRefusal), (study_of(epsilon=math.inf), PolicyRefusal)):
-        receive_proposal(site, study)
+        receive(site, study)
         done = said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True)
         assert isinstance(done.exception, kind) and done.exception.exit_code == 3
         assert not trains(site, study)
@@ -121,13 +122,13 @@ def test_what_the_budget_cannot_hold_is_not_approved(site: Path) -> None:
 
 def test_a_study_that_is_held_already_is_not_counted_twice(site: Path) -> None:
     study = study_of(epsilon=6.0)
-    receive_proposal(site, study)
+    receive(site, study)
     said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
     Ledger(site / "ledger.sqlite3").hold(study.sha256(), "run", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4))
     said("revoke", study.sha256()[:8], "--by", "Marie", site=site)
     said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
     other = study_of("other", epsilon=6.0)
-    receive_proposal(site, other)
+    receive(site, other)
     assert isinstance(
         said("approve", other.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True).exception, BudgetRefusal
     )
@@ -138,7 +139,7 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
     ledger = Ledger(site / "ledger.sqlite3")
     cap = Cap(epsilon=8.0, delta=1e-4)
     ledger.hold(first.sha256(), "run", plan_from_study(first), cap)
-    receive_proposal(site, study)
+    receive(site, study)
     words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     expected = ledger.what_if(plan_from_study(study), cap)
     assert words["hash"] == study.sha256()
@@ -154,12 +155,12 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
 
 def test_a_study_without_privacy_says_so_in_capitals(site: Path) -> None:
     study = study_of(epsilon=math.inf)
-    receive_proposal(site, study)
+    receive(site, study)
     words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     assert words["means"].startswith("NO PRIVACY") and "WITHOUT noise" in words["leaves"]
     assert "does not allow_no_privacy" in words["answer"]
     private = study_of(epsilon=3.0)
-    receive_proposal(site, private)
+    receive(site, private)
     words = json.loads(said("show", private.sha256()[:8], "--json", site=site).output)["words"]
     assert "NO PRIVACY" not in words["means"] and "WITHOUT" not in words["leaves"]
 
@@ -177,7 +178,7 @@ def test_a_study_without_privacy_says_so_in_capitals(site: Path) -> None:
 def test_what_leaves_about_held_out_patients_is_what_the_sites_own_rules_let_out(site, rule, asked, words) -> None:
     (site / "site.toml").write_text(SITE + f'[release]\nevaluation = "{rule}"\n')
     study = study_of(figures=asked)
-    receive_proposal(site, study)
+    receive(site, study)
     shown = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     assert words in shown["leaves"]
 
@@ -191,7 +192,7 @@ def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> 
             break
     (pair,) = [studies for studies in hashes.values() if len(studies) == 2]
     for study in pair:
-        receive_proposal(site, study)
+        receive(site, study)
     prefix = pair[0].sha256()[:4]
     for words, line in (
         (prefix, "2 studies begin so"),
@@ -207,7 +208,7 @@ def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> 
 
 def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     known = find_study(site, study.sha256())
     with pytest.raises(UsageError, match="nothing to revoke"):
         decide_against(site, known, "revoked", "Marie")
@@ -219,13 +220,14 @@ def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: 
     assert known_studies(site)[0].state == "proposed" and not trains(site, study)
     said("refuse", study.sha256()[:8], "--by", "Marie", site=site)
     assert known_studies(site)[0].state == "refused" and events(site) == [("refused", "Marie")]
-    receive_proposal(site, study)
+    receive(site, study)
     assert known_studies(site)[0].state == "refused", "the server cannot ask until it gets another answer"
 
 
 def test_an_altered_proposal_is_no_proposal(site: Path) -> None:
     study = study_of()
-    path = site / "proposals" / f"{receive_proposal(site, study)}.json"
+    receive(site, study)
+    path = site / "proposals" / f"{study.sha256()}.json"
     path.write_text(path.read_text().replace('"epsilon": 3.0', '"epsilon": 7.0'))
     done = said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True)
     assert isinstance(done.exception, UsageError) and "altered" in str(done.exception)
@@ -233,7 +235,7 @@ def test_an_altered_proposal_is_no_proposal(site: Path) -> None:
 
 def test_the_command_line_ends_with_3_where_the_budget_says_no_and_asks_on_stderr(site: Path) -> None:
     study = study_of(epsilon=9.0)
-    receive_proposal(site, study)
+    receive(site, study)
     words = ["studies", "approve", study.sha256()[:8], "--by", "Marie", "--yes", "--site", str(site)]
     done = subprocess.run(
         [sys.executable, "-m", "wardround_client.cli", *words], capture_output=True, text=True, timeout=120
@@ -246,7 +248,7 @@ def test_the_command_line_ends_with_3_where_the_budget_says_no_and_asks_on_stder
 
 def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
     page = json.loads(CliRunner().invoke(app, ["status", "--site", str(site), "--json"]).output)
     assert page["site"] == "north" and page["studies"]["known"][0]["state"] == "approved"

@@ -1,6 +1,6 @@
 """What a site decides about studies: proposed, approved, refused, revoked; by whom and when.
 
-proposals/HASH.json   received, not decided       studies/HASH.json     approved; what rounds read (site.py)
+proposals/HASH.json   received (proposals.py)      studies/HASH.json     approved; what rounds read (site.py)
 decisions/HASH.json   every decision about it in order: decision, who, at; the last one counts
 
 An approval is in the audit log before it has an effect, a revocation has its effect before it is in the log: a kill
@@ -20,7 +20,7 @@ from wardround.audit_events import StudyDecided, is_person
 from wardround.errors import UsageError
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import sync_folder, write_atomically
-from wardround_client.decisions import DECISIONS, last_decision, read_decisions
+from wardround_client.decisions import DECISIONS, read_decisions
 from wardround_client.privacy.ledger import Cap, Ledger, WhatIf
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site import approve_study
@@ -38,14 +38,6 @@ class KnownStudy:
     study: Study
     state: State
     decisions: tuple[dict[str, Any], ...]
-
-
-def receive_proposal(folder: Path, study: Study) -> str:
-    """Keep a study for somebody to decide about; returns its hash. One that was decided already is not asked again."""
-    sha256 = study.sha256()
-    if not (folder / STUDIES / f"{sha256}.json").exists() and last_decision(folder, sha256) is None:
-        _write(folder / PROPOSALS / f"{sha256}.json", study.to_json() + "\n")
-    return sha256
 
 
 def known_studies(folder: Path) -> list[KnownStudy]:

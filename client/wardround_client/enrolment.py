@@ -137,6 +137,10 @@ address = "{address}"
 ca_sha256 = "{certificate_sha256(ca)}"
 # An HTTP proxy that passes connections on (CONNECT), if one stands between.
 {proxy_line}
+# Two ports on this machine itself (127.0.0.1): for the daemon's own parts, and for watchers of its health (0 takes a
+# free one). Two sites on one machine need ports of their own.
+runtime_port = 9094
+health_port = 0
 
 [privacy]
 # The most that all studies together may spend on a patient of this hospital: the ledger refuses what goes beyond.
