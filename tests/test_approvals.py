@@ -13,9 +13,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from wardround.audit import verified
+from wardround.audit_events import Started
 from wardround.errors import BudgetRefusal, PolicyRefusal, UsageError
 from wardround.study import Study, parse_study
-from wardround_client.approvals import decide_against, find_study, known_studies
+from wardround_client.approvals import approve, decide_against, find_study, known_studies
 from wardround_client.cli import app
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
@@ -151,6 +152,83 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
     assert words["answer"] == "within this site's budget"
     text = said("show", study.sha256()[:8], site=site).output
     assert "proposed" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_show_says_who_asked(site: Path) -> None:
+    (site / "site.toml").write_text(SITE + f'[server]\naddress = "fed.example:9092"\nca_sha256 = "{"0" * 64}"\n')
+    study = study_of()
+    receive(site, study)
+    words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    assert words["asked by"].startswith("the server at fed.example:9092, received 20")
+    other = study_of("other", epsilon=1.0)
+    done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
+    assert "nobody: it came as a file" in done.output
+
+
+class Kill(BaseException):
+    """Stands for a kill: nothing in the product may catch it."""
+
+
+def test_a_kill_at_any_point_leaves_no_study_that_trains_without_its_approval_in_the_log(site, monkeypatch) -> None:
+    """Every durable step of the three decisions is cut off once, before and after; the same command then finishes."""
+    from wardround.audit import AuditLog
+    from wardround_client import approvals
+
+    steps = ["approve_study", "_write"]
+    ledger, cap = Ledger(None), Cap(epsilon=8.0, delta=1e-4)
+
+    def killed_at(number: int, late: bool) -> None:
+        count = iter(range(100))
+
+        def step(real):
+            def at(*words):
+                if (now := next(count)) == number and not late:
+                    raise Kill
+                done = real(*words)
+                if now == number:
+                    raise Kill
+                return done
+
+            return at
+
+        for name in steps:
+            monkeypatch.setattr(approvals, name, step(getattr(approvals, name)))
+        monkeypatch.setattr(AuditLog, "append", step(AuditLog.append))
+
+    cut = 0
+    for number in range(4):
+        for late in (False, True):
+            study = study_of(f"s{number}{int(late)}", epsilon=0.5)
+            receive(site, study)
+            AuditLog(site / "audit.jsonl").append(Started(program="wardround-site", version="0.1.0"))
+            for act in ("approved", "revoked"):
+                killed_at(number, late)
+                try:
+                    decide(site, study, act, ledger, cap)
+                except Kill:
+                    cut += 1
+                monkeypatch.undo()
+                assert not trains(site, study) or "approved" in decisions_in_the_log(site, study)
+                decide(site, study, act, ledger, cap)
+                assert trains(site, study) is (act == "approved") and known_of(site, study).state == act
+                assert decisions_in_the_log(site, study)[-1] == act, "the same command finishes"
+    assert cut >= 8
+
+
+def decide(site: Path, study: Study, act: str, ledger: Ledger, cap: Cap) -> None:
+    if act == "approved":
+        approve(site, study, "Marie", ledger, cap)
+    else:
+        decide_against(site, known_of(site, study), "revoked", "Marie")
+
+
+def known_of(site: Path, study: Study):
+    return find_study(site, study.sha256())
+
+
+def decisions_in_the_log(site: Path, study: Study) -> list[str]:
+    entries = verified(site / "audit.jsonl").entries
+    return [entry["decision"] for entry in entries if entry.get("study") == study.sha256()]
 
 
 def test_a_study_without_privacy_says_so_in_capitals(site: Path) -> None:

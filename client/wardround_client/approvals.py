@@ -40,6 +40,14 @@ class KnownStudy:
     decisions: tuple[dict[str, Any], ...]
 
 
+def received_at(folder: Path, sha256: str) -> str | None:
+    """When an undecided study was put before this site (UTC); None where it was decided, or never received."""
+    path = folder / PROPOSALS / f"{sha256}.json"
+    if not path.exists() or read_decisions(folder, sha256):
+        return None
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(path.stat().st_mtime))
+
+
 def known_studies(folder: Path) -> list[KnownStudy]:
     """All studies of this site by name and hash. Raises `UsageError` for a file that is not what its name says."""
     hashes = {path.stem for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json")}
@@ -89,13 +97,13 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap) -> s
 def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
     """Refuse a proposal, or revoke an approval: from now on rounds are refused as `not_approved`.
 
-    The study stays among the proposals, so that it can be approved later. What was trained stays charged. Raises
-    `UsageError` where it was not approved, or was.
+    The study stays among the proposals, so that it can be approved later. What was trained stays charged. Asked again
+    it is written down again, which finishes what a kill cut off. Raises `UsageError` where there is nothing to revoke,
+    or where a refusal comes after the approval.
     """
-    approved = known.state == "approved"
-    if decision == "revoked" and not approved:
+    if decision == "revoked" and known.state not in ("approved", "revoked"):
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
-    if decision == "refused" and approved:
+    if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
     _require_person(who)
     _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")
