@@ -68,6 +68,9 @@ def doctor(
     Exit 1 where there is a cross.
     """
     from wardround.checkup import exit_code, table_of
+    from wardround_client.config import load_site_config
+
+    load_site_config(site / "site.toml")  # before torch is loaded: a wrong folder is told at once
     from wardround_client.doctor import examine
 
     checks = list(examine(site, timeout))

@@ -188,7 +188,7 @@ def _contents(archive: tarfile.TarFile, file: Path) -> Contents:
     names = [entry.path for entry in contents.files]
     for name in names:
         parts = PurePosixPath(name).parts
-        if name.startswith("/") or "\0" in name or ".." in parts or name != "/".join(parts):
+        if "\0" in name or ".." in parts or name != "/".join(parts):  # an absolute one is not its parts either
             raise UsageError(f"{file}: names a file outside its folder; nothing was restored")
     if len(set(names)) != len(names) or CONFIG_FILE not in names:
         raise UsageError(f"{file}: its list of contents is not that of a server's folder")
