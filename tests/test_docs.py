@@ -20,7 +20,7 @@ from wardround_server.cli import app as server_app
 from wardround_simulation.cli import app as simulation_app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 PROGRAMS = {
     "wardround-sim": typer.main.get_command(simulation_app),

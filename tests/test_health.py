@@ -129,6 +129,19 @@ def test_an_exception_that_is_not_ours_is_told_by_its_kind_only(caplog) -> None:
     assert check == fault("data", "cannot be told (OSError)", "look")
 
 
+def test_findings_take_the_longest_limit_at_most_and_say_which_look_was_late() -> None:
+    end = threading.Event()
+    hang = Look(name="share", look=lambda: ok("share", str(end.wait(30))), todo="mount it", limit_s=0.3)
+    other = Look(name="disk", look=lambda: ok("disk", str(end.wait(30))), todo="look", limit_s=0.3)
+    well = Look(name="clock", look=lambda: ok("clock", "right"), todo="")
+    started = time.monotonic()
+    found = Watch([hang, well, other]).findings()
+    assert time.monotonic() - started < 2
+    end.set()
+    assert [check.state for check in found] == ["fault", "ok", "fault"]
+    assert (found[0].found, found[0].todo) == ("no answer within 0.3 s", "mount it")
+
+
 def test_it_listens_on_loopback_only_and_its_file_is_its_owners(service, tmp_path: Path) -> None:
     port, _ = service
     assert becomes(SERVING, port)
