@@ -456,7 +456,7 @@ def states(folder: Path) -> dict[str, str]:
 def with_free_ports(folder: Path) -> None:
     path, text = folder / "server.toml", (folder / "server.toml").read_text()
     with contextlib.ExitStack() as stack:
-        for name in ("fleet_port = 9092", "control_port = 9093", "runtime_port = 9091"):
+        for name in ("fleet_port = 9092", "control_port = 9093"):
             free = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
             text = text.replace(name, f"{name.split()[0]} = {free}")
     path.write_text(text.replace('0.0.0.0"\n', '127.0.0.1"\n'))

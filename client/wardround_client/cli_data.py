@@ -93,8 +93,11 @@ def forget(
 
     What was learned before stays accounted for in the ledger. Source files are not touched.
     """
+    from wardround.audit import AUDIT_FILE, AuditLog
+    from wardround.audit_events import PatientForgotten
     from wardround_client.config import load_site_config
     from wardround_client.data.forget import forget as forget_patient
+    from wardround_client.data.opt_out import opted_out
     from wardround_client.enrolment import pseudonym_key
 
     load_site_config(site / "site.toml")
@@ -109,6 +112,8 @@ def forget(
         if not typer.confirm("Keep this patient out of everything from now on, and remove their prepared images?"):
             raise UsageError("nothing was changed")
     done = forget_patient(site, key, patient, issuer)
+    if not done.already:
+        AuditLog(site / AUDIT_FILE).append(PatientForgotten(count=len(opted_out(site))))
     if as_json:
         print(json.dumps({"already": done.already, "images_removed": done.images_removed}))
         return

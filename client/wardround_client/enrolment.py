@@ -137,8 +137,8 @@ address = "{address}"
 ca_sha256 = "{certificate_sha256(ca)}"
 # An HTTP proxy that passes connections on (CONNECT), if one stands between.
 {proxy_line}
-# Two ports on this machine itself (127.0.0.1): for the daemon's own parts, and for watchers of its health (0 takes a
-# free one). Two sites on one machine need ports of their own.
+# Two ports on this machine itself (127.0.0.1): one between the daemon's own processes, which differs where two sites
+# share a machine, and one for a program that watches the daemon (0: any free one).
 runtime_port = 9094
 health_port = 0
 

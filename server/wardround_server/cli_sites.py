@@ -12,6 +12,8 @@ import typer
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wardround_server.registry import EnrolledSite, Registry
 
 app = typer.Typer(
@@ -22,6 +24,9 @@ app = typer.Typer(
 ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The site's name, as `sites list` shows it.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -38,6 +43,7 @@ def add(
         str | None,
         typer.Option("--fingerprint", metavar="DIGITS", help="The fingerprint as the site reads it out by telephone."),
     ] = None,
+    by: ByOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +63,8 @@ def add(
         print(f"{asked.name} asks with the key  {in_groups(asked.fingerprint)}")
         if not typer.confirm("Does the site read out the same 64 digits by telephone?"):
             raise UsageError(f"{request}: was not enrolled")
-    _say(registry.add(name or asked.name, asked.public_key), "is enrolled", as_json)
+    record = _recorder(server, "added", by)
+    _say(registry.add(name or asked.name, asked.public_key, record), "is enrolled", as_json)
 
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
@@ -85,22 +92,36 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
 
 @app.command(epilog="Example: wardround-server sites revoke north --yes --server federation")
 def revoke(
-    name: NameArgument, yes: YesOption = False, server: ServerOption = Path("."), as_json: JsonOption = False
+    name: NameArgument,
+    yes: YesOption = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
 ) -> None:
     """Refuse a site's key from now on and for ever, as after a theft. With a new key it may be enrolled again."""
     registry = _registry(server)
     _confirm(f"Refuse the key of {name} for ever?", yes or as_json)
-    _say(registry.revoke(name), "is revoked", as_json)
+    record = _recorder(server, "revoked", by)
+    site = registry.revoke(name)
+    record(site)  # afterwards: a full disk must not keep a stolen key in
+    _say(site, "is revoked", as_json)
 
 
 @app.command(epilog="Example: wardround-server sites remove north --yes --server federation")
 def remove(
-    name: NameArgument, yes: YesOption = False, server: ServerOption = Path("."), as_json: JsonOption = False
+    name: NameArgument,
+    yes: YesOption = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
 ) -> None:
     """Take a site out of the list, as when it leaves in peace. The same key may be enrolled again later."""
     registry = _registry(server)
     _confirm(f"Take {name} out of the list?", yes or as_json)
-    _say(registry.remove(name), "is removed", as_json)
+    record = _recorder(server, "removed", by)
+    site = registry.remove(name)
+    record(site)
+    _say(site, "is removed", as_json)
 
 
 def _registry(server: Path) -> Registry:
@@ -109,6 +130,21 @@ def _registry(server: Path) -> Registry:
 
     load_server_config(server)  # looking into a folder that is no server's must not make a registry there
     return Registry(server)
+
+
+def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
+    """What writes a decision about a site into the audit log. Raises `UsageError` where `by` is no person's name."""
+    from wardround.audit import AUDIT_FILE, AuditLog
+    from wardround.audit_events import SiteDecided, is_person
+
+    if by is not None and not is_person(by):
+        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
+
+    def record(site: EnrolledSite) -> None:
+        event = SiteDecided(decision=decision, site=site.name, fingerprint=site.fingerprint, who=by)
+        AuditLog(server / AUDIT_FILE).append(event)
+
+    return record
 
 
 def _confirm(question: str, yes: bool) -> None:

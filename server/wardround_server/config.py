@@ -26,7 +26,6 @@ class ServerSection(BaseModel):
     listen: str = "0.0.0.0"
     fleet_port: Port = 9092
     control_port: Port = 9093
-    runtime_port: Port = 9091
     certificate_days: Annotated[int, Field(ge=1, le=825)] = 397
 
     @property
@@ -35,9 +34,9 @@ class ServerSection(BaseModel):
         return self.host, *self.more_hosts
 
     @model_validator(mode="after")
-    def _each_port_is_one_ports_own(self) -> Self:
-        if len({self.fleet_port, self.control_port, self.runtime_port}) < 3:
-            raise ValueError("fleet_port, control_port and runtime_port must differ")
+    def _hospitals_do_not_reach_the_control_port(self) -> Self:
+        if self.fleet_port == self.control_port:
+            raise ValueError("fleet_port and control_port must differ")
         return self
 
 
@@ -86,9 +85,8 @@ listen = "0.0.0.0"
 # The one port that hospitals connect to. It is all that a firewall has to let in.
 fleet_port = {fleet_port}
 
-# Two ports on this machine itself (127.0.0.1), for submitting studies and for running them. Never to be opened.
+# A port on this machine itself (127.0.0.1), for submitting and running studies. Never to be opened.
 control_port = 9093
-runtime_port = 9091
 
 # For how many days the server's certificate is made at `init` and `--renew`. The CA's own lives ten years.
 certificate_days = 397

@@ -60,7 +60,7 @@ def certificate(folder: Path, config: ServerConfig) -> Check:
 
 def _ports(folder: Path, config: ServerConfig) -> Check:
     server = config.server
-    asked = [(server.listen, server.fleet_port), (LOOPBACK, server.control_port), (LOOPBACK, server.runtime_port)]
+    asked = [(server.listen, server.fleet_port), (LOOPBACK, server.control_port)]
     taken = [port for address, port in asked if not port_is_free(address, port)]
     if not taken:
         return ok("ports", f"{', '.join(str(port) for _, port in asked)} are free: the server is not running")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,10 +71,10 @@ class Registry:
             rows = database.execute(query + " ORDER BY name, added").fetchall()
         return [EnrolledSite(**dict(row)) for row in rows]
 
-    def add(self, name: str, public_key: str) -> EnrolledSite:
+    def add(self, name: str, public_key: str, record: Callable[[EnrolledSite], object] = str) -> EnrolledSite:
         """Enrol a key under a name. Asked again for the same, it changes nothing.
 
-        Raises `UsageError` where the name has another key, the key another name, or the key was revoked.
+        `record` writes it down before it has an effect; where that fails, nobody is enrolled. Raises `UsageError` where the name has another key, the key another name, or the key was revoked.
         """
         if not re.fullmatch(SITE_NAME, name):
             raise UsageError(f"{name}: a site's name has up to 63 letters, digits, dots, hyphens and underscores")
@@ -94,6 +94,7 @@ class Registry:
             key_alone = " ".join(public_key.split()[:2])  # without the comment, in which anything could stand
             site = EnrolledSite(name=name, public_key=key_alone, fingerprint=fingerprint, added=_now())
             values = (site.fingerprint, site.name, site.public_key, site.added)
+            record(site)
             database.execute("INSERT INTO sites (fingerprint, name, public_key, added) VALUES (?, ?, ?, ?)", values)
         return site
 
