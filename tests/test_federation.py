@@ -15,10 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wardround.audit import verified
 from wardround.checkpoint import load_checkpoint
+from wardround.flower_environment import flower_environment
 from wardround.identity import read_request
 from wardround.study import load_study
+from wardround.wire import PROTOCOL_VERSION
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.privacy.ledger import Ledger
 from wardround_server.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -101,6 +105,11 @@ def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -
     path.write_text(text.replace("runtime_port = 9094", f"runtime_port = {runtime_port}"))
     request = read_request(folder / f"{folder.name}.enrol.json")
     Registry(server).add(request.name, request.public_key)
+
+
+def command_code(program, *words) -> int:
+    words = [sys.executable, "-m", f"wardround_{program}.cli", *map(str, words)]
+    return subprocess.run(words, capture_output=True, timeout=60).returncode
 
 
 class Federation:
@@ -253,3 +262,75 @@ def test_nothing_outlives_a_daemon_that_was_killed(federation):
     while alive(started) and time.monotonic() < ends:
         time.sleep(0.5)
     assert alive(started) == set()
+
+
+HOSTILE_SERVER = """
+import json, os, time
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    node = next(iter(grid.get_node_ids()))
+    header = {"protocol": PROTOCOL, "kind": "broadcast", "study_sha256": "a" * 64, "run_id": "run", "round": 1,
+              "architecture_sha256": "b" * 64}
+    zero = Array("float32", (1,), "raw", bytes(4))
+    asked = {
+        "train": RecordDict({"header": ConfigRecord(header), "tensors": ArrayRecord({"w": zero})}),
+        "train.own": RecordDict({}),
+    }
+    said = {}
+    for kind, content in asked.items():
+        (sent,) = grid.push_messages([Message(content, dst_node_id=node, message_type=kind, ttl=120)])
+        ends = time.time() + 100
+        while kind not in said and time.time() < ends:
+            for reply in grid.pull_messages([sent]):
+                said[kind] = dict(reply.content["header"])["code"] if reply.has_content() else str(reply.error)
+            time.sleep(0.5)
+    open(os.path.join(os.environ["WARDROUND_SERVER"], "said.json"), "w").write(json.dumps(said))
+"""
+
+
+def test_a_bundle_with_code_of_its_own_runs_none_of_it_at_a_hospital_and_an_unapproved_study_is_refused(federation):
+    """The operator is the attacker: own server code, and a bundle whose packages have the names of ours and torch's."""
+    ran = federation.server / "ran.txt"  # the attacker's own machine may run it; whose FLWR_HOME it is tells them apart
+    bundle = federation.server / "hostile"
+    runs = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
+    files = {
+        "pyproject.toml": '[project]\nname = "hostile"\nversion = "1.0.0"\nlicense = "MIT"\n'
+        '[tool.flwr.app]\npublisher = "x"\n[tool.flwr.app.components]\nserverapp = "evil:app"\n'
+        'clientapp = "wardround_client.site_app:app"\n',
+        "evil.py": HOSTILE_SERVER.replace("PROTOCOL", str(PROTOCOL_VERSION)),
+        "torch.py": runs,
+        "wardround_client/__init__.py": runs,
+        "wardround_client/site_app.py": runs + "app = None\n",
+    }
+    for name, content in files.items():
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text(content)
+    federation.start("server")
+    federation.start("east")
+    folder = federation.folders["east"]
+    ends = time.monotonic() + 90
+    while command_code("client", "health", "--site", folder) != 0 and time.monotonic() < ends:
+        time.sleep(1)  # SERVING: registered, server answers, data readable, budget left
+    home = federation.server / "flower"
+    environment = flower_environment(home)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "flwr"), "run", str(bundle), "wardround", "--format", "json"],
+        env=environment, cwd=home, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert json.loads(done.stdout[done.stdout.find("{") :])["success"], done.stderr
+    ends = time.monotonic() + 180
+    while not (federation.server / "said.json").exists():
+        assert time.monotonic() < ends, federation.logs()
+        time.sleep(1)
+    time.sleep(0.5)
+    said = json.loads((federation.server / "said.json").read_text())
+    assert said == {"train": "not_approved", "train.own": "question"}
+    assert not ran.exists() or set(ran.read_text().split()) == {str(home)}
+    assert not (folder / "flower" / "apps").exists() and list(Ledger(folder / "ledger.sqlite3").holds()) == []
+    refused = [entry for entry in verified(folder / "audit.jsonl").entries if entry["event"] == "message-refused"]
+    assert [entry["code"] for entry in refused] == ["not_approved", "question"]
