@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from wardround.audit import AUDIT_FILE, verified
 from wardround.errors import DataError, StudyError, UsageError
 from wardround.study import load_study
 from wardround_client.cli import app
@@ -154,6 +155,8 @@ def test_a_patient_who_objects_is_gone_for_good_and_not_named(site: Path, tmp_pa
     assert CANARY.encode() not in everything_in(site)
     again = json.loads(run("forget", CANARY, "--yes", "--site", site, "--json")[1])
     assert again == {"already": True, "images_removed": 0}
+    (entry,) = verified(site / AUDIT_FILE).entries
+    assert (entry["event"], entry["count"]) == ("forgot", 1)
 
 
 def test_forgetting_asks_first(site: Path) -> None:

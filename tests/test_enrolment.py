@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from typer.testing import CliRunner
 
 from wardround import private_files
-from wardround.errors import UsageError, WardroundError
+from wardround.audit import AUDIT_FILE, verified
+from wardround.errors import AuditError, UsageError, WardroundError
 from wardround.handshake import presented_certificate
 from wardround.identity import key_fingerprint, request_for, sha256_hex
 from wardround_server.cli import app
@@ -403,6 +404,42 @@ def test_a_site_is_added_only_with_the_fingerprint_that_was_read_out(tmp_path: P
     assert "revoked" in said("sites", "list", "--server", tmp_path)
     with pytest.raises(UsageError, match="with --yes"):
         said("sites", "remove", "polar", "--server", tmp_path)
+
+
+def decisions(folder: Path) -> list[tuple[str, str, str | None]]:
+    entries = verified(folder / AUDIT_FILE).entries
+    return [(entry["decision"], entry["site"], entry.get("who")) for entry in entries]
+
+
+def test_who_lets_a_site_in_or_shuts_it_out_is_in_the_audit_log(tmp_path: Path) -> None:
+    federation(tmp_path)
+    request = request_file(tmp_path)
+    add = ("sites", "add", request, "--fingerprint", json.loads(request.read_text())["fingerprint"])
+    for _ in range(2):  # the second time nothing happens, and nothing is written down
+        said(*add, "--by", "Ada Lovelace", "--server", tmp_path)
+    said("sites", "remove", "north", "--yes", "--server", tmp_path)
+    said(*add, "--server", tmp_path)
+    said("sites", "revoke", "north", "--yes", "--by", "Ada Lovelace", "--server", tmp_path)
+    with pytest.raises(UsageError, match="was revoked"):
+        said(*add, "--server", tmp_path)
+    with pytest.raises(UsageError, match="--by: give the name of a person"):
+        said("sites", "remove", "north", "--yes", "--by", "/etc/4711", "--server", tmp_path)
+    ada = "Ada Lovelace"
+    assert decisions(tmp_path) == [
+        ("added", "north", ada), ("removed", "north", None), ("added", "north", None), ("revoked", "north", ada),
+    ]  # fmt: skip
+
+
+def test_where_the_audit_log_cannot_be_written_nobody_is_let_in_and_a_stolen_key_still_goes_out(tmp_path: Path) -> None:
+    federation(tmp_path)
+    enrolled(tmp_path, "south")
+    (tmp_path / AUDIT_FILE).mkdir()
+    request = request_file(tmp_path)
+    fingerprint = json.loads(request.read_text())["fingerprint"]
+    for words in (("add", request, "--fingerprint", fingerprint), ("revoke", "south", "--yes")):
+        with pytest.raises(AuditError, match="cannot be written"):
+            said("sites", *words, "--server", tmp_path)
+    assert Registry(tmp_path).sites() == []
 
 
 def not_on_the_curve() -> str:

@@ -102,7 +102,7 @@ def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -
     text = path.read_text()
     assert "allow_no_privacy = false" in text and text.count("[server]\n") == 1
     text = text.replace("allow_no_privacy = false", "allow_no_privacy = true")
-    path.write_text(text.replace("[server]\n", f"[server]\nruntime_port = {runtime_port}\n"))
+    path.write_text(text.replace("runtime_port = 9094", f"runtime_port = {runtime_port}"))
     request = read_request(folder / f"{folder.name}.enrol.json")
     Registry(server).add(request.name, request.public_key)
 
@@ -119,11 +119,10 @@ class Federation:
         self.server = root / "server"
         self.folders = {name: root / name for name in NAMES}
         self.processes: dict[str, subprocess.Popen] = {}
-        fleet, control, runtime, *ports = free_ports(3 + len(NAMES))
+        fleet, control, *ports = free_ports(2 + len(NAMES))
         command("server", "init", self.server, "--host", "127.0.0.1", "--port", fleet)
         text = (self.server / "server.toml").read_text()
-        text = text.replace("control_port = 9093", f"control_port = {control}")
-        (self.server / "server.toml").write_text(text.replace("runtime_port = 9091", f"runtime_port = {runtime}"))
+        (self.server / "server.toml").write_text(text.replace("control_port = 9093", f"control_port = {control}"))
         for number, folder in enumerate(self.folders.values()):
             make_hospital(self.server, folder, f"127.0.0.1:{fleet}", ports[number])
             write_patients(folder, seed=number)

@@ -74,7 +74,8 @@ class Registry:
     def add(self, name: str, public_key: str, record: Callable[[EnrolledSite], object] = str) -> EnrolledSite:
         """Enrol a key under a name. Asked again for the same, it changes nothing.
 
-        `record` writes it down before it has an effect; where that fails, nobody is enrolled. Raises `UsageError` where the name has another key, the key another name, or the key was revoked.
+        `record` writes it down before it has an effect; where that fails, nobody is enrolled. Raises `UsageError` where
+        the name has another key, the key another name, or the key was revoked.
         """
         if not re.fullmatch(SITE_NAME, name):
             raise UsageError(f"{name}: a site's name has up to 63 letters, digits, dots, hyphens and underscores")
