@@ -1,4 +1,4 @@
-"""Write docs/commands.md from the --help of wardround-sim and wardround-site: `.venv/bin/python docs/generate.py`.
+"""Write docs/commands.md from the --help of the three programs: `.venv/bin/python docs/generate.py`.
 
 A test fails when the page is stale.
 """
@@ -21,8 +21,9 @@ INTRODUCTION = """\
 Written by `python docs/generate.py` from the commands' own help; do not edit by hand.
 
 `./run simulate ARGS` is `wardround-sim run ARGS`, `./run compare ARGS` is `wardround-sim compare ARGS`, `./run sim
-COMMAND ARGS` is any command of `wardround-sim`, and `./run site COMMAND ARGS` any of `wardround-site`. Each sets up
-`.venv` first, once. `./run test` runs the tests (`--slow`: the long ones too), `./run bench` the benchmarks.
+COMMAND ARGS` is any command of `wardround-sim`, `./run site COMMAND ARGS` any of `wardround-site`, and `./run server
+COMMAND ARGS` any of `wardround-server`. Each sets up `.venv` first, once. `./run test` runs the tests (`--slow`: the
+long ones too), `./run bench` the benchmarks.
 
 Exit codes: 0 done · 1 failed · 2 a wrong option, file or field · 3 refused by policy or budget · 130 stopped with
 Ctrl-C. An error is one line: what is wrong, where, what to do. `--json` prints the result for machines, and nothing
@@ -37,9 +38,11 @@ def help_texts() -> Iterator[tuple[str, str]]:
     from click.testing import CliRunner
 
     from wardround_client import cli as site
+    from wardround_server import cli as server
     from wardround_simulation import cli as simulation
 
-    for name, app in (("wardround-sim", simulation.app), ("wardround-site", site.app)):
+    programs = (("wardround-sim", simulation.app), ("wardround-site", site.app), ("wardround-server", server.app))
+    for name, app in programs:
         program = typer.main.get_command(app)
         for words in every_command(program):
             done = CliRunner().invoke(program, [*words, "--help"], prog_name=name, terminal_width=WIDTH)

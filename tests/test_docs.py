@@ -16,14 +16,16 @@ import typer.main
 
 from wardround.study import Study, load_study
 from wardround_client.cli import app as site_app
+from wardround_server.cli import app as server_app
 from wardround_simulation.cli import app as simulation_app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 PROGRAMS = {
     "wardround-sim": typer.main.get_command(simulation_app),
     "wardround-site": typer.main.get_command(site_app),
+    "wardround-server": typer.main.get_command(server_app),
 }
 SOURCES = [path for room in ("shared", "client", "server", "simulation") for path in (ROOT / room).rglob("*.py")]
 PLACEHOLDERS = re.compile(r"…|\.\.\.|\bARGS\b|\bCOMMAND\b")
@@ -137,7 +139,7 @@ def parse(line: str, where: str) -> None:
         if words[1] not in doors:
             raise ValueError(f"{where}: ./run knows no {words[1]}")
         meant = {"simulate": "wardround-sim run", "compare": "wardround-sim compare"}
-        meant |= {"sim": "wardround-sim", "site": "wardround-site"}
+        meant |= {"sim": "wardround-sim", "site": "wardround-site", "server": "wardround-server"}
         if words[1] not in meant:
             return
         words = [*meant[words[1]].split(), *words[2:]]
@@ -168,7 +170,7 @@ def shown_commands(text: str) -> list[str]:
     return [
         line
         for line in lines
-        if re.match(r"(\./run|wardround-sim|wardround-site)( |$)", line)
+        if re.match(r"(\./run|wardround-sim|wardround-site|wardround-server)( |$)", line)
         and not PLACEHOLDERS.search(line)
         and "[" not in line
     ]

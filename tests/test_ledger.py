@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from wardround.accounting import PureEvent, calibrate_noise, spent
+from wardround.chain import START, Witness, linked
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal
 from wardround.study import parse_study
 from wardround.wire import LedgerHead
 from wardround_client.privacy.ledger import Cap, Ledger, cap_of
-from wardround_client.privacy.ledger_chain import START, Witness, linked
 from wardround_client.privacy.ledger_file import LedgerFile
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 

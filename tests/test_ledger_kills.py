@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from wardround.accounting import calibrate_noise
+from wardround.chain import Witness
 from wardround.errors import BudgetRefusal
 from wardround_client.privacy.ledger import Cap, Ledger
-from wardround_client.privacy.ledger_chain import Witness
 from wardround_client.privacy.plan import PrivacyPlan
 
 STUDY = "a" * 64

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from wardround import metrics
+from wardround import metrics, words
 from wardround.study import Study, parse_study
-from wardround_simulation import report_words
 from wardround_simulation.report import CurvePoint, RunEvidence, ScoredSet, SiteQuality, result_table, write_report
 from wardround_simulation.tensorboard_log import write_tensorboard
 
@@ -209,7 +208,7 @@ def test_an_epsilon_is_shown_rounded_up_with_unit_delta_and_accountant(tmp_path:
 
 @given(epsilon=st.floats(0.01, 60), delta=st.floats(1e-9, 1e-2))
 def test_the_promise_in_words_never_claims_more_than_the_theorem(epsilon: float, delta: float) -> None:
-    bound, guess = report_words.promise(epsilon, delta)
+    bound, guess = words.promise(epsilon, delta)
     factor = re.search(r"e\^ε = ([\d.,^]+) ", bound)
     percent = re.search(r"at most ([\d.]+) %", guess)
     assert factor is not None and percent is not None
@@ -221,7 +220,7 @@ def test_the_promise_in_words_never_claims_more_than_the_theorem(epsilon: float,
 
 def test_there_is_no_promise_for_an_infinite_epsilon() -> None:
     with pytest.raises(ValueError):
-        report_words.promise(math.inf, 1e-4)
+        words.promise(math.inf, 1e-4)
 
 
 def test_a_missing_site_is_named_with_its_round_and_reason(page: str) -> None:

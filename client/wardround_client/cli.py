@@ -5,54 +5,31 @@ Heavy imports (torch, Opacus, SQLite) happen inside the commands, so that `--hel
 
 from __future__ import annotations
 
-import sys
 from typing import NoReturn
 
-import typer
-import typer.core
+from wardround.audit_commands import audit_app
+from wardround.command_line import program, run_program
+from wardround.health_commands import add_health
+from wardround_client import cli_daemon, cli_data, cli_enrolment, cli_ledger, cli_status, cli_studies
 
-from wardround.errors import WardroundError
-from wardround_client import cli_ledger
-
-typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
-
-STOPPED = 130
-
-app = typer.Typer(
-    name="wardround-site",
-    help="One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = program(
+    "wardround-site",
+    "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
 )
+app.add_typer(cli_enrolment.app)
+app.add_typer(cli_data.app)
 app.add_typer(cli_ledger.app, name="ledger")
-
-
-@app.callback()
-def wardround_site() -> None:
-    """Commands come in groups; this keeps the group's name even where there is one only."""
+app.add_typer(cli_studies.app, name="studies")
+app.add_typer(audit_app("wardround-site"), name="audit")
+app.command(epilog="Example: wardround-site status --site hospital")(cli_status.status)
+app.command(epilog="Example: wardround-site start --site /srv/wardround")(cli_daemon.start)
+add_health(app, "wardround-site", "--site", "hospital")
 
 
 def main() -> NoReturn:
     """Entry point: every error on purpose becomes one line and its exit code."""
-    exit_code = 0
-    try:
-        exit_code = app(standalone_mode=False) or 0
-    except WardroundError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped", STOPPED)
-    except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _fail(error.format_message(), 2)
-        raise
-    sys.exit(exit_code)
-
-
-def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"wardround-site: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(exit_code)
+    full_disk = "the disk is full or read-only; make room, then run the same command again"
+    run_program(app, "wardround-site", full_disk=full_disk)
 
 
 if __name__ == "__main__":

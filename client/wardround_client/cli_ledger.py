@@ -43,8 +43,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Holds, attempts, and the epsilon spent, held and left. The gate is RDP; tighter figures stand beside it."""
-    cap = _cap(site)
-    ledger = _opened(site)
+    cap = cap_of_site(site)
+    ledger = opened_ledger(site)
     holds, head = ledger.holds(), ledger.head()
     spent, held, left = ledger.spent(cap.delta), ledger.committed(cap.delta), ledger.remaining(cap)
     beside = _beside(ledger.events(), cap, prv_timeout)
@@ -82,9 +82,9 @@ def what_if(
     from wardround.study import load_study
     from wardround_client.privacy.plan import plan_from_study
 
-    cap = _cap(site)
+    cap = cap_of_site(site)
     loaded = load_study(study, tuple(set_ or ()))
-    said = _opened(site).what_if(plan_from_study(loaded), cap)
+    said = opened_ledger(site).what_if(plan_from_study(loaded), cap)
     if as_json:
         content = {
             "study": loaded.study.name,
@@ -117,8 +117,8 @@ def release(
     as_json: JsonOption = False,
 ) -> None:
     """Give back what a run holds and has not used. What it used stays charged; the run can train here no more."""
-    cap = _cap(site)
-    ledger = _opened(site)
+    cap = cap_of_site(site)
+    ledger = opened_ledger(site)
     known = [hold for hold in ledger.holds() if hold.run == run and len(study) >= 8 and hold.study.startswith(study)]
     if len(known) != 1:
         found = "no hold" if not known else "more than one hold"
@@ -136,7 +136,7 @@ def verify(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
     """Check the whole file: its structure, every entry's hash, and that it is no older copy. Exit 1 names the fault."""
     if not _path(site).exists() and not _path(site).with_suffix(".head").exists():
         raise UsageError(f"{site}: holds no ledger yet; the first study that is admitted makes it")
-    head = _opened(site).verify()
+    head = opened_ledger(site).verify()
     if as_json:
         print(json.dumps({"entries": head.entries, "head": head.sha256}))
     else:
@@ -147,7 +147,7 @@ def _path(site: Path) -> Path:
     return site / "ledger.sqlite3"
 
 
-def _opened(site: Path) -> Ledger:
+def opened_ledger(site: Path) -> Ledger:
     """The site's ledger; an empty one in memory where there is none yet: looking must not make one."""
     from wardround_client.privacy.ledger import Ledger
 
@@ -161,7 +161,8 @@ def _opened(site: Path) -> Ledger:
     return Ledger(None)
 
 
-def _cap(site: Path) -> Cap:
+def cap_of_site(site: Path) -> Cap:
+    """The cap of the site's site.toml."""
     from wardround_client.config import load_site_config
 
     return load_site_config(site / "site.toml").privacy.cap()

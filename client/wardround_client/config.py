@@ -9,11 +9,22 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import UsageError
+from wardround.identity import SHA256, SITE_NAME
 from wardround_client.privacy.ledger import Cap
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerConfig(_Section):
+    """`[server]`: where the federation's server is, and by which CA it is known. A simulated site has none."""
+
+    address: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")]  # HOST:PORT
+    ca_sha256: Annotated[str, Field(pattern=SHA256)]  # the fingerprint that was compared by telephone
+    proxy: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None  # HOST:PORT of an HTTP proxy
+    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094  # on loopback; two sites on a machine need two
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # on loopback, for a watcher; 0 takes a free one
 
 
 class PrivacyConfig(_Section):
@@ -52,7 +63,8 @@ class ComputeConfig(_Section):
 class SiteConfig(_Section):
     """The whole file. `name` is the site's own; the server knows it by its registered key."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    server: ServerConfig | None = None
     privacy: PrivacyConfig
     release: ReleaseConfig = ReleaseConfig()
     compute: ComputeConfig = ComputeConfig()

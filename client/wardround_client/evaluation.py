@@ -16,6 +16,7 @@ from wardround.evaluation_wire import COUNTS, ScoreRelease, evaluation_round
 from wardround.study import Study
 from wardround.wire import Broadcast, weights_sha256
 from wardround_client import round as training
+from wardround_client.audited import record_release, refusals_recorded
 from wardround_client.config import ReleaseConfig
 from wardround_client.privacy.plan import EVALUATE
 from wardround_client.privacy.score_release import noised, score_histogram
@@ -30,11 +31,12 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
     Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
     failed here.
     """
-    study = site.study_of(question.study_sha256)
-    require_permission(study, site.release)
-    admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
-    with site.exclusive():
-        counts_2B = _settled_or_new(question, admitted, site)
+    with refusals_recorded(question, site):
+        study = site.study_of(question.study_sha256)
+        require_permission(study, site.release)
+        admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
+        with site.exclusive():
+            counts_2B = _settled_or_new(question, admitted, site)
     return ScoreRelease(counts_2B=counts_2B, per_site=shows_own_figures(site.release, counts_2B))
 
 
@@ -57,11 +59,14 @@ def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.n
     study_sha256, run, received = question.study_sha256, question.run_id, weights_sha256(question.weights)
     settled = site.ledger.settled(study_sha256, run, question.round, received, purpose=EVALUATE)
     if settled is not None:
-        return training.settled_reply(site, settled.id, settled.reply_sha256)[COUNTS]
+        counts = training.settled_reply(site, settled.id, settled.reply_sha256)
+        record_release(question, site, EVALUATE, weights_sha256(counts), again=True)
+        return counts[COUNTS]
     attempt = site.ledger.reserve(study_sha256, run, question.round, received, purpose=EVALUATE)
     counts = {COUNTS: _noised_counts(question, admitted, site)}
     site.replies[attempt] = counts
     site.ledger.settle(attempt, weights_sha256(counts))
+    record_release(question, site, EVALUATE, weights_sha256(counts), again=False)
     return counts[COUNTS]
 
 

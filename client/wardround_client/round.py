@@ -1,9 +1,9 @@
-"""One round at one site, in the order of the story: admit, reserve, train, settle, reply.
+"""One round at one site, in the order of the story: admit, reserve, train, settle, record, reply.
 
 Nothing of the data is read before the ledger holds the whole study's budget; the attempt is on disk before training
-starts; the reply's bytes are on disk and settled before they are returned. A round asked for twice returns the same
-bytes, trained and charged once. What raises `RefusedError` or `WireError` carries a code that a peer may learn;
-nothing else may leave.
+starts; the reply's bytes are on disk, settled and in the audit log before they are returned. A round asked for twice
+returns the same bytes, trained and charged once. What raises `RefusedError` or `WireError` carries a code that a peer
+may learn; nothing else may leave.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from wardround.errors import LedgerError, PolicyRefusal, WireError
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
 from wardround.wire import Answer, Broadcast, weights_sha256
-from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
+from wardround_client.audited import record_release, refusals_recorded
+from wardround_client.privacy.plan import TRAIN, PrivacyPlan, plan_from_study
 from wardround_client.site import Site, Weights
 from wardround_client.tasks import classification
 from wardround_client.tasks.classification import Material, SpeedPlan
@@ -42,19 +43,22 @@ def answer(broadcast: Broadcast, site: Site) -> Answer:
     Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
     failed here.
     """
-    study = site.study_of(broadcast.study_sha256)
-    admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
-    # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
-    with site.exclusive():
-        weights = _reply(broadcast, admitted, site)
-        return Answer(weights=weights, head=site.ledger.head())
+    with refusals_recorded(broadcast, site):
+        study = site.study_of(broadcast.study_sha256)
+        admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
+        # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
+        with site.exclusive():
+            weights = _reply(broadcast, admitted, site)
+            return Answer(weights=weights, head=site.ledger.head())
 
 
 def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
     study_sha256, run, received = broadcast.study_sha256, broadcast.run_id, weights_sha256(broadcast.weights)
     settled = site.ledger.settled(study_sha256, run, broadcast.round, received)
     if settled is not None:
-        return settled_reply(site, settled.id, settled.reply_sha256)
+        reply = settled_reply(site, settled.id, settled.reply_sha256)
+        record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
+        return reply
     attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
     reply = classification.train(
         admitted.study,
@@ -73,6 +77,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         raise WireError("not-finite", "training diverged: the weights are not finite; the learning rate is too high")
     site.replies[attempt] = reply
     site.ledger.settle(attempt, weights_sha256(reply))
+    record_release(broadcast, site, TRAIN, weights_sha256(reply), again=False)
     for old in site.ledger.attempts(study_sha256, run)[:-REPLIES_KEPT]:
         site.replies.pop(old.id, None)
     return reply

@@ -2,9 +2,11 @@
 
 site.toml        the site's own rules (config.py)
 studies/         approved studies, one JSON file named by its hash
+decisions/       who approved, refused or revoked each, and when (approvals.py)
 cohort/          the prepared data (data/cohort.py)
 opt_out.txt      pseudonyms of patients who object (data/opt_out.py)
 ledger.sqlite3   the privacy spent (privacy/ledger.py); ledger.head: how far it has come
+audit.jsonl      what was decided, refused and released (shared/wardround/audit.py); audit.head: how far it has come
 replies/         replies on disk, so that a round asked for twice gets the same bytes
 cache/           frozen features, by network and cohort; the fastest clipping engine, by network and machine
 """
@@ -23,12 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import Event
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.decisions import last_decision
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
@@ -60,6 +65,7 @@ class Site:
     cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
+    record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
     materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
@@ -94,6 +100,7 @@ def open_site(folder: Path) -> Site:
         held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
         cache=folder / "cache",
         precision=config.compute.precision,
+        record=AuditLog(folder / AUDIT_FILE).append,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
     )
 
@@ -148,7 +155,7 @@ def approve_study(folder: Path, study: Study) -> str:
 def approved_study(folder: Path, sha256: str) -> Study:
     """Read an approved study. Raises `PolicyRefusal` where the hash is unknown or the file no longer has it."""
     path = folder / "studies" / f"{sha256}.json"
-    if not path.is_file():
+    if not path.is_file() or last_decision(folder, sha256) not in (None, "approved"):
         raise PolicyRefusal("not_approved", f"no approved study has the hash {sha256[:12]}")
     study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
     weights = study.model.init_sha256

@@ -50,10 +50,12 @@ class Polling:
 
 
 class FlowerExchange:
-    """The round loop's way to the sites over Flower's grid. Once `stopped` is set, each wait ends with `RoundError`."""
+    """The round loop's way to the sites over Flower's grid; a site whose node is None is not connected. Once `stopped`
+    is set, each wait ends with `RoundError`.
+    """
 
     def __init__(
-        self, grid: Grid, directory: Mapping[str, int], polling: Polling, stopped: threading.Event | None = None
+        self, grid: Grid, directory: Mapping[str, int | None], polling: Polling, stopped: threading.Event | None = None
     ) -> None:
         self._grid = grid
         self._directory = dict(sorted(directory.items()))
@@ -85,7 +87,10 @@ class FlowerExchange:
         started = time.monotonic()
         content = record_of(pack_broadcast(broadcast))
         ttl = deadline_s + TTL_BEYOND_DEADLINE_S
-        asked = {site: self._push(content, node, kind, ttl, broadcast.round) for site, node in self._directory.items()}
+        asked = {
+            site: self._push(content, node, kind, ttl, broadcast.round) if node is not None else None
+            for site, node in self._directory.items()
+        }
         del content
         for site, message_id in asked.items():
             yield site, message_id, self._pull(message_id, started, started + deadline_s) if message_id else None
@@ -126,7 +131,7 @@ def record_of(packet: Packet) -> RecordDict:
 def _reply(
     site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
-    weights, head, code, size = None, None, _transport_code(message_id, message), 0
+    weights, head, code, size = None, None, transport_code(message_id, message), 0
     if code is None:
         try:
             packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
@@ -141,7 +146,7 @@ def _reply(
 
 
 def _release(site: str, message_id: str | None, message: Message | None, question: Broadcast, bins: int) -> SiteRelease:
-    release, code, size = None, _transport_code(message_id, message), 0
+    release, code, size = None, transport_code(message_id, message), 0
     if code is None:
         try:
             packet = packet_from(message.content)
@@ -153,7 +158,7 @@ def _release(site: str, message_id: str | None, message: Message | None, questio
     return SiteRelease(site=site, release=release, code=code, bytes_up=size)
 
 
-def _transport_code(message_id: str | None, message: Message | None) -> str | None:
+def transport_code(message_id: str | None, message: Message | None) -> str | None:
     """Why nothing came that could be read, or None."""
     if message_id is None:
         return "unreachable"

@@ -9,7 +9,9 @@
     │   ├── PolicyRefusal                  not approved, or against `site.toml`
     │   └── BudgetRefusal                  the ledger's cap or the spare rounds are used up
     ├── WireError                  exit 1  a message from a peer failed its validation
-    ├── LedgerError                exit 1  the ledger is unreadable or was altered
+    ├── RecordError                exit 1  a chained record is unreadable or was altered
+    │   ├── LedgerError                    the ledger
+    │   └── AuditError                     the audit log
     └── RoundError                 exit 1  a round missed its quorum or its deadline
 
 A message says what is wrong, where, and what to do, in one line, and never carries a value read from a patient's file.
@@ -68,8 +70,16 @@ class WireError(WardroundError):
         self.code = code
 
 
-class LedgerError(WardroundError):
+class RecordError(WardroundError):
+    """A chain of entries has one that is missing or was altered, or cannot be read."""
+
+
+class LedgerError(RecordError):
     """The ledger cannot be read, has an unknown schema, or does not agree with itself."""
+
+
+class AuditError(RecordError):
+    """The audit log cannot be read or written, does not agree with itself, or was asked to hold what it must not."""
 
 
 class RoundError(WardroundError):

@@ -6,30 +6,22 @@ Heavy imports (torch, Flower, Ray, matplotlib) happen inside the commands, so th
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-import typer.core
 from rich.console import Console
 
-from wardround.errors import UsageError, WardroundError
+from wardround.command_line import program, run_program
+from wardround.errors import UsageError
 
-typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
-
-app = typer.Typer(
-    name="wardround-sim",
-    help="Federated learning across hospitals, simulated on one machine. Research software, no medical device.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = program(
+    "wardround-sim",
+    "Federated learning across hospitals, simulated on one machine. Research software, no medical device.",
 )
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 60, 7
@@ -354,38 +346,14 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
         console.print(remark, soft_wrap=True)
 
 
-STOPPED = 130
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-
-
 def main() -> NoReturn:
     """Entry point: every error on purpose becomes one line and its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    exit_code = 0
-    try:
-        exit_code = app(standalone_mode=False) or 0
-    except WardroundError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command continues", STOPPED)
-    except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _fail(error.format_message(), 2)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            _fail("the disk is full; free some space or choose another --out, then run the same command again", 1)
-        raise
-    if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
-        _fail("stopped; the same command continues", STOPPED)
-    sys.exit(exit_code)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"wardround-sim: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(exit_code)
+    run_program(
+        app,
+        "wardround-sim",
+        stopped="stopped; the same command continues",
+        full_disk="the disk is full; free some space or choose another --out, then run the same command again",
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from wardround import words as plain
 from wardround.study import Study
 from wardround_simulation import fold_statistics as folds
 from wardround_simulation import report_words as words
@@ -40,7 +41,7 @@ def write_comparison(folder: Path, rows: Sequence[Row], study: Study, notes: Seq
         "headline": _headline(main, means),
         "no_privacy": any(math.isinf(epsilon) for epsilon in epsilons),
         "epsilon_labels": ["∞" if math.isinf(epsilon) else f"{epsilon:g}" for epsilon in epsilons],
-        "start_name": words.start_name(study),
+        "start_name": plain.start_name(study),
         "tables": [table for unit in units if (table := _table(rows, unit, epsilons))["rows"]],
         "gain_rows": _gain_rows(main, epsilons),
         "fold_rows": _fold_rows(means.get("federated", {}), epsilons),
@@ -96,9 +97,9 @@ def _counts(rows: Sequence[Row], unit: str) -> str:
     tested = {(str(row["split"]), str(row["fold"])) for row in rows}
     splits, draws = {split for split, _ in tested}, {row.get("draw", 0) for row in rows}
     return (
-        f"mean AUC per {unit} over {words.count_text(len(tested), 'fold')} of {words.count_text(len(splits), 'split')} "
-        f"({words.count_text(folds.patients_tested(rows), 'patient')} tested per split), "
-        f"up to {words.count_text(len(draws), 'draw')} of the noise each; 95 % interval over the folds of a split"
+        f"mean AUC per {unit} over {plain.count_text(len(tested), 'fold')} of {plain.count_text(len(splits), 'split')} "
+        f"({plain.count_text(folds.patients_tested(rows), 'patient')} tested per split), "
+        f"up to {plain.count_text(len(draws), 'draw')} of the noise each; 95 % interval over the folds of a split"
     )
 
 
@@ -221,7 +222,7 @@ def _external(rows: Sequence[Row], epsilons: Sequence[float], units: Sequence[st
                 },
             )
         patients = max(int(row.get("external_patients") or 0) for row in own)
-        tested = words.count_text(patients, "other patient")
+        tested = plain.count_text(patients, "other patient")
         caption = f"AUC per {unit} on {tested}: mean over the models of all folds, below it their range."
         tables.append({"unit": unit, "caption": caption, "rows": lines})
     return tables

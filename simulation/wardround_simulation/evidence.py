@@ -6,7 +6,6 @@ nothing it could not show its source for; what a caller leaves out, the report l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -100,11 +99,3 @@ class RunEvidence:
     def scored(self, setting: Setting, site: str | None = None) -> ScoredSet | None:
         """The scores of one setting (for `alone`: of the model trained at `site`), or None when the run has none."""
         return next((s for s in self.predictions if s.setting == setting and s.site == site), None)
-
-
-def epsilon_of(value: Any) -> float:
-    """An ε as it stands in JSON, a number or the string "inf". Raises ValueError for anything else."""
-    epsilon = math.inf if value == "inf" else float(value)
-    if not epsilon >= 0:
-        raise ValueError("an epsilon is a number of at least 0, or inf")
-    return epsilon

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wardround_simulation.evidence import epsilon_of
+from wardround.words import epsilon_of
 
 Row = Mapping[str, Any]
 Fold = tuple[str, str]  # split, fold

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from wardround import metrics
+from wardround import words as plain
+from wardround.words import epsilon_of
 from wardround_simulation import report_words as words
-from wardround_simulation.evidence import RunEvidence, epsilon_of
+from wardround_simulation.evidence import RunEvidence
 from wardround_simulation.measures import Interval, rows_by_unit
 
 MANY_TIED = 0.2  # of all pairs in one bin: then the bins hide too much of the order
@@ -80,16 +82,16 @@ def _count_rows(released: Mapping[str, Any], exact: Mapping[str, float | None]) 
 
 def _lines(released: Mapping[str, Any]) -> list[str]:
     epsilon = epsilon_of(released["epsilon"])
-    sites = words.count_text(len(released["sites"]), "hospital")
+    sites = plain.count_text(len(released["sites"]), "hospital")
     if math.isinf(epsilon):
         lines = [f"{sites} released exact counts of held-out patients by score (ε = ∞): no privacy for these patients."]
     else:
         lines = [
             f"{sites} released noised counts of held-out patients by score, once, each at ε = "
-            f"{words.epsilon_text(epsilon)} per held-out patient (add or remove one, δ = 0), charged to the ledgers. "
+            f"{plain.epsilon_text(epsilon)} per held-out patient (add or remove one, δ = 0), charged to the ledgers. "
             "The server made these figures from the sum of the counts; it saw no score."
         ]
-    lines += [f"{row['site']}: {words.code_text(row['code'])}." for row in released.get("missing") or ()]
+    lines += [f"{row['site']}: {plain.code_text(row['code'])}." for row in released.get("missing") or ()]
     if (released.get("tied_pairs") or 0) > MANY_TIED:
         lines.append(
             f"{released['tied_pairs']:.0%} of all pairs lie in one bin: the bins are too wide for these scores. A "

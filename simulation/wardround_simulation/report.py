@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wardround import words as plain
 from wardround_simulation import report_sections as sections
 from wardround_simulation import report_words as words
 from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
@@ -66,8 +67,8 @@ def _asked(evidence: RunEvidence) -> str:
     hospitals = len(evidence.result.get("sites") or {}) or study.aggregation.nominal_sites
     return (
         f"Asked: to tell {kind} apart as {told}. The network {study.model.name} starts from {start}; "
-        f"{part[study.model.trainable]} is trained in {words.count_text(study.study.rounds, 'round')} across "
-        f"{words.count_text(hospitals, 'hospital')}. No image leaves its hospital."
+        f"{part[study.model.trainable]} is trained in {plain.count_text(study.study.rounds, 'round')} across "
+        f"{plain.count_text(hospitals, 'hospital')}. No image leaves its hospital."
     )
 
 
@@ -105,7 +106,7 @@ def _facts(evidence: RunEvidence) -> list[dict[str, str]]:
     rounds = f"{result.get('rounds_completed', '–')} of {evidence.study.study.rounds}"
     return [
         *facts,
-        _fact("ε, at most", words.epsilon_text(epsilon), unit),
+        _fact("ε, at most", plain.epsilon_text(epsilon), unit),
         _fact("rounds", rounds, ""),
         _fact("hospitals", str(len(result.get("sites") or {})), "simulated on this machine"),
     ]
@@ -137,7 +138,7 @@ def _privacy(evidence: RunEvidence) -> dict[str, Any]:
     exact = any(site.get("epsilon_exact") is not None for site in sites.values())
     caption = "ε = ∞ is no privacy at all. Steps are counted, noise was not added."
     if private:
-        asked = words.epsilon_text(evidence.study.privacy.epsilon)
+        asked = plain.epsilon_text(evidence.study.privacy.epsilon)
         caption = (
             f"Unit: one {privacy.get('unit', 'patient')}. Neighbours: data sets that differ by adding or removing one. "
             f"δ = {delta:g}. Accountant: {accountant}. Values are rounded up. The study promises ε = {asked} at most, "
@@ -148,17 +149,17 @@ def _privacy(evidence: RunEvidence) -> dict[str, Any]:
     rows = [
         {
             "site": name,
-            "epsilon": words.epsilon_text(site["epsilon"], decimals=2) if "epsilon" in site else "–",
+            "epsilon": plain.epsilon_text(site["epsilon"], decimals=2) if "epsilon" in site else "–",
             "exact": "–"
             if site.get("epsilon_exact") is None
-            else words.epsilon_text(site["epsilon_exact"], decimals=2),
+            else plain.epsilon_text(site["epsilon_exact"], decimals=2),
             "steps": f"{site['steps']:,}" if "steps" in site else "–",
             "patients": f"{site['patients']:,}" if site.get("patients") is not None else "–",
         }
         for name, site in sorted(sites.items())
     ]
     return {
-        "promise": words.promise(epsilon, delta) if private else [],
+        "promise": plain.promise(epsilon, delta) if private else [],
         "privacy_caption": caption,
         "privacy_rows": rows,
         "exact": exact and private,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wardround import metrics
+from wardround import words as plain
 from wardround_simulation import plots, run_plots
 from wardround_simulation import report_words as words
 from wardround_simulation.evidence import SETTINGS, RunEvidence, SiteQuality
@@ -39,7 +40,7 @@ def site_section(evidence: RunEvidence, sites: list[SiteFigures]) -> dict[str, A
         "site_rows": rows,
         "site_settings": settings,
         "setting_names": {
-            setting: words.start_name(evidence.study) if setting == "start" else setting for setting in settings
+            setting: plain.start_name(evidence.study) if setting == "start" else setting for setting in settings
         },
         "has_alone": "alone" in settings,
         "worth_it": words.worth_it(sites),
@@ -93,13 +94,13 @@ def round_section(evidence: RunEvidence, missing: Mapping[tuple[int, str], str])
     sites = sorted({*(evidence.result.get("sites") or {}), *(site for _, site in missing)})
     rows = [_round_row(evidence, site, rounds, missing) for site in sites]
     lost = len({at for at, _ in missing})
-    sentence = f"{words.count_text(rounds, 'round')} completed; every site answered in every round."
+    sentence = f"{plain.count_text(rounds, 'round')} completed; every site answered in every round."
     if not rounds:
         sentence = "No round was completed."
     elif missing:
         lack = "1 reply is" if len(missing) == 1 else f"{len(missing):,} replies are"
         sentence = (
-            f"{words.count_text(rounds, 'round')} completed. {lack} missing, in {words.count_text(lost, 'round')}; "
+            f"{plain.count_text(rounds, 'round')} completed. {lack} missing, in {plain.count_text(lost, 'round')}; "
             "the table names them. A round without a site is the mean of the others."
         )
     seconds = {
@@ -109,12 +110,12 @@ def round_section(evidence: RunEvidence, missing: Mapping[tuple[int, str], str])
     }
     picture = run_plots.rounds_and_sites(sites, missing, rounds, seconds) if rounds and sites else None
     spent, carried = evidence.result.get("seconds") or {}, evidence.result.get("bytes") or {}
-    totals = [f"{name.replace('_', ' ')} {words.seconds_text(value)}" for name, value in spent.items()]
+    totals = [f"{name.replace('_', ' ')} {plain.seconds_text(value)}" for name, value in spent.items()]
     totals = [f"Time: {', '.join(totals)}."] if totals else []
     if carried:
         totals.append(
-            f"Carried in all: {words.bytes_text(carried.get('up', 0))} up, "
-            f"{words.bytes_text(carried.get('down', 0))} down."
+            f"Carried in all: {plain.bytes_text(carried.get('up', 0))} up, "
+            f"{plain.bytes_text(carried.get('down', 0))} down."
         )
     return {"rounds_sentence": sentence, "rounds_picture": picture, "round_rows": rows, "totals": " ".join(totals)}
 
@@ -131,11 +132,11 @@ def _round_row(evidence: RunEvidence, site: str, rounds: int, missing: Mapping[t
     return {
         "site": site,
         "answered": f"{answered} of {rounds}",
-        "median": words.seconds_text(median(seconds)) if seconds else "–",
-        "longest": words.seconds_text(max(seconds)) if seconds else "–",
-        "up": words.bytes_text(up) if up else "–",
-        "down": words.bytes_text(down) if down else "–",
-        "missing": "; ".join(f"{words.rounds_text(at)}: {words.code_text(code)}" for code, at in lost.items()) or "–",
+        "median": plain.seconds_text(median(seconds)) if seconds else "–",
+        "longest": plain.seconds_text(max(seconds)) if seconds else "–",
+        "up": plain.bytes_text(up) if up else "–",
+        "down": plain.bytes_text(down) if down else "–",
+        "missing": "; ".join(f"{words.rounds_text(at)}: {plain.code_text(code)}" for code, at in lost.items()) or "–",
     }
 
 
@@ -165,6 +166,6 @@ def montage_section(montages: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
             "alt": f"{len(images_NCHW)} images of {site} as the network sees them",
             "png": plots.montage_png(images_NCHW, columns, tile_px),
             "width_px": columns * (tile_px + 2) - 2,
-            "caption": f"{words.count_text(len(images_NCHW), 'image')} as the network sees them, before normalisation.",
+            "caption": f"{plain.count_text(len(images_NCHW), 'image')} as the network sees them, before normalisation.",
         })  # fmt: skip
     return items

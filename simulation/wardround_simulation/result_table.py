@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from wardround_simulation.evidence import RunEvidence, epsilon_of
+from wardround.words import epsilon_of
+from wardround_simulation.evidence import RunEvidence
 
 
 def result_table(source: RunEvidence | Mapping[str, Any]) -> Table:

@@ -3,7 +3,7 @@
 A study's whole budget is *held* at admission; each *attempt* is one privacy event, durable before a patient is looked
 at; each reply is *settled* before it is sent. So events = attempts; a crash between the two leaves an attempt that is
 charged and lost, and its retry draws on the spare ones. Epsilon is computed from the events when asked for; the ledger
-stores none. Below it lie the file with its chain of hashes (`ledger_file`, `ledger_chain`) and the meaning of the
+stores none. Below it lie the file with its chain of hashes (`ledger_file`, `chain`) and the meaning of the
 entries (`ledger_book`).
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround.accounting import Epsilon, Event, spent
+from wardround.chain import START
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError
 from wardround.study import Study
 from wardround.wire import LedgerHead
 from wardround_client.privacy.ledger_book import Attempt, Book, Hold, share_to_json
-from wardround_client.privacy.ledger_chain import START
 from wardround_client.privacy.ledger_file import LOWEST, LedgerFile
 from wardround_client.privacy.plan import EVALUATION_ATTEMPTS, TRAIN, PrivacyPlan
 

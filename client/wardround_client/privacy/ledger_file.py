@@ -14,9 +14,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from wardround.errors import LedgerError
+from wardround.chain import START, Row, Witness, body_of, linked, walked
+from wardround.errors import LedgerError, RecordError
 from wardround.wire import LedgerHead
-from wardround_client.privacy.ledger_chain import START, Row, Witness, body_of, linked, walked
 
 SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_S = 30.0
@@ -109,10 +109,10 @@ class LedgerFile:
             return _rows(self._connection, first)
 
     def walked(self, rows: list[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
-        """`ledger_chain.walked`, with the file's name in its errors."""
+        """`chain.walked`, with the file's name in its errors."""
         try:
             yield from walked(rows, head)
-        except LedgerError as error:
+        except RecordError as error:
             raise LedgerError(f"{self.place}: {error}; {RESTORE}") from None
 
     def hold_against_witness(self, head: LedgerHead) -> None:

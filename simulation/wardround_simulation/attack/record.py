@@ -25,6 +25,7 @@ from wardround.accounting import Epsilon, GaussianEvent, spent, spent_exactly
 from wardround.checkpoint import load_checkpoint
 from wardround.errors import UsageError
 from wardround.study import Study, study_from_json
+from wardround.words import epsilon_of
 from wardround_client.privacy.clipping import PatientBatch, clip_by_loop
 from wardround_client.privacy.ledger import Attempt, Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
@@ -34,7 +35,6 @@ from wardround_server.aggregation import site_weight
 from wardround_simulation import in_process
 from wardround_simulation.attack.checks import FALSE_ALARM
 from wardround_simulation.attack.system import Finding, Weights, passed
-from wardround_simulation.evidence import epsilon_of
 from wardround_simulation.in_process import Hospital
 
 

@@ -1,10 +1,10 @@
-"""The ledger's chain: each entry's hash covers the one before it, and a witness beside the file remembers the last.
+"""A chain of entries: each entry's hash covers the one before it, and a witness beside the file remembers the last.
 
     sha256(entry n) = SHA-256("<sha256 of entry n-1>\\n<n>\\n<body>"), the body being canonical JSON
 
 So the hash of the last entry, the head, fixes them all: an entry changed, left out or put in is found by walking the
-chain. What a chain cannot show is that its end is missing. For that the head is kept elsewhere too: in `ledger.head`
-beside the file, and at every server that got a reply.
+chain. What a chain cannot show is that its end is missing. For that the head is kept elsewhere too: in a witness
+beside the file, and for the ledger at every server that got a reply. The ledger and the audit log are such chains.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wardround.errors import LedgerError
+from wardround.errors import LedgerError, RecordError
 from wardround.wire import LedgerHead
 
 START = LedgerHead(entries=0, sha256="0" * 64)
@@ -47,14 +47,14 @@ def _plain(value: Any) -> Any:
 def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
     """Follow the chain from `head` over the rows behind it; yields each entry's head and content.
 
-    Raises `LedgerError` that names the first entry which is missing or was altered.
+    Raises `RecordError` that names the first entry which is missing or was altered.
     """
     for number, body, sha256 in rows:
         if number != head.entries + 1:
-            raise LedgerError(f"entry {head.entries + 1} is missing: entry {number} follows entry {head.entries}")
+            raise RecordError(f"entry {head.entries + 1} is missing: entry {number} follows entry {head.entries}")
         after = linked(head, body)
         if after.sha256 != sha256:
-            raise LedgerError(f"entry {number} was altered: it does not have the hash it was written with")
+            raise RecordError(f"entry {number} was altered: it does not have the hash it was written with")
         head = after
         yield head, json.loads(body)
 
@@ -62,24 +62,24 @@ def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, 
 class Witness:
     """The file that remembers the head: one line, fsynced, only ever moved forward. Processes may share it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, error: type[RecordError] = LedgerError) -> None:
+        self._path, self._error = path, error
 
     def read(self) -> LedgerHead | None:
-        """The last head it saw; None where there is no such file. Raises `LedgerError` where it is damaged."""
+        """The last head it saw; None where there is no such file. Raises where it is damaged."""
         try:
             text = self._path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise LedgerError(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise self._error(f"{self._path}: cannot be read: {error.strerror}") from None
         return self._parsed(text)
 
     def advance(self, head: LedgerHead) -> None:
         """Remember `head`, unless a later one is remembered already; durable on return.
 
         The line has a fixed length and is overwritten in place, in one write within one sector: a kill leaves the old
-        line or the new one. Raises `LedgerError` where the disk refuses.
+        line or the new one. Raises the error of its record where the disk refuses.
         """
         new = not self._path.exists()
         try:
@@ -94,20 +94,21 @@ class Witness:
             finally:
                 os.close(descriptor)
             if new:
-                _fsync_folder(self._path.parent)
+                fsync_folder(self._path.parent)
         except OSError as error:
-            raise LedgerError(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
+            raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
 
     def _parsed(self, text: str) -> LedgerHead | None:
         if not text:  # made, but a kill came before its first line
             return None
         found = _WITNESS.fullmatch(text)
         if found is None:
-            raise LedgerError(f"{self._path}: damaged; restore it together with the newest copy of the ledger")
+            raise self._error(f"{self._path}: damaged; restore it together with the newest copy of its record")
         return LedgerHead(entries=int(found[1]), sha256=found[2])
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

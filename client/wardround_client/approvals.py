@@ -1,0 +1,148 @@
+"""What a site decides about studies: proposed, approved, refused, revoked; by whom and when.
+
+proposals/HASH.json   received (proposals.py)      studies/HASH.json     approved; what rounds read (site.py)
+decisions/HASH.json   every decision about it in order: decision, who, at; the last one counts
+
+An approval is in the audit log before it has an effect, a revocation has its effect before it is in the log: a kill
+between the two leaves a study that is not trained, and the same command finishes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import StudyDecided, is_person
+from wardround.errors import UsageError
+from wardround.study import Study, study_from_json
+from wardround_client.data.cohort import sync_folder, write_atomically
+from wardround_client.decisions import DECISIONS, read_decisions
+from wardround_client.privacy.ledger import Cap, Ledger, WhatIf
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.site import approve_study
+
+PROPOSALS, STUDIES = "proposals", "studies"
+SHORTEST_PREFIX = 4
+State = Literal["proposed", "approved", "refused", "revoked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownStudy:
+    """A study this site has heard of: its hash, what it says, and what was decided, oldest first."""
+
+    sha256: str
+    study: Study
+    state: State
+    decisions: tuple[dict[str, Any], ...]
+
+
+def received_at(folder: Path, sha256: str) -> str | None:
+    """When an undecided study was put before this site (UTC); None where it was decided, or never received."""
+    path = folder / PROPOSALS / f"{sha256}.json"
+    if not path.exists() or read_decisions(folder, sha256):
+        return None
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(path.stat().st_mtime))
+
+
+def known_studies(folder: Path) -> list[KnownStudy]:
+    """All studies of this site by name and hash. Raises `UsageError` for a file that is not what its name says."""
+    hashes = {path.stem for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json")}
+    found = [_known(folder, sha256) for sha256 in hashes]
+    return sorted(found, key=lambda known: (known.study.study.name, known.sha256))
+
+
+def find_study(folder: Path, prefix: str) -> KnownStudy:
+    """The one study whose hash begins so. Raises `UsageError` in one line where there is none, or more than one."""
+    paths = (path for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json"))
+    hashes = sorted({path.stem for path in paths if len(prefix) >= SHORTEST_PREFIX and path.stem.startswith(prefix)})
+    if len(prefix) < SHORTEST_PREFIX:
+        raise UsageError(f"{prefix}: give at least {SHORTEST_PREFIX} letters of the study's hash")
+    if not hashes:
+        raise UsageError(f"{prefix}: no study has this hash here; `wardround-site studies list` shows those it has")
+    if len(hashes) > 1:
+        raise UsageError(
+            f"{prefix}: {len(hashes)} studies begin so; give more letters: {', '.join(h[:16] for h in hashes)}"
+        )
+    return _known(folder, hashes[0])
+
+
+def cost_of(study: Study, ledger: Ledger, cap: Cap) -> WhatIf:
+    """What the study would cost this site. Raises `StudyError` where no noise keeps its promise."""
+    return ledger.what_if(plan_from_study(study), cap)
+
+
+def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap) -> str:
+    """Let rounds of this study be trained here; returns its hash. Durable on return.
+
+    Raises `BudgetRefusal` or `PolicyRefusal` where the whole study does not fit what is left of the cap (a study that
+    the ledger holds already is not counted twice), and `UsageError` for a name that is none.
+    """
+    sha256 = study.sha256()
+    refusal = cost_of(study, ledger, cap).refusal
+    held = any(hold.study == sha256 and hold.released_by is None for hold in ledger.holds())
+    if refusal is not None and not (held and refusal.code == "budget"):
+        raise refusal
+    _record(folder, "approved", sha256, who)
+    approve_study(folder, study)
+    sync_folder(folder / STUDIES)
+    _decide(folder, "approved", sha256, who)
+    (folder / PROPOSALS / f"{sha256}.json").unlink(missing_ok=True)
+    return sha256
+
+
+def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
+    """Refuse a proposal, or revoke an approval: from now on rounds are refused as `not_approved`.
+
+    The study stays among the proposals, so that it can be approved later. What was trained stays charged. Asked again
+    it is written down again, which finishes what a kill cut off. Raises `UsageError` where there is nothing to revoke,
+    or where a refusal comes after the approval.
+    """
+    if decision == "revoked" and known.state not in ("approved", "revoked"):
+        raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
+    if decision == "refused" and known.state == "approved":
+        raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
+    _require_person(who)
+    _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")
+    _decide(folder, decision, known.sha256, who)
+    (folder / STUDIES / f"{known.sha256}.json").unlink(missing_ok=True)
+    _record(folder, decision, known.sha256, who)
+
+
+def _known(folder: Path, sha256: str) -> KnownStudy:
+    approved = folder / STUDIES / f"{sha256}.json"
+    path = approved if approved.exists() else folder / PROPOSALS / f"{sha256}.json"
+    study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    if study.sha256() != sha256:
+        raise UsageError(f"{path}: is not the study that its name says; it was altered, put the original back")
+    decisions = read_decisions(folder, sha256)
+    last = decisions[-1]["decision"] if decisions else None
+    if approved.exists():
+        state: State = "approved" if last in (None, "approved") else last
+    else:
+        state = last if last in ("refused", "revoked") else "proposed"
+    return KnownStudy(sha256=sha256, study=study, state=state, decisions=tuple(decisions))
+
+
+def _decide(folder: Path, decision: str, sha256: str, who: str) -> None:
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    decisions = [*read_decisions(folder, sha256), {"decision": decision, "who": who, "at": at}]
+    _write(folder / DECISIONS / f"{sha256}.json", json.dumps(decisions, indent=1) + "\n")
+
+
+def _record(folder: Path, decision: str, sha256: str, who: str) -> None:
+    _require_person(who)
+    AuditLog(folder / AUDIT_FILE).append(StudyDecided(decision=decision, study=sha256, who=who))
+
+
+def _require_person(who: str) -> None:
+    if not is_person(who):
+        raise UsageError(f"--by {who!r}: give the name of a person: letters, spaces and . ' - between them")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(path, text.encode())

@@ -1,0 +1,174 @@
+"""The gate between Flower and this hospital: all that replaces something inside Flower, in one file.
+
+Flower brings a bundle of code with every run, unpacks it and puts it first on Python's path: a bundle with a package of
+our name would run at every hospital. Here Flower's own loop takes the tasks, and everything behind it is ours:
+
+    executor process   Flower's loop that acquires tasks, with `SiteExecutor` in place of its launcher
+    task process       Flower's exchange of one message, with no installer and a loader that knows our app alone
+
+So a bundle is never unpacked, whatever it holds, and only the installed ClientApp answers. Tasks of any other type are
+taken and refused: left lying, they would block the node. A task's token goes through a pipe, not on a command line. A
+task that passes its message's deadline is killed from outside, after `app.py` had its chance to end it from within.
+
+    python -I -m wardround_client.gate executor SITE_FOLDER ADDRESS SECRET_FILE
+    python -I -m wardround_client.gate task SITE_FOLDER ADDRESS TASK_TYPE PIPE     token on stdin, deadline to PIPE
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
+
+from wardround.tied import tied
+
+START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a while to load torch
+BEYOND_DEADLINE_S = 15.0  # app.py ends a hung round itself; this is for what cannot be ended from within
+
+log = logging.getLogger(__name__)
+
+
+# The executor process
+
+
+@dataclass(kw_only=True)
+class Running:
+    """A task process: what it reads its deadline from, and when it is killed (seconds since 1970)."""
+
+    process: subprocess.Popen[bytes]
+    pipe: int
+    ends: float
+
+
+class SiteExecutor:
+    """Flower's `Executor`, which starts `wardround_client.gate task` for whatever comes, and kills what hangs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: list[Running] = []
+
+    def get_eligible_capacity(
+        self, supported_task_types: set[TaskType], *, insecure: bool = False, root_certificates_path: str | None = None
+    ) -> tuple[set[TaskType], set[str]]:
+        """Every type, so that what is not for us is refused and not left lying."""
+        return set(TaskType), set()
+
+    def wait_for_capacity(self, *args: object, **kwargs: object) -> None:
+        """There is always room: a SuperNode hands out one message at a time."""
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Start the task's process, tied to this one, with its token on stdin."""
+        reads, writes = os.pipe()
+        program = [sys.executable, "-I", "-m", __spec__.name if __spec__ else "wardround_client.gate"]
+        command = [*program, "task", str(self._folder), spec.runtime_api_address, str(spec.task_type), str(writes)]
+        process = subprocess.Popen(
+            tied(command, signal.SIGKILL), cwd=self._folder, stdin=subprocess.PIPE, pass_fds=(writes,)
+        )
+        os.close(writes)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(spec.token.encode("ascii") + b"\n")
+                process.stdin.close()
+        fcntl.fcntl(reads, fcntl.F_SETFL, os.O_NONBLOCK)
+        self._running.append(Running(process=process, pipe=reads, ends=time.time() + START_LIMIT_S))
+        return LaunchResult.accepted()
+
+    def reconcile(self) -> None:
+        """Called between looks for tasks: forget what ended, learn deadlines, kill what passed its own."""
+        for task in list(self._running):
+            with contextlib.suppress(BlockingIOError, ValueError):
+                if told := os.read(task.pipe, 64):
+                    task.ends = float(told.split()[0]) + BEYOND_DEADLINE_S
+            if task.process.poll() is None and time.time() > task.ends:
+                log.error("task process %s is past its deadline; it is killed", task.process.pid)
+                task.process.kill()
+            if task.process.poll() is not None:
+                os.close(task.pipe)
+                self._running.remove(task)
+
+    def close(self) -> None:
+        """Kill what still runs: its message gets no reply, and the server names this site as late or unreachable."""
+        for task in self._running:
+            task.process.kill()
+            task.process.wait()
+
+
+def run_executor(folder: Path, address: str, secret: Path) -> None:
+    """Take the tasks of the SuperNode at `address` until this process is ended."""
+    from flwr.supercore.superexec import run_superexec as inside
+
+    executor = SiteExecutor(folder)
+    inside.get_executor = lambda *args, **kwargs: executor
+    inside.run_superexec(
+        runtime_api_address=address,
+        insecure=True,  # loopback, between processes of one user; the secret tells them apart from others
+        superexec_auth_secret=secret.read_bytes(),
+        runtime_dependency_install=False,
+    )
+
+
+# The task process
+
+App = Callable[[Message, Context], Message]
+
+
+def run_task(folder: Path, address: str, task_type: str, deadline_pipe: int, token: str) -> None:
+    """Answer one message and end."""
+    from flwr.supernode.runtime import run_clientapp as inside
+
+    app = functools.partial(_behind_the_gate, folder, task_type, deadline_pipe)
+    close_the_gate(app)
+    inside.run_clientapp(
+        runtime_api_address=address, token=token, insecure=True, certificates=None, runtime_dependency_install=False
+    )
+
+
+def close_the_gate(app: App) -> None:
+    """From here on Flower unpacks nothing in this process, and knows no app but `app`."""
+    from flwr.supernode.runtime import run_clientapp as inside
+
+    inside.install_from_fab = lambda *args, **kwargs: None
+    inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
+
+
+def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: Message, context: Context) -> Message:
+    from wardround_client.site_app import recorded_refusal, refusal, site_app
+
+    try:
+        os.write(deadline_pipe, f"{message.metadata.created_at + message.metadata.ttl}\n".encode())
+        if task_type != TaskType.CLIENT_APP:
+            log.error("a task of type %s was refused: this hospital runs no code that is sent to it", task_type)
+            return recorded_refusal(folder, message, "task_type")
+        return site_app(folder)(message, context)
+    except Exception:  # Flower would send its text to the server
+        log.exception("failed")
+        return refusal(message, "failed")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be one of the two processes."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    part, folder, address, *rest = arguments
+    if part == "executor":
+        run_executor(Path(folder), address, Path(rest[0]))
+    elif part == "task":
+        run_task(Path(folder), address, rest[0], int(rest[1]), sys.stdin.readline().strip())
+    else:
+        sys.exit("wardround_client.gate has two parts: executor and task")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,44 @@
+"""Proposed studies: a server may put one before this hospital, and ask what has become of it. Only a person decides.
+
+proposals/HASH.json   received and undecided      studies/HASH.json   approved (site.py)
+decisions/HASH.json   who decided what, and when
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wardround.errors import PolicyRefusal
+from wardround.proposal_wire import State
+from wardround.study import Study
+from wardround_client.decisions import last_decision
+
+MOST_UNDECIDED = 1000  # a server cannot fill a hospital's disk
+
+
+def receive(folder: Path, study: Study) -> State:
+    """Keep a proposed study for a person to decide on, unless that has happened; returns what has been decided.
+
+    Raises `PolicyRefusal` where too many wait for a decision.
+    """
+    sha256 = study.sha256()
+    state = state_of(folder, sha256)
+    path = folder / "proposals" / f"{sha256}.json"
+    if state != "proposed" or path.is_file():
+        return state
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if len(list(path.parent.glob("*.json"))) >= MOST_UNDECIDED:
+        raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(study.to_json() + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return state
+
+
+def state_of(folder: Path, sha256: str) -> State:
+    """What this hospital has decided about a study, as `approvals` sees it, without loading what reads patients."""
+    last = last_decision(folder, sha256)
+    if last in ("refused", "revoked"):
+        return "refused" if last == "refused" else "revoked"
+    return "approved" if (folder / "studies" / f"{sha256}.json").is_file() else "proposed"

@@ -1,0 +1,81 @@
+"""The ClientApp of a real hospital, over its folder: training and figures as in the simulation, and proposed studies.
+
+Whatever goes wrong becomes a code. An unknown question is refused before anything of the site is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import MessageRefused
+from wardround.errors import RefusedError, WireError
+from wardround.proposal_wire import PROPOSE, pack_state, unpack_proposal
+from wardround.wire import is_code, pack_refusal
+from wardround_client import proposals
+from wardround_client.app import make_client_app, record_of
+
+QUESTIONS = ("train", "evaluate", PROPOSE)
+
+log = logging.getLogger(__name__)
+
+
+def site_app(folder: Path) -> ClientApp:
+    """The app that answers for the hospital in `folder`. torch is loaded only where a round is asked for."""
+    app = make_client_app(lambda context: _open(folder), _answer, _release)
+
+    @app.query("propose")
+    def propose(message: Message, context: Context) -> Message:
+        try:
+            study = unpack_proposal(message.content)
+            record = pack_state(study.sha256(), proposals.receive(folder, study))
+            log.info("study %s (%s): %s", study.study.name, study.sha256()[:12], record["decision"]["state"])
+        except RefusedError as error:
+            log.warning("a proposal was refused: %s: %s", error.code, error)
+            return recorded_refusal(folder, message, error.code)
+        except WireError as error:
+            log.warning("a proposal was not understood: %s: %s", error.code, error)
+            return recorded_refusal(folder, message, f"wire-{error.code}")
+        content = RecordDict({name: ConfigRecord(dict(fields)) for name, fields in record.items()})
+        return Message(content, reply_to=message)
+
+    def ask(message: Message, context: Context) -> Message:
+        if message.metadata.message_type not in QUESTIONS:
+            log.error("a question of an unknown kind was refused")
+            return recorded_refusal(folder, message, "question")
+        return app(message, context)
+
+    return ask
+
+
+def refusal(message: Message, code: str) -> Message:
+    """The answer that says no with a code and nothing else."""
+    return Message(record_of(pack_refusal(None, code if is_code(code) else "failed")), reply_to=message)
+
+
+def recorded_refusal(folder: Path, message: Message, code: str) -> Message:
+    """The same, after the audit log has it."""
+    AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
+    return refusal(message, code)
+
+
+def _open(folder: Path):
+    from wardround_client.site import open_site
+
+    return open_site(folder)
+
+
+def _answer(broadcast, site):
+    from wardround_client.round import answer
+
+    return answer(broadcast, site)
+
+
+def _release(question, site):
+    from wardround_client.evaluation import release_scores
+
+    return release_scores(question, site)

@@ -1,0 +1,77 @@
+"""What a site knows of itself on one page: studies, last round, budget, cohort, objections, the daemon if it is there.
+
+Counts of patients are for the hospital's own eyes: nothing here is ever sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from wardround.audit import AUDIT_FILE, verified
+from wardround.errors import WardroundError
+from wardround.health import asked
+from wardround_client.approvals import known_studies
+from wardround_client.config import load_site_config
+from wardround_client.data.cohort import open_cohort
+from wardround_client.data.opt_out import opted_out
+from wardround_client.privacy.ledger import Ledger
+from wardround_client.site_checks import ca
+
+ANSWER_TIMEOUT_S = 3.0
+
+
+def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
+    """The page as plain JSON. A part that cannot be read says so under `fault` and hides no other.
+
+    Raises `UsageError` where `site.toml` cannot be read: then this is no site.
+    """
+    config = load_site_config(folder / "site.toml")
+    cap = config.privacy.cap()
+    return {
+        "site": config.name,
+        "studies": _part(lambda: {"known": [_study(one) for one in known_studies(folder)]}),
+        "last_release": _part(lambda: {"entry": _last(folder, "released")}),
+        "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused")}),
+        "budget": _part(
+            lambda: {
+                "cap": cap.epsilon if math.isfinite(cap.epsilon) else "inf",
+                "spent": ledger.spent(cap.delta).to_json(),
+                "held": ledger.committed(cap.delta).to_json(),
+                "left": ledger.remaining(cap).to_json(),
+            }
+        ),
+        "cohort": _part(lambda: _cohort(folder)),
+        "objections": _part(lambda: {"patients": len(opted_out(folder))}),
+        "certificates": _part(
+            lambda: {"ca": ca(folder, config).found} if config.server else {"ca": "no federation yet"}
+        ),
+        "daemon": _part(lambda: asked(folder, ANSWER_TIMEOUT_S).to_json()),
+    }
+
+
+def _part(read: Any) -> dict[str, Any]:
+    try:
+        return read()
+    except (WardroundError, OSError) as error:
+        return {"fault": " ".join(str(error).split())}
+
+
+def _study(known: Any) -> dict[str, Any]:
+    last = known.decisions[-1] if known.decisions else None
+    return {"sha256": known.sha256, "name": known.study.study.name, "state": known.state, "last_decision": last}
+
+
+def _last(folder: Path, event: str) -> dict[str, Any] | None:
+    path = folder / AUDIT_FILE
+    if not path.exists():
+        return None
+    return next((entry for entry in reversed(verified(path).entries) if entry["event"] == event), None)
+
+
+def _cohort(folder: Path) -> dict[str, Any]:
+    cohort = open_cohort(folder / "cohort")
+    labels = Counter(cohort.label_names[label] for label in cohort.labels_N.tolist())
+    return {"patients": cohort.patient_count, "images": len(cohort.labels_N), "images_of": dict(sorted(labels.items()))}

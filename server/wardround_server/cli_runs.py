@@ -1,0 +1,161 @@
+"""`wardround-server start`, `submit`, `runs`, `show`, `stop`: the server itself, and what runs on it.
+
+`submit` and `stop` write into the server's folder; the daemon brings it about. So they work while it is down, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from wardround_server.run_folder import RunFolder
+
+app = typer.Typer(rich_markup_mode=None)
+ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `runs` shows it.")]
+LOOK_S = 1.0
+
+
+@app.command(epilog="Example: wardround-server start --server federation")
+def start(
+    server: ServerOption = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Say that it started as one line of JSON.")] = False,
+) -> None:
+    """Serve the federation until stopped (SIGTERM or Ctrl-C): let sites in, ask for approvals, train, average."""
+    import threading
+
+    from wardround.supervisor import stop_on_signals
+    from wardround_server.config import load_server_config
+    from wardround_server.daemon import run_daemon
+    from wardround_server.registry import Registry
+    from wardround_server.superlink import Ports, SuperLink
+
+    folder = server.resolve()
+    settings = load_server_config(folder).server
+    registry, stopped = Registry(folder), threading.Event()
+    ports = Ports(listen=settings.listen, fleet=settings.fleet_port, control=settings.control_port)
+    stop_on_signals(stopped)
+    started = {"server": settings.name, "port": settings.fleet_port, "process": os.getpid()}
+    print(json.dumps(started) if as_json else f"{settings.name} listens on port {settings.fleet_port}", flush=True)
+    run_daemon(
+        SuperLink(folder=folder, ports=ports),
+        lambda: {site.name: site.public_key for site in registry.sites()},
+        stopped,
+    )
+
+
+@app.command(epilog="Example: wardround-server submit studies/lidc.toml --wait --server federation")
+def submit(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Put a study before every site. It is trained as soon as min_sites of them approved; that may take days."""
+    from wardround.errors import StudyError
+    from wardround.study import load_study
+    from wardround_server.config import load_server_config
+    from wardround_server.run_folder import create_run
+
+    load_server_config(server)
+    asked = load_study(study)
+    if asked.model.init not in ("phantom", "random"):
+        raise StudyError(
+            f"{study}: model.init: a study that starts from a file cannot be proposed over the network yet"
+        )
+    run = create_run(server, asked)
+    while wait and run.state() in ("proposed", "training"):
+        time.sleep(LOOK_S)
+    _say(run, as_json)
+
+
+@app.command(epilog="Example: wardround-server runs --server federation")
+def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """All runs: what they are at, and who approved."""
+    from wardround_server.config import load_server_config
+    from wardround_server.run_folder import runs as all_runs
+
+    load_server_config(server)
+    found = [_facts(run) for run in all_runs(server)]
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = [(one["run"], one["state"], f"{one['round']}/{one['rounds']}", ", ".join(one["approved"])) for one in found]
+    _table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
+
+
+@app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
+def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """One run: its sites' words, its last rounds with who was missing and why, and what went wrong last."""
+    from wardround_server.run_folder import find_run
+
+    _say(find_run(server, run), as_json)
+
+
+@app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
+def stop(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """Stop a run for good, within one round. Its checkpoints stay."""
+    from wardround_server.run_folder import find_run
+
+    found = find_run(server, run)
+    found.stop()
+    _say(found, as_json)
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    study = run.study()
+    lines = run.metrics()
+    return {
+        "run": run.run_id,
+        "study": study.study.name,
+        "study_sha256": study.sha256(),
+        "state": run.state(),
+        "round": max((line["round"] for line in lines), default=0),
+        "rounds": study.study.rounds,
+        "approved": list(run.approved()),
+        "words": {site: said.state for site, said in sorted(run.approvals().items())},
+        "problem": run.problem(),
+        "epsilon_promised": str(study.privacy.epsilon),
+        "bytes_up": sum(line["bytes_up"] for line in lines),
+        "metrics": lines,
+    }
+
+
+def _say(run: RunFolder, as_json: bool) -> None:
+    facts = _facts(run)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{facts['run']}: {facts['state']}, round {facts['round']} of {facts['rounds']}")
+    print(
+        f"study {facts['study']} {facts['study_sha256'][:12]}, epsilon promised {facts['epsilon_promised']} a patient"
+    )
+    if facts["problem"]:
+        print(f'last problem, while at "{facts["problem"]["phase"]}": {facts["problem"]["error"]}')
+    _table(("site", "says"), facts["words"].items() or [("none asked yet", "")])
+    last = [line for line in facts["metrics"] if line["round"] > facts["round"] - 3]
+    if last:
+        rows = [
+            (str(line["round"]), line["site"], line["code"] or "counted", f"{line['seconds']:.1f} s") for line in last
+        ]
+        _table(("round", "site", "reply", "after"), rows)
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)

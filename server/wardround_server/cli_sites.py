@@ -1,0 +1,163 @@
+"""`wardround-server sites`: who may take part."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wardround.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wardround_server.registry import EnrolledSite, Registry
+
+app = typer.Typer(
+    help="Who may take part: enrolled by a key whose fingerprint was compared by telephone.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The site's name, as `sites list` shows it.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@app.command(
+    epilog="Example: wardround-server sites add north.enrol.json --fingerprint "
+    "04b29c7e51d3f8a604b29c7e51d3f8a604b29c7e51d3f8a604b29c7e51d3f8a6 --server federation"
+)
+def add(
+    request: Annotated[Path, typer.Argument(metavar="REQUEST_FILE", help="What the site's `init` wrote.")],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Another name than the one asked for.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option("--fingerprint", metavar="DIGITS", help="The fingerprint as the site reads it out by telephone."),
+    ] = None,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Enrol a site. Its key's fingerprint is typed in, or shown and confirmed, as the site reads it out."""
+    from wardround.identity import in_groups, read_request, typed_fingerprint
+    from wardround_server.enrolment import check_site_key
+
+    registry = _registry(server)
+    asked = read_request(request)
+    check_site_key(asked.public_key)
+    if fingerprint is not None:
+        if typed_fingerprint(fingerprint) != asked.fingerprint:
+            raise UsageError(f"{request}: its key has another fingerprint than the one given; do not enrol it")
+    elif as_json or not sys.stdin.isatty():
+        raise UsageError("--fingerprint is missing: have the site read its key's fingerprint out by telephone")
+    else:
+        print(f"{asked.name} asks with the key  {in_groups(asked.fingerprint)}")
+        if not typer.confirm("Does the site read out the same 64 digits by telephone?"):
+            raise UsageError(f"{request}: was not enrolled")
+    record = _recorder(server, "added", by)
+    _say(registry.add(name or asked.name, asked.public_key, record), "is enrolled", as_json)
+
+
+@app.command("list", epilog="Example: wardround-server sites list --server federation")
+def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """All sites with their keys' fingerprints, revoked ones too."""
+    sites = _registry(server).sites(revoked=True)
+    if as_json:
+        print(json.dumps([site.to_json() for site in sites]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from wardround.identity import in_groups
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("site", "state", "since", "key's fingerprint"):
+        table.add_column(column, overflow="fold")
+    for site in sites:
+        state, since = ("enrolled", site.added) if site.revoked_at is None else ("revoked", site.revoked_at)
+        table.add_row(site.name, state, since[:10], in_groups(site.fingerprint))
+    if not sites:
+        table.add_row("none")
+    Console(markup=False, highlight=False).print(table)
+
+
+@app.command(epilog="Example: wardround-server sites revoke north --yes --server federation")
+def revoke(
+    name: NameArgument,
+    yes: YesOption = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Refuse a site's key from now on and for ever, as after a theft. With a new key it may be enrolled again."""
+    registry = _registry(server)
+    _confirm(f"Refuse the key of {name} for ever?", yes or as_json)
+    record = _recorder(server, "revoked", by)
+    site = registry.revoke(name)
+    record(site)  # afterwards: a full disk must not keep a stolen key in
+    _say(site, "is revoked", as_json)
+
+
+@app.command(epilog="Example: wardround-server sites remove north --yes --server federation")
+def remove(
+    name: NameArgument,
+    yes: YesOption = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site out of the list, as when it leaves in peace. The same key may be enrolled again later."""
+    registry = _registry(server)
+    _confirm(f"Take {name} out of the list?", yes or as_json)
+    record = _recorder(server, "removed", by)
+    site = registry.remove(name)
+    record(site)
+    _say(site, "is removed", as_json)
+
+
+def _registry(server: Path) -> Registry:
+    from wardround_server.config import load_server_config
+    from wardround_server.registry import Registry
+
+    load_server_config(server)  # looking into a folder that is no server's must not make a registry there
+    return Registry(server)
+
+
+def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
+    """What writes a decision about a site into the audit log. Raises `UsageError` where `by` is no person's name."""
+    from wardround.audit import AUDIT_FILE, AuditLog
+    from wardround.audit_events import SiteDecided, is_person
+
+    if by is not None and not is_person(by):
+        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
+
+    def record(site: EnrolledSite) -> None:
+        event = SiteDecided(decision=decision, site=site.name, fingerprint=site.fingerprint, who=by)
+        AuditLog(server / AUDIT_FILE).append(event)
+
+    return record
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Call it again with --yes")
+    if not typer.confirm(question):
+        raise UsageError("nothing was changed")
+
+
+def _say(site: EnrolledSite, what: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(site.to_json()))
+    else:
+        print(f"{site.name} {what}, key {site.fingerprint[:12]}…")

@@ -1,0 +1,136 @@
+"""The server's daemon: the SuperLink kept running, and a coordinator that brings runs forward, until SIGTERM.
+
+All it knows lies in the folder (sites, runs and what sites said), so that whatever was in flight when it died goes on
+at its next start: a run is asked about until enough sites approved, then trained until it has a result. A phase that
+ended without success is tried again after a pause that grows. The Flower run that carries a phase is forgotten with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from wardround.audit import AUDIT_FILE, AuditLog
+from wardround.audit_events import Started, Stopped
+from wardround.checkup import Check, fault, ok
+from wardround.errors import WardroundError
+from wardround.health import HealthService
+from wardround.logs import log_to
+from wardround.supervisor import Child, supervise
+from wardround_server.health import looks_of
+from wardround_server.run_folder import RunFolder, State, runs
+from wardround_server.superlink import SuperLink
+
+LOOK_S = 1.0
+ASK_EVERY_S = 60.0  # a hospital takes days to decide
+ASK_SOON_S = 15.0  # while a site has not been reached yet
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest is beyond what a phase takes to hold its run's lock
+FAILED_PAUSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+Sites = Callable[[], Mapping[str, str]]
+
+
+def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> None:
+    """Serve the federation until `stopped` is set; nothing runs afterwards.
+
+    `sites` gives the names of the sites that may take part now, with each one's public key.
+    """
+    log_to(superlink.folder / "logs" / "server.log")
+    coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped)
+    thread = threading.Thread(target=coordinator.work, daemon=True)
+    started = threading.Event()
+
+    def each() -> None:
+        if not started.is_set():  # after the first look, so that the child is forked before the thread is there
+            started.set()
+            thread.start()
+
+    child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
+    health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
+    audit.append(Started(program="wardround-server", version=version("wardround")))
+    health.start()
+    try:
+        supervise([child], stopped, each)
+    finally:
+        health.stop()
+        audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+
+
+def serving(superlink: Child) -> Check:
+    """Whether hospitals can connect."""
+    if superlink.is_up:
+        return ok("superlink", f"is up as process {superlink.pid}")
+    return fault("superlink", "is not up", "see logs/server.log; it is started again and again")
+
+
+@dataclass(kw_only=True)
+class Pursuit:
+    """What the coordinator remembers about one run: what it was at, and when the next phase may be ordered."""
+
+    state: State
+    not_before: float = 0.0
+    pause_s: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Coordinator:
+    """Brings keys and runs forward, one look after another. What fails is logged and tried again."""
+
+    superlink: SuperLink
+    sites: Sites
+    stopped: threading.Event
+    _pursuits: dict[str, Pursuit] = field(default_factory=dict)
+    _known: Mapping[str, str] | None = None
+
+    def work(self) -> None:
+        """Look until stopped."""
+        while not self.stopped.wait(LOOK_S):
+            try:
+                self._keep_keys()
+                for run in runs(self.superlink.folder):
+                    self._bring_forward(run, time.monotonic())
+            except WardroundError as error:
+                log.warning("%s", error)
+                self.stopped.wait(FAILED_PAUSE_S)
+            except Exception:
+                log.exception("the coordinator failed; it goes on")
+                self.stopped.wait(FAILED_PAUSE_S)
+
+    def _keep_keys(self) -> None:
+        """Flower's list of keys follows the sites': new ones in, all others out."""
+        sites = dict(self.sites())
+        if sites == self._known:
+            return
+        nodes = {str(node.get("name")): str(node["node-id"]) for node in self.superlink.nodes()}
+        for name in sorted(nodes.keys() - sites.keys()):
+            self.superlink.unregister(nodes[name])
+            log.info("site %s is let in no more", name)
+        for name in sorted(sites.keys() - nodes.keys()):
+            self.superlink.register(name, sites[name])
+            log.info("site %s is let in with its key", name)
+        self._known = sites
+
+    def _bring_forward(self, run: RunFolder, now: float) -> None:
+        state = run.state()
+        if state not in ("proposed", "training") or run.at_work():
+            return
+        pursuit = self._pursuits.get(run.run_id)
+        if pursuit is None or pursuit.state != state:
+            pursuit = self._pursuits[run.run_id] = Pursuit(state=state)
+        if now < pursuit.not_before:
+            return
+        phase = "propose" if state == "proposed" else "train"
+        flower_id = self.superlink.start_phase(run.run_id, phase)
+        log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
+        if state == "proposed":
+            silent = set(self._known or ()) - run.approvals().keys()
+            pursuit.not_before = now + (ASK_SOON_S if silent else ASK_EVERY_S)
+        else:
+            pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+            pursuit.not_before = now + pursuit.pause_s

@@ -1,0 +1,89 @@
+"""The installed ServerApp: what the thin bundle of a run names. It does one phase of one of our runs and ends.
+
+Which server folder this is comes from the environment that the server's supervisor set; the run config holds the run's
+id and the phase and nothing else, for it travels to every site. Who a node is says Flower's list of registered keys.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from wardround.errors import UsageError, WireError
+from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
+from wardround.study import Study
+from wardround.wire import is_code
+from wardround_server.app import FlowerExchange, Polling, transport_code
+from wardround_server.evaluation import SitesExchange
+from wardround_server.phases import ask, train
+from wardround_server.run_folder import find_run
+
+SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for it
+ONLINE = "online"
+LOOK_S = 0.5
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Do the phase that the run config names."""
+    run = find_run(Path(os.environ[SERVER_FOLDER]), str(context.run_config["run"]))
+    phase = context.run_config["phase"]
+    if phase == "propose":
+        ask(run, FlowerFederation(grid))
+    elif phase == "train":
+        train(run, FlowerFederation(grid))
+    else:
+        raise UsageError("a run has two phases: propose and train")
+
+
+class FlowerFederation:
+    """The sites over Flower's grid; see `phases.Federation`."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def online(self) -> dict[str, int]:
+        """Name -> node id of those whose registered key is connected; the names are those that the operator gave."""
+        nodes = [node for node in self._grid.get_nodes() if node.name and node.status == ONLINE]
+        return {node.name: node.node_id for node in sorted(nodes, key=lambda node: node.name)}
+
+    def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
+        """The way to these sites."""
+        return FlowerExchange(self._grid, directory, Polling())
+
+    def propose(self, study: Study, limit_s: float) -> dict[str, str]:
+        """Put a study before every site that is connected; name -> its word, or a code."""
+        record = {name: ConfigRecord(dict(fields)) for name, fields in pack_proposal(study).items()}
+        asked: dict[str, str] = {}
+        for site, node in self.online().items():
+            message = Message(RecordDict(dict(record)), dst_node_id=node, message_type=PROPOSE, ttl=limit_s)
+            for message_id in self._grid.push_messages([message]):
+                asked[message_id] = site
+        words = dict.fromkeys(asked.values(), "late")
+        ends = time.monotonic() + limit_s
+        while asked and time.monotonic() < ends:
+            for reply in self._grid.pull_messages(list(asked)):
+                site = asked.pop(reply.metadata.reply_to_message_id)
+                words[site] = _word(reply, study)
+            time.sleep(LOOK_S)
+        return words
+
+
+def _word(reply: Message, study: Study) -> str:
+    """A site's word on a study; a code where it gave none. No text that a site wrote comes through."""
+    if (code := transport_code("asked", reply)) is not None:
+        return code
+    try:
+        if set(reply.content) == {"header", "tensors"}:
+            said = reply.content["header"].get("code")
+            return f"refused:{said}" if isinstance(said, str) and is_code(said) else "invalid:code"
+        return unpack_state(reply.content, study.sha256())
+    except WireError as error:
+        return f"invalid:{error.code}"

@@ -1,0 +1,169 @@
+"""What one Flower run does for a run of ours: ask the sites for their word, or train. Both end by themselves.
+
+A phase gets a `Federation` (who is there, and the way to them) and a run's folder, and leaves everything it learned in
+that folder. So it can be killed at any moment, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from wardround.checkpoint import load_checkpoint, save_checkpoint
+from wardround.errors import ModelError, RoundError
+from wardround.evaluation_wire import SiteRelease
+from wardround.study import Study
+from wardround.wire import Broadcast, SiteReply
+from wardround_server.evaluation import SitesExchange, federated_test
+from wardround_server.rounds import RunOutcome, run_rounds
+from wardround_server.run_folder import RunFolder, quorum, write_json
+
+ASK_LIMIT_S = 60.0
+GATHER_LIMIT_S = 45.0  # a node that was killed is back after about a minute; a round does not wait much longer for one
+LOOK_S = 1.0
+START_LIMIT_S = 300.0
+
+
+class Federation(Protocol):
+    """The sites as a phase sees them."""
+
+    def online(self) -> Mapping[str, int]:
+        """Name -> node of the registered sites that are connected now."""
+
+    def propose(self, study: Study, limit_s: float) -> dict[str, str]:
+        """Put a study before all that are connected; name -> their word, or a code. Ends after `limit_s`."""
+
+    def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
+        """The way to these sites; None for one that is not connected."""
+
+
+def ask(run: RunFolder, federation: Federation) -> None:
+    """Put the run's study before all sites that are connected, and keep what they say."""
+    with run.phase("propose"):
+        run.hear(federation.propose(run.study(), ASK_LIMIT_S))
+
+
+def train(run: RunFolder, federation: Federation) -> None:
+    """Train the run to its end with the sites that approved it, from its last checkpoint, and write its result."""
+    with run.phase("train"):
+        study = run.study()
+        network, manifest = start_of(run, study)
+        start = {name: network[name] for name in manifest["exchanged"]}
+        architecture = manifest["architecture_sha256"]
+        way = Gathering(run, federation, quorum(study))
+        outcome = run_rounds(study, run.run_id, architecture, start, way, run.path)
+        figures = federated_test(study, run.run_id, architecture, outcome.weights, way)
+        result = result_of(study, run.run_id, architecture, outcome, figures)
+        save_model(run.path / "model.safetensors", network, outcome.weights, study, result)
+        write_json(run.path / "result.json", result)
+
+
+class Gathering:
+    """The exchange over the sites that approved, gathered anew for every question: sites come and go between rounds.
+
+    It waits for all of them, but not for ever; who is not there then is named as unreachable.
+    """
+
+    def __init__(self, run: RunFolder, federation: Federation, needed: int) -> None:
+        self._run = run
+        self._federation = federation
+        self._needed = needed
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        return self._federation.exchange(self._gather(deadline_s))(broadcast, deadline_s)
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        """The question about figures; see `evaluation`."""
+        return self._federation.exchange(self._gather(deadline_s)).ask_for_figures(question, bins, deadline_s)
+
+    def _gather(self, deadline_s: float) -> dict[str, int | None]:
+        began = time.monotonic()
+        while True:
+            if self._run.state() == "stopped":
+                raise RoundError("the operator stopped the run")
+            approved, online = self._run.approved(), self._federation.online()
+            directory = {site: online.get(site) for site in approved}
+            there = sum(node is not None for node in directory.values())
+            limit_s = GATHER_LIMIT_S if there >= self._needed else max(deadline_s, GATHER_LIMIT_S)
+            if there == len(approved) or time.monotonic() - began > limit_s:
+                return directory
+            time.sleep(LOOK_S)
+
+
+def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """The network before training and its manifest, made once for a run by a process of its own: torch stays out of
+    this one. Raises `ModelError` where it cannot be made.
+    """
+    path = run.path / "start.safetensors"
+    if not path.is_file():
+        command = [sys.executable, "-I", "-m", "wardround.models.start", str(run.path / "study.json"), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S)
+        if done.returncode != 0:
+            why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ModelError(f"the study's first weights cannot be made: {why}")
+    tensors, manifest = load_checkpoint(path)
+    if manifest.get("kind") != "start" or manifest.get("study_sha256") != study.sha256():
+        raise ModelError(f"{path}: not the first weights of this study; remove the file to make them anew")
+    return tensors, manifest
+
+
+def result_of(
+    study: Study, run_id: str, architecture: str, outcome: RunOutcome, figures: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The content of result.json, schema 1, with what a real server knows: no patient counts and no ledgers, but how
+    far each site said that its ledger had come.
+    """
+    privacy = study.privacy
+    result = {
+        "schema": 1,
+        "status": "finished",
+        "run_id": run_id,
+        "study": study.study.name,
+        "study_sha256": study.sha256(),
+        "architecture_sha256": architecture,
+        "rounds_completed": outcome.rounds_completed,
+        "missing": [asdict(one) for one in outcome.missing],
+        "privacy": {
+            "unit": "patient",
+            "relation": "add or remove one",
+            "epsilon_promised": "inf" if math.isinf(privacy.epsilon) else privacy.epsilon,
+            "delta": privacy.delta,
+            "sampling_rate": privacy.sampling_rate,
+            "max_grad_norm": "inf" if math.isinf(privacy.max_grad_norm) else privacy.max_grad_norm,
+        },
+        "sites": {
+            site: {"ledger": asdict(outcome.ledger_heads[site]) if site in outcome.ledger_heads else None}
+            for site in outcome.sites
+        },
+        "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
+        "seconds": {"rounds": round(outcome.seconds, 1)},
+    }
+    return result if figures is None else {**result, "federated_test": figures}
+
+
+def save_model(
+    path: Path,
+    network: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray],
+    study: Study,
+    result: Mapping[str, Any],
+) -> None:
+    """The whole network with the released weights, and what it is, as `wardround-sim run` writes it."""
+    manifest = {
+        "kind": "model",
+        "study": study.study.name,
+        "study_sha256": result["study_sha256"],
+        "architecture_sha256": result["architecture_sha256"],
+        "trainable": study.model.trainable,
+        "privacy": result["privacy"],
+    }
+    tensors = {**network, **{name: np.asarray(array).reshape(network[name].shape) for name, array in weights.items()}}
+    save_checkpoint(path, tensors, manifest)

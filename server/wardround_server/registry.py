@@ -1,0 +1,148 @@
+"""Who may take part: `registry.sqlite3` of a server's folder. A site is its key; its name is what the operator says.
+
+A revoked key stays in the list for ever, so that it cannot come back; its name is free for a new key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from wardround.errors import UsageError, WardroundError
+from wardround.identity import SITE_NAME, key_fingerprint
+
+REGISTRY_FILE = "registry.sqlite3"
+WAIT_S = 10.0  # for another process that is writing
+_SITES = """
+CREATE TABLE IF NOT EXISTS sites (
+    fingerprint TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    public_key TEXT NOT NULL,
+    added TEXT NOT NULL,
+    revoked_at TEXT
+);
+CREATE UNIQUE INDEX IF NOT EXISTS one_key_a_name ON sites (name) WHERE revoked_at IS NULL;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnrolledSite:
+    """One site: its name, its key, since when, and until when where it was revoked (ISO 8601, UTC)."""
+
+    name: str
+    public_key: str
+    fingerprint: str
+    added: str
+    revoked_at: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """Plain values, for `--json`."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "public_key": self.public_key,
+            "added": self.added,
+            "revoked_at": self.revoked_at,
+        }
+
+
+class Registry:
+    """The sites of one server. Every change is one transaction and durable when the call returns.
+
+    Raises `WardroundError` where the file is no registry or stays locked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / REGISTRY_FILE
+
+    def sites(self, *, revoked: bool = False) -> list[EnrolledSite]:
+        """All that may take part, by name; with `revoked` also those that may no more."""
+        if not self._path.exists():
+            return []  # looking makes no file
+        query = "SELECT name, public_key, fingerprint, added, revoked_at FROM sites"
+        query += "" if revoked else " WHERE revoked_at IS NULL"
+        with self._open() as database:
+            rows = database.execute(query + " ORDER BY name, added").fetchall()
+        return [EnrolledSite(**dict(row)) for row in rows]
+
+    def add(self, name: str, public_key: str, record: Callable[[EnrolledSite], object] = str) -> EnrolledSite:
+        """Enrol a key under a name. Asked again for the same, it changes nothing.
+
+        `record` writes it down before it has an effect; where that fails, nobody is enrolled. Raises `UsageError` where
+        the name has another key, the key another name, or the key was revoked.
+        """
+        if not re.fullmatch(SITE_NAME, name):
+            raise UsageError(f"{name}: a site's name has up to 63 letters, digits, dots, hyphens and underscores")
+        fingerprint = key_fingerprint(public_key)
+        with self._open() as database:
+            for site in self._all(database):
+                if site.fingerprint == fingerprint:
+                    if site.revoked_at is not None:
+                        raise UsageError(
+                            f"this key was revoked on {site.revoked_at[:10]}; the site has to make a new one"
+                        )
+                    if site.name != name:
+                        raise UsageError(f"this key is enrolled already, as {site.name}")
+                    return site
+                if site.name == name and site.revoked_at is None:
+                    raise UsageError(f"{name}: is enrolled with another key; revoke that first, or give another --name")
+            key_alone = " ".join(public_key.split()[:2])  # without the comment, in which anything could stand
+            site = EnrolledSite(name=name, public_key=key_alone, fingerprint=fingerprint, added=_now())
+            values = (site.fingerprint, site.name, site.public_key, site.added)
+            record(site)
+            database.execute("INSERT INTO sites (fingerprint, name, public_key, added) VALUES (?, ?, ?, ?)", values)
+        return site
+
+    def revoke(self, name: str) -> EnrolledSite:
+        """From now on the site's key is refused, for ever. Raises `UsageError` where no such site is enrolled."""
+        with self._open() as database:
+            site = self._enrolled(database, name)
+            database.execute("UPDATE sites SET revoked_at = ? WHERE fingerprint = ?", (_now(), site.fingerprint))
+            return next(one for one in self._all(database) if one.fingerprint == site.fingerprint)
+
+    def remove(self, name: str) -> EnrolledSite:
+        """Take a site out of the list as if it had never been in it; it may be added again. Raises `UsageError`."""
+        with self._open() as database:
+            site = self._enrolled(database, name)
+            database.execute("DELETE FROM sites WHERE fingerprint = ?", (site.fingerprint,))
+        return site
+
+    def _enrolled(self, database: sqlite3.Connection, name: str) -> EnrolledSite:
+        for site in self._all(database):
+            if site.name == name and site.revoked_at is None:
+                return site
+        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` shows who is")
+
+    def _all(self, database: sqlite3.Connection) -> list[EnrolledSite]:
+        rows = database.execute("SELECT name, public_key, fingerprint, added, revoked_at FROM sites").fetchall()
+        return [EnrolledSite(**dict(row)) for row in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one transaction, which holds the file against other writers from its beginning."""
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        database = None
+        try:
+            database = sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
+            database.row_factory = sqlite3.Row
+            database.execute("PRAGMA synchronous = FULL")
+            database.executescript(_SITES)
+            database.execute("BEGIN IMMEDIATE")
+            yield database
+            if database.in_transaction:
+                database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise WardroundError(f"{self._path}: the registry cannot be used: {error}") from None
+        finally:
+            if database is not None:
+                database.close()  # rolls back what was not committed
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

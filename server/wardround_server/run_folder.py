@@ -1,0 +1,194 @@
+"""A run's folder at the server. The run has our own id, and outlives Flower's runs, processes and cuts of power.
+
+runs/RUN_ID/study.json            what is run: written once, by `submit`
+            approvals.json        what each site has said, and when: written by the process of a phase alone
+            start.safetensors     the network before training     checkpoints/ metrics.jsonl    see rounds.py
+            problem.json          why the last phase ended without success; gone when the next one succeeds
+            stopped               there is one: the operator stopped it
+            .phase.lock           held by the process that works on the run
+            model.safetensors     result.json: written last, its presence says that the run is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wardround.checkpoint import fsync
+from wardround.errors import RoundError, UsageError
+from wardround.study import Study, study_from_json
+
+State = Literal["proposed", "training", "finished", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A site's last word on a study: "approved", "proposed" (not decided), "refused", "revoked", or a code that says
+    why there is none; seconds since 1970.
+    """
+
+    state: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run, by its folder."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    def study(self) -> Study:
+        """The study of this run. Raises `UsageError` where the folder holds none."""
+        path = self.path / "study.json"
+        try:
+            return study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+        except OSError:
+            raise UsageError(f"{self.path}: not a run; `wardround-server runs` lists them") from None
+
+    def approvals(self) -> dict[str, Said]:
+        """The sites' last words, by name."""
+        return {site: Said(**said) for site, said in (read_json(self.path / "approvals.json") or {}).items()}
+
+    def approved(self) -> tuple[str, ...]:
+        """The sites that approved, in the order of names."""
+        return tuple(sorted(site for site, said in self.approvals().items() if said.state == "approved"))
+
+    def hear(self, words: Mapping[str, str]) -> None:
+        """Keep what sites said now. A site that could not be asked keeps the word it gave before."""
+        known = {site: {"state": said.state, "at": said.at} for site, said in self.approvals().items()}
+        decided = {"approved", "proposed", "refused", "revoked"}
+        for site, state in words.items():
+            if state in decided or known.get(site, {"state": ""})["state"] not in decided:
+                known[site] = {"state": state, "at": time.time()}
+        write_json(self.path / "approvals.json", known)
+
+    def state(self) -> State:
+        """Where the run is, from what lies in its folder."""
+        if (self.path / "result.json").is_file():
+            return "finished"
+        if (self.path / "stopped").is_file():
+            return "stopped"
+        return "training" if len(self.approved()) >= quorum(self.study()) else "proposed"
+
+    def problem(self) -> dict[str, Any] | None:
+        """Why the last phase ended without success: `phase`, `error` (one line), `at`; None where none did."""
+        return read_json(self.path / "problem.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json of a finished run, or None."""
+        return read_json(self.path / "result.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: what became of each site in each round."""
+        try:
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+    def stop(self) -> None:
+        """Say that the operator wants no more of it. Durable on return."""
+        write_text(self.path / "stopped", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Be the one process that works on the run; what goes wrong is kept in problem.json. Raises `RoundError` where
+        another process is at it.
+        """
+        descriptor = os.open(self.path / ".phase.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RoundError(f"run {self.run_id}: another process works on it") from None
+            try:
+                yield
+            except Exception as error:
+                write_json(self.path / "problem.json", {"phase": name, "error": one_line(error), "at": time.time()})
+                raise
+            (self.path / "problem.json").unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+    def at_work(self) -> bool:
+        """Whether a process works on the run now."""
+        try:
+            descriptor = os.open(self.path / ".phase.lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def create_run(server: Path, study: Study) -> RunFolder:
+    """A new run of a study, or the one of it that is not finished or stopped: submitting twice makes no second run."""
+    sha256 = study.sha256()
+    for run in runs(server):
+        if run.study().sha256() == sha256 and run.state() in ("proposed", "training"):
+            return run
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    path = server / "runs" / f"{study.study.name[:40]}-{stamp}-{sha256[:6]}"
+    path.mkdir(mode=0o700, parents=True)
+    write_text(path / "study.json", study.to_json() + "\n")
+    return RunFolder(path=path)
+
+
+def runs(server: Path) -> list[RunFolder]:
+    """All runs, the oldest first."""
+    found = [RunFolder(path=path.parent) for path in (server / "runs").glob("*/study.json")]
+    return sorted(found, key=lambda run: ((run.path / "study.json").stat().st_mtime, run.run_id))
+
+
+def find_run(server: Path, run_id: str) -> RunFolder:
+    """A run by its id. Raises `UsageError` where there is none."""
+    for run in runs(server):
+        if run.run_id == run_id:
+            return run
+    raise UsageError(f"{server}: no run is called {run_id!r}; `wardround-server runs` lists them")
+
+
+def quorum(study: Study) -> int:
+    """How many sites a round needs."""
+    return study.aggregation.min_sites or study.aggregation.nominal_sites
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content, or None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step, durably."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step, durably."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    fsync(partial)
+    os.replace(partial, path)
+    fsync(path.parent)

@@ -1,0 +1,139 @@
+"""Flower's SuperLink as the server runs it, and the few questions that its command line answers for us.
+
+Hospitals see the Fleet API alone: gRPC under TLS on the public port, for registered keys only. Control and Runtime API
+stay on loopback. State is in SQLite under flower/, so that nodes and keys survive a restart. Nothing is installed at
+run time and nothing calls out. What a run ships to the sites is a bundle without code: its project file names modules
+that are installed on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import WardroundError
+from wardround.flower_environment import flower_environment
+from wardround.supervisor import Child
+from wardround_server.run_folder import write_text
+
+LINK = "wardround"
+PROGRAMS = Path(sys.executable).parent
+ANSWER_LIMIT_S = 60.0
+
+BUNDLE = """[project]
+name = "wardround-run"
+version = "{version}"
+description = "One phase of a run of Wardround. It ships no code: both components are installed already."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "wardround"
+fab-include = ["/README.md"]
+
+[tool.flwr.app.components]
+serverapp = "wardround_server.federation_app:app"
+clientapp = "wardround_client.site_app:app"
+
+[tool.flwr.app.config]
+run = ""
+phase = ""
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the server listens: `fleet` on the address `listen` for hospitals, `control` on loopback."""
+
+    listen: str = "0.0.0.0"
+    fleet: int
+    control: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperLink:
+    """The SuperLink of a server folder."""
+
+    folder: Path
+    ports: Ports
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "flower"
+
+    def child(self) -> Child:
+        """The program to keep running. Writes what it needs under flower/."""
+        self._write_bundle()
+        command = (
+            str(PROGRAMS / "flower-superlink"),
+            *("--ssl-ca-certfile", str(self.folder / "ca" / "ca.crt")),
+            *("--ssl-certfile", str(self.folder / "tls" / "server.crt")),
+            *("--ssl-keyfile", str(self.folder / "tls" / "server.key")),
+            "--enable-supernode-auth",
+            *("--database", str(self.home / "superlink.db")),
+            *("--host", "127.0.0.1", "--port", str(self.ports.control)),
+            *("--fleet-api-address", f"{self.ports.listen}:{self.ports.fleet}"),
+            "--disable-runtime-dependency-installation",
+        )
+        environment = self._environment()
+        return Child(
+            name="superlink", command=command, environment=environment, folder=self.home, up_when="Uvicorn running"
+        )
+
+    def register(self, name: str, public_key: str) -> None:
+        """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it. Raises `WardroundError`."""
+        path = self.home / "registering.pub"
+        write_text(path, public_key.strip() + "\n")
+        self._flwr("supernode", "register", str(path), LINK, "--name", name)
+
+    def unregister(self, node_id: str) -> None:
+        """Let a node in no more. Raises `WardroundError`."""
+        self._flwr("supernode", "unregister", node_id, LINK)
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """Flower's list of registered nodes. Raises `WardroundError`."""
+        return self._flwr("supernode", "list", LINK).get("nodes", [])
+
+    def start_phase(self, run_id: str, phase: str) -> str:
+        """Start one phase of one of our runs; returns Flower's id of it. Raises `WardroundError`."""
+        config = f'run="{run_id}" phase="{phase}"'
+        return str(self._flwr("run", str(self.home / "bundle"), LINK, "--run-config", config)["run-id"])
+
+    def stop_phase(self, flower_id: str) -> None:
+        """End a phase. Raises `WardroundError`."""
+        self._flwr("stop", flower_id, LINK)
+
+    def _flwr(self, *words: str) -> dict[str, Any]:
+        """What Flower's own command line says, as JSON."""
+        command = [str(PROGRAMS / "flwr"), *words, "--format", "json"]
+        try:
+            done = subprocess.run(
+                command, env=self._environment(), cwd=self.home, capture_output=True, text=True, timeout=ANSWER_LIMIT_S
+            )
+            answer = json.loads(done.stdout[done.stdout.find("{") :])
+        except subprocess.TimeoutExpired:
+            raise WardroundError(f"flwr {words[0]}: no answer within {ANSWER_LIMIT_S:.0f} s") from None
+        except ValueError:
+            said = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise WardroundError(f"flwr {words[0]}: {said or 'it said nothing'}") from None
+        if not answer.get("success", False):
+            raise WardroundError(f"flwr {words[0]}: {answer.get('error-message', 'refused')}")
+        return answer
+
+    def _environment(self) -> dict[str, str]:
+        return {**flower_environment(self.home), "WARDROUND_SERVER": str(self.folder)}
+
+    def _write_bundle(self) -> None:
+        bundle = self.home / "bundle"
+        bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(bundle / "pyproject.toml", BUNDLE.format(version=version("wardround")))
+        write_text(bundle / "README.md", "A run of Wardround. No code.\n")
+        ca = json.dumps(str(self.folder / "ca" / "ca.crt"))
+        link = f'[superlink.{LINK}]\naddress = "127.0.0.1:{self.ports.control}"\nroot-certificates = {ca}\n'
+        write_text(self.home / "config.toml", f'[superlink]\ndefault = "{LINK}"\n\n{link}')

@@ -1,0 +1,67 @@
+"""What the three programs have in common: how a typer application is made, and how an error becomes one line."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+import typer.core
+
+from wardround.errors import WardroundError
+
+typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
+
+STOPPED = 130
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def program(name: str, text: str) -> typer.Typer:
+    """An empty application with this project's manners: plain help, no completion, no framed tracebacks."""
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_disk: str) -> NoReturn:
+    """Run a program and end the process: every error on purpose becomes one line on stderr and its exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. What is no error on purpose keeps its
+    traceback: it is a fault of the program.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    exit_code = 0
+    try:
+        exit_code = app(standalone_mode=False) or 0
+    except WardroundError as error:
+        _fail(name, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail(name, stopped, STOPPED)
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a program or group without a word gets its help, in lines
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _fail(name, error.format_message(), 2)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            _fail(name, full_disk, 1)
+        raise
+    if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
+        _fail(name, stopped, STOPPED)
+    sys.exit(exit_code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(name: str, message: str, exit_code: int) -> NoReturn:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)

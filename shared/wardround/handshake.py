@@ -1,0 +1,94 @@
+"""The only connections that this project opens by itself, both for `doctor`: who answers at a port, and is it free?
+
+A TLS handshake with the pinned CA and nothing after it: no byte of ours goes beyond the handshake, save the two lines
+that ask a proxy to pass it on. Every wait has an end.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from contextlib import suppress
+
+from wardround.errors import UsageError, WardroundError
+
+TIMEOUT_S = 10.0
+_PROXY_ANSWER = 8192  # bytes at most
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """HOST:PORT, or [IPV6]:PORT. Raises `UsageError`."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{address}: give HOST:PORT, for instance federation.example.org:9092")
+    return host, int(port)
+
+
+def presented_certificate(
+    address: str, ca_pem: str, proxy: str | None = None, timeout_s: float = TIMEOUT_S, name: str | None = None
+) -> bytes:
+    """The certificate (DER) that the server at HOST:PORT shows, once it is verified against the CA and its own name.
+
+    `proxy`, HOST:PORT, is asked with CONNECT. `name`: the name to verify, where it is not HOST. Raises
+    `WardroundError`, one line that says which part failed: name, connection, proxy, or certificate.
+    """
+    host, port = split_address(address)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=ca_pem)
+    context.set_alpn_protocols(["h2"])
+    ends = time.monotonic() + timeout_s
+    try:
+        with _connected(proxy or address, timeout_s) as plain:
+            if proxy is not None:
+                _ask_proxy(plain, f"{host}:{port}", proxy, ends)
+            plain.settimeout(max(0.1, ends - time.monotonic()))
+            with context.wrap_socket(plain, server_hostname=name or host) as connection:
+                return connection.getpeercert(binary_form=True) or b""
+    except ssl.SSLCertVerificationError as error:
+        raise WardroundError(f"{address}: its certificate is refused: {error.verify_message}") from None
+    except ssl.SSLError as error:
+        raise WardroundError(f"{address}: answers, but not with TLS ({error.reason or 'handshake failed'})") from None
+    except TimeoutError:
+        raise WardroundError(f"{address}: no answer within {timeout_s:g} s") from None
+    except OSError as error:
+        raise WardroundError(f"{address}: the connection broke: {error.strerror or error}") from None
+
+
+def _connected(address: str, timeout_s: float) -> socket.socket:
+    host, port = split_address(address)
+    try:
+        return socket.create_connection((host, port), timeout=timeout_s)
+    except socket.gaierror:
+        raise WardroundError(f"{address}: no such name in the DNS of this machine") from None
+    except TimeoutError:
+        raise WardroundError(f"{address}: no answer within {timeout_s:g} s: a firewall between?") from None
+    except OSError as error:
+        raise WardroundError(f"{address}: no connection: {error.strerror}") from None
+
+
+def _ask_proxy(plain: socket.socket, target: str, proxy: str, ends: float) -> None:
+    plain.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii"))
+    answer = b""
+    while b"\r\n\r\n" not in answer and len(answer) < _PROXY_ANSWER:
+        plain.settimeout(max(0.1, ends - time.monotonic()))
+        piece = plain.recv(1)  # byte by byte: what follows the answer belongs to the handshake
+        if not piece:
+            break
+        answer += piece
+    words = answer.split(b"\r\n", 1)[0].split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or words[1] != b"200":
+        code = words[1].decode("ascii", "replace") if len(words) > 1 else "nothing"
+        raise WardroundError(f"{proxy}: the proxy does not pass on to {target}: it answered {code}")
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Whether a program of this user could listen there now."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        return True
+    return False

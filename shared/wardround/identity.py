@@ -1,0 +1,95 @@
+"""Who somebody is: fingerprints that two people can compare by telephone, and the request by which a site asks in.
+
+A fingerprint is the SHA-256 of what stands in the key's or the certificate's own file, in hex. Both sides read the same
+64 digits to each other; an attacker who swaps the file on its way would need a second key with the same hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wardround.errors import UsageError
+
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+SHA256 = r"^[0-9a-f]{64}$"
+KEY_KIND = "ecdsa-sha2-nistp384"
+REQUEST_SUFFIX = ".enrol.json"
+REQUEST_BYTES = 4096  # several times what a request has
+
+
+class EnrolmentRequest(BaseModel):
+    """What a site sends to the operator: its name, its public key (one line, OpenSSH) and the key's fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    wardround_enrolment: Literal[1] = 1
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    public_key: Annotated[str, Field(max_length=400)]
+    fingerprint: Annotated[str, Field(pattern=SHA256)]
+
+
+def request_for(name: str, public_key: str) -> EnrolmentRequest:
+    """The request of a site with this public key. Raises `UsageError` where it is no key of the right kind."""
+    return EnrolmentRequest(name=name, public_key=public_key, fingerprint=key_fingerprint(public_key))
+
+
+def read_request(path: Path) -> EnrolmentRequest:
+    """Read a request that came from outside, strictly. Raises `UsageError` in one line, without quoting its content."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(REQUEST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > REQUEST_BYTES:
+        raise UsageError(f"{path}: is too long for an enrolment request")
+    try:
+        request = EnrolmentRequest.model_validate_json(content)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+        raise UsageError(f"{path}: not an enrolment request: {place} is missing, unknown or wrong") from None
+    if key_fingerprint(request.public_key) != request.fingerprint:
+        raise UsageError(f"{path}: its fingerprint is not that of its key: damaged or altered; ask for it again")
+    return request
+
+
+def key_fingerprint(public_key: str) -> str:
+    """SHA-256 of an OpenSSH public key's binary part, hex: `cut -d' ' -f2 FILE | base64 -d | sha256sum` says the same.
+
+    Raises `UsageError` where the line is no EC P-384 key. (That the point lies on the curve is for the server to check,
+    who alone uses the key.)
+    """
+    words = public_key.split()
+    if len(words) not in (2, 3) or words[0] != KEY_KIND or "\n" in public_key.strip():
+        raise UsageError(f"not a public key of the kind {KEY_KIND} in one line")
+    try:
+        return sha256_hex(base64.b64decode(words[1], validate=True))
+    except (binascii.Error, ValueError):
+        raise UsageError("the public key is damaged") from None
+
+
+def sha256_hex(content: bytes) -> str:
+    """Hex SHA-256: of a key's binary part, or of a certificate's DER form."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def in_groups(fingerprint: str) -> str:
+    """A fingerprint as it is read out: groups of four digits."""
+    return " ".join(fingerprint[start : start + 4] for start in range(0, len(fingerprint), 4))
+
+
+def typed_fingerprint(text: str) -> str:
+    """A fingerprint as somebody typed it: spaces, colons, hyphens and capitals do not matter.
+
+    Raises `UsageError` where it is not 64 hex digits: half a comparison is none.
+    """
+    plain = re.sub(r"[\s:-]", "", text).lower()
+    if not re.fullmatch(SHA256, plain):
+        raise UsageError(f"a fingerprint has 64 digits of 0-9 and a-f; {len(plain)} characters were given")
+    return plain

@@ -1,0 +1,146 @@
+"""Child processes that are kept running: restarted with a bounded pause when they die, ended together, never orphaned.
+
+Both daemons use it: the site's around its SuperNode, the server's around its SuperLink. Every child leads a session of
+its own, so that whatever it started ends with it, and is tied to this process by the kernel (`tied`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from wardround.tied import tied
+
+SHORTEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0  # a node that was killed is refused for about a minute: keep trying
+STEADY_S = 60.0  # a child that ran this long starts again at once
+GRACE_S = 15.0
+LOOK_S = 0.2
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NOISE = ("[uvicorn.access]", "httpx: HTTP Request:")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Child:
+    """A program that should run. `command` starts with a full path; its output goes line by line to the log. It is up
+    (`is_up`) from the line that holds `up_when` on until it ends.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    up_when: str = ""
+    restarts: int = 0
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _started: float = field(default=0.0, init=False)
+    _pause_s: float = field(default=0.0, init=False)
+    _up: int | None = field(default=None, init=False)  # the process that said so
+    _next_start: float = field(default=0.0, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The running process, or None."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the running process has said that it is up."""
+        return self.pid is not None and self._up == self.pid
+
+    def look(self, now: float) -> None:
+        """Start the program where it does not run and its pause is over. Call it from the main thread."""
+        if self._process is not None and (code := self._process.poll()) is not None:
+            _kill_group(self._process.pid, signal.SIGKILL)  # whatever it had started
+            self._pause_s = 0.0 if now - self._started > STEADY_S else self._pause_s
+            self._pause_s = min(max(2 * self._pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+            log.warning("%s ended with %s; it starts again in %.0f s", self.name, code, self._pause_s)
+            self._process, self._next_start, self.restarts = None, now + self._pause_s, self.restarts + 1
+        if self._process is None and now >= self._next_start:
+            self._start(now)
+
+    def ask_to_end(self) -> None:
+        """SIGTERM, to this process alone: it ends what it started itself."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def end(self, deadline: float) -> None:
+        """Wait until `deadline` (monotonic), then kill its whole session. Afterwards nothing of it runs."""
+        if self._process is None:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(deadline - time.monotonic(), 0.0))
+        _kill_group(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _start(self, now: float) -> None:
+        self._process = subprocess.Popen(
+            tied(self.command),
+            env=dict(self.environment),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._started = now
+        log.info("%s started as process %s", self.name, self._process.pid)
+        threading.Thread(target=self._pump, args=(self._process,), daemon=True).start()
+
+    def _pump(self, process: subprocess.Popen[bytes]) -> None:
+        """Bring the lines to the log until the output is closed, without colours and lists of requests."""
+        lines = logging.getLogger(f"{__name__}.{self.name}")
+        if process.stdout is not None:
+            for line in process.stdout:
+                text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
+                if self.up_when and self.up_when in text:
+                    self._up = process.pid
+                if text and not any(noise in text for noise in NOISE):
+                    lines.info("%s", text)
+
+
+def supervise(children: Sequence[Child], stopped: threading.Event, each: Callable[[], None] = lambda: None) -> None:
+    """Keep `children` running until `stopped` is set, calling `each` between looks; then end them, last one first.
+
+    `each` must return soon. Nothing of the children runs when this returns or raises.
+    """
+    try:
+        while not stopped.wait(LOOK_S):
+            for child in children:
+                child.look(time.monotonic())
+            each()
+    finally:
+        for child in reversed(children):
+            child.ask_to_end()
+        deadline = time.monotonic() + GRACE_S
+        for child in reversed(children):
+            child.end(deadline)
+
+
+def stop_on_signals(stopped: threading.Event) -> None:
+    """SIGTERM and SIGINT set `stopped`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _kill_group(leader: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)

@@ -1,0 +1,38 @@
+"""Become another program that ends when the process which started it ends, however that ended: no orphan is left.
+
+    python -I -m wardround.tied PARENT_PID SIGNAL PROGRAM ARGUMENT...
+
+The kernel sends SIGNAL at the parent's death (prctl PR_SET_PDEATHSIG, kept across exec). Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+PR_SET_PDEATHSIG = 1
+
+
+def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[str]:
+    """The command line that runs `command` tied to the calling process. Start it from the main thread: the kernel
+    watches the thread that forked.
+    """
+    return [sys.executable, "-I", "-m", "wardround.tied", str(os.getpid()), str(int(signal_number)), *command]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Tie this process to its parent and become the program."""
+    parent, signal_number, program, *rest = arguments
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0) != 0:
+        sys.exit(f"the process cannot be tied to its parent: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != int(parent):  # it died before the kernel was told
+        sys.exit(1)
+    os.execv(program, [program, *rest])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

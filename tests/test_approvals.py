@@ -1,0 +1,357 @@
+"""Studies at a site: nothing trains that was not approved, who decided is written down, and what is shown is true."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from wardround.audit import verified
+from wardround.audit_events import Started
+from wardround.checkup import fault
+from wardround.errors import BudgetRefusal, PolicyRefusal, UsageError
+from wardround.health import HEALTH_FILE, HealthService, Look
+from wardround.study import Study, parse_study
+from wardround_client.approvals import approve, decide_against, find_study, known_studies
+from wardround_client.cli import app
+from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.proposals import receive
+from wardround_client.site import approved_study
+
+SITE = 'name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n'
+
+
+def study_of(name: str = "nodules", epsilon: float = 3.0, figures: float = 0.0) -> Study:
+    return parse_study(
+        {
+            "study": {"name": name, "rounds": 5, "spare_rounds": 1},
+            "data": {"labels": ["benign", "malignant"], "image_size": 64},
+            "privacy": {"epsilon": epsilon, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 10},
+            "aggregation": {"nominal_sites": 3, "min_sites": 2},
+            "evaluation": {"epsilon": figures},
+        }
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "site.toml").write_text(SITE)
+    return tmp_path
+
+
+def said(*words: object, site: Path, answer: str = "", fails: bool = False) -> Result:
+    done = CliRunner().invoke(app, ["studies", *map(str, words), "--site", str(site)], input=answer)
+    assert fails or done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def events(site: Path) -> list[tuple[str, str]]:
+    return [(entry["decision"], entry["who"]) for entry in verified(site / "audit.jsonl").entries]
+
+
+def trains(site: Path, study: Study) -> bool:
+    try:
+        return approved_study(site, study.sha256()) == study
+    except PolicyRefusal as refusal:
+        assert refusal.code == "not_approved"
+        return False
+
+
+def test_a_study_trains_from_its_approval_to_its_revocation_and_the_log_has_both(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    assert not trains(site, study)
+    said("approve", study.sha256()[:8], "--by", "Marie Curie", "--yes", site=site)
+    assert trains(site, study)
+    said("revoke", study.sha256()[:8], "--by", "Pierre Curie", site=site)
+    assert not trains(site, study)
+    said("approve", study.sha256()[:8], "--by", "Marie Curie", "--yes", site=site)
+    assert trains(site, study), "revoked is not for ever"
+    assert events(site) == [("approved", "Marie Curie"), ("revoked", "Pierre Curie"), ("approved", "Marie Curie")]
+    (known,) = known_studies(site)
+    assert [one["decision"] for one in known.decisions] == ["approved", "revoked", "approved"]
+
+
+def test_a_revocation_holds_even_where_the_approved_file_is_still_there(site: Path) -> None:
+    study = study_of()
+    said("approve", study_file(site, study), "--by", "Marie", "--yes", site=site)
+    copy = (site / "studies" / f"{study.sha256()}.json").read_bytes()
+    said("revoke", study.sha256()[:8], "--by", "Marie", site=site)
+    (site / "studies" / f"{study.sha256()}.json").write_bytes(copy)  # as a kill in the middle leaves it
+    assert not trains(site, study) and known_studies(site)[0].state == "revoked"
+
+
+def study_file(site: Path, study: Study) -> Path:
+    import tomllib
+
+    path = site / "received.toml"
+    text = (
+        f'[study]\nname = "{study.study.name}"\nrounds = 5\nspare_rounds = 1\n[data]\nlabels = ["benign", '
+        f'"malignant"]\n'
+        f"image_size = 64\n[privacy]\nepsilon = {study.privacy.epsilon}\ndelta = 1e-4\nmax_grad_norm = 0.3\n"
+        "nominal_patients = 10\n[aggregation]\nnominal_sites = 3\nmin_sites = 2\n"
+    )
+    assert parse_study(tomllib.loads(text)) == study
+    path.write_text(text)
+    return path
+
+
+def test_nobody_who_does_not_say_yes_approves(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    for answer in ("", "n\n", "\n", "maybe\n"):
+        done = said("approve", study.sha256()[:8], "--by", "Marie", site=site, answer=answer, fails=True)
+        assert isinstance(done.exception, UsageError) and "nobody said yes" in str(done.exception)
+    assert not trains(site, study) and not (site / "audit.jsonl").exists()
+    assert "nodules" in said("approve", study.sha256()[:8], "--by", "Marie", site=site, answer="y\n").output
+    assert trains(site, study)
+
+
+def test_what_the_budget_cannot_hold_is_not_approved(site: Path) -> None:
+    for study, kind in ((study_of(epsilon=9.0), BudgetRefusal), (study_of(epsilon=math.inf), PolicyRefusal)):
+        receive(site, study)
+        done = said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True)
+        assert isinstance(done.exception, kind) and done.exception.exit_code == 3
+        assert not trains(site, study)
+    assert not (site / "audit.jsonl").exists()
+
+
+def test_a_study_that_is_held_already_is_not_counted_twice(site: Path) -> None:
+    study = study_of(epsilon=6.0)
+    receive(site, study)
+    said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
+    Ledger(site / "ledger.sqlite3").hold(study.sha256(), "run", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4))
+    said("revoke", study.sha256()[:8], "--by", "Marie", site=site)
+    said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
+    other = study_of("other", epsilon=6.0)
+    receive(site, other)
+    assert isinstance(
+        said("approve", other.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True).exception, BudgetRefusal
+    )
+
+
+def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site: Path) -> None:
+    first, study = study_of("first", epsilon=2.0), study_of(epsilon=3.0)
+    ledger = Ledger(site / "ledger.sqlite3")
+    cap = Cap(epsilon=8.0, delta=1e-4)
+    ledger.hold(first.sha256(), "run", plan_from_study(first), cap)
+    receive(site, study)
+    words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    expected = ledger.what_if(plan_from_study(study), cap)
+    assert words["hash"] == study.sha256()
+    for value in (expected.now.value, expected.after.value):
+        assert f"ε {math.ceil(value * 100 - 1e-6) / 100:g}" in words["costs"]
+    assert "per patient" in words["costs"] and "of ε 8" in words["costs"]
+    assert "34 numbers" in words["leaves"] and "with noise" in words["leaves"]  # the head: 33 weights and a bias
+    assert "5 rounds and 1 spare" in words["rounds"] and "at least 2 of 3 sites" in words["rounds"]
+    assert words["answer"] == "within this site's budget"
+    text = said("show", study.sha256()[:8], site=site).output
+    assert "proposed" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_show_says_who_asked(site: Path) -> None:
+    (site / "site.toml").write_text(SITE + f'[server]\naddress = "fed.example:9092"\nca_sha256 = "{"0" * 64}"\n')
+    study = study_of()
+    receive(site, study)
+    words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    assert words["asked by"].startswith("the server at fed.example:9092, received 20")
+    other = study_of("other", epsilon=1.0)
+    done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
+    assert "nobody: it came as a file" in done.output
+
+
+class Kill(BaseException):
+    """Stands for a kill: nothing in the product may catch it."""
+
+
+def test_a_kill_at_any_point_leaves_no_study_that_trains_without_its_approval_in_the_log(site, monkeypatch) -> None:
+    """Every durable step of the three decisions is cut off once, before and after; the same command then finishes."""
+    from wardround.audit import AuditLog
+    from wardround_client import approvals
+
+    steps = ["approve_study", "_write"]
+    ledger, cap = Ledger(None), Cap(epsilon=8.0, delta=1e-4)
+
+    def killed_at(number: int, late: bool) -> None:
+        count = iter(range(100))
+
+        def step(real):
+            def at(*words):
+                if (now := next(count)) == number and not late:
+                    raise Kill
+                done = real(*words)
+                if now == number:
+                    raise Kill
+                return done
+
+            return at
+
+        for name in steps:
+            monkeypatch.setattr(approvals, name, step(getattr(approvals, name)))
+        monkeypatch.setattr(AuditLog, "append", step(AuditLog.append))
+
+    cut = 0
+    for number in range(4):
+        for late in (False, True):
+            study = study_of(f"s{number}{int(late)}", epsilon=0.5)
+            receive(site, study)
+            AuditLog(site / "audit.jsonl").append(Started(program="wardround-site", version="0.1.0"))
+            for act in ("approved", "revoked"):
+                killed_at(number, late)
+                try:
+                    decide(site, study, act, ledger, cap)
+                except Kill:
+                    cut += 1
+                monkeypatch.undo()
+                assert not trains(site, study) or "approved" in decisions_in_the_log(site, study)
+                decide(site, study, act, ledger, cap)
+                assert trains(site, study) is (act == "approved") and known_of(site, study).state == act
+                assert decisions_in_the_log(site, study)[-1] == act, "the same command finishes"
+    assert cut >= 8
+
+
+def decide(site: Path, study: Study, act: str, ledger: Ledger, cap: Cap) -> None:
+    if act == "approved":
+        approve(site, study, "Marie", ledger, cap)
+    else:
+        decide_against(site, known_of(site, study), "revoked", "Marie")
+
+
+def known_of(site: Path, study: Study):
+    return find_study(site, study.sha256())
+
+
+def decisions_in_the_log(site: Path, study: Study) -> list[str]:
+    entries = verified(site / "audit.jsonl").entries
+    return [entry["decision"] for entry in entries if entry.get("study") == study.sha256()]
+
+
+def test_a_study_without_privacy_says_so_in_capitals(site: Path) -> None:
+    study = study_of(epsilon=math.inf)
+    receive(site, study)
+    words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    assert words["means"].startswith("NO PRIVACY") and "WITHOUT noise" in words["leaves"]
+    assert "does not allow_no_privacy" in words["answer"]
+    private = study_of(epsilon=3.0)
+    receive(site, private)
+    words = json.loads(said("show", private.sha256()[:8], "--json", site=site).output)["words"]
+    assert "NO PRIVACY" not in words["means"] and "WITHOUT" not in words["leaves"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "words"),
+    [
+        ("off", 1.0, "this site's rules refuse them"),
+        ("noised", 1.0, "noised counts of the scores"),
+        ("noised", 0.0, "No figures about patients"),
+        ("noised", math.inf, "this site's rules refuse them"),
+        ("exact", math.inf, "EXACT counts"),
+    ],
+)
+def test_what_leaves_about_held_out_patients_is_what_the_sites_own_rules_let_out(site, rule, asked, words) -> None:
+    (site / "site.toml").write_text(SITE + f'[release]\nevaluation = "{rule}"\n')
+    study = study_of(figures=asked)
+    receive(site, study)
+    shown = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    assert words in shown["leaves"]
+
+
+def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> None:
+    hashes: dict[str, list[Study]] = {}
+    for number in range(400):
+        study = study_of(f"s{number}")
+        hashes.setdefault(study.sha256()[:4], []).append(study)
+        if len(hashes[study.sha256()[:4]]) == 2:
+            break
+    (pair,) = [studies for studies in hashes.values() if len(studies) == 2]
+    for study in pair:
+        receive(site, study)
+    prefix = pair[0].sha256()[:4]
+    for words, line in (
+        (prefix, "2 studies begin so"),
+        ("0000", "no study has this hash"),
+        ("00", "at least 4 letters"),
+    ):
+        for command in (["show"], ["refuse", "--by", "M"], ["revoke", "--by", "M"], ["approve", "--yes", "--by", "M"]):
+            done = said(*command, words, site=site, fails=True)
+            assert isinstance(done.exception, UsageError) and line in str(done.exception)
+            assert "\n" not in str(done.exception)
+    assert find_study(site, pair[1].sha256()[:12]).study == pair[1]
+
+
+def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    known = find_study(site, study.sha256())
+    with pytest.raises(UsageError, match="nothing to revoke"):
+        decide_against(site, known, "revoked", "Marie")
+    for name in ("", "CANARY^ANNA", "/home/x", "id 0815", "a" * 65):
+        for command in ("approve", "refuse"):
+            more = ["--yes"] if command == "approve" else []
+            done = said(command, study.sha256()[:8], "--by", name, *more, site=site, fails=True)
+            assert isinstance(done.exception, UsageError) and "name of a person" in str(done.exception)
+    assert known_studies(site)[0].state == "proposed" and not trains(site, study)
+    said("refuse", study.sha256()[:8], "--by", "Marie", site=site)
+    assert known_studies(site)[0].state == "refused" and events(site) == [("refused", "Marie")]
+    receive(site, study)
+    assert known_studies(site)[0].state == "refused", "the server cannot ask until it gets another answer"
+
+
+def test_an_altered_proposal_is_no_proposal(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    path = site / "proposals" / f"{study.sha256()}.json"
+    path.write_text(path.read_text().replace('"epsilon": 3.0', '"epsilon": 7.0'))
+    done = said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True)
+    assert isinstance(done.exception, UsageError) and "altered" in str(done.exception)
+
+
+def test_the_command_line_ends_with_3_where_the_budget_says_no_and_asks_on_stderr(site: Path) -> None:
+    study = study_of(epsilon=9.0)
+    receive(site, study)
+    words = ["studies", "approve", study.sha256()[:8], "--by", "Marie", "--yes", "--site", str(site)]
+    done = subprocess.run(
+        [sys.executable, "-m", "wardround_client.cli", *words], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 3 and len(done.stderr.splitlines()) == 1 and "cap of epsilon 8" in done.stderr
+
+
+# The page
+
+
+def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
+    page = json.loads(CliRunner().invoke(app, ["status", "--site", str(site), "--json"]).output)
+    assert page["site"] == "north" and page["studies"]["known"][0]["state"] == "approved"
+    assert page["budget"]["left"]["epsilon"] == 8.0 and page["last_release"] == {"entry": None}
+    assert page["certificates"] == {"ca": "no federation yet"} and "no daemon is at work" in page["daemon"]["fault"]
+    assert page["objections"] == {"patients": 0} and "cohort" in page["cohort"]["fault"]
+    (site / "opt_out.txt").write_text("ab\ncd\n")
+    (site / "audit.jsonl").write_bytes((site / "audit.jsonl").read_bytes().replace(b"Marie", b"Maria"))
+    text = CliRunner().invoke(app, ["status", "--site", str(site)]).output
+    assert "objections    2 patients" in text and "approved, by Marie" in text
+    assert "last release  cannot be told" in text and "was altered" in text
+
+
+def test_status_says_what_the_daemon_says_of_itself(site: Path) -> None:
+    looks = [Look(name="data", look=lambda: fault("data", "the share is gone", "mount it"), todo="mount it")]
+    service = HealthService(looks, site, every_s=0.05)
+    service.start()
+    try:
+        while not (site / HEALTH_FILE).exists():
+            time.sleep(0.01)
+        text = CliRunner().invoke(app, ["status", "--site", str(site)]).output
+    finally:
+        service.stop()
+    assert re.search(r"daemon +NOT SERVING\n +data: the share is gone", text)

@@ -1,0 +1,252 @@
+"""The audit log: what was written is found altered wherever it is altered, a kill loses nothing, no name gets in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from wardround.accounting import Epsilon
+from wardround.audit import AuditLog, read_entries, verified
+from wardround.audit_events import (
+    RULES,
+    Event,
+    MessageRefused,
+    PatientForgotten,
+    ReplyReleased,
+    SiteDecided,
+    Started,
+    Stopped,
+    StudyDecided,
+    Torn,
+)
+from wardround.errors import AuditError
+from wardround_client.cli import app
+
+STUDY = "ab" * 32
+EPSILON = Epsilon(value=0.52, delta=1e-5, accountant="RDP, opacus 1.6.0")
+RELEASED = ReplyReleased(
+    study=STUDY, run="run-1", round=3, purpose="train", reply="cd" * 32, epsilon=EPSILON, again=False
+)
+KINDS = (StudyDecided, SiteDecided, MessageRefused, ReplyReleased, PatientForgotten, Started, Stopped, Torn)
+
+
+def written(folder: Path, count: int = 5) -> Path:
+    log = AuditLog(folder / "audit.jsonl", clock=lambda: 1_790_000_000.0)
+    for number in range(1, count + 1):
+        log.append(PatientForgotten(count=number))
+    return folder / "audit.jsonl"
+
+
+def test_what_is_appended_is_read_back_in_order_and_each_line_holds_the_hash_before(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.append(StudyDecided(decision="approved", study=STUDY, who="Dr. Marie Sk\u0142odowska-Curie"))
+    head = log.append(RELEASED)
+    found = verified(tmp_path / "audit.jsonl")
+    assert found.head == head and [entry["event"] for entry in found.entries] == ["study", "released"]
+    assert found.entries[0]["who"] == "Dr. Marie Sk\u0142odowska-Curie"
+    assert found.entries[1]["epsilon"] == EPSILON.to_json() and found.entries[1]["number"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert lines[1]["previous"] == lines[0]["sha256"] and lines[1]["sha256"] == head.sha256
+    assert os.stat(tmp_path / "audit.jsonl").st_mode & 0o777 == 0o600
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_every_byte_counts(tmp_path_factory, data) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    path = written(folder)
+    whole = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(whole) - 2))  # the last line end may be missing: then nothing is lost
+    whole[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(whole)
+    with pytest.raises(AuditError):
+        verified(path)
+
+
+@given(st.integers(0, 4), st.booleans())
+def test_a_line_left_out_or_put_in_twice_is_noticed(tmp_path_factory, place: int, twice: bool) -> None:
+    path = written(tmp_path_factory.mktemp("log"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:place] + [lines[place]] * 2 * twice + lines[place + 1 :]))
+    with pytest.raises(AuditError):
+        verified(path)
+
+
+def test_an_older_copy_and_another_history_are_noticed_by_the_witness(tmp_path: Path) -> None:
+    for name in ("first", "other"):
+        (tmp_path / name).mkdir()
+    path, old = written(tmp_path / "first"), written(tmp_path / "other", count=3).read_bytes()
+    whole = path.read_bytes()
+    assert whole.startswith(old), "the same events at the same time are the same chain"
+    path.write_bytes(old)
+    for touch in (lambda: verified(path), lambda: AuditLog(path).append(PatientForgotten(count=9))):
+        with pytest.raises(AuditError, match=r"ends at entry 3, its .head file has seen 5"):
+            touch()
+    path.write_bytes(whole)
+    path.unlink()
+    log = AuditLog(path)
+    with pytest.raises(AuditError, match="ends at entry 0"):
+        log.append(PatientForgotten(count=1))
+    (tmp_path / "first" / "audit.head").unlink()
+    for number in (9, 8, 7, 6, 5, 4):
+        AuditLog(path).append(PatientForgotten(count=number))
+    (tmp_path / "other" / "audit.head").write_bytes(b"%015d %s\n" % (3, verified_sha(whole, 3)))
+    (tmp_path / "other" / "audit.jsonl").write_bytes(path.read_bytes())
+    with pytest.raises(AuditError, match="another history"):
+        verified(tmp_path / "other" / "audit.jsonl")
+
+
+def verified_sha(whole: bytes, number: int) -> bytes:
+    return json.loads(whole.splitlines()[number - 1])["sha256"].encode()
+
+
+@settings(max_examples=40)
+@given(cut=st.integers(1, 400), again=st.integers(0, 700))
+def test_a_torn_end_stays_is_named_and_the_log_goes_on(tmp_path_factory, cut: int, again: int) -> None:
+    """The write of an entry is cut at any byte; then so is the write that would name it."""
+    path = written(tmp_path_factory.mktemp("log"), count=4)
+    path.with_suffix(".head").unlink()
+    lines = path.read_bytes().splitlines(keepends=True)
+    before, last = b"".join(lines[:3]), lines[3]
+    path.write_bytes(before + last[: min(cut, len(last) - 2)])
+    found = verified(path)
+    assert found.head.entries == 3 and found.torn
+    length = path.stat().st_size
+    AuditLog(path).append(PatientForgotten(count=7))
+    kept = path.read_bytes()
+    path.write_bytes(kept[: length + min(again, len(kept) - length)])
+    path.with_suffix(".head").unlink()
+    AuditLog(path).append(PatientForgotten(count=8))
+    assert path.read_bytes().startswith(before + last[: min(cut, len(last) - 2)]), "something was dropped"
+    after = verified(path)
+    assert not after.torn
+    events = [entry["event"] for entry in after.entries[3:]]
+    assert "torn" in events and events[-1] == "forgot" and after.entries[-1]["count"] == 8
+
+
+def test_an_entry_without_its_line_end_is_whole(tmp_path: Path) -> None:
+    path = written(tmp_path, count=2)
+    path.write_bytes(path.read_bytes()[:-1])
+    AuditLog(path).append(PatientForgotten(count=3))
+    assert [entry["count"] for entry in verified(path).entries] == [1, 2, 3]
+
+
+def test_bytes_that_no_entry_names_are_no_torn_line(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for planted in (b"x\n", b"\x00\x00\n", b"{}\n", b'{"entry":{}}\n', b"[1]\n", b"\n"):
+        with pytest.raises(AuditError, match="no entry"):
+            read_entries(b"".join([*lines[:2], planted, *lines[2:]]))
+
+
+def append_many(path: Path, count: int) -> None:
+    log = AuditLog(path)
+    for number in range(count):
+        log.append(PatientForgotten(count=number))
+
+
+def test_two_processes_write_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=append_many, args=(path, 60)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert verified(path).head.entries == 120
+
+
+def test_a_kill_at_any_moment_loses_no_entry_that_was_promised(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom wardround.audit import AuditLog\n"
+        "from wardround.audit_events import PatientForgotten\nlog = AuditLog(Path(sys.argv[1]))\nn = 0\n"
+        "while True:\n    n += 1\n    print(log.append(PatientForgotten(count=n)).entries, flush=True)\n"
+    )
+    promised = 0
+    for wait in (0.0, 0.01, 0.02):
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        child.stdout.readline()  # it is at work
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        promised = int(([*child.stdout.read().split()] or ["0"])[-1]) or promised
+        child.wait(60)
+        assert verified(path).head.entries >= promised
+    AuditLog(path).append(PatientForgotten(count=0))
+    assert verified(path).head.entries > promised > 3
+
+
+# No name and no path
+
+CANARIES = (
+    "CANARY^ANNA",
+    "/data/CANARY/1.dcm",
+    "CANARY_1.dcm",
+    "PAT-0012345",
+    "C:\\CANARY",
+    "\u00e9=\n",
+    "CANARY\nANNA",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_field_of_any_event_takes_a_patients_name_or_a_path(kind: type[Event]) -> None:
+    good = {
+        "decision": "approved", "study": STUDY, "who": "Marie", "site": "north", "fingerprint": STUDY, "code": "budget",
+        "run": "run-1", "round": 1, "purpose": "train", "reply": STUDY, "epsilon": EPSILON, "again": False, "count": 3,
+        "program": "wardround-site", "version": "0.1.0", "sha256": STUDY,
+    }  # fmt: skip
+    known = {field.name: good[field.name] for field in fields(kind)}
+    kind(**known)
+    free = {"run", "site"}  # names of runs and sites are words of the operator's own, never of a file's
+    for name in known:
+        for canary in (*CANARIES, b"CANARY", ["CANARY"], {"CANARY": 1}):
+            if name in free and isinstance(canary, str) and RULES[name](canary):
+                assert canary in ("PAT-0012345", "CANARY_1.dcm")
+                continue
+            with pytest.raises(AuditError) as error:
+                kind(**{**known, name: canary})
+            assert "CANARY" not in str(error.value)
+
+
+def test_an_epsilon_carries_no_text() -> None:
+    for change in ({"accountant": "/CANARY"}, {"unit": "CANARY"}, {"relation": "CANARY"}, {"value": float("nan")}):
+        epsilon = Epsilon(**{"value": 1.0, "delta": 1e-5, "accountant": "RDP", **change})
+        with pytest.raises(AuditError):
+            ReplyReleased(study=STUDY, run="r", round=1, purpose="train", reply=STUDY, epsilon=epsilon)
+
+
+# On the command line
+
+
+def test_verify_and_export_say_what_is_in_it_and_an_altered_log_ends_with_1(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditLog(path, clock=lambda: 1_760_000_000.0).append(StudyDecided(decision="refused", study=STUDY, who="Marie"))
+    AuditLog(path, clock=lambda: 1_790_000_000.0).append(RELEASED)
+    run = CliRunner().invoke
+    shown = json.loads(run(app, ["audit", "verify", str(path), "--json"]).output)
+    assert shown == {"entries": 2, "head": verified(path).head.sha256, "torn_bytes": 0}
+    text = run(app, ["audit", "export", str(path)]).output
+    assert "who Marie" in text and "epsilon 0.52 (per patient, add or remove one, delta 1e-05, RDP" in text
+    since = run(app, ["audit", "export", str(path), "--since", "2026-01-01", "--json"]).output.splitlines()
+    assert [json.loads(line)["event"] for line in since] == ["released"]
+    assert run(app, ["audit", "export", str(path), "--since", "yesterday"]).exception.exit_code == 2
+    path.write_bytes(path.read_bytes().replace(b"refused", b"revoked"))
+    for words in (["audit", "verify", str(path)], ["audit", "export", str(path)]):
+        done = run(app, words)
+        assert isinstance(done.exception, AuditError) and "entry 1 was altered" in str(done.exception)
+        assert "Marie" not in done.output

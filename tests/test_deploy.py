@@ -1,0 +1,148 @@
+"""What deploy/ holds fits the programs: units that systemd accepts, hardened, and examples that schemas accept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pydantic
+import pytest
+import typer.main
+
+from wardround_client.cli import app as site_app
+from wardround_client.config import SiteConfig, load_site_config
+from wardround_server.cli import app as server_app
+from wardround_server.config import ServerConfig, config_text, load_server_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+UNITS = ("server", "site")
+EXPOSURE = 20  # of 100, in tenths of what `systemd-analyze security` prints; an unhardened service has 96
+PROGRAMS = {"wardround-site": typer.main.get_command(site_app), "wardround-server": typer.main.get_command(server_app)}
+
+
+def unit(name: str) -> str:
+    return (DEPLOY / "systemd" / f"wardround-{name}.service").read_text(encoding="utf-8")
+
+
+def settings(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if match := re.match(r"([A-Za-z]+)=(.*)", line):
+            found.setdefault(match[1], []).append(match[2])
+    return found
+
+
+def installed(name: str, folder: Path) -> Path:
+    """The unit with the program of this checkout in it, which systemd looks for."""
+    program = Path(sys.executable).parent / f"wardround-{name}"
+    path = folder / f"wardround-{name}.service"
+    path.write_text(unit(name).replace(f"/opt/wardround/.venv/bin/wardround-{name}", str(program)))
+    return path
+
+
+def accepted(path: Path) -> subprocess.CompletedProcess[str]:
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_accepts_the_unit_without_a_word_and_finds_it_hardened(name: str, tmp_path: Path) -> None:
+    path = installed(name, tmp_path)
+    done = accepted(path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE}", "--no-pager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    path.write_text(path.read_text().replace("NoNewPrivileges=yes", "NoNewPrivilege=yes"))
+    assert "NoNewPrivilege" in accepted(path).stderr, "a key that does not exist would not be noticed"
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_is_hardened_and_starts_a_command_that_exists(name: str) -> None:
+    found = settings(unit(name))
+    wanted = {
+        "User": f"wardround-{name}", "ProtectSystem": "strict", "NoNewPrivileges": "yes", "CapabilityBoundingSet": "",
+        "Restart": "always", "RestartPreventExitStatus": "2", "StartLimitIntervalSec": "0", "KillMode": "mixed",
+        "UMask": "0077", "LimitCORE": "0", "StateDirectoryMode": "0700", "ReadWritePaths": f"/var/lib/wardround-{name}",
+    }  # fmt: skip
+    assert {key: found.get(key) for key in wanted} == {key: [value] for key, value in wanted.items()}
+    program, *words = found["ExecStart"][0].split()
+    command = PROGRAMS[Path(program).name].commands[words[0]]
+    command.make_context(words[0], words[1:])
+    quiet = re.search(r"^export (FLWR\S+ .*)$", (ROOT / "run").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert quiet is not None
+    environment = " ".join(found["Environment"])
+    assert [one for one in quiet[1].split() if one not in environment] == []
+
+
+def keys_of(model: type[pydantic.BaseModel]) -> set[str]:
+    """Every key of a config, as it stands in a file: `epsilon_cap` of [privacy] and so on."""
+    keys = set()
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        parts = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
+        keys |= set().union(*(keys_of(part) for part in parts)) if parts else {name}
+    return keys
+
+
+@pytest.mark.parametrize(("name", "model"), [("site.toml", SiteConfig), ("server.toml", ServerConfig)])
+def test_the_example_has_every_key_of_the_schema_with_a_word_and_nothing_else(name: str, model) -> None:
+    lines = (DEPLOY / name).read_text(encoding="utf-8").splitlines()
+    shown = {match[1]: at for at, line in enumerate(lines) if (match := re.match(r"(?:# )?([a-z_0-9]+) = ", line))}
+    assert set(shown) == keys_of(model)
+    said = [lines[at - 1] for at in shown.values()]
+    assert [line for line in said if not line.startswith("#") and line.split(" ")[0] not in shown] == []
+
+
+def test_the_examples_are_read_by_the_programs(tmp_path: Path) -> None:
+    config = load_site_config(DEPLOY / "site.toml")
+    assert config.privacy.allow_no_privacy is False and config.release.evaluation == "off"
+    assert load_server_config(DEPLOY).server.fleet_port == 9092
+    text = (DEPLOY / "server.toml").read_text(encoding="utf-8")
+    assert text == config_text("lung-north", ("federation.example.org",), 9092), "as `init` writes it"
+    assert tomllib.loads(text)["server"]["control_port"] == 9093
+
+
+# Containers
+
+
+def services() -> dict[str, dict]:
+    yaml = pytest.importorskip("yaml")
+    return yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+
+
+def test_containers_run_without_root_without_capabilities_and_on_a_read_only_root() -> None:
+    for service in services().values():
+        assert service["user"] == "10001:10001" and service["read_only"] is True and service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service
+    assert services()["server"]["ports"] == ["9092:9092"] and "ports" not in services()["site"]
+    assert all(volume.endswith(":ro") for volume in services()["site"]["volumes"] if "IMAGES" in volume)
+
+
+def test_the_dockerfile_copies_what_exists_starts_what_exists_and_ends_as_no_root() -> None:
+    text = (DEPLOY / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    assert [name for names in copied for name in names if not (ROOT / name).exists()] == []
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {name for names in copied for name in names} <= {line[1:] for line in ignored if line.startswith("!")}
+    assert re.findall(r"^USER (.*)$", text, flags=re.MULTILINE) == ["10001"]
+    assert text.index("USER 10001") < text.index("AS server") < text.index("AS site")
+    for entry, words in re.findall(r'ENTRYPOINT \["([\w-]+)"\]\nCMD \[(.*)\]', text):
+        name, *rest = re.findall(r'"([^"]+)"', words)
+        PROGRAMS[entry].commands[name].make_context(name, rest)
+    for words in re.findall(r"HEALTHCHECK .* CMD \[(.*)\]", text):
+        program, name, *rest = re.findall(r'"([^"]+)"', words)
+        PROGRAMS[program].commands[name].make_context(name, rest)
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+def test_hadolint_has_nothing_to_say() -> None:
+    command = ["hadolint", str(DEPLOY / "docker" / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")

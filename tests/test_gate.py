@@ -1,0 +1,270 @@
+"""The gate between Flower and a hospital: no bundle's code runs, what is not for us is refused, what hangs is killed.
+
+The tests run Flower's own functions. Where this project replaces something inside Flower, a test holds the replacement
+to what it replaces, so that another version of Flower fails here and not at a hospital.
+"""
+
+import inspect
+import io
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec import run_superexec
+from flwr.supercore.superexec.executor import get_executor
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+from flwr.supercore.superexec.executor.types import ExecutionSpec
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime import run_clientapp
+
+from wardround.audit import verified
+from wardround.errors import WireError
+from wardround.proposal_wire import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.study import parse_study
+from wardround.supervisor import Child, supervise
+from wardround.wire import packet_from, unpack_answer
+from wardround_client import gate, proposals
+from wardround_client.approvals import decide_against, find_study
+from wardround_client.site import approve_study
+from wardround_client.site_app import site_app
+
+STUDY = parse_study(
+    {
+        "study": {"name": "tiny", "rounds": 2},
+        "data": {"labels": ("benign", "malignant")},
+        "privacy": {"epsilon": 8.0, "delta": 1e-5, "max_grad_norm": 1.0, "nominal_patients": 100},
+        "aggregation": {"nominal_sites": 3},
+    }
+)
+CONTEXT = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch):
+    """Who Flower thinks that this process is, as in a task."""
+    for name, number in (("_task_id", 7), ("_run_id", 1), ("_node_id", 2)):
+        monkeypatch.setattr(TaskIdentity, name, number)
+
+
+def message(kind, content=None, ttl=60.0):
+    records = {name: ConfigRecord(dict(fields)) for name, fields in (content or {}).items()}
+    made = Message(RecordDict(records), dst_node_id=2, message_type=kind, ttl=ttl)
+    made.metadata.__dict__["_message_id"] = "asked"
+    return made
+
+
+def code_in(reply):
+    return unpack_answer(packet_from(reply.content), None)[1]
+
+
+# What is replaced inside Flower is what we think it is
+
+
+def test_flower_has_what_the_gate_replaces():
+    source = inspect.getsource(run_clientapp.run_clientapp)
+    assert "install_from_fab(fab.content" in source and "get_load_client_app_fn(" in source
+    assert "get_executor(" in inspect.getsource(run_superexec.run_superexec)
+    ours, theirs = gate.SiteExecutor, SubprocessExecutor
+    methods = {name for name in vars(theirs) if not name.startswith("_")}
+    assert methods == {name for name in vars(ours) if not name.startswith("_")}
+    accepted = inspect.signature(run_clientapp.run_clientapp).parameters
+    assert {"runtime_api_address", "token", "insecure", "certificates", "runtime_dependency_install"} <= set(accepted)
+    accepted = inspect.signature(run_superexec.run_superexec).parameters
+    assert {"runtime_api_address", "insecure", "superexec_auth_secret", "runtime_dependency_install"} <= set(accepted)
+    assert callable(get_executor)
+
+
+HOSTILE = {
+    "pyproject.toml": '[project]\nname = "x"\nversion = "1"\n[tool.flwr.app]\npublisher = "x"\n'
+    '[tool.flwr.app.components]\nserverapp = "a:b"\nclientapp = "wardround_client.site_app:app"\n',
+    "wardround_client/__init__.py": "open('RAN', 'w').write('ran')\n",
+    "wardround_client/site_app.py": "app = None\n",
+    "torch.py": "open('RAN', 'w').write('ran')\n",
+}
+
+ONE_TASK = """
+import functools, sys
+from pathlib import Path
+from flwr.supernode.runtime import run_clientapp as inside
+folder, bundle, closed = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), sys.argv[3] == "closed"
+if closed:
+    from wardround_client import gate
+    gate.close_the_gate(lambda message, context: "ours")
+inside.install_from_fab(bundle, skip_prompt=True)
+load = inside.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+import hashlib
+app = load("x/x", "1", hashlib.sha256(bundle).hexdigest())
+import importlib.util, wardround_client
+print(importlib.util.find_spec("torch").origin, app(None, None) if closed else "theirs")
+"""
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_bundle_with_a_package_of_our_name_runs_only_where_the_gate_is_open(tmp_path, closed):
+    """The open gate is Flower as it comes: the attack is real, and only the gate stops it."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        listed = []
+        for name, text in HOSTILE.items():
+            archive.writestr(name, text)
+            listed.append(f"{name},{__import__('hashlib').sha256(text.encode()).hexdigest()},{8 * len(text)}")
+        archive.writestr(".info/CONTENT", "\n".join(listed) + "\n")
+    (tmp_path / "x.fab").write_bytes(content.getvalue())
+    words = [str(tmp_path), str(tmp_path / "x.fab"), "closed" if closed else "open"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ONE_TASK, *words],
+        cwd=tmp_path,
+        env={"FLWR_HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if closed:
+        assert done.stdout.strip().endswith("site-packages/torch/__init__.py ours"), done.stderr
+        assert not (tmp_path / "RAN").exists() and not (tmp_path / "home" / "apps").exists()
+    else:
+        assert (tmp_path / "RAN").exists(), done.stderr
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TaskType if kind != TaskType.CLIENT_APP])
+def test_a_task_of_another_type_is_answered_with_a_refusal(tmp_path, kind):
+    reads, writes = os.pipe()
+    asked = message(PROPOSE, pack_proposal(STUDY))
+    reply = gate._behind_the_gate(tmp_path, str(kind), writes, asked, CONTEXT)
+    assert code_in(reply) == "task_type" and not (tmp_path / "proposals").exists()
+    assert float(os.read(reads, 64)) == pytest.approx(asked.metadata.created_at + 60.0)
+
+
+def test_no_text_of_an_exception_passes_the_gate(tmp_path, monkeypatch):
+    def fails(folder):
+        raise OSError("/data/CANARY^PATIENT.dcm")
+
+    monkeypatch.setattr("wardround_client.site_app.site_app", fails)
+    reply = gate._behind_the_gate(
+        tmp_path, str(TaskType.CLIENT_APP), os.open(os.devnull, os.O_WRONLY), message("train"), CONTEXT
+    )
+    assert code_in(reply) == "failed" and "CANARY" not in str(reply.content)
+
+
+# Tasks are processes that end
+
+
+def spec(kind=TaskType.CLIENT_APP):
+    return ExecutionSpec(
+        task_type=kind,
+        runtime_api_address="127.0.0.1:9",
+        token="SECRETTOKEN",
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=os.getpid(),
+        suppress_output=False,
+        task_id=7,
+    )
+
+
+def test_a_task_that_hangs_is_killed_at_its_deadline_and_its_token_is_on_no_command_line(tmp_path):
+    executor = gate.SiteExecutor(tmp_path)
+    assert executor.get_eligible_capacity(set())[0] == set(TaskType)
+    executor.launch(spec())
+    (task,) = executor._running
+    ends = time.monotonic() + 20
+    while b"wardround_client.gate" not in (shown := Path(f"/proc/{task.process.pid}/cmdline").read_bytes()):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert b"SECRETTOKEN" not in shown
+    executor.reconcile()
+    assert task.process.poll() is None
+    task.ends = time.time() - 1
+    executor.reconcile()
+    task.process.wait(10)
+    executor.reconcile()
+    assert executor._running == [] and task.process.returncode == -9
+
+
+def test_a_program_that_dies_starts_again_and_all_ends_with_the_supervisor(tmp_path):
+    import threading
+
+    script = (
+        f"import os, time; open({str(tmp_path / 'starts')!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(300)"
+    )
+    child = Child(name="child", command=(sys.executable, "-c", script), environment={}, folder=tmp_path)
+    stopped, ends = threading.Event(), time.monotonic() + 30
+
+    def starts():
+        return (
+            [int(line) for line in (tmp_path / "starts").read_text().split()] if (tmp_path / "starts").exists() else []
+        )
+
+    def each():
+        if len(starts()) == 1 and child.pid == starts()[0]:
+            os.kill(child.pid, 9)
+        if len(starts()) == 2 or time.monotonic() > ends:
+            stopped.set()
+
+    supervise([child], stopped, each)
+    assert len(starts()) == 2 and child.restarts == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in starts())
+
+
+# Proposals
+
+
+def test_a_proposal_is_kept_for_a_person_and_answered_with_one_word(tmp_path):
+    app, sha256 = site_app(tmp_path), STUDY.sha256()
+
+    def word():
+        reply = app(message(PROPOSE, pack_proposal(STUDY)), CONTEXT)
+        assert set(reply.content["decision"]) == {"protocol", "study_sha256", "state"}
+        return unpack_state(reply.content, sha256)
+
+    assert word() == "proposed" and (tmp_path / "proposals" / f"{sha256}.json").is_file()
+    decide_against(tmp_path, find_study(tmp_path, sha256), "refused", "Ada Lovelace")
+    assert word() == "refused"
+    (tmp_path / "decisions" / f"{sha256}.json").unlink()
+    approve_study(tmp_path, STUDY)
+    assert word() == "approved"
+    decide_against(tmp_path, find_study(tmp_path, sha256), "revoked", "Ada Lovelace")
+    assert word() == "revoked"
+
+
+@pytest.mark.parametrize("change, code", [
+    ({"study": "{"}, "wire-study"),
+    ({"study": "[" * 100_000}, "wire-study"),
+    ({"study": "x" * 300_000}, "wire-size"),
+    ({"study": STUDY.to_json().replace('"rounds": 2', '"rounds": 200')}, "wire-hash"),
+    ({"study": STUDY.to_json().replace('"phantom"', '"/etc/shadow.safetensors"')}, "wire-file"),
+    ({"protocol": 99}, "wire-protocol"),
+    ({"more": 1}, "wire-header"),
+])  # fmt: skip
+def test_a_proposal_that_is_not_one_is_refused_by_a_code_and_kept_nowhere(tmp_path, change, code):
+    record = {"proposal": {**pack_proposal(STUDY)["proposal"], **change}}
+    assert code_in(site_app(tmp_path)(message(PROPOSE, record), CONTEXT)) == code
+    assert [entry["code"] for entry in verified(tmp_path / "audit.jsonl").entries] == [code]
+    assert not (tmp_path / "proposals").exists()
+
+
+def test_a_server_cannot_fill_a_hospitals_disk_with_proposals(tmp_path, monkeypatch):
+    monkeypatch.setattr(proposals, "MOST_UNDECIDED", 1)
+    (tmp_path / "proposals").mkdir()
+    (tmp_path / "proposals" / "other.json").write_text("{}")
+    assert code_in(site_app(tmp_path)(message(PROPOSE, pack_proposal(STUDY)), CONTEXT)) == "too_many_proposals"
+
+
+def test_a_question_of_another_kind_is_refused_before_anything_is_opened(tmp_path):
+    for kind in ("query.whoami", "query", "train.other", "evaluate.other"):
+        assert code_in(site_app(tmp_path)(message(kind), CONTEXT)) == "question"
+    assert {path.name for path in tmp_path.iterdir()} <= {"audit.jsonl", "audit.head", "audit.lock"}
+
+
+def test_a_word_about_another_study_or_of_another_language_is_not_taken():
+    for record, sha256 in ((pack_state("a" * 64, "approved"), "b" * 64), (pack_state("a" * 64, "yes"), "a" * 64)):
+        with pytest.raises(WireError):
+            unpack_state(record, sha256)
+    assert unpack_proposal(pack_proposal(STUDY)).sha256() == STUDY.sha256()
