@@ -21,6 +21,7 @@ from wardround.errors import WardroundError
 from wardround.health import HealthService
 from wardround.logs import log_to
 from wardround.supervisor import Child, supervise
+from wardround_server.admission import keep_nodes
 from wardround_server.health import looks_of
 from wardround_server.run_folder import RunFolder, State, runs
 from wardround_server.superlink import SuperLink
@@ -107,13 +108,7 @@ class Coordinator:
         sites = dict(self.sites())
         if sites == self._known:
             return
-        nodes = {str(node.get("name")): str(node["node-id"]) for node in self.superlink.nodes()}
-        for name in sorted(nodes.keys() - sites.keys()):
-            self.superlink.unregister(nodes[name])
-            log.info("site %s is let in no more", name)
-        for name in sorted(sites.keys() - nodes.keys()):
-            self.superlink.register(name, sites[name])
-            log.info("site %s is let in with its key", name)
+        keep_nodes(self.superlink, sites)
         self._known = sites
 
     def _bring_forward(self, run: RunFolder, now: float) -> None:
