@@ -13,12 +13,14 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from wardround.audit import verified
+from wardround.audit_events import Started
 from wardround.errors import BudgetRefusal, PolicyRefusal, UsageError
 from wardround.study import Study, parse_study
-from wardround_client.approvals import decide_against, find_study, known_studies, receive_proposal
+from wardround_client.approvals import approve, decide_against, find_study, known_studies
 from wardround_client.cli import app
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
+from wardround_client.proposals import receive
 from wardround_client.site import approved_study
 
 SITE = 'name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n'
@@ -62,7 +64,7 @@ def trains(site: Path, study: Study) -> bool:
 
 def test_a_study_trains_from_its_approval_to_its_revocation_and_the_log_has_both(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     assert not trains(site, study)
     said("approve", study.sha256()[:8], "--by", "Marie Curie", "--yes", site=site)
     assert trains(site, study)
@@ -101,7 +103,7 @@ def study_file(site: Path, study: Study) -> Path:
 
 def test_nobody_who_does_not_say_yes_approves(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     for answer in ("", "n\n", "\n", "maybe\n"):
         done = said("approve", study.sha256()[:8], "--by", "Marie", site=site, answer=answer, fails=True)
         assert isinstance(done.exception, UsageError) and "nobody said yes" in str(done.exception)
@@ -112,7 +114,7 @@ def test_nobody_who_does_not_say_yes_approves(site: Path) -> None:
 
 def test_what_the_budget_cannot_hold_is_not_approved(site: Path) -> None:
     for study, kind in ((study_of(epsilon=9.0), BudgetRefusal), (study_of(epsilon=math.inf), PolicyRefusal)):
-        receive_proposal(site, study)
+        receive(site, study)
         done = said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True)
         assert isinstance(done.exception, kind) and done.exception.exit_code == 3
         assert not trains(site, study)
@@ -121,13 +123,13 @@ def test_what_the_budget_cannot_hold_is_not_approved(site: Path) -> None:
 
 def test_a_study_that_is_held_already_is_not_counted_twice(site: Path) -> None:
     study = study_of(epsilon=6.0)
-    receive_proposal(site, study)
+    receive(site, study)
     said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
     Ledger(site / "ledger.sqlite3").hold(study.sha256(), "run", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4))
     said("revoke", study.sha256()[:8], "--by", "Marie", site=site)
     said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
     other = study_of("other", epsilon=6.0)
-    receive_proposal(site, other)
+    receive(site, other)
     assert isinstance(
         said("approve", other.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True).exception, BudgetRefusal
     )
@@ -138,7 +140,7 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
     ledger = Ledger(site / "ledger.sqlite3")
     cap = Cap(epsilon=8.0, delta=1e-4)
     ledger.hold(first.sha256(), "run", plan_from_study(first), cap)
-    receive_proposal(site, study)
+    receive(site, study)
     words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     expected = ledger.what_if(plan_from_study(study), cap)
     assert words["hash"] == study.sha256()
@@ -152,14 +154,91 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
     assert "proposed" in text and max(map(len, text.splitlines())) <= 100
 
 
+def test_show_says_who_asked(site: Path) -> None:
+    (site / "site.toml").write_text(SITE + f'[server]\naddress = "fed.example:9092"\nca_sha256 = "{"0" * 64}"\n')
+    study = study_of()
+    receive(site, study)
+    words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    assert words["asked by"].startswith("the server at fed.example:9092, received 20")
+    other = study_of("other", epsilon=1.0)
+    done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
+    assert "nobody: it came as a file" in done.output
+
+
+class Kill(BaseException):
+    """Stands for a kill: nothing in the product may catch it."""
+
+
+def test_a_kill_at_any_point_leaves_no_study_that_trains_without_its_approval_in_the_log(site, monkeypatch) -> None:
+    """Every durable step of the three decisions is cut off once, before and after; the same command then finishes."""
+    from wardround.audit import AuditLog
+    from wardround_client import approvals
+
+    steps = ["approve_study", "_write"]
+    ledger, cap = Ledger(None), Cap(epsilon=8.0, delta=1e-4)
+
+    def killed_at(number: int, late: bool) -> None:
+        count = iter(range(100))
+
+        def step(real):
+            def at(*words):
+                if (now := next(count)) == number and not late:
+                    raise Kill
+                done = real(*words)
+                if now == number:
+                    raise Kill
+                return done
+
+            return at
+
+        for name in steps:
+            monkeypatch.setattr(approvals, name, step(getattr(approvals, name)))
+        monkeypatch.setattr(AuditLog, "append", step(AuditLog.append))
+
+    cut = 0
+    for number in range(4):
+        for late in (False, True):
+            study = study_of(f"s{number}{int(late)}", epsilon=0.5)
+            receive(site, study)
+            AuditLog(site / "audit.jsonl").append(Started(program="wardround-site", version="0.1.0"))
+            for act in ("approved", "revoked"):
+                killed_at(number, late)
+                try:
+                    decide(site, study, act, ledger, cap)
+                except Kill:
+                    cut += 1
+                monkeypatch.undo()
+                assert not trains(site, study) or "approved" in decisions_in_the_log(site, study)
+                decide(site, study, act, ledger, cap)
+                assert trains(site, study) is (act == "approved") and known_of(site, study).state == act
+                assert decisions_in_the_log(site, study)[-1] == act, "the same command finishes"
+    assert cut >= 8
+
+
+def decide(site: Path, study: Study, act: str, ledger: Ledger, cap: Cap) -> None:
+    if act == "approved":
+        approve(site, study, "Marie", ledger, cap)
+    else:
+        decide_against(site, known_of(site, study), "revoked", "Marie")
+
+
+def known_of(site: Path, study: Study):
+    return find_study(site, study.sha256())
+
+
+def decisions_in_the_log(site: Path, study: Study) -> list[str]:
+    entries = verified(site / "audit.jsonl").entries
+    return [entry["decision"] for entry in entries if entry.get("study") == study.sha256()]
+
+
 def test_a_study_without_privacy_says_so_in_capitals(site: Path) -> None:
     study = study_of(epsilon=math.inf)
-    receive_proposal(site, study)
+    receive(site, study)
     words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     assert words["means"].startswith("NO PRIVACY") and "WITHOUT noise" in words["leaves"]
     assert "does not allow_no_privacy" in words["answer"]
     private = study_of(epsilon=3.0)
-    receive_proposal(site, private)
+    receive(site, private)
     words = json.loads(said("show", private.sha256()[:8], "--json", site=site).output)["words"]
     assert "NO PRIVACY" not in words["means"] and "WITHOUT" not in words["leaves"]
 
@@ -177,7 +256,7 @@ def test_a_study_without_privacy_says_so_in_capitals(site: Path) -> None:
 def test_what_leaves_about_held_out_patients_is_what_the_sites_own_rules_let_out(site, rule, asked, words) -> None:
     (site / "site.toml").write_text(SITE + f'[release]\nevaluation = "{rule}"\n')
     study = study_of(figures=asked)
-    receive_proposal(site, study)
+    receive(site, study)
     shown = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     assert words in shown["leaves"]
 
@@ -191,7 +270,7 @@ def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> 
             break
     (pair,) = [studies for studies in hashes.values() if len(studies) == 2]
     for study in pair:
-        receive_proposal(site, study)
+        receive(site, study)
     prefix = pair[0].sha256()[:4]
     for words, line in (
         (prefix, "2 studies begin so"),
@@ -207,7 +286,7 @@ def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> 
 
 def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     known = find_study(site, study.sha256())
     with pytest.raises(UsageError, match="nothing to revoke"):
         decide_against(site, known, "revoked", "Marie")
@@ -219,13 +298,14 @@ def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: 
     assert known_studies(site)[0].state == "proposed" and not trains(site, study)
     said("refuse", study.sha256()[:8], "--by", "Marie", site=site)
     assert known_studies(site)[0].state == "refused" and events(site) == [("refused", "Marie")]
-    receive_proposal(site, study)
+    receive(site, study)
     assert known_studies(site)[0].state == "refused", "the server cannot ask until it gets another answer"
 
 
 def test_an_altered_proposal_is_no_proposal(site: Path) -> None:
     study = study_of()
-    path = site / "proposals" / f"{receive_proposal(site, study)}.json"
+    receive(site, study)
+    path = site / "proposals" / f"{study.sha256()}.json"
     path.write_text(path.read_text().replace('"epsilon": 3.0', '"epsilon": 7.0'))
     done = said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site, fails=True)
     assert isinstance(done.exception, UsageError) and "altered" in str(done.exception)
@@ -233,7 +313,7 @@ def test_an_altered_proposal_is_no_proposal(site: Path) -> None:
 
 def test_the_command_line_ends_with_3_where_the_budget_says_no_and_asks_on_stderr(site: Path) -> None:
     study = study_of(epsilon=9.0)
-    receive_proposal(site, study)
+    receive(site, study)
     words = ["studies", "approve", study.sha256()[:8], "--by", "Marie", "--yes", "--site", str(site)]
     done = subprocess.run(
         [sys.executable, "-m", "wardround_client.cli", *words], capture_output=True, text=True, timeout=120
@@ -246,7 +326,7 @@ def test_the_command_line_ends_with_3_where_the_budget_says_no_and_asks_on_stder
 
 def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) -> None:
     study = study_of()
-    receive_proposal(site, study)
+    receive(site, study)
     said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
     page = json.loads(CliRunner().invoke(app, ["status", "--site", str(site), "--json"]).output)
     assert page["site"] == "north" and page["studies"]["known"][0]["state"] == "approved"

@@ -1,6 +1,6 @@
 """What a site decides about studies: proposed, approved, refused, revoked; by whom and when.
 
-proposals/HASH.json   received, not decided       studies/HASH.json     approved; what rounds read (site.py)
+proposals/HASH.json   received (proposals.py)      studies/HASH.json     approved; what rounds read (site.py)
 decisions/HASH.json   every decision about it in order: decision, who, at; the last one counts
 
 An approval is in the audit log before it has an effect, a revocation has its effect before it is in the log: a kill
@@ -20,7 +20,7 @@ from wardround.audit_events import StudyDecided, is_person
 from wardround.errors import UsageError
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import sync_folder, write_atomically
-from wardround_client.decisions import DECISIONS, last_decision, read_decisions
+from wardround_client.decisions import DECISIONS, read_decisions
 from wardround_client.privacy.ledger import Cap, Ledger, WhatIf
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site import approve_study
@@ -40,12 +40,12 @@ class KnownStudy:
     decisions: tuple[dict[str, Any], ...]
 
 
-def receive_proposal(folder: Path, study: Study) -> str:
-    """Keep a study for somebody to decide about; returns its hash. One that was decided already is not asked again."""
-    sha256 = study.sha256()
-    if not (folder / STUDIES / f"{sha256}.json").exists() and last_decision(folder, sha256) is None:
-        _write(folder / PROPOSALS / f"{sha256}.json", study.to_json() + "\n")
-    return sha256
+def received_at(folder: Path, sha256: str) -> str | None:
+    """When an undecided study was put before this site (UTC); None where it was decided, or never received."""
+    path = folder / PROPOSALS / f"{sha256}.json"
+    if not path.exists() or read_decisions(folder, sha256):
+        return None
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(path.stat().st_mtime))
 
 
 def known_studies(folder: Path) -> list[KnownStudy]:
@@ -97,13 +97,13 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap) -> s
 def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
     """Refuse a proposal, or revoke an approval: from now on rounds are refused as `not_approved`.
 
-    The study stays among the proposals, so that it can be approved later. What was trained stays charged. Raises
-    `UsageError` where it was not approved, or was.
+    The study stays among the proposals, so that it can be approved later. What was trained stays charged. Asked again
+    it is written down again, which finishes what a kill cut off. Raises `UsageError` where there is nothing to revoke,
+    or where a refusal comes after the approval.
     """
-    approved = known.state == "approved"
-    if decision == "revoked" and not approved:
+    if decision == "revoked" and known.state not in ("approved", "revoked"):
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
-    if decision == "refused" and approved:
+    if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
     _require_person(who)
     _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")

@@ -115,7 +115,7 @@ def _proposed(site: Path, study: str) -> Study:
 
 def _in_words(site: Path, study: Study) -> list[tuple[str, str]]:
     from wardround.study_words import Cost, describe
-    from wardround_client.approvals import cost_of
+    from wardround_client.approvals import cost_of, received_at
     from wardround_client.config import load_site_config
     from wardround_client.tasks.classification import initial_network, trained_parameters
 
@@ -124,8 +124,13 @@ def _in_words(site: Path, study: Study) -> list[tuple[str, str]]:
     refusal = None if said.refusal is None else str(said.refusal)
     cost = Cost(now=said.now, after=said.after, cap_epsilon=cap.epsilon, refusal=refusal)
     numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
-    releases = load_site_config(site / "site.toml").release.evaluation
-    return describe(study, numbers_leaving=numbers, cost=cost, releases=releases)
+    config = load_site_config(site / "site.toml")
+    received = received_at(site, study.sha256())
+    asked_by = "nobody: it came as a file" if received is None else f"received {received}"
+    if received is not None and config.server is not None:
+        asked_by = f"the server at {config.server.address}, {asked_by}"
+    words = {"asked_by": asked_by, "releases": config.release.evaluation}
+    return describe(study, numbers_leaving=numbers, cost=cost, **words)
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:

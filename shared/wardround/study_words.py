@@ -27,13 +27,14 @@ class Cost:
     refusal: str | None
 
 
-def describe(study: Study, *, numbers_leaving: int, cost: Cost, releases: str) -> list[tuple[str, str]]:
+def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, releases: str) -> list[tuple[str, str]]:
     """(what, said) for each thing that somebody who approves must know, in the order in which they would ask.
 
     `numbers_leaving`: how many weights travel a round. `releases`: the site's own `[release] evaluation`.
     """
     return [
         ("study", study.study.name),
+        ("asked by", asked_by),
         ("hash", study.sha256()),
         ("learns", _learns(study)),
         ("reads", _reads(study)),
