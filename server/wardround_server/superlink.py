@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from wardround.errors import WardroundError
 from wardround.flower_environment import flower_environment
 from wardround.supervisor import Child
-from wardround_server.run_folder import write_text
+from wardround_server.run_folder import read_json, write_json, write_text
 
 LINK = "wardround"
 PROGRAMS = Path(sys.executable).parent
@@ -57,11 +57,26 @@ class Ports:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LetIn:
+    """A site's key as Flower knows it: the node that is bound to it."""
+
+    node_id: str
+    public_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuperLink:
     """The SuperLink of a server folder."""
 
     folder: Path
     ports: Ports
+
+    @property
+    def _let_in(self) -> Path:
+        return self.home / "let_in.json"
+
+    def _write_let_in(self, known: Mapping[str, LetIn]) -> None:
+        write_json(self._let_in, {name: asdict(one) for name, one in known.items()})
 
     @property
     def home(self) -> Path:
@@ -86,19 +101,25 @@ class SuperLink:
             name="superlink", command=command, environment=environment, folder=self.home, up_when="Uvicorn running"
         )
 
+    def let_in(self) -> dict[str, LetIn]:
+        """The sites whose keys Flower knows now, by name. Raises `WardroundError`."""
+        listed = self._flwr("supernode", "list", LINK).get("nodes", [])
+        nodes = {str(node["node-id"]) for node in listed if node["status"] != "unregistered"}
+        written = {name: LetIn(**one) for name, one in (read_json(self._let_in) or {}).items()}
+        return {name: one for name, one in written.items() if one.node_id in nodes}
+
     def register(self, name: str, public_key: str) -> None:
         """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it. Raises `WardroundError`."""
         path = self.home / "registering.pub"
         write_text(path, public_key.strip() + "\n")
-        self._flwr("supernode", "register", str(path), LINK, "--name", name)
+        node_id = str(self._flwr("supernode", "register", str(path), LINK, "--name", name)["node-id"])
+        self._write_let_in({**self.let_in(), name: LetIn(node_id=node_id, public_key=public_key)})
 
-    def unregister(self, node_id: str) -> None:
-        """Let a node in no more. Raises `WardroundError`."""
-        self._flwr("supernode", "unregister", node_id, LINK)
-
-    def nodes(self) -> list[Mapping[str, Any]]:
-        """Flower's list of registered nodes. Raises `WardroundError`."""
-        return self._flwr("supernode", "list", LINK).get("nodes", [])
+    def unregister(self, name: str) -> None:
+        """Let a site's key in no more, for ever. Raises `WardroundError`."""
+        known = self.let_in()
+        self._flwr("supernode", "unregister", known[name].node_id, LINK)
+        self._write_let_in({other: one for other, one in known.items() if other != name})
 
     def start_phase(self, run_id: str, phase: str) -> str:
         """Start one phase of one of our runs; returns Flower's id of it. Raises `WardroundError`."""
