@@ -70,10 +70,10 @@ class Sites:
         self.asked += 1
         return self.there[min(self.asked, len(self.there)) - 1]
 
-    def propose(self, study, limit_s):
+    def propose(self, study, sites, limit_s):
         if self.error:
             raise self.error
-        return self.words
+        return {site: word for site, word in self.words.items() if site in sites}
 
     def exchange(self, directory):
         return lambda broadcast, deadline_s: iter([directory])
@@ -88,7 +88,7 @@ def test_one_process_at_a_time_works_on_a_run_and_its_failure_is_kept_until_the_
         assert run.at_work()
         with pytest.raises(RoundError, match="another process"):
             ask(run, Sites([{}]))
-    ask(run, Sites([{}], words={"east": "approved"}))
+    ask(run, Sites([{"east": 1}], words={"east": "approved"}))
     assert run.problem() is None and not run.at_work() and run.approved() == ("east",)
 
 
@@ -105,6 +105,14 @@ def test_a_round_waits_for_its_sites_and_not_for_ever_and_names_those_who_are_no
     run.stop()
     with pytest.raises(RoundError, match="stopped"):
         list(Gathering(run, Sites([{}]), 1)(None, 5.0))
+
+
+def test_a_site_that_approves_late_joins_a_run_at_work_and_one_that_refused_is_not_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("wardround_server.phases.ASK_AGAIN_S", 0.0)
+    run = create_run(tmp_path, study_of(min_sites=1))
+    run.hear({"east": "approved", "north": "proposed", "west": "refused"})
+    there = Sites([{"east": 1, "north": 2, "west": 3}], words={"north": "approved", "west": "approved"})
+    assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1, "north": 2}]
 
 
 def test_the_first_weights_are_those_of_the_studys_network_and_are_made_once(tmp_path):

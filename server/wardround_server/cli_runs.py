@@ -1,6 +1,6 @@
 """`wardround-server start`, `submit`, `runs`, `show`, `stop`: the server itself, and what runs on it.
 
-`submit`, `stop` and `resume` write into the server's folder, and the daemon brings it about: they work while it is down.
+`submit`, `stop` and `resume` write into the server's folder; the daemon brings it about, also when it is down now.
 """
 
 from __future__ import annotations
