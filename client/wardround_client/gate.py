@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
@@ -137,11 +137,14 @@ def run_task(folder: Path, address: str, task_type: str, deadline_pipe: int, tok
 
 
 def close_the_gate(app: App) -> None:
-    """From here on Flower unpacks nothing in this process, and knows no app but `app`."""
+    """From here on Flower unpacks nothing in this process, knows no app but `app`, and tells the server no text of an
+    exception of its own.
+    """
     from flwr.supernode.runtime import run_clientapp as inside
 
     inside.install_from_fab = lambda *args, **kwargs: None
     inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
+    inside.Error = lambda code, reason: Error(code=code, reason="failed")
 
 
 def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: Message, context: Context) -> Message:
