@@ -54,7 +54,7 @@ DOORS = {
         *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
         *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "status", "studies")),
         *(f"{SERVER}/cli_{name}.py" for name in ("folder", "runs", "sites")),
-        f"{SIM}/cli.py",
+        f"{SIM}/cli.py", f"{SIM}/cli_federation.py",
     },
     "grpc": {
         f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one

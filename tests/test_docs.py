@@ -138,7 +138,11 @@ def parse(line: str, where: str) -> None:
             return
         if words[1] not in doors:
             raise ValueError(f"{where}: ./run knows no {words[1]}")
-        meant = {"simulate": "wardround-sim run", "compare": "wardround-sim compare"}
+        meant = {
+            "simulate": "wardround-sim run",
+            "compare": "wardround-sim compare",
+            "federation": "wardround-sim federation",
+        }
         meant |= {"sim": "wardround-sim", "site": "wardround-site", "server": "wardround-server"}
         if words[1] not in meant:
             return

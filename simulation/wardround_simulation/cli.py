@@ -18,6 +18,7 @@ from rich.console import Console
 
 from wardround.command_line import program, run_program
 from wardround.errors import UsageError
+from wardround_simulation import cli_federation
 
 app = program(
     "wardround-sim",
@@ -306,6 +307,9 @@ def attack(
         Console().print(f"Report: {report}#attacks", soft_wrap=True)
     if result.verdict == "FAIL":
         raise typer.Exit(1)
+
+
+app.add_typer(cli_federation.app)
 
 
 def _epsilons(text: str) -> list[float]:

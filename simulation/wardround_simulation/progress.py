@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -53,6 +56,16 @@ class RunProgress:
         self._advance(
             "  rounds", record.round, record.rounds, note + (f"  missing: {', '.join(missing)}" if missing else "")
         )
+
+    def replies(self, lines: Sequence[Mapping[str, Any]], rounds: int) -> None:
+        """What a server's metrics.jsonl says so far: rounds done, each site's replies, and how its last one went."""
+        last = max((line["round"] for line in lines), default=0)
+        self._advance("  rounds", last, rounds)
+        for site in sorted({line["site"] for line in lines}):
+            of_site = [line for line in lines if line["site"] == site]
+            now = of_site[-1]
+            note = now["code"] or f"replied after {now['seconds']:.1f} s"
+            self._advance(f"  {site}", sum(line["code"] is None for line in of_site), rounds, note)
 
     def warn(self, line: str) -> None:
         """One line that a person should read."""

@@ -1,0 +1,233 @@
+"""A whole federation on this machine: a server and its sites as real processes, with keys and TLS, on 127.0.0.1.
+
+    OUT/server/        the server's folder, as `wardround-server init` makes it
+        hospital-1/ …  each site's folder, as `wardround-site init` makes it
+        logs/          what the daemons printed, by name (what happens in them is in the folders' own logs/)
+
+Everything is done by the two programs' own commands, as an operator and as many hospitals would type them; two things
+they would do with an editor are done here: ports that are free on this machine, and a share of its processors. Nothing
+is done twice: a second call goes on where the first one ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wardround.errors import WardroundError
+from wardround.handshake import port_is_free
+from wardround.private_files import write_private
+from wardround.study import Study
+from wardround_simulation.programs import Daemon, asked, call, end, start
+from wardround_simulation.progress import RunProgress
+
+SERVER, SITE = "wardround-server", "wardround-site"
+PERSON = "Local Demonstrator"  # who enrols and approves here, as the audit logs say
+LOOPBACK = "127.0.0.1"
+PORTS = range(19092, 19492)
+LOOK_S = 2.0
+ANSWER_LIMIT_S, INGEST_LIMIT_S, START_LIMIT_S, PROPOSAL_LIMIT_S = 120.0, 3600.0, 120.0, 300.0
+BETWEEN_ROUNDS_S = 180.0  # beyond a round's own deadline: to gather the sites, and to begin a phase anew
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFederation:
+    """The folders of a federation on this machine. `data` holds each site's images, in a folder of its name."""
+
+    folder: Path
+    data: Path
+    sites: tuple[str, ...]
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "server"
+
+    def site(self, name: str) -> Path:
+        return self.folder / name
+
+    def finished(self, study: Study) -> str | None:
+        """The id of a finished run of this study, or None."""
+        if not (self.server / "server.toml").exists():
+            return None
+        runs = self._ask_server("runs")
+        of_study = [run for run in runs if run["study_sha256"] == study.sha256() and run["state"] == "finished"]
+        return of_study[-1]["run"] if of_study else None
+
+    def found(self, progress: RunProgress) -> None:
+        """Make the server and the sites, and enrol them: each one's key is made there, and the server is given its
+        fingerprint.
+        """
+        progress.stage("Making the server and the sites, with their keys and certificates")
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / "logs").mkdir(exist_ok=True)
+        ports = self._new_ports()
+        new = not (self.server / "server.toml").exists()
+        chosen = ("--host", LOOPBACK, "--port", next(ports), "--name", "local") if new else ()
+        made = asked("server", SERVER, "init", self.server, *chosen, limit_s=ANSWER_LIMIT_S)
+        if 'listen = "0.0.0.0"' in (self.server / "server.toml").read_text(encoding="utf-8"):
+            _set(self.server / "server.toml", {"listen": f'"{LOOPBACK}"', "control_port": next(ports)})
+        enrolled = {site["name"] for site in self._ask_server("sites", "list")}
+        ca, threads = self.server / "ca" / "ca.crt", max(1, (os.cpu_count() or 1) // len(self.sites))
+        for number, name in enumerate(self.sites, 1):
+            words = ("--server", made["address"], "--name", name, "--ca", ca, "--site", self.site(name))
+            site = asked(name, SITE, "init", *words, limit_s=ANSWER_LIMIT_S)
+            if "runtime_port = 9094\n" in (self.site(name) / "site.toml").read_text(encoding="utf-8"):
+                _set(self.site(name) / "site.toml", {"runtime_port": next(ports), "threads": threads})
+            if name not in enrolled:
+                self._ask_server("sites", "add", site["request"], "--fingerprint", site["key_sha256"], "--by", PERSON)
+            progress.pieces(number, len(self.sites))
+
+    def ingest(self, study: Path, progress: RunProgress) -> None:
+        """Each site prepares its own images for the study file."""
+        progress.stage("Each site prepares its images")
+        for number, name in enumerate(self.sites, 1):
+            words = (self.data / name, "--study", study, "--site", self.site(name))
+            asked(name, SITE, "ingest", *words, limit_s=INGEST_LIMIT_S)
+            progress.pieces(number, len(self.sites))
+
+    @contextmanager
+    def daemons(self, progress: RunProgress) -> Iterator[list[Daemon]]:
+        """The server and the sites, running. They are ended with the block, however it ends."""
+        progress.stage("Starting the server and the sites")
+        self._check_ports()
+        running: list[Daemon] = []
+        try:
+            for name, program, option, folder in self._parties():
+                log, printed = folder / "logs" / f"{option[2:]}.log", self.folder / "logs" / f"{name}.log"
+                running.append(start(name, program, "start", option, folder, "--json", printed=printed, log=log))
+            _wait(lambda: all(one.started for one in running), running, START_LIMIT_S, self._who_is_ill)
+            yield running
+        finally:
+            end(running)
+
+    def submit(self, study: Path) -> Mapping[str, Any]:
+        """Put the study file before the sites -> the run, as `wardround-server show` tells it."""
+        return self._ask_server("submit", study)
+
+    def approve(self, sha256: str, running: list[Daemon], progress: RunProgress) -> None:
+        """Wait until the study has reached each site, and approve it there by name."""
+        progress.stage("The sites receive the study and approve it")
+        for number, name in enumerate(self.sites, 1):
+            state = _wait(lambda name=name: self._state(name, sha256), running, PROPOSAL_LIMIT_S, self._who_is_ill)
+            if state in ("refused", "revoked"):
+                words = f"{SITE} studies approve {sha256[:12]} --site {self.site(name)} --by NAME"
+                raise WardroundError(f"{name}: the study is {state} there; if that is to change: {words}")
+            if state == "proposed":
+                words = (sha256, "--yes", "--by", PERSON, "--site", self.site(name))
+                asked(name, SITE, "studies", "approve", *words, limit_s=ANSWER_LIMIT_S)
+            progress.pieces(number, len(self.sites))
+
+    def watch(self, run: str, study: Study, running: list[Daemon], progress: RunProgress) -> None:
+        """Follow the run to its end. Raises `WardroundError` where it is stopped, a daemon ends, or nothing moves for
+        longer than two rounds may take.
+        """
+        progress.stage(f"Training {study.study.rounds} rounds at {len(self.sites)} sites")
+        limit_s = 2 * study.aggregation.round_deadline_s + BETWEEN_ROUNDS_S
+        mark, moved, problem = None, time.monotonic(), None
+        while True:
+            facts = self._ask_server("show", run)
+            progress.replies(facts["metrics"], facts["rounds"])
+            if facts["state"] == "finished":
+                return
+            if facts["state"] == "stopped":
+                raise WardroundError(f"server: the run {run} was stopped; `wardround-server resume` goes on with it")
+            if facts["problem"] and facts["problem"] != problem:
+                problem = facts["problem"]
+                progress.warn(f"server, while at {problem['phase']}: {problem['error']}")
+            if mark != (facts["state"], facts["words"], facts["round"]):
+                mark, moved = (facts["state"], facts["words"], facts["round"]), time.monotonic()
+            if time.monotonic() - moved > limit_s:
+                raise WardroundError(f"no round ended within {limit_s:.0f} s: {self._who_is_ill()}")
+            for daemon in running:
+                daemon.check()
+            time.sleep(LOOK_S)
+
+    def status(self, run: str) -> str:
+        """What the two programs say of the run and of each site's ledger, as text."""
+        parts = [call("server", SERVER, "show", run, "--server", self.server, limit_s=ANSWER_LIMIT_S)]
+        for name in self.sites:
+            said = call(name, SITE, "ledger", "show", "--site", self.site(name), limit_s=ANSWER_LIMIT_S)
+            parts.append(f"The ledger of {name}\n{said}")
+        return "\n".join(parts)
+
+    def status_json(self, run: str) -> dict[str, Any]:
+        """The same for machines."""
+        words = ("ledger", "show", "--site")
+        ledgers = {name: asked(name, SITE, *words, self.site(name), limit_s=ANSWER_LIMIT_S) for name in self.sites}
+        return {"folder": str(self.folder), "run": self._ask_server("show", run), "ledgers": ledgers}
+
+    def _parties(self) -> Iterator[tuple[str, str, str, Path]]:
+        """Of each daemon: its name, its program, the option that names its folder, the folder."""
+        yield "server", SERVER, "--server", self.server
+        for name in self.sites:
+            yield name, SITE, "--site", self.site(name)
+
+    def _ask_server(self, *words: object) -> Any:
+        return asked("server", SERVER, *words, "--server", self.server, limit_s=ANSWER_LIMIT_S)
+
+    def _state(self, name: str, sha256: str) -> str | None:
+        """What a site's study is at, or None where it has not arrived."""
+        known = asked(name, SITE, "studies", "list", "--site", self.site(name), limit_s=ANSWER_LIMIT_S)
+        return next((one["state"] for one in known if one["sha256"] == sha256), None)
+
+    def _who_is_ill(self) -> str:
+        """In one line: each daemon that is not SERVING, its first fault, and where the logs are."""
+        ill = []
+        for name, program, option, folder in self._parties():
+            said = call(name, program, "health", option, folder, "--json", limit_s=ANSWER_LIMIT_S, codes=(0, 1))
+            health = json.loads(said) if said else {"serving": False, "checks": []}  # 1 without a word: nobody answers
+            faults = [f"{check['name']} {check['found']}" for check in health["checks"] if check["state"] == "fault"]
+            if not health["serving"]:
+                ill.append(f"{name}: {faults[0] if faults else 'does not answer'}")
+        return f"{'; '.join(ill) or 'all daemons say that they are well'}; logs: {self.folder}/*/logs/"
+
+    def _ports(self) -> dict[str, tuple[Path, int]]:
+        """The ports of the folders' files, by what they are for, with the file."""
+        found = {}
+        for path in (self.server / "server.toml", *(self.site(name) / "site.toml" for name in self.sites)):
+            if path.exists():
+                section = tomllib.loads(path.read_text(encoding="utf-8")).get("server", {})
+                for key in ("fleet_port", "control_port", "runtime_port"):
+                    if key in section:
+                        found[f"{path.parent.name} {key}"] = (path, section[key])
+        return found
+
+    def _new_ports(self) -> Iterator[int]:
+        ours = {port for _, port in self._ports().values()}
+        yield from (port for port in PORTS if port not in ours and port_is_free(LOOPBACK, port))
+        raise WardroundError(f"{LOOPBACK}: no free port from {PORTS.start} to {PORTS.stop - 1}")
+
+    def _check_ports(self) -> None:
+        for name, (path, port) in self._ports().items():
+            if not port_is_free(LOOPBACK, port):
+                raise WardroundError(f"{path}: {name.split()[1]} {port} is in use: by this command in another window?")
+
+
+def _set(path: Path, values: Mapping[str, object]) -> None:
+    """Set keys of a TOML file that are there already, as one would in an editor."""
+    text = path.read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+    write_private(path, text.encode("utf-8"))
+
+
+def _wait(what: Callable[[], T | None], running: list[Daemon], limit_s: float, complaint: Callable[[], str]) -> T:
+    """What `what` gives once that is something. Raises `WardroundError` where a daemon ends, or after `limit_s`."""
+    ends = time.monotonic() + limit_s
+    while not (found := what()):
+        for daemon in running:
+            daemon.check()
+        if time.monotonic() > ends:
+            raise WardroundError(f"nothing came within {limit_s:.0f} s: {complaint()}")
+        time.sleep(LOOK_S / 4)
+    return found
