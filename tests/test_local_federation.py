@@ -1,0 +1,160 @@
+"""`wardround-sim federation` with real processes; and that programs which it calls or starts never outlive it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wardround.errors import WardroundError
+from wardround_simulation import programs
+
+STUDY = """
+[study]
+name = "small"
+rounds = 2
+[data]
+modality = "CT"
+image_size = 64
+region = "marked"
+spacing_mm = 1.4
+window_hu = [[-1000, 400]]
+labels = ["benign", "malignant"]
+[model]
+name = "phantom-encoder"
+init = "phantom"
+trainable = "head"
+[training]
+learning_rate = "rule"
+[privacy]
+epsilon = 4.0
+delta = 1e-4
+max_grad_norm = 0.3
+sampling_rate = 1.0
+nominal_patients = 8
+[aggregation]
+nominal_sites = 3
+min_sites = 3
+round_deadline_s = 120
+"""
+SITES = ("hospital-1", "hospital-2", "hospital-3")
+
+
+def of_folder(folder: Path) -> set[int]:
+    """The living processes that were told of the folder, or work in it."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = os.fsencode(folder) in (process / "cmdline").read_bytes()
+            if told or (process / "cwd").resolve(strict=True).is_relative_to(folder):
+                found.add(int(process.name))
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+    return found
+
+
+def soon(what, limit_s: float, why: str) -> None:
+    ends = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < ends, why
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_one_command_trains_a_federation_of_processes_and_leaves_none_also_when_killed_and_stopped_before(tmp_path):
+    (tmp_path / "small.toml").write_text(STUDY)
+    out = tmp_path / "federation"
+    words = ["federation", tmp_path / "small.toml", "--patients", "12", "--out", out, "--json"]
+    command = [str(programs.PROGRAMS / "wardround-sim"), *map(str, words)]
+    server = out / "server"
+
+    killed = subprocess.Popen(command)
+    soon(lambda: len(of_folder(out)) >= 8 or killed.poll() is not None, 300, "the daemons were not started")
+    killed.kill()
+    killed.wait()
+    soon(lambda: not of_folder(out), 40, "processes outlived the command that was killed")
+
+    stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    soon(lambda: list(server.glob("runs/*/study.json")) or stopped.poll() is not None, 300, "nothing was submitted")
+    soon(lambda: len(of_folder(out)) >= 8 or stopped.poll() is not None, 60, "the daemons were not started")
+    stopped.send_signal(signal.SIGINT)
+    assert "stopped; the same command continues" in stopped.communicate(timeout=60)[1]
+    assert stopped.returncode == 130 and not of_folder(out)
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert not of_folder(out)
+    said = json.loads(done.stdout)
+    run = said["run"]
+    assert (run["state"], run["round"], run["words"]) == ("finished", 2, dict.fromkeys(SITES, "approved"))
+    replies = {(line["round"], line["site"], line["code"]) for line in run["metrics"]}
+    assert replies == {(round_, site, None) for round_ in (1, 2) for site in SITES}
+    for site in SITES:
+        (hold,) = said["ledgers"][site]["holds"]
+        assert (hold["run"], hold["attempts"]["train"]["used"]) == (run["run"], 2)
+    assert (
+        len(list((server / "runs").iterdir())) == 1 and (server / "runs" / run["run"] / "model.safetensors").is_file()
+    )
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and json.loads(again.stdout) == said
+
+
+def test_a_program_that_fails_is_named_with_its_own_last_line() -> None:
+    code = "import sys; print('two', file=sys.stderr); print('no data here', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(WardroundError, match="^north: no data here$"):
+        programs.call("north", "python", "-c", code, limit_s=30)
+    assert programs.call("north", "python", "-c", "print(5); raise SystemExit(1)", limit_s=30, codes=(0, 1)) == "5\n"
+
+
+def test_a_program_that_takes_too_long_is_named_and_ended(monkeypatch) -> None:
+    monkeypatch.setattr(programs, "GRACE_S", 1.0)
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
+    began, pids = time.monotonic(), of_python(code)
+    with pytest.raises(WardroundError, match="^north: `python -c` did not end within 2 s$"):
+        programs.call("north", "python", "-c", code, limit_s=2)
+    assert time.monotonic() - began < 20 and of_python(code) == pids == set()
+
+
+def of_python(code: str) -> set[int]:
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if code.encode() in words:
+            found.add(int(process.name))
+    return found
+
+
+def test_a_daemon_that_ended_is_named_with_its_last_line_and_its_log(tmp_path) -> None:
+    daemon = programs.start(
+        "north", "python", "-c", "print('{}'); print('the port is taken'); raise SystemExit(1)",
+        printed=tmp_path / "printed", log=tmp_path / "site.log",
+    )  # fmt: skip
+    daemon.process.wait(30)
+    assert daemon.started
+    with pytest.raises(
+        WardroundError, match=f"^north: the daemon ended with 1: the port is taken; its log: {tmp_path}"
+    ):
+        daemon.check()
+    programs.end([daemon])
+
+
+def test_a_started_program_ends_with_the_one_that_started_it_also_by_kill(tmp_path) -> None:
+    code = "import time; time.sleep(61)"
+    starter = (
+        f"from pathlib import Path; from wardround_simulation.programs import start; import time; "
+        f"start('north', 'python', '-c', {code!r}, printed=Path({str(tmp_path / 'p')!r}), log=Path('log')); "
+        f"time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", starter])
+    soon(lambda: of_python(code), 30, "it was not started")
+    process.kill()
+    process.wait()
+    soon(lambda: not of_python(code), 20, "it outlived its starter")
