@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from typer.testing import CliRunner
 
 from wardround.audit import verified
 from wardround.audit_events import Started
+from wardround.checkup import fault
 from wardround.errors import BudgetRefusal, PolicyRefusal, UsageError
+from wardround.health import HEALTH_FILE, HealthService, Look
 from wardround.study import Study, parse_study
 from wardround_client.approvals import approve, decide_against, find_study, known_studies
 from wardround_client.cli import app
@@ -331,9 +335,23 @@ def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) ->
     page = json.loads(CliRunner().invoke(app, ["status", "--site", str(site), "--json"]).output)
     assert page["site"] == "north" and page["studies"]["known"][0]["state"] == "approved"
     assert page["budget"]["left"]["epsilon"] == 8.0 and page["last_release"] == {"entry": None}
+    assert page["certificates"] == {"ca": "no federation yet"} and "no daemon is at work" in page["daemon"]["fault"]
     assert page["objections"] == {"patients": 0} and "cohort" in page["cohort"]["fault"]
     (site / "opt_out.txt").write_text("ab\ncd\n")
     (site / "audit.jsonl").write_bytes((site / "audit.jsonl").read_bytes().replace(b"Marie", b"Maria"))
     text = CliRunner().invoke(app, ["status", "--site", str(site)]).output
     assert "objections    2 patients" in text and "approved, by Marie" in text
     assert "last release  cannot be told" in text and "was altered" in text
+
+
+def test_status_says_what_the_daemon_says_of_itself(site: Path) -> None:
+    looks = [Look(name="data", look=lambda: fault("data", "the share is gone", "mount it"), todo="mount it")]
+    service = HealthService(looks, site, every_s=0.05)
+    service.start()
+    try:
+        while not (site / HEALTH_FILE).exists():
+            time.sleep(0.01)
+        text = CliRunner().invoke(app, ["status", "--site", str(site)]).output
+    finally:
+        service.stop()
+    assert re.search(r"daemon +NOT SERVING\n +data: the share is gone", text)

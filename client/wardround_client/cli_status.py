@@ -29,8 +29,7 @@ def status(
 def lines_of(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The page of `status_of` as (name, text), faults in words."""
     lines = [("site", str(found["site"]))]
-    for name, say in (("studies", _studies), ("last_release", _release), ("last_refusal", _refusal),
-                      ("budget", _budget), ("cohort", _cohort), ("objections", _objections)):  # fmt: skip
+    for name, say in SAID.items():
         part = found[name]
         said = [f"cannot be told: {part['fault']}"] if "fault" in part else say(part)
         lines += [(name.replace("_", " ") if number == 0 else "", text) for number, text in enumerate(said)]
@@ -85,3 +84,24 @@ def _cohort(part: dict[str, Any]) -> list[str]:
 
 def _objections(part: dict[str, Any]) -> list[str]:
     return [f"{part['patients']} patients"]
+
+
+def _certificates(part: dict[str, Any]) -> list[str]:
+    return [f"CA: {part['ca']}"]
+
+
+def _daemon(part: dict[str, Any]) -> list[str]:
+    faults = [f"{check['name']}: {check['found']}" for check in part["checks"] if check["state"] == "fault"]
+    return ["SERVING" if part["serving"] else "NOT SERVING", *faults]
+
+
+SAID = {
+    "studies": _studies,
+    "last_release": _release,
+    "last_refusal": _refusal,
+    "budget": _budget,
+    "cohort": _cohort,
+    "objections": _objections,
+    "certificates": _certificates,
+    "daemon": _daemon,
+}

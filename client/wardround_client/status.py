@@ -12,11 +12,15 @@ from typing import Any
 
 from wardround.audit import AUDIT_FILE, verified
 from wardround.errors import WardroundError
+from wardround.health import asked
 from wardround_client.approvals import known_studies
 from wardround_client.config import load_site_config
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.opt_out import opted_out
 from wardround_client.privacy.ledger import Ledger
+from wardround_client.site_checks import ca
+
+ANSWER_TIMEOUT_S = 3.0
 
 
 def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
@@ -41,6 +45,10 @@ def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
         ),
         "cohort": _part(lambda: _cohort(folder)),
         "objections": _part(lambda: {"patients": len(opted_out(folder))}),
+        "certificates": _part(
+            lambda: {"ca": ca(folder, config).found} if config.server else {"ca": "no federation yet"}
+        ),
+        "daemon": _part(lambda: asked(folder, ANSWER_TIMEOUT_S).to_json()),
     }
 
 
