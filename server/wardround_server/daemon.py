@@ -20,7 +20,7 @@ from wardround.checkup import Check, fault, ok
 from wardround.errors import WardroundError
 from wardround.health import HealthService
 from wardround.logs import log_to
-from wardround.supervisor import Child, supervise
+from wardround.supervisor import Child, sole, supervise
 from wardround_server.admission import keep_nodes
 from wardround_server.health import looks_of
 from wardround_server.run_folder import RunFolder, State, runs
@@ -37,24 +37,26 @@ log = logging.getLogger(__name__)
 Sites = Callable[[], Mapping[str, str]]
 
 
-def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> None:
+def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, ready: Callable[[], None]) -> None:
     """Serve the federation until `stopped` is set; nothing runs afterwards.
 
-    `sites` gives the names of the sites that may take part now, with each one's public key.
+    `sites` gives the names of the sites that may take part now, with each one's public key. `ready` is called once, as
+    the work begins. Raises `WardroundError` where a daemon is at work in the folder already.
     """
-    log_to(superlink.folder / "logs" / "server.log")
-    child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
-    coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
-    thread = threading.Thread(target=coordinator.work, daemon=True)
-    health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
-    audit.append(Started(program="wardround-server", version=version("wardround")))
-    health.start()
-    thread.start()
-    try:
-        supervise([child], stopped)
-    finally:
-        health.stop()
-        audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+    with sole(superlink.folder):
+        log_to(superlink.folder / "logs" / "server.log")
+        child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
+        coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
+        health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
+        audit.append(Started(program="wardround-server", version=version("wardround")))
+        health.start()
+        threading.Thread(target=coordinator.work, daemon=True).start()
+        try:
+            ready()
+            supervise([child], stopped)
+        finally:
+            health.stop()
+            audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
 
 
 def serving(superlink: Child) -> Check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -65,11 +65,11 @@ class FlowerFederation:
         """The way to these sites."""
         return FlowerExchange(self._grid, directory, Polling())
 
-    def propose(self, study: Study, limit_s: float) -> dict[str, str]:
-        """Put a study before every site that is connected; name -> its word, or a code."""
+    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
+        """Put a study before those of `sites` that are connected; name -> its word, or a code."""
         record = {name: ConfigRecord(dict(fields)) for name, fields in pack_proposal(study).items()}
         asked: dict[str, str] = {}
-        for site, node in self.online().items():
+        for site, node in ((site, node) for site, node in self.online().items() if site in sites):
             message = Message(RecordDict(dict(record)), dst_node_id=node, message_type=PROPOSE, ttl=limit_s)
             for message_id in self._grid.push_messages([message]):
                 asked[message_id] = site
