@@ -36,7 +36,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from wardround.tied import tied
 
 START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a while to load torch
-BEYOND_DEADLINE_S = 15.0  # app.py ends a hung round itself; this is for what cannot be ended from within
+BEFORE_TTL_S = 15.0  # a reply after its message's time to live is lost, and app.py has had its time by then
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class SiteExecutor:
         for task in list(self._running):
             with contextlib.suppress(BlockingIOError, ValueError):
                 if told := os.read(task.pipe, 64):
-                    task.ends = float(told.split()[0]) + BEYOND_DEADLINE_S
+                    task.ends = float(told.split()[0]) - BEFORE_TTL_S
             if task.process.poll() is None and time.time() > task.ends:
                 log.error("task process %s is past its deadline; it is killed", task.process.pid)
                 task.process.kill()
