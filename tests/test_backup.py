@@ -85,7 +85,7 @@ def test_sites_survive(server: Path, tmp_path: Path) -> None:
     form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     key = ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(*form).decode()
     Registry(server).add("north", key)
-    Registry(server).revoke("north")
+    Registry(server).end("north", "revoked")
     backup(server, tmp_path / "b.tar")
     restore(tmp_path / "b.tar", tmp_path / "new")
     assert Registry(tmp_path / "new").sites(revoked=True) == Registry(server).sites(revoked=True)

@@ -100,7 +100,7 @@ def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -
     subprocess.run([sys.executable, "-m", "wardround_client.cli", *map(str, words)], check=True, capture_output=True)
     path = folder / "site.toml"
     text = path.read_text()
-    assert "allow_no_privacy = false" in text and text.count("[server]\n") == 1
+    assert "allow_no_privacy = false" in text and "runtime_port = 9094" in text
     text = text.replace("allow_no_privacy = false", "allow_no_privacy = true")
     path.write_text(text.replace("runtime_port = 9094", f"runtime_port = {runtime_port}"))
     request = read_request(folder / f"{folder.name}.enrol.json")
@@ -246,6 +246,57 @@ def test_a_federation_of_processes_equals_the_same_run_by_function_calls_bit_for
     assert len(started) >= 2 * len(NAMES) + 2
     assert {name: federation.stop(name) for name in list(federation.processes)} == dict.fromkeys(("server", *NAMES), 0)
     assert alive(started) == set()
+
+
+def test_a_run_goes_on_after_its_server_was_killed_in_the_middle_and_charges_no_attempt_twice(federation, tmp_path):
+    """kill -9 of the SuperLink while a round is on its way, then of the whole daemon, which is started again."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY.format(rounds=3, min_sites=1).replace("nominal_sites = 3", "nominal_sites = 1"))
+    approve(path, federation.folders["east"])
+    federation.start("server")
+    federation.start("east")
+    run = command("server", "submit", path, "--server", federation.server)["run"]
+    federation.wait_for(lambda run: run["round"] == 1, 150)
+    superlink = next(
+        pid for pid in descendants(federation.processes["server"].pid)
+        if b"flower-superlink" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )  # fmt: skip
+    os.kill(superlink, signal.SIGKILL)
+    federation.wait_for(lambda run: run["round"] == 2, 150)
+    federation.processes["server"].kill()
+    federation.processes["server"].wait()
+    federation.start("server")
+    found = federation.wait_for(lambda run: run["state"] == "finished", 200)
+    assert found["run"] == run and [line["round"] for line in found["metrics"] if line["code"] is None] == [1, 2, 3]
+    ledger = Ledger(federation.folders["east"] / "ledger.sqlite3")
+    attempts = ledger.attempts(found["study_sha256"], run)
+    assert len(attempts) == 3 and all(attempt.reply_sha256 for attempt in attempts)
+
+
+def test_a_task_that_hangs_costs_its_rounds_and_is_killed_from_outside_and_its_site_comes_back(federation, tmp_path):
+    """The task's process is stopped (SIGSTOP) in the middle of a round, so that nothing inside it can end it."""
+    text = STUDY.format(rounds=7, min_sites=1).replace("nominal_sites = 3", "nominal_sites = 2")
+    path = tmp_path / "tiny.toml"
+    path.write_text(text.replace("round_deadline_s = 90", "round_deadline_s = 40"))
+    for name in ("server", "east", "west"):
+        if name != "server":
+            approve(path, federation.folders[name])
+        federation.start(name)
+    time.sleep(25)  # both are there before the study comes
+    command("server", "submit", path, "--server", federation.server)
+    federation.wait_for(lambda run: run["round"] == 1, 150)
+    ends, hung = time.monotonic() + 60, None
+    while hung is None and time.monotonic() < ends:
+        for pid in descendants(federation.processes["west"].pid):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"task" in words and b"wardround_client.gate" in words:
+                hung = pid
+    os.kill(hung, signal.SIGSTOP)
+    run = federation.wait_for(lambda run: run["state"] == "finished", 420)
+    codes = {name: [line["code"] for line in run["metrics"] if line["site"] == name] for name in ("east", "west")}
+    assert codes["east"] == [None] * 7
+    assert codes["west"][0] is None and "late" in codes["west"] and codes["west"][-1] is None, codes
+    assert "is past its deadline; it is killed" in (federation.folders["west"] / "logs" / "site.log").read_text()
 
 
 def test_nothing_outlives_a_daemon_that_was_killed(federation):

@@ -4,27 +4,41 @@ The tests run Flower's own functions. Where this project replaces something insi
 to what it replaces, so that another version of Flower fails here and not at a hospital.
 """
 
+import dataclasses
+import hashlib
 import inspect
 import io
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import uvicorn
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import get_executor
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal
+from flwr.supernode.main import create_app
+from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime import run_clientapp
 
 from wardround.audit import verified
 from wardround.errors import WireError
+from wardround.flower_environment import flower_environment
 from wardround.proposal_wire import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
 from wardround.study import parse_study
 from wardround.supervisor import Child, supervise
@@ -69,6 +83,7 @@ def code_in(reply):
 def test_flower_has_what_the_gate_replaces():
     source = inspect.getsource(run_clientapp.run_clientapp)
     assert "install_from_fab(fab.content" in source and "get_load_client_app_fn(" in source
+    assert source.count("Error(code=e_code, reason=reason)") == source.count(" Error(") + source.count("(Error(") == 1
     assert "get_executor(" in inspect.getsource(run_superexec.run_superexec)
     ours, theirs = gate.SiteExecutor, SubprocessExecutor
     methods = {name for name in vars(theirs) if not name.startswith("_")}
@@ -113,7 +128,7 @@ def test_a_bundle_with_a_package_of_our_name_runs_only_where_the_gate_is_open(tm
         listed = []
         for name, text in HOSTILE.items():
             archive.writestr(name, text)
-            listed.append(f"{name},{__import__('hashlib').sha256(text.encode()).hexdigest()},{8 * len(text)}")
+            listed.append(f"{name},{hashlib.sha256(text.encode()).hexdigest()},{8 * len(text)}")
         archive.writestr(".info/CONTENT", "\n".join(listed) + "\n")
     (tmp_path / "x.fab").write_bytes(content.getvalue())
     words = [str(tmp_path), str(tmp_path / "x.fab"), "closed" if closed else "open"]
@@ -189,8 +204,6 @@ def test_a_task_that_hangs_is_killed_at_its_deadline_and_its_token_is_on_no_comm
 
 
 def test_a_program_that_dies_starts_again_and_all_ends_with_the_supervisor(tmp_path):
-    import threading
-
     script = (
         f"import os, time; open({str(tmp_path / 'starts')!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(300)"
     )
@@ -268,3 +281,87 @@ def test_a_word_about_another_study_or_of_another_language_is_not_taken():
         with pytest.raises(WireError):
             unpack_state(record, sha256)
     assert unpack_proposal(pack_proposal(STUDY)).sha256() == STUDY.sha256()
+
+
+# The executor and its task, as processes, against a SuperNode's own interface
+
+BUNDLE = {
+    TaskType.CLIENT_APP: 'serverapp = "a:b"\nclientapp = "evil:app"\n',
+    TaskType.AGENT_APP: 'agentapp = "evil:app"\n',
+}
+
+
+@pytest.mark.parametrize("kind, fab_id", [*((kind, "x/x") for kind in BUNDLE), (TaskType.CLIENT_APP, "CANARY")])
+def test_a_supernodes_task_is_answered_by_us_and_an_agents_is_refused(tmp_path, kind, fab_id):
+    """Flower's own code takes the message in, makes the task and serves it; the bundle's code is never looked at."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 32)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        head = '[project]\nname = "x"\nversion = "1"\n[tool.flwr.app]\npublisher = "x"\n[tool.flwr.app.components]\n'
+        archive.writestr("pyproject.toml", head + BUNDLE[kind])
+        archive.writestr("evil.py", "raise SystemExit\n")
+    bundle = Fab(hashlib.sha256(content.getvalue()).hexdigest(), content.getvalue(), {})
+    factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+    state, store = factory.state(), factory.objectstore_factory.store()
+    state.set_node_id(2)
+    asked = message(PROPOSE, pack_proposal(STUDY))
+    asked.metadata.__dict__["_message_id"] = asked.object_id
+    objects, tree = get_all_nested_objects(asked), get_object_tree(asked)
+    run = dataclasses.replace(
+        Run.create_empty(1),
+        fab_id=fab_id,
+        fab_version="1",
+        fab_hash=bundle.hash_str,
+        primary_task_type=str(kind),
+        series_id=1,
+    )
+    start_client_internal._pull_and_store_message(
+        state=state,
+        object_store=store,
+        node_config={},
+        receive=lambda: (remove_content_from_message(asked), tree),
+        get_run=lambda run_id: run,
+        get_fab=lambda fab_hash, run_id: bundle,
+        pull_object=lambda run_id, object_id: objects[object_id].deflate(),
+        confirm_message_received=lambda run_id, message_id: None,
+        trusted_entities=None,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(factory, secret.read_bytes()), host="127.0.0.1", port=port, log_level="error", ws="none"
+        )
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    words = ["executor", str(tmp_path), f"127.0.0.1:{port}", str(secret)]
+    executor = subprocess.Popen(
+        [sys.executable, "-I", "-m", "wardround_client.gate", *words],
+        env=flower_environment(tmp_path / "flower"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        ends = time.monotonic() + 90
+        while not (replies := state.get_messages(is_reply=True)) and time.monotonic() < ends:
+            time.sleep(0.2)
+    finally:
+        executor.terminate()
+        said = executor.communicate(timeout=30)[0]
+        server.should_exit = True
+        thread.join(30)
+    if fab_id == "CANARY":  # what Flower itself stumbles over reaches the server without a text
+        assert "CANARY" in said and replies[0].error.reason == "failed"
+        return
+    assert len(replies) == 1 and not replies[0].has_error(), said
+    kept, refused = (tmp_path / "proposals").exists(), (tmp_path / "audit.jsonl").exists()
+    assert (kept, refused) == ((True, False) if kind == TaskType.CLIENT_APP else (False, True)), said
+    if refused:
+        assert [entry["code"] for entry in verified(tmp_path / "audit.jsonl").entries] == ["task_type"]
+    assert not (tmp_path / "flower" / "apps").exists() and secret.read_text() not in said

@@ -22,7 +22,7 @@ from wardround.errors import UsageError
 from wardround.flower_environment import flower_environment
 from wardround.health import HealthService
 from wardround.logs import log_to
-from wardround.supervisor import Child, supervise
+from wardround.supervisor import Child, sole, supervise
 from wardround_client.config import ServerConfig, SiteConfig, load_site_config
 from wardround_client.enrolment import pinned_ca
 from wardround_client.site_checks import looks_of
@@ -32,7 +32,8 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     """Serve the federation from `folder` until `stopped` is set; nothing runs afterwards. `ready` is called once,
     when all that a start needs was found good.
 
-    Raises `UsageError` in one line where the folder is not ready to start: no [server], no key, another CA certificate.
+    Raises `UsageError` in one line where the folder is not ready to start: no [server], no key, another CA certificate;
+    `WardroundError` where a daemon is at work in it already.
     """
     folder = folder.resolve()
     config = load_site_config(folder / "site.toml")
@@ -41,19 +42,19 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     pinned_ca(folder, config)
     home = folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
-    secret = write_secret(home / "executor.secret")
-    log_to(folder / "logs" / "site.log")
-    supernode, executor = children(folder, server, secret)
-    health = HealthService(looks_of(folder, lambda: registered(supernode)), folder, server.health_port)
-    audit = AuditLog(folder / AUDIT_FILE)
-    audit.append(Started(program="wardround-site", version=version("wardround")))
-    health.start()
-    try:
-        ready(config)
-        supervise([supernode, executor], stopped)
-    finally:
-        health.stop()
-        audit.append(Stopped(program="wardround-site", code="asked" if stopped.is_set() else "failed"))
+    with sole(folder):
+        log_to(folder / "logs" / "site.log")
+        supernode, executor = children(folder, server, write_secret(home / "executor.secret"))
+        health = HealthService(looks_of(folder, lambda: registered(supernode)), folder, server.health_port)
+        audit = AuditLog(folder / AUDIT_FILE)
+        audit.append(Started(program="wardround-site", version=version("wardround")))
+        health.start()
+        try:
+            ready(config)
+            supervise([supernode, executor], stopped)
+        finally:
+            health.stop()
+            audit.append(Stopped(program="wardround-site", code="asked" if stopped.is_set() else "failed"))
 
 
 def registered(supernode: Child) -> Check:

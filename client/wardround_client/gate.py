@@ -29,14 +29,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
 from wardround.tied import tied
 
 START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a while to load torch
-BEYOND_DEADLINE_S = 15.0  # app.py ends a hung round itself; this is for what cannot be ended from within
+BEFORE_TTL_S = 15.0  # a reply after its message's time to live is lost, and app.py has had its time by then
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class SiteExecutor:
         for task in list(self._running):
             with contextlib.suppress(BlockingIOError, ValueError):
                 if told := os.read(task.pipe, 64):
-                    task.ends = float(told.split()[0]) + BEYOND_DEADLINE_S
+                    task.ends = float(told.split()[0]) - BEFORE_TTL_S
             if task.process.poll() is None and time.time() > task.ends:
                 log.error("task process %s is past its deadline; it is killed", task.process.pid)
                 task.process.kill()
@@ -137,11 +137,14 @@ def run_task(folder: Path, address: str, task_type: str, deadline_pipe: int, tok
 
 
 def close_the_gate(app: App) -> None:
-    """From here on Flower unpacks nothing in this process, and knows no app but `app`."""
+    """From here on Flower unpacks nothing in this process, knows no app but `app`, and tells the server no text of an
+    exception of its own.
+    """
     from flwr.supernode.runtime import run_clientapp as inside
 
     inside.install_from_fab = lambda *args, **kwargs: None
     inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
+    inside.Error = lambda code, reason: Error(code=code, reason="failed")
 
 
 def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: Message, context: Context) -> Message:

@@ -6,10 +6,10 @@ Whatever goes wrong becomes a code. An unknown question is refused before anythi
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from wardround.audit import AUDIT_FILE, AuditLog
 from wardround.audit_events import MessageRefused
@@ -24,7 +24,7 @@ QUESTIONS = ("train", "evaluate", PROPOSE)
 log = logging.getLogger(__name__)
 
 
-def site_app(folder: Path) -> ClientApp:
+def site_app(folder: Path) -> Callable[[Message, Context], Message]:
     """The app that answers for the hospital in `folder`. torch is loaded only where a round is asked for."""
     app = make_client_app(lambda context: _open(folder), _answer, _release)
 

@@ -1,6 +1,6 @@
 """`wardround-server start`, `submit`, `runs`, `show`, `stop`: the server itself, and what runs on it.
 
-`submit` and `stop` write into the server's folder; the daemon brings it about. So they work while it is down, too.
+`submit`, `stop` and `resume` write into the server's folder; the daemon brings it about, also when it is down now.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ def start(
     settings = load_server_config(folder).server
     registry, stopped = Registry(folder), threading.Event()
     ports = Ports(listen=settings.listen, fleet=settings.fleet_port, control=settings.control_port)
+
+    def ready() -> None:
+        started = {"server": settings.name, "port": settings.fleet_port, "process": os.getpid()}
+        print(json.dumps(started) if as_json else f"{settings.name} listens on port {settings.fleet_port}", flush=True)
+
     stop_on_signals(stopped)
-    started = {"server": settings.name, "port": settings.fleet_port, "process": os.getpid()}
-    print(json.dumps(started) if as_json else f"{settings.name} listens on port {settings.fleet_port}", flush=True)
     run_daemon(
         SuperLink(folder=folder, ports=ports),
         lambda: {site.name: site.public_key for site in registry.sites()},
         stopped,
+        ready,
     )
 
 
@@ -102,11 +106,21 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
 
 @app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
 def stop(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """Stop a run for good, within one round. Its checkpoints stay."""
+    """Stop a run, within one round. Its checkpoints stay, and `resume` goes on from them."""
     from wardround_server.run_folder import find_run
 
     found = find_run(server, run)
     found.stop()
+    _say(found, as_json)
+
+
+@app.command(epilog="Example: wardround-server resume lidc-20261124-220105-e0b46f --server federation")
+def resume(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """Go on with a run that was stopped, from its last checkpoint. One that a failure ended goes on by itself."""
+    from wardround_server.run_folder import find_run
+
+    found = find_run(server, run)
+    found.resume()
     _say(found, as_json)
 
 

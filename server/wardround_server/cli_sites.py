@@ -69,7 +69,7 @@ def add(
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """All sites with their keys' fingerprints, revoked ones too."""
+    """All sites with their keys' fingerprints, those that are out too."""
     sites = _registry(server).sites(revoked=True)
     if as_json:
         print(json.dumps([site.to_json() for site in sites]))
@@ -83,7 +83,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
     for column in ("site", "state", "since", "key's fingerprint"):
         table.add_column(column, overflow="fold")
     for site in sites:
-        state, since = ("enrolled", site.added) if site.revoked_at is None else ("revoked", site.revoked_at)
+        state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended, site.revoked_at)
         table.add_row(site.name, state, since[:10], in_groups(site.fingerprint))
     if not sites:
         table.add_row("none")
@@ -102,7 +102,7 @@ def revoke(
     registry = _registry(server)
     _confirm(f"Refuse the key of {name} for ever?", yes or as_json)
     record = _recorder(server, "revoked", by)
-    site = registry.revoke(name)
+    site = registry.end(name, "revoked")
     record(site)  # afterwards: a full disk must not keep a stolen key in
     _say(site, "is revoked", as_json)
 
@@ -115,11 +115,11 @@ def remove(
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Take a site out of the list, as when it leaves in peace. The same key may be enrolled again later."""
+    """Let a site in no more, as when it leaves in peace. To come back it makes a new key, in a new folder."""
     registry = _registry(server)
-    _confirm(f"Take {name} out of the list?", yes or as_json)
+    _confirm(f"Let {name} in no more?", yes or as_json)
     record = _recorder(server, "removed", by)
-    site = registry.remove(name)
+    site = registry.end(name, "removed")
     record(site)
     _say(site, "is removed", as_json)
 

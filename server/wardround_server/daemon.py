@@ -20,7 +20,8 @@ from wardround.checkup import Check, fault, ok
 from wardround.errors import WardroundError
 from wardround.health import HealthService
 from wardround.logs import log_to
-from wardround.supervisor import Child, supervise
+from wardround.supervisor import Child, sole, supervise
+from wardround_server.admission import keep_nodes
 from wardround_server.health import looks_of
 from wardround_server.run_folder import RunFolder, State, runs
 from wardround_server.superlink import SuperLink
@@ -36,30 +37,26 @@ log = logging.getLogger(__name__)
 Sites = Callable[[], Mapping[str, str]]
 
 
-def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event) -> None:
+def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, ready: Callable[[], None]) -> None:
     """Serve the federation until `stopped` is set; nothing runs afterwards.
 
-    `sites` gives the names of the sites that may take part now, with each one's public key.
+    `sites` gives the names of the sites that may take part now, with each one's public key. `ready` is called once, as
+    the work begins. Raises `WardroundError` where a daemon is at work in the folder already.
     """
-    log_to(superlink.folder / "logs" / "server.log")
-    coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped)
-    thread = threading.Thread(target=coordinator.work, daemon=True)
-    started = threading.Event()
-
-    def each() -> None:
-        if not started.is_set():  # after the first look, so that the child is forked before the thread is there
-            started.set()
-            thread.start()
-
-    child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
-    health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
-    audit.append(Started(program="wardround-server", version=version("wardround")))
-    health.start()
-    try:
-        supervise([child], stopped, each)
-    finally:
-        health.stop()
-        audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+    with sole(superlink.folder):
+        log_to(superlink.folder / "logs" / "server.log")
+        child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
+        coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
+        health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
+        audit.append(Started(program="wardround-server", version=version("wardround")))
+        health.start()
+        threading.Thread(target=coordinator.work, daemon=True).start()
+        try:
+            ready()
+            supervise([child], stopped)
+        finally:
+            health.stop()
+            audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
 
 
 def serving(superlink: Child) -> Check:
@@ -85,35 +82,36 @@ class Coordinator:
     superlink: SuperLink
     sites: Sites
     stopped: threading.Event
+    is_up: Callable[[], bool]
     _pursuits: dict[str, Pursuit] = field(default_factory=dict)
     _known: Mapping[str, str] | None = None
+    _keys_not_before: float = 0.0
 
     def work(self) -> None:
-        """Look until stopped."""
+        """Look until stopped. While the SuperLink is not up there is nobody to ask."""
         while not self.stopped.wait(LOOK_S):
-            try:
-                self._keep_keys()
+            if self.is_up():
+                self._attempt(self._keep_keys)
                 for run in runs(self.superlink.folder):
-                    self._bring_forward(run, time.monotonic())
-            except WardroundError as error:
-                log.warning("%s", error)
-                self.stopped.wait(FAILED_PAUSE_S)
-            except Exception:
-                log.exception("the coordinator failed; it goes on")
-                self.stopped.wait(FAILED_PAUSE_S)
+                    self._attempt(lambda run=run: self._bring_forward(run, time.monotonic()))
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except WardroundError as error:
+            log.warning("%s", error)
+            self.stopped.wait(FAILED_PAUSE_S)
+        except Exception:
+            log.exception("the coordinator failed; it goes on")
+            self.stopped.wait(FAILED_PAUSE_S)
 
     def _keep_keys(self) -> None:
-        """Flower's list of keys follows the sites': new ones in, all others out."""
+        """Flower's list of keys follows the registry's: new keys in, all others out, also a name's former key."""
         sites = dict(self.sites())
-        if sites == self._known:
+        if sites == self._known or time.monotonic() < self._keys_not_before:
             return
-        nodes = {str(node.get("name")): str(node["node-id"]) for node in self.superlink.nodes()}
-        for name in sorted(nodes.keys() - sites.keys()):
-            self.superlink.unregister(nodes[name])
-            log.info("site %s is let in no more", name)
-        for name in sorted(sites.keys() - nodes.keys()):
-            self.superlink.register(name, sites[name])
-            log.info("site %s is let in with its key", name)
+        self._keys_not_before = time.monotonic() + SHORTEST_PAUSE_S  # where it fails, the runs go on meanwhile
+        keep_nodes(self.superlink, sites)
         self._known = sites
 
     def _bring_forward(self, run: RunFolder, now: float) -> None:

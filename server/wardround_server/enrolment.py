@@ -140,6 +140,13 @@ def check_site_key(public_key: str) -> None:
         raise UsageError("the site's public key is not an elliptic one on P-384; ask for it again")
 
 
+def key_pem(public_key: str) -> bytes:
+    """A site's key (OpenSSH's one line) as PEM, which is how Flower keeps it. Raises `UsageError` as above."""
+    check_site_key(public_key)
+    key = serialization.load_ssh_public_key(public_key.encode("ascii"))
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def read_hosts(text: str) -> tuple[str, ...]:
     """NAME[,NAME…] as typed: DNS names in lower case and addresses, each once. Raises `UsageError`."""
     found = tuple(dict.fromkeys(_general_name(part.strip()).value for part in text.split(",")))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -19,8 +19,10 @@ from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
 from wardround.wire import is_code
 from wardround_server.app import FlowerExchange, Polling, transport_code
+from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
 from wardround_server.phases import ask, train
+from wardround_server.registry import Registry
 from wardround_server.run_folder import find_run
 
 SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for it
@@ -33,12 +35,13 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Do the phase that the run config names."""
-    run = find_run(Path(os.environ[SERVER_FOLDER]), str(context.run_config["run"]))
+    folder = Path(os.environ[SERVER_FOLDER])
+    run, federation = find_run(folder, str(context.run_config["run"])), FlowerFederation(grid, Registry(folder))
     phase = context.run_config["phase"]
     if phase == "propose":
-        ask(run, FlowerFederation(grid))
+        ask(run, federation)
     elif phase == "train":
-        train(run, FlowerFederation(grid))
+        train(run, federation)
     else:
         raise UsageError("a run has two phases: propose and train")
 
@@ -46,23 +49,27 @@ def main(grid: Grid, context: Context) -> None:
 class FlowerFederation:
     """The sites over Flower's grid; see `phases.Federation`."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, registry: Registry) -> None:
         self._grid = grid
+        self._registry = registry
 
     def online(self) -> dict[str, int]:
-        """Name -> node id of those whose registered key is connected; the names are those that the operator gave."""
-        nodes = [node for node in self._grid.get_nodes() if node.name and node.status == ONLINE]
-        return {node.name: node.node_id for node in sorted(nodes, key=lambda node: node.name)}
+        """Name -> node id of the enrolled sites that are connected: the node signs with the key that the registry has
+        for the name now, whatever Flower's own list says of it.
+        """
+        names = {key_pem(site.public_key): site.name for site in self._registry.sites()}
+        nodes = [node for node in self._grid.get_nodes() if node.status == ONLINE and node.public_key in names]
+        return dict(sorted((names[node.public_key], node.node_id) for node in nodes))
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites."""
         return FlowerExchange(self._grid, directory, Polling())
 
-    def propose(self, study: Study, limit_s: float) -> dict[str, str]:
-        """Put a study before every site that is connected; name -> its word, or a code."""
+    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
+        """Put a study before those of `sites` that are connected; name -> its word, or a code."""
         record = {name: ConfigRecord(dict(fields)) for name, fields in pack_proposal(study).items()}
         asked: dict[str, str] = {}
-        for site, node in self.online().items():
+        for site, node in ((site, node) for site, node in self.online().items() if site in sites):
             message = Message(RecordDict(dict(record)), dst_node_id=node, message_type=PROPOSE, ttl=limit_s)
             for message_id in self._grid.push_messages([message]):
                 asked[message_id] = site

@@ -10,7 +10,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from wardround_server.run_folder import RunFolder, quorum, write_json
 
 ASK_LIMIT_S = 60.0
 GATHER_LIMIT_S = 45.0  # a node that was killed is back after about a minute; a round does not wait much longer for one
+ASK_AGAIN_S = 300.0  # those who have not decided may join a run that is at work
 LOOK_S = 1.0
 START_LIMIT_S = 300.0
 
@@ -38,8 +39,9 @@ class Federation(Protocol):
     def online(self) -> Mapping[str, int]:
         """Name -> node of the registered sites that are connected now."""
 
-    def propose(self, study: Study, limit_s: float) -> dict[str, str]:
-        """Put a study before all that are connected; name -> their word, or a code. Ends after `limit_s`."""
+    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
+        """Put a study before those of `sites` that are connected; name -> their word, or a code. Ends after `limit_s`.
+        """
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites; None for one that is not connected."""
@@ -48,7 +50,7 @@ class Federation(Protocol):
 def ask(run: RunFolder, federation: Federation) -> None:
     """Put the run's study before all sites that are connected, and keep what they say."""
     with run.phase("propose"):
-        run.hear(federation.propose(run.study(), ASK_LIMIT_S))
+        run.hear(federation.propose(run.study(), federation.online().keys(), ASK_LIMIT_S))
 
 
 def train(run: RunFolder, federation: Federation) -> None:
@@ -76,6 +78,7 @@ class Gathering:
         self._run = run
         self._federation = federation
         self._needed = needed
+        self._asked = time.monotonic()
 
     def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         return self._federation.exchange(self._gather(deadline_s))(broadcast, deadline_s)
@@ -85,6 +88,7 @@ class Gathering:
         return self._federation.exchange(self._gather(deadline_s)).ask_for_figures(question, bins, deadline_s)
 
     def _gather(self, deadline_s: float) -> dict[str, int | None]:
+        self._ask_again()
         began = time.monotonic()
         while True:
             if self._run.state() == "stopped":
@@ -96,6 +100,15 @@ class Gathering:
             if there == len(approved) or time.monotonic() - began > limit_s:
                 return directory
             time.sleep(LOOK_S)
+
+    def _ask_again(self) -> None:
+        """Ask those who have not decided, between two rounds and now and then: sites may join later."""
+        if time.monotonic() - self._asked < ASK_AGAIN_S:
+            return
+        decided = {site for site, said in self._run.approvals().items() if said.state in ("approved", "refused")}
+        if undecided := self._federation.online().keys() - decided:
+            self._run.hear(self._federation.propose(self._run.study(), undecided, ASK_LIMIT_S))
+        self._asked = time.monotonic()
 
 
 def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:

@@ -1,6 +1,7 @@
 """Who may take part: `registry.sqlite3` of a server's folder. A site is its key; its name is what the operator says.
 
-A revoked key stays in the list for ever, so that it cannot come back; its name is free for a new key.
+A key that was removed or revoked stays in the list for ever, so that it cannot come back (Flower would not take it a
+second time either); its name is free for a new key.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SITE_NAME, key_fingerprint
@@ -25,7 +27,8 @@ CREATE TABLE IF NOT EXISTS sites (
     name TEXT NOT NULL,
     public_key TEXT NOT NULL,
     added TEXT NOT NULL,
-    revoked_at TEXT
+    revoked_at TEXT,
+    ended TEXT CHECK (ended IN ('removed', 'revoked'))
 );
 CREATE UNIQUE INDEX IF NOT EXISTS one_key_a_name ON sites (name) WHERE revoked_at IS NULL;
 """
@@ -33,13 +36,16 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_key_a_name ON sites (name) WHERE revoked_a
 
 @dataclass(frozen=True, kw_only=True)
 class EnrolledSite:
-    """One site: its name, its key, since when, and until when where it was revoked (ISO 8601, UTC)."""
+    """One site: its name, its key, since when; where it is out, until when and whether "removed" or "revoked". Times
+    are ISO 8601, UTC.
+    """
 
     name: str
     public_key: str
     fingerprint: str
     added: str
     revoked_at: str | None = None
+    ended: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
         """Plain values, for `--json`."""
@@ -49,6 +55,7 @@ class EnrolledSite:
             "public_key": self.public_key,
             "added": self.added,
             "revoked_at": self.revoked_at,
+            "ended": self.ended,
         }
 
 
@@ -62,10 +69,10 @@ class Registry:
         self._path = folder / REGISTRY_FILE
 
     def sites(self, *, revoked: bool = False) -> list[EnrolledSite]:
-        """All that may take part, by name; with `revoked` also those that may no more."""
+        """All that may take part, by name; with `revoked` also those that are out."""
         if not self._path.exists():
             return []  # looking makes no file
-        query = "SELECT name, public_key, fingerprint, added, revoked_at FROM sites"
+        query = "SELECT name, public_key, fingerprint, added, revoked_at, ended FROM sites"
         query += "" if revoked else " WHERE revoked_at IS NULL"
         with self._open() as database:
             rows = database.execute(query + " ORDER BY name, added").fetchall()
@@ -85,7 +92,7 @@ class Registry:
                 if site.fingerprint == fingerprint:
                     if site.revoked_at is not None:
                         raise UsageError(
-                            f"this key was revoked on {site.revoked_at[:10]}; the site has to make a new one"
+                            f"this key was {site.ended} on {site.revoked_at[:10]}; the site has to make a new one"
                         )
                     if site.name != name:
                         raise UsageError(f"this key is enrolled already, as {site.name}")
@@ -99,19 +106,13 @@ class Registry:
             database.execute("INSERT INTO sites (fingerprint, name, public_key, added) VALUES (?, ?, ?, ?)", values)
         return site
 
-    def revoke(self, name: str) -> EnrolledSite:
+    def end(self, name: str, how: Literal["removed", "revoked"]) -> EnrolledSite:
         """From now on the site's key is refused, for ever. Raises `UsageError` where no such site is enrolled."""
         with self._open() as database:
             site = self._enrolled(database, name)
-            database.execute("UPDATE sites SET revoked_at = ? WHERE fingerprint = ?", (_now(), site.fingerprint))
+            query = "UPDATE sites SET revoked_at = ?, ended = ? WHERE fingerprint = ?"
+            database.execute(query, (_now(), how, site.fingerprint))
             return next(one for one in self._all(database) if one.fingerprint == site.fingerprint)
-
-    def remove(self, name: str) -> EnrolledSite:
-        """Take a site out of the list as if it had never been in it; it may be added again. Raises `UsageError`."""
-        with self._open() as database:
-            site = self._enrolled(database, name)
-            database.execute("DELETE FROM sites WHERE fingerprint = ?", (site.fingerprint,))
-        return site
 
     def _enrolled(self, database: sqlite3.Connection, name: str) -> EnrolledSite:
         for site in self._all(database):
@@ -120,7 +121,7 @@ class Registry:
         raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` shows who is")
 
     def _all(self, database: sqlite3.Connection) -> list[EnrolledSite]:
-        rows = database.execute("SELECT name, public_key, fingerprint, added, revoked_at FROM sites").fetchall()
+        rows = database.execute("SELECT name, public_key, fingerprint, added, revoked_at, ended FROM sites").fetchall()
         return [EnrolledSite(**dict(row)) for row in rows]
 
     @contextmanager

@@ -98,8 +98,17 @@ class RunFolder:
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
     def stop(self) -> None:
-        """Say that the operator wants no more of it. Durable on return."""
+        """Say that the operator wants no more of it. Durable on return. Raises `UsageError` where it is finished."""
+        if self.state() == "finished":
+            raise UsageError(f"run {self.run_id} is finished")
         write_text(self.path / "stopped", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+
+    def resume(self) -> None:
+        """Say that a stopped run should go on. Raises `UsageError` where it was not stopped."""
+        if self.state() != "stopped":
+            raise UsageError(f"run {self.run_id} is {self.state()}, not stopped")
+        (self.path / "stopped").unlink()
+        fsync(self.path)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -86,18 +86,21 @@ class SuperLink:
             name="superlink", command=command, environment=environment, folder=self.home, up_when="Uvicorn running"
         )
 
-    def register(self, name: str, public_key: str) -> None:
-        """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it. Raises `WardroundError`."""
+    def register(self, name: str, public_key: str) -> str:
+        """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it; returns the node's number.
+
+        Raises `WardroundError`; also for a key that was unregistered once, which Flower never takes again.
+        """
         path = self.home / "registering.pub"
         write_text(path, public_key.strip() + "\n")
-        self._flwr("supernode", "register", str(path), LINK, "--name", name)
+        return str(self._flwr("supernode", "register", str(path), LINK, "--name", name)["node-id"])
 
     def unregister(self, node_id: str) -> None:
         """Let a node in no more. Raises `WardroundError`."""
         self._flwr("supernode", "unregister", node_id, LINK)
 
     def nodes(self) -> list[Mapping[str, Any]]:
-        """Flower's list of registered nodes. Raises `WardroundError`."""
+        """Flower's list of nodes, those let in no more among them; without names and keys. Raises `WardroundError`."""
         return self._flwr("supernode", "list", LINK).get("nodes", [])
 
     def start_phase(self, run_id: str, phase: str) -> str:

@@ -6,6 +6,7 @@ its own, so that whatever it started ends with it, and is tied to this process b
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -13,12 +14,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from wardround.errors import WardroundError
 from wardround.tied import tied
 
 SHORTEST_PAUSE_S = 1.0
@@ -129,6 +131,19 @@ def supervise(children: Sequence[Child], stopped: threading.Event, each: Callabl
         deadline = time.monotonic() + GRACE_S
         for child in reversed(children):
             child.end(deadline)
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Be the one daemon of a folder. Raises `WardroundError` where another is at work."""
+    descriptor = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise WardroundError(f"{folder}: a daemon is at work here already") from None
+    finally:
+        os.close(descriptor)
 
 
 def stop_on_signals(stopped: threading.Event) -> None:
