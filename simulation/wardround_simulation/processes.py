@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from wardround.errors import WardroundError
+from wardround.fresh_process import FreshContext
 
 
 @contextmanager
@@ -24,8 +25,7 @@ def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
     Raises `WardroundError` where a worker was ended from outside.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(processes, mp_context=FreshContext(), initializer=_start_worker) as pool:
         try:
             yield pool
         except BaseException as error:
@@ -42,7 +42,6 @@ def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 def _start_worker() -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)

@@ -10,17 +10,17 @@ decoder prints could quote a tag.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from types import TracebackType
 from typing import Any
 
 from wardround.errors import WardroundError
+from wardround.fresh_process import FreshContext
 
 BATCH = 8  # items sent at once: enough to hide the pipe, few enough to share the work evenly
 AHEAD = 4  # batches a worker may be ahead of what was yielded: bounds the memory held in the parent
@@ -143,7 +143,7 @@ class WorkerPool:
         self._workers[self._workers.index(worker)] = self._start()
 
     def _start(self) -> _Worker:
-        context = get_context("spawn")
+        context = FreshContext()
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True, name="wardround-decoder")
         process.start()
@@ -153,7 +153,6 @@ class WorkerPool:
 
 def _serve(pipe: connection.Connection) -> None:
     """A worker's life: answer batches, item by item, until the parent goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
