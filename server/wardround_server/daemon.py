@@ -27,8 +27,7 @@ from wardround_server.run_folder import RunFolder, State, runs
 from wardround_server.superlink import SuperLink
 
 LOOK_S = 1.0
-ASK_EVERY_S = 60.0  # a hospital takes days to decide
-ASK_SOON_S = 15.0  # while a site has not been reached yet
+ASK_EVERY_S = 60.0  # at the longest: a hospital takes days to decide; but one that has somebody waiting, a minute
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest is beyond what a phase takes to hold its run's lock
 FAILED_PAUSE_S = 5.0
 
@@ -126,9 +125,6 @@ class Coordinator:
         phase = "propose" if state == "proposed" else "train"
         flower_id = self.superlink.start_phase(run.run_id, phase)
         log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
-        if state == "proposed":
-            silent = set(self._known or ()) - run.approvals().keys()
-            pursuit.not_before = now + (ASK_SOON_S if silent else ASK_EVERY_S)
-        else:
-            pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
-            pursuit.not_before = now + pursuit.pause_s
+        longest_s = ASK_EVERY_S if state == "proposed" else LONGEST_PAUSE_S
+        pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), longest_s)
+        pursuit.not_before = now + pursuit.pause_s
