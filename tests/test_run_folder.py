@@ -108,7 +108,7 @@ def test_a_round_waits_for_its_sites_and_not_for_ever_and_names_those_who_are_no
 
 
 def test_a_site_that_approves_late_joins_a_run_at_work_and_one_that_refused_is_not_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("wardround_server.phases.ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr("wardround_server.phases.ASK_AGAIN_SOON_S", 0.0)
     run = create_run(tmp_path, study_of(min_sites=1))
     run.hear({"east": "approved", "north": "proposed", "west": "refused"})
     there = Sites([{"east": 1, "north": 2, "west": 3}], words={"north": "approved", "west": "approved"})

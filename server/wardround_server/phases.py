@@ -28,7 +28,8 @@ from wardround_server.run_folder import RunFolder, quorum, write_json
 
 ASK_LIMIT_S = 60.0
 GATHER_LIMIT_S = 45.0  # a node that was killed is back after about a minute; a round does not wait much longer for one
-ASK_AGAIN_S = 300.0  # those who have not decided may join a run that is at work
+# Those who have not decided may join a run that is at work: the first pause before they are asked, and the last.
+ASK_AGAIN_SOON_S, ASK_AGAIN_S = 15.0, 300.0
 LOOK_S = 1.0
 START_LIMIT_S = 300.0
 
@@ -40,8 +41,7 @@ class Federation(Protocol):
         """Name -> node of the registered sites that are connected now."""
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        """Put a study before those of `sites` that are connected; name -> their word, or a code. Ends after `limit_s`.
-        """
+        """Put a study before those of `sites` that are connected; name -> their word, or a code. Ends after `limit_s`."""
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites; None for one that is not connected."""
@@ -78,7 +78,7 @@ class Gathering:
         self._run = run
         self._federation = federation
         self._needed = needed
-        self._asked = time.monotonic()
+        self._asked, self._pause_s = time.monotonic(), ASK_AGAIN_SOON_S
 
     def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         return self._federation.exchange(self._gather(deadline_s))(broadcast, deadline_s)
@@ -103,12 +103,12 @@ class Gathering:
 
     def _ask_again(self) -> None:
         """Ask those who have not decided, between two rounds and now and then: sites may join later."""
-        if time.monotonic() - self._asked < ASK_AGAIN_S:
+        if time.monotonic() - self._asked < self._pause_s:
             return
         decided = {site for site, said in self._run.approvals().items() if said.state in ("approved", "refused")}
         if undecided := self._federation.online().keys() - decided:
             self._run.hear(self._federation.propose(self._run.study(), undecided, ASK_LIMIT_S))
-        self._asked = time.monotonic()
+        self._asked, self._pause_s = time.monotonic(), min(2 * self._pause_s, ASK_AGAIN_S)
 
 
 def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:

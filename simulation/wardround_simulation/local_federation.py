@@ -16,7 +16,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from wardround.errors import WardroundError
 from wardround.handshake import port_is_free
 from wardround.private_files import write_private
 from wardround.study import Study
-from wardround_simulation.programs import Daemon, asked, call, end, start
+from wardround_simulation.programs import Daemon, asked, call, call_all, end, start
 from wardround_simulation.progress import RunProgress
 
 SERVER, SITE = "wardround-server", "wardround-site"
@@ -117,15 +117,21 @@ class LocalFederation:
     def approve(self, sha256: str, running: list[Daemon], progress: RunProgress) -> None:
         """Wait until the study has reached each site, and approve it there by name."""
         progress.stage("The sites receive the study and approve it")
-        for number, name in enumerate(self.sites, 1):
-            state = _wait(lambda name=name: self._state(name, sha256), running, PROPOSAL_LIMIT_S, self._who_is_ill)
+
+        def received() -> dict[str, str] | None:
+            known = self._ask_sites("studies", "list")
+            states = {name: one["state"] for name in known for one in known[name] if one["sha256"] == sha256}
+            progress.pieces(len(states), len(self.sites))
+            return states if len(states) == len(self.sites) else None
+
+        states = _wait(received, running, PROPOSAL_LIMIT_S, self._who_is_ill)
+        for name, state in states.items():
             if state in ("refused", "revoked"):
                 words = f"{SITE} studies approve {sha256[:12]} --site {self.site(name)} --by NAME"
                 raise WardroundError(f"{name}: the study is {state} there; if that is to change: {words}")
-            if state == "proposed":
-                words = (sha256, "--yes", "--by", PERSON, "--site", self.site(name))
-                asked(name, SITE, "studies", "approve", *words, limit_s=ANSWER_LIMIT_S)
-            progress.pieces(number, len(self.sites))
+        undecided = [name for name, state in states.items() if state == "proposed"]
+        # At once: the server may begin as soon as enough of them have.
+        self._ask_sites("studies", "approve", sha256, "--yes", "--by", PERSON, sites=undecided)
 
     def watch(self, run: str, study: Study, running: list[Daemon], progress: RunProgress) -> None:
         """Follow the run to its end. Raises `WardroundError` where it is stopped, a daemon ends, or nothing moves for
@@ -154,17 +160,18 @@ class LocalFederation:
 
     def status(self, run: str) -> str:
         """What the two programs say of the run and of each site's ledger, as text."""
-        parts = [call("server", SERVER, "show", run, "--server", self.server, limit_s=ANSWER_LIMIT_S)]
-        for name in self.sites:
-            said = call(name, SITE, "ledger", "show", "--site", self.site(name), limit_s=ANSWER_LIMIT_S)
-            parts.append(f"The ledger of {name}\n{said}")
-        return "\n".join(parts)
+        shown = call("server", SERVER, "show", run, "--server", self.server, limit_s=ANSWER_LIMIT_S)
+        words = {name: ("ledger", "show", "--site", self.site(name)) for name in self.sites}
+        ledgers = call_all(SITE, words, limit_s=ANSWER_LIMIT_S)
+        return "\n".join([shown, *(f"The ledger of {name}\n{said}" for name, said in ledgers.items())])
 
     def status_json(self, run: str) -> dict[str, Any]:
         """The same for machines."""
-        words = ("ledger", "show", "--site")
-        ledgers = {name: asked(name, SITE, *words, self.site(name), limit_s=ANSWER_LIMIT_S) for name in self.sites}
-        return {"folder": str(self.folder), "run": self._ask_server("show", run), "ledgers": ledgers}
+        return {
+            "folder": str(self.folder),
+            "run": self._ask_server("show", run),
+            "ledgers": self._ask_sites("ledger", "show"),
+        }
 
     def _parties(self) -> Iterator[tuple[str, str, str, Path]]:
         """Of each daemon: its name, its program, the option that names its folder, the folder."""
@@ -175,10 +182,12 @@ class LocalFederation:
     def _ask_server(self, *words: object) -> Any:
         return asked("server", SERVER, *words, "--server", self.server, limit_s=ANSWER_LIMIT_S)
 
-    def _state(self, name: str, sha256: str) -> str | None:
-        """What a site's study is at, or None where it has not arrived."""
-        known = asked(name, SITE, "studies", "list", "--site", self.site(name), limit_s=ANSWER_LIMIT_S)
-        return next((one["state"] for one in known if one["sha256"] == sha256), None)
+    def _ask_sites(self, *words: object, sites: Collection[str] | None = None) -> dict[str, Any]:
+        """The same question to all sites, or to these, at once: their answers by name."""
+        chosen = self.sites if sites is None else sites
+        questions = {name: (*words, "--site", self.site(name), "--json") for name in chosen}
+        answers = call_all(SITE, questions, limit_s=ANSWER_LIMIT_S)
+        return {name: json.loads(answer) for name, answer in answers.items()}
 
     def _who_is_ill(self) -> str:
         """In one line: each daemon that is not SERVING, its first fault, and where the logs are."""

@@ -31,23 +31,39 @@ def call(who: str, program: str, *words: object, limit_s: float, codes: tuple[in
 
     Raises `WardroundError`: `who`, and the line that the program ended with, or that it took longer than `limit_s`.
     """
-    process = _popen(program, words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return call_all(program, {who: words}, limit_s=limit_s, codes=codes)[who]
+
+
+def call_all(
+    program: str, words: Mapping[str, tuple[object, ...]], *, limit_s: float, codes: tuple[int, ...] = (0,)
+) -> dict[str, str]:
+    """The same for several at once, by who they are. The first one that fails ends all."""
+    ends = time.monotonic() + limit_s
+    running: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        printed, complaint = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        raise WardroundError(f"{who}: `{program} {words[0]}` did not end within {limit_s:.0f} s") from None
+        for who, own in words.items():
+            running[who] = _popen(program, own, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return {who: _printed(who, f"{program} {words[who][0]}", running[who], ends, limit_s, codes) for who in words}
     finally:
-        _end([process])
+        _end(list(running.values()))
+
+
+def _printed(
+    who: str, what: str, process: subprocess.Popen[bytes], ends: float, limit_s: float, codes: tuple[int, ...]
+) -> str:
+    try:
+        printed, complaint = process.communicate(timeout=max(ends - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+        raise WardroundError(f"{who}: `{what}` did not end within {limit_s:.0f} s") from None
     if process.returncode not in codes:
         lines = complaint.decode("utf-8", "replace").strip().splitlines()
-        why = lines[-1] if lines else f"`{program} {words[0]}` ended with {process.returncode}"
-        raise WardroundError(f"{who}: {why}")
+        raise WardroundError(f"{who}: {lines[-1] if lines else f'`{what}` ended with {process.returncode}'}")
     return printed.decode("utf-8")
 
 
-def asked(who: str, program: str, *words: object, limit_s: float, codes: tuple[int, ...] = (0,)) -> Any:
+def asked(who: str, program: str, *words: object, limit_s: float) -> Any:
     """What a program says with --json. Raises as `call`."""
-    return json.loads(call(who, program, *words, "--json", limit_s=limit_s, codes=codes))
+    return json.loads(call(who, program, *words, "--json", limit_s=limit_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +114,11 @@ def _environment() -> Mapping[str, str]:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
     deadline = time.monotonic() + GRACE_S
     try:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0.0))
