@@ -153,7 +153,8 @@ class LocalFederation:
             if mark != (facts["state"], facts["words"], facts["round"]):
                 mark, moved = (facts["state"], facts["words"], facts["round"]), time.monotonic()
             if time.monotonic() - moved > limit_s:
-                raise WardroundError(f"no round ended within {limit_s:.0f} s: {self._who_is_ill()}")
+                last = f"the server's last problem: {problem['error']}; " if problem else ""
+                raise WardroundError(f"no round ended within {limit_s:.0f} s: {last}{self._who_is_ill()}")
             for daemon in running:
                 daemon.check()
             time.sleep(LOOK_S)
