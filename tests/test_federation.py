@@ -273,32 +273,6 @@ def test_a_run_goes_on_after_its_server_was_killed_in_the_middle_and_charges_no_
     assert len(attempts) == 3 and all(attempt.reply_sha256 for attempt in attempts)
 
 
-def test_a_task_that_hangs_costs_its_rounds_and_is_killed_from_outside_and_its_site_comes_back(federation, tmp_path):
-    """The task's process is stopped (SIGSTOP) in the middle of a round, so that nothing inside it can end it."""
-    text = STUDY.format(rounds=7, min_sites=1).replace("nominal_sites = 3", "nominal_sites = 2")
-    path = tmp_path / "tiny.toml"
-    path.write_text(text.replace("round_deadline_s = 90", "round_deadline_s = 40"))
-    for name in ("server", "east", "west"):
-        if name != "server":
-            approve(path, federation.folders[name])
-        federation.start(name)
-    time.sleep(25)  # both are there before the study comes
-    command("server", "submit", path, "--server", federation.server)
-    federation.wait_for(lambda run: run["round"] == 1, 150)
-    ends, hung = time.monotonic() + 60, None
-    while hung is None and time.monotonic() < ends:
-        for pid in descendants(federation.processes["west"].pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"task" in words and b"wardround_client.gate" in words:
-                hung = pid
-    os.kill(hung, signal.SIGSTOP)
-    run = federation.wait_for(lambda run: run["state"] == "finished", 420)
-    codes = {name: [line["code"] for line in run["metrics"] if line["site"] == name] for name in ("east", "west")}
-    assert codes["east"] == [None] * 7
-    assert codes["west"][0] is None and "late" in codes["west"] and codes["west"][-1] is None, codes
-    assert "is past its deadline; it is killed" in (federation.folders["west"] / "logs" / "site.log").read_text()
-
-
 def test_nothing_outlives_a_daemon_that_was_killed(federation):
     federation.start("server")
     federation.start("east")
