@@ -40,8 +40,7 @@ class Federation(Protocol):
         """Name -> node of the registered sites that are connected now."""
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        """Put a study before those of `sites` that are connected; name -> their word, or a code. Ends after `limit_s`.
-        """
+        """Put a study before those of `sites` that are connected; name -> their word, or a code. Ends after `limit_s`."""
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites; None for one that is not connected."""
