@@ -26,7 +26,10 @@ from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_
 TRAIN, EVALUATE = "train", "evaluate"
 TTL_BEYOND_DEADLINE_S = 60.0
 
+TOO_LARGE = 1000  # the error that `fleet.py` puts in the place of such an answer; Flower's own codes end far below
+
 _CODES = {
+    TOO_LARGE: "invalid:size",
     ErrorCode.NODE_UNAVAILABLE: "unreachable",
     ErrorCode.MESSAGE_UNAVAILABLE: "late",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
@@ -82,8 +85,8 @@ class FlowerExchange:
 
     def _ask(
         self, broadcast: Broadcast, kind: str, deadline_s: float
-    ) -> Iterator[tuple[str, str | None, Message | None]]:
-        """(site, id of what was sent to it, what it answered), in the order of names."""
+    ) -> Iterator[tuple[str, str | None, Message | WireError | None]]:
+        """(site, id of what was sent to it, what it answered or why that is no message), in the order of names."""
         started = time.monotonic()
         content = record_of(pack_broadcast(broadcast))
         ttl = deadline_s + TTL_BEYOND_DEADLINE_S
@@ -100,15 +103,33 @@ class FlowerExchange:
         message = Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
         return next(iter(self._grid.push_messages([message])), None)
 
-    def _pull(self, message_id: str, began: float, ends: float) -> Message | None:
+    def _pull(self, message_id: str, began: float, ends: float) -> Message | WireError | None:
         while True:
-            for message in self._grid.pull_messages([message_id]):
+            try:
+                message = pull_reply(self._grid, message_id)
+            except WireError as error:
+                return error
+            if message is not None:
                 return message
             now = time.monotonic()
             if now >= ends:
                 return None
             if self._stopped.wait(min(self._polling.pause_s(now - began), ends - now)):
                 raise RoundError("the run was stopped while it waited for its sites")
+
+
+def pull_reply(grid: Grid, message_id: str) -> Message | None:
+    """The answer to one question, or None where it is not there yet; what answers another question is dropped.
+
+    Raises `WireError` "message" for what is no message at all: it comes from a peer, and must not end the run. Where
+    the grid itself does not answer, its own error.
+    """
+    try:
+        found = list(grid.pull_messages([message_id]))
+    except Exception:
+        grid.get_node_ids()  # where this fails as well, it was not the message
+        raise WireError("message", "what came cannot be read as a message") from None
+    return next((message for message in found if message.metadata.reply_to_message_id == message_id), None)
 
 
 def make_server_app(main: Callable[[Grid], None]) -> ServerApp:
@@ -129,7 +150,7 @@ def record_of(packet: Packet) -> RecordDict:
 
 
 def _reply(
-    site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
+    site: str, message_id: str | None, message: Message | WireError | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
     weights, head, code, size = None, None, transport_code(message_id, message), 0
     if code is None:
@@ -145,7 +166,9 @@ def _reply(
     return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size, ledger_head=head)
 
 
-def _release(site: str, message_id: str | None, message: Message | None, question: Broadcast, bins: int) -> SiteRelease:
+def _release(
+    site: str, message_id: str | None, message: Message | WireError | None, question: Broadcast, bins: int
+) -> SiteRelease:
     release, code, size = None, transport_code(message_id, message), 0
     if code is None:
         try:
@@ -158,8 +181,10 @@ def _release(site: str, message_id: str | None, message: Message | None, questio
     return SiteRelease(site=site, release=release, code=code, bytes_up=size)
 
 
-def transport_code(message_id: str | None, message: Message | None) -> str | None:
+def transport_code(message_id: str | None, message: Message | WireError | None) -> str | None:
     """Why nothing came that could be read, or None."""
+    if isinstance(message, WireError):
+        return f"invalid:{message.code}"
     if message_id is None:
         return "unreachable"
     if message is None:

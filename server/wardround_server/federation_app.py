@@ -18,14 +18,14 @@ from wardround.errors import UsageError, WireError
 from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
 from wardround.wire import is_code
-from wardround_server.app import FlowerExchange, Polling, transport_code
+from wardround_server.app import FlowerExchange, Polling, pull_reply, transport_code
 from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
 from wardround_server.phases import ask, train
 from wardround_server.registry import Registry
 from wardround_server.run_folder import find_run
+from wardround_server.superlink import SERVER_FOLDER
 
-SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for it
 ONLINE = "online"
 LOOK_S = 0.5
 
@@ -76,9 +76,15 @@ class FlowerFederation:
         words = dict.fromkeys(asked.values(), "late")
         ends = time.monotonic() + limit_s
         while asked and time.monotonic() < ends:
-            for reply in self._grid.pull_messages(list(asked)):
-                site = asked.pop(reply.metadata.reply_to_message_id)
-                words[site] = _word(reply, study)
+            for message_id, site in list(asked.items()):
+                try:
+                    reply = pull_reply(self._grid, message_id)
+                    word = None if reply is None else _word(reply, study)
+                except WireError as error:
+                    word = f"invalid:{error.code}"
+                if word is not None:
+                    words[site] = word
+                    del asked[message_id]
             time.sleep(LOOK_S)
         return words
 

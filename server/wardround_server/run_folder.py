@@ -172,6 +172,11 @@ def find_run(server: Path, run_id: str) -> RunFolder:
     raise UsageError(f"{server}: no run is called {run_id!r}; `wardround-server runs` lists them")
 
 
+def largest_network_bytes(server: Path) -> int:
+    """The size of the largest network among all runs, as a file: no site has more than that to send in one answer."""
+    return max((path.stat().st_size for path in (server / "runs").glob("*/start.safetensors")), default=0)
+
+
 def quorum(study: Study) -> int:
     """How many sites a round needs."""
     return study.aggregation.min_sites or study.aggregation.nominal_sites

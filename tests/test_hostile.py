@@ -1,0 +1,284 @@
+"""Hostility over real processes and TLS: a site that holds a key and sends what it likes, a server that asks for
+anything, and a patient's name in an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.common.constant import PUBLIC_KEY_HEADER
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node
+
+from wardround.identity import key_fingerprint
+from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.privacy.ledger import Ledger
+from wardround_server.enrolment import key_pem
+from wardround_server.registry import Registry
+from wardround_simulation.local_federation import SERVER, SITE, LocalFederation
+from wardround_simulation.programs import Daemon, asked, end, start
+from wardround_simulation.progress import RunProgress
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+STUDY = """
+[study]
+name = "tiny"
+rounds = {rounds}
+[data]
+image_size = 32
+labels = ["benign", "malignant"]
+[model]
+name = "phantom-encoder"
+init = "random"
+trainable = "all"
+[training]
+learning_rate = 0.01
+[privacy]
+epsilon = 8
+delta = 1e-4
+max_grad_norm = 1.0
+sampling_rate = 1.0
+nominal_patients = 8
+[aggregation]
+nominal_sites = 3
+min_sites = 2
+round_deadline_s = {deadline_s}
+"""
+KEY = b"k" * 32
+MB = 2**20
+
+
+def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
+    generator = np.random.default_rng(seed)
+    rows = [CohortRow(pseudonym=pseudonym(KEY, f"{seed}-{n}"), label=n % 2) for n in range(patients)]
+    images = (generator.integers(0, 256, (1, size, size), dtype=np.uint8) for _ in rows)
+    names = ("benign", "malignant")
+    write_cohort(folder / "cohort", rows, images, shape_CHW=(1, size, size), label_names=names, site_key=KEY)
+
+
+def made(folder: Path, sites: tuple[str, ...]) -> LocalFederation:
+    """A server and enrolled sites with patients, on this machine; nothing runs."""
+    here = LocalFederation(folder=folder, data=folder, sites=sites)
+    from rich.console import Console
+
+    here.found(RunProgress(Console(stderr=True), 1, quiet=True))
+    for number, name in enumerate(sites):
+        write_patients(here.site(name), number)
+    return here
+
+
+@contextmanager
+def running(here: LocalFederation, *names: str) -> Iterator[dict[str, Daemon]]:
+    """These daemons ("server" or a site), for as long as the block lasts."""
+    daemons: dict[str, Daemon] = {}
+    try:
+        for name in names:
+            daemons[name] = start_daemon(here, name)
+        yield daemons
+    finally:
+        end(daemons.values())
+
+
+def start_daemon(here: LocalFederation, name: str) -> Daemon:
+    program, option, folder = (
+        (SERVER, "--server", here.server) if name == "server" else (SITE, "--site", here.site(name))
+    )
+    words, log = ("start", option, folder, "--json"), folder / "logs" / "daemon.log"
+    return start(name, program, *words, printed=here.folder / "logs" / f"{name}.log", log=log)
+
+
+def show(here: LocalFederation, run: str) -> dict:
+    return asked("server", SERVER, "show", run, "--server", here.server, limit_s=120)
+
+
+def soon(what, limit_s: float, why=lambda: ""):
+    ends = time.monotonic() + limit_s
+    while not (found := what()):
+        assert time.monotonic() < ends, f"not within {limit_s:.0f} s: {why()}"
+        time.sleep(0.5)
+    return found
+
+
+def said_by(here: LocalFederation) -> str:
+    return "\n".join(f"== {path}\n{path.read_text()[-4000:]}" for path in here.folder.glob("*/logs/*.log"))
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        found, grown = found | more, bool(more)
+    return found - {pid}
+
+
+def peak_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return max([int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")], default=0.0)
+    except OSError:
+        return 0.0
+
+
+def size_mb(folder: Path) -> float:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total / MB
+
+
+# A hostile site
+
+TRICKS = {
+    "honest": None,
+    "nan": "invalid:not-finite",
+    "huge": "invalid:norm",
+    "shape": "invalid:shape",
+    "dtype": "invalid:dtype",
+    "extra": "invalid:names",
+    "stale": "invalid:stale",
+    "named": "invalid:header",
+    "rollback": "invalid:ledger-rollback",
+    "garbled": "invalid:message",
+    "raises": "failed",
+    "says": "invalid:code",
+    "impostor": None,
+    "twice": None,
+    "ten_gb": "invalid:size",
+    "endless": "late",
+    "silence": "late",
+}
+
+
+def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tmp_path: Path) -> None:
+    """It holds the key of an enrolled site and is no program of ours. The server's memory and disk stay bounded, each
+    trick is in `show` within two minutes, and nothing that it said as text is anywhere at the server.
+    """
+    here = made(tmp_path / "f", ("east", "north", "west"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY.format(rounds=len(TRICKS), deadline_s=60))
+    for name in ("east", "north"):
+        asked(name, SITE, "studies", "approve", path, "--yes", "--by", "Ada", "--site", here.site(name), limit_s=120)
+    address = asked("server", SERVER, "init", here.server, limit_s=120)["address"]
+    seen: dict[int, float] = {}
+    memory, disk = {}, []
+    with running(here, "server", "east", "north") as daemons:
+        words = ("-u", HERE / "hostile_site.py", here.site("west"), address, ",".join(TRICKS))
+        log = here.site("west") / "hostile.log"
+        daemons["west"] = start("west", "python", *words, printed=log, log=log)
+        run = here.submit(path)["run"]
+        ends = time.monotonic() + 1500
+        while (facts := show(here, run))["state"] != "finished":
+            assert time.monotonic() < ends, f"{facts}\n{log.read_text()[-3000:]}\n{said_by(here)}"
+            for line in facts["metrics"]:
+                seen.setdefault(line["round"], time.time())
+            for pid in descendants(daemons["server"].process.pid):
+                memory[pid] = max(memory.get(pid, 0.0), peak_mb(pid))
+            disk.append(size_mb(here.server))
+            time.sleep(1)
+    for line in show(here, run)["metrics"]:
+        seen.setdefault(line["round"], time.time())
+    lines = {(line["round"], line["site"]): line for line in facts["metrics"]}
+    assert {trick: lines[number, "west"]["code"] for number, trick in enumerate(TRICKS, 1)} == TRICKS
+    assert {lines[number, site]["code"] for number in range(1, len(TRICKS) + 1) for site in ("east", "north")} == {None}
+
+    notes = [json.loads(line) for line in (here.site("west") / "tricks.jsonl").read_text().splitlines()]
+    played = {note["round"]: note["at"] for note in notes if "round" in note}
+    late = {number: seen[number] - played[number] for number in played}
+    assert max(late.values()) < 120, late
+    (forged,) = [note["taken"] for note in notes if "taken" in note]
+    assert forged == [0, 0], "neither as the server nor as another site is anything taken"
+    (twice,) = [(note["again"], note["other"]) for note in notes if "again" in note]
+    assert twice == (0, 0)
+    for site in ("east", "north"):  # what counted as theirs was theirs
+        head = Ledger(here.site(site) / "ledger.sqlite3").head()
+        said = lines[len(TRICKS), site]["ledger_head"]
+        assert (said["entries"], said["sha256"]) == (head.entries, head.sha256)
+    (flood,) = [note for note in notes if "sent" in note]
+    assert flood["wanted"] > 1900 and "taken" not in flood["said"]
+    print(json.dumps({"sent_mb": flood["sent"] / MB, "peaks_mb": sorted(memory.values())[-4:], "disk_mb": max(disk)}))
+    assert flood["sent"] < 32 * MB
+    assert max(memory.values()) < 700 and max(disk) < 200
+    assert "CANARY" not in said_at(here.server)
+
+
+def said_at(folder: Path) -> str:
+    """Where the name stands in the files of a folder: their bytes as text, as they are and in UTF-16."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            found += [f"{path}: CANARY" for code in ("utf-8", "utf-16-le") if "CANARY".encode(code) in content]
+    return "\n".join(found)
+
+
+def metadata_of(key: ec.EllipticCurvePrivateKey, shown: bytes) -> list[tuple[str, str | bytes]]:
+    """The head of a call that is signed with `key` and shows the public key `shown`."""
+    from flwr.common.constant import SIGNATURE_HEADER, TIMESTAMP_HEADER
+    from flwr.supercore.date import now
+
+    stamp = now().isoformat()
+    signature = key.sign(stamp.encode("ascii"), ec.ECDSA(hashes.SHA256()))
+    return [(PUBLIC_KEY_HEADER, shown), (TIMESTAMP_HEADER, stamp), (SIGNATURE_HEADER, signature)]
+
+
+def test_no_key_opens_another_sites_node_and_no_call_is_larger_than_a_piece(tmp_path: Path) -> None:
+    here = made(tmp_path / "f", ("east", "west"))
+    address = asked("server", SERVER, "init", here.server, limit_s=120)["address"]
+    pem = {site.name: key_pem(site.public_key) for site in Registry(here.server).sites()}
+    prints = {site.name: key_fingerprint(site.public_key) for site in Registry(here.server).sites()}
+    key = load_ssh_private_key((here.site("west") / "keys" / "site_key").read_bytes(), None)
+    stranger = ec.generate_private_key(ec.SECP384R1())
+    with running(here, "server"):
+        nodes = here.server / "flower" / "nodes.json"
+        soon(lambda: nodes.exists() and None not in json.loads(nodes.read_text()).values(), 90, lambda: said_by(here))
+        time.sleep(1)
+        number = {name: int(json.loads(nodes.read_text())[prints[name]]) for name in pem}
+        trust = grpc.ssl_channel_credentials((here.server / "ca" / "ca.crt").read_bytes())
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.secure_channel(address, trust, options=options) as channel:
+            stub = FleetStub(channel)
+
+            def code(call, request, signer=key, shown=pem["west"]):
+                try:
+                    call(request, metadata=metadata_of(signer, shown), timeout=60)
+                except grpc.RpcError as error:
+                    return error.code().name
+                return "OK"
+
+            def activate(name):
+                return ActivateNodeRequest(public_key=pem[name], heartbeat_interval=30)
+
+            def pull(name):
+                return PullMessagesRequest(node=Node(node_id=number[name]))
+
+            assert code(stub.ActivateNode, activate("west")) == "OK"
+            assert code(stub.PullMessages, pull("west")) == "OK"
+            assert code(stub.PullMessages, pull("east")) == "UNAUTHENTICATED"
+            assert code(stub.PullMessages, pull("east"), shown=pem["east"]) == "UNAUTHENTICATED"
+            assert code(stub.ActivateNode, activate("east")) == "PERMISSION_DENIED"
+            assert code(stub.ActivateNode, activate("east"), signer=stranger) != "OK"
+            large = ActivateNodeRequest(public_key=b"x" * (16 * MB), heartbeat_interval=30)
+            assert code(stub.ActivateNode, large) == "RESOURCE_EXHAUSTED"
+            assert code(stub.ActivateNode, activate("east"), shown=pem["east"]) == "UNAUTHENTICATED"
