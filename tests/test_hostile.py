@@ -59,6 +59,7 @@ round_deadline_s = {deadline_s}
 """
 KEY = b"k" * 32
 MB = 2**20
+DEADLINE_S = 75
 
 
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
@@ -98,6 +99,10 @@ def start_daemon(here: LocalFederation, name: str) -> Daemon:
     )
     words, log = ("start", option, folder, "--json"), folder / "logs" / "daemon.log"
     return start(name, program, *words, printed=here.folder / "logs" / f"{name}.log", log=log)
+
+
+def approve(here: LocalFederation, name: str, study: object) -> None:
+    asked(name, SITE, "studies", "approve", study, "--yes", "--by", "Ada", "--site", here.site(name), limit_s=120)
 
 
 def show(here: LocalFederation, run: str) -> dict:
@@ -165,6 +170,7 @@ TRICKS = {
     "says": "invalid:code",
     "impostor": None,
     "twice": None,
+    "bomb": "invalid:size",
     "ten_gb": "invalid:size",
     "endless": "late",
     "silence": "late",
@@ -177,9 +183,8 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
     """
     here = made(tmp_path / "f", ("east", "north", "west"))
     path = tmp_path / "tiny.toml"
-    path.write_text(STUDY.format(rounds=len(TRICKS), deadline_s=60))
-    for name in ("east", "north"):
-        asked(name, SITE, "studies", "approve", path, "--yes", "--by", "Ada", "--site", here.site(name), limit_s=120)
+    path.write_text(STUDY.format(rounds=len(TRICKS), deadline_s=DEADLINE_S))
+    approve(here, "east", path)
     address = asked("server", SERVER, "init", here.server, limit_s=120)["address"]
     seen: dict[int, float] = {}
     memory, disk = {}, []
@@ -188,6 +193,8 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
         log = here.site("west") / "hostile.log"
         daemons["west"] = start("west", "python", *words, printed=log, log=log)
         run = here.submit(path)["run"]
+        soon(lambda: "west" in show(here, run)["approved"], 200, lambda: log.read_text() + said_by(here))
+        approve(here, "north", path)
         ends = time.monotonic() + 1500
         while (facts := show(here, run))["state"] != "finished":
             assert time.monotonic() < ends, f"{facts}\n{log.read_text()[-3000:]}\n{said_by(here)}"

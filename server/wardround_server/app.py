@@ -21,11 +21,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from wardround.errors import RoundError, WireError
 from wardround.evaluation_wire import SiteRelease, unpack_release
-from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_from, unpack_answer
+from wardround.inflation import arrays_at_most
+from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_from, payload_bytes, unpack_answer
 
 TRAIN, EVALUATE = "train", "evaluate"
 TTL_BEYOND_DEADLINE_S = 60.0
 
+NO_ARRAYS_BYTES = 2**20  # what arrays may hold where none or few numbers are asked for
 TOO_LARGE = 1000  # the error that `fleet.py` puts in the place of such an answer; Flower's own codes end far below
 
 _CODES = {
@@ -96,17 +98,19 @@ class FlowerExchange:
         }
         del content
         for site, message_id in asked.items():
-            yield site, message_id, self._pull(message_id, started, started + deadline_s) if message_id else None
+            most_bytes = payload_bytes(broadcast.weights) + NO_ARRAYS_BYTES
+            ends = started + deadline_s
+            yield site, message_id, self._pull(message_id, started, ends, most_bytes) if message_id else None
 
     def _push(self, content: RecordDict, node: int, kind: str, ttl: float, round: int) -> str | None:
         """Send one message; its id, or None when Flower refuses it. One by one: of many it leaves out the refused."""
         message = Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
         return next(iter(self._grid.push_messages([message])), None)
 
-    def _pull(self, message_id: str, began: float, ends: float) -> Message | WireError | None:
+    def _pull(self, message_id: str, began: float, ends: float, most_bytes: int) -> Message | WireError | None:
         while True:
             try:
-                message = pull_reply(self._grid, message_id)
+                message = pull_reply(self._grid, message_id, most_bytes)
             except WireError as error:
                 return error
             if message is not None:
@@ -118,14 +122,17 @@ class FlowerExchange:
                 raise RoundError("the run was stopped while it waited for its sites")
 
 
-def pull_reply(grid: Grid, message_id: str) -> Message | None:
+def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -> Message | None:
     """The answer to one question, or None where it is not there yet; what answers another question is dropped.
 
-    Raises `WireError` "message" for what is no message at all: it comes from a peer, and must not end the run. Where
-    the grid itself does not answer, its own error.
+    Raises `WireError` "message" for what is no message at all, "size" for one whose arrays hold more than `most_bytes`:
+    it comes from a peer, and must not end the run. Where the grid itself does not answer, its own error.
     """
     try:
-        found = list(grid.pull_messages([message_id]))
+        with arrays_at_most(most_bytes):
+            found = list(grid.pull_messages([message_id]))
+    except WireError:
+        raise
     except Exception:
         grid.get_node_ids()  # where this fails as well, it was not the message
         raise WireError("message", "what came cannot be read as a message") from None
