@@ -239,7 +239,7 @@ CHANGES = {
 
 
 def main(folder: Path, address: str, tricks: list[str]) -> None:
-    connection.flwr_exit = sys.exit  # Flower's own ends the process some seconds later, whoever caught it
+    connection.flwr_exit = lambda *words: sys.exit(1)  # Flower's own ends the process later, caught or not
     key = load_ssh_private_key((folder / "keys" / "site_key").read_bytes(), None)
     while True:
         try:

@@ -5,6 +5,8 @@ anything, and a patient's name in an exception.
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +23,23 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 
+from wardround.accounting import spent
+from wardround.audit import verified
+from wardround.errors import WardroundError
 from wardround.identity import key_fingerprint
+from wardround.study import load_study
+from wardround.supervisor import supervise
+from wardround.wire import PROTOCOL_VERSION
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.privacy.ledger import Ledger
+from wardround_client.privacy.plan import plan_from_study
+from wardround_server.config import load_server_config
 from wardround_server.enrolment import key_pem
 from wardround_server.registry import Registry
+from wardround_server.superlink import Ports, SuperLink
+from wardround_simulation import local_federation, programs
 from wardround_simulation.local_federation import SERVER, SITE, LocalFederation
-from wardround_simulation.programs import Daemon, asked, end, start
+from wardround_simulation.programs import Daemon, asked, call, end, start
 from wardround_simulation.progress import RunProgress
 
 pytestmark = pytest.mark.slow
@@ -72,6 +84,8 @@ def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -
 
 def made(folder: Path, sites: tuple[str, ...]) -> LocalFederation:
     """A server and enrolled sites with patients, on this machine; nothing runs."""
+    first = 20_000 + 20 * (os.getpid() % 500)  # ports of this process's own: tests may run side by side
+    local_federation.PORTS = range(first, first + 20)
     here = LocalFederation(folder=folder, data=folder, sites=sites)
     from rich.console import Console
 
@@ -289,3 +303,166 @@ def test_no_key_opens_another_sites_node_and_no_call_is_larger_than_a_piece(tmp_
             large = ActivateNodeRequest(public_key=b"x" * (16 * MB), heartbeat_interval=30)
             assert code(stub.ActivateNode, large) == "RESOURCE_EXHAUSTED"
             assert code(stub.ActivateNode, activate("east"), shown=pem["east"]) == "UNAUTHENTICATED"
+
+
+# A hostile server
+
+SAID = {
+    "unapproved": "not_approved",
+    "too dear": "not_approved",
+    "architecture": "architecture",
+    "extra": "wire-names",
+    "shape": "wire-shape",
+    "nan": "wire-not-finite",
+    "far round": "round",
+    "round 1": "",
+    "round 1 again": "",
+    "round 1, other weights": "other_weights",
+    "round 2": "",
+    "round 1 after 2, other weights": "other_weights",
+    "figures": "evaluation_not_asked",
+    "own question": "question",
+    "altered proposal": "wire-hash",
+    "proposal, 1 MB": "wire-size",
+    "last proposal": "proposed",
+    "one too many": "too_many_proposals",
+    "proposal, 300 MB": "too_large",
+    "bomb": "error:failed",
+    "10 GB": "too_large",
+    "still there": "not_approved",
+}
+BUNDLE = """[project]
+name = "hostile"
+version = "1.0.0"
+license = "MIT"
+[tool.flwr.app]
+publisher = "x"
+[tool.flwr.app.components]
+serverapp = "evil:app"
+clientapp = "wardround_client.site_app:app"
+[tool.flwr.app.config]
+noise-multiplier = 0.0
+epsilon-cap = 1000000.0
+"""
+
+
+def study_of(tmp_path: Path, name: str, **changes: str):
+    path = tmp_path / f"{name}.toml"
+    text = STUDY.format(rounds=2, deadline_s=90).replace('name = "tiny"', f'name = "{name}"')
+    for old, new in changes.values():
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path, load_study(path)
+
+
+def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refusal_is_in_the_sites_log(
+    tmp_path: Path,
+) -> None:
+    """A SuperLink as Flower ships it, a ServerApp and a bundle of the attacker's own, against a real site's daemon."""
+    here = made(tmp_path / "f", ("east",))
+    site, server = here.site("east"), here.server
+    path, study = study_of(tmp_path, "agreed")
+    dear_path, dear = study_of(tmp_path, "dear", epsilon=("epsilon = 8", "epsilon = 80"))
+    _, more = study_of(tmp_path, "more")
+    approve(here, "east", path)
+    with pytest.raises(WardroundError, match="cap"):
+        approve(here, "east", dear_path)
+    (site / "proposals").mkdir()
+    for number in range(999):
+        (site / "proposals" / f"{number}.json").write_text("{}")
+    (server / "study.json").write_text(study.to_json())
+    words = ("-I", "-m", "wardround.models.start", server / "study.json", server / "start.safetensors")
+    call("server", "python", *words, limit_s=300)
+    facts = {
+        "protocol": PROTOCOL_VERSION, "study": study.to_json(), "study_sha256": study.sha256(),
+        "dear": dear.to_json(), "dear_sha256": dear.sha256(), "more": more.to_json(), "more_sha256": more.sha256(),
+    }  # fmt: skip
+    (server / "hostile.json").write_text(json.dumps(facts))
+    settings = load_server_config(server).server
+    superlink = SuperLink(folder=server, ports=Ports(fleet=settings.fleet_port, control=settings.control_port))
+    child = superlink.child()
+    child.command = (str(programs.PROGRAMS / "flower-superlink"), *child.command[5:])  # without our bounds
+    ran = server / "ran.txt"  # the attacker's own machine may run it; whose FLWR_HOME it is tells them apart
+    canary = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
+    bundle = server / "flower" / "bundle"
+    files = {
+        "pyproject.toml": BUNDLE,
+        "evil.py": (HERE / "hostile_server.py").read_text(),
+        "torch.py": canary,
+        "wardround_client/__init__.py": canary,
+        "wardround_client/site_app.py": canary + "app = None\n",
+    }
+    for name, content in files.items():
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text(content)
+    stopped = threading.Event()
+    thread = threading.Thread(target=supervise, args=([child], stopped))
+    thread.start()
+    try:
+        soon(lambda: child.is_up, 120)
+        (registered,) = Registry(server).sites()
+        superlink.register("east", registered.public_key)
+        with running(here, "east") as daemons:
+            log = site / "logs" / "site.log"
+            soon(lambda: log.exists() and "SuperNode ID" in log.read_text(), 200, lambda: said_by(here))
+            words = ("run", bundle, "wardround", "--run-config", "noise-multiplier=0.0 epsilon-cap=9e9")
+            superlink._flwr(*map(str, words))
+            memory: dict[int, float] = {}
+            said, ends = server / "said.jsonl", time.monotonic() + 1500
+            while not said.exists() or '"end"' not in said.read_text():
+                assert time.monotonic() < ends, f"{said.exists() and said.read_text()}\n{said_by(here)}"
+                for pid in descendants(daemons["east"].process.pid):
+                    memory[pid] = max(memory.get(pid, 0.0), peak_mb(pid))
+                time.sleep(1)
+    finally:
+        stopped.set()
+        thread.join(60)
+    answers = [json.loads(line) for line in said.read_text().splitlines()][:-1]
+    print(json.dumps({"peak_mb": max(memory.values()), "answers": answers}))
+    assert {one["question"]: one["code"] for one in answers} == SAID
+    weights = {one["question"]: one["weights"] for one in answers if one.get("weights")}
+    assert weights["round 1"] == weights["round 1 again"] != weights["round 2"] and len(weights) == 3
+
+    refused = [entry["code"] for entry in verified(site / "audit.jsonl").entries if entry["event"] == "message-refused"]
+    assert refused == [code.removeprefix("error:") for code in SAID.values() if code not in ("", "proposed")]
+    asked("east", SITE, "audit", "verify", "--site", site, limit_s=120)
+    assert not ran.exists() or set(ran.read_text().split()) == {str(server / "flower")}
+    assert not (site / "flower" / "apps").exists()
+    ledger = Ledger(site / "ledger.sqlite3")
+    assert ledger.spent(1e-4).value == spent([plan_from_study(study).event(2)], 1e-4).value, "the run config changed it"
+    assert max(memory.values()) < 4096
+
+
+# A patient's name in an exception
+
+
+def test_a_patients_name_in_an_exception_stands_in_the_sites_own_log_and_nowhere_at_the_server(tmp_path: Path) -> None:
+    """A hospital whose folders bear a name, and whose prepared images are damaged: what it says of that carries the
+    name. Looked at, again and again while it happens: every byte of the server's folder, Flower's database included.
+    """
+    here = made(tmp_path / "f", ("east", "north"))
+    named = tmp_path / "CANARY^PATIENT" / "east"
+    named.parent.mkdir()
+    here.site("east").rename(named)
+    here.site("east").symlink_to(named)
+    path = tmp_path / "tiny.toml"
+    text = STUDY.format(rounds=4, deadline_s=150).replace("min_sites = 2", "min_sites = 1")
+    path.write_text(text.replace("nominal_sites = 3", "nominal_sites = 2"))
+    for name in here.sites:
+        approve(here, name, path)
+    for images in (named / "cohort").glob("images*"):
+        images.write_bytes(images.read_bytes()[:-100])
+    with running(here, "server", "east", "north"):
+        run = here.submit(path)["run"]
+        ends = time.monotonic() + 900
+        while (facts := show(here, run))["state"] != "finished":
+            assert time.monotonic() < ends, f"{facts}\n{said_by(here)}"
+            assert said_at(here.server) == ""
+            time.sleep(1)
+    codes = {line["site"]: line["code"] for line in facts["metrics"]}
+    assert codes == {"east": "failed", "north": None}
+    assert said_at(here.server) == ""
+    assert "CANARY^PATIENT" in (named / "logs" / "site.log").read_text()
+    assert "CANARY" not in (named / "audit.jsonl").read_text()
+    printed = [path.read_text() for path in (here.folder / "logs").glob("*.log") if path.stem != "east"]
+    assert not any("CANARY" in text for text in printed)
