@@ -71,7 +71,7 @@ round_deadline_s = {deadline_s}
 """
 KEY = b"k" * 32
 MB = 2**20
-DEADLINE_S = 75
+DEADLINE_S = 180
 
 
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
@@ -209,7 +209,7 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
         run = here.submit(path)["run"]
         soon(lambda: "west" in show(here, run)["approved"], 200, lambda: log.read_text() + said_by(here))
         approve(here, "north", path)
-        ends = time.monotonic() + 1500
+        ends = time.monotonic() + 3000
         while (facts := show(here, run))["state"] != "finished":
             assert time.monotonic() < ends, f"{facts}\n{log.read_text()[-3000:]}\n{said_by(here)}"
             for line in facts["metrics"]:
@@ -226,8 +226,9 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
 
     notes = [json.loads(line) for line in (here.site("west") / "tricks.jsonl").read_text().splitlines()]
     played = {note["round"]: note["at"] for note in notes if "round" in note}
-    late = {number: seen[number] - played[number] for number in played}
-    assert max(late.values()) < 120, late
+    silent = [number for number, code in enumerate(TRICKS.values(), 1) if code == "late"]  # known at the deadline only
+    after = {number: seen[number] - at - DEADLINE_S * (number in silent) for number, at in played.items()}
+    assert max(after.values()) < 120, after
     (forged,) = [note["taken"] for note in notes if "taken" in note]
     assert forged == [0, 0], "neither as the server nor as another site is anything taken"
     (twice,) = [(note["again"], note["other"]) for note in notes if "again" in note]
