@@ -2,7 +2,8 @@
 
     python tests/hostile_site.py SITE_FOLDER SERVER_ADDRESS TRICK,TRICK,...
 
-It approves what is proposed, and plays one trick a round. What it did is in SITE_FOLDER/tricks.jsonl.
+It approves what is proposed once there is a file `go` in its folder, and plays one trick a round; with the trick
+"honest" in every round it is a quick honest site. What it did is in SITE_FOLDER/tricks.jsonl.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class HostileSite:
         said = asked.content["header"]
         header = {name: said[name] for name in ("protocol", "study_sha256", "run_id", "round")}
         self.entries += 1
-        head = hashlib.sha256(b"%d" % self.entries).hexdigest()
+        head = hashlib.sha256(f"{self.folder.name} {self.entries}".encode()).hexdigest()
         header.update(kind="answer", code="", ledger_entries=self.entries, ledger_head=head)
         tensors = {
             name: np.frombuffer(array.data, "<f4").reshape(array.shape).copy()
@@ -103,7 +104,11 @@ class HostileSite:
 
     def approve(self, asked) -> None:
         record = asked.content["proposal"]
-        fields = {"protocol": record["protocol"], "study_sha256": record["study_sha256"], "state": "approved"}
+        fields = {
+            "protocol": record["protocol"],
+            "study_sha256": record["study_sha256"],
+            "state": "approved" if (self.folder / "go").exists() else "proposed",
+        }
         self.deliver(self.message(asked, RecordDict({"decision": ConfigRecord(fields)})))
 
     def play(self, trick: str, asked) -> None:

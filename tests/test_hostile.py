@@ -4,6 +4,7 @@ anything, and a patient's name in an exception.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -71,7 +72,7 @@ round_deadline_s = {deadline_s}
 """
 KEY = b"k" * 32
 MB = 2**20
-DEADLINE_S = 180
+DEADLINE_S = 60
 
 
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
@@ -192,57 +193,61 @@ TRICKS = {
 
 
 def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tmp_path: Path) -> None:
-    """It holds the key of an enrolled site and is no program of ours. The server's memory and disk stay bounded, each
-    trick is in `show` within two minutes, and nothing that it said as text is anywhere at the server.
+    """It holds the key of an enrolled site and is no program of ours; two others answer as a hospital would, at once.
+    The server's memory and disk stay bounded, each trick is in `show` within two minutes (of the deadline, where there
+    is nothing to see before), and nothing that it said as text is anywhere at the server.
     """
     here = made(tmp_path / "f", ("east", "north", "west"))
     path = tmp_path / "tiny.toml"
     path.write_text(STUDY.format(rounds=len(TRICKS), deadline_s=DEADLINE_S))
-    approve(here, "east", path)
     address = asked("server", SERVER, "init", here.server, limit_s=120)["address"]
+    plays = {"east": ["honest"] * len(TRICKS), "north": ["honest"] * len(TRICKS), "west": list(TRICKS)}
     seen: dict[int, float] = {}
-    memory, disk = {}, []
-    with running(here, "server", "east", "north") as daemons:
-        words = ("-u", HERE / "hostile_site.py", here.site("west"), address, ",".join(TRICKS))
-        log = here.site("west") / "hostile.log"
-        daemons["west"] = start("west", "python", *words, printed=log, log=log)
+    memory: dict[int, float] = {}
+    disk, known = [], -1
+    with running(here, "server") as daemons:
+        for name, tricks in plays.items():
+            words = ("-u", HERE / "hostile_site.py", here.site(name), address, ",".join(tricks))
+            log = here.site(name) / "log"
+            daemons[name] = start(name, "python", *words, printed=log, log=log)
         run = here.submit(path)["run"]
-        soon(lambda: "west" in show(here, run)["approved"], 200, lambda: log.read_text() + said_by(here))
-        approve(here, "north", path)
-        ends = time.monotonic() + 3000
-        while (facts := show(here, run))["state"] != "finished":
-            assert time.monotonic() < ends, f"{facts}\n{log.read_text()[-3000:]}\n{said_by(here)}"
-            for line in facts["metrics"]:
-                seen.setdefault(line["round"], time.time())
+        soon(lambda: len(show(here, run)["words"]) == 3, 300, lambda: said_by(here))
+        for name in plays:
+            (here.site(name) / "go").touch()
+        ends, folder = time.monotonic() + 1500, here.server / "runs" / run
+        while not (folder / "result.json").exists():
+            assert time.monotonic() < ends, f"{show(here, run)}\n{said_by(here)}"
             for pid in descendants(daemons["server"].process.pid):
                 memory[pid] = max(memory.get(pid, 0.0), peak_mb(pid))
             disk.append(size_mb(here.server))
-            time.sleep(1)
-    for line in show(here, run)["metrics"]:
-        seen.setdefault(line["round"], time.time())
+            size = (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
+            if size != known:
+                known, shown = size, show(here, run)["metrics"]
+                seen.update({line["round"]: time.time() for line in shown if line["round"] not in seen})
+            time.sleep(0.5)
+        facts = show(here, run)
+    seen.update({line["round"]: time.time() for line in facts["metrics"] if line["round"] not in seen})
     lines = {(line["round"], line["site"]): line for line in facts["metrics"]}
     assert {trick: lines[number, "west"]["code"] for number, trick in enumerate(TRICKS, 1)} == TRICKS
-    assert {lines[number, site]["code"] for number in range(1, len(TRICKS) + 1) for site in ("east", "north")} == {None}
+    notes = {name: [json.loads(line) for line in (here.site(name) / "tricks.jsonl").open()] for name in plays}
+    for name in ("east", "north"):  # what counted as theirs was theirs
+        for number in range(1, len(TRICKS) + 1):
+            head = hashlib.sha256(f"{name} {number}".encode()).hexdigest()
+            assert (lines[number, name]["code"], lines[number, name]["ledger_head"]["sha256"]) == (None, head)
 
-    notes = [json.loads(line) for line in (here.site("west") / "tricks.jsonl").read_text().splitlines()]
-    played = {note["round"]: note["at"] for note in notes if "round" in note}
-    silent = [number for number, code in enumerate(TRICKS.values(), 1) if code == "late"]  # known at the deadline only
+    played = {note["round"]: note["at"] for note in notes["west"] if "round" in note}
+    silent = [number for number, code in enumerate(TRICKS.values(), 1) if code == "late"]
     after = {number: seen[number] - at - DEADLINE_S * (number in silent) for number, at in played.items()}
     assert max(after.values()) < 120, after
-    (forged,) = [note["taken"] for note in notes if "taken" in note]
+    (forged,) = [note["taken"] for note in notes["west"] if "taken" in note]
     assert forged == [0, 0], "neither as the server nor as another site is anything taken"
-    (twice,) = [(note["again"], note["other"]) for note in notes if "again" in note]
-    assert twice == (0, 0)
-    for site in ("east", "north"):  # what counted as theirs was theirs
-        head = Ledger(here.site(site) / "ledger.sqlite3").head()
-        said = lines[len(TRICKS), site]["ledger_head"]
-        assert (said["entries"], said["sha256"]) == (head.entries, head.sha256)
-    (flood,) = [note for note in notes if "sent" in note]
+    assert [(note["again"], note["other"]) for note in notes["west"] if "again" in note] == [(0, 0)]
+    (flood,) = [note for note in notes["west"] if "sent" in note]
     assert flood["wanted"] > 1900 and "taken" not in flood["said"]
     print(json.dumps({"sent_mb": flood["sent"] / MB, "peaks_mb": sorted(memory.values())[-4:], "disk_mb": max(disk)}))
     assert flood["sent"] < 32 * MB
     assert max(memory.values()) < 700 and max(disk) < 200
-    assert "CANARY" not in said_at(here.server)
+    assert said_at(here.server) == ""
 
 
 def said_at(folder: Path) -> str:
@@ -310,12 +315,9 @@ def test_no_key_opens_another_sites_node_and_no_call_is_larger_than_a_piece(tmp_
 
 SAID = {
     "unapproved": "not_approved",
-    "too dear": "not_approved",
     "architecture": "architecture",
-    "extra": "wire-names",
     "shape": "wire-shape",
     "nan": "wire-not-finite",
-    "far round": "round",
     "round 1": "",
     "round 1 again": "",
     "round 1, other weights": "other_weights",
@@ -330,7 +332,7 @@ SAID = {
     "proposal, 300 MB": "too_large",
     "bomb": "error:failed",
     "10 GB": "too_large",
-    "still there": "not_approved",
+    "still there": "question",
 }
 BUNDLE = """[project]
 name = "hostile"
@@ -409,7 +411,7 @@ def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refu
             words = ("run", bundle, "wardround", "--run-config", "noise-multiplier=0.0 epsilon-cap=9e9")
             superlink._flwr(*map(str, words))
             memory: dict[int, float] = {}
-            said, ends = server / "said.jsonl", time.monotonic() + 1500
+            said, ends = server / "said.jsonl", time.monotonic() + 3000
             while not said.exists() or '"end"' not in said.read_text():
                 assert time.monotonic() < ends, f"{said.exists() and said.read_text()}\n{said_by(here)}"
                 for pid in descendants(daemons["east"].process.pid):
