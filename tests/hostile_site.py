@@ -169,34 +169,42 @@ class HostileSite:
         self.deliver(self.message(asked, content))
 
     def ten_gb(self, asked) -> None:
-        """Ten gigabytes in proper pieces, then as large as one call may be, then without a session."""
-        filling, sent = b"x" * (PIECE_BYTES - 8), 0
+        """Ten gigabytes in proper pieces."""
+        self.flood(asked, TEN_GB // PIECE_BYTES)
+
+    def fat(self, asked) -> None:
+        """No more pieces than an honest answer has, as large as they can be; then a call of 100 MB, then no session."""
+        self.flood(asked, len(asked.content["tensors"]))
+
+    def flood(self, asked, count: int) -> None:
+        filling, sent, said = b"x" * (PIECE_BYTES - 8), 0, []
 
         def piece(number: int) -> bytes:
             return b"ArrayChunk  %d\x00" % PIECE_BYTES + number.to_bytes(8, "little") + filling
 
-        names = [hashlib.sha256(piece(number)).hexdigest() for number in range(TEN_GB // PIECE_BYTES)]
+        real = min(count, 30)  # of those that will be taken; the others are announced
+        names = [hashlib.sha256(piece(number)).hexdigest() for number in range(real)]
+        names += [hashlib.sha256(b"%d" % number).hexdigest() for number in range(count - real)]
         content = b"Message %s 4\x00junk" % ",".join(names).encode()
         name = hashlib.sha256(content).hexdigest()
         tree = ObjectTree(object_id=name, children=[ObjectTree(object_id=one) for one in names])
         answer = self.message(asked, error=Error(code=0, reason=""))
         answer.metadata.__dict__["_message_id"] = name
         wanted, session = self.send(answer, tree, 0.0)
-        said = []
-        for number, one in enumerate(names):
+        for number in range(real):
             try:
-                self.push(asked.metadata.run_id, session, one, piece(number))
+                self.push(asked.metadata.run_id, session, names[number], piece(number))
                 sent += PIECE_BYTES
             except Exception as error:
                 said.append(type(error).__name__)
                 break
-        for extra in ((session, piece(0) * 20), ("", piece(1)), (session, piece(2))):
+        for other, content in ((session, piece(0) * 20), ("", piece(1)), (session, piece(2))):
             try:
-                self.push(asked.metadata.run_id, extra[0], names[1], extra[1])
+                self.push(asked.metadata.run_id, other, names[1], content)
                 said.append("taken")
             except Exception as error:
                 said.append(type(error).__name__)
-        self.note(sent=sent, wanted=len(wanted), said=said)
+        self.note(count=count, sent=sent, wanted=len(wanted), said=said)
 
 
 class Bomb(Array):

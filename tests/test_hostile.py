@@ -72,7 +72,7 @@ round_deadline_s = {deadline_s}
 """
 KEY = b"k" * 32
 MB = 2**20
-DEADLINE_S = 60
+DEADLINE_S = 90
 
 
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
@@ -187,6 +187,7 @@ TRICKS = {
     "twice": None,
     "bomb": "invalid:size",
     "ten_gb": "invalid:size",
+    "fat": "invalid:size",
     "endless": "late",
     "silence": "late",
 }
@@ -241,11 +242,14 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
     assert max(after.values()) < 120, after
     (forged,) = [note["taken"] for note in notes["west"] if "taken" in note]
     assert forged == [0, 0], "neither as the server nor as another site is anything taken"
-    assert [(note["again"], note["other"]) for note in notes["west"] if "again" in note] == [(0, 0)]
-    (flood,) = [note for note in notes["west"] if "sent" in note]
-    assert flood["wanted"] > 1900 and "taken" not in flood["said"]
-    print(json.dumps({"sent_mb": flood["sent"] / MB, "peaks_mb": sorted(memory.values())[-4:], "disk_mb": max(disk)}))
-    assert flood["sent"] < 32 * MB
+    assert [note["again"] for note in notes["west"] if "again" in note] == [0]
+    counted = {trick: lines[number, "west"]["update_norm"] for number, trick in enumerate(TRICKS, 1)}
+    assert counted["twice"] == counted["impostor"] == 0.0, "the first answer to its own question, and nothing else"
+    floods = [note for note in notes["west"] if "sent" in note]
+    print(json.dumps({"floods": floods, "peaks_mb": sorted(memory.values())[-4:], "disk_mb": max(disk)}))
+    assert [note["count"] > 1900 for note in floods] == [True, False]
+    assert floods[0]["wanted"] == floods[0]["sent"] == 0 and 0 < floods[1]["sent"] < 16 * MB
+    assert all("taken" not in note["said"] for note in floods)
     assert max(memory.values()) < 700 and max(disk) < 200
     assert said_at(here.server) == ""
 

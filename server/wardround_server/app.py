@@ -133,8 +133,9 @@ def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -
             found = list(grid.pull_messages([message_id]))
     except WireError:
         raise
-    except Exception:
-        grid.get_node_ids()  # where this fails as well, it was not the message
+    except Exception as error:
+        if isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__):
+            raise  # the link to the SuperLink, not the message
         raise WireError("message", "what came cannot be read as a message") from None
     return next((message for message in found if message.metadata.reply_to_message_id == message_id), None)
 

@@ -6,7 +6,7 @@ answer that never ends. Here a site may
 
     activate   the node of the key that signed the call, and no other
     answer     a question that was put to itself and is still open, once, under its own number
-    send       as many bytes as the largest network of this server's runs, and an allowance
+    send       as many pieces and bytes as the largest network of this server's runs, and an allowance
 
 and an answer exists for the server's other processes only when all of it has arrived. One that grows too large is
 thrown away and replaced by an error that names the fault; one that stops on its way is forgotten with the next.
@@ -39,12 +39,13 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.superlink.cli import flower_superlink
 
 from wardround_server.app import TOO_LARGE
-from wardround_server.run_folder import largest_network_bytes
+from wardround_server.run_folder import largest_network
 from wardround_server.superlink import SERVER_FOLDER
 
 ALLOWANCE_BYTES = 8 * 2**20  # beyond the tensors: names, shapes and the hashes that tie an answer together
-MOST_OBJECTS = 10_000  # a tensor is a record and a piece for each 5 MiB; the networks have some hundreds
-CALL_BYTES = 8 * 2**20  # Flower sends pieces of 5 MiB; each call is held in memory
+PIECE_BYTES = 5 * 2**20  # a tensor is a record and a piece for each 5 MiB of it
+ALLOWANCE_OBJECTS = 16  # the message and its records. Each object costs the database work, while it takes no other
+CALL_BYTES = 8 * 2**20  # each call is held in memory
 CALLS_AT_ONCE = 100
 
 inside = sys.modules[flower_superlink.__module__]  # the module; the package gives its name to the function
@@ -91,13 +92,15 @@ class BoundedFleet(FleetServicer):
         if question is None or tree.object_id != message.metadata.message_id:
             log.warning("node %s sent what answers no open question to it; it is not taken", node)
             return nothing
-        if sum(1 for _ in iterate_object_tree(tree)) > MOST_OBJECTS:
+        tensors, size = largest_network(Path(os.environ[SERVER_FOLDER]))
+        if sum(1 for _ in iterate_object_tree(tree)) > 2 * tensors + size // PIECE_BYTES + ALLOWANCE_OBJECTS:
+            log.warning("node %s announced more pieces than a network has; its answer is not taken", node)
             self._say_too_large(question, node)
             return nothing
         self._forget_uploads_of(node)
         session = state.start_session(message.metadata.run_id)
         missing = state.preregister_object_tree(tree, session)
-        limit = largest_network_bytes(Path(os.environ[SERVER_FOLDER])) + ALLOWANCE_BYTES
+        limit = size + ALLOWANCE_BYTES
         upload = Upload(node=node, message=message, question=question, left=set(missing), limit=limit)
         with self._guard:
             self._uploads[session] = upload
