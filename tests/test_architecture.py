@@ -39,6 +39,7 @@ DOORS = {
     "flwr": {
         f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SERVER}/fleet.py", f"{SIM}/engine.py",
         f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py", f"{CLIENT}/supernode.py",
+        f"{CLIENT}/intake.py",
         f"{SHARED}/inflation.py",
     },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},
@@ -60,7 +61,7 @@ DOORS = {
     "grpc": {
         f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one
         f"{SHARED}/health.py",
-        f"{SERVER}/fleet.py", f"{CLIENT}/supernode.py",  # how a call is refused
+        f"{SERVER}/fleet.py", f"{CLIENT}/intake.py",  # how a call is refused
     },
     "grpc_health": {f"{SHARED}/health.py"},
 }  # fmt: skip

@@ -14,7 +14,7 @@ from flwr.supernode import start_client_internal
 
 from wardround.errors import WireError
 from wardround.inflation import arrays_at_most
-from wardround_client import supernode
+from wardround_client import intake
 from wardround_server import fleet
 
 MB = 2**20
@@ -37,9 +37,9 @@ def test_flower_has_what_the_bounds_replace() -> None:
 
 def test_flower_has_what_the_supernodes_bound_replaces() -> None:
     assert "with _init_connection(" in inspect.getsource(start_client_internal.start_client_internal)
-    assert "GRPC_MAX_MESSAGE_LENGTH," in inspect.getsource(supernode.inside._init_connection)
+    assert "GRPC_MAX_MESSAGE_LENGTH," in inspect.getsource(intake.inside._init_connection)
     link = [object() for _ in range(8)]
-    given = supernode.BoundedLink(None, link).functions()
+    given = intake.BoundedLink(None, link).functions()
     assert [one is other for one, other in zip(link, given, strict=True)] == [n not in (1, 5) for n in range(8)]
 
 

@@ -55,7 +55,7 @@ log = logging.getLogger("flwr.wardround")
 
 @dataclass(kw_only=True)
 class Upload:
-    """An answer on its way: whose it is, the pieces that have yet to come, the bytes that came."""
+    """An answer on its way: whose it is, the pieces that have yet to come, the bytes of those that came."""
 
     node: int
     message: Any
@@ -97,11 +97,11 @@ class BoundedFleet(FleetServicer):
             log.warning("node %s announced more pieces than a network has; its answer is not taken", node)
             self._say_too_large(question, node)
             return nothing
-        self._forget_uploads_of(node)
+        arrived = self._make_room(node, tree.object_id)
         session = state.start_session(message.metadata.run_id)
         missing = state.preregister_object_tree(tree, session)
         limit = size + ALLOWANCE_BYTES
-        upload = Upload(node=node, message=message, question=question, left=set(missing), limit=limit)
+        upload = Upload(node=node, message=message, question=question, left=set(missing), limit=limit, arrived=arrived)
         with self._guard:
             self._uploads[session] = upload
         self._finish_if_whole(session, upload)
@@ -124,10 +124,12 @@ class BoundedFleet(FleetServicer):
             self._say_too_large(upload.question, upload.node)
             return PushObjectResponse(stored=False)
         response = super().PushObject(request, context)
-        if response.stored:
-            with upload.lock:
+        with upload.lock:
+            if response.stored:
                 upload.left.discard(request.object_id)
-            self._finish_if_whole(request.session_id, upload)
+            else:
+                upload.arrived -= len(request.object_content)
+        self._finish_if_whole(request.session_id, upload)
         return response
 
     def _question_of(self, message: Any, node: int) -> dict[str, Any] | None:
@@ -153,11 +155,17 @@ class BoundedFleet(FleetServicer):
             log.warning("node %s answered twice or too late; it is not taken", upload.node)
             state.object_store.delete(upload.message.metadata.message_id)
 
-    def _forget_uploads_of(self, node: int) -> None:
+    def _make_room(self, node: int, root: str) -> int:
+        """Forget what this node began before. The same answer once more, after a line that was cut, goes on where it
+        was: its pieces stay, and the bytes of them, which are returned.
+        """
         with self._guard:
-            sessions = [session for session, upload in self._uploads.items() if upload.node == node]
-        for session in sessions:
+            begun = [(session, upload) for session, upload in self._uploads.items() if upload.node == node]
+            same = [session for session, upload in begun if upload.message.metadata.message_id == root]
+            arrived = sum(self._uploads.pop(session).arrived for session in same)
+        for session, _ in begun:
             self._forget(session)
+        return arrived
 
     def _forget(self, session: str) -> None:
         """Remove an upload with all pieces that came."""
