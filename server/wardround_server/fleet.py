@@ -194,8 +194,9 @@ class BoundedFleet(FleetServicer):
             error=Error(code=TOO_LARGE, reason=""),
         )
         error.metadata.__dict__["_message_id"] = error.object_id
-        if state.store_message_res(error) is not None:
-            state._store_generated_message(error)
+        state._store_generated_message(error)  # first: the round may look for it as soon as it is known
+        if state.store_message_res(error) is None:
+            state.object_store.delete(error.object_id)
 
 
 def bound_the_fleet() -> None:
