@@ -133,15 +133,18 @@ def test_a_site_speaks_for_nobody_else(link: Link) -> None:
         link.message(link.east, SERVER, to_east, arrays(1)),
         link.message(link.west, SERVER, to_east, arrays(1)),
         link.message(link.west, link.east, to_west, arrays(1)),
+        link.message(link.east, SERVER, to_west, arrays(1)),
         link.message(link.west, SERVER, "0" * 64, arrays(1)),
     )
     for message in forged:
         assert link.answer(link.west, message) == []
     assert link.answers(to_east) == link.answers(to_west) == [] and link.stored_bytes() == 0
     assert link.state.get_message_ins(SERVER, None) == []
-    begun = link.begin(link.east, link.message(link.east, SERVER, to_east, arrays(1)))
-    piece = begun.objects_to_push[0]
-    assert not link.push(link.west, begun.session_id, piece, b"") and not link.push(link.west, "", piece, b"")
+    theirs = link.message(link.east, SERVER, to_east, arrays(1))
+    begun, objects = link.begin(link.east, theirs), get_all_nested_objects(theirs)
+    for session in (begun.session_id, ""):
+        name = begun.objects_to_push[0]
+        assert not link.push(link.west, session, name, objects[name].deflate())
 
 
 def test_an_answer_larger_than_a_network_is_thrown_away_and_named(link: Link) -> None:
