@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,8 @@ def wait_for(grid, sent: str) -> dict:
     ends = time.time() + LIMIT_S
     while time.time() < ends:
         for reply in grid.pull_messages([sent]):
+            if reply.has_error() and reply.error.code in (3, 4):  # the message is over
+                return {"code": "nothing"}
             if reply.has_error():
                 return {"code": f"error:{reply.error.reason}"}
             if "decision" in reply.content:
@@ -117,34 +120,34 @@ def questions(folder: Path, facts: dict):
     yield "one too many", "query.propose", proposal(facts["more"], facts["more_sha256"])
     yield "proposal, 300 MB", "query.propose", proposal("x" * (300 * 2**20), facts["study_sha256"])
     bomb = train()
-    bomb["tensors"] = ArrayRecord({"w": Bomb("float32", (TEN_GB // 4,), "raw", bytes(PIECE_BYTES))})
+    bomb["tensors"] = ArrayRecord({"w": Array("float32", BOMB_SHAPE, "raw", bytes(PIECE_BYTES))})
     yield "bomb", "train", bomb
-    yield "10 GB", "train", ten_gb
+    yield "10 GB, announced", "train", partial(large, TEN_GB // PIECE_BYTES, 0, 30.0)
+    yield "1.2 GB", "train", partial(large, 230, 230, LIMIT_S)
     yield "still there", "query.own", RecordDict({})
 
 
-def ten_gb(grid, node: int) -> str:
-    """Announce ten gigabytes in pieces and send as many as the hospital takes."""
+def large(count: int, real: int, ttl_s: float, grid, node: int) -> str:
+    """Announce so many pieces of 5 MiB, `real` of which come."""
 
     def piece(number: int) -> bytes:
         return b"ArrayChunk  %d\x00" % PIECE_BYTES + number.to_bytes(8, "little") + b"x" * (PIECE_BYTES - 8)
 
-    count = 260  # 1.3 GiB of them are there to be taken; the others are announced only
-    names = [hashlib.sha256(piece(number)).hexdigest() for number in range(count)]
-    names += [hashlib.sha256(b"%d" % number).hexdigest() for number in range(TEN_GB // PIECE_BYTES - count)]
+    names = [hashlib.sha256(piece(number)).hexdigest() for number in range(real)]
+    names += [hashlib.sha256(b"%d" % number).hexdigest() for number in range(count - real)]
     content = b"Message %s 4\x00junk" % ",".join(names).encode()
     root = hashlib.sha256(content).hexdigest()
     tree = ObjectTree(object_id=root, children=[ObjectTree(object_id=name) for name in names])
     run = grid.run.run_id
     fields = {"run_id": run, "message_id": "", "src_node_id": 1, "dst_node_id": node, "reply_to_message_id": ""}
-    metadata = Metadata(**fields, group_id="1", message_type="train", created_at=time.time(), ttl=LIMIT_S)
+    metadata = Metadata(**fields, group_id="1", message_type="train", created_at=time.time(), ttl=ttl_s)
     message = make_message(metadata=metadata, error=Error(code=0, reason=""))
     message.metadata.__dict__["_message_id"] = root
     proto = message_to_proto(remove_content_from_message(message))
     answer = grid._runtime_client.PushMessages(
         PushAppMessagesRequest(messages_list=[proto], message_object_trees=[tree])
     )
-    for number in [None, *range(count)]:
+    for number in [None, *range(real)]:
         name, whole = (root, content) if number is None else (names[number], piece(number))
         request = PushObjectRequest(
             node=Node(node_id=1), run_id=run, object_id=name, object_content=whole, session_id=answer.session_id
@@ -153,14 +156,19 @@ def ten_gb(grid, node: int) -> str:
     return root
 
 
-class Bomb(Array):
-    """Flower's array of one piece, whose list of pieces names it again and again."""
-
-    def deflate(self) -> bytes:
-        head, body = super().deflate().split(b"\x00", 1)
-        body = json.dumps({**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}).encode()
-        kind, pieces, _ = head.split(b" ")
-        return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
+BOMB_SHAPE = (50_000, 50_000)  # ten gigabytes of float32
+plain_deflate = Array.deflate
 
 
-Bomb.__qualname__ = "Array"
+def deflate(array: Array) -> bytes:
+    """Flower's own, but for an array of that shape: its list of pieces names the one piece again and again."""
+    content = plain_deflate(array)
+    if tuple(array.shape) != BOMB_SHAPE:
+        return content
+    head, body = content.split(b"\x00", 1)
+    body = json.dumps({**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}).encode()
+    kind, pieces, _ = head.split(b" ")
+    return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
+
+
+Array.deflate = deflate

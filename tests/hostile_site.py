@@ -165,7 +165,7 @@ class HostileSite:
     def bomb(self, asked) -> None:
         """One piece of 5 MiB, which stands in an array two thousand times."""
         content = self.packet(asked, lambda header, tensors: tensors.clear())
-        content["tensors"] = ArrayRecord({"w": Bomb("float32", (TEN_GB // 4,), "raw", bytes(PIECE_BYTES))})
+        content["tensors"] = ArrayRecord({"w": Array("float32", BOMB_SHAPE, "raw", bytes(PIECE_BYTES))})
         self.deliver(self.message(asked, content))
 
     def ten_gb(self, asked) -> None:
@@ -207,18 +207,22 @@ class HostileSite:
         self.note(count=count, sent=sent, wanted=len(wanted), said=said)
 
 
-class Bomb(Array):
-    """Flower's array of one piece, whose list of pieces names it again and again."""
-
-    def deflate(self) -> bytes:
-        head, body = super().deflate().split(b"\x00", 1)
-        fields = {**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}
-        body = json.dumps(fields).encode()
-        kind, pieces, _ = head.split(b" ")
-        return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
+BOMB_SHAPE = (50_000, 50_000)  # ten gigabytes of float32
+plain_deflate = Array.deflate
 
 
-Bomb.__qualname__ = "Array"
+def deflate(array: Array) -> bytes:
+    """Flower's own, but for an array of that shape: its list of pieces names the one piece again and again."""
+    content = plain_deflate(array)
+    if tuple(array.shape) != BOMB_SHAPE:
+        return content
+    head, body = content.split(b"\x00", 1)
+    body = json.dumps({**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}).encode()
+    kind, pieces, _ = head.split(b" ")
+    return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
+
+
+Array.deflate = deflate
 
 
 def set_all(value: float):

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.audit import verified
 from wardround.errors import AuditError, PolicyRefusal, WireError
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
-from wardround.wire import Broadcast, weights_sha256
+from wardround.wire import Broadcast, pack_broadcast, weights_sha256
+from wardround_client.app import record_of
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.evaluation import release_scores
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.round import answer
 from wardround_client.site import approve_study, open_site
+from wardround_client.site_app import site_app
 from wardround_client.tasks import classification
 
 KEY = b"k" * 32
@@ -121,3 +125,20 @@ def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Pa
     assert [(one["event"], one["code"]) for one in entries(folder)] == [("message-refused", code) for code in codes]
     text = (folder / "audit.jsonl").read_text()
     assert "CANARY" not in text and "/data" not in text and pseudonym(KEY, "CANARY^1") not in text
+
+
+def test_a_message_that_is_none_or_comes_to_a_folder_that_is_none_is_in_the_log(tmp_path: Path, monkeypatch) -> None:
+    for name, number in (("_task_id", 7), ("_run_id", 1), ("_node_id", 2)):
+        monkeypatch.setattr(TaskIdentity, name, number)
+
+    def said(content: RecordDict) -> str:
+        message = Message(content, dst_node_id=2, message_type="train", ttl=120.0)
+        message.metadata.__dict__["_message_id"] = "asked"
+        context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+        return site_app(tmp_path)(message, context).content["header"]["code"]
+
+    broken = record_of(pack_broadcast(broadcast_of(study_of())))
+    broken["header"]["round"] = 0
+    codes = [said(RecordDict()), said(broken), said(record_of(pack_broadcast(broadcast_of(study_of()))))]
+    assert codes == ["wire-header", "wire-header", "failed"]  # the last: there is no site.toml
+    assert [one["code"] for one in entries(tmp_path)] == codes

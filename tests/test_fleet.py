@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.common.serde import message_to_proto
@@ -20,9 +20,11 @@ from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.constant import NOOP_ACCOUNT_NAME, NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.supernode import start_client_internal
 
+from wardround.audit import verified
 from wardround.errors import WireError
 from wardround.inflation import arrays_at_most
 from wardround_client import intake
@@ -204,3 +206,33 @@ def test_an_array_of_equal_pieces_grows_no_further_than_the_bound_and_many_share
             together()
     assert refused.value.code == "size"
     assert len(together()) == 11 * MB, "outside the block Flower is as it was"
+
+
+def test_a_hospital_lets_go_of_a_question_that_is_too_large_or_over_and_goes_on(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(intake, "MOST_BYTES", 3000)
+    for name, number in (("_task_id", 7), ("_run_id", 1), ("_node_id", 2)):
+        monkeypatch.setattr(TaskIdentity, name, number)
+    sent: list[Message] = []
+
+    def question(ttl: float) -> Message:
+        made = Message(RecordDict(), dst_node_id=2, message_type="train", ttl=ttl)
+        made.metadata.__dict__["_message_id"] = f"asked {ttl}"
+        return made
+
+    waiting = [(question(60.0), None), (question(1e-9), None)]
+    link = (
+        2, lambda: waiting.pop(0) if waiting else None, lambda message, tree, s: (sent.append(message), (set(), ""))[1],
+        None, None, lambda run, name: bytes(1000), None, None,
+    )  # fmt: skip
+    _, receive, _, _, _, pull, _, _ = intake.BoundedLink(tmp_path, link).functions()
+    receive()
+    assert [len(pull(1, "piece")) for _ in range(3)] == [1000] * 3 and sent == []
+    with pytest.raises(ValueError, match="has more than 3000 bytes"):
+        pull(1, "piece")
+    receive()
+    (refusal,) = sent
+    assert refusal.content["header"]["code"] == "too_large" and refusal.metadata.reply_to_message_id == "asked 60.0"
+    assert [entry["code"] for entry in verified(tmp_path / "audit.jsonl").entries] == ["too_large"]
+    with pytest.raises(ValueError, match="is over"):
+        pull(1, "piece")
+    assert receive() is None and len(sent) == 1

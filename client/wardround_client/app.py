@@ -43,17 +43,19 @@ def make_client_app(
     open_site: Callable[[Context], S],
     answer: Callable[[Broadcast, S], Answer],
     release: Callable[[Broadcast, S], ScoreRelease] | None = None,
+    unheard: Callable[[str], object] = str,
 ) -> ClientApp:
     """A ClientApp that knows two questions: a training round, and figures about held-out patients.
 
     `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`);
-    `release` gives noised counts (`evaluation.release_scores`; without it that question is an error). All must be
-    picklable for the simulation: functions of a module, or partials of such.
+    `release` gives noised counts (`evaluation.release_scores`; without it that question is an error). `unheard` gets
+    the code of what was refused before the site heard of it, and so could not write it down. All must be picklable for
+    the simulation: functions of a module, or partials of such.
     """
     app = ClientApp()
-    app.train()(functools.partial(_reply, open_site, answer, pack_answer))
+    app.train()(functools.partial(_reply, open_site, answer, pack_answer, unheard))
     if release is not None:
-        app.evaluate()(functools.partial(_reply, open_site, release, pack_release))
+        app.evaluate()(functools.partial(_reply, open_site, release, pack_release, unheard))
     return app
 
 
@@ -61,15 +63,18 @@ def _reply(
     open_site: Callable[[Context], S],
     answer: Callable[[Broadcast, S], T],
     pack: Callable[[Broadcast, T], Packet],
+    unheard: Callable[[str], object],
     message: Message,
     context: Context,
 ) -> Message:
-    broadcast = None
+    broadcast, heard = None, False
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
     try:
         with _time_limit(deadline - time.time()):
             broadcast = unpack_broadcast(packet_from(message.content))
-            reply = pack(broadcast, answer(broadcast, open_site(context)))
+            site = open_site(context)
+            heard = True
+            reply = pack(broadcast, answer(broadcast, site))
     except OutOfTime:
         log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
         reply = pack_refusal(broadcast, "late")
@@ -82,6 +87,8 @@ def _reply(
     except Exception:
         log.exception("failed")
         reply = pack_refusal(broadcast, "failed")
+    if not heard:
+        unheard(str(reply.header["code"]))
     return Message(record_of(reply), reply_to=message)
 
 

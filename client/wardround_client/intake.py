@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,14 @@ class BoundedLink:
         return received
 
     def pull_object(self, run_id: int, object_id: str) -> bytes:
-        """One piece of the question. Raises where the question is too large: the SuperNode lets go of it then."""
+        """One piece of the question. Raises where the question is too large, or over before all of it came: the
+        SuperNode lets go of it then.
+        """
+        if (
+            self._question is not None
+            and time.time() > self._question.metadata.created_at + self._question.metadata.ttl
+        ):
+            raise ValueError("the server's question is over, and not all of it has come")
         try:
             content = self._pull(run_id, object_id)
         except grpc.RpcError as error:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def site_app(folder: Path) -> Callable[[Message, Context], Message]:
     """The app that answers for the hospital in `folder`. torch is loaded only where a round is asked for."""
-    app = make_client_app(lambda context: _open(folder), _answer, _release)
+    app = make_client_app(lambda context: _open(folder), _answer, _release, lambda code: _record(folder, code))
 
     @app.query("propose")
     def propose(message: Message, context: Context) -> Message:
@@ -59,8 +59,12 @@ def refusal(message: Message, code: str) -> Message:
 
 def recorded_refusal(folder: Path, message: Message, code: str) -> Message:
     """The same, after the audit log has it."""
-    AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
+    _record(folder, code)
     return refusal(message, code)
+
+
+def _record(folder: Path, code: str) -> None:
+    AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
 
 
 def _open(folder: Path):
