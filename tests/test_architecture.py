@@ -52,8 +52,8 @@ DOORS = {
     "matplotlib": {f"{SIM}/plots.py"},
     "typer": {
         *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
-        *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "status", "studies")),
-        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "runs", "sites")),
+        *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "logs", "status", "studies")),
+        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "logs", "runs", "sites")),
         f"{SIM}/cli.py", f"{SIM}/cli_federation.py",
     },
     "grpc": {

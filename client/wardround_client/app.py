@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 
 from wardround.errors import RefusedError, WireError
 from wardround.evaluation_wire import ScoreRelease, pack_release
+from wardround.logs import at
 from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
@@ -64,11 +65,12 @@ def _reply(
     message: Message,
     context: Context,
 ) -> Message:
-    broadcast = None
+    broadcast, place = None, contextlib.ExitStack()
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
     try:
         with _time_limit(deadline - time.time()):
             broadcast = unpack_broadcast(packet_from(message.content))
+            place.enter_context(at(run=broadcast.run_id, round=broadcast.round))
             reply = pack(broadcast, answer(broadcast, open_site(context)))
     except OutOfTime:
         log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
@@ -82,6 +84,8 @@ def _reply(
     except Exception:
         log.exception("failed")
         reply = pack_refusal(broadcast, "failed")
+    finally:
+        place.close()
     return Message(record_of(reply), reply_to=message)
 
 

@@ -19,7 +19,7 @@ from wardround.audit_events import Started, Stopped
 from wardround.checkup import Check, fault, ok
 from wardround.errors import WardroundError
 from wardround.health import HealthService
-from wardround.logs import log_to
+from wardround.logs import at, log_to
 from wardround.supervisor import Child, sole, supervise
 from wardround_server.admission import keep_nodes
 from wardround_server.health import looks_of
@@ -92,7 +92,8 @@ class Coordinator:
             if self.is_up():
                 self._attempt(self._keep_keys)
                 for run in runs(self.superlink.folder):
-                    self._attempt(lambda run=run: self._bring_forward(run, time.monotonic()))
+                    with at(run=run.run_id):
+                        self._attempt(lambda run=run: self._bring_forward(run, time.monotonic()))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -124,7 +125,7 @@ class Coordinator:
             return
         phase = "propose" if state == "proposed" else "train"
         flower_id = self.superlink.start_phase(run.run_id, phase)
-        log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
+        log.info("%s begins (Flower's run %s)", phase, flower_id)
         longest_s = ASK_EVERY_S if state == "proposed" else LONGEST_PAUSE_S
         pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), longest_s)
         pursuit.not_before = now + pursuit.pause_s

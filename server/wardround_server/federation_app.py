@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from wardround.errors import UsageError, WireError
+from wardround.logs import at, print_lines
 from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
 from wardround.wire import is_code
@@ -38,12 +39,14 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(os.environ[SERVER_FOLDER])
     run, federation = find_run(folder, str(context.run_config["run"])), FlowerFederation(grid, Registry(folder))
     phase = context.run_config["phase"]
-    if phase == "propose":
-        ask(run, federation)
-    elif phase == "train":
-        train(run, federation)
-    else:
-        raise UsageError("a run has two phases: propose and train")
+    print_lines("wardround", "wardround_server")  # into the server's own log, by way of the SuperLink
+    with at(run=run.run_id):
+        if phase == "propose":
+            ask(run, federation)
+        elif phase == "train":
+            train(run, federation)
+        else:
+            raise UsageError("a run has two phases: propose and train")
 
 
 class FlowerFederation:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from wardround.errors import WardroundError
+from wardround.logs import relayed
 from wardround.tied import tied
 
 SHORTEST_PAUSE_S = 1.0
@@ -111,7 +112,7 @@ class Child:
                 text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
                 if self.up_when and self.up_when in text:
                     self._up = process.pid
-                if text and not any(noise in text for noise in NOISE):
+                if text and not relayed(text) and not any(noise in text for noise in NOISE):
                     lines.info("%s", text)
 
 
