@@ -53,7 +53,7 @@ DOORS = {
     "typer": {
         *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
         *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "logs", "status", "studies")),
-        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "logs", "runs", "sites")),
+        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "logs", "models", "runs", "sites")),
         f"{SIM}/cli.py", f"{SIM}/cli_federation.py",
     },
     "grpc": {

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from wardround.command_line import print_table
 
 if TYPE_CHECKING:
     from wardround_server.run_folder import RunFolder
@@ -93,7 +94,7 @@ def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
         print(json.dumps(found))
         return
     rows = [(one["run"], one["state"], f"{one['round']}/{one['rounds']}", ", ".join(one["approved"])) for one in found]
-    _table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
+    print_table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
 
 
 @app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
@@ -154,22 +155,10 @@ def _say(run: RunFolder, as_json: bool) -> None:
     )
     if facts["problem"]:
         print(f'last problem, while at "{facts["problem"]["phase"]}": {facts["problem"]["error"]}')
-    _table(("site", "says"), facts["words"].items() or [("none asked yet", "")])
+    print_table(("site", "says"), facts["words"].items() or [("none asked yet", "")])
     last = [line for line in facts["metrics"] if line["round"] > facts["round"] - 3]
     if last:
         rows = [
             (str(line["round"]), line["site"], line["code"] or "counted", f"{line['seconds']:.1f} s") for line in last
         ]
-        _table(("round", "site", "reply", "after"), rows)
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+        print_table(("round", "site", "reply", "after"), rows)

@@ -138,6 +138,7 @@ def result_of(
     result = {
         "schema": 1,
         "status": "finished",
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "run_id": run_id,
         "study": study.study.name,
         "study_sha256": study.sha256(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 import typer
@@ -56,6 +57,19 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
     sys.exit(exit_code)
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table for people, as wide as the terminal; long cells are folded and never cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

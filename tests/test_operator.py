@@ -1,0 +1,202 @@
+"""What the operator's command line tells of runs is what happened: models and cards, replies, words, stops, failures.
+
+Runs are made by `phases.train` itself, over sites that are plain functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wardround.checkpoint import load_checkpoint
+from wardround.evaluation_wire import ScoreRelease, SiteRelease
+from wardround.models.start import write_start
+from wardround.study import Study, parse_study
+from wardround.wire import Broadcast, LedgerHead, SiteReply
+from wardround_server.cli import main
+from wardround_server.config import config_text
+from wardround_server.phases import ask, train
+from wardround_server.run_folder import RunFolder, create_run
+
+
+def study_of(name: str = "tiny", *, rounds: int = 2, epsilon: float = 8.0, figures: float = 0.0) -> Study:
+    return parse_study(
+        {
+            "study": {"name": name, "rounds": rounds},
+            "data": {"image_size": 32, "labels": ("benign", "malignant")},
+            "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
+            "privacy": {"epsilon": epsilon, "delta": 1e-5, "max_grad_norm": 1.0, "nominal_patients": 100},
+            "aggregation": {"nominal_sites": 2, "min_sites": 1, "round_deadline_s": 60},
+            "evaluation": {"epsilon": figures},
+        }
+    )
+
+
+@dataclass
+class Sites:
+    """Sites that answer with slightly moved weights, unless `codes[(round, site)]` says why not."""
+
+    names: tuple[str, ...] = ("east", "north")
+    codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
+
+    def online(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names, 1)}
+
+    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
+        return dict.fromkeys((name for name in self.names if name in sites), "approved")
+
+    def exchange(self, directory: Mapping[str, int | None]) -> Sites:
+        return self
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        for site in self.names:
+            code, weights, head = self.codes.get((broadcast.round, site)), None, None
+            if code is None:
+                weights = {name: np.asarray(array + np.float32(0.01)) for name, array in broadcast.weights.items()}
+                head = LedgerHead(entries=2 * broadcast.round, sha256="a" * 64)
+            size = 0 if weights is None else sum(array.nbytes for array in weights.values())
+            yield SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        for site in self.names:
+            code = self.codes.get((question.round, site))
+            counts_2B = np.stack([np.arange(bins, 0, -1), np.arange(bins)]) * 10
+            release = ScoreRelease(counts_2B=counts_2B.astype(np.int64), per_site=site == "north")
+            yield SiteRelease(site=site, release=None if code else release, code=code, bytes_up=0 if code else 99)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Path:
+    """A server's folder with two finished runs, one that is proposed, and figures released by the first."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    codes = {(2, "north"): "refused:no_spare_rounds", (3, "east"): "refused:evaluation_off"}
+    for study, sites in (
+        (study_of("first", figures=1.0), Sites(codes=codes)),
+        (study_of("second", epsilon=math.inf, figures=0.0), Sites()),
+    ):
+        trained(create_run(folder, study), sites)
+    create_run(folder, study_of("third"))
+    return folder
+
+
+def trained(run: RunFolder, sites: Sites) -> RunFolder:
+    """The run after both phases. Its first weights are made in this process, which has torch already."""
+    write_start(run.study(), run.path / "start.safetensors")
+    ask(run, sites)
+    train(run, sites)
+    return run
+
+
+def called(monkeypatch, capfd, *words: object) -> tuple[int, str, str]:
+    """The program's own `main` in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["wardround-server", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def run_of(server: Path, name: str) -> RunFolder:
+    (path,) = (server / "runs").glob(f"{name}-*")
+    return RunFolder(path=path)
+
+
+# Models
+
+
+def test_the_list_of_models_is_that_of_the_finished_runs_with_the_hashes_of_their_files(server, monkeypatch, capfd):
+    code, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server, "--json")
+    rows = {row["study"]: row for row in json.loads(said)}
+    assert code == 0 and list(rows) == ["first", "second"]
+    assert (rows["first"]["epsilon"], rows["second"]["epsilon"]) == (8.0, "inf")
+    for name, row in rows.items():
+        content = (run_of(server, name).path / "model.safetensors").read_bytes()
+        assert row["sha256"] == hashlib.sha256(content).hexdigest() and row["rounds"] == 2
+        assert row["finished_at"].endswith("Z") and row["architecture"] == "seed-cnn" and row["delta"] == 1e-5
+    code, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server)
+    assert code == 0 and "∞" in said and "seed-cnn" in said and "third" not in said
+
+
+def test_a_card_says_what_happened_under_which_promise_and_what_is_missing(server, monkeypatch, capfd):
+    run = run_of(server, "first")
+    code, said, _ = called(monkeypatch, capfd, "model", "show", run.run_id, "--server", server, "--json")
+    card, result = json.loads(said), run.result()
+    assert code == 0 and card["privacy"] == result["privacy"] and card["missing"] == result["missing"]
+    assert {site: one["rounds_counted"] for site, one in card["sites"].items()} == {"east": 2, "north": 1}
+    assert card["federated_test"] == result["federated_test"] and card["study_sha256"] == run.study().sha256()
+    tensors, _ = load_checkpoint(run.path / "model.safetensors")
+    assert card["numbers"] == sum(array.size for array in tensors.values())
+    code, text, _ = called(monkeypatch, capfd, "model", "show", run.run_id, "--server", server)
+    for part in (
+        "Research software, no medical device",
+        "benign and malignant",
+        "ε 8 at δ 1e-05, for each patient of each site (add or remove one)",
+        "differs by at most the factor",
+        "round 2: north, the site's budget for this run is used up",
+        "| north | 1 of 2 |",
+        "north alone: AUC",
+        "east released none: the site releases no figures",
+    ):
+        assert part in text, part
+
+
+def test_a_card_without_privacy_promises_nothing(server, monkeypatch, capfd):
+    words = ("model", "show", run_of(server, "second").run_id, "--server", server)
+    _, text, _ = called(monkeypatch, capfd, *words)
+    assert "No privacy: this model was trained without noise" in text and "Promised: ε ∞" in text
+    assert "differs by at most" not in text and "asked the sites for no figures" in text
+
+
+def test_an_exported_model_is_the_released_one_with_its_card_and_nothing_is_overwritten(
+    server, monkeypatch, capfd, tmp_path
+):
+    run = run_of(server, "first")
+    content = (run.path / "model.safetensors").read_bytes()
+    folder, file = tmp_path / "models" / "first", tmp_path / "first.safetensors"
+    for target, model in ((folder, folder / "model.safetensors"), (file, file)):
+        code, said, _ = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server, "--json")
+        assert code == 0 and model.read_bytes() == content
+        written = {Path(name) for name in json.loads(said)["files"]}
+        assert len(written) == 3 and written == set(model.parent.iterdir()) - {tmp_path / "models"}
+        assert load_checkpoint(model)[1]["study_sha256"] == run.study().sha256()
+        (card,) = (json.loads(path.read_text()) for path in written if path.suffix == ".json")
+        assert card["sha256"] == hashlib.sha256(content).hexdigest()
+        before = {path: path.stat().st_mtime_ns for path in written}
+        code, _, complaint = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server)
+        assert code == 2 and "nothing is overwritten" in complaint and len(complaint.splitlines()) == 1
+        assert {path: path.stat().st_mtime_ns for path in written} == before
+    (tmp_path / "other.md").write_text("mine")
+    code, *_ = called(
+        monkeypatch, capfd, "model", "export", run.run_id, tmp_path / "other.safetensors", "--server", server
+    )
+    assert code == 2 and not (tmp_path / "other.safetensors").exists() and (tmp_path / "other.md").read_text() == "mine"
+
+
+def test_a_run_without_a_model_and_a_damaged_model_are_told_in_one_line_and_hide_no_other(
+    server, monkeypatch, capfd, tmp_path
+):
+    words = ("--server", server)
+    code, _, complaint = called(monkeypatch, capfd, "model", "show", run_of(server, "third").run_id, *words)
+    assert code == 2 and "is proposed and has released no model" in complaint
+    path = run_of(server, "first").path / "model.safetensors"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        code, said, complaint = called(
+            monkeypatch, capfd, "model", "export", run_of(server, "first").run_id, tmp_path / "x", *words
+        )
+        assert code == 2 and "damaged or altered" in complaint and not (tmp_path / "x").exists()
+        path.unlink()
+        code, said, _ = called(monkeypatch, capfd, "model", "list", *words)
+        assert code == 1 and "model.safetensors: cannot be read" in said and "second" in said
+    finally:
+        path.write_bytes(content)
