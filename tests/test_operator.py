@@ -9,21 +9,29 @@ import hashlib
 import json
 import math
 import sys
+import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
 
-from wardround.checkpoint import load_checkpoint
+from wardround.audit import verified
+from wardround.checkpoint import load_checkpoint, save_checkpoint
+from wardround.errors import AuditError, RoundError
 from wardround.evaluation_wire import ScoreRelease, SiteRelease
 from wardround.models.start import write_start
 from wardround.study import Study, parse_study
-from wardround.wire import Broadcast, LedgerHead, SiteReply
+from wardround.wire import Broadcast, LedgerHead, SiteReply, is_code, weights_sha256
+from wardround_server.app import FlowerExchange, Polling
+from wardround_server.audited import RunRecord
 from wardround_server.cli import main
 from wardround_server.config import config_text
-from wardround_server.phases import ask, train
+from wardround_server.federation_app import stop_watch
+from wardround_server.phases import ask, start_of, train
 from wardround_server.run_folder import RunFolder, create_run
 
 
@@ -200,3 +208,178 @@ def test_a_run_without_a_model_and_a_damaged_model_are_told_in_one_line_and_hide
         assert code == 1 and "model.safetensors: cannot be read" in said and "second" in said
     finally:
         path.write_bytes(content)
+
+
+# The audit log
+
+
+def events(folder: Path, *kinds: str) -> list[dict]:
+    return [entry for entry in verified(folder / "audit.jsonl").entries if entry["event"] in kinds]
+
+
+def test_the_audit_log_says_of_every_round_whose_reply_counted_with_its_hash_and_whose_not_and_why(server):
+    run, study = run_of(server, "first"), run_of(server, "first").study()
+    told = [entry for entry in events(server, "counted", "not-counted") if entry["run"] == run.run_id]
+    assert [(e["round"], e["purpose"], e["site"], e.get("code")) for e in told] == [
+        (1, "train", "east", None),
+        (1, "train", "north", None),
+        (2, "train", "east", None),
+        (2, "train", "north", "refused:no_spare_rounds"),
+        (3, "evaluate", "east", "refused:evaluation_off"),
+        (3, "evaluate", "north", None),
+    ]
+    start, _ = load_checkpoint(run.path / "start.safetensors")
+    sent = Broadcast(study_sha256="", run_id="", round=1, weights=start, architecture_sha256="")
+    (reply, _) = Sites()(sent, 1.0)
+    assert told[0]["reply"] == told[1]["reply"] == weights_sha256(reply.weights)
+    assert (told[2]["ledger_entries"], told[2]["ledger_head"]) == (4, "a" * 64)
+    assert all(entry["study"] == study.sha256() for entry in told)
+    finished = [entry for entry in events(server, "run") if entry["decision"] == "finished"]
+    content = (run.path / "model.safetensors").read_bytes()
+    assert finished[0]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_audit_log_says_once_what_each_site_decided_and_again_when_it_changes(tmp_path):
+    run = create_run(tmp_path, study_of())
+    record = RunRecord(run, run.study())
+    record.heard({"east": "proposed", "north": "late", "west": "approved"})
+    since = run.approvals()["east"].at
+    record.heard({"east": "proposed", "north": "refused:" + "x" * 64, "west": "late"})
+    assert run.approvals()["east"].at == since and run.approvals()["west"].state == "approved"
+    record.heard({"east": "approved", "west": "revoked"})
+    said = [(entry["site"], entry["decision"]) for entry in events(tmp_path, "said")]
+    assert said == [("east", "proposed"), ("west", "approved"), ("east", "approved"), ("west", "revoked")]
+
+
+def test_a_reply_that_cannot_be_written_down_ends_the_round_before_anything_of_it_is_stored(tmp_path):
+    run = create_run(tmp_path, study_of())
+    write_start(run.study(), run.path / "start.safetensors")
+    ask(run, Sites())
+    altered = (tmp_path / "audit.jsonl").read_bytes().replace(b"north", b"south")
+    (tmp_path / "audit.jsonl").write_bytes(altered)
+    with pytest.raises(AuditError, match="altered"):
+        train(run, Sites())
+    assert run.metrics() == [] and run.result() is None and "altered" in run.problem()["error"]
+
+
+def test_the_longest_code_that_a_site_may_send_fits_into_the_audit_log(tmp_path):
+    code = "refused:" + "x" * 64
+    assert is_code("x" * 64) and not is_code("x" * 65)
+    run = trained(create_run(tmp_path, study_of(rounds=1)), Sites(codes={(1, "north"): code}))
+    assert [entry["code"] for entry in events(tmp_path, "not-counted")] == [code] and run.result() is not None
+
+
+def test_submitting_stopping_and_resuming_are_in_the_audit_log_with_who_decided(server, monkeypatch, capfd, tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    words = ("--server", server, "--json", "--by", "Ada Lovelace")
+    code, said, _ = called(monkeypatch, capfd, "submit", study, *words)
+    run = json.loads(said)["run"]
+    assert code == 0 and called(monkeypatch, capfd, "submit", study, *words)[0] == 0
+    assert [called(monkeypatch, capfd, word, run, *words)[0] for word in ("stop", "resume", "resume")] == [0, 0, 2]
+    entries = [entry for entry in events(server, "run") if entry["run"] == run]
+    assert [entry["decision"] for entry in entries] == ["submitted", "stopped", "resumed"]
+    assert {entry["who"] for entry in entries} == {"Ada Lovelace"}
+    code, _, complaint = called(monkeypatch, capfd, "stop", run, "--server", server, "--by", "PAT-0012345")
+    assert code == 2 and "--by" in complaint and run_of(server, "fourth").state() == "proposed"
+
+
+STUDY = """
+[study]
+name = "fourth"
+rounds = 2
+[data]
+labels = ["benign", "malignant"]
+[privacy]
+epsilon = 8.0
+delta = 1e-5
+max_grad_norm = 1.0
+nominal_patients = 100
+[aggregation]
+nominal_sites = 2
+"""
+
+
+def test_a_study_that_starts_from_a_file_is_refused_in_one_line_and_makes_no_run(server, monkeypatch, capfd, tmp_path):
+    save_checkpoint(tmp_path / "start.safetensors", {"w": np.zeros(3, np.float32)}, {"kind": "model"})
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.replace("fourth", "fifth") + '[model]\ninit = "start.safetensors"\n')
+    before = sorted((server / "runs").iterdir())
+    code, _, complaint = called(monkeypatch, capfd, "submit", study, "--server", server)
+    assert code == 2 and len(complaint.splitlines()) == 1
+    assert "model.init" in complaint and "starts from a file" in complaint
+    assert sorted((server / "runs").iterdir()) == before
+
+
+# Stopping
+
+
+def test_a_stop_ends_a_phase_that_waits_for_its_sites_within_seconds_and_the_run_goes_on_from_there(
+    tmp_path, monkeypatch
+):
+    """The phase is one that waits for a site which never answers, through Flower's exchange itself."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    run = create_run(tmp_path, study_of(rounds=3))
+    stopped_in_round = Silent(silent_from=2, stopped=stop_watch(run))
+    write_start(run.study(), run.path / "start.safetensors")
+    ask(run, stopped_in_round)
+    ended: list[BaseException] = []
+
+    def phase() -> None:
+        try:
+            train(run, stopped_in_round)
+        except RoundError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=phase)
+    thread.start()
+    assert stopped_in_round.waits.wait(60)
+    run.stop()
+    asked = time.monotonic()
+    thread.join(10)
+    assert not thread.is_alive() and time.monotonic() - asked < 10 and "stopped" in str(ended[0])
+    assert run.state() == "stopped" and run.problem() is None and not run.at_work()
+    assert {line["round"] for line in run.metrics()} == {1}
+    run.resume()
+    train(run, Sites())
+    assert run.state() == "finished" and {line["round"] for line in run.metrics()} == {1, 2, 3}
+
+
+class Silent(Sites):
+    """Its sites do not answer from one round on: `FlowerExchange` waits for them over a grid that brings nothing."""
+
+    def __init__(self, silent_from: int, stopped: threading.Event) -> None:
+        super().__init__()
+        self.silent_from, self.stopped, self.waits = silent_from, stopped, threading.Event()
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        if broadcast.round < self.silent_from:
+            return super().__call__(broadcast, deadline_s)
+        return FlowerExchange(SilentGrid(self.waits), self.online(), Polling(), self.stopped)(broadcast, deadline_s)
+
+
+class SilentGrid:
+    def __init__(self, waits: threading.Event) -> None:
+        self.waits = waits
+
+    def push_messages(self, messages):
+        return [f"message-{number}" for number, _ in enumerate(messages)]
+
+    def pull_messages(self, ids):
+        self.waits.set()
+        return []
+
+
+def test_a_stop_ends_the_making_of_the_first_weights_and_the_wait_for_absent_sites(tmp_path, monkeypatch):
+    run = create_run(tmp_path, study_of())
+    monkeypatch.setattr("wardround_server.phases.LOOK_S", 0.1)
+    run.stop()
+    sleeps = tmp_path / "sleeps"
+    sleeps.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeps.chmod(0o700)
+    monkeypatch.setattr("wardround_server.phases.sys.executable", str(sleeps))
+    began = time.monotonic()
+    with pytest.raises(RoundError, match="stopped"):
+        start_of(run, run.study())
+    assert time.monotonic() - began < 10

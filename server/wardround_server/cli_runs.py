@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wardround.command_line import print_table
+from wardround.command_line import print_table, require_person
 
 if TYPE_CHECKING:
     from wardround_server.run_folder import RunFolder
@@ -22,7 +23,11 @@ app = typer.Typer(rich_markup_mode=None)
 ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `runs` shows it.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
+]
 LOOK_S = 1.0
+STOP_LIMIT_S = 15.0
 
 
 @app.command(epilog="Example: wardround-server start --server federation")
@@ -61,22 +66,25 @@ def start(
 def submit(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
+    by: ByOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
     """Put a study before every site. It is trained as soon as min_sites of them approved; that may take days."""
     from wardround.errors import StudyError
     from wardround.study import load_study
+    from wardround_server.audited import RunRecord
     from wardround_server.config import load_server_config
     from wardround_server.run_folder import create_run
 
+    require_person(by)
     load_server_config(server)
     asked = load_study(study)
     if asked.model.init not in ("phantom", "random"):
         raise StudyError(
             f"{study}: model.init: a study that starts from a file cannot be proposed over the network yet"
         )
-    run = create_run(server, asked)
+    run = create_run(server, asked, lambda new: RunRecord(new, asked).decided("submitted", by))
     while wait and run.state() in ("proposed", "training"):
         time.sleep(LOOK_S)
     _say(run, as_json)
@@ -106,22 +114,34 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
 
 
 @app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
-def stop(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """Stop a run, within one round. Its checkpoints stay, and `resume` goes on from them."""
+def stop(run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """Stop a run within seconds, in the middle of a round. Its checkpoints stay, and `resume` goes on from them."""
+    from wardround_server.audited import RunRecord
     from wardround_server.run_folder import find_run
 
+    require_person(by)
     found = find_run(server, run)
     found.stop()
+    RunRecord(found, found.study()).decided("stopped", by)  # afterwards: a full disk must not keep a run going
+    ends = time.monotonic() + STOP_LIMIT_S
+    while found.at_work() and time.monotonic() < ends:
+        time.sleep(LOOK_S / 4)
+    if found.at_work():
+        print(f"{run}: a process still works on it after {STOP_LIMIT_S:.0f} s; see the log", file=sys.stderr)
     _say(found, as_json)
 
 
 @app.command(epilog="Example: wardround-server resume lidc-20261124-220105-e0b46f --server federation")
-def resume(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+def resume(
+    run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
+) -> None:
     """Go on with a run that was stopped, from its last checkpoint. One that a failure ended goes on by itself."""
+    from wardround_server.audited import RunRecord
     from wardround_server.run_folder import find_run
 
+    require_person(by)
     found = find_run(server, run)
-    found.resume()
+    found.resume(lambda: RunRecord(found, found.study()).decided("resumed", by))
     _say(found, as_json)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from wardround.command_line import print_table
+from wardround.command_line import print_table, require_person
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,10 +130,9 @@ def _registry(server: Path) -> Registry:
 def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
     """What writes a decision about a site into the audit log. Raises `UsageError` where `by` is no person's name."""
     from wardround.audit import AUDIT_FILE, AuditLog
-    from wardround.audit_events import SiteDecided, is_person
+    from wardround.audit_events import SiteDecided
 
-    if by is not None and not is_person(by):
-        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
+    require_person(by)
 
     def record(site: EnrolledSite) -> None:
         event = SiteDecided(decision=decision, site=site.name, fingerprint=site.fingerprint, who=by)

@@ -116,7 +116,10 @@ class Coordinator:
 
     def _bring_forward(self, run: RunFolder, now: float) -> None:
         state = run.state()
-        if state not in ("proposed", "training") or run.at_work():
+        if state not in ("proposed", "training"):
+            self._pursuits.pop(run.run_id, None)  # whoever resumes it waits for no pause
+            return
+        if run.at_work():
             return
         pursuit = self._pursuits.get(run.run_id)
         if pursuit is None or pursuit.state != state:

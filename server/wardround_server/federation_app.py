@@ -7,6 +7,7 @@ id and the phase and nothing else, for it travels to every site. Who a node is s
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from wardround.errors import UsageError, WireError
+from wardround.errors import RoundError, UsageError, WireError
 from wardround.logs import at, print_lines
 from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
@@ -22,9 +23,9 @@ from wardround.wire import is_code
 from wardround_server.app import FlowerExchange, Polling, transport_code
 from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
-from wardround_server.phases import ask, train
+from wardround_server.phases import STOPPED, ask, train
 from wardround_server.registry import Registry
-from wardround_server.run_folder import find_run
+from wardround_server.run_folder import RunFolder, find_run
 
 SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for it
 ONLINE = "online"
@@ -37,7 +38,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Do the phase that the run config names."""
     folder = Path(os.environ[SERVER_FOLDER])
-    run, federation = find_run(folder, str(context.run_config["run"])), FlowerFederation(grid, Registry(folder))
+    run = find_run(folder, str(context.run_config["run"]))
+    federation = FlowerFederation(grid, Registry(folder), stop_watch(run))
     phase = context.run_config["phase"]
     print_lines("wardround", "wardround_server")  # into the server's own log, by way of the SuperLink
     with at(run=run.run_id):
@@ -52,8 +54,9 @@ def main(grid: Grid, context: Context) -> None:
 class FlowerFederation:
     """The sites over Flower's grid; see `phases.Federation`."""
 
-    def __init__(self, grid: Grid, registry: Registry) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, registry: Registry, stopped: threading.Event) -> None:
+        """Once `stopped` is set, each wait ends with `RoundError`."""
+        self._grid, self._stopped = grid, stopped
         self._registry = registry
 
     def online(self) -> dict[str, int]:
@@ -66,7 +69,7 @@ class FlowerFederation:
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites."""
-        return FlowerExchange(self._grid, directory, Polling())
+        return FlowerExchange(self._grid, directory, Polling(), self._stopped)
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
         """Put a study before those of `sites` that are connected; name -> its word, or a code."""
@@ -82,8 +85,22 @@ class FlowerFederation:
             for reply in self._grid.pull_messages(list(asked)):
                 site = asked.pop(reply.metadata.reply_to_message_id)
                 words[site] = _word(reply, study)
-            time.sleep(LOOK_S)
+            if self._stopped.wait(LOOK_S):
+                raise RoundError(STOPPED)
         return words
+
+
+def stop_watch(run: RunFolder) -> threading.Event:
+    """Set as soon as the operator stops the run; a thread looks, so that no wait for a site delays it."""
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not run.is_stopped:
+            time.sleep(LOOK_S)
+        stopped.set()
+
+    threading.Thread(target=look, name="stopped", daemon=True).start()
+    return stopped
 
 
 def _word(reply: Message, study: Study) -> str:

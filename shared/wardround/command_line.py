@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 import typer.core
 
-from wardround.errors import WardroundError
+from wardround.errors import UsageError, WardroundError
 
 typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
 
@@ -70,6 +70,14 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False).print(table)
+
+
+def require_person(by: str | None) -> None:
+    """Raises `UsageError` unless `by` is None or may stand in an audit log as the one who decided."""
+    from wardround.audit_events import is_person
+
+    if by is not None and not is_person(by):
+        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
