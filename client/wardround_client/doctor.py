@@ -16,6 +16,7 @@ from wardround.study import parse_study
 from wardround_client import site_checks
 from wardround_client.config import SiteConfig, load_site_config
 from wardround_client.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pseudonym_key
+from wardround_client.heard import clock_against_server, version_against_server
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.site import choose_device
@@ -43,7 +44,9 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     )
     todo = "look at the address in site.toml, DNS, proxy and firewall; one port outward is needed"
     yield looked_at("server", lambda: site_checks.server(folder, config, timeout_s), todo)
+    yield version_against_server(folder)
     yield clock()
+    yield clock_against_server(folder)
     yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or mend the driver")
     yield disk(folder, NEEDED_BYTES)
     yield looked_at("cohort", lambda: site_checks.cohort(folder), "call wardround-site ingest again")

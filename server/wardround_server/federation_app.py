@@ -19,7 +19,9 @@ from wardround.errors import RoundError, UsageError, WireError
 from wardround.logs import at, print_lines
 from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
-from wardround.wire import is_code
+from wardround.versions import older_side, told
+from wardround.wire import PROTOCOL_VERSION, is_code
+from wardround_server import heard
 from wardround_server.app import FlowerExchange, Polling, transport_code
 from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
@@ -39,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     """Do the phase that the run config names."""
     folder = Path(os.environ[SERVER_FOLDER])
     run = find_run(folder, str(context.run_config["run"]))
-    federation = FlowerFederation(grid, Registry(folder), stop_watch(run))
+    federation = FlowerFederation(grid, folder, stop_watch(run))
     phase = context.run_config["phase"]
     print_lines("wardround", "wardround_server")  # into the server's own log, by way of the SuperLink
     with at(run=run.run_id):
@@ -54,10 +56,10 @@ def main(grid: Grid, context: Context) -> None:
 class FlowerFederation:
     """The sites over Flower's grid; see `phases.Federation`."""
 
-    def __init__(self, grid: Grid, registry: Registry, stopped: threading.Event) -> None:
+    def __init__(self, grid: Grid, folder: Path, stopped: threading.Event) -> None:
         """Once `stopped` is set, each wait ends with `RoundError`."""
         self._grid, self._stopped = grid, stopped
-        self._registry = registry
+        self._folder, self._registry = folder, Registry(folder)
 
     def online(self) -> dict[str, int]:
         """Name -> node id of the enrolled sites that are connected: the node signs with the key that the registry has
@@ -85,6 +87,8 @@ class FlowerFederation:
             for reply in self._grid.pull_messages(list(asked)):
                 site = asked.pop(reply.metadata.reply_to_message_id)
                 words[site] = _word(reply, study)
+                if reply.has_content() and (software := told(reply.content)) is not None:
+                    heard.keep(self._folder, site, software)
             if self._stopped.wait(LOOK_S):
                 raise RoundError(STOPPED)
         return words
@@ -109,7 +113,10 @@ def _word(reply: Message, study: Study) -> str:
         return code
     try:
         if set(reply.content) == {"header", "tensors"}:
-            said = reply.content["header"].get("code")
+            header = reply.content["header"]
+            if (said := header.get("code")) == "wire-protocol":  # of a version that does not say who must move
+                older = older_side(site_protocol=header.get("protocol"), server_protocol=PROTOCOL_VERSION)
+                said = f"version-{older}-older"
             return f"refused:{said}" if isinstance(said, str) and is_code(said) else "invalid:code"
         return unpack_state(reply.content, study.sha256())
     except WireError as error:

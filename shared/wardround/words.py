@@ -19,6 +19,11 @@ CODES = {
     "refused:no_spare_rounds": "the site's budget for this run is used up, spare rounds included",
     "refused:not_approved": "the site has not approved this study",
     "refused:evaluation_off": "the site releases no figures about held-out patients",
+    "refused:version-site-older": "the site runs an older version than the server: the site must upgrade",
+    "refused:version-server-older": "the server runs an older version than the site: the server must upgrade",
+    "refused:wire-protocol": "site and server speak different protocols: the older of the two must upgrade",
+    "invalid:protocol": "site and server speak different protocols: the older of the two must upgrade",
+    "unreachable": "not connected: its daemon, its network or this server's port",
     "refused:no_privacy": "the site does not allow ε = ∞",
 }
 
