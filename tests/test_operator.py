@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.audit import verified
@@ -25,13 +27,17 @@ from wardround.errors import AuditError, RoundError
 from wardround.evaluation_wire import ScoreRelease, SiteRelease
 from wardround.models.start import write_start
 from wardround.study import Study, parse_study
+from wardround.versions import ours
 from wardround.wire import Broadcast, LedgerHead, SiteReply, is_code, weights_sha256
+from wardround_server import heard
 from wardround_server.app import FlowerExchange, Polling
+from wardround_server.attendance import Attended
 from wardround_server.audited import RunRecord
 from wardround_server.cli import main
 from wardround_server.config import config_text
 from wardround_server.federation_app import stop_watch
 from wardround_server.phases import ask, start_of, train
+from wardround_server.registry import Registry
 from wardround_server.run_folder import RunFolder, create_run
 
 
@@ -383,3 +389,104 @@ def test_a_stop_ends_the_making_of_the_first_weights_and_the_wait_for_absent_sit
     with pytest.raises(RoundError, match="stopped"):
         start_of(run, run.study())
     assert time.monotonic() - began < 10
+
+
+# What `show` tells
+
+
+FAILURES = {
+    "late": "answered after the deadline, or not at all",
+    "failed": "the site failed; its own log says why",
+    "unreachable": "not connected",
+    "refused:not_approved": "has not approved this study",
+    "refused:budget": "privacy budget",
+    "refused:another_code": "the site refused: another code",
+    "invalid:not-finite": "NaN or infinity",
+    "invalid:norm": "max_update_norm",
+    "invalid:ledger-rollback": "its ledger went back",
+    "invalid:another-code": "the reply failed its checks: another code",
+    "refused:version-site-older": "the site must upgrade",
+}
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_show_names_the_site_that_has_no_part_in_a_round_and_why_in_words_and_by_code(
+    code, tmp_path, monkeypatch, capfd, wide
+):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    run = trained(create_run(tmp_path, study_of(rounds=1)), Sites(codes={(1, "north"): code}))
+    exit_code, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+    (line,) = [line for line in said.splitlines() if FAILURES[code] in line]
+    assert exit_code == 0 and "north" in line and f"({code})" in line
+    (row,) = [line for line in said.splitlines() if line.startswith("north")]
+    assert row.rstrip().endswith("0 of 1")
+
+
+@pytest.fixture
+def wide(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+def test_show_says_who_approved_and_since_when_who_is_silent_who_cannot_speak_with_this_server_and_what_it_costs(
+    tmp_path, monkeypatch, capfd, wide
+):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    for name in ("east", "north", "silent", "west"):
+        key = ec.generate_private_key(ec.SECP384R1()).public_key()
+        Registry(tmp_path).add(name, key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
+    run = create_run(tmp_path, study_of())
+    words = {"east": "approved", "north": "proposed", "west": "refused:version-site-older", "former": "revoked"}
+    RunRecord(run, run.study()).heard(words)
+    heard.keep(tmp_path, "east", ours())
+    heard.keep(tmp_path, "west", replace(ours(), protocol=1))
+    _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+    row = {line.split()[0]: line for line in said.splitlines() if line.strip()}
+    day = time.strftime("%Y-%m-%d", time.gmtime(run.approvals()["east"].at))
+    assert "approved" in row["east"] and day in row["east"] and str(ours()) in row["east"]
+    assert "nobody decided yet" in row["north"] and "not heard yet" in row["north"]
+    assert "not connected since the study was submitted" in row["silent"]
+    assert row["west"].count("the site must upgrade") == 2 and "protocol 1" in row["west"]
+    assert "no longer enrolled" in row["former"] and "revoked" in row["former"]
+    assert "ε 8 at δ 1e-05 for each patient" in said and "1 of at least 1 site approved" in said
+    _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path, "--json")
+    facts = json.loads(said)
+    assert facts["words"] == words and facts["sites"]["silent"]["word"] is None and facts["approved"] == ["east"]
+
+
+def test_show_says_who_is_waited_for_and_who_was_cut_off_while_a_round_is_under_way(tmp_path, monkeypatch, capfd, wide):
+    """A site that was connected when the round began is cut off in the middle of it."""
+    monkeypatch.setattr("wardround_server.attendance.LOOK_EVERY_S", 0.1)
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    run = create_run(tmp_path, study_of())
+    there = {"east": 1, "north": 2, "south": 3}
+    question = Broadcast(study_sha256="", run_id="", round=7, weights={}, architecture_sha256="")
+
+    class Slow(Sites):
+        def __call__(self, broadcast, deadline_s):
+            yield SiteReply(site="east", weights=None, code="refused:budget", seconds=1.0, bytes_up=0)
+            ends = time.monotonic() + 30
+            while (run.path / "round.json").read_text().count("south") < 2 and time.monotonic() < ends:
+                there.pop("south", None)
+                time.sleep(0.1)
+            yield SiteReply(site="north", weights=None, code="late", seconds=1.0, bytes_up=0)
+
+    directory = {"east": 1, "north": 2, "south": 3, "west": None}
+    replies = Attended(Slow(), run, directory, lambda: there)(question, 60.0)
+    with run.phase("train"):
+        assert [next(replies).site, next(replies).site] == ["east", "north"]
+        _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+        assert "round 7 is under way for" in said and "of at most 60 s" in said
+        assert "waiting for south (not connected), west (not connected)" in said
+        assert "east has no part in it: the study does not fit what is left" in said
+        assert list(replies) == [] and not (run.path / "round.json").exists()
+
+
+def test_show_tells_the_last_problem_and_a_killed_phase_leaves_no_round_under_way(tmp_path, monkeypatch, capfd, wide):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    run = create_run(tmp_path, study_of(rounds=1))
+    with pytest.raises(RoundError):
+        trained(run, Sites(codes={(1, "east"): "late", (1, "north"): "invalid:norm"}))
+    (run.path / "round.json").write_text("{}")  # as a kill leaves it
+    _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+    (line,) = [line for line in said.splitlines() if line.startswith("last problem")]
+    assert "east (late), north (invalid:norm)" in line and "under way" not in said

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -94,10 +94,11 @@ def submit(
 def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
     """All runs: what they are at, and who approved."""
     from wardround_server.config import load_server_config
+    from wardround_server.run_facts import facts_of
     from wardround_server.run_folder import runs as all_runs
 
     load_server_config(server)
-    found = [_facts(run) for run in all_runs(server)]
+    found = [facts_of(run) for run in all_runs(server)]
     if as_json:
         print(json.dumps(found))
         return
@@ -107,7 +108,7 @@ def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
 
 @app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
 def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """One run: its sites' words, its last rounds with who was missing and why, and what went wrong last."""
+    """One run: each site's word and since when, the round under way, who was missing from the last rounds and why."""
     from wardround_server.run_folder import find_run
 
     _say(find_run(server, run), as_json)
@@ -145,40 +146,16 @@ def resume(
     _say(found, as_json)
 
 
-def _facts(run: RunFolder) -> dict[str, Any]:
-    study = run.study()
-    lines = run.metrics()
-    return {
-        "run": run.run_id,
-        "study": study.study.name,
-        "study_sha256": study.sha256(),
-        "state": run.state(),
-        "round": max((line["round"] for line in lines), default=0),
-        "rounds": study.study.rounds,
-        "approved": list(run.approved()),
-        "words": {site: said.state for site, said in sorted(run.approvals().items())},
-        "problem": run.problem(),
-        "epsilon_promised": str(study.privacy.epsilon),
-        "bytes_up": sum(line["bytes_up"] for line in lines),
-        "metrics": lines,
-    }
-
-
 def _say(run: RunFolder, as_json: bool) -> None:
-    facts = _facts(run)
+    from wardround_server.run_facts import facts_of, headlines, round_rows, site_rows
+
+    facts = facts_of(run)
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{facts['run']}: {facts['state']}, round {facts['round']} of {facts['rounds']}")
-    print(
-        f"study {facts['study']} {facts['study_sha256'][:12]}, epsilon promised {facts['epsilon_promised']} a patient"
-    )
-    if facts["problem"]:
-        print(f'last problem, while at "{facts["problem"]["phase"]}": {facts["problem"]["error"]}')
-    print_table(("site", "says"), facts["words"].items() or [("none asked yet", "")])
-    last = [line for line in facts["metrics"] if line["round"] > facts["round"] - 3]
-    if last:
-        rows = [
-            (str(line["round"]), line["site"], line["code"] or "counted", f"{line['seconds']:.1f} s") for line in last
-        ]
-        print_table(("round", "site", "reply", "after"), rows)
+    for line in headlines(facts):
+        print(line)
+    columns = ("site", "says", "since", "runs", "counted")
+    print_table(columns, site_rows(facts) or [("none is enrolled", "", "", "", "")])
+    if rows := round_rows(facts):
+        print_table(("round", "site", "reply", "after", "size"), rows)

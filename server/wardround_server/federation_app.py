@@ -23,6 +23,7 @@ from wardround.versions import older_side, told
 from wardround.wire import PROTOCOL_VERSION, is_code
 from wardround_server import heard
 from wardround_server.app import FlowerExchange, Polling, transport_code
+from wardround_server.attendance import Attended
 from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
 from wardround_server.phases import STOPPED, ask, train
@@ -41,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     """Do the phase that the run config names."""
     folder = Path(os.environ[SERVER_FOLDER])
     run = find_run(folder, str(context.run_config["run"]))
-    federation = FlowerFederation(grid, folder, stop_watch(run))
+    federation = FlowerFederation(grid, run, stop_watch(run))
     phase = context.run_config["phase"]
     print_lines("wardround", "wardround_server")  # into the server's own log, by way of the SuperLink
     with at(run=run.run_id):
@@ -56,10 +57,10 @@ def main(grid: Grid, context: Context) -> None:
 class FlowerFederation:
     """The sites over Flower's grid; see `phases.Federation`."""
 
-    def __init__(self, grid: Grid, folder: Path, stopped: threading.Event) -> None:
+    def __init__(self, grid: Grid, run: RunFolder, stopped: threading.Event) -> None:
         """Once `stopped` is set, each wait ends with `RoundError`."""
         self._grid, self._stopped = grid, stopped
-        self._folder, self._registry = folder, Registry(folder)
+        self._run, self._registry = run, Registry(run.server)
 
     def online(self) -> dict[str, int]:
         """Name -> node id of the enrolled sites that are connected: the node signs with the key that the registry has
@@ -71,7 +72,8 @@ class FlowerFederation:
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites."""
-        return FlowerExchange(self._grid, directory, Polling(), self._stopped)
+        exchange = FlowerExchange(self._grid, directory, Polling(), self._stopped)
+        return Attended(exchange, self._run, directory, self.online)
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
         """Put a study before those of `sites` that are connected; name -> its word, or a code."""
@@ -88,7 +90,7 @@ class FlowerFederation:
                 site = asked.pop(reply.metadata.reply_to_message_id)
                 words[site] = _word(reply, study)
                 if reply.has_content() and (software := told(reply.content)) is not None:
-                    heard.keep(self._folder, site, software)
+                    heard.keep(self._run.server, site, software)
             if self._stopped.wait(LOOK_S):
                 raise RoundError(STOPPED)
         return words
