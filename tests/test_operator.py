@@ -447,7 +447,7 @@ def test_show_says_who_approved_and_since_when_who_is_silent_who_cannot_speak_wi
     assert "not connected since the study was submitted" in row["silent"]
     assert row["west"].count("the site must upgrade") == 2 and "protocol 1" in row["west"]
     assert "no longer enrolled" in row["former"] and "revoked" in row["former"]
-    assert "ε 8 at δ 1e-05 for each patient" in said and "1 of at least 1 site approved" in said
+    assert "ε 8 at δ 1e-05 for each patient" in said and "approved by 1 site, 1 needed" in said
     _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path, "--json")
     facts = json.loads(said)
     assert facts["words"] == words and facts["sites"]["silent"]["word"] is None and facts["approved"] == ["east"]

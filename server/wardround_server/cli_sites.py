@@ -70,18 +70,24 @@ def add(
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """All sites with their keys' fingerprints, those that are out too."""
-    sites = _registry(server).sites(revoked=True)
+    """All sites with their keys' fingerprints and what they said they run, those that are out too."""
+    from dataclasses import asdict
+
+    from wardround_server.heard import heard_of
+
+    sites, heard = _registry(server).sites(revoked=True), heard_of(server)
     if as_json:
-        print(json.dumps([site.to_json() for site in sites]))
+        software = {name: asdict(one.software) for name, one in heard.items()}
+        print(json.dumps([{**site.to_json(), "software": software.get(site.name)} for site in sites]))
         return
     from wardround.identity import in_groups
 
     rows = []
     for site in sites:
         state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended or "", site.revoked_at)
-        rows.append((site.name, state, since[:10], in_groups(site.fingerprint)))
-    print_table(("site", "state", "since", "key's fingerprint"), rows or [("none", "", "", "")])
+        runs = str(heard[site.name].software) if site.name in heard and site.revoked_at is None else ""
+        rows.append((site.name, state, since[:10], runs, in_groups(site.fingerprint)))
+    print_table(("site", "state", "since", "runs", "key's fingerprint"), rows or [("none", "", "", "", "")])
 
 
 @app.command(epilog="Example: wardround-server sites revoke north --yes --server federation")

@@ -74,7 +74,7 @@ def headlines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{facts['run']}: {facts['state']}, round {facts['round']} of {facts['rounds']}"
     yield (
         f"study {facts['study']} {facts['study_sha256'][:12]}, submitted {moment(facts['submitted_at'])}; "
-        f"{len(facts['approved'])} of at least {count_text(facts['min_sites'], 'site')} approved"
+        f"approved by {count_text(len(facts['approved']), 'site')}, {facts['min_sites']} needed"
     )
     yield f"promised: ε {epsilon_text(facts['epsilon_promised'])} at δ {facts['delta']:g} for each patient"
     yield f"replies {bytes_text(facts['bytes_up'])}, weights sent out {bytes_text(facts['bytes_down'])}"
