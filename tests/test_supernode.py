@@ -7,32 +7,45 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 
 import grpc
 import pytest
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.client.grpc_rere_client import connection
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.grpc import create_channel
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.supernode import start_client_internal
 
-from wardround_client import supernode
+from wardround_client import link
 from wardround_server.enrolment import new_authority, new_key_pem, server_certificate
 
 CALL = "/test.Echo/Call"
 
 
 def test_flower_opens_its_connection_by_the_function_that_is_replaced():
-    ours, theirs = inspect.signature(supernode.open_channel), inspect.signature(create_channel)
+    ours, theirs = inspect.signature(link.open_channel), inspect.signature(create_channel)
     assert list(ours.parameters) == list(theirs.parameters)
     inside = inspect.unwrap(connection.grpc_request_response)
     assert "create_channel" in inside.__code__.co_names and connection.create_channel is create_channel
+    opens = inspect.unwrap(start_client_internal._init_connection)
+    assert "grpc_request_response" in opens.__code__.co_names
+    assert start_client_internal.grpc_request_response is connection.grpc_request_response
 
 
 def test_a_connection_without_tls_or_without_the_pinned_ca_is_not_opened():
     for insecure, ca in ((True, None), (False, None), (True, b"ca")):
         with pytest.raises(ValueError, match="TLS"):
-            supernode.open_channel("127.0.0.1:1", insecure, ca)
+            link.open_channel("127.0.0.1:1", insecure, ca)
 
 
 class Forgetful:
@@ -91,11 +104,11 @@ def answers():
 def test_a_call_on_a_connection_that_was_forgotten_fails_and_the_next_one_opens_another(answers, monkeypatch, watchful):
     """Without what we add it waits on, which is the fault."""
     ca, port = answers
-    quick = [(name, 1000) for name, _ in supernode.OPTIONS]
-    monkeypatch.setattr(supernode, "OPTIONS", quick if watchful else ())
-    monkeypatch.setattr(supernode, "PATIENCE_S", 6.0)
+    quick = [(name, 1000) for name, _ in link.OPTIONS]
+    monkeypatch.setattr(link, "OPTIONS", quick if watchful else ())
+    monkeypatch.setattr(link, "PATIENCE_S", 6.0)
     way = Forgetful(port)
-    with supernode.open_channel(f"127.0.0.1:{way.port}", False, ca) as channel:
+    with link.open_channel(f"127.0.0.1:{way.port}", False, ca) as channel:
         call = channel.unary_unary(CALL)
         assert call(b"one", timeout=20) == b"one"
         way.forget()
@@ -115,9 +128,9 @@ def test_a_call_on_a_connection_that_was_forgotten_fails_and_the_next_one_opens_
 
 def test_every_call_has_an_end_and_a_heartbeat_more_patience_than_flower_gives_it(answers, monkeypatch):
     ca, port = answers
-    monkeypatch.setattr(supernode, "CALL_LIMIT_S", 1.0)
-    monkeypatch.setattr(supernode, "PATIENCE_S", 3.0)
-    with supernode.open_channel(f"127.0.0.1:{port}", False, ca) as channel:
+    monkeypatch.setattr(link, "CALL_LIMIT_S", 1.0)
+    monkeypatch.setattr(link, "PATIENCE_S", 3.0)
+    with link.open_channel(f"127.0.0.1:{port}", False, ca) as channel:
         call = channel.unary_unary(CALL)
         for own_s, low_s, high_s in ((None, 0.9, 2.9), (0.2, 2.9, 30.0)):
             began = time.monotonic()
@@ -127,16 +140,61 @@ def test_every_call_has_an_end_and_a_heartbeat_more_patience_than_flower_gives_i
             assert low_s < time.monotonic() - began < high_s
 
 
+class Sessions:
+    """Flower's own store of replies, asked as its Fleet API does; `cut` says at which calls an answer is lost."""
+
+    def __init__(self, cut: Callable[[int], bool]) -> None:
+        self._state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
+        self._cut, self.calls = cut, 0
+
+    def announce(self, message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
+        session = self._state.start_session(1)
+        return set(self._state.preregister_object_tree(tree, session)), session
+
+    def push(self, run_id: int, session: str, piece: str, content: bytes) -> None:
+        self.calls += 1
+        stored = self._state.store_object(run_id, session, piece, content)
+        if stored and self._cut(
+            self.calls
+        ):  # the line is cut before the answer; Flower's stub makes the same call again
+            stored = self._state.store_object(run_id, session, piece, content)
+        if not stored:
+            raise ObjectPushError(piece, run_id, session)
+
+    def has(self, piece: str) -> bytes | None:
+        return self._state.get_object(1, piece)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["with-ours", "without"])
+def test_a_reply_whose_line_is_cut_at_every_other_piece_arrives_whole(ours, monkeypatch):
+    """Without what we add Flower drops it at the first cut."""
+    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
+    arrays = {f"layer-{n}": Array("float32", (4,), "raw", bytes([n] * 16)) for n in range(12)}
+    message = Message(RecordDict({"tensors": ArrayRecord(arrays)}), dst_node_id=1, message_type="train")
+    server = Sessions(cut=lambda call: call % 2 == 1)
+    way = link.ReplyOnItsWay(server.announce, server.push) if ours else server
+    missing, session = way.announce(message, get_object_tree(message), 1.0)
+    pieces = {name: one.deflate() for name, one in get_all_nested_objects(message).items()}
+    assert missing == set(pieces) and len(pieces) > 12
+    with nullcontext() if ours else pytest.raises(ObjectPushError):
+        with ThreadPoolExecutor(2) as two:
+            for done in [two.submit(way.push, 1, session, name, content) for name, content in pieces.items()]:
+                done.result()
+        assert {name: server.has(name) for name in pieces} == pieces
+
+
 STUCK = """
 import threading, time
-from wardround_client import supernode
+from wardround_client import link
 
 def loop():
     threading.Thread(target=time.sleep, args=(600,)).start()
     {then}
 
 supernode.flower_supernode = loop
-supernode.main(["flower-supernode"])
+supernode.main(["site", "flower-supernode"])
 """
 
 
