@@ -187,7 +187,7 @@ def test_a_reply_whose_line_is_cut_at_every_other_piece_arrives_whole(ours, monk
 
 STUCK = """
 import threading, time
-from wardround_client import link
+from wardround_client import supernode
 
 def loop():
     threading.Thread(target=time.sleep, args=(600,)).start()
@@ -199,16 +199,16 @@ supernode.main(["site", "flower-supernode"])
 
 
 @pytest.mark.parametrize(
-    ("then", "code"),
+    ("then", "code", "word"),
     [
-        ("return", 1),
-        ("raise RuntimeError('the main loop')", 1),
-        ("threading.Thread(target=lambda: 1 / 0).start(); time.sleep(600)", -signal.SIGTERM),
+        ("return", 1, "main loop gave up"),
+        ("raise RuntimeError('the main loop')", 1, "main loop gave up"),
+        ("threading.Thread(target=lambda: 1 / 0).start(); time.sleep(600)", -signal.SIGTERM, "ZeroDivisionError"),
     ],
     ids=["main-loop-gave-up", "main-loop-failed", "heartbeat-died"],
 )
-def test_a_supernode_of_which_a_part_has_ended_ends(then, code):
+def test_a_supernode_of_which_a_part_has_ended_ends(then, code, word):
     """Flower's own would go on, with the thread that serves loopback, and look well."""
     script = STUCK.format(then=then)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr
+    assert (done.returncode, word in done.stdout + done.stderr) == (code, True), done.stderr
