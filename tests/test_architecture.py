@@ -39,6 +39,7 @@ DOORS = {
     "flwr": {
         f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SIM}/engine.py",
         f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py",
+        f"{CLIENT}/supernode.py", f"{CLIENT}/link.py",
     },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
@@ -59,6 +60,7 @@ DOORS = {
     "grpc": {
         f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one
         f"{SHARED}/health.py",
+        f"{CLIENT}/link.py",  # what Flower's own connection lacks: it does not notice that it is dead
     },
     "grpc_health": {f"{SHARED}/health.py"},
 }  # fmt: skip

@@ -69,7 +69,7 @@ def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
     runtime = f"127.0.0.1:{server.runtime_port}"
     environment = flower_environment(folder / "flower", server.proxy)
     supernode = (
-        str(Path(sys.executable).parent / "flower-supernode"),
+        *(sys.executable, "-I", "-m", "wardround_client.supernode", str(folder), "flower-supernode"),
         *("--superlink", server.address, "--root-certificates", str(folder / "keys" / "ca.crt")),
         *("--auth-supernode-private-key", str(folder / "keys" / "site_key")),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),

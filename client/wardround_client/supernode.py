@@ -1,0 +1,24 @@
+"""Flower's SuperNode as a hospital runs it: over a connection that is watched, in a process that ends with any part.
+
+python -I -m wardround_client.supernode SITE_FOLDER flower-supernode FLAG ...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flwr.supernode.cli import flower_supernode
+
+from wardround_client.link import end_with_any_part, watch_the_connection
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be the SuperNode of the site whose folder comes first, with Flower's own flags after it."""
+    watch_the_connection()
+    sys.argv = list(arguments[1:])
+    end_with_any_part(flower_supernode)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
