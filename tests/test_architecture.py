@@ -37,9 +37,9 @@ CLIENT, SERVER, SHARED, SIM = (f"{folder}/{package}" for folder, package in (
 ))  # fmt: skip
 DOORS = {
     "flwr": {
-        f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SIM}/engine.py",
-        f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py",
-        f"{CLIENT}/supernode.py", f"{CLIENT}/link.py",
+        f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SERVER}/fleet.py", f"{SIM}/engine.py",
+        f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py", f"{CLIENT}/supernode.py",
+        f"{CLIENT}/link.py", f"{CLIENT}/intake.py", f"{SHARED}/inflation.py",
     },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
@@ -61,6 +61,7 @@ DOORS = {
         f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one
         f"{SHARED}/health.py",
         f"{CLIENT}/link.py",  # what Flower's own connection lacks: it does not notice that it is dead
+        f"{SERVER}/fleet.py", f"{CLIENT}/intake.py",  # how a call is refused
     },
     "grpc_health": {f"{SHARED}/health.py"},
 }  # fmt: skip

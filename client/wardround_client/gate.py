@@ -33,10 +33,12 @@ from flwr.app import Context, Error, Message
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
+from wardround.inflation import arrays_at_most
 from wardround.logs import print_lines
 from wardround.tied import tied
 
 START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a while to load torch
+MOST_BYTES = 2**30  # of a question; ten times the largest of the usual networks
 BEFORE_TTL_S = 15.0  # a reply after its message's time to live is lost, and app.py has had its time by then
 
 log = logging.getLogger(__name__)
@@ -131,21 +133,34 @@ def run_task(folder: Path, address: str, task_type: str, deadline_pipe: int, tok
     from flwr.supernode.runtime import run_clientapp as inside
 
     app = functools.partial(_behind_the_gate, folder, task_type, deadline_pipe)
-    close_the_gate(app)
-    inside.run_clientapp(
-        runtime_api_address=address, token=token, insecure=True, certificates=None, runtime_dependency_install=False
-    )
+    close_the_gate(app, functools.partial(_not_understood, folder))
+    with arrays_at_most(MOST_BYTES):
+        inside.run_clientapp(
+            runtime_api_address=address, token=token, insecure=True, certificates=None, runtime_dependency_install=False
+        )
 
 
-def close_the_gate(app: App) -> None:
+def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
     """From here on Flower unpacks nothing in this process, knows no app but `app`, and tells the server no text of an
-    exception of its own.
+    exception of its own; `failed` is called first where it has one.
     """
     from flwr.supernode.runtime import run_clientapp as inside
 
+    def error(code: int, reason: str) -> Error:
+        failed()
+        return Error(code=code, reason="failed")
+
     inside.install_from_fab = lambda *args, **kwargs: None
     inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
-    inside.Error = lambda code, reason: Error(code=code, reason="failed")
+    inside.Error = error
+
+
+def _not_understood(folder: Path) -> None:
+    """Flower itself could not read a message: write it down as refused."""
+    from wardround.audit import AUDIT_FILE, AuditLog
+    from wardround.audit_events import MessageRefused
+
+    AuditLog(folder / AUDIT_FILE).append(MessageRefused(code="failed"))
 
 
 def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: Message, context: Context) -> Message:

@@ -8,6 +8,8 @@ may learn; nothing else may leave.
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,8 @@ from wardround_client.tasks import classification
 from wardround_client.tasks.classification import Material, SpeedPlan
 
 REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +64,19 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
         return reply
     attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
+    material, began = _material(site, admitted.study, study_sha256), time.monotonic()
     reply = classification.train(
         admitted.study,
         admitted.plan,
         admitted.network,
         broadcast.weights,
-        _material(site, admitted.study, study_sha256),
+        material,
         broadcast.round,
         site.randomness,
         site.device,
         admitted.speed,
     )
+    log.info("round %s: trained in %.2f s", broadcast.round, time.monotonic() - began)
     if not all(np.isfinite(array).all() for array in reply.values()):
         # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
         # were.

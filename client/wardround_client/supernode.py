@@ -1,4 +1,5 @@
-"""Flower's SuperNode as a hospital runs it: over a connection that is watched, in a process that ends with any part.
+"""Flower's SuperNode as a hospital runs it: over a connection that is watched, with questions of a bounded size, in a
+process that ends with any of its parts.
 
 python -I -m wardround_client.supernode SITE_FOLDER flower-supernode FLAG ...
 """
@@ -7,14 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from flwr.supernode.cli import flower_supernode
 
+from wardround_client.intake import bound_the_link
 from wardround_client.link import end_with_any_part, watch_the_connection
 
 
 def main(arguments: Sequence[str]) -> None:
     """Be the SuperNode of the site whose folder comes first, with Flower's own flags after it."""
+    bound_the_link(Path(arguments[0]))
     watch_the_connection()
     sys.argv = list(arguments[1:])
     end_with_any_part(flower_supernode)

@@ -21,12 +21,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from wardround.errors import RoundError, WireError
 from wardround.evaluation_wire import SiteRelease, unpack_release
-from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_from, unpack_answer
+from wardround.inflation import arrays_at_most
+from wardround.wire import Broadcast, Packet, SiteReply, pack_broadcast, packet_from, payload_bytes, unpack_answer
 
 TRAIN, EVALUATE = "train", "evaluate"
 TTL_BEYOND_DEADLINE_S = 60.0
 
+NO_ARRAYS_BYTES = 2**20  # what arrays may hold where none or few numbers are asked for
+TOO_LARGE = 1000  # the error that `fleet.py` puts in the place of such an answer; Flower's own codes end far below
+
 _CODES = {
+    TOO_LARGE: "invalid:size",
     ErrorCode.NODE_UNAVAILABLE: "unreachable",
     ErrorCode.MESSAGE_UNAVAILABLE: "late",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
@@ -82,8 +87,8 @@ class FlowerExchange:
 
     def _ask(
         self, broadcast: Broadcast, kind: str, deadline_s: float
-    ) -> Iterator[tuple[str, str | None, Message | None]]:
-        """(site, id of what was sent to it, what it answered), in the order of names."""
+    ) -> Iterator[tuple[str, str | None, Message | WireError | None]]:
+        """(site, id of what was sent to it, what it answered or why that is no message), in the order of names."""
         started = time.monotonic()
         content = record_of(pack_broadcast(broadcast))
         ttl = deadline_s + TTL_BEYOND_DEADLINE_S
@@ -93,22 +98,46 @@ class FlowerExchange:
         }
         del content
         for site, message_id in asked.items():
-            yield site, message_id, self._pull(message_id, started, started + deadline_s) if message_id else None
+            most_bytes = payload_bytes(broadcast.weights) + NO_ARRAYS_BYTES
+            ends = started + deadline_s
+            yield site, message_id, self._pull(message_id, started, ends, most_bytes) if message_id else None
 
     def _push(self, content: RecordDict, node: int, kind: str, ttl: float, round: int) -> str | None:
         """Send one message; its id, or None when Flower refuses it. One by one: of many it leaves out the refused."""
         message = Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
         return next(iter(self._grid.push_messages([message])), None)
 
-    def _pull(self, message_id: str, began: float, ends: float) -> Message | None:
+    def _pull(self, message_id: str, began: float, ends: float, most_bytes: int) -> Message | WireError | None:
         while True:
-            for message in self._grid.pull_messages([message_id]):
+            try:
+                message = pull_reply(self._grid, message_id, most_bytes)
+            except WireError as error:
+                return error
+            if message is not None:
                 return message
             now = time.monotonic()
             if now >= ends:
                 return None
             if self._stopped.wait(min(self._polling.pause_s(now - began), ends - now)):
                 raise RoundError("the run was stopped while it waited for its sites")
+
+
+def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -> Message | None:
+    """The answer to one question, or None where it is not there yet; what answers another question is dropped.
+
+    Raises `WireError` "message" for what is no message at all, "size" for one whose arrays hold more than `most_bytes`:
+    it comes from a peer, and must not end the run. Where the grid itself does not answer, its own error.
+    """
+    try:
+        with arrays_at_most(most_bytes):
+            found = list(grid.pull_messages([message_id]))
+    except WireError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__):
+            raise  # the link to the SuperLink, not the message
+        raise WireError("message", "what came cannot be read as a message") from None
+    return next((message for message in found if message.metadata.reply_to_message_id == message_id), None)
 
 
 def make_server_app(main: Callable[[Grid], None]) -> ServerApp:
@@ -129,7 +158,7 @@ def record_of(packet: Packet) -> RecordDict:
 
 
 def _reply(
-    site: str, message_id: str | None, message: Message | None, broadcast: Broadcast, seconds: float
+    site: str, message_id: str | None, message: Message | WireError | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
     weights, head, code, size = None, None, transport_code(message_id, message), 0
     if code is None:
@@ -145,7 +174,9 @@ def _reply(
     return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size, ledger_head=head)
 
 
-def _release(site: str, message_id: str | None, message: Message | None, question: Broadcast, bins: int) -> SiteRelease:
+def _release(
+    site: str, message_id: str | None, message: Message | WireError | None, question: Broadcast, bins: int
+) -> SiteRelease:
     release, code, size = None, transport_code(message_id, message), 0
     if code is None:
         try:
@@ -158,8 +189,10 @@ def _release(site: str, message_id: str | None, message: Message | None, questio
     return SiteRelease(site=site, release=release, code=code, bytes_up=size)
 
 
-def transport_code(message_id: str | None, message: Message | None) -> str | None:
+def transport_code(message_id: str | None, message: Message | WireError | None) -> str | None:
     """Why nothing came that could be read, or None."""
+    if isinstance(message, WireError):
+        return f"invalid:{message.code}"
     if message_id is None:
         return "unreachable"
     if message is None:

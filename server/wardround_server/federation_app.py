@@ -22,15 +22,15 @@ from wardround.study import Study
 from wardround.versions import older_side, told
 from wardround.wire import PROTOCOL_VERSION, is_code
 from wardround_server import heard
-from wardround_server.app import FlowerExchange, Polling, transport_code
+from wardround_server.app import FlowerExchange, Polling, pull_reply, transport_code
 from wardround_server.attendance import Attended
 from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
 from wardround_server.phases import STOPPED, ask, train
 from wardround_server.registry import Registry
 from wardround_server.run_folder import RunFolder, find_run
+from wardround_server.superlink import SERVER_FOLDER
 
-SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for it
 ONLINE = "online"
 LOOK_S = 0.5
 
@@ -86,11 +86,17 @@ class FlowerFederation:
         words = dict.fromkeys(asked.values(), "late")
         ends = time.monotonic() + limit_s
         while asked and time.monotonic() < ends:
-            for reply in self._grid.pull_messages(list(asked)):
-                site = asked.pop(reply.metadata.reply_to_message_id)
-                words[site] = _word(reply, study)
-                if reply.has_content() and (software := told(reply.content)) is not None:
-                    heard.keep(self._run.server, site, software)
+            for message_id, site in list(asked.items()):
+                try:
+                    reply = pull_reply(self._grid, message_id)
+                    word = None if reply is None else _word(reply, study)
+                    if reply is not None and reply.has_content() and (software := told(reply.content)) is not None:
+                        heard.keep(self._run.server, site, software)
+                except WireError as error:
+                    word = f"invalid:{error.code}"
+                if word is not None:
+                    words[site] = word
+                    del asked[message_id]
             if self._stopped.wait(LOOK_S):
                 raise RoundError(STOPPED)
         return words

@@ -197,6 +197,16 @@ def find_run(server: Path, run_id: str) -> RunFolder:
     raise UsageError(f"{server}: no run is called {run_id!r}; `wardround-server runs` lists them")
 
 
+def largest_network(server: Path) -> tuple[int, int]:
+    """(tensors, bytes) of the largest networks among all runs: no site has more than that to send in one answer."""
+    tensors, size = 0, 0
+    for path in (server / "runs").glob("*/start.safetensors"):
+        with path.open("rb") as file:
+            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        tensors, size = max(tensors, len(names)), max(size, path.stat().st_size)
+    return tensors, size
+
+
 def quorum(study: Study) -> int:
     """How many sites a round needs."""
     return study.aggregation.min_sites or study.aggregation.nominal_sites

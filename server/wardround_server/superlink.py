@@ -1,9 +1,9 @@
 """Flower's SuperLink as the server runs it, and the few questions that its command line answers for us.
 
-Hospitals see the Fleet API alone: gRPC under TLS on the public port, for registered keys only. Control and Runtime API
-stay on loopback. State is in SQLite under flower/, so that nodes and keys survive a restart. Nothing is installed at
-run time and nothing calls out. What a run ships to the sites is a bundle without code: its project file names modules
-that are installed on both sides.
+Hospitals see the Fleet API alone: gRPC under TLS on the public port, for registered keys only, and within the bounds of
+`fleet.py`. Control and Runtime API stay on loopback. State is in SQLite under flower/, so that nodes and keys survive a
+restart. Nothing is installed at run time and nothing calls out. What a run ships to the sites is a bundle without code:
+its project file names modules that are installed on both sides.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from wardround.supervisor import Child
 from wardround_server.run_folder import write_text
 
 LINK = "wardround"
+SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for the folder, in all that the SuperLink starts
 PROGRAMS = Path(sys.executable).parent
 ANSWER_LIMIT_S = 60.0
 
@@ -71,7 +72,7 @@ class SuperLink:
         """The program to keep running. Writes what it needs under flower/."""
         self._write_bundle()
         command = (
-            str(PROGRAMS / "flower-superlink"),
+            *(sys.executable, "-I", "-m", "wardround_server.fleet", "flower-superlink"),
             *("--ssl-ca-certfile", str(self.folder / "ca" / "ca.crt")),
             *("--ssl-certfile", str(self.folder / "tls" / "server.crt")),
             *("--ssl-keyfile", str(self.folder / "tls" / "server.key")),
@@ -130,7 +131,7 @@ class SuperLink:
         return answer
 
     def _environment(self) -> dict[str, str]:
-        return {**flower_environment(self.home), "WARDROUND_SERVER": str(self.folder)}
+        return {**flower_environment(self.home), SERVER_FOLDER: str(self.folder)}
 
     def _write_bundle(self) -> None:
         bundle = self.home / "bundle"
