@@ -1,4 +1,4 @@
-"""The server's daemon: the SuperLink kept running, and a coordinator that brings runs forward, until SIGTERM.
+"""The server's daemon: SuperLink and executor kept running, and a coordinator that brings runs forward, until SIGTERM.
 
 All it knows lies in the folder (sites, runs and what sites said), so that whatever was in flight when it died goes on
 at its next start: a run is asked about until enough sites approved, then trained until it has a result. A phase that
@@ -44,7 +44,7 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
     """
     with sole(superlink.folder):
         log_to(superlink.folder / "logs" / "server.log")
-        child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
+        (child, executor), audit = superlink.children(), AuditLog(superlink.folder / AUDIT_FILE)
         coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
         health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
         audit.append(Started(program="wardround-server", version=version("wardround")))
@@ -52,10 +52,25 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
         threading.Thread(target=coordinator.work, daemon=True).start()
         try:
             ready()
-            supervise([child], stopped)
+            supervise([child, executor], stopped, ending_with(child, executor))
         finally:
             health.stop()
             audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+
+
+def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:
+    """What kills the executor once the SuperLink has died: a phase cannot go on at another SuperLink than the one it
+    began at, and would keep its run from the next phase.
+    """
+    known = superlink.restarts
+
+    def each() -> None:
+        nonlocal known
+        if superlink.restarts != known:
+            known = superlink.restarts
+            executor.kill()
+
+    return each
 
 
 def serving(superlink: Child) -> Check:
@@ -67,9 +82,12 @@ def serving(superlink: Child) -> Check:
 
 @dataclass(kw_only=True)
 class Pursuit:
-    """What the coordinator remembers about one run: what it was at, and when the next phase may be ordered."""
+    """What the coordinator remembers about one run: what it was at, the rounds it had done, and when the next phase may
+    be ordered.
+    """
 
     state: State
+    rounds: int
     not_before: float = 0.0
     pause_s: float = 0.0
 
@@ -117,9 +135,9 @@ class Coordinator:
         state = run.state()
         if state not in ("proposed", "training") or run.at_work():
             return
-        pursuit = self._pursuits.get(run.run_id)
-        if pursuit is None or pursuit.state != state:
-            pursuit = self._pursuits[run.run_id] = Pursuit(state=state)
+        pursuit, rounds = self._pursuits.get(run.run_id), run.rounds_done()
+        if pursuit is None or (pursuit.state, pursuit.rounds) != (state, rounds):  # what moves is not kept waiting
+            pursuit = self._pursuits[run.run_id] = Pursuit(state=state, rounds=rounds)
         if now < pursuit.not_before:
             return
         phase = "propose" if state == "proposed" else "train"
