@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from test_federation import NAMES, STUDY, Federation, alive, approve, command, command_code, descendants
+from test_federation_kills import deadline_s
 
 from wardround.study import load_study
 from wardround_client.gate import BEFORE_TTL_S
@@ -16,8 +17,8 @@ from wardround_server.app import TTL_BEYOND_DEADLINE_S
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S, ROUNDS = 25, 6
-STEPS = "local_steps = 4000"  # some seconds of training, so that there is a middle to stop in
+ROUNDS = 4
+STEPS = "local_steps = 1500"  # some seconds of training, so that there is a middle to stop in
 
 
 def task_of(daemon: int) -> int | None:
@@ -66,7 +67,8 @@ def all_there(federation: Federation) -> None:
 
 def test_a_task_that_hangs_in_the_middle_is_killed_and_its_site_named_late_then_back(tmp_path) -> None:
     path = tmp_path / "tiny.toml"
-    text = STUDY.format(rounds=ROUNDS, min_sites=2).replace("round_deadline_s = 90", f"round_deadline_s = {DEADLINE_S}")
+    limit_s = deadline_s()
+    text = STUDY.format(rounds=ROUNDS, min_sites=2).replace("round_deadline_s = 90", f"round_deadline_s = {limit_s}")
     path.write_text(text.replace("learning_rate = 0.1", f"learning_rate = 0.01\n{STEPS}"))
     study, federation = load_study(path), Federation(tmp_path)
     try:
@@ -77,21 +79,22 @@ def test_a_task_that_hangs_in_the_middle_is_killed_and_its_site_named_late_then_
         all_there(federation)
         run = command("server", "submit", path, "--server", federation.server)["run"]
         hung, stopped = stopped_in_the_middle(federation, "east"), time.monotonic()
-        limit_s = DEADLINE_S + TTL_BEYOND_DEADLINE_S - BEFORE_TTL_S + 10
+        longest_s = limit_s + TTL_BEYOND_DEADLINE_S - BEFORE_TTL_S + 10
         while alive({hung}):
-            assert time.monotonic() - stopped < limit_s, "nobody killed the task"
+            assert time.monotonic() - stopped < longest_s, "nobody killed the task"
             time.sleep(0.5)
-        print(f"the task that hung was killed {time.monotonic() - stopped:.0f} s after it was stopped")
-        found = federation.wait_for(lambda run: run["state"] == "finished", 400)
+        seconds = time.monotonic() - stopped
+        print(f"the task that hung was killed {seconds:.0f} s after it was stopped; its round had {limit_s} s")
+        found = federation.wait_for(lambda run: run["state"] == "finished", 900)
     finally:
         for name in list(federation.processes):
             federation.stop(name)
     codes = {name: [line["code"] for line in found["metrics"] if line["site"] == name] for name in NAMES}
     print(codes)
     assert found["run"] == run and codes["north"] == codes["west"] == [None] * ROUNDS
-    assert codes["east"][0] == "late" and codes["east"][-1] is None
     back = codes["east"].index(None)
-    assert set(codes["east"][:back]) <= {"late", "failed"} and codes["east"][back:] == [None] * (ROUNDS - back)
+    assert 1 <= back <= 2 and codes["east"][back:] == [None] * (ROUNDS - back)
+    assert set(codes["east"][:back]) <= {"late", "failed"}  # "failed": Flower missed the task's heartbeat before
     ledger = Ledger(federation.folders["east"] / "ledger.sqlite3")
     attempts = ledger.attempts(study.sha256(), run)
     assert attempts[0].reply_sha256 is None and sum(one.reply_sha256 is not None for one in attempts) == ROUNDS - back

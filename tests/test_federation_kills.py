@@ -56,6 +56,7 @@ KINDS = {  # what a process is, by what stands on its command line
     "wardround_client.gate task": "task",
     "wardround_client.gate executor": "executor",
     "flower-supernode": "SuperNode",
+    "wardround_client.supernode": "SuperNode",
     "wardround_client.cli start": "site daemon",
     "wardround.models.start": "first weights",
     "flwr-serverapp": "server app",
