@@ -18,7 +18,7 @@ from wardround_server.app import TTL_BEYOND_DEADLINE_S
 pytestmark = pytest.mark.slow
 
 ROUNDS = 4
-STEPS = "local_steps = 1500"  # some seconds of training, so that there is a middle to stop in
+STEPS = "local_steps = 600"  # some seconds of training, so that there is a middle to stop in
 
 
 def task_of(daemon: int) -> int | None:
@@ -43,7 +43,7 @@ def entries(folder: Path) -> int:
 
 def stopped_in_the_middle(federation: Federation, name: str) -> int:
     """SIGSTOP a site's task between the charge of its first attempt and its settlement; the process."""
-    opened_held_and_charged, ends = 3, time.monotonic() + 120
+    opened_held_and_charged, ends = 3, time.monotonic() + 600
     while time.monotonic() < ends:
         if entries(federation.folders[name]) >= opened_held_and_charged and (
             task := task_of(federation.processes[name].pid)
@@ -53,13 +53,13 @@ def stopped_in_the_middle(federation: Federation, name: str) -> int:
             (attempt,) = Ledger(federation.folders[name] / "ledger.sqlite3").attempts()
             assert attempt.reply_sha256 is None, "the task was done before it was stopped"
             return task
-        time.sleep(0.01)
+        time.sleep(0.03)
     pytest.fail(f"no task of {name} was seen\n{federation.logs()}")
 
 
 def all_there(federation: Federation) -> None:
     """Wait until every site says that it is well: it is registered, so the first proposal reaches it."""
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + 600
     while any(command_code("client", "health", "--site", folder) for folder in federation.folders.values()):
         assert time.monotonic() < ends, federation.logs()
         time.sleep(1)

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -101,6 +102,7 @@ class Coordinator:
     stopped: threading.Event
     is_up: Callable[[], bool]
     _pursuits: dict[str, Pursuit] = field(default_factory=dict)
+    _ordered: dict[str, str] = field(default_factory=dict)  # run -> Flower's run of a phase that has not begun
     _known: Mapping[str, str] | None = None
     _keys_not_before: float = 0.0
 
@@ -110,7 +112,7 @@ class Coordinator:
             if self.is_up():
                 self._attempt(self._keep_keys)
                 for run in runs(self.superlink.folder):
-                    self._attempt(lambda run=run: self._bring_forward(run, time.monotonic()))
+                    self._attempt(lambda run=run: self._bring_forward(run))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -131,18 +133,30 @@ class Coordinator:
         keep_nodes(self.superlink, sites)
         self._known = sites
 
-    def _bring_forward(self, run: RunFolder, now: float) -> None:
+    def _bring_forward(self, run: RunFolder) -> None:
         state = run.state()
-        if state not in ("proposed", "training") or run.at_work():
+        if state not in ("proposed", "training"):
+            return
+        if run.at_work():
+            self._ordered.pop(run.run_id, None)  # it began
             return
         pursuit, rounds = self._pursuits.get(run.run_id), run.rounds_done()
         if pursuit is None or (pursuit.state, pursuit.rounds) != (state, rounds):  # what moves is not kept waiting
             pursuit = self._pursuits[run.run_id] = Pursuit(state=state, rounds=rounds)
-        if now < pursuit.not_before:
+        if time.monotonic() < pursuit.not_before:
             return
         phase = "propose" if state == "proposed" else "train"
-        flower_id = self.superlink.start_phase(run.run_id, phase)
+        self._end_last(run.run_id)
+        flower_id = self._ordered[run.run_id] = self.superlink.start_phase(run.run_id, phase)
         log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
         longest_s = ASK_EVERY_S if state == "proposed" else LONGEST_PAUSE_S
         pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), longest_s)
-        pursuit.not_before = now + pursuit.pause_s
+        pursuit.not_before = time.monotonic() + pursuit.pause_s
+
+    def _end_last(self, run_id: str) -> None:
+        """End the Flower run of a last phase that did not begin: on a machine too busy to start it within Flower's 30 s
+        it would be started again and again, beside the next ones, and make it busier still.
+        """
+        with suppress(WardroundError):
+            if last := self._ordered.pop(run_id, None):
+                self.superlink.stop_phase(last)
