@@ -55,7 +55,7 @@ NAMES = ("east", "north", "west")
 KEY = b"k" * 32
 
 
-def command(program, *words, timeout=60):
+def command(program, *words, timeout=300):
     """Run a command of ours to its end; its JSON."""
     module = f"wardround_{program}.cli"
     done = subprocess.run(

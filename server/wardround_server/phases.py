@@ -60,6 +60,8 @@ def ask(run: RunFolder, federation: Federation) -> None:
 def train(run: RunFolder, federation: Federation) -> None:
     """Train the run to its end with the sites that approved it, from its last checkpoint, and write its result."""
     with run.phase("train"):
+        if run.state() == "finished":  # a phase that was ordered twice: the first one did it all
+            return
         study = run.study()
         network, manifest = start_of(run, study)
         start = {name: network[name] for name in manifest["exchanged"]}

@@ -182,7 +182,12 @@ def _one_round(
     lines = tuple(sites)
     if folder is not None:
         append_lines(folder / "metrics.jsonl", [{"round": number, **asdict(line)} for line in lines])
-    _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
+    heads = {**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}}
+    try:
+        _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
+    except RoundError:  # the round does not count, but what its sites said of their ledgers is not forgotten
+        _save(folder, identity, replace(progress, ledger_heads=heads))
+        raise
     server = aggregation.step_server(settings, progress.server, mean.mean())
     release = aggregation.fold_release(settings, study.study.rounds, progress.release, number, server.weights)
     missing = tuple(Missing(round=number, site=line.site, code=line.code) for line in lines if line.code is not None)
@@ -196,7 +201,7 @@ def _one_round(
         bytes_up=progress.bytes_up + sum(line.bytes_up for line in lines),
         bytes_down=progress.bytes_down + sum(line.bytes_down for line in lines),
         seconds=progress.seconds + seconds,
-        ledger_heads={**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}},
+        ledger_heads=heads,
     )
     weights, rounds = server.weights, study.study.rounds
     return after, RoundRecord(round=number, rounds=rounds, sites=lines, weights=weights, seconds=seconds)

@@ -90,6 +90,11 @@ class RunFolder:
             return "stopped"
         return "training" if len(self.approved()) >= quorum(self.study()) else "proposed"
 
+    def rounds_done(self) -> int:
+        """How many rounds have their checkpoint."""
+        names = [path.stem for path in (self.path / "checkpoints").glob("round-*.safetensors")]
+        return max((int(name.removeprefix("round-")) for name in names), default=0)
+
     def problem(self) -> dict[str, Any] | None:
         """Why the last phase ended without success: `phase`, `error` (one line), `at`; None where none did."""
         return read_json(self.path / "problem.json")

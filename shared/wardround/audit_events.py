@@ -214,6 +214,15 @@ class PatientForgotten(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossAccepted(Event):
+    """A ledger goes on from an older copy, whose runs are charged in full. `count`: entries known to be missing."""
+
+    kind = "loss-accepted"
+    who: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started(Event):
     """A daemon started."""
 
