@@ -24,7 +24,8 @@ import numpy as np
 
 from wardround.checkpoint import latest_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError, UsageError, WireError
-from wardround.study import AggregationSection, Study
+from wardround.study import Study
+from wardround.study_sections import AggregationSection
 from wardround.wire import (
     Broadcast,
     LedgerHead,
