@@ -72,6 +72,7 @@ def _reply(
             broadcast = unpack_broadcast(packet_from(message.content))
             place.enter_context(at(run=broadcast.run_id, round=broadcast.round))
             reply = pack(broadcast, answer(broadcast, open_site(context)))
+            log.info("answered: %d bytes", reply.payload_bytes)
     except OutOfTime:
         log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
         reply = pack_refusal(broadcast, "late")

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from wardround.errors import RoundError, UsageError, WireError
-from wardround.logs import at, print_lines
+from wardround.logs import at, log_to
 from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
 from wardround.versions import older_side, told
@@ -33,6 +33,7 @@ from wardround_server.superlink import SERVER_FOLDER
 
 ONLINE = "online"
 LOOK_S = 0.5
+RUN_LOGS_KEPT = 2
 
 app = ServerApp()
 
@@ -44,7 +45,8 @@ def main(grid: Grid, context: Context) -> None:
     run = find_run(folder, str(context.run_config["run"]))
     federation = FlowerFederation(grid, run, stop_watch(run))
     phase = context.run_config["phase"]
-    print_lines("wardround", "wardround_server")  # into the server's own log, by way of the SuperLink
+    # A log of its own: Flower throws away what this process prints. Its own chatter stays out.
+    log_to(folder / "logs" / f"{run.run_id}.log", kept=RUN_LOGS_KEPT, names=("wardround", "wardround_server"))
     with at(run=run.run_id):
         if phase == "propose":
             ask(run, federation)

@@ -18,7 +18,7 @@ import logging.handlers
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,28 @@ class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
         return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
-def log_to(path: Path, *, level: int = logging.INFO, max_bytes: int = LOG_BYTES, kept: int = LOGS_KEPT) -> None:
+def log_to(
+    path: Path,
+    *,
+    level: int = logging.INFO,
+    max_bytes: int = LOG_BYTES,
+    kept: int = LOGS_KEPT,
+    names: Sequence[str] = ("",),
+) -> None:
     """Send this process's log to `path`: at most `kept` older files of `max_bytes` each beside it. One process a file.
 
-    Asked again for the same file nothing changes.
+    `names`: of these loggers and those below them; of all without it. Asked again for the same file nothing changes.
     """
-    root = logging.getLogger()
-    if any(isinstance(h, OwnersRotatingFile) and h.baseFilename == os.path.abspath(path) for h in root.handlers):
-        return
+    loggers = [logging.getLogger(name or None) for name in names]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, OwnersRotatingFile) and handler.baseFilename == os.path.abspath(path):
+            return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = OwnersRotatingFile(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
     handler.setFormatter(JsonLines())
-    root.addHandler(handler)
-    root.setLevel(level)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
 
 
 class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
