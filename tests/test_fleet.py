@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import json
+import time
+from pathlib import Path
 
 import pytest
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord, Error, Metadata, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import NOOP_FLWR_AID
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.constant import NOOP_ACCOUNT_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.supernode import start_client_internal
 
 from wardround.errors import WireError
@@ -18,6 +29,141 @@ from wardround_client import intake
 from wardround_server import fleet
 
 MB = 2**20
+SERVER = 1
+
+
+class Link:
+    """A SuperLink's state with a run at work, and two sites that speak to it through the bounds. No network."""
+
+    def __init__(self, folder: Path, tensors: int, network_bytes: int) -> None:
+        start = folder / "runs" / "run" / "start.safetensors"
+        start.parent.mkdir(parents=True)
+        header = json.dumps({f"w{number}": {} for number in range(tensors)}).encode()
+        start.write_bytes(len(header).to_bytes(8, "little") + header + bytes(network_bytes))
+        store, factory = get_objectstore_linkstate_factories(str(folder / "link.db"), get_federation_manager())
+        self.state = factory.state()
+        self.fleet = fleet.BoundedFleet(factory, store, True)
+        kind = str(TaskType.SERVER_APP)
+        self.run = self.state.create_run("x/x", "1", "hash", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, kind)
+        (task,) = self.state.get_tasks(run_ids=[self.run])
+        assert self.state.claim_task(task.task_id) and self.state.activate_task(task.task_id)
+        self.east, self.west = (self.site(name) for name in ("east", "west"))
+
+    def site(self, name: str) -> int:
+        node = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, name.encode(), 30)
+        self.state.activate_node(node, 30)
+        return node
+
+    def message(self, src: int, dst: int, asked: str = "", content=None):
+        fields = {"run_id": self.run, "message_id": "", "src_node_id": src, "dst_node_id": dst, "message_type": "train"}
+        times = {"created_at": time.time(), "ttl": 60.0 if not asked else 50.0}
+        metadata = Metadata(**fields, **times, reply_to_message_id=asked, group_id="1")
+        made = make_message(metadata=metadata, content=content, error=None if content else Error(code=0, reason=""))
+        made.metadata.__dict__["_message_id"] = made.object_id
+        return made
+
+    def ask(self, node: int) -> str:
+        return self.state.store_message_ins(self.message(SERVER, node))
+
+    def begin(self, node: int, message, tree: ObjectTree | None = None):
+        request = PushMessagesRequest(
+            node=Node(node_id=node),
+            messages_list=[
+                message_to_proto(remove_content_from_message(message) if message.has_content() else message)
+            ],
+            message_object_trees=[tree or get_object_tree(message)],
+        )
+        return self.fleet.PushMessages(request, None)
+
+    def push(self, node: int, session: str, name: str, content: bytes) -> bool:
+        request = PushObjectRequest(
+            node=Node(node_id=node), run_id=self.run, object_id=name, object_content=content, session_id=session
+        )
+        return self.fleet.PushObject(request, None).stored
+
+    def answer(self, node: int, message, most: int = 1000) -> list[bool]:
+        """Begin, and push up to `most` of the pieces asked for; which were taken."""
+        begun, objects = self.begin(node, message), get_all_nested_objects(message)
+        names = list(begun.objects_to_push)[:most]
+        return [self.push(node, begun.session_id, name, objects[name].deflate()) for name in names]
+
+    def answers(self, asked: str) -> list:
+        return self.state.get_message_res({asked}, self.run)
+
+    def stored_bytes(self) -> int:
+        with self.state.session() as session:
+            from sqlalchemy import text
+
+            return session.execute(text("SELECT COALESCE(SUM(LENGTH(content)), 0) FROM objects")).scalar()
+
+
+def arrays(megabytes: int, value: int = 1) -> RecordDict:
+    """An array of so many pieces of 1 MiB and a bit, none like another."""
+    data = b"".join(bytes([value]) * 8 + number.to_bytes(8, "little") + bytes(MB - 16) for number in range(megabytes))
+    return RecordDict({"tensors": ArrayRecord({"w": Array("uint8", (len(data),), "raw", data)})})
+
+
+@pytest.fixture
+def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Link:
+    monkeypatch.setenv("WARDROUND_SERVER", str(tmp_path))
+    return Link(tmp_path, tensors=1, network_bytes=12 * MB)
+
+
+def test_an_answer_is_there_when_all_of_it_is_and_only_once(link: Link) -> None:
+    asked = link.ask(link.west)
+    whole = link.message(link.west, SERVER, asked, arrays(12))
+    assert link.answer(link.west, whole, most=3) == [True] * 3 and link.answers(asked) == []
+    kept = link.stored_bytes()
+    assert all(link.answer(link.west, whole)), "after a cut it goes on"
+    assert link.stored_bytes() > kept > 0
+    other = link.message(link.west, SERVER, asked, arrays(2, value=2))
+    link.answer(link.west, other)
+    assert link.answer(link.west, whole) == [], "the same once more costs nothing"
+    (found,) = link.answers(asked)
+    assert found.metadata.message_id == whole.metadata.message_id
+    link.state.object_store.delete(whole.metadata.message_id)
+    assert link.stored_bytes() == 0, "the other one left nothing"
+
+
+def test_a_site_speaks_for_nobody_else(link: Link) -> None:
+    to_east, to_west = link.ask(link.east), link.ask(link.west)
+    forged = (
+        link.message(SERVER, SERVER, "", arrays(1)),
+        link.message(SERVER, link.east, "", arrays(1)),
+        link.message(link.east, SERVER, to_east, arrays(1)),
+        link.message(link.west, SERVER, to_east, arrays(1)),
+        link.message(link.west, link.east, to_west, arrays(1)),
+        link.message(link.east, SERVER, to_west, arrays(1)),
+        link.message(link.west, SERVER, "0" * 64, arrays(1)),
+    )
+    for message in forged:
+        assert link.answer(link.west, message) == []
+    assert link.answers(to_east) == link.answers(to_west) == [] and link.stored_bytes() == 0
+    assert link.state.get_message_ins(SERVER, None) == []
+    theirs = link.message(link.east, SERVER, to_east, arrays(1))
+    begun, objects = link.begin(link.east, theirs), get_all_nested_objects(theirs)
+    for session in (begun.session_id, ""):
+        name = begun.objects_to_push[0]
+        assert not link.push(link.west, session, name, objects[name].deflate())
+
+
+def test_an_answer_larger_than_a_network_is_thrown_away_and_named(link: Link) -> None:
+    asked = link.ask(link.west)
+    taken = link.answer(link.west, link.message(link.west, SERVER, asked, arrays(25)))
+    assert taken.count(True) == 3 and not any(taken[3:]), "12 MB of network, 8 of allowance, pieces of 5 and a bit"
+    (found,) = link.answers(asked)
+    assert found.error.code == fleet.TOO_LARGE and link.stored_bytes() < 1000
+
+
+def test_an_answer_in_more_pieces_than_a_network_has_is_not_begun(link: Link) -> None:
+    asked = link.ask(link.west)
+    whole = link.message(link.west, SERVER, asked, arrays(1))
+    tree = ObjectTree(
+        object_id=whole.metadata.message_id, children=[ObjectTree(object_id=f"{number:064d}") for number in range(100)]
+    )
+    assert list(link.begin(link.west, whole, tree).objects_to_push) == []
+    (found,) = link.answers(asked)
+    assert found.error.code == fleet.TOO_LARGE
 
 
 def test_flower_has_what_the_bounds_replace() -> None:
