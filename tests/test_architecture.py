@@ -39,8 +39,7 @@ DOORS = {
     "flwr": {
         f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SERVER}/fleet.py", f"{SIM}/engine.py",
         f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py", f"{CLIENT}/supernode.py",
-        f"{CLIENT}/intake.py",
-        f"{SHARED}/inflation.py",
+        f"{CLIENT}/link.py", f"{CLIENT}/intake.py", f"{SHARED}/inflation.py",
     },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
@@ -54,13 +53,14 @@ DOORS = {
     "matplotlib": {f"{SIM}/plots.py"},
     "typer": {
         *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
-        *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "status", "studies")),
-        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "runs", "sites")),
+        *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "logs", "status", "studies")),
+        *(f"{SERVER}/cli_{name}.py" for name in ("folder", "logs", "models", "runs", "sites")),
         f"{SIM}/cli.py", f"{SIM}/cli_federation.py",
     },
     "grpc": {
         f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one
         f"{SHARED}/health.py",
+        f"{CLIENT}/link.py",  # what Flower's own connection lacks: it does not notice that it is dead
         f"{SERVER}/fleet.py", f"{CLIENT}/intake.py",  # how a call is refused
     },
     "grpc_health": {f"{SHARED}/health.py"},

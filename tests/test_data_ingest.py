@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from wardround.errors import DataError
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import ingest
 from wardround_client.data.layout import discover
@@ -189,7 +189,7 @@ def test_a_killed_ingest_leaves_no_cohort_that_opens_wrongly_and_the_next_one_me
     key = open_cohort(tmp_path / "out").key
     program = (
         "import os, sys, signal; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from wardround.study import DataSection\n"
+        "from wardround.study_sections import DataSection\n"
         "from wardround_client.data.layout import discover; from wardround_client.data.ingest import ingest\n"
         "if __name__ == '__main__':\n"
         f"    data = DataSection(image_size=16, labels={LABELS!r}, modality='any', channels='rgb')\n"

@@ -253,7 +253,9 @@ def test_a_proposal_is_kept_for_a_person_and_answered_with_one_word(tmp_path):
     ({"study": "x" * 300_000}, "wire-size"),
     ({"study": STUDY.to_json().replace('"rounds": 2', '"rounds": 200')}, "wire-hash"),
     ({"study": STUDY.to_json().replace('"phantom"', '"/etc/shadow.safetensors"')}, "wire-file"),
-    ({"protocol": 99}, "wire-protocol"),
+    ({"protocol": 99}, "version-site-older"),
+    ({"protocol": 1}, "version-server-older"),
+    ({"protocol": "99"}, "version-server-older"),
     ({"more": 1}, "wire-header"),
 ])  # fmt: skip
 def test_a_proposal_that_is_not_one_is_refused_by_a_code_and_kept_nowhere(tmp_path, change, code):

@@ -169,6 +169,24 @@ def test_a_resumed_run_still_notices(tmp_path, back):
     assert outcome.missing == (Missing(round=3, site="bb", code="invalid:ledger-rollback"),)
 
 
+@pytest.mark.parametrize("back", [head(5), head(6, "e"), None])
+def test_a_round_below_its_quorum_counts_for_nobody_but_its_ledgers_are_remembered(tmp_path, back):
+    """bb alone answers round 3, goes back to the copy from before it, and is asked again."""
+    faults = {(3, "a"): "late", (3, "ccc"): "late"}
+    with pytest.raises(RoundError):
+        run(a_study(rounds=3), WithLedgers({(3, "bb"): head(7)}, faults=faults), tmp_path)
+    outcome = run(a_study(rounds=3), WithLedgers({(3, "bb"): back}), tmp_path)
+    assert outcome.missing == (Missing(round=3, site="bb", code="invalid:ledger-rollback"),)
+    assert outcome.ledger_heads["bb"] == head(7)
+
+
+def test_a_site_whose_ledger_moved_on_in_a_round_below_its_quorum_raises_no_alarm(tmp_path):
+    with pytest.raises(RoundError):
+        run(a_study(rounds=3), WithLedgers(faults={(3, "a"): "late", (3, "ccc"): "late"}), tmp_path)
+    outcome = run(a_study(rounds=3), WithLedgers(), tmp_path)  # the same replies again, and ledgers that stood still
+    assert outcome.missing == () and same_bits(outcome.weights, run(a_study(rounds=3), WithLedgers()).weights)
+
+
 def test_a_round_below_its_quorum_names_the_sites_and_the_same_call_continues(tmp_path):
     study = a_study()
     faults = {(3, "a"): "late", (3, "ccc"): "refused:budget"}

@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 
 from wardround.errors import RefusedError, WireError
 from wardround.evaluation_wire import ScoreRelease, pack_release
+from wardround.logs import at
 from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
@@ -67,14 +68,16 @@ def _reply(
     message: Message,
     context: Context,
 ) -> Message:
-    broadcast, heard = None, False
+    broadcast, heard, place = None, False, contextlib.ExitStack()
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
     try:
         with _time_limit(deadline - time.time()):
             broadcast = unpack_broadcast(packet_from(message.content))
+            place.enter_context(at(run=broadcast.run_id, round=broadcast.round))
             site = open_site(context)
             heard = True
             reply = pack(broadcast, answer(broadcast, site))
+            log.info("answered: %d bytes", reply.payload_bytes)
     except OutOfTime:
         log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
         reply = pack_refusal(broadcast, "late")
@@ -87,6 +90,8 @@ def _reply(
     except Exception:
         log.exception("failed")
         reply = pack_refusal(broadcast, "failed")
+    finally:
+        place.close()
     if not heard:
         unheard(str(reply.header["code"]))
     return Message(record_of(reply), reply_to=message)

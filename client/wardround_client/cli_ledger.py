@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,6 +142,56 @@ def verify(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
         print(json.dumps({"entries": head.entries, "head": head.sha256}))
     else:
         _print(_table_of_lines([("whole", f"{head.entries} entries"), ("head", head.sha256)]))
+
+
+@app.command("accept-loss", epilog='Example: wardround-site ledger accept-loss --by "Ada Lovelace" --site hospital')
+def accept_loss(
+    by: Annotated[
+        str, typer.Option("--by", metavar="NAME", help="Who decides this, for the ledger and the audit log.")
+    ],
+    entries: Annotated[
+        int,
+        typer.Option(
+            "--entries", min=0, metavar="N", help="How many entries the server saw; `ledger.head` counts too."
+        ),
+    ] = 0,
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="HASH=RUN", help="A run since then that the audit log lacks; may be repeated."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Go on from an older copy because every newer one is gone for good. Whatever its runs held is charged in full.
+
+    Those runs train here no more; later ones may, within what is left of the cap. The runs are those of the copy and of
+    the audit log; where that is an old copy too, ask the operator which runs were since (`wardround-server runs`).
+    """
+    from wardround_client.ledger_loss import accept_loss as accept
+    from wardround_client.ledger_loss import loss_of
+
+    cap = cap_of_site(site)
+    parts = [named.partition("=") for named in run or ()]
+    if not all(study and name for study, _, name in parts):
+        raise UsageError("--run: give the study's hash and the run's id: HASH=RUN")
+    loss = loss_of(site, entries, [(study, name) for study, _, name in parts])
+    lines = [("this copy ends at", f"entry {loss.entries}"), ("a later one had", f"{loss.seen} entries")]
+    lines += [("charged in full", f"{study[:WIDTH_OF_A_HASH]} {name}") for study, name in (*loss.known, *loss.unknown)]
+    if not as_json:
+        _print(_table_of_lines(lines))
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError("this cannot be taken back: call it again with --yes")
+        typer.confirm("Is every newer copy gone, and is no run missing from this list?", abort=True)
+    ledger = accept(site, loss, by)
+    head, spent, left = ledger.head(), ledger.spent(cap.delta), ledger.remaining(cap)
+    if as_json:
+        charged = [{"study_sha256": study, "run": name} for study, name in (*loss.known, *loss.unknown)]
+        content = {"charged": charged, "missing_entries": loss.seen - loss.entries, "entries": head.entries}
+        print(json.dumps({**content, "head": head.sha256, "spent": spent.to_json(), "remaining": left.to_json()}))
+    else:
+        _print(_table_of_figures([("spent", spent), ("remaining", left)], cap))
 
 
 def _path(site: Path) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from wardround.errors import UsageError
 from wardround.identity import SHA256, SITE_NAME
+from wardround.toml_file import read_toml
 from wardround_client.privacy.ledger import Cap
 
 
@@ -72,12 +71,4 @@ class SiteConfig(_Section):
 
 def load_site_config(path: Path) -> SiteConfig:
     """Read `site.toml`. Raises `UsageError` in one line that names the file and the field."""
-    try:
-        return SiteConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise UsageError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    return read_toml(path, SiteConfig)

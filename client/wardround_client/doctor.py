@@ -16,10 +16,13 @@ from wardround.study import parse_study
 from wardround_client import site_checks
 from wardround_client.config import SiteConfig, load_site_config
 from wardround_client.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pseudonym_key
+from wardround_client.heard import clock_against_server, version_against_server
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.site import choose_device
 from wardround_client.tasks import classification
+from wardround_client.tasks.material import material_of
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 NEEDED_BYTES = 2 * 10**9  # replies and features; ingest asks for its own room
 STEP = {
@@ -43,7 +46,9 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     )
     todo = "look at the address in site.toml, DNS, proxy and firewall; one port outward is needed"
     yield looked_at("server", lambda: site_checks.server(folder, config, timeout_s), todo)
+    yield version_against_server(folder)
     yield clock()
+    yield clock_against_server(folder)
     yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or mend the driver")
     yield disk(folder, NEEDED_BYTES)
     yield looked_at("cohort", lambda: site_checks.cohort(folder), "call wardround-site ingest again")
@@ -70,14 +75,14 @@ def _device(config: SiteConfig) -> Check:
     device, started = choose_device(config), time.monotonic()
     torch.set_num_threads(config.compute.threads)
     study = parse_study(STEP)
-    plan, network = plan_from_study(study), classification.initial_network(study)
+    plan, network = plan_from_study(study), initial_network(study)
     generator = torch.Generator().manual_seed(0)  # synthetic images: no patient, no secret
     images = torch.randint(0, 256, (8, 1, 64, 64), generator=generator, dtype=torch.uint8).numpy()
     rows = np.arange(8)
-    material = classification.material_of(images, rows % 2, rows, rows >= 0)
+    material = material_of(images, rows % 2, rows, rows >= 0)
     try:
         speed = classification.plan_speed(network, study, plan, device, precision=config.compute.precision)
-        parameters = classification.trained_parameters(network, study)
+        parameters = trained_parameters(network, study)
         before = {name: p.detach().cpu().numpy().copy() for name, p in parameters.items()}
         after = classification.train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
     except RuntimeError as error:  # what torch raises for a driver that does not fit or memory that is taken

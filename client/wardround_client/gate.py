@@ -34,6 +34,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
 from wardround.inflation import arrays_at_most
+from wardround.logs import print_lines
 from wardround.tied import tied
 
 START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a while to load torch
@@ -178,7 +179,7 @@ def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: 
 
 def main(arguments: Sequence[str]) -> None:
     """Be one of the two processes."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    print_lines(__name__, "wardround", "wardround_client")
     part, folder, address, *rest = arguments
     if part == "executor":
         run_executor(Path(folder), address, Path(rest[0]))

@@ -13,10 +13,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from wardround.audit import AUDIT_FILE, AuditLog
 from wardround.audit_events import MessageRefused
-from wardround.errors import RefusedError, WireError
+from wardround.errors import RefusedError, UsageError, WireError
 from wardround.proposal_wire import PROPOSE, pack_state, unpack_proposal
-from wardround.wire import is_code, pack_refusal
-from wardround_client import proposals
+from wardround.versions import older_side, told
+from wardround.wire import PROTOCOL_VERSION, is_code, pack_refusal
+from wardround_client import heard, proposals
 from wardround_client.app import make_client_app, record_of
 
 QUESTIONS = ("train", "evaluate", PROPOSE)
@@ -39,7 +40,8 @@ def site_app(folder: Path) -> Callable[[Message, Context], Message]:
             return recorded_refusal(folder, message, error.code)
         except WireError as error:
             log.warning("a proposal was not understood: %s: %s", error.code, error)
-            return recorded_refusal(folder, message, f"wire-{error.code}")
+            code = f"version-{_older(message)}-older" if error.code == "protocol" else f"wire-{error.code}"
+            return recorded_refusal(folder, message, code)
         content = RecordDict({name: ConfigRecord(dict(fields)) for name, fields in record.items()})
         return Message(content, reply_to=message)
 
@@ -47,9 +49,19 @@ def site_app(folder: Path) -> Callable[[Message, Context], Message]:
         if message.metadata.message_type not in QUESTIONS:
             log.error("a question of an unknown kind was refused")
             return recorded_refusal(folder, message, "question")
+        try:
+            heard.keep(folder, message.metadata.created_at, told(message.content))
+        except UsageError as error:  # a full disk: what is asked may have no need of it
+            log.warning("what the server runs was not kept: %s", error)
         return app(message, context)
 
     return ask
+
+
+def _older(message: Message) -> str:
+    """Which side must move, for a proposal of another protocol than ours."""
+    theirs = message.content["proposal"].get("protocol") if "proposal" in message.content else None
+    return older_side(site_protocol=PROTOCOL_VERSION, server_protocol=theirs)
 
 
 def refusal(message: Message, code: str) -> Message:

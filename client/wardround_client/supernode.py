@@ -1,4 +1,5 @@
-"""Flower's SuperNode as a hospital runs it: it takes in questions of a bounded size.
+"""Flower's SuperNode as a hospital runs it: over a connection that is watched, with questions of a bounded size, in a
+process that ends with any of its parts.
 
 python -I -m wardround_client.supernode SITE_FOLDER flower-supernode FLAG ...
 """
@@ -12,13 +13,15 @@ from pathlib import Path
 from flwr.supernode.cli import flower_supernode
 
 from wardround_client.intake import bound_the_link
+from wardround_client.link import end_with_any_part, watch_the_connection
 
 
 def main(arguments: Sequence[str]) -> None:
     """Be the SuperNode of the site whose folder comes first, with Flower's own flags after it."""
     bound_the_link(Path(arguments[0]))
+    watch_the_connection()
     sys.argv = list(arguments[1:])
-    flower_supernode()
+    end_with_any_part(flower_supernode)
 
 
 if __name__ == "__main__":

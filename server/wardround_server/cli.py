@@ -10,7 +10,7 @@ from typing import NoReturn
 from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
 from wardround.health_commands import add_health
-from wardround_server import cli_folder, cli_runs, cli_sites
+from wardround_server import cli_folder, cli_logs, cli_models, cli_runs, cli_sites
 
 app = program(
     "wardround-server",
@@ -18,7 +18,9 @@ app = program(
 )
 app.add_typer(cli_folder.app)
 app.add_typer(cli_runs.app)
+app.command(epilog="Example: wardround-server logs --site north --follow --server federation")(cli_logs.logs)
 app.add_typer(cli_sites.app, name="sites")
+app.add_typer(cli_models.app, name="model")
 app.add_typer(audit_app("wardround-server"), name="audit")
 add_health(app, "wardround-server", "--server", "federation")
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from wardround.command_line import print_table, require_person
 
 if TYPE_CHECKING:
     from wardround_server.run_folder import RunFolder
@@ -21,7 +23,11 @@ app = typer.Typer(rich_markup_mode=None)
 ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `runs` shows it.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
+]
 LOOK_S = 1.0
+STOP_LIMIT_S = 15.0
 
 
 @app.command(epilog="Example: wardround-server start --server federation")
@@ -60,22 +66,25 @@ def start(
 def submit(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
+    by: ByOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
     """Put a study before every site. It is trained as soon as min_sites of them approved; that may take days."""
     from wardround.errors import StudyError
     from wardround.study import load_study
+    from wardround_server.audited import RunRecord
     from wardround_server.config import load_server_config
     from wardround_server.run_folder import create_run
 
+    require_person(by)
     load_server_config(server)
     asked = load_study(study)
     if asked.model.init not in ("phantom", "random"):
         raise StudyError(
             f"{study}: model.init: a study that starts from a file cannot be proposed over the network yet"
         )
-    run = create_run(server, asked)
+    run = create_run(server, asked, lambda new: RunRecord(new, asked).decided("submitted", by))
     while wait and run.state() in ("proposed", "training"):
         time.sleep(LOOK_S)
     _say(run, as_json)
@@ -85,91 +94,68 @@ def submit(
 def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
     """All runs: what they are at, and who approved."""
     from wardround_server.config import load_server_config
+    from wardround_server.run_facts import facts_of
     from wardround_server.run_folder import runs as all_runs
 
     load_server_config(server)
-    found = [_facts(run) for run in all_runs(server)]
+    found = [facts_of(run) for run in all_runs(server)]
     if as_json:
         print(json.dumps(found))
         return
     rows = [(one["run"], one["state"], f"{one['round']}/{one['rounds']}", ", ".join(one["approved"])) for one in found]
-    _table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
+    print_table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
 
 
 @app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
 def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """One run: its sites' words, its last rounds with who was missing and why, and what went wrong last."""
+    """One run: each site's word and since when, the round under way, who was missing from the last rounds and why."""
     from wardround_server.run_folder import find_run
 
     _say(find_run(server, run), as_json)
 
 
 @app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
-def stop(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """Stop a run, within one round. Its checkpoints stay, and `resume` goes on from them."""
+def stop(run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """Stop a run within seconds, in the middle of a round. Its checkpoints stay, and `resume` goes on from them."""
+    from wardround_server.audited import RunRecord
     from wardround_server.run_folder import find_run
 
+    require_person(by)
     found = find_run(server, run)
     found.stop()
+    RunRecord(found, found.study()).decided("stopped", by)  # afterwards: a full disk must not keep a run going
+    ends = time.monotonic() + STOP_LIMIT_S
+    while found.at_work() and time.monotonic() < ends:
+        time.sleep(LOOK_S / 4)
+    if found.at_work():
+        print(f"{run}: a process still works on it after {STOP_LIMIT_S:.0f} s; see the log", file=sys.stderr)
     _say(found, as_json)
 
 
 @app.command(epilog="Example: wardround-server resume lidc-20261124-220105-e0b46f --server federation")
-def resume(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+def resume(
+    run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
+) -> None:
     """Go on with a run that was stopped, from its last checkpoint. One that a failure ended goes on by itself."""
+    from wardround_server.audited import RunRecord
     from wardround_server.run_folder import find_run
 
+    require_person(by)
     found = find_run(server, run)
-    found.resume()
+    found.resume(lambda: RunRecord(found, found.study()).decided("resumed", by))
     _say(found, as_json)
 
 
-def _facts(run: RunFolder) -> dict[str, Any]:
-    study = run.study()
-    lines = run.metrics()
-    return {
-        "run": run.run_id,
-        "study": study.study.name,
-        "study_sha256": study.sha256(),
-        "state": run.state(),
-        "round": max((line["round"] for line in lines), default=0),
-        "rounds": study.study.rounds,
-        "approved": list(run.approved()),
-        "words": {site: said.state for site, said in sorted(run.approvals().items())},
-        "problem": run.problem(),
-        "epsilon_promised": str(study.privacy.epsilon),
-        "bytes_up": sum(line["bytes_up"] for line in lines),
-        "metrics": lines,
-    }
-
-
 def _say(run: RunFolder, as_json: bool) -> None:
-    facts = _facts(run)
+    from wardround_server.run_facts import facts_of, headlines, round_rows, site_rows
+
+    facts = facts_of(run)
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{facts['run']}: {facts['state']}, round {facts['round']} of {facts['rounds']}")
-    print(
-        f"study {facts['study']} {facts['study_sha256'][:12]}, epsilon promised {facts['epsilon_promised']} a patient"
-    )
-    if facts["problem"]:
-        print(f'last problem, while at "{facts["problem"]["phase"]}": {facts["problem"]["error"]}')
-    _table(("site", "says"), facts["words"].items() or [("none asked yet", "")])
-    last = [line for line in facts["metrics"] if line["round"] > facts["round"] - 3]
-    if last:
-        rows = [
-            (str(line["round"]), line["site"], line["code"] or "counted", f"{line['seconds']:.1f} s") for line in last
-        ]
-        _table(("round", "site", "reply", "after"), rows)
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    for line in headlines(facts):
+        print(line)
+    columns = ("site", "says", "since", "runs", "counted")
+    print_table(columns, site_rows(facts) or [("none is enrolled", "", "", "", "")])
+    if rows := round_rows(facts):
+        print_table(("round", "site", "reply", "after", "size"), rows)

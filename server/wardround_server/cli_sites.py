@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from wardround.command_line import print_table, require_person
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,25 +70,24 @@ def add(
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """All sites with their keys' fingerprints, those that are out too."""
-    sites = _registry(server).sites(revoked=True)
-    if as_json:
-        print(json.dumps([site.to_json() for site in sites]))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    """All sites with their keys' fingerprints and what they said they run, those that are out too."""
+    from dataclasses import asdict
 
+    from wardround_server.heard import heard_of
+
+    sites, heard = _registry(server).sites(revoked=True), heard_of(server)
+    if as_json:
+        software = {name: asdict(one.software) for name, one in heard.items()}
+        print(json.dumps([{**site.to_json(), "software": software.get(site.name)} for site in sites]))
+        return
     from wardround.identity import in_groups
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("site", "state", "since", "key's fingerprint"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for site in sites:
-        state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended, site.revoked_at)
-        table.add_row(site.name, state, since[:10], in_groups(site.fingerprint))
-    if not sites:
-        table.add_row("none")
-    Console(markup=False, highlight=False).print(table)
+        state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended or "", site.revoked_at)
+        runs = str(heard[site.name].software) if site.name in heard and site.revoked_at is None else ""
+        rows.append((site.name, state, since[:10], runs, in_groups(site.fingerprint)))
+    print_table(("site", "state", "since", "runs", "key's fingerprint"), rows or [("none", "", "", "", "")])
 
 
 @app.command(epilog="Example: wardround-server sites revoke north --yes --server federation")
@@ -99,12 +99,7 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """Refuse a site's key from now on and for ever, as after a theft. With a new key it may be enrolled again."""
-    registry = _registry(server)
-    _confirm(f"Refuse the key of {name} for ever?", yes or as_json)
-    record = _recorder(server, "revoked", by)
-    site = registry.end(name, "revoked")
-    record(site)  # afterwards: a full disk must not keep a stolen key in
-    _say(site, "is revoked", as_json)
+    _end(server, name, "revoked", f"Refuse the key of {name} for ever?", yes, by, as_json)
 
 
 @app.command(epilog="Example: wardround-server sites remove north --yes --server federation")
@@ -116,12 +111,18 @@ def remove(
     as_json: JsonOption = False,
 ) -> None:
     """Let a site in no more, as when it leaves in peace. To come back it makes a new key, in a new folder."""
+    _end(server, name, "removed", f"Let {name} in no more?", yes, by, as_json)
+
+
+def _end(
+    server: Path, name: str, how: Literal["removed", "revoked"], question: str, yes: bool, by: str | None, as_json: bool
+) -> None:
     registry = _registry(server)
-    _confirm(f"Let {name} in no more?", yes or as_json)
-    record = _recorder(server, "removed", by)
-    site = registry.end(name, "removed")
-    record(site)
-    _say(site, "is removed", as_json)
+    _confirm(question, yes or as_json)
+    record = _recorder(server, how, by)
+    site = registry.end(name, how)
+    record(site)  # afterwards: a full disk must not keep a stolen key in
+    _say(site, f"is {how}", as_json)
 
 
 def _registry(server: Path) -> Registry:
@@ -135,10 +136,9 @@ def _registry(server: Path) -> Registry:
 def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
     """What writes a decision about a site into the audit log. Raises `UsageError` where `by` is no person's name."""
     from wardround.audit import AUDIT_FILE, AuditLog
-    from wardround.audit_events import SiteDecided, is_person
+    from wardround.audit_events import SiteDecided
 
-    if by is not None and not is_person(by):
-        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
+    require_person(by)
 
     def record(site: EnrolledSite) -> None:
         event = SiteDecided(decision=decision, site=site.name, fingerprint=site.fingerprint, who=by)

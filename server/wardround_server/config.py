@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wardround.errors import UsageError
 from wardround.identity import SITE_NAME
+from wardround.toml_file import read_toml
 
 CONFIG_FILE = "server.toml"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -51,17 +51,9 @@ class ServerConfig(BaseModel):
 def load_server_config(folder: Path) -> ServerConfig:
     """Read `server.toml` of a server's folder. Raises `UsageError` in one line that names the file and the field."""
     path = folder / CONFIG_FILE
-    try:
-        return ServerConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: is no server's folder; `wardround-server init` makes one") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise UsageError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    if not path.exists():
+        raise UsageError(f"{folder}: is no server's folder; `wardround-server init` makes one")
+    return read_toml(path, ServerConfig)
 
 
 def config_text(name: str, hosts: tuple[str, ...], fleet_port: int) -> str:

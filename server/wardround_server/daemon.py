@@ -1,4 +1,4 @@
-"""The server's daemon: the SuperLink kept running, and a coordinator that brings runs forward, until SIGTERM.
+"""The server's daemon: SuperLink and executor kept running, and a coordinator that brings runs forward, until SIGTERM.
 
 All it knows lies in the folder (sites, runs and what sites said), so that whatever was in flight when it died goes on
 at its next start: a run is asked about until enough sites approved, then trained until it has a result. A phase that
@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -19,7 +20,7 @@ from wardround.audit_events import Started, Stopped
 from wardround.checkup import Check, fault, ok
 from wardround.errors import WardroundError
 from wardround.health import HealthService
-from wardround.logs import log_to
+from wardround.logs import at, log_to
 from wardround.supervisor import Child, sole, supervise
 from wardround_server.admission import keep_nodes
 from wardround_server.health import looks_of
@@ -44,7 +45,7 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
     """
     with sole(superlink.folder):
         log_to(superlink.folder / "logs" / "server.log")
-        child, audit = superlink.child(), AuditLog(superlink.folder / AUDIT_FILE)
+        (child, executor), audit = superlink.children(), AuditLog(superlink.folder / AUDIT_FILE)
         coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
         health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
         audit.append(Started(program="wardround-server", version=version("wardround")))
@@ -52,10 +53,25 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
         threading.Thread(target=coordinator.work, daemon=True).start()
         try:
             ready()
-            supervise([child], stopped)
+            supervise([child, executor], stopped, ending_with(child, executor))
         finally:
             health.stop()
             audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+
+
+def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:
+    """What kills the executor once the SuperLink has died: a phase cannot go on at another SuperLink than the one it
+    began at, and would keep its run from the next phase.
+    """
+    known = superlink.restarts
+
+    def each() -> None:
+        nonlocal known
+        if superlink.restarts != known:
+            known = superlink.restarts
+            executor.kill()
+
+    return each
 
 
 def serving(superlink: Child) -> Check:
@@ -67,9 +83,12 @@ def serving(superlink: Child) -> Check:
 
 @dataclass(kw_only=True)
 class Pursuit:
-    """What the coordinator remembers about one run: what it was at, and when the next phase may be ordered."""
+    """What the coordinator remembers about one run: what it was at, the rounds it had done, and when the next phase may
+    be ordered.
+    """
 
     state: State
+    rounds: int
     not_before: float = 0.0
     pause_s: float = 0.0
 
@@ -83,6 +102,7 @@ class Coordinator:
     stopped: threading.Event
     is_up: Callable[[], bool]
     _pursuits: dict[str, Pursuit] = field(default_factory=dict)
+    _ordered: dict[str, str] = field(default_factory=dict)  # run -> Flower's run of a phase that has not begun
     _known: Mapping[str, str] | None = None
     _keys_not_before: float = 0.0
 
@@ -92,7 +112,8 @@ class Coordinator:
             if self.is_up():
                 self._attempt(self._keep_keys)
                 for run in runs(self.superlink.folder):
-                    self._attempt(lambda run=run: self._bring_forward(run, time.monotonic()))
+                    with at(run=run.run_id):
+                        self._attempt(lambda run=run: self._bring_forward(run))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -113,18 +134,31 @@ class Coordinator:
         keep_nodes(self.superlink, sites)
         self._known = sites
 
-    def _bring_forward(self, run: RunFolder, now: float) -> None:
+    def _bring_forward(self, run: RunFolder) -> None:
         state = run.state()
-        if state not in ("proposed", "training") or run.at_work():
+        if state not in ("proposed", "training"):
+            self._pursuits.pop(run.run_id, None)  # whoever resumes it waits for no pause
             return
-        pursuit = self._pursuits.get(run.run_id)
-        if pursuit is None or pursuit.state != state:
-            pursuit = self._pursuits[run.run_id] = Pursuit(state=state)
-        if now < pursuit.not_before:
+        if run.at_work():
+            self._ordered.pop(run.run_id, None)  # it began
+            return
+        pursuit, rounds = self._pursuits.get(run.run_id), run.rounds_done()
+        if pursuit is None or (pursuit.state, pursuit.rounds) != (state, rounds):  # what moves is not kept waiting
+            pursuit = self._pursuits[run.run_id] = Pursuit(state=state, rounds=rounds)
+        if time.monotonic() < pursuit.not_before:
             return
         phase = "propose" if state == "proposed" else "train"
-        flower_id = self.superlink.start_phase(run.run_id, phase)
-        log.info("run %s: %s (Flower's run %s)", run.run_id, phase, flower_id)
+        self._end_last(run.run_id)
+        flower_id = self._ordered[run.run_id] = self.superlink.start_phase(run.run_id, phase)
+        log.info("%s begins (Flower's run %s)", phase, flower_id)
         longest_s = ASK_EVERY_S if state == "proposed" else LONGEST_PAUSE_S
         pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), longest_s)
-        pursuit.not_before = now + pursuit.pause_s
+        pursuit.not_before = time.monotonic() + pursuit.pause_s
+
+    def _end_last(self, run_id: str) -> None:
+        """End the Flower run of a last phase that did not begin: on a machine too busy to start it within Flower's 30 s
+        it would be started again and again, beside the next ones, and make it busier still.
+        """
+        with suppress(WardroundError):
+            if last := self._ordered.pop(run_id, None):
+                self.superlink.stop_phase(last)

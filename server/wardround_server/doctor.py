@@ -10,9 +10,11 @@ from wardround.checkup import Check, clock, days_left, disk, fault, files_closed
 from wardround.errors import WardroundError
 from wardround.handshake import port_is_free, presented_certificate
 from wardround.identity import sha256_hex
+from wardround.versions import ours
 from wardround_server.config import ServerConfig, load_server_config
 from wardround_server.enrolment import facts_of
 from wardround_server.folder import CA_CERTIFICATE, CA_KEY, SERVER_CERTIFICATE, SERVER_KEY, whole
+from wardround_server.heard import heard_of
 from wardround_server.registry import Registry
 
 NEEDED_BYTES = 5 * 10**9  # checkpoints, and Flower's database of three to five models
@@ -31,6 +33,7 @@ def examine(folder: Path) -> Iterator[Check]:
     yield looked_at("certificate", lambda: certificate(folder, config), todo)
     yield looked_at("ports", lambda: _ports(folder, config), "")
     yield looked_at("sites", lambda: sites(folder), "put registry.sqlite3 back from a backup")
+    yield versions(folder)
     yield clock()
     yield disk(folder, NEEDED_BYTES)
 
@@ -92,6 +95,20 @@ def sites(folder: Path) -> Check:
     if not enrolled:
         return note("sites", "none is enrolled", "wardround-server sites add REQUEST_FILE")
     return ok("sites", f"{len(enrolled)} enrolled: {', '.join(site.name for site in enrolled)}")
+
+
+def versions(folder: Path) -> Check:
+    """Whether what the sites run fits this server, by what each said when it last answered."""
+    here, enrolled = ours(), {site.name for site in Registry(folder).sites()}
+    known = {site: said for site, said in heard_of(folder).items() if site in enrolled}
+    faults = [f"{site}: {said.fault}" for site, said in known.items() if said.fault is not None]
+    if faults:
+        return fault("versions", "; ".join(faults), "the side that is named has to upgrade; nobody enrols anew")
+    others = sorted({said.software.wardround for said in known.values()} - {here.wardround})
+    if others:
+        words = f"{here}; sites also have wardround {', '.join(others)}: they fit"
+        return note("versions", words, "`wardround-server sites list` shows who has which; nothing must be done now")
+    return ok("versions", f"{here}; {len(known)} of {len(enrolled)} sites have said that they have the same")
 
 
 def _read(path: Path) -> bytes:

@@ -10,7 +10,7 @@ A patient is held out at one site, so the sites' releases compose in parallel: e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -39,11 +39,17 @@ class SitesExchange(Exchange, FiguresExchange, Protocol):
 
 
 def federated_test(
-    study: Study, run_id: str, architecture_sha256: str, weights: dict[str, np.ndarray], exchange: FiguresExchange
+    study: Study,
+    run_id: str,
+    architecture_sha256: str,
+    weights: dict[str, np.ndarray],
+    exchange: FiguresExchange,
+    on_answer: Callable[[SiteRelease], object] | None = None,
 ) -> dict[str, Any] | None:
     """Ask every site about the released `weights` (float32) and return `federated_test` of result.json.
 
-    None where the study asks for no figures: no message is sent then.
+    `on_answer` gets each site's answer as it is taken. None where the study asks for no figures: no message is sent
+    then.
     """
     if study.evaluation.epsilon == 0:
         return None
@@ -55,7 +61,12 @@ def federated_test(
         architecture_sha256=architecture_sha256,
     )
     bins, deadline_s = study.evaluation.bins, study.aggregation.round_deadline_s
-    return figures_of(study, list(exchange.ask_for_figures(question, bins, deadline_s)))
+    answers = []
+    for answer in exchange.ask_for_figures(question, bins, deadline_s):
+        answers.append(answer)
+        if on_answer is not None:
+            on_answer(answer)
+    return figures_of(study, answers)
 
 
 def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:

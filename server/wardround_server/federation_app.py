@@ -7,6 +7,7 @@ id and the phase and nothing else, for it travels to every site. Who a node is s
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,20 +15,25 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from wardround.errors import UsageError, WireError
+from wardround.errors import RoundError, UsageError, WireError
+from wardround.logs import at, log_to
 from wardround.proposal_wire import PROPOSE, pack_proposal, unpack_state
 from wardround.study import Study
-from wardround.wire import is_code
+from wardround.versions import older_side, told
+from wardround.wire import PROTOCOL_VERSION, is_code
+from wardround_server import heard
 from wardround_server.app import FlowerExchange, Polling, pull_reply, transport_code
+from wardround_server.attendance import Attended
 from wardround_server.enrolment import key_pem
 from wardround_server.evaluation import SitesExchange
-from wardround_server.phases import ask, train
+from wardround_server.phases import STOPPED, ask, train
 from wardround_server.registry import Registry
-from wardround_server.run_folder import find_run
+from wardround_server.run_folder import RunFolder, find_run
 from wardround_server.superlink import SERVER_FOLDER
 
 ONLINE = "online"
 LOOK_S = 0.5
+RUN_LOGS_KEPT = 2
 
 app = ServerApp()
 
@@ -36,22 +42,27 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Do the phase that the run config names."""
     folder = Path(os.environ[SERVER_FOLDER])
-    run, federation = find_run(folder, str(context.run_config["run"])), FlowerFederation(grid, Registry(folder))
+    run = find_run(folder, str(context.run_config["run"]))
+    federation = FlowerFederation(grid, run, stop_watch(run))
     phase = context.run_config["phase"]
-    if phase == "propose":
-        ask(run, federation)
-    elif phase == "train":
-        train(run, federation)
-    else:
-        raise UsageError("a run has two phases: propose and train")
+    # A log of its own: Flower throws away what this process prints. Its own chatter stays out.
+    log_to(folder / "logs" / f"{run.run_id}.log", kept=RUN_LOGS_KEPT, names=("wardround", "wardround_server"))
+    with at(run=run.run_id):
+        if phase == "propose":
+            ask(run, federation)
+        elif phase == "train":
+            train(run, federation)
+        else:
+            raise UsageError("a run has two phases: propose and train")
 
 
 class FlowerFederation:
     """The sites over Flower's grid; see `phases.Federation`."""
 
-    def __init__(self, grid: Grid, registry: Registry) -> None:
-        self._grid = grid
-        self._registry = registry
+    def __init__(self, grid: Grid, run: RunFolder, stopped: threading.Event) -> None:
+        """Once `stopped` is set, each wait ends with `RoundError`."""
+        self._grid, self._stopped = grid, stopped
+        self._run, self._registry = run, Registry(run.server)
 
     def online(self) -> dict[str, int]:
         """Name -> node id of the enrolled sites that are connected: the node signs with the key that the registry has
@@ -63,7 +74,8 @@ class FlowerFederation:
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """The way to these sites."""
-        return FlowerExchange(self._grid, directory, Polling())
+        exchange = FlowerExchange(self._grid, directory, Polling(), self._stopped)
+        return Attended(exchange, self._run, directory, self.online)
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
         """Put a study before those of `sites` that are connected; name -> its word, or a code."""
@@ -80,13 +92,29 @@ class FlowerFederation:
                 try:
                     reply = pull_reply(self._grid, message_id)
                     word = None if reply is None else _word(reply, study)
+                    if reply is not None and reply.has_content() and (software := told(reply.content)) is not None:
+                        heard.keep(self._run.server, site, software)
                 except WireError as error:
                     word = f"invalid:{error.code}"
                 if word is not None:
                     words[site] = word
                     del asked[message_id]
-            time.sleep(LOOK_S)
+            if self._stopped.wait(LOOK_S):
+                raise RoundError(STOPPED)
         return words
+
+
+def stop_watch(run: RunFolder) -> threading.Event:
+    """Set as soon as the operator stops the run; a thread looks, so that no wait for a site delays it."""
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not run.is_stopped:
+            time.sleep(LOOK_S)
+        stopped.set()
+
+    threading.Thread(target=look, name="stopped", daemon=True).start()
+    return stopped
 
 
 def _word(reply: Message, study: Study) -> str:
@@ -95,7 +123,10 @@ def _word(reply: Message, study: Study) -> str:
         return code
     try:
         if set(reply.content) == {"header", "tensors"}:
-            said = reply.content["header"].get("code")
+            header = reply.content["header"]
+            if (said := header.get("code")) == "wire-protocol":  # of a version that does not say who must move
+                older = older_side(site_protocol=header.get("protocol"), server_protocol=PROTOCOL_VERSION)
+                said = f"version-{older}-older"
             return f"refused:{said}" if isinstance(said, str) and is_code(said) else "invalid:code"
         return unpack_state(reply.content, study.sha256())
     except WireError as error:

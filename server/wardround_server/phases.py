@@ -6,6 +6,7 @@ that folder. So it can be killed at any moment, and the next one goes on.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from wardround.errors import ModelError, RoundError
 from wardround.evaluation_wire import SiteRelease
 from wardround.study import Study
 from wardround.wire import Broadcast, SiteReply
+from wardround_server.audited import RunRecord
 from wardround_server.evaluation import SitesExchange, federated_test
 from wardround_server.rounds import RunOutcome, run_rounds
 from wardround_server.run_folder import RunFolder, quorum, write_json
@@ -32,6 +34,7 @@ GATHER_LIMIT_S = 45.0  # a node that was killed is back after about a minute; a 
 ASK_AGAIN_SOON_S, ASK_AGAIN_S = 15.0, 300.0
 LOOK_S = 1.0
 START_LIMIT_S = 300.0
+STOPPED = "the operator stopped the run"
 
 
 class Federation(Protocol):
@@ -50,21 +53,25 @@ class Federation(Protocol):
 def ask(run: RunFolder, federation: Federation) -> None:
     """Put the run's study before all sites that are connected, and keep what they say."""
     with run.phase("propose"):
-        run.hear(federation.propose(run.study(), federation.online().keys(), ASK_LIMIT_S))
+        study = run.study()
+        RunRecord(run, study).heard(federation.propose(study, federation.online().keys(), ASK_LIMIT_S))
 
 
 def train(run: RunFolder, federation: Federation) -> None:
     """Train the run to its end with the sites that approved it, from its last checkpoint, and write its result."""
     with run.phase("train"):
+        if run.state() == "finished":  # a phase that was ordered twice: the first one did it all
+            return
         study = run.study()
         network, manifest = start_of(run, study)
         start = {name: network[name] for name in manifest["exchanged"]}
         architecture = manifest["architecture_sha256"]
-        way = Gathering(run, federation, quorum(study))
-        outcome = run_rounds(study, run.run_id, architecture, start, way, run.path)
-        figures = federated_test(study, run.run_id, architecture, outcome.weights, way)
+        way, record = Gathering(run, federation, quorum(study)), RunRecord(run, study)
+        outcome = run_rounds(study, run.run_id, architecture, start, way, run.path, on_reply=record.replied)
+        figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released)
         result = result_of(study, run.run_id, architecture, outcome, figures)
         save_model(run.path / "model.safetensors", network, outcome.weights, study, result)
+        record.finished(hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest())
         write_json(run.path / "result.json", result)
 
 
@@ -91,8 +98,8 @@ class Gathering:
         self._ask_again()
         began = time.monotonic()
         while True:
-            if self._run.state() == "stopped":
-                raise RoundError("the operator stopped the run")
+            if self._run.is_stopped:
+                raise RoundError(STOPPED)
             approved, online = self._run.approved(), self._federation.online()
             directory = {site: online.get(site) for site in approved}
             there = sum(node is not None for node in directory.values())
@@ -107,7 +114,8 @@ class Gathering:
             return
         decided = {site for site, said in self._run.approvals().items() if said.state in ("approved", "refused")}
         if undecided := self._federation.online().keys() - decided:
-            self._run.hear(self._federation.propose(self._run.study(), undecided, ASK_LIMIT_S))
+            study = self._run.study()
+            RunRecord(self._run, study).heard(self._federation.propose(study, undecided, ASK_LIMIT_S))
         self._asked, self._pause_s = time.monotonic(), min(2 * self._pause_s, ASK_AGAIN_S)
 
 
@@ -118,14 +126,33 @@ def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mappi
     path = run.path / "start.safetensors"
     if not path.is_file():
         command = [sys.executable, "-I", "-m", "wardround.models.start", str(run.path / "study.json"), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S)
-        if done.returncode != 0:
-            why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ModelError(f"the study's first weights cannot be made: {why}")
+        _make_start(run, command)
     tensors, manifest = load_checkpoint(path)
     if manifest.get("kind") != "start" or manifest.get("study_sha256") != study.sha256():
         raise ModelError(f"{path}: not the first weights of this study; remove the file to make them anew")
     return tensors, manifest
+
+
+def _make_start(run: RunFolder, command: list[str]) -> None:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ends = time.monotonic() + START_LIMIT_S
+    try:
+        while True:
+            try:
+                _, said = process.communicate(timeout=LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                if run.is_stopped:
+                    raise RoundError(STOPPED) from None
+                if time.monotonic() > ends:
+                    why = f"it took longer than {START_LIMIT_S:.0f} s"
+                    raise ModelError(f"the study's first weights cannot be made: {why}") from None
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode != 0:
+        why = (said.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelError(f"the study's first weights cannot be made: {why}")
 
 
 def result_of(
@@ -138,6 +165,7 @@ def result_of(
     result = {
         "schema": 1,
         "status": "finished",
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "run_id": run_id,
         "study": study.study.name,
         "study_sha256": study.sha256(),

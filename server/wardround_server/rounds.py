@@ -24,8 +24,17 @@ import numpy as np
 
 from wardround.checkpoint import latest_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError, UsageError, WireError
-from wardround.study import AggregationSection, Study
-from wardround.wire import Broadcast, LedgerHead, SiteReply, check_names_and_shapes, check_update, payload_bytes
+from wardround.study import Study
+from wardround.study_sections import AggregationSection
+from wardround.wire import (
+    Broadcast,
+    LedgerHead,
+    SiteReply,
+    check_names_and_shapes,
+    check_update,
+    payload_bytes,
+    weights_sha256,
+)
 from wardround_server import aggregation
 from wardround_server.aggregation import ReleaseState, RunningMean, ServerState, Weights
 from wardround_server.metrics_log import append_lines, trim_lines
@@ -46,7 +55,7 @@ class Exchange(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class SiteRound:
     """What became of one site in one round. `code` is None for a reply that counted; `update_norm` is of its change;
-    `ledger_head` is how far the site's ledger had come, as its reply said.
+    `ledger_head` is how far the site's ledger had come, as its reply said; `reply_sha256` is of what counted.
     """
 
     site: str
@@ -56,6 +65,7 @@ class SiteRound:
     bytes_down: int
     update_norm: float | None
     ledger_head: LedgerHead | None = None
+    reply_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +131,14 @@ def run_rounds(
     folder: Path | None,
     on_round: Callable[[RoundRecord], None] | None = None,
     warn: Callable[[str], None] | None = None,
+    on_reply: Callable[[int, SiteRound], object] | None = None,
 ) -> RunOutcome:
     """Run a study's rounds, or the rest of them when `folder` holds checkpoints of this run already.
 
     `start_weights`: float32, the exchanged parameters by name; a checkpoint overrules their values, not their names and
     shapes. `folder` gets checkpoints/ (the last three) and metrics.jsonl (a line a round and site); None keeps nothing.
-    `warn` gets one line for a damaged checkpoint that was passed over.
+    `on_reply` gets the round and each site's part as it is taken, before anything of the round is stored; where it
+    raises, the round is not. `warn` gets one line for a damaged checkpoint that was passed over.
 
     Raises `RoundError` when a round misses its quorum, `UsageError` for a folder of another study or run, `ModelError`
     for checkpoints that do not fit or cannot be read, `WardroundError` when the disk is full.
@@ -142,7 +154,9 @@ def run_rounds(
         progress = _Progress(round=0, server=server, release=aggregation.start_release(settings, start_weights))
         _save(folder, identity, progress)
     while progress.round < rounds:
-        progress, record = _one_round(study, identity, progress, exchange, folder)
+        progress, record = _one_round(
+            study, identity, progress, exchange, folder, on_reply or (lambda number, line: None)
+        )
         _save(folder, identity, progress)
         if on_round is not None:
             on_round(record)
@@ -150,7 +164,12 @@ def run_rounds(
 
 
 def _one_round(
-    study: Study, identity: dict[str, str], progress: _Progress, exchange: Exchange, folder: Path | None
+    study: Study,
+    identity: dict[str, str],
+    progress: _Progress,
+    exchange: Exchange,
+    folder: Path | None,
+    on_reply: Callable[[int, SiteRound], object],
 ) -> tuple[_Progress, RoundRecord]:
     settings, number = study.aggregation, progress.round + 1
     broadcast = Broadcast(**identity, round=number, weights=progress.server.weights)
@@ -158,12 +177,18 @@ def _one_round(
     mean, sites = RunningMean(progress.server.weights), []
     for reply in exchange(broadcast, settings.round_deadline_s):
         sites.append(_take(reply, broadcast, settings, mean, progress.ledger_heads.get(reply.site)))
+        on_reply(number, sites[-1])
         del reply  # or it would be held while the next one arrives
     seconds = time.monotonic() - started
     lines = tuple(sites)
     if folder is not None:
         append_lines(folder / "metrics.jsonl", [{"round": number, **asdict(line)} for line in lines])
-    _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
+    heads = {**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}}
+    try:
+        _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
+    except RoundError:  # the round does not count, but what its sites said of their ledgers is not forgotten
+        _save(folder, identity, replace(progress, ledger_heads=heads))
+        raise
     server = aggregation.step_server(settings, progress.server, mean.mean())
     release = aggregation.fold_release(settings, study.study.rounds, progress.release, number, server.weights)
     missing = tuple(Missing(round=number, site=line.site, code=line.code) for line in lines if line.code is not None)
@@ -177,7 +202,7 @@ def _one_round(
         bytes_up=progress.bytes_up + sum(line.bytes_up for line in lines),
         bytes_down=progress.bytes_down + sum(line.bytes_down for line in lines),
         seconds=progress.seconds + seconds,
-        ledger_heads={**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}},
+        ledger_heads=heads,
     )
     weights, rounds = server.weights, study.study.rounds
     return after, RoundRecord(round=number, rounds=rounds, sites=lines, weights=weights, seconds=seconds)
@@ -203,12 +228,13 @@ def _take(
     """Check one reply and fold it in, or say by a code why not. The reply is not kept. `before`: the head of the site's
     ledger in its last good reply.
     """
-    code, norm = reply.code, None
+    code, norm, sha256 = reply.code, None, None
     if reply.weights is not None and code is None:
         weight = aggregation.site_weight(settings, reply.site)
         try:
             check_ledger(reply.ledger_head, before)
             norm = check_update(reply.weights, broadcast.weights, settings.max_update_norm)
+            sha256 = weights_sha256(reply.weights)
             mean.fold(reply.site, reply.weights, weight)
         except WireError as error:
             code = f"invalid:{error.code}"
@@ -222,6 +248,7 @@ def _take(
         bytes_down=payload_bytes(broadcast.weights),
         update_norm=norm,
         ledger_head=reply.ledger_head,
+        reply_sha256=sha256 if code is None else None,
     )
 
 

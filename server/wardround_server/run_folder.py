@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,15 @@ from wardround.errors import RoundError, UsageError
 from wardround.study import Study, study_from_json
 
 State = Literal["proposed", "training", "finished", "stopped"]
+DECIDED = ("approved", "proposed", "refused", "revoked")  # a site's own words; whatever else stands for one is a code
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
     """A site's last word on a study: "approved", "proposed" (not decided), "refused", "revoked", or a code that says
-    why there is none; seconds since 1970.
+    why there is none; since when, in seconds since 1970.
     """
 
     state: str
@@ -47,6 +51,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         return self.path.name
+
+    @property
+    def server(self) -> Path:
+        """The server's folder."""
+        return self.path.parents[1]
 
     def study(self) -> Study:
         """The study of this run. Raises `UsageError` where the folder holds none."""
@@ -67,9 +76,9 @@ class RunFolder:
     def hear(self, words: Mapping[str, str]) -> None:
         """Keep what sites said now. A site that could not be asked keeps the word it gave before."""
         known = {site: {"state": said.state, "at": said.at} for site, said in self.approvals().items()}
-        decided = {"approved", "proposed", "refused", "revoked"}
         for site, state in words.items():
-            if state in decided or known.get(site, {"state": ""})["state"] not in decided:
+            before = known.get(site, {"state": ""})["state"]
+            if state != before and (state in DECIDED or before not in DECIDED):
                 known[site] = {"state": state, "at": time.time()}
         write_json(self.path / "approvals.json", known)
 
@@ -77,9 +86,14 @@ class RunFolder:
         """Where the run is, from what lies in its folder."""
         if (self.path / "result.json").is_file():
             return "finished"
-        if (self.path / "stopped").is_file():
+        if self.is_stopped:
             return "stopped"
         return "training" if len(self.approved()) >= quorum(self.study()) else "proposed"
+
+    def rounds_done(self) -> int:
+        """How many rounds have their checkpoint."""
+        names = [path.stem for path in (self.path / "checkpoints").glob("round-*.safetensors")]
+        return max((int(name.removeprefix("round-")) for name in names), default=0)
 
     def problem(self) -> dict[str, Any] | None:
         """Why the last phase ended without success: `phase`, `error` (one line), `at`; None where none did."""
@@ -97,22 +111,31 @@ class RunFolder:
             return []
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the operator wants no more of it now."""
+        return (self.path / "stopped").is_file()
+
     def stop(self) -> None:
         """Say that the operator wants no more of it. Durable on return. Raises `UsageError` where it is finished."""
         if self.state() == "finished":
             raise UsageError(f"run {self.run_id} is finished")
         write_text(self.path / "stopped", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
-    def resume(self) -> None:
-        """Say that a stopped run should go on. Raises `UsageError` where it was not stopped."""
+    def resume(self, record: Callable[[], object] = bool) -> None:
+        """Say that a stopped run should go on; `record` writes it down before. Raises `UsageError` where it was not
+        stopped.
+        """
         if self.state() != "stopped":
             raise UsageError(f"run {self.run_id} is {self.state()}, not stopped")
+        record()
         (self.path / "stopped").unlink()
         fsync(self.path)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Be the one process that works on the run; what goes wrong is kept in problem.json. Raises `RoundError` where
+        """Be the one process that works on the run; what goes wrong is kept in problem.json, unless the operator has
+        stopped the run. Raises `RoundError` where
         another process is at it.
         """
         descriptor = os.open(self.path / ".phase.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -124,6 +147,9 @@ class RunFolder:
             try:
                 yield
             except Exception as error:
+                log.error("%s ended without success: %s", name, one_line(error))
+                if self.is_stopped:
+                    raise
                 write_json(self.path / "problem.json", {"phase": name, "error": one_line(error), "at": time.time()})
                 raise
             (self.path / "problem.json").unlink(missing_ok=True)
@@ -145,8 +171,11 @@ class RunFolder:
         return False
 
 
-def create_run(server: Path, study: Study) -> RunFolder:
-    """A new run of a study, or the one of it that is not finished or stopped: submitting twice makes no second run."""
+def create_run(server: Path, study: Study, record: Callable[[RunFolder], object] = bool) -> RunFolder:
+    """A new run of a study, or the one of it that is not finished or stopped: submitting twice makes no second run.
+
+    `record` writes a new one down before it is there; where that fails, there is none.
+    """
     sha256 = study.sha256()
     for run in runs(server):
         if run.study().sha256() == sha256 and run.state() in ("proposed", "training"):
@@ -154,6 +183,7 @@ def create_run(server: Path, study: Study) -> RunFolder:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = server / "runs" / f"{study.study.name[:40]}-{stamp}-{sha256[:6]}"
     path.mkdir(mode=0o700, parents=True)
+    record(RunFolder(path=path))
     write_text(path / "study.json", study.to_json() + "\n")
     return RunFolder(path=path)
 

@@ -2,13 +2,15 @@
 
 Hospitals see the Fleet API alone: gRPC under TLS on the public port, for registered keys only, and within the bounds of
 `fleet.py`. Control and Runtime API stay on loopback. State is in SQLite under flower/, so that nodes and keys survive a
-restart. Nothing is installed at run time and nothing calls out. What a run ships to the sites is a bundle without code:
-its project file names modules that are installed on both sides.
+restart. Nothing is installed at run time and nothing calls out. The executor, which starts a phase's ServerApp, is a
+child of ours: a SuperLink starts its own once, and where that dies every later phase waits for ever. What a run ships
+to the sites is a bundle without code: its project file names modules that are installed on both sides.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from typing import Any
 
 from wardround.errors import WardroundError
 from wardround.flower_environment import flower_environment
+from wardround.private_files import write_private
 from wardround.supervisor import Child
 from wardround_server.run_folder import write_text
 
@@ -68,15 +71,28 @@ class SuperLink:
     def home(self) -> Path:
         return self.folder / "flower"
 
+    def children(self) -> list[Child]:
+        """The programs to keep running, the SuperLink first. Writes what they need under flower/."""
+        superlink, environment = self.child(), self._environment()
+        command = (
+            str(PROGRAMS / "flower-superexec"),
+            *("--runtime-api-address", f"127.0.0.1:{self.ports.control}"),
+            *("--root-certificates", str(self.folder / "ca" / "ca.crt")),
+            *("--superexec-auth-secret-file", str(self._secret)),
+        )
+        return [superlink, Child(name="executor", command=command, environment=environment, folder=self.home)]
+
     def child(self) -> Child:
-        """The program to keep running. Writes what it needs under flower/."""
+        """The SuperLink alone: hospitals can connect, but no phase begins."""
         self._write_bundle()
+        write_private(self._secret, secrets.token_bytes(32))  # of this start
         command = (
             *(sys.executable, "-I", "-m", "wardround_server.fleet", "flower-superlink"),
             *("--ssl-ca-certfile", str(self.folder / "ca" / "ca.crt")),
             *("--ssl-certfile", str(self.folder / "tls" / "server.crt")),
             *("--ssl-keyfile", str(self.folder / "tls" / "server.key")),
             "--enable-supernode-auth",
+            *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
             *("--database", str(self.home / "superlink.db")),
             *("--host", "127.0.0.1", "--port", str(self.ports.control)),
             *("--fleet-api-address", f"{self.ports.listen}:{self.ports.fleet}"),
@@ -129,6 +145,10 @@ class SuperLink:
         if not answer.get("success", False):
             raise WardroundError(f"flwr {words[0]}: {answer.get('error-message', 'refused')}")
         return answer
+
+    @property
+    def _secret(self) -> Path:
+        return self.home / "executor.secret"
 
     def _environment(self) -> dict[str, str]:
         return {**flower_environment(self.home), SERVER_FOLDER: str(self.folder)}

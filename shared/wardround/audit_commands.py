@@ -12,6 +12,7 @@ import typer
 from wardround.errors import UsageError
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The log: audit.jsonl of the folder, or a copy.")]
+HASHES = ("study", "reply", "sha256", "ledger_head", "fingerprint")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
@@ -66,7 +67,7 @@ def line_of(entry: dict[str, Any]) -> str:
             words.append(f"epsilon {value['epsilon']:.4g}" if value["epsilon"] != "inf" else "epsilon inf: no privacy")
             words.append(f"(per {value['unit']}, {value['relation']}, delta {value['delta']:g}, {value['accountant']})")
         else:
-            words.append(f"{name} {value[:12] if name in ('study', 'reply', 'sha256') else value}")
+            words.append(f"{name} {value[:12] if name in HASHES else value}")
     return " ".join(words)
 
 

@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 
 from wardround.accounting import Epsilon
 from wardround.errors import AuditError
-from wardround.wire import MAX_ROUND, is_code
+from wardround.wire import MAX_ROUND
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PERSON = re.compile(r"[^\W\d_]+(?:[ .'’-]{1,2}[^\W\d_]+)*\.?")  # letters of any language; no digit, slash or caret
 _VERSION = re.compile(r"[0-9]+(\.[0-9a-z]+){1,4}")
+_CODE = re.compile(r"[a-z][a-z0-9_:.-]{0,79}")  # a site's own code, and what the server puts before it
 _ACCOUNTANT = re.compile(r"[A-Za-z][A-Za-z0-9 ,.()-]{0,79}")
 
 
@@ -59,11 +60,16 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
     "round": lambda value: _count(value) and 1 <= value <= MAX_ROUND,
     "site": _matches(_SITE),
     "who": lambda value: isinstance(value, str) and is_person(value),
-    "code": lambda value: isinstance(value, str) and is_code(value),
-    "decision": _one_of("approved", "refused", "revoked", "added", "removed", "submitted"),
+    "code": _matches(_CODE),
+    "decision": _one_of(
+        *("proposed", "approved", "refused", "revoked", "added", "removed"),
+        *("submitted", "stopped", "resumed", "finished"),
+    ),
     "purpose": _one_of("train", "evaluate"),
     "again": lambda value: type(value) is bool,
     "count": _count,
+    "ledger_entries": _count,
+    "ledger_head": _matches(_SHA256),
     "epsilon": _is_epsilon,
     "program": _one_of("wardround-site", "wardround-server"),
     "version": _matches(_VERSION),
@@ -97,13 +103,12 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyDecided(Event):
-    """A study was submitted (server), approved, refused or revoked, by whom. `site`: whose decision, at the server."""
+    """Site: a study was approved, refused or revoked, by whom."""
 
     kind = "study"
     decision: str
     study: str
     who: str
-    site: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +123,76 @@ class SiteDecided(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunDecided(Event):
+    """Server: a run was submitted, stopped or resumed, and by whom where that was said; or it finished, with the hash
+    of its model's file.
+    """
+
+    kind = "run"
+    decision: str
+    study: str
+    run: str
+    who: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSaid(Event):
+    """Server: what a site, by its registered key, says it has decided about a study; written where it is new."""
+
+    kind = "said"
+    decision: str
+    study: str
+    run: str
+    site: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyCounted(Event):
+    """Server: a site's reply was found good. `reply` is the hash that the site's own log has for what it sent; the
+    ledger's head is what the reply said of it, and the next one must not fall behind.
+    """
+
+    kind = "counted"
+    study: str
+    run: str
+    round: int
+    purpose: str
+    site: str
+    reply: str
+    ledger_entries: int | None = None
+    ledger_head: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyRefused(Event):
+    """Server: a site has no part in a round, and why: it refused or was late, or its reply failed a check."""
+
+    kind = "not-counted"
+    study: str
+    run: str
+    round: int
+    purpose: str
+    site: str
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class MessageRefused(Event):
-    """A message was refused, with the code that the peer was told. `study`, `run` and `round` where it named them."""
+    """Site: a message was refused, with the code that the peer was told. `study`, `run`, `round`: if it named them."""
 
     kind = "message-refused"
     code: str
     study: str | None = None
     run: str | None = None
     round: int | None = None
-    site: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyReleased(Event):
-    """A reply is about to leave a site. `epsilon`: all that this site has spent on its patients, this reply included.
+    """Site: a reply is about to leave. `epsilon`: all that this site has spent on its patients, this reply included.
 
-    `again`: the same bytes were asked for once more, which costs nothing. At the server: a reply arrived.
+    `again`: the same bytes were asked for once more, which costs nothing.
     """
 
     kind = "released"
@@ -144,7 +203,6 @@ class ReplyReleased(Event):
     reply: str
     epsilon: Epsilon | None = None
     again: bool | None = None
-    site: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +210,15 @@ class PatientForgotten(Event):
     """A patient objected. `count`: how many have, in all; never who."""
 
     kind = "forgot"
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAccepted(Event):
+    """A ledger goes on from an older copy, whose runs are charged in full. `count`: entries known to be missing."""
+
+    kind = "loss-accepted"
+    who: str
     count: int
 
 

@@ -60,7 +60,7 @@ def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, 
 
 
 class Witness:
-    """The file that remembers the head: one line, fsynced, only ever moved forward. Processes may share it."""
+    """The file that remembers the head: one line, fsynced, moved forward. Processes may share it."""
 
     def __init__(self, path: Path, error: type[RecordError] = LedgerError) -> None:
         self._path, self._error = path, error
@@ -97,6 +97,14 @@ class Witness:
                 fsync_folder(self._path.parent)
         except OSError as error:
             raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
+
+    def go_back_to(self, head: LedgerHead) -> None:
+        """Remember `head` whatever was seen before: the one way back, for a loss that a person has accepted by name."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._error(f"{self._path}: cannot be written: {error.strerror}") from None
+        self.advance(head)
 
     def _parsed(self, text: str) -> LedgerHead | None:
         if not text:  # made, but a kill came before its first line

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 import typer
 import typer.core
 
-from wardround.errors import WardroundError
+from wardround.errors import UsageError, WardroundError
 
 typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
 
@@ -56,6 +57,27 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
     sys.exit(exit_code)
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table for people, as wide as the terminal; long cells are folded and never cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+
+
+def require_person(by: str | None) -> None:
+    """Raises `UsageError` unless `by` is None or may stand in an audit log as the one who decided."""
+    from wardround.audit_events import is_person
+
+    if by is not None and not is_person(by):
+        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -2,6 +2,9 @@
 
     {"run":"…","round":3,"at":"2026-11-24T21:50:03.120Z","level":"warning","logger":"wardround_client.app","text":"…"}
 
+A process that a daemon started prints such lines (`print_lines`), and the daemon puts them into its own log as they are
+(`relayed`), so that one file holds them all with their site, run and round.
+
 At a server no text comes from a site's data, because none reaches it: the wire has codes only (`wire.py`). At a site
 the log is the hospital's own, holds whole tracebacks, and never leaves.
 """
@@ -13,12 +16,15 @@ import json
 import logging
 import logging.handlers
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 _place: contextvars.ContextVar[dict[str, str | int]] = contextvars.ContextVar("place", default={})  # noqa: B039
 
 
@@ -36,8 +42,10 @@ class JsonLines(logging.Formatter):
     """One JSON object a record; a traceback is in it as text, so a line stays a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if (content := getattr(record, "relayed", None)) is not None:
+            return json.dumps(content, ensure_ascii=False)
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        content: dict[str, str | int] = {
+        content = {
             **_place.get(),
             "at": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -58,16 +66,72 @@ class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
         return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
-def log_to(path: Path, *, level: int = logging.INFO, max_bytes: int = LOG_BYTES, kept: int = LOGS_KEPT) -> None:
+def log_to(
+    path: Path,
+    *,
+    level: int = logging.INFO,
+    max_bytes: int = LOG_BYTES,
+    kept: int = LOGS_KEPT,
+    names: Sequence[str] = ("",),
+) -> None:
     """Send this process's log to `path`: at most `kept` older files of `max_bytes` each beside it. One process a file.
 
-    Asked again for the same file nothing changes.
+    `names`: of these loggers and those below them; of all without it. Asked again for the same file nothing changes.
     """
-    root = logging.getLogger()
-    if any(isinstance(h, OwnersRotatingFile) and h.baseFilename == os.path.abspath(path) for h in root.handlers):
-        return
+    loggers = [logging.getLogger(name or None) for name in names]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, OwnersRotatingFile) and handler.baseFilename == os.path.abspath(path):
+            return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = OwnersRotatingFile(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
     handler.setFormatter(JsonLines())
-    root.addHandler(handler)
-    root.setLevel(level)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+
+
+class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
+    """To whatever standard output is at the moment: Flower puts another one in its place and back."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def print_lines(*names: str, level: int = logging.INFO) -> None:
+    """Print what the loggers `names` and those below them say as JSON lines, for a daemon that relays them."""
+    for logger in map(logging.getLogger, names):
+        if not any(isinstance(handler, _Stdout) for handler in logger.handlers):
+            handler = _Stdout()
+            handler.setFormatter(JsonLines())
+            logger.addHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = False
+
+
+def relayed(line: str) -> bool:
+    """Whether `line` is one that `print_lines` printed; then it is in this process's log, as it is."""
+    content = _entry(line)
+    if content is None:
+        return False
+    level = getattr(logging, content["level"].upper())
+    record = logging.LogRecord(content["logger"], level, "", 0, content["text"], None, None)
+    record.relayed = content
+    logging.getLogger(content["logger"]).handle(record)
+    return True
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    texts = ("at", "level", "logger", "text")
+    if any(not isinstance(content.get(key), str) for key in texts) or content["level"] not in _LEVELS:
+        return None
+    return content

@@ -1,7 +1,8 @@
 """The records of a proposal: the server sends a study as canonical JSON, the site says what has become of it.
 
 A proposal is answered with one word and nothing else; asking again is how the server learns of an approval, which may
-take a hospital days. Both sides take records in through `unpack_proposal` and `unpack_state` only.
+take a hospital days. Beside both travels which software that side runs (`versions`), for people to compare. Both sides
+take records in through `unpack_proposal` and `unpack_state` only.
 
     server  Study --pack_proposal--> {"proposal": ...} --unpack_proposal--> Study    site
     site    state --pack_state-----> {"decision": ...} --unpack_state-----> state    server
@@ -10,10 +11,12 @@ take a hospital days. Both sides take records in through `unpack_proposal` and `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Literal, get_args
 
 from wardround.errors import StudyError, WireError
 from wardround.study import Study, study_from_json
+from wardround.versions import SOFTWARE, ours
 from wardround.wire import PROTOCOL_VERSION
 
 PROPOSE = "query.propose"
@@ -24,9 +27,10 @@ Record = dict[str, str | int]
 
 
 def pack_proposal(study: Study) -> dict[str, Record]:
-    """The record of a proposed study."""
+    """The records of a proposed study."""
     text = study.to_json()
-    return {"proposal": {"protocol": PROTOCOL_VERSION, "study_sha256": study.sha256(), "study": text}}
+    proposal: Record = {"protocol": PROTOCOL_VERSION, "study_sha256": study.sha256(), "study": text}
+    return {"proposal": proposal, SOFTWARE: asdict(ours())}
 
 
 def unpack_proposal(content: Mapping[str, Mapping]) -> Study:
@@ -51,8 +55,9 @@ def unpack_proposal(content: Mapping[str, Mapping]) -> Study:
 
 
 def pack_state(study_sha256: str, state: State) -> dict[str, Record]:
-    """The record of what a site has decided about a study."""
-    return {"decision": {"protocol": PROTOCOL_VERSION, "study_sha256": study_sha256, "state": state}}
+    """The records of what a site has decided about a study."""
+    decision: Record = {"protocol": PROTOCOL_VERSION, "study_sha256": study_sha256, "state": state}
+    return {"decision": decision, SOFTWARE: asdict(ours())}
 
 
 def unpack_state(content: Mapping[str, Mapping], study_sha256: str) -> State:
@@ -69,7 +74,7 @@ def unpack_state(content: Mapping[str, Mapping], study_sha256: str) -> State:
 
 
 def _record(content: Mapping[str, Mapping], name: str, keys: set[str]) -> dict:
-    if set(content) != {name}:
+    if set(content) - {SOFTWARE} != {name}:
         raise WireError("header", f"the message does not have the parts of a {name}")
     record = dict(content[name])
     if record.get("protocol") != PROTOCOL_VERSION:

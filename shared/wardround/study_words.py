@@ -36,8 +36,8 @@ def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, r
         ("study", study.study.name),
         ("asked by", asked_by),
         ("hash", study.sha256()),
-        ("learns", _learns(study)),
-        ("reads", _reads(study)),
+        ("learns", learns(study)),
+        ("reads", reads(study)),
         ("network", _network(study, numbers_leaving)),
         ("rounds", _rounds(study)),
         ("leaves", _leaves(study, numbers_leaving, releases)),
@@ -48,12 +48,18 @@ def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, r
     ]
 
 
-def _learns(study: Study) -> str:
-    labels = study.data.labels
-    return f"to tell {', '.join(labels[:-1])} and {labels[-1]} apart"
+def learns(study: Study) -> str:
+    """What the study asks for."""
+    named = f"{', '.join(study.data.labels[:-1])} and {study.data.labels[-1]}"
+    if study.study.task == "synthesis":
+        return f"to make new images, of no patient, that look like those labelled {named}"
+    if study.study.task == "reconstruction":
+        return f"to restore images that lost something: {study.reconstruction.degradation.replace('-', ' ')}"
+    return f"to tell {named} apart"
 
 
-def _reads(study: Study) -> str:
+def reads(study: Study) -> str:
+    """Which images of a site it reads, and of which patients."""
     data, what = study.data, "images of any kind" if study.data.modality == "any" else f"{study.data.modality} images"
     part = f" of the body part {data.body_part}" if data.body_part else ""
     cut = {"whole": "the whole image", "centre": "its centre", "marked": "what is cut out around marked points"}
@@ -67,11 +73,16 @@ def _reads(study: Study) -> str:
 
 
 def _network(study: Study, numbers: int) -> str:
+    return f"{network(study)}: {count_text(numbers, 'number')}"
+
+
+def network(study: Study) -> str:
+    """Which network, where its weights start, and which of them are trained."""
     start = {"phantom": "weights learned from generated phantoms", "random": "random weights"}
     moved = {"head": "its last layer", "norm+head": "its last layer and its normalisation layers", "all": "all of it"}
     return (
         f"{study.model.name}, starting from {start.get(study.model.init, 'a given file')}; "
-        f"{moved[study.model.trainable]} is trained: {count_text(numbers, 'number')}"
+        f"{moved[study.model.trainable]} is trained"
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from wardround.errors import WardroundError
+from wardround.logs import relayed
 from wardround.tied import tied
 
 SHORTEST_PAUSE_S = 1.0
@@ -79,6 +80,11 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
+    def kill(self) -> None:
+        """Kill its whole session; the next look starts it again."""
+        if self.pid is not None:
+            _kill_group(self.pid, signal.SIGKILL)
+
     def end(self, deadline: float) -> None:
         """Wait until `deadline` (monotonic), then kill its whole session. Afterwards nothing of it runs."""
         if self._process is None:
@@ -111,7 +117,7 @@ class Child:
                 text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
                 if self.up_when and self.up_when in text:
                     self._up = process.pid
-                if text and not any(noise in text for noise in NOISE):
+                if text and not relayed(text) and not any(noise in text for noise in NOISE):
                     lines.info("%s", text)
 
 
@@ -134,16 +140,27 @@ def supervise(children: Sequence[Child], stopped: threading.Event, each: Callabl
 
 
 @contextmanager
-def sole(folder: Path) -> Iterator[None]:
-    """Be the one daemon of a folder. Raises `WardroundError` where another is at work."""
-    descriptor = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
+def sole(folder: Path, why: str = "a daemon is at work here already", patience_s: float = 0.0) -> Iterator[None]:
+    """Be the one daemon of a folder. Raises `WardroundError` that says `why` where another is at work for longer than
+    `patience_s`.
+    """
+    descriptor, ends = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT, 0o600), time.monotonic() + patience_s
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _locked(descriptor):
+            if time.monotonic() >= ends:
+                raise WardroundError(f"{folder}: {why}")
+            time.sleep(LOOK_S)
         yield
-    except BlockingIOError:
-        raise WardroundError(f"{folder}: a daemon is at work here already") from None
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def stop_on_signals(stopped: threading.Event) -> None:

@@ -47,7 +47,7 @@ def federation(
     run = here.finished(loaded)
     known = run is not None
     if run is None:
-        with RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+        with here.alone(), RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
             if not data.exists():
                 from wardround_simulation.phantom_dicom import make_once
 

@@ -18,23 +18,23 @@ import time
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from wardround.errors import WardroundError
-from wardround.handshake import port_is_free
 from wardround.private_files import write_private
 from wardround.study import Study
+from wardround.supervisor import sole
+from wardround_simulation.local_ports import LOOPBACK, LocalPorts
 from wardround_simulation.programs import Daemon, asked, call, call_all, end, start
 from wardround_simulation.progress import RunProgress
 
 SERVER, SITE = "wardround-server", "wardround-site"
 PERSON = "Local Demonstrator"  # who enrols and approves here, as the audit logs say
-LOOPBACK = "127.0.0.1"
-PORTS = range(19092, 19492)
 LOOK_S = 2.0
 ANSWER_LIMIT_S, INGEST_LIMIT_S, START_LIMIT_S, PROPOSAL_LIMIT_S = 120.0, 3600.0, 120.0, 300.0
+ENDING_LIMIT_S = 40.0  # until daemons whose command was killed have ended: each gives its own processes 15 s
 BETWEEN_ROUNDS_S = 180.0  # beyond a round's own deadline: to gather the sites, and to begin a phase anew
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class LocalFederation:
     folder: Path
     data: Path
     sites: tuple[str, ...]
+    ports: LocalPorts = field(default_factory=LocalPorts)
 
     @property
     def server(self) -> Path:
@@ -63,6 +64,25 @@ class LocalFederation:
         of_study = [run for run in runs if run["study_sha256"] == study.sha256() and run["state"] == "finished"]
         return of_study[-1]["run"] if of_study else None
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one command that works on the folders; daemons of one that was killed are given time to end.
+
+        Raises `WardroundError` where another command is at work, or a daemon that was started by hand.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        other, mend = "this command works on it in another window", "stop it there with Ctrl-C, or choose another --out"
+        with sole(self.folder, f"{other}; {mend}"):
+            ends = time.monotonic() + ENDING_LIMIT_S
+            for folder in filter(Path.is_dir, (self.server, *map(self.site, self.sites))):
+                busy = "a daemon is at work in it; end that process, or choose another --out"
+                with sole(folder, busy, ends - time.monotonic()):
+                    pass
+            try:
+                yield
+            finally:
+                self.ports.release()
+
     def found(self, progress: RunProgress) -> None:
         """Make the server and the sites, and enrol them: each one's key is made there, and the server is given its
         fingerprint.
@@ -70,19 +90,19 @@ class LocalFederation:
         progress.stage("Making the server and the sites, with their keys and certificates")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / "logs").mkdir(exist_ok=True)
-        ports = self._new_ports()
+        self._keep_ports()
         new = not (self.server / "server.toml").exists()
-        chosen = ("--host", LOOPBACK, "--port", next(ports), "--name", "local") if new else ()
+        chosen = ("--host", LOOPBACK, "--port", self.ports.next(), "--name", "local") if new else ()
         made = asked("server", SERVER, "init", self.server, *chosen, limit_s=ANSWER_LIMIT_S)
         if 'listen = "0.0.0.0"' in (self.server / "server.toml").read_text(encoding="utf-8"):
-            _set(self.server / "server.toml", {"listen": f'"{LOOPBACK}"', "control_port": next(ports)})
+            _set(self.server / "server.toml", {"listen": f'"{LOOPBACK}"', "control_port": self.ports.next()})
         enrolled = {site["name"] for site in self._ask_server("sites", "list")}
         ca, threads = self.server / "ca" / "ca.crt", max(1, (os.cpu_count() or 1) // len(self.sites))
         for number, name in enumerate(self.sites, 1):
             words = ("--server", made["address"], "--name", name, "--ca", ca, "--site", self.site(name))
             site = asked(name, SITE, "init", *words, limit_s=ANSWER_LIMIT_S)
             if "runtime_port = 9094\n" in (self.site(name) / "site.toml").read_text(encoding="utf-8"):
-                _set(self.site(name) / "site.toml", {"runtime_port": next(ports), "threads": threads})
+                _set(self.site(name) / "site.toml", {"runtime_port": self.ports.next(), "threads": threads})
             if name not in enrolled:
                 self._ask_server("sites", "add", site["request"], "--fingerprint", site["key_sha256"], "--by", PERSON)
             progress.pieces(number, len(self.sites))
@@ -99,7 +119,7 @@ class LocalFederation:
     def daemons(self, progress: RunProgress) -> Iterator[list[Daemon]]:
         """The server and the sites, running. They are ended with the block, however it ends."""
         progress.stage("Starting the server and the sites")
-        self._check_ports()
+        self._keep_ports()
         running: list[Daemon] = []
         try:
             for name, program, option, folder in self._parties():
@@ -212,15 +232,15 @@ class LocalFederation:
                         found[f"{path.parent.name} {key}"] = (path, section[key])
         return found
 
-    def _new_ports(self) -> Iterator[int]:
-        ours = {port for _, port in self._ports().values()}
-        yield from (port for port in PORTS if port not in ours and port_is_free(LOOPBACK, port))
-        raise WardroundError(f"{LOOPBACK}: no free port from {PORTS.start} to {PORTS.stop - 1}")
-
-    def _check_ports(self) -> None:
+    def _keep_ports(self) -> None:
+        """Claim the ports of the folders' files, and write others into them where somebody has taken one meanwhile."""
         for name, (path, port) in self._ports().items():
-            if not port_is_free(LOOPBACK, port):
-                raise WardroundError(f"{path}: {name.split()[1]} {port} is in use: by this command in another window?")
+            if not self.ports.claim(port):
+                key, other = name.split()[1], self.ports.next()
+                _set(path, {key: other})
+                if key == "fleet_port":
+                    for site in filter(Path.exists, (self.site(name) / "site.toml" for name in self.sites)):
+                        _set(site, {"address": f'"{LOOPBACK}:{other}"'})
 
 
 def _set(path: Path, values: Mapping[str, object]) -> None:

@@ -10,6 +10,7 @@ entries (`ledger_book`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +64,13 @@ class WhatIf:
 class Ledger:
     """One site's ledger. Every call is one durable transaction; several processes may hold the same file."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, lost: bool = False) -> None:
         """Open or create the ledger, and walk its whole chain. `None` keeps it in memory, for simulations that compare
-        recipes.
+        recipes. `lost`: for `accept_loss` alone, and nothing else may be done with such a one before.
 
         Raises `LedgerError` where it is damaged, altered, of a newer schema, or older than `ledger.head` beside it.
         """
-        self._file = LedgerFile(path)
+        self._file = LedgerFile(path, lost)
         self._book, self._head = Book(), START
         self._read()
         self._file.hold_against_witness(self._head)
@@ -244,6 +245,26 @@ class Ledger:
                 self._file.append(self._head, {"kind": "released", "study": study, "run": run, "who": who})
         self._read()
         return self._book.hold_of(study, run)
+
+    def accept_loss(self, who: str, unknown: Mapping[tuple[str, str], PrivacyPlan]) -> LedgerHead:
+        """Go on from this copy though later entries are gone for good; the new head.
+
+        Guarantee: what the ledger says was spent is at least what was, where `unknown` has every run (study, run) that
+        began after this copy. Each hold of this copy and of those runs is charged in full, whatever the cap, since the
+        lost entries can have used no more; and no attempt is ever made for these runs again.
+        """
+        with self._file.transaction():
+            self._read()
+            head = self._head
+            for (study, run), plan in unknown.items():
+                if (study, run) not in self._book.holds:
+                    shares = {purpose: share_to_json(share) for purpose, share in plan.shares().items()}
+                    content = {"kind": "hold", "study": study, "run": run, "shares": shares}
+                    head = self._file.append(head, content)
+            self._file.append(head, {"kind": "lost", "who": who})
+        self._read()
+        self._file.forget(self._head)
+        return self._head
 
     def holds(self) -> list[Hold]:
         """All holds in their order, released ones too."""

@@ -8,6 +8,7 @@ takes none that contradicts those before it. The kinds of entries:
     attempt   one event charged to a hold, durable before the patients are looked at
     settled   the hash of an attempt's reply, durable before the reply is sent
     released  what a hold has not used is given back; what it has used stays charged
+    lost      later entries are gone for good: all that any hold had left is charged, and no hold is used again
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """One run's budget: what was set aside and what of it was used, by purpose."""
+    """One run's budget: what was set aside and what of it was used or, after a loss, counts as used, by purpose."""
 
     study: str
     run: str
@@ -81,6 +82,7 @@ class Book:
             "attempt": self._fold_attempt,
             "settled": self._fold_settled,
             "released": self._fold_released,
+            "lost": self._fold_lost,
         }
 
     @property
@@ -142,6 +144,12 @@ class Book:
         if hold.released_by is not None:
             raise LedgerError("a hold is released twice")
         self.holds[hold.study, hold.run] = replace(hold, released_by=str(entry["who"]))
+
+    def _fold_lost(self, entry: dict[str, Any]) -> None:
+        for key, hold in self.holds.items():
+            if hold.released_by is None:
+                all_of_it = {purpose: share.attempts for purpose, share in hold.shares.items()}
+                self.holds[key] = replace(hold, used=all_of_it, released_by=str(entry["who"]))
 
 
 _WRITTEN = ("id", "study", "run", "round", "weights", "purpose")

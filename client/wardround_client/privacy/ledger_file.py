@@ -32,18 +32,25 @@ LOWEST = -(2**63)  # SQLite's lowest number: an entry before the first would be 
 _NOT_ITS_FAULT = tuple(
     f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
 )
-RESTORE = "put the newest copy back, ledger and ledger.head together, and keep this one for comparison"
+RESTORE = (
+    "put the newest copy back, ledger and ledger.head together, and keep this one for comparison; where every newer "
+    "one is gone for good, see `wardround-site ledger accept-loss --help`"
+)
 
 
 class LedgerFile:
     """One open ledger. `None` as path keeps it in memory. Several processes may hold the same file."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Open, create or migrate. Raises `LedgerError` in one line where that cannot be done."""
+    def __init__(self, path: Path | None, lost: bool = False) -> None:
+        """Open, create or migrate. Raises `LedgerError` in one line where that cannot be done.
+
+        `lost`: what the witness saw beyond this file is known to be gone. The witness stays as it is until `forget`.
+        """
         self.place = ":memory:" if path is None else str(path)
         self._witness = None if path is None else Witness(path.with_suffix(".head"))
+        self._lost = lost
         # Read before the entries: what another process appends meanwhile must not look like a loss.
-        self._seen = self._witness.read() if self._witness else None
+        self._seen = self._witness.read() if self._witness and not lost else None
         self._appended: LedgerHead | None = None
         with self._in_one_line():
             self._connection = self._connected()
@@ -88,7 +95,7 @@ class LedgerFile:
             except BaseException:
                 self._roll_back()
                 raise
-        if self._witness and self._appended:
+        if self._witness and self._appended and not self._lost:
             self._witness.advance(self._appended)
 
     def _roll_back(self) -> None:
@@ -119,9 +126,15 @@ class LedgerFile:
         """Raise `LedgerError` unless the witness, as it was on opening, saw an entry of this chain; then let it see
         `head`, the last one.
         """
-        if self._witness:
+        if self._witness and not self._lost:
             self._compare(self._connection, self._seen, head)
             self._witness.advance(head)  # behind, where a kill came between an entry and its witness
+
+    def forget(self, head: LedgerHead) -> None:
+        """Have the witness forget what was lost: from now on it has seen `head`, the last entry, and is kept again."""
+        if self._witness:
+            self._witness.go_back_to(head)
+        self._lost = False
 
     def verified(self) -> LedgerHead:
         """Read everything again from the disk: SQLite's own structure, the schema, the chain, the witness.
