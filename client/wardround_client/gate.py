@@ -33,6 +33,7 @@ from flwr.app import Context, Error, Message
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
+from wardround.errors import WardroundError
 from wardround.inflation import arrays_at_most
 from wardround.logs import print_lines
 from wardround.tied import tied
@@ -156,7 +157,7 @@ def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
 
 
 def _not_understood(folder: Path) -> None:
-    """Flower itself could not read a message: write it down as refused."""
+    """A message could not be read, by Flower or by us: write it down as refused."""
     from wardround.audit import AUDIT_FILE, AuditLog
     from wardround.audit_events import MessageRefused
 
@@ -174,6 +175,8 @@ def _behind_the_gate(folder: Path, task_type: str, deadline_pipe: int, message: 
         return site_app(folder)(message, context)
     except Exception:  # Flower would send its text to the server
         log.exception("failed")
+        with contextlib.suppress(WardroundError):  # what cannot be written down is refused all the same
+            _not_understood(folder)
         return refusal(message, "failed")
 
 
