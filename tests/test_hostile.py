@@ -388,7 +388,7 @@ def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refu
     (server / "hostile.json").write_text(json.dumps(facts))
     settings = load_server_config(server).server
     superlink = SuperLink(folder=server, ports=Ports(fleet=settings.fleet_port, control=settings.control_port))
-    child = superlink.child()
+    child, executor = superlink.children()
     child.command = (str(programs.PROGRAMS / "flower-superlink"), *child.command[5:])  # without our bounds
     ran = server / "ran.txt"  # the attacker's own machine may run it; whose FLWR_HOME it is tells them apart
     canary = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
@@ -404,7 +404,7 @@ def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refu
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_text(content)
     stopped = threading.Event()
-    thread = threading.Thread(target=supervise, args=([child], stopped))
+    thread = threading.Thread(target=supervise, args=([child, executor], stopped))
     thread.start()
     try:
         soon(lambda: child.is_up, 120)
