@@ -18,7 +18,7 @@ from rich.console import Console
 
 from wardround.command_line import program, run_program
 from wardround.errors import UsageError
-from wardround_simulation import cli_federation
+from wardround_simulation import cli_federation, cli_models
 
 app = program(
     "wardround-sim",
@@ -247,35 +247,6 @@ def phantom(
         Console().print(f"{sites} hospitals with {patients} patients each in {folder}", soft_wrap=True)
 
 
-@app.command(epilog="Example: wardround-sim pretrain encoder.safetensors")
-def pretrain(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
-    crops: Annotated[
-        int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train the shipped encoder from nothing. Generated crops go in, weights come out; no patient is involved."""
-    if file.exists():
-        raise UsageError(f"{file}: exists already; choose another name")
-    if file.suffix != ".safetensors":
-        raise UsageError(f"{file}: must end in .safetensors")
-    from wardround_simulation.progress import RunProgress
-
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
-        progress.stage("Loading torch")
-        from wardround_simulation.pretrain import pretrain as train
-
-        chosen = {"seed": seed, "crops": crops, "epochs": epochs}
-        metadata = train(file, **{k: v for k, v in chosen.items() if v is not None}, progress=progress.named_pieces)
-    if as_json:
-        print(json.dumps(metadata))
-    else:
-        Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
-
-
 @app.command(epilog="Example: wardround-sim attack runs/demo")
 def attack(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished run.")],
@@ -311,6 +282,7 @@ def attack(
         raise typer.Exit(1)
 
 
+app.add_typer(cli_models.app)
 app.add_typer(cli_federation.app)
 
 

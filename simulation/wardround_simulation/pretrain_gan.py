@@ -20,9 +20,9 @@ from wardround.models.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN
 from wardround.models.image_views import DRAWS, seen
 from wardround_simulation.phantom_crops import GENERATOR_VERSION, generate_crops
 
-DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 10_000, 10  # the shipped file's, with one thread
+DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 8_000, 10  # the shipped file's, with one thread
 BATCH = 64
-GENERATOR_RATE, DISCRIMINATOR_RATE = 3e-4, 6e-4  # two time scales (M. Heusel et al., arXiv:1706.08500)
+GENERATOR_RATE, DISCRIMINATOR_RATE = 4e-4, 8e-4  # two time scales (M. Heusel et al., arXiv:1706.08500)
 BETAS = (0.0, 0.99)
 AVERAGE_RATE = 0.004
 DECAY_FROM = 0.7  # of the steps; from there both rates fall to a twentieth

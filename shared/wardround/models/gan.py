@@ -21,7 +21,7 @@ from wardround.models.phantom_network import POSITIVE_PHANTOM
 
 SHIPPED_FILE = "phantom_gan.safetensors"
 PHANTOM_PX, PHANTOM_LABELS = 64, 2
-WIDTH = {64: 192, 128: 256}  # channels at 4 x 4: a million weights in all, for noise grows with their number
+WIDTH = {64: 128, 128: 256}  # channels at 4 x 4: noise grows with the number of weights
 LATENT = 64
 MIDDLE, SCALE = 0.2, 0.8  # normalised lung (-0.3) comes to -0.4, tissue (0.7) to 0.4; what lies beyond 1 is cut off
 
@@ -43,6 +43,11 @@ class SharedGAN(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Grey values 0..255 (N, C, H, W) -> logits (N, K), one a label."""
         return self.discriminator(self.prepare(images_NCHW))
+
+    def label_logits(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 -> how much more the image looks like the second label than like the first, (N, 1)."""
+        logits_NK = self(images_NCHW)
+        return logits_NK[:, 1:2] - logits_NK[:, :1]
 
     def travelling(self, trainable: str) -> tuple[str, ...]:
         """The generator's weights, and of the discriminator its head, with `norm+head` its normalisation too, or all:
