@@ -3,8 +3,8 @@
     ./run bench synthesis_folds --data lidc_nodules [--split split0] [--epsilon 8] [--pool 8000] [--markdown]
 
 For each fold the study is trained by the round functions of real sites (`in_process`) on the other folds' patients, and
-measured on the fold's: AUC of a classifier that has seen synthetic images only (three layers from scratch, the mean score
-of several), Fréchet distance on the phantom encoder's features, a linear two-sample classifier, and the check for
+measured on the fold's: AUC of a classifier that has seen synthetic images only (three layers from scratch, the mean
+score of several), Fréchet distance on the phantom encoder's features, a linear two-sample classifier, and the check for
 copies. All arms choose from one pool of painted phantoms, as many images each; the classifiers of a fold have the same
 seeds. `real` is a classifier trained on the patients themselves, and their distance from the fold.
 """
@@ -122,7 +122,11 @@ def sheet_of(results: dict[int, dict], study: Study) -> list[Sheet]:
         f"AUC gain over raw phantoms, paired: {np.mean(gain):+.4f} ± {error:.4f} (standard error over folds)",
         f"Fréchet distance over raw phantoms': {np.mean(ratio):.3f} ({min(ratio):.3f}–{max(ratio):.3f})",
     ]
-    return [Sheet(title=f"Synthetic images, ε = {study.privacy.epsilon:g}, by fold", columns=columns, rows=rows, notes=notes)]
+    return [
+        Sheet(
+            title=f"Synthetic images, ε = {study.privacy.epsilon:g}, by fold", columns=columns, rows=rows, notes=notes
+        )
+    ]
 
 
 def _cells(one: dict) -> list[str]:

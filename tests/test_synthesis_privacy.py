@@ -106,9 +106,7 @@ def test_adding_a_patient_moves_the_clipped_sum_over_both_heads_or_the_discrimin
     batch = batch_of(data, study)
     more = speed.engine(part, local, batch, loss, CLIP)
     last = int(batch.start_U1[-2])
-    fewer = PatientBatch(
-        inputs_N=batch.inputs_N[:last], labels_N=batch.labels_N[:last], start_U1=batch.start_U1[:-1]
-    )
+    fewer = PatientBatch(inputs_N=batch.inputs_N[:last], labels_N=batch.labels_N[:last], start_U1=batch.start_U1[:-1])
     less = speed.engine(part, local, fewer, loss, CLIP)
     moved = length({key: more.gradients[key] - less.gradients[key] for key in local})
     assert moved <= CLIP * (1 + 1e-5)
@@ -117,7 +115,7 @@ def test_adding_a_patient_moves_the_clipped_sum_over_both_heads_or_the_discrimin
 
 
 def test_the_generators_step_is_the_same_function_when_the_private_data_change() -> None:
-    """The discriminator is held (a rate below what float32 resolves); the patients differ in number and in everything."""
+    """The discriminator is held (a rate below what float32 resolves); patients differ in all, their number too."""
     study = gan_study(training={"learning_rate": 1e-30}, synthesis={"generator_steps": 2})
     plan = noiseless(study)
     one, other = trained(study, plan, material(1)), trained(study, plan, material(2, patients=9))
@@ -134,7 +132,7 @@ def test_the_generators_step_is_the_same_function_when_the_private_data_change()
 
 @pytest.mark.parametrize("name", ["phantom-sampler", "dcgan"])
 def test_unequal_real_and_fake_counts_change_nothing(name: str) -> None:
-    """What is added after the noise is the same for 1 patient and for 12: the step less the patients' own sum over B."""
+    """What is added after the noise is the same for 1 patient and for 12: the step less the patients' sum over B."""
     study = study_of(name) if name == "phantom-sampler" else gan_study(synthesis={"generator_steps": 0})
     plan, network = noiseless(study), initial_network(study)
     parameters = trained_parameters(network, study)

@@ -75,7 +75,8 @@ def _train(images_NHW: Tensor, labels_N: Tensor, epochs: int, report: Callable[[
     of_discriminator = torch.optim.Adam(discriminator.parameters(), DISCRIMINATOR_RATE, BETAS)
     steps = epochs * (len(real_N1HW) // BATCH)
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(one, lambda step: _rate(step / steps)) for one in (of_generator, of_discriminator)
+        torch.optim.lr_scheduler.LambdaLR(one, lambda step: _rate(step / steps))
+        for one in (of_generator, of_discriminator)
     ]
     for step in range(steps):
         if step % (len(real_N1HW) // BATCH) == 0:

@@ -24,7 +24,7 @@ from wardround.models.gan import SharedGAN
 from wardround.models.normalise import CentreCrop, OtsuNormalise
 from wardround.study import Study
 from wardround_client.site import Weights
-from wardround_client.tasks.task import held_out_images, training_rows
+from wardround_client.tasks.task import training_rows
 from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 from wardround_simulation import in_process
 from wardround_simulation.assessment import Assessed, AtEnd
@@ -91,8 +91,10 @@ class SynthesisAssessment:
         self._network, self._start = initial_network(study).eval(), in_process.start_weights(study)
         self._encoder = load_phantom_encoder()[1]
         self.real = real_images(study, hospitals, self._features)
-        if len(study.data.labels) == 2 and not 0 < self.real.labels_N[self.real.held_out_N].sum():
-            raise DataError("the held-out patients have one label only; raise evaluation.holdout, or give more patients")
+        if len(study.data.labels) == 2 and not self.real.labels_N[self.real.held_out_N].sum() > 0:
+            raise DataError(
+                "the held-out patients have one label only; raise evaluation.holdout, or give more patients"
+            )
         self._pool = None if self._is_gan else paint_pool(self._network, POOL, SEED)
         self._pool_ND = None if self._is_gan else self._encoder.standardise(self._pool.pooled_ND).numpy()
         self._notes = read_notes(out)
@@ -157,9 +159,7 @@ class SynthesisAssessment:
         beat, and what a classifier trained on real images reaches.
         """
         real, trained_N = self.real, self.real.trained_N
-        apart = frechet_interval(
-            real.features_ND[trained_N], real.features_ND[~trained_N], real.patients_N[~trained_N]
-        )
+        apart = frechet_interval(real.features_ND[trained_N], real.features_ND[~trained_N], real.patients_N[~trained_N])
         trained = SyntheticImages(images_NCHW=real.images_NCHW[trained_N], labels_N=real.labels_N[trained_N])
         found, each = auc_of(trained, real)
         return {
@@ -256,7 +256,9 @@ def auc_of(made: SyntheticImages, real: RealImages) -> tuple[Measured | None, li
     estimate = auc_interval(np.mean(scores, 0), labels_N, real.patients_N[tested_N])
     if estimate is None:
         return None, []
-    return Measured(value=estimate.value, low=estimate.low, high=estimate.high), [one for one in each if one is not None]
+    return Measured(value=estimate.value, low=estimate.low, high=estimate.high), [
+        one for one in each if one is not None
+    ]
 
 
 def small(images_NCHW: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ def told_apart(synthetic_ND: np.ndarray, real_ND: np.ndarray, patients_N: np.nda
     """AUC of a linear classifier that tells synthetic from real, tested on patients it has not seen: .5 is perfect.
 
     Each repeat halves the patients and the synthetic images anew and draws as many of one kind as of the other; the
-    interval is the middle 95 % of the repeats. (A classifier two-sample test: D. Lopez-Paz, M. Oquab, arXiv:1610.06545.)
+    interval is the middle 95 % of the repeats. (D. Lopez-Paz, M. Oquab, arXiv:1610.06545.)
     """
     dice = np.random.default_rng(SEED)
     patients = np.unique(patients_N)
@@ -104,7 +104,9 @@ def told_apart(synthetic_ND: np.ndarray, real_ND: np.ndarray, patients_N: np.nda
         (train_ND, train_N), (test_ND, test_N) = parts
         found = auc(test_ND @ _direction(train_ND, train_N), test_N)
         areas.append(0.5 if found is None else found)
-    return Measured(value=float(np.mean(areas)), low=float(np.quantile(areas, 0.025)), high=float(np.quantile(areas, 0.975)))
+    return Measured(
+        value=float(np.mean(areas)), low=float(np.quantile(areas, 0.025)), high=float(np.quantile(areas, 0.975))
+    )
 
 
 def _direction(features_ND: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -115,13 +117,11 @@ def _direction(features_ND: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     return np.linalg.solve(within + ridge, one.mean(0) - other.mean(0))
 
 
-def copies(
-    synthetic_ND: np.ndarray, real_ND: np.ndarray, patients_N: np.ndarray, trained_N: np.ndarray
-) -> CopyCheck:
+def copies(synthetic_ND: np.ndarray, real_ND: np.ndarray, patients_N: np.ndarray, trained_N: np.ndarray) -> CopyCheck:
     """Whether synthetic images lie nearer to patients who trained than to patients held out.
 
-    For each synthetic image the nearest patient is found, among all, by the nearest of their images (Euclidean). Who was
-    held out was decided by a keyed hash, so without copying the two kinds of patient are exchangeable: `p_value` is the
+    For each synthetic image the nearest patient is found, among all, by the nearest of their images (Euclidean). Who
+    was held out was decided by a keyed hash, so without copying the two kinds of patient are exchangeable: `p_value` is the
     share of random exchanges of who is called trained that give as large a share, an exact permutation test.
     """
     patients, place_N = np.unique(patients_N, return_inverse=True)
@@ -142,5 +142,7 @@ def copies(
 def _nearest(rows_ND: np.ndarray, among_MD: np.ndarray) -> np.ndarray:
     """The place in `among_MD` of what is nearest to each row, (N,)."""
     square_M = np.square(among_MD).sum(1)
-    parts = [np.argmin(square_M - 2 * part @ among_MD.T, 1) for part in np.array_split(rows_ND, -(-len(rows_ND) // 512))]
+    parts = [
+        np.argmin(square_M - 2 * part @ among_MD.T, 1) for part in np.array_split(rows_ND, -(-len(rows_ND) // 512))
+    ]
     return np.concatenate(parts)

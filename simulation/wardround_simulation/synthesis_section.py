@@ -73,8 +73,8 @@ def _headline(figures: Mapping[str, Any]) -> list[str]:
             + (f", one trained on the patients themselves {_interval(real['auc'], 3)}." if real["auc"] else ".")
         )
     lines.append(
-        f"Their Fréchet distance from held-out patients in {SPACE} is {_interval(model['frechet'], 2)}; the public start's "
-        f"is {_interval(start['frechet'], 2)}, and that of other real patients {_interval(real['frechet'], 2)}."
+        f"Their Fréchet distance from held-out patients in {SPACE} is {_interval(model['frechet'], 2)}; the public "
+        f"start's is {_interval(start['frechet'], 2)}, and that of other real patients {_interval(real['frechet'], 2)}."
     )
     check = model["copies"]
     lines.append(
@@ -87,20 +87,24 @@ def _headline(figures: Mapping[str, Any]) -> list[str]:
 
 def _lines(study: Study, figures: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"The Fréchet distance is measured in {SPACE}, the fewer images the larger, so that only figures of equally many "
-        "images compare. Neither it nor the AUC sees everything that an eye sees: look at the images.",
+        f"The Fréchet distance is measured in {SPACE}, the fewer images the larger, so that only figures of equally "
+        "many images compare. Neither it nor the AUC sees everything that an eye sees: look at the images.",
     ]
     if study.model.name == "dcgan":
         lines.append(
-            "With fewer than some 3,000 patients a generator trained under differential privacy makes blurry images; what "
-            "is sharp in them comes from its public start."
+            "With fewer than some 3,000 patients a generator trained under differential privacy makes blurry images; "
+            "what is sharp in them comes from its public start."
         )
     return lines
 
 
 def _table(figures: Mapping[str, Any]) -> ReportTable:
     rows = []
-    for name, title in (("model", "this model"), ("start", "public start, ε = 0"), ("real", "real patients who trained")):
+    for name, title in (
+        ("model", "this model"),
+        ("start", "public start, ε = 0"),
+        ("real", "real patients who trained"),
+    ):
         one = figures[name]
         told = one.get("told_apart")
         check = one.get("copies")
@@ -113,10 +117,17 @@ def _table(figures: Mapping[str, Any]) -> ReportTable:
             f"{check['share']:.3f} / {check['by_chance']:.3f}, p = {check['p_value']:.2g}" if check else "–",
         ])  # fmt: skip
     return ReportTable(
-        caption="Held against the held-out patients; 95 % intervals. “Told apart”: AUC of a linear classifier that tells "
-        "the images from real ones, .5 is perfect. “Nearest to who trained”: found, by chance, and the probability of as "
-        "much by chance.",
-        columns=["images of", "images", "AUC of a classifier", "Fréchet distance", "told apart", "nearest to who trained"],
+        caption="Held against the held-out patients; 95 % intervals. “Told apart”: AUC of a linear classifier that "
+        "tells the images from real ones, .5 is perfect. “Nearest to who trained”: found, by chance, and the probability of "
+        "as much by chance.",
+        columns=[
+            "images of",
+            "images",
+            "AUC of a classifier",
+            "Fréchet distance",
+            "told apart",
+            "nearest to who trained",
+        ],
         rows=rows,
     )
 

@@ -1,4 +1,4 @@
-"""Synthetic images as files, each saying what it is: a PNG grid, a folder with its manifest, or DICOM secondary captures.
+"""Synthetic images as files, each saying what it is: a PNG grid, a folder with manifest, or DICOM secondary captures.
 
 Every file names the model, the study, epsilon and delta; a DICOM file is marked as derived and synthetic where a reader
 looks for it (PS3.3: Image Type, C.7.6.1.1.2; Conversion Type SYN, C.8.6.1; Synthetic Data, C.12.1; Derivation
@@ -51,7 +51,9 @@ class ReleasedModel:
         """One sentence for a person."""
         if self.epsilon == "inf":
             return "Their model was trained WITHOUT PRIVACY: its images may show patients."
-        return f"Their model kept ε = {epsilon_text(self.epsilon)} (δ = {self.delta:g}) for each patient who trained it."
+        return (
+            f"Their model kept ε = {epsilon_text(self.epsilon)} (δ = {self.delta:g}) for each patient who trained it."
+        )
 
     def label_number(self, label: str | None) -> int | None:
         """The index of a label. Raises `UsageError` for one that the study does not have."""
@@ -158,9 +160,9 @@ def _secondary_capture(
     image.SyntheticData = "YES"
     image.BurnedInAnnotation = "NO"
     image.DerivationDescription = (
-        f"Synthetic image of no patient, label {label}. Not for diagnosis. Made by Wardround's {origin['model']} of study "
-        f"{origin['study']} ({origin['study_sha256']}); epsilon {origin['epsilon']}, delta {origin['delta']:g} for each "
-        f"patient who trained it; seed {origin['seed']}."
+        f"Synthetic image of no patient, label {label}. Not for diagnosis. Made by Wardround's {origin['model']} of "
+        f"study {origin['study']} ({origin['study_sha256']}); epsilon {origin['epsilon']}, delta {origin['delta']:g} for "
+        f"each patient who trained it; seed {origin['seed']}."
     )
     image.ImageComments = "SYNTHETIC IMAGE OF NO PATIENT. NOT FOR DIAGNOSIS."
     image.Modality = "OT"

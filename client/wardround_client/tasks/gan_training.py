@@ -127,7 +127,7 @@ def train_generator(
 def draw_latents(
     generator: Generator, count: int, randomness: SecretRandom, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Latents (N, Z) and labels (N,), each label as often as every other: how often patients have it is their secret."""
+    """Latents (N, Z) and labels (N,), each label as often as every other: how many patients have it is secret."""
     latents_NZ = randomness.normal(count * generator.latent).view(count, generator.latent)
     return latents_NZ.to(device, torch.float32), (torch.arange(count) % generator.labels).to(device)
 

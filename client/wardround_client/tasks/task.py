@@ -76,7 +76,10 @@ class Task(Protocol):
         """
 
 
-TASKS: dict[str, Task] = {"classification": classification, "synthesis": synthesis}  # a module is what its functions say it is
+TASKS: dict[str, Task] = {
+    "classification": classification,
+    "synthesis": synthesis,
+}  # a module is what its functions say it is
 
 
 def task_of(study: Study) -> Task:

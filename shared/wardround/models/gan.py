@@ -77,7 +77,9 @@ def phantom_gan(image_size: int, channels: int, labels: tuple[str, ...], path: s
     network = SharedGAN(*asked)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != wanted:
-        raise ModelError(f"{path or SHIPPED_FILE}: not the GAN of this version (names or shapes differ); pretrain again")
+        raise ModelError(
+            f"{path or SHIPPED_FILE}: not the GAN of this version (names or shapes differ); pretrain again"
+        )
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     if labels[0] == POSITIVE_PHANTOM:
         _turn_around(network)
