@@ -121,8 +121,8 @@ def copies(synthetic_ND: np.ndarray, real_ND: np.ndarray, patients_N: np.ndarray
     """Whether synthetic images lie nearer to patients who trained than to patients held out.
 
     For each synthetic image the nearest patient is found, among all, by the nearest of their images (Euclidean). Who
-    was held out was decided by a keyed hash, so without copying the two kinds of patient are exchangeable: `p_value` is the
-    share of random exchanges of who is called trained that give as large a share, an exact permutation test.
+    was held out was decided by a keyed hash, so without copying the two kinds of patient are exchangeable: `p_value` is
+    the share of random exchanges of who is called trained that give as large a share, an exact permutation test.
     """
     patients, place_N = np.unique(patients_N, return_inverse=True)
     trained_P = np.zeros(len(patients), dtype=bool)

@@ -78,8 +78,8 @@ def _headline(figures: Mapping[str, Any]) -> list[str]:
     )
     check = model["copies"]
     lines.append(
-        f"Check for copies: {check['share']:.1%} of the images lie nearest to a patient who trained, where chance gives "
-        f"{check['by_chance']:.1%} (p = {check['p_value']:.2g}): "
+        f"Check for copies: {check['share']:.1%} of the images lie nearest to a patient who trained, where chance "
+        f"gives {check['by_chance']:.1%} (p = {check['p_value']:.2g}): "
         + ("no sign of copies." if check["passed"] else "MORE THAN CHANCE EXPLAINS.")
     )
     return lines
@@ -118,8 +118,8 @@ def _table(figures: Mapping[str, Any]) -> ReportTable:
         ])  # fmt: skip
     return ReportTable(
         caption="Held against the held-out patients; 95 % intervals. “Told apart”: AUC of a linear classifier that "
-        "tells the images from real ones, .5 is perfect. “Nearest to who trained”: found, by chance, and the probability of "
-        "as much by chance.",
+        "tells the images from real ones, .5 is perfect. “Nearest to who trained”: found, by chance, and the "
+        "probability of as much by chance.",
         columns=[
             "images of",
             "images",

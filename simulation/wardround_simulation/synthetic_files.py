@@ -161,8 +161,8 @@ def _secondary_capture(
     image.BurnedInAnnotation = "NO"
     image.DerivationDescription = (
         f"Synthetic image of no patient, label {label}. Not for diagnosis. Made by Wardround's {origin['model']} of "
-        f"study {origin['study']} ({origin['study_sha256']}); epsilon {origin['epsilon']}, delta {origin['delta']:g} for "
-        f"each patient who trained it; seed {origin['seed']}."
+        f"study {origin['study']} ({origin['study_sha256']}); epsilon {origin['epsilon']}, delta {origin['delta']:g} "
+        f"for each patient who trained it; seed {origin['seed']}."
     )
     image.ImageComments = "SYNTHETIC IMAGE OF NO PATIENT. NOT FOR DIAGNOSIS."
     image.Modality = "OT"
