@@ -92,7 +92,7 @@ def pool_of(count: int = 4000) -> generation.PhantomPool:
 def test_kept_phantoms_have_the_mean_features_that_training_saw() -> None:
     network, pool = phantom_sampler(LABELS), pool_of()
     with torch.no_grad():
-        network.head.realness.weight[0, :3] = torch.tensor([2.0, -1.0, 1.0])
+        network.head.realness.weight[0, :3] = torch.tensor([8.0, -4.0, 4.0])
         tilted = network.head.tilted(pool.features_ND)
         kept = generation.kept_of(network, pool)
         assert 100 < kept.sum() < 2000
