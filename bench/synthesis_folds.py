@@ -11,6 +11,8 @@ seeds. `real` is a classifier trained on the patients themselves, and their dist
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -158,9 +160,10 @@ def main() -> None:
         real, fold_N = labelled_images(hospitals, fold_of)
         pool = paint_pool(initial_network(study), arguments.pool, POOL_SEED)
         folds = [int(one) for one in arguments.folds.split(",")] if arguments.folds else sorted(set(fold_of.values()))
-        results = {
-            fold: one_fold(study, hospitals, with_fold(real, fold_N == fold), fold_of, fold, pool) for fold in folds
-        }
+        results = {}
+        for fold in folds:
+            results[fold] = one_fold(study, hospitals, with_fold(real, fold_N == fold), fold_of, fold, pool)
+            print(fold, json.dumps(results[fold]), file=sys.stderr, flush=True)
     settings = {name: getattr(arguments, name) for name in ("split", "epsilon", "pool")}
     document = {"settings": settings, "folds": {str(fold): one for fold, one in results.items()}}
     tell(arguments, found, document, sheet_of(results, study))

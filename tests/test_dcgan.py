@@ -86,9 +86,9 @@ def test_grey_values_and_signed_values_are_each_others_inverse() -> None:
 def test_views_are_each_images_own_and_a_gradient_passes_through(kind: str) -> None:
     torch.manual_seed(0)
     images, draws = torch.rand(4, 1, 16, 16, requires_grad=True), torch.rand(4, DRAWS)
-    views = seen(images, draws, kind)
+    views = seen(images, draws, kind, real=True)
     assert views.shape == images.shape
-    torch.testing.assert_close(seen(images[2:3], draws[2:3], kind), views[2:3])
+    torch.testing.assert_close(seen(images[2:3], draws[2:3], kind, real=True), views[2:3])
     views[1].sum().backward()
     assert images.grad[1].any() and not images.grad[[0, 2, 3]].any()
 
@@ -97,7 +97,8 @@ def test_flips_only_turn_and_all_eight_ways_occur() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
     draws = torch.zeros(8, DRAWS)
     draws[:, 0] = (torch.arange(8) + 0.5) / 8
-    views = seen(image.repeat(8, 1, 1, 1), draws, "flips")
+    views = seen(image.repeat(8, 1, 1, 1), draws, "flips", real=True)
+    assert torch.equal(seen(image, draws[:1] + 0.9, "flips", real=False), image)  # a generator learns every way itself
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
     assert all(view.flatten().sort().values.equal(image.flatten()) for view in views)
 

@@ -79,7 +79,9 @@ def run(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """One federated run. Without a study and data it makes phantom hospitals and trains on them."""
+    """One federated run. Without a study and data, or for making or restoring images without data, it makes phantom
+    hospitals and trains on them.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
     from wardround.study import load_study
@@ -87,7 +89,7 @@ def run(
     path = study or (STUDIES / "demo.toml")
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
-    if data is None and study is not None:
+    if data is None and study is not None and loaded.study.task == "classification":
         raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
     phantoms = data is None
     hospitals = sites or PHANTOM_SITES

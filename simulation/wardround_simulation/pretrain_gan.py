@@ -20,11 +20,11 @@ from wardround.models.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN
 from wardround.models.image_views import DRAWS, seen
 from wardround_simulation.phantom_crops import GENERATOR_VERSION, generate_crops
 
-DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 8_000, 10  # the shipped file's, with one thread
+DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 12_000, 20  # the shipped file's, with one thread
 BATCH = 64
 GENERATOR_RATE, DISCRIMINATOR_RATE = 4e-4, 8e-4  # two time scales (M. Heusel et al., arXiv:1706.08500)
 BETAS = (0.0, 0.99)
-AVERAGE_RATE = 0.004
+AVERAGE_RATE = 0.002
 DECAY_FROM = 0.7  # of the steps; from there both rates fall to a twentieth
 
 Progress = Callable[[str, int, int], None]
@@ -85,7 +85,7 @@ def _train(images_NHW: Tensor, labels_N: Tensor, epochs: int, report: Callable[[
         labels = labels_N[rows]
         with torch.no_grad():
             fakes = generator(torch.randn(BATCH, LATENT), labels)
-        loss = hinge_of_real(discriminator(_seen(real_N1HW[rows])), labels).mean()
+        loss = hinge_of_real(discriminator(_seen(real_N1HW[rows], real=True)), labels).mean()
         loss = loss + hinge_of_fake(discriminator(_seen(fakes)), labels).mean()
         of_discriminator.zero_grad()
         loss.backward()
@@ -107,8 +107,8 @@ def _train(images_NHW: Tensor, labels_N: Tensor, epochs: int, report: Callable[[
     return network
 
 
-def _seen(images_NCHW: Tensor) -> Tensor:
-    return seen(images_NCHW, torch.rand(len(images_NCHW), DRAWS), "light")
+def _seen(images_NCHW: Tensor, real: bool = False) -> Tensor:
+    return seen(images_NCHW, torch.rand(len(images_NCHW), DRAWS), "light", real=real)
 
 
 def _rate(done: float) -> float:

@@ -21,9 +21,9 @@ AT_ONCE = 200
 
 
 def scores_of_classifier(
-    images_NCHW: np.ndarray, labels_N: np.ndarray, tested_NCHW: np.ndarray, seed: int, steps: int = STEPS
+    images_NCHW: np.ndarray, labels_N: np.ndarray, tested_NCHW: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Train on the images for a fixed number of steps, score `tested_NCHW`: a logit each, (N,). All uint8.
+    """Train on the images for `STEPS` steps, score `tested_NCHW`: a logit each, (N,). All uint8.
 
     Flips, quarter turns, AdamW under a one-cycle schedule. The same arguments give the same scores on one machine.
     """
@@ -34,10 +34,10 @@ def scores_of_classifier(
             prepared_N1HW = torch.cat([network.prepare(chunk) for chunk in _chunks(images_NCHW)])
         targets_N1 = torch.from_numpy(labels_N).float()[:, None] * (1 - 2 * LABEL_SMOOTHING) + LABEL_SMOOTHING
         optimizer = torch.optim.AdamW(network.parameters(), PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
-        for _ in range(steps):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=STEPS)
+        for _ in range(STEPS):
             rows = torch.randint(0, len(prepared_N1HW), (BATCH,))
-            views_N1HW = seen(prepared_N1HW[rows], torch.rand(BATCH, DRAWS), "flips")
+            views_N1HW = seen(prepared_N1HW[rows], torch.rand(BATCH, DRAWS), "flips", real=True)
             logits_N1 = network.head(network.pool(views_N1HW))
             loss = functional.binary_cross_entropy_with_logits(logits_N1, targets_N1[rows])
             optimizer.zero_grad()

@@ -38,7 +38,7 @@ from wardround_client.tasks.weights import load_weights, trained_parameters
 GENERATOR_BETAS = (0.0, 0.99)
 DISCRIMINATOR, GENERATOR = "discriminator.", "generator."
 
-Views = Callable[[Tensor], Tensor]  # images_NCHW in [-1, 1] -> views of the same kind for real and generated ones
+Views = Callable[[Tensor], Tensor]  # images_NCHW in [-1, 1] -> a view of each
 
 
 def train(
@@ -61,21 +61,21 @@ def train(
     speed = speed or SpeedPlan(engine=engine_for(part, plan.max_grad_norm))
     rate = learning_rate(study, plan, sum(p.numel() for p in local.values()), round_)
     optimizer = PatientOptimizer(optimizer_of(study.training, rate, list(local.values())), plan, local, randomness)
-    views = views_of(study, randomness)
+    of_real, of_fakes = (views_of(study, randomness, real=real) for real in (True, False))
 
     def add_fakes() -> None:
         latents_NZ, labels_N = draw_latents(network.generator, synthesis.fakes_per_step, randomness, device)
         with torch.no_grad():
             fakes_NCHW = network.generator(latents_NZ, labels_N)
         for name, gradient in fakes_gradient(
-            part, local, views(fakes_NCHW), labels_N, speed.engine, plan.max_grad_norm
+            part, local, of_fakes(fakes_NCHW), labels_N, speed.engine, plan.max_grad_norm
         ).items():
             local[name].grad.add_(gradient)
 
     for _ in range(plan.local_steps):
         draw = draw_patients(plan, material.index, randomness)
         for batch in physical_batches(
-            material, draw, device, lambda images: views(network.prepare(images)), speed.images_at_once
+            material, draw, device, lambda images: of_real(network.prepare(images)), speed.images_at_once
         ):
             optimizer.accumulate_sum(speed.engine(part, local, batch, hinge_of_real, plan.max_grad_norm))
         optimizer.noisy_step(add_fakes)
@@ -111,7 +111,7 @@ def train_generator(
     """The generator's steps of a round, in place. There is no patient among the arguments."""
     synthesis = study.synthesis
     optimizer = torch.optim.Adam(list(parameters.values()), synthesis.generator_learning_rate, GENERATOR_BETAS)
-    views = views_of(study, randomness)
+    views = views_of(study, randomness, real=False)
     for _ in range(synthesis.generator_steps):
         latents_NZ, labels_N = draw_latents(network.generator, synthesis.fakes_per_step, randomness, device)
         with torch.enable_grad():
@@ -132,15 +132,15 @@ def draw_latents(
     return latents_NZ.to(device, torch.float32), (torch.arange(count) % generator.labels).to(device)
 
 
-def views_of(study: Study, randomness: SecretRandom) -> Views:
-    """Views by the study's augmentation, drawn from the site's randomness."""
+def views_of(study: Study, randomness: SecretRandom, *, real: bool) -> Views:
+    """Views of one side by the study's augmentation, drawn from the site's randomness."""
     kind = study.training.augmentation
     if kind == "none":
         return lambda images_NCHW: images_NCHW
 
     def views(images_NCHW: Tensor) -> Tensor:
         draws_N8 = torch.from_numpy(randomness.uniform(DRAWS * len(images_NCHW)).reshape(-1, DRAWS))
-        return seen(images_NCHW, draws_N8.to(images_NCHW.device), kind)
+        return seen(images_NCHW, draws_N8.to(images_NCHW.device), kind, real=real)
 
     return views
 

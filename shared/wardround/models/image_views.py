@@ -1,7 +1,8 @@
-"""Random views of images in [-1, 1] that a gradient passes through, the same kind for real and generated ones.
+"""Random views of images in [-1, 1] that a gradient passes through.
 
 With few images a discriminator learns them by heart. Shown only views, of both sides, it cannot, and the generator does
-not learn the views themselves (S. Zhao et al., "Differentiable augmentation", arXiv:2006.10738). Each image has its own
+not learn the views themselves (S. Zhao et al., "Differentiable augmentation", arXiv:2006.10738). Flips and quarter turns
+are for real images alone: they make more of them, and a generator shall learn to make every one. Each image has its own
 draw, so that no image meets another. Shapes: N images, C channels, H rows, W columns.
 """
 
@@ -21,16 +22,16 @@ HOLE = 1 / 4  # side of the square that is blotted out, of the image's
 Views = Literal["none", "flips", "light"]
 
 
-def seen(images_NCHW: Tensor, draws_N8: Tensor, kind: Views) -> Tensor:
-    """A view of each image: `none`, the image itself; `flips`, a flip and a quarter turn; `light`, these and a shift by
-    up to an eighth, brightness and contrast, and a grey square over a sixteenth of it.
+def seen(images_NCHW: Tensor, draws_N8: Tensor, kind: Views, *, real: bool) -> Tensor:
+    """A view of each image: `none`, the image itself; `flips`, of a real one a flip and a quarter turn; `light`, these
+    and, of both sides, a shift by up to an eighth, brightness and contrast, and a grey square over a sixteenth of it.
 
     `draws_N8` are uniform in [0, 1).
     """
     if kind == "none" or len(images_NCHW) == 0:
         return images_NCHW
     draws_N8 = draws_N8.to(images_NCHW)
-    turned = _turned(images_NCHW, (draws_N8[:, 0] * 8).long())
+    turned = _turned(images_NCHW, (draws_N8[:, 0] * 8).long()) if real else images_NCHW
     if kind == "flips":
         return turned
     return _blotted(_shifted(_toned(turned, draws_N8[:, 1:3]), draws_N8[:, 3:5]), draws_N8[:, 5:7])
