@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,9 @@ from wardround_simulation.in_process import Hospital, open_hospitals
 from wardround_simulation.phantom_crops import generate_crops
 from wardround_simulation.report import write_report
 
-STUDIES = Path(__file__).resolve().parents[1] / "studies"
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "studies"
+NODULES = Path(os.environ.get("WARDROUND_TEST_DATA", ROOT.parent / "shared/data")) / "lidc_nodules"
 GAN = (
     "model.name=dcgan",
     "model.init=random",
@@ -132,3 +137,20 @@ def test_a_held_out_patients_score_is_from_that_patient_alone(tmp_path: Path, ov
     )
     last = np.flatnonzero(np.unique(held_out.patient_N) == held_out.patient_N[-1])[0]
     assert task_of(study).held_out_scores(network, study, weights, alone, cpu)[0][0] == scores_P[last]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NODULES.is_dir(), reason=f"{NODULES} is missing")
+@pytest.mark.parametrize(
+    "options",
+    ["synthesis_folds --folds 0 --pool 400", "synthesis_gan --rounds 1 --local-steps 1 --generator-steps 1"],
+    ids=["folds", "gan"],
+)
+def test_the_benchmarks_on_real_nodules_print_one_document(options: str) -> None:
+    name, *rest = options.split()
+    command = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "--data", str(NODULES), "--json", *rest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    document = json.loads(done.stdout)
+    figures = document["folds"]["0"]["sampler"] if "folds" in document else document["figures"]["model"]
+    assert figures["frechet"]["value"] > 0 and figures["images"] > 20

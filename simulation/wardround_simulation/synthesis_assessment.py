@@ -97,7 +97,7 @@ class SynthesisAssessment:
             )
         self._pool = None if self._is_gan else paint_pool(self._network, POOL, SEED)
         self._pool_ND = None if self._is_gan else self._encoder.standardise(self._pool.pooled_ND).numpy()
-        self._notes = read_notes(out)
+        self.notes = read_notes(out)
         self._sheets: dict[int, np.ndarray] = {}
 
     @property
@@ -113,7 +113,7 @@ class SynthesisAssessment:
         else:
             made, kept_N = chosen_from(self._network, self._pool), kept_of(self._network, self._pool)
             note = {"frechet": frechet(self._pool_ND[kept_N], held_out_ND), "kept": float(kept_N.mean())}
-        self._notes[round_] = note
+        self.notes[round_] = note
         if round_:
             append_note(self._out, round_, note)
         if round_ in shown_rounds(self._study.study.rounds):
@@ -135,7 +135,7 @@ class SynthesisAssessment:
                 "frechet_over_start": round(model.frechet.value / start.frechet.value, 4),
             }
         }
-        words = shown(self._study, result["synthesis"], self._notes, self._sheets, self.real, end)
+        words = shown(self._study, result["synthesis"], self.notes, self._sheets, self.real, end)
         return Assessed(weights=end.weights, result=result, site_tests={}, **words)
 
     def figures(self, weights: Weights) -> Figures:
