@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, tell
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import ingest
 from wardround_client.data.layout import discover

@@ -64,7 +64,7 @@ def network_of(name: str) -> nn.Module:
 
         return Discriminator(DISCRIMINATORS[name], 1).train()
     from wardround.models.registry import build_model
-    from wardround.study import DataSection, ModelSection
+    from wardround.study_sections import DataSection, ModelSection
 
     data = DataSection(image_size=IMAGE_PX, labels=("benign", "malignant"))
     network = build_model(ModelSection(name=name, init="random", trainable="all"), data, seed=0)

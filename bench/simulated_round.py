@@ -64,11 +64,11 @@ def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
 def run(study, exchange) -> None:
     """All rounds of the study, as the server runs them."""
     from wardround.models.registry import architecture_sha256
-    from wardround_client.tasks import classification
+    from wardround_client.tasks.weights import initial_network
     from wardround_server.rounds import run_rounds
     from wardround_simulation.in_process import start_weights
 
-    network = classification.initial_network(study)
+    network = initial_network(study)
     run_rounds(study, "bench", architecture_sha256(network), start_weights(study), exchange, None, lambda record: None)
 
 

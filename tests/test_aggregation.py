@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardround.errors import RoundError, StudyError
-from wardround.study import AggregationSection
+from wardround.study_sections import AggregationSection
 from wardround_server.aggregation import (
     ADAM_BETA1,
     ADAM_BETA2,

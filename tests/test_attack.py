@@ -33,6 +33,8 @@ from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import KnownRandom
 from wardround_client.site import open_site
 from wardround_client.tasks import classification
+from wardround_client.tasks.task import training_rows
+from wardround_client.tasks.weights import initial_network
 from wardround_server import rounds as server_rounds
 from wardround_simulation import in_process, preflight, run
 from wardround_simulation.attack import checks, inversion, membership, record
@@ -405,9 +407,7 @@ def write_hospitals(folder: Path, patients: int = 40) -> None:
 
 def trained(study: Study, hospitals):
     sites = [
-        in_process.temporary_site(
-            study, hospital.name, [(hospital, classification.training_rows(study, hospital.cohort))], {}
-        )
+        in_process.temporary_site(study, hospital.name, [(hospital, training_rows(study, hospital.cohort))], {})
         for hospital in hospitals
     ]
     return in_process.train_together(study, sites)
@@ -420,7 +420,7 @@ def make_run(out: Path, study: Study) -> None:
         prepared = [Prepared(name=name, folder=out / "sites" / name, report=None) for name in NAMES]
         for hospital in prepared:
             settle_rules(hospital, study, "cpu", 1)
-        network, start = classification.initial_network(study), in_process.start_weights(study)
+        network, start = initial_network(study), in_process.start_weights(study)
         architecture = architecture_sha256(network)
         exchange = in_process.in_process_exchange([open_site(hospital.folder) for hospital in prepared])
         outcome = server_rounds.run_rounds(study, run_id, architecture, start, exchange, out)

@@ -18,7 +18,7 @@ from wardround_client.evaluation import release_scores
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.round import answer
 from wardround_client.site import approve_study, open_site
-from wardround_client.tasks import classification
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 KEY = b"k" * 32
 SITE = 'name = "h"\n[privacy]\nepsilon_cap = 12.0\ndelta_cap = 1e-4\n[release]\nevaluation = "noised"\n'
@@ -37,8 +37,8 @@ def study_of(evaluation_epsilon: float = 0.0) -> Study:
 
 
 def broadcast_of(study: Study, round_: int = 1, **changes) -> Broadcast:
-    network = classification.initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in classification.trained_parameters(network, study).items()}
+    network = initial_network(study)
+    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
     message = Broadcast(
         study_sha256=study.sha256(),
         run_id="run",

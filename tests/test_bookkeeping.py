@@ -18,7 +18,8 @@ from wardround.errors import WardroundError
 from wardround.models.dcgan import Discriminator
 from wardround.models.registry import build_model
 from wardround.models.standardisation import WSConv2d
-from wardround.study import DataSection, ModelSection, parse_study
+from wardround.study import parse_study
+from wardround.study_sections import DataSection, ModelSection
 from wardround_client.privacy import engine_choice, layer_rules, memory_plan
 from wardround_client.privacy.bookkeeping import SpeedSettings, UnknownLayerError, clip_by_bookkeeping
 from wardround_client.privacy.clipping import (
@@ -33,6 +34,8 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import KnownRandom
 from wardround_client.tasks import classification
 from wardround_client.tasks.classification import loss_per_image
+from wardround_client.tasks.material import material_of
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 NETWORKS = {
     "seed-cnn": ("all", 32),
@@ -406,9 +409,9 @@ def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (18, 1, 32, 32), dtype=np.uint8)
     labels = generator.integers(0, 2, 18).astype(np.int16)
-    material = classification.material_of(images, labels, np.repeat(np.arange(6), 3), np.ones(18, bool))
-    network = classification.initial_network(study)
-    start = {name: p.detach().numpy().copy() for name, p in classification.trained_parameters(network, study).items()}
+    material = material_of(images, labels, np.repeat(np.arange(6), 3), np.ones(18, bool))
+    network = initial_network(study)
+    start = {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
     plan, replies, kept = plan_from_study(study), [], tmp_path / "cache"
     for turn, folder in enumerate((None, kept, kept)):
         if turn == 2:

@@ -12,6 +12,8 @@ import pytest
 
 from wardround.study import Study, parse_study
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.tasks.material import material_of
+from wardround_client.tasks.weights import initial_network
 from wardround_simulation import compare, in_process
 from wardround_simulation.hospitals import SIMULATION_KEY
 
@@ -124,7 +126,7 @@ def test_shuffled_labels_teach_nothing(hospitals) -> None:
     study = study_of(learning_rate=1.0)
     opened = in_process.open_hospitals(hospitals, study)
     generator = np.random.default_rng(0)
-    network = in_process.classification.initial_network(study)
+    network = initial_network(study)
     found = []
     from wardround.metrics import auc
 
@@ -134,7 +136,7 @@ def test_shuffled_labels_teach_nothing(hospitals) -> None:
             cohort = hospital.cohort
             labels_N = generator.permutation(np.arange(cohort.patient_count) % 2)[cohort.patient_N].astype(np.int16)
             train_N = cohort.patient_N % 2 == 0
-            material = in_process.classification.material_of(hospital.inputs_N, labels_N, cohort.patient_N, train_N)
+            material = material_of(hospital.inputs_N, labels_N, cohort.patient_N, train_N)
             site = in_process.temporary_site(study, hospital.name, [(hospital, train_N)], {})
             site.material_of = lambda _, material=material: material
             sites.append(site)

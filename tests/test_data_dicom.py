@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import open_cohort, pseudonym
 from wardround_client.data.dicom_pixels import read_frame
 from wardround_client.data.ingest import ingest

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from wardround.errors import DataError
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import ingest
 from wardround_client.data.layout import discover

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from wardround.errors import DataError
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.layout import ONE_IMAGE_ONE_PATIENT, discover, shared_patients
 from wardround_client.data.walk import list_files
 

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.pixels import apply_rescale, pixel_array
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import open_cohort
 from wardround_client.data.dicom_pixels import read_frame
 from wardround_client.data.ingest import ingest

@@ -22,7 +22,8 @@ from wardround.study import load_study, study_from_json
 from wardround_client.config import load_site_config
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.privacy.ledger import Ledger
-from wardround_client.tasks import classification
+from wardround_client.tasks.task import training_rows
+from wardround_client.tasks.weights import initial_network
 from wardround_server.evaluation import federated_test
 from wardround_simulation import in_process
 from wardround_simulation.compare import compare, read_folds
@@ -192,10 +193,7 @@ def in_one_process(run, study):
     folders = sites_of(run)
     hospitals = in_process.open_hospitals(folders, study)
     torch.set_num_threads(load_site_config(next(iter(folders.values())) / "site.toml").compute.threads)
-    sites = [
-        in_process.temporary_site(study, h.name, [(h, classification.training_rows(study, h.cohort))], {})
-        for h in hospitals
-    ]
+    sites = [in_process.temporary_site(study, h.name, [(h, training_rows(study, h.cohort))], {}) for h in hospitals]
     weights = in_process.train_together(study, sites)
     return weights, {site.name: site.ledger for site in sites}
 
@@ -226,7 +224,7 @@ def test_exact_figures_through_flower_are_those_in_one_process_and_near_the_scor
     result = json.loads((free_run / "result.json").read_text())
     study = study_from_json((free_run / "study.json").read_text())
     sites = [
-        in_process.temporary_site(study, h.name, [(h, classification.training_rows(study, h.cohort))], {})
+        in_process.temporary_site(study, h.name, [(h, training_rows(study, h.cohort))], {})
         for h in in_process.open_hospitals(sites_of(free_run), study)
     ]
     weights, _ = load_checkpoint(free_run / "model.safetensors")
@@ -276,7 +274,7 @@ def test_folders_of_classes_say_what_was_assumed_and_no_privacy_is_said(free_run
 def test_two_equal_hospitals_are_one_hospital(free_run):
     study = study_from_json((free_run / "study.json").read_text())
     hospital = in_process.open_hospitals(sites_of(free_run), study)[0]
-    rows_N = classification.training_rows(study, hospital.cohort)
+    rows_N = training_rows(study, hospital.cohort)
     twins = [in_process.temporary_site(study, name, [(hospital, rows_N)], {}) for name in ("a", "b")]
     both = in_process.train_together(study, twins)
     alone = in_process.alone_study(study)
@@ -396,10 +394,10 @@ def test_labels_without_a_meaning_give_half_and_true_ones_do_not(tmp_path):
             place = folders[site] / "cohort"
             write_cohort(place, rows, images, shape_CHW=(1, 32, 32), label_names=LABELS, site_key=b"k" * 32)
         hospitals = in_process.open_hospitals(folders, study)
-        network = classification.initial_network(study)
+        network = initial_network(study)
         sites, tested = [], []
         for hospital in hospitals:
-            rows_N = classification.training_rows(study, hospital.cohort)
+            rows_N = training_rows(study, hospital.cohort)
             sites.append(in_process.temporary_site(study, hospital.name, [(hospital, rows_N)], {}))
             tested.append((hospital.inputs_N[~rows_N], hospital.cohort.labels_N[~rows_N]))
         weights = in_process.train_together(study, sites)

@@ -197,14 +197,14 @@ def federation(tmp_path):
 def in_process(study, folders) -> dict[str, np.ndarray]:
     """The same run by function calls."""
     from wardround_client.data.cohort import open_cohort
-    from wardround_client.tasks import classification
+    from wardround_client.tasks.task import training_rows
     from wardround_simulation.in_process import Hospital, temporary_site, train_together
 
     sites, admitted = [], {}
     for name, folder in folders.items():
         cohort = open_cohort(folder / "cohort")
         hospital = Hospital(name=name, cohort=cohort, inputs_N=cohort.images_NCHW)
-        rows_N = classification.training_rows(study, cohort)
+        rows_N = training_rows(study, cohort)
         sites.append(temporary_site(study, name, [(hospital, rows_N)], admitted))
     return train_together(study, sites)
 

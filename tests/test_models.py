@@ -17,7 +17,8 @@ from wardround.models import registry
 from wardround.models.densenet import DenseNet121
 from wardround.models.registry import architecture_sha256, build_model, exchanged_names
 from wardround.models.standardisation import ImageStandardise, WSConv2d
-from wardround.study import DataSection, ModelSection, load_study
+from wardround.study import load_study
+from wardround.study_sections import DataSection, ModelSection
 
 STUDIES = Path(__file__).parent.parent / "studies"
 NAMES = tuple(registry.FROM_SCRATCH)

@@ -22,7 +22,7 @@ from wardround_client.data.layout import discover
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out
 from wardround_client.round import answer
 from wardround_client.site import approve_study, open_site
-from wardround_client.tasks import classification
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 KEY = b"site key of the tests, 32 bytes."
 PATIENTS, IMAGES_EACH = 8, 3
@@ -74,8 +74,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ask(site, study: Study, round_: int) -> None:
-    network = classification.initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in classification.trained_parameters(network, study).items()}
+    network = initial_network(study)
+    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
     architecture = architecture_sha256(network)
     question = Broadcast(
         study_sha256=study.sha256(), run_id="r", round=round_, weights=weights, architecture_sha256=architecture

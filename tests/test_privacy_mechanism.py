@@ -28,8 +28,8 @@ from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import draw_patients, index_patients
 from wardround_client.privacy.secret import KnownRandom, SecretRandom
-from wardround_client.tasks import classification
 from wardround_client.tasks.classification import loss_per_image
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 NETWORKS = ["phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "densenet121"]
 
@@ -60,11 +60,11 @@ def network_of(name: str, size: int = 32):
         "aggregation": {"nominal_sites": 1},
     }
     study = parse_study(content)
-    network = classification.initial_network(study)
+    network = initial_network(study)
     with torch.no_grad():  # a zero head sends no gradient into the layers below it, and would test nothing there
         generator = torch.Generator().manual_seed(1)
         network.head.weight.copy_(torch.randn(network.head.weight.shape, generator=generator) * 0.1)
-    return network, classification.trained_parameters(network, study)
+    return network, trained_parameters(network, study)
 
 
 def batch_of(units: list[int], seed: int, size: int = 32) -> PatientBatch:

@@ -21,7 +21,8 @@ from wardround_client.privacy.secret import KnownRandom, SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import ReplyFolder, Site
 from wardround_client.tasks import classification
-from wardround_client.tasks.classification import Material
+from wardround_client.tasks.material import IMAGES_PER_PHYSICAL_BATCH, Material, material_of
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def features_of(patients: int, scale: float = 1.0) -> Material:
     generator = np.random.default_rng(5)
     features = (scale * generator.normal(size=(3 * patients, 33))).astype(np.float32)
     labels = generator.integers(0, 2, 3 * patients).astype(np.int16)
-    return classification.material_of(features, labels, np.repeat(np.arange(patients), 3), np.ones(3 * patients, bool))
+    return material_of(features, labels, np.repeat(np.arange(patients), 3), np.ones(3 * patients, bool))
 
 
 def only(material: Material, patients: int) -> Material:
@@ -53,14 +54,14 @@ def only(material: Material, patients: int) -> Material:
 
 
 def start_of(study: Study) -> dict[str, np.ndarray]:
-    network = classification.initial_network(study)
-    return {name: p.detach().numpy().copy() for name, p in classification.trained_parameters(network, study).items()}
+    network = initial_network(study)
+    return {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
 
 
 def step(study: Study, material: Material, plan: PrivacyPlan | None = None) -> np.ndarray:
     """How one round moves the weights, as one vector, float64."""
     plan, before = plan or plan_from_study(study), start_of(study)
-    network = classification.initial_network(study)
+    network = initial_network(study)
     after = classification.train(study, plan, network, before, material, 1, KnownRandom(b"k"), CPU)
     return np.concatenate([(after[name].astype(np.float64) - before[name]).ravel() for name in sorted(before)])
 
@@ -80,7 +81,7 @@ def test_one_patient_more_moves_the_trained_weights_by_at_most_the_promised_leng
 def test_a_step_is_divided_by_the_public_number_and_never_by_the_patients_there_are() -> None:
     study = study_of(epsilon=math.inf)
     one = features_of(6)
-    twice = classification.material_of(
+    twice = material_of(
         np.concatenate([one.inputs_N, one.inputs_N]),
         np.concatenate([one.labels_N, one.labels_N]),
         np.repeat(np.arange(12), 3),
@@ -91,16 +92,13 @@ def test_a_step_is_divided_by_the_public_number_and_never_by_the_patients_there_
 
 def test_a_draw_larger_than_a_physical_batch_is_split_between_patients_and_is_still_one_step() -> None:
     study = study_of(model={"name": "seed-cnn", "init": "random", "trainable": "all"}, epsilon=math.inf)
-    sizes = [classification.IMAGES_PER_PHYSICAL_BATCH + 30, 20, 50, 1, 40]
+    sizes = [IMAGES_PER_PHYSICAL_BATCH + 30, 20, 50, 1, 40]
     generator = np.random.default_rng(2)
     images = generator.integers(0, 256, (sum(sizes), 1, 32, 32), dtype=np.uint8)
     labels = generator.integers(0, 2, sum(sizes)).astype(np.int16)
     patient_N = np.repeat(np.arange(len(sizes)), sizes)
-    together = step(study, classification.material_of(images, labels, patient_N, np.ones(sum(sizes), bool)))
-    alone = [
-        step(study, classification.material_of(images, labels, patient_N, patient_N == patient))
-        for patient in range(len(sizes))
-    ]
+    together = step(study, material_of(images, labels, patient_N, np.ones(sum(sizes), bool)))
+    alone = [step(study, material_of(images, labels, patient_N, patient_N == patient)) for patient in range(len(sizes))]
     assert np.allclose(together, np.sum(alone, axis=0), atol=1e-6)
     assert np.linalg.norm(together) > 1e-3
 
@@ -119,7 +117,7 @@ def site_of(study: Study, folder: Path, material_of) -> Site:
 
 
 def broadcast_of(study: Study) -> Broadcast:
-    architecture = architecture_sha256(classification.initial_network(study))
+    architecture = architecture_sha256(initial_network(study))
     return Broadcast(
         study_sha256=study.sha256(),
         run_id="run",

@@ -20,6 +20,10 @@ from wardround_client.privacy.secret import KnownRandom, SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import ReplyFolder, Site, approve_study, open_site
 from wardround_client.tasks import classification
+from wardround_client.tasks.material import Material, material_of
+from wardround_client.tasks.steps import learning_rate
+from wardround_client.tasks.task import training_rows
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 KEY = b"k" * 32
 
@@ -36,8 +40,8 @@ def study_of(**privacy) -> Study:
 
 
 def broadcast_of(study: Study, round_: int = 1, **changes) -> Broadcast:
-    network = classification.initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in classification.trained_parameters(network, study).items()}
+    network = initial_network(study)
+    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
     message = Broadcast(
         study_sha256=study.sha256(),
         run_id="run",
@@ -48,12 +52,12 @@ def broadcast_of(study: Study, round_: int = 1, **changes) -> Broadcast:
     return dataclasses.replace(message, **changes)
 
 
-def material_of(study: Study, patients: int = 6) -> classification.Material:
+def twelve_images(study: Study, patients: int = 6) -> Material:
     generator = np.random.default_rng(3)
     features = generator.normal(size=(2 * patients, 33)).astype(np.float32)
     labels = generator.integers(0, 2, 2 * patients).astype(np.int16)
     patient_N = np.repeat(np.arange(patients), 2)
-    return classification.material_of(features, labels, patient_N, np.ones(2 * patients, bool))
+    return material_of(features, labels, patient_N, np.ones(2 * patients, bool))
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def site(tmp_path: Path) -> Site:
         ledger=Ledger(tmp_path / "ledger.sqlite3"),
         replies=ReplyFolder(tmp_path / "replies"),
         study_of=study,
-        material_of=material_of,
+        material_of=twelve_images,
         randomness=SecretRandom(),
         device=torch.device("cpu"),
     )
@@ -279,7 +283,7 @@ def test_patients_held_out_never_train(folder: Path) -> None:
     from wardround_client.data.cohort import open_cohort
 
     cohort = open_cohort(folder / "cohort")
-    rows = classification.training_rows(study, cohort)
+    rows = training_rows(study, cohort)
     held_out = cohort.holdout_rank_P < study.evaluation.holdout
     assert not rows[held_out[cohort.patient_N]].any()
     material = open_site(folder).material_of(study)
@@ -294,11 +298,11 @@ def test_the_learning_rate_rule_uses_public_numbers_only_and_is_bounded() -> Non
 
     study = study_of()
     plan = plan_from_study(study)
-    rate = classification.learning_rate(study, plan, 34, 1)
+    rate = learning_rate(study, plan, 34, 1)
     spread = 0.3 * plan.noise_multiplier * math.sqrt(34 * 3 * 1)
     assert rate == pytest.approx(min(32.0, 3 * 8 / spread))
     free = study_of(epsilon=math.inf)
-    assert classification.learning_rate(free, plan_from_study(free), 34, 1) == 32.0
+    assert learning_rate(free, plan_from_study(free), 34, 1) == 32.0
 
 
 def test_cosine_warms_up_and_fades() -> None:
@@ -309,7 +313,7 @@ def test_cosine_warms_up_and_fades() -> None:
     from wardround_client.privacy.plan import plan_from_study
 
     plan = plan_from_study(study)
-    rates = [classification.learning_rate(study, plan, 1, round_) for round_ in range(1, 21)]
+    rates = [learning_rate(study, plan, 1, round_) for round_ in range(1, 21)]
     assert rates[:3] == pytest.approx([0.25, 0.5, 0.75])
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert max(rates) <= 1.0 and 0 < rates[-1] < 0.05
@@ -323,17 +327,15 @@ def test_fedprox_pulls_towards_the_received_weights_after_the_noise() -> None:
     study = parse_study(content)
     from wardround_client.privacy.plan import plan_from_study
 
-    network = classification.initial_network(study)
+    network = initial_network(study)
     message = broadcast_of(study)
-    empty = classification.material_of(
-        np.zeros((0, 33), np.float32), np.zeros(0, np.int16), np.zeros(0, int), np.zeros(0, bool)
-    )
+    empty = material_of(np.zeros((0, 33), np.float32), np.zeros(0, np.int16), np.zeros(0, int), np.zeros(0, bool))
     reply = classification.train(
         study, plan_from_study(study), network, message.weights, empty, 1, SecretRandom(), torch.device("cpu")
     )
     assert all((reply[name] == message.weights[name]).all() for name in reply)
     content["aggregation"].update(proximal_mu=2.0)
-    full = material_of(study)
+    full = twelve_images(study)
     near, far = (
         classification.train(
             parse_study(content | {"aggregation": content["aggregation"] | {"proximal_mu": mu}}),

@@ -27,8 +27,10 @@ from wardround_client.privacy.score_release import noised, score_histogram, two_
 from wardround_client.privacy.secret import KnownRandom, SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import ReplyFolder, Site, approve_study, open_site
-from wardround_client.tasks import classification
-from wardround_client.tasks.scoring import HeldOutImages, held_out_images, patient_logits
+from wardround_client.tasks.material import HeldOutImages, Material, material_of
+from wardround_client.tasks.scoring import patient_logits
+from wardround_client.tasks.task import held_out_images, training_rows
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 KEY = b"k" * 32
 DRAWS = 20_000
@@ -144,8 +146,8 @@ def some(images: HeldOutImages, rows_N: np.ndarray) -> HeldOutImages:
 
 
 def question_of(study: Study, **changes) -> Broadcast:
-    network = classification.initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in classification.trained_parameters(network, study).items()}
+    network = initial_network(study)
+    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
     question = Broadcast(
         study_sha256=study.sha256(),
         run_id="run",
@@ -158,7 +160,7 @@ def question_of(study: Study, **changes) -> Broadcast:
 
 def test_a_patient_counts_once_with_the_highest_score_and_any_positive_label():
     study, images = study_of(), held_out()
-    network, weights = classification.initial_network(study), question_of(study).weights
+    network, weights = initial_network(study), question_of(study).weights
     logits_P, positive_P = patient_logits(network, study, weights, images, torch.device("cpu"))
     assert positive_P.tolist() == [True, False] * 3
     singles = [
@@ -169,7 +171,7 @@ def test_a_patient_counts_once_with_the_highest_score_and_any_positive_label():
 
 def test_a_patients_score_is_the_same_bit_for_bit_whoever_else_is_there():
     study, images = study_of(), held_out(9)
-    network, weights = classification.initial_network(study), question_of(study).weights
+    network, weights = initial_network(study), question_of(study).weights
     everyone, _ = patient_logits(network, study, weights, images, torch.device("cpu"))
     for left_out in range(9):
         rest = some(images, images.patient_N != left_out)
@@ -179,7 +181,7 @@ def test_a_patients_score_is_the_same_bit_for_bit_whoever_else_is_there():
 
 def test_a_score_that_is_not_a_number_counts_and_moves_nobody_else():
     study, images = study_of(), held_out()
-    network, weights = classification.initial_network(study), question_of(study).weights
+    network, weights = initial_network(study), question_of(study).weights
     honest, labels = patient_logits(network, study, weights, images, torch.device("cpu"))
 
     class BlindOnce(torch.nn.Module):
@@ -221,11 +223,11 @@ def site(tmp_path: Path) -> Site:
     )
 
 
-def training_material(study: Study) -> classification.Material:
+def training_material(study: Study) -> Material:
     generator = np.random.default_rng(3)
     features = generator.normal(size=(12, 33)).astype(np.float32)
     labels = generator.integers(0, 2, 12).astype(np.int16)
-    return classification.material_of(features, labels, np.repeat(np.arange(6), 2), np.ones(12, bool))
+    return material_of(features, labels, np.repeat(np.arange(6), 2), np.ones(12, bool))
 
 
 def unread(study: Study) -> HeldOutImages:
@@ -289,7 +291,7 @@ def test_a_release_is_one_pure_event_of_the_epsilon_of_its_noise(site: Site):
 
 def test_what_leaves_has_the_noise_of_the_epsilon_that_the_ledger_was_charged(site: Site):
     study, images = study_of(), held_out()
-    network, weights = classification.initial_network(study), question_of(study).weights
+    network, weights = initial_network(study), question_of(study).weights
     logits_P, positive_P = patient_logits(network, study, weights, images, torch.device("cpu"))
     exact_2B = score_histogram(logits_P, positive_P, 16, 2.0)
     drawn = []
@@ -419,7 +421,7 @@ def test_a_site_from_a_folder_counts_exactly_those_it_never_trains_on(tmp_path: 
     study = study_of(epsilon=math.inf)
     site = open_site(site_folder(tmp_path, study, '[release]\nevaluation = "exact"'))
     cohort = open_cohort(tmp_path / "site" / "cohort")
-    trained = set(cohort.patient_N[classification.training_rows(study, cohort)])
+    trained = set(cohort.patient_N[training_rows(study, cohort)])
     tested = set(held_out_images(study, cohort).patient_N)
     assert not trained & tested and len(trained | tested) == 40 and len(tested) > 5
     counts_2B = release_scores(question_of(study), site).counts_2B

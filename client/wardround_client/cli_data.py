@@ -14,7 +14,8 @@ import typer
 from wardround.errors import DataError, StudyError, UsageError
 
 if TYPE_CHECKING:
-    from wardround.study import DataSection, Study
+    from wardround.study import Study
+    from wardround.study_sections import DataSection
     from wardround_client.data.ingest import IngestReport, Progress
     from wardround_client.data.layout import SiteSource
 

@@ -10,6 +10,7 @@ import typer
 
 from wardround.errors import UsageError
 from wardround_client.cli_ledger import cap_of_site, opened_ledger
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 if TYPE_CHECKING:
     from wardround.study import Study
@@ -117,7 +118,6 @@ def _in_words(site: Path, study: Study) -> list[tuple[str, str]]:
     from wardround.study_words import Cost, describe
     from wardround_client.approvals import cost_of, received_at
     from wardround_client.config import load_site_config
-    from wardround_client.tasks.classification import initial_network, trained_parameters
 
     cap = cap_of_site(site)
     said = cost_of(study, opened_ledger(site), cap)

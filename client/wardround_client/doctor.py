@@ -20,6 +20,8 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.site import choose_device
 from wardround_client.tasks import classification
+from wardround_client.tasks.material import material_of
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 NEEDED_BYTES = 2 * 10**9  # replies and features; ingest asks for its own room
 STEP = {
@@ -70,14 +72,14 @@ def _device(config: SiteConfig) -> Check:
     device, started = choose_device(config), time.monotonic()
     torch.set_num_threads(config.compute.threads)
     study = parse_study(STEP)
-    plan, network = plan_from_study(study), classification.initial_network(study)
+    plan, network = plan_from_study(study), initial_network(study)
     generator = torch.Generator().manual_seed(0)  # synthetic images: no patient, no secret
     images = torch.randint(0, 256, (8, 1, 64, 64), generator=generator, dtype=torch.uint8).numpy()
     rows = np.arange(8)
-    material = classification.material_of(images, rows % 2, rows, rows >= 0)
+    material = material_of(images, rows % 2, rows, rows >= 0)
     try:
         speed = classification.plan_speed(network, study, plan, device, precision=config.compute.precision)
-        parameters = classification.trained_parameters(network, study)
+        parameters = trained_parameters(network, study)
         before = {name: p.detach().cpu().numpy().copy() for name, p in parameters.items()}
         after = classification.train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
     except RuntimeError as error:  # what torch raises for a driver that does not fit or memory that is taken

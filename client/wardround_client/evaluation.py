@@ -22,7 +22,7 @@ from wardround_client.privacy.plan import EVALUATE
 from wardround_client.privacy.score_release import noised, score_histogram
 from wardround_client.round import Admitted
 from wardround_client.site import Site
-from wardround_client.tasks.scoring import patient_logits
+from wardround_client.tasks.task import task_of
 
 
 def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
@@ -74,6 +74,8 @@ def _noised_counts(question: Broadcast, admitted: Admitted, site: Site) -> np.nd
     if site.held_out_of is None:
         raise PolicyRefusal("evaluation_off", "this site holds out no patients")
     held_out, settings = site.held_out_of(admitted.study), admitted.study.evaluation
-    logits_P, positive_P = patient_logits(admitted.network, admitted.study, question.weights, held_out, site.device)
-    counts_2B = score_histogram(logits_P, positive_P, settings.bins, settings.logit_scale)
+    scores_P, positive_P = task_of(admitted.study).held_out_scores(
+        admitted.network, admitted.study, question.weights, held_out, site.device
+    )
+    counts_2B = score_histogram(scores_P, positive_P, settings.bins, settings.logit_scale)
     return noised(counts_2B, admitted.plan.evaluation_epsilon, site.randomness)

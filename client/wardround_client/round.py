@@ -20,8 +20,9 @@ from wardround.wire import Answer, Broadcast, weights_sha256
 from wardround_client.audited import record_release, refusals_recorded
 from wardround_client.privacy.plan import TRAIN, PrivacyPlan, plan_from_study
 from wardround_client.site import Site, Weights
-from wardround_client.tasks import classification
-from wardround_client.tasks.classification import Material, SpeedPlan
+from wardround_client.tasks.material import Material, SpeedPlan
+from wardround_client.tasks.task import task_of
+from wardround_client.tasks.weights import initial_network, trained_parameters
 
 REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
 
@@ -60,7 +61,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
         return reply
     attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
-    reply = classification.train(
+    reply = task_of(admitted.study).train(
         admitted.study,
         admitted.plan,
         admitted.network,
@@ -98,7 +99,7 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
         raise PolicyRefusal("architecture", "the server's network is not the one that this study names")
     if broadcast.round not in rounds:
         raise PolicyRefusal("round", f"round {broadcast.round} is not one that this question may have in this study")
-    expected = {name: tuple(p.shape) for name, p in classification.trained_parameters(admitted.network, study).items()}
+    expected = {name: tuple(p.shape) for name, p in trained_parameters(admitted.network, study).items()}
     got = {name: array.shape for name, array in broadcast.weights.items()}
     if got != expected:
         raise WireError(
@@ -112,8 +113,8 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
 
 def _open_study(study: Study, site: Site) -> Admitted:
     plan = plan_from_study(study)
-    network = classification.initial_network(study)
-    speed = classification.plan_speed(network, study, plan, site.device, site.cache, site.precision)
+    network = initial_network(study)
+    speed = task_of(study).plan_speed(network, study, plan, site.device, site.cache, site.precision)
     architecture = architecture_sha256(network)
     return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture, speed=speed)
 

@@ -37,9 +37,8 @@ from wardround_client.decisions import last_decision
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
-from wardround_client.tasks import classification
-from wardround_client.tasks.classification import Material
-from wardround_client.tasks.scoring import HeldOutImages, held_out_images
+from wardround_client.tasks.material import HeldOutImages, Material, material_of
+from wardround_client.tasks.task import held_out_images, task_of, training_rows
 
 Weights = dict[str, np.ndarray]
 LOCK_FILE = ".round.lock"
@@ -77,14 +76,11 @@ def open_site(folder: Path) -> Site:
     torch.set_num_threads(config.compute.threads)
     device = choose_device(config)
 
-    def material_of(study: Study) -> Material:
+    def read_material(study: Study) -> Material:
         cohort = open_cohort_of(folder)
-        rows_N = classification.training_rows(study, cohort)
-        inputs_N = cohort.images_NCHW
-        if classification.reads_features(study):
-            network = classification.initial_network(study)
-            inputs_N = classification.features_of(network, cohort, device, folder / "cache")
-        return classification.material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+        rows_N = training_rows(study, cohort)
+        inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+        return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
 
     return Site(
         name=config.name,
@@ -92,7 +88,7 @@ def open_site(folder: Path) -> Site:
         ledger=Ledger(folder / "ledger.sqlite3"),
         replies=ReplyFolder(folder / "replies"),
         study_of=lambda sha256: approved_study(folder, sha256),
-        material_of=material_of,
+        material_of=read_material,
         randomness=SecretRandom(),
         device=device,
         data_state=lambda: _data_state(folder),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardround.errors import RoundError, StudyError
-from wardround.study import AggregationSection
+from wardround.study_sections import AggregationSection
 
 Weights = dict[str, np.ndarray]
 

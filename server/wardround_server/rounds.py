@@ -24,7 +24,8 @@ import numpy as np
 
 from wardround.checkpoint import latest_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError, UsageError, WireError
-from wardround.study import AggregationSection, Study
+from wardround.study import Study
+from wardround.study_sections import AggregationSection
 from wardround.wire import Broadcast, LedgerHead, SiteReply, check_names_and_shapes, check_update, payload_bytes
 from wardround_server import aggregation
 from wardround_server.aggregation import ReleaseState, RunningMean, ServerState, Weights

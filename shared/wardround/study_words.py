@@ -49,8 +49,12 @@ def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, r
 
 
 def _learns(study: Study) -> str:
-    labels = study.data.labels
-    return f"to tell {', '.join(labels[:-1])} and {labels[-1]} apart"
+    named = f"{', '.join(study.data.labels[:-1])} and {study.data.labels[-1]}"
+    if study.study.task == "synthesis":
+        return f"to make new images, of no patient, that look like those labelled {named}"
+    if study.study.task == "reconstruction":
+        return f"to restore images that lost something: {study.reconstruction.degradation.replace('-', ' ')}"
+    return f"to tell {named} apart"
 
 
 def _reads(study: Study) -> str:

@@ -135,7 +135,7 @@ def run(
             from wardround_simulation.tensorboard_log import write_tensorboard
 
             write_report(out, evidence)
-            write_tensorboard(out, evidence.curve, evidence.metrics)
+            write_tensorboard(out, evidence.curve, evidence.metrics, evidence.series, evidence.samples)
             finish(out, evidence)
     _show_result(dict(evidence.result), out, as_json)
 
@@ -172,6 +172,8 @@ def compare(
     if data is None:
         raise UsageError("--data is missing: which folder holds the images?")
     loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
+    if loaded.study.task != "classification":
+        raise UsageError(f"compare is for classification; {loaded.study.name} is a study of {loaded.study.task}")
     epsilons = _epsilons(epsilon)
     chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"

@@ -27,6 +27,7 @@ from wardround.errors import DataError, UsageError
 from wardround.metrics import auc, macro_auc, patient_scores
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import open_cohort, pseudonym
+from wardround_client.tasks.weights import initial_network
 from wardround_simulation import in_process
 from wardround_simulation.hospitals import SIMULATION_KEY
 from wardround_simulation.in_process import Hospital
@@ -196,7 +197,7 @@ def run_work(
     asked, hospitals, tests = _open(study_json, site_folders, test_folders)
     by_patient = folds.fold_by_split[work.split]
     study = in_process.with_epsilon(asked, work.epsilon)
-    network = in_process.classification.initial_network(study)
+    network = initial_network(study)
     start = in_process.start_weights(study)
     training, testing = [], []
     for hospital in hospitals:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from wardround.study import Study
+
+if TYPE_CHECKING:
+    from wardround_simulation.plots import Picture  # a terminal shows results without a picture library
 
 Setting = Literal["alone", "pooled", "federated", "start"]
 SETTINGS: tuple[Setting, ...] = ("alone", "federated", "pooled", "start")
@@ -70,13 +73,47 @@ class SiteQuality:
     quarantined: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportTable:
+    """A table of a section: the first column names its rows."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """Images side by side, uint8 (N, C, H, W), `columns` to a row, each drawn `tile_px` wide."""
+
+    title: str
+    images_NCHW: np.ndarray
+    columns: int
+    caption: str
+    tile_px: int = 96
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportSection:
+    """A part of the report that only one task has: words, then tables, drawings and images, in this order."""
+
+    anchor: str
+    title: str
+    lines: Sequence[str] = ()
+    tables: Sequence[ReportTable] = ()
+    pictures: Sequence[Picture] = ()
+    sheets: Sequence[Sheet] = ()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunEvidence:
     """Everything `report.html` shows.
 
     `result` is result.json (schema 1). `metrics` are the lines of metrics.jsonl: `round, site`, and of `seconds,
     bytes_up, bytes_down, code` those that are known (`code` None or absent: the site answered). `montages` (site ->
-    uint8 images_NCHW) only for phantoms or with --show-images.
+    uint8 images_NCHW) only for phantoms or with --show-images. `asked` and `headline` are what a task other than
+    classification says of itself, `sections` what only it has; `series` (name -> round -> number) and `samples` (round
+    -> a sheet, uint8 (H, W), of phantoms only) go to TensorBoard.
     """
 
     study: Study
@@ -84,6 +121,11 @@ class RunEvidence:
     curve: Sequence[CurvePoint] = ()
     predictions: Sequence[ScoredSet] = ()
     metrics: Sequence[Mapping[str, Any]] = ()
+    asked: str = ""
+    headline: Sequence[str] = ()
+    sections: Sequence[ReportSection] = ()
+    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    samples: Mapping[int, np.ndarray] = field(default_factory=dict)
     montages: Mapping[str, np.ndarray] | None = None
     quality: Mapping[str, SiteQuality] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -30,7 +30,9 @@ from wardround_client.privacy.secret import SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import Site, Weights
 from wardround_client.tasks import classification
-from wardround_client.tasks.scoring import HeldOutImages
+from wardround_client.tasks.material import HeldOutImages, material_of
+from wardround_client.tasks.task import task_of
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 from wardround_server.rounds import Exchange, run_rounds
 from wardround_simulation.hospitals import release_of
 
@@ -61,10 +63,7 @@ def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.devi
     hospitals = []
     for name, folder in sorted(folders.items()):
         cohort = open_cohort(folder / "cohort")
-        inputs_N = cohort.images_NCHW
-        if classification.reads_features(study):
-            network = classification.initial_network(study)
-            inputs_N = classification.features_of(network, cohort, device, folder / "cache")
+        inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
         hospitals.append(Hospital(name=name, cohort=cohort, inputs_N=inputs_N))
     return hospitals
 
@@ -114,7 +113,7 @@ def temporary_site(
         patients = [hospital.cohort.patient_N + offset for (hospital, _), offset in zip(parts, offsets, strict=False)]
         patient_N = np.concatenate(patients)
     rows_N = np.concatenate([rows for _, rows in parts])
-    material = classification.material_of(inputs_N, labels_N, patient_N, rows_N)
+    material = material_of(inputs_N, labels_N, patient_N, rows_N)
 
     def held_out_of(_: Study) -> HeldOutImages:
         return everyone_else(parts)
@@ -197,14 +196,14 @@ def start_weights(study: Study) -> Weights:
     Always of a network built anew: one that was trained or scored holds other weights, and a model that starts from
     another one's result has learned from that one's patients.
     """
-    network = classification.initial_network(study)
-    parameters = classification.trained_parameters(network, study)
+    network = initial_network(study)
+    parameters = trained_parameters(network, study)
     return {name: parameter.detach().cpu().float().numpy().copy() for name, parameter in parameters.items()}
 
 
 def train_together(study: Study, sites: Sequence[Site]) -> Weights:
     """Run the study's rounds over the sites, from the study's initial weights, and return the released ones."""
-    architecture = architecture_sha256(classification.initial_network(study))
+    architecture = architecture_sha256(initial_network(study))
     outcome = run_rounds(study, "in-process", architecture, start_weights(study), in_process_exchange(sites), None)
     return outcome.weights
 
@@ -214,7 +213,7 @@ def score(
 ) -> np.ndarray:
     """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
     network = network.to(device).eval()
-    classification.load_weights(classification.trained_parameters(network, study), weights)
+    load_weights(trained_parameters(network, study), weights)
     part = classification.trained_part(network, study)
     parts = []
     with torch.no_grad():

@@ -49,10 +49,9 @@ class RunProgress:
         """Pieces of a named part."""
         self._advance(f"  {name}"[:34], done, total)
 
-    def round(self, record, auc: float | None) -> None:
-        """A finished round, with the AUC on held-out patients (a simulation may look)."""
+    def round(self, record, note: str) -> None:
+        """A finished round, and how good the model is by then (a simulation may look)."""
         missing = [line.site for line in record.sites if line.code is not None]
-        note = f"AUC {auc:.3f}" if auc is not None else ""
         self._advance(
             "  rounds", record.round, record.rounds, note + (f"  missing: {', '.join(missing)}" if missing else "")
         )

@@ -12,7 +12,7 @@ from wardround import metrics
 from wardround import words as plain
 from wardround_simulation import plots, run_plots
 from wardround_simulation import report_words as words
-from wardround_simulation.evidence import SETTINGS, RunEvidence, SiteQuality
+from wardround_simulation.evidence import SETTINGS, ReportSection, RunEvidence, SiteQuality
 from wardround_simulation.measures import Interval, SiteFigures, rows_by_unit
 
 MONTAGE_IMAGES = 12
@@ -149,6 +149,22 @@ def quality_row(site: str, quality: SiteQuality) -> dict[str, str]:
         "quarantined": f"{sum(quality.quarantined.values()):,}",
         "reasons": ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in reasons) or "–",
     }
+
+
+def task_section(section: ReportSection) -> dict[str, Any]:
+    """A section of one task, its sheets as pictures."""
+    sheets = [
+        {
+            "title": sheet.title,
+            "alt": f"{len(sheet.images_NCHW)} images: {sheet.title}",
+            "png": plots.montage_png(sheet.images_NCHW, sheet.columns, sheet.tile_px),
+            "width_px": sheet.columns * (sheet.tile_px + 2) - 2,
+            "caption": sheet.caption,
+        }
+        for sheet in section.sheets
+    ]
+    return {"anchor": section.anchor, "title": section.title, "lines": section.lines, "tables": section.tables,
+            "pictures": section.pictures, "sheets": sheets}  # fmt: skip
 
 
 def montage_section(montages: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

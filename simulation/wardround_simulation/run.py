@@ -13,7 +13,6 @@ The same command on the same folder continues at the next round; a finished run 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import sys
@@ -31,19 +30,20 @@ from torch import nn
 from wardround.accounting import Epsilon, spent_exactly
 from wardround.checkpoint import save_checkpoint
 from wardround.errors import RoundError, UsageError, WardroundError
-from wardround.metrics import summary
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.round import REPLIES_KEPT
-from wardround_client.tasks import classification
+from wardround_client.site import Weights
+from wardround_client.tasks.task import task_of, training_rows
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 from wardround_server.evaluation import SitesExchange, federated_test
 from wardround_server.rounds import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_simulation import in_process
+from wardround_simulation.assessment import Assessed, AtEnd, assessment_of
 from wardround_simulation.engine import with_flower
-from wardround_simulation.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
-from wardround_simulation.held_out import HeldOut, OtherPatients
+from wardround_simulation.evidence import RunEvidence, SiteQuality
 from wardround_simulation.hospitals import Prepared, check_disjoint, check_federation, prepare_hospitals, settle_rules
 from wardround_simulation.in_process import Hospital
 from wardround_simulation.preflight import Material, check_disk, write_json
@@ -72,7 +72,7 @@ class Listener:
 
     ingest: Callable[[str, int, int], None]
     stage: Callable[[str], None]
-    round: Callable[[RoundRecord, float | None], None]
+    round: Callable[[RoundRecord, str], None]
     warn: Callable[[str], None]
 
 
@@ -83,7 +83,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     started = time.monotonic()
     out, material = settings.out, settings.material
     device = _device(settings.device)
-    network = classification.initial_network(study)
+    network = initial_network(study)
     architecture = architecture_sha256(network)
     start = in_process.start_weights(study)
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
@@ -99,14 +99,11 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         settle_rules(hospital, study, device, threads)
 
     opened = in_process.open_hospitals({h.name: h.folder for h in hospitals}, study)
-    test = HeldOut(opened, study)
-    curve: list[CurvePoint] = read_curve(out, test.curve_point(0, network, study, start))
+    assessment = assessment_of(study, opened, out)
+    assessment.after_round(0, start)
 
     def on_round(record: RoundRecord) -> None:
-        point = test.curve_point(record.round, network, study, record.weights)
-        curve.append(point)
-        append_curve(out, point)
-        listener.round(record, point.auc)
+        listener.round(record, assessment.after_round(record.round, record.weights))
 
     def body(exchange: SitesExchange) -> tuple[RunOutcome, dict[str, Any] | None]:
         listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
@@ -130,16 +127,17 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     training_s = time.monotonic() - trained_from
 
     listener.stage("Testing")
-    federated = test.scored("federated", None, network, study, outcome.weights)
-    predictions = [federated, test.scored("start", None, network, study, start)]
-    if settings.baselines:
-        listener.stage("Training the baselines: every hospital alone, and all data in one place")
-        predictions += train_baselines(study, opened, test, network)
-    external = None
-    if outside:
-        tested = in_process.open_hospitals({h.name: h.folder for h in outside}, study)
-        external = OtherPatients(tested, study).figures(network, study, outcome.weights)
-    result = result_of(study, hospitals, outcome, test, federated, external, out, run_id, architecture)
+    show_images = settings.phantoms or settings.show_images
+    end = AtEnd(
+        weights=outcome.weights,
+        released=released,
+        others=in_process.open_hospitals({h.name: h.folder for h in outside}, study),
+        baselines=settings.baselines,
+        show_images=show_images,
+        stage=listener.stage,
+    )
+    assessed = assessment.at_end(end)
+    result = result_of(study, hospitals, outcome, assessed, run_id, architecture)
     if released is not None:
         result["federated_test"] = released
     result["phantoms"] = settings.phantoms
@@ -149,45 +147,32 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         "rounds": round(outcome.seconds, 1),
         "whole": round(time.monotonic() - started, 1),
     }
-    save_model(out, study, result, network, outcome, architecture)
-    montage = settings.phantoms or settings.show_images
-    evidence = RunEvidence(
+    save_model(out, study, result, network, assessed.weights, architecture)
+    return RunEvidence(
         study=study,
         result=result,
-        curve=sorted(curve, key=lambda point: point.round),
-        predictions=predictions,
+        asked=assessed.asked,
+        headline=assessed.headline,
+        curve=assessed.curve,
+        predictions=assessed.predictions,
+        sections=assessed.sections,
+        series=assessed.series,
+        samples=assessed.samples if settings.phantoms else {},
         metrics=read_metrics(out),
-        montages={h.name: montage_of(h) for h in opened} if montage else None,
+        montages={h.name: montage_of(h) for h in opened} if show_images else None,
         quality={h.name: quality_of(h) for h in hospitals},
         versions=versions(),
         command=settings.command,
         architecture_sha256=architecture,
         notes=notes_of(study, hospitals, settings),
     )
-    return evidence
-
-
-def train_baselines(study: Study, hospitals: list[Hospital], test: HeldOut, network) -> list[ScoredSet]:
-    """Every hospital alone and all data pooled, at the same epsilon, by the same round functions without Flower."""
-    parts = [(h, classification.training_rows(study, h.cohort)) for h in hospitals]
-    alone, admitted, scored = in_process.alone_study(study), {}, []
-    for hospital, rows_N in parts:
-        site = in_process.temporary_site(alone, hospital.name, [(hospital, rows_N)], admitted)
-        weights = in_process.train_together(alone, [site])
-        scored.append(test.scored("alone", hospital.name, network, study, weights))
-    pooled = in_process.pooled_study(study)
-    weights = in_process.train_together(pooled, [in_process.temporary_site(pooled, "pooled", parts, {})])
-    return [*scored, test.scored("pooled", None, network, study, weights)]
 
 
 def result_of(
     study: Study,
     hospitals: list[Prepared],
     outcome: RunOutcome,
-    test: HeldOut,
-    federated: ScoredSet,
-    external: dict[str, Any] | None,
-    out: Path,
+    assessed: Assessed,
     run_id: str,
     architecture: str,
 ) -> dict[str, Any]:
@@ -206,19 +191,13 @@ def result_of(
         site_steps = sum(event.releases for event in events)
         steps = max(steps, site_steps)
         largest = epsilon if largest is None or epsilon.value >= largest.value else largest
-        rows_N = test.sites_N == hospital.name
-        figures = (
-            summary(federated.scores_N[rows_N], test.labels_N[rows_N], test.patients_N[rows_N], "slice")
-            if rows_N.any()
-            else None
-        )
         sites[hospital.name] = {
             "epsilon": plain(epsilon.value),
             "epsilon_exact": plain(exact.value) if exact else None,
             "steps": site_steps,
             "ledger": asdict(head) if head else None,
             "patients": training_patients(hospital, study),
-            "test": figures.to_json() if figures else None,
+            "test": assessed.site_tests.get(hospital.name),
         }
     if largest is None:
         raise WardroundError("a run without a hospital has no result")
@@ -240,34 +219,25 @@ def result_of(
             "steps": steps,
         },
         "sites": sites,
-        "test": summary(federated.scores_N, test.labels_N, test.patients_N, "slice").to_json(),
-        "test_by_patient": patient_figures(federated),
-        **({"external_test": external} if external else {}),
+        **assessed.result,
         "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
     }
-
-
-def patient_figures(scored: ScoredSet) -> dict[str, Any] | None:
-    """The figures by patient: a patient's score is the maximum over its images. None with more than two labels."""
-    if scored.scores_N.ndim == 2:
-        return None
-    return summary(scored.scores_N, scored.labels_N, scored.patients_N, "patient").to_json()
 
 
 def training_patients(hospital: Prepared, study: Study) -> int:
     from wardround_client.data.cohort import open_cohort
 
     cohort = open_cohort(hospital.folder / "cohort")
-    return int(len(np.unique(cohort.patient_N[classification.training_rows(study, cohort)])))
+    return int(len(np.unique(cohort.patient_N[training_rows(study, cohort)])))
 
 
 def save_model(
-    out: Path, study: Study, result: Mapping[str, Any], network: nn.Module, outcome: RunOutcome, architecture: str
+    out: Path, study: Study, result: Mapping[str, Any], network: nn.Module, weights: Weights, architecture: str
 ) -> None:
     """The whole network with the released weights, and what it is, in one file: `model.init` of another study can
     name it.
     """
-    classification.load_weights(classification.trained_parameters(network, study), outcome.weights)
+    load_weights(trained_parameters(network, study), weights)
     tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
     manifest = {
         "kind": "model",
@@ -287,8 +257,8 @@ def finish(out: Path, evidence: RunEvidence) -> None:
 
 def dummy_step(study: Study, device: str) -> None:
     """One real clipped step on synthetic images, for measuring in a process of its own what a site needs of a GPU."""
-    network = classification.initial_network(study)
-    classification.plan_speed(network, study, plan_from_study(study), torch.device(device))
+    network = initial_network(study)
+    task_of(study).plan_speed(network, study, plan_from_study(study), torch.device(device))
 
 
 def _device(asked: str) -> str:
@@ -312,26 +282,6 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     from wardround_server.metrics_log import read_lines
 
     return read_lines(out / "metrics.jsonl")
-
-
-def read_curve(out: Path, first: CurvePoint) -> list[CurvePoint]:
-    """The learning curve so far: one point a round, kept beside the checkpoints so that a resumed run has all of it."""
-    path = out / "curve.jsonl"
-    points = {0: first}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a kill
-            points[entry["round"]] = CurvePoint(**entry)
-    return list(points.values())
-
-
-def append_curve(out: Path, point: CurvePoint) -> None:
-    entry = {"round": point.round, "auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
-    with (out / "curve.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
 
 
 def montage_of(hospital: Hospital) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""A run's curves for TensorBoard: the AUC by round, and each site's seconds and bytes."""
+"""A run's curves for TensorBoard: the AUC or what else a task measures by round, each site's seconds and bytes, and
+images that a model of phantoms made.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wardround_simulation.evidence import CurvePoint
 
 SITE_FIGURES = ("seconds", "bytes_up", "bytes_down")
 
 
-def write_tensorboard(folder: Path, curve: Sequence[CurvePoint], metrics: Sequence[Mapping[str, Any]]) -> Path:
+def write_tensorboard(
+    folder: Path,
+    curve: Sequence[CurvePoint],
+    metrics: Sequence[Mapping[str, Any]],
+    series: Mapping[str, Mapping[int, float]] | None = None,
+    samples: Mapping[int, np.ndarray] | None = None,
+) -> Path:
     """Writes `folder`/tensorboard/ anew (an earlier log of this run is replaced) and returns it.
 
-    `metrics` are the lines of metrics.jsonl. A missing reply is a 0 in present/SITE, so that gaps are seen.
+    `metrics` are the lines of metrics.jsonl. A missing reply is a 0 in present/SITE, so that gaps are seen. `series`:
+    name -> round -> number; `samples`: round -> sheet of images, uint8 (H, W).
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -34,4 +45,9 @@ def write_tensorboard(folder: Path, curve: Sequence[CurvePoint], metrics: Sequen
             for name in SITE_FIGURES:
                 if row.get(name) is not None and not row.get("code"):
                     writer.add_scalar(f"{name}/{site}", float(row[name]), at)
+        for name, by_round in (series or {}).items():
+            for at, value in sorted(by_round.items()):
+                writer.add_scalar(name, value, at)
+        for at, sheet_HW in sorted((samples or {}).items()):
+            writer.add_image("samples", sheet_HW, at, dataformats="HW")
     return log

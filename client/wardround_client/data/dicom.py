@@ -17,7 +17,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import pseudonym
 from wardround_client.data.records import Frame, ScannedFile, UnfitImage, keyed
 

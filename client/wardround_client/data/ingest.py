@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.errors import DataError
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
 from wardround_client.data.layout import SiteSource, SourceFile
 from wardround_client.data.memory import Memory, Outcome, request_key

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wardround.errors import DataError
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.tables import LabelTable, read_label_table, read_manifest
 from wardround_client.data.walk import DICOM, PICTURE, file_kind, list_files, subfolders
 

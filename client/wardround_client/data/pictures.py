@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.records import PreparedImage, ScannedFile, UnfitImage
 from wardround_client.data.regions import (
     cut,

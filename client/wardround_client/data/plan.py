@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.layout import SiteSource
 from wardround_client.data.records import Frame, ImageRequest, ScannedFile, keyed
 from wardround_client.data.tables import LabelRow, LabelTable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.cohort import pixels_sha256
 from wardround_client.data.pictures import prepare_picture, scan_picture
 from wardround_client.data.records import PreparedImage, ScannedFile, UnfitImage

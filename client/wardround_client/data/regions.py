@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from wardround.study import DataSection
+from wardround.study_sections import DataSection
 from wardround_client.data.records import UnfitImage
 
 Box = tuple[float, float, float, float]

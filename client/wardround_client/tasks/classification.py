@@ -1,15 +1,10 @@
-"""Classification: from a site's cohort to the reply of one round.
+"""Classification: a network that tells labels apart. One of the tasks of `task.py`.
 
-`material_of` turns a cohort into what training reads (images, or the frozen network's features, computed once and
-kept), `train` runs the local steps of one round on it. Neither knows where the cohort or the weights came from.
+Training reads images, or where only the head moves the frozen network's features, computed once and kept.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,56 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wardround.checkpoint import load_checkpoint, save_checkpoint
-from wardround.errors import DataError, WardroundError
-from wardround.models.registry import build_model, exchanged_names
-from wardround.study import Study, TrainingSection
+from wardround.errors import WardroundError
+from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
-from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
 from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
 from wardround_client.privacy.memory_plan import images_at_once
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients, index_patients
+from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import SecretRandom
-
-IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
-_FEATURE_BATCH = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What training reads at a site. Rows without a label and patients held out are not in `index`.
-
-    `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) where the network's features are frozen.
-    """
-
-    inputs_N: np.ndarray
-    labels_N: np.ndarray
-    index: PatientIndex
+from wardround_client.tasks.augmentation import augmentation
+from wardround_client.tasks.features import features_of
+from wardround_client.tasks.material import IMAGES_PER_PHYSICAL_BATCH, Material, SpeedPlan, physical_batches
+from wardround_client.tasks.scoring import patient_logits
+from wardround_client.tasks.steps import learning_rate, optimizer_of
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeedPlan:
-    """How a site does the arithmetic of a study's steps. Nothing here affects privacy."""
-
-    engine: ClippingEngine
-    images_at_once: int = IMAGES_PER_PHYSICAL_BATCH
-
-
-def training_rows(study: Study, cohort: Cohort) -> np.ndarray:
-    """Rows with a label whose patient is not held out by this study, bool (N,)."""
-    held_out_P = cohort.holdout_rank_P < study.evaluation.holdout
-    return (cohort.labels_N >= 0) & ~held_out_P[cohort.patient_N]
-
-
-def material_of(inputs_N: np.ndarray, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:
-    """Keep the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
-    kept = np.flatnonzero(rows_N)
-    index = index_patients(patient_N[kept])
-    index = PatientIndex(rows_N=kept[index.rows_N], start_P1=index.start_P1)
-    return Material(inputs_N=inputs_N, labels_N=labels_N, index=index)
+def usable_rows(study: Study, cohort: Cohort) -> np.ndarray:
+    """Rows with a label, bool (N,)."""
+    return cohort.labels_N >= 0
 
 
 def reads_features(study: Study) -> bool:
@@ -74,57 +40,16 @@ def reads_features(study: Study) -> bool:
     return study.model.trainable == "head" and study.training.augmentation == "none"
 
 
+def inputs_of(study: Study, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
+    """What training reads of each image: itself, uint8 (N, C, H, W), or its frozen features, float32 (N, D)."""
+    if not reads_features(study):
+        return cohort.images_NCHW
+    return features_of(initial_network(study), cohort, device, cache_folder)
+
+
 def trained_part(network: nn.Module, study: Study) -> nn.Module:
     """The module that training runs: the head alone over frozen features, else the whole network."""
     return network.head if reads_features(study) else network
-
-
-def trained_parameters(network: nn.Module, study: Study) -> dict[str, nn.Parameter]:
-    """The parameters that move and travel, by their names in the whole network, in the order of their names.
-
-    All others are frozen, so that autograd builds nothing for them.
-    """
-    names = exchanged_names(network, study.model.trainable)
-    found = dict(network.named_parameters())
-    for parameter in found.values():
-        parameter.requires_grad_(False)
-    for name in names:
-        found[name].requires_grad_(True)
-    return {name: found[name] for name in names}
-
-
-def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
-    """Frozen features of every image, float32 (N, D); kept in `cache_folder` by network, weights and cohort."""
-    path = None
-    if cache_folder is not None:
-        path = cache_folder / f"features-{_frozen_sha256(network)[:16]}-{cohort.key[:16]}.safetensors"
-        if path.is_file():
-            tensors, _ = load_checkpoint(path)
-            if len(tensors["features_ND"]) == len(cohort.images_NCHW):
-                return tensors["features_ND"]
-    network = network.to(device).eval()
-    parts = []
-    with torch.no_grad():
-        for begin in range(0, len(cohort.images_NCHW), _FEATURE_BATCH):
-            images = torch.from_numpy(np.array(cohort.images_NCHW[begin : begin + _FEATURE_BATCH])).to(device)
-            parts.append(network.features(images).float().cpu().numpy())
-    if not parts:
-        raise DataError("the cohort holds no image; ingest data first")
-    features_ND = np.concatenate(parts)
-    if path is not None:
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
-    return features_ND
-
-
-def _frozen_sha256(network: nn.Module) -> str:
-    """SHA-256 over the names and bytes of everything but the head."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if not name.startswith("head."):
-            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
@@ -134,29 +59,6 @@ def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
             logits_NK[:, 0], labels_N.to(logits_NK.dtype), reduction="none"
         )
     return functional.cross_entropy(logits_NK, labels_N, reduction="none")
-
-
-def learning_rate(study: Study, plan: PrivacyPlan, parameters: int, round_: int) -> float:
-    """The learning rate of a round (1-based), from public numbers only.
-
-    `"rule"`: min(32, 3 N / (C s sqrt(d T K))) with N the federation's nominal patients, C the clipping norm, s the
-    noise multiplier, d the parameters that move, T the steps of the study, K the nominal sites: the noise of all
-    steps together then moves the weights by a bounded length. `cosine` scales by a linear warm-up and half a cosine
-    over the rounds.
-    """
-    training, rounds = study.training, study.study.rounds
-    if training.learning_rate == "rule":
-        sites = study.aggregation.nominal_sites
-        spread = plan.max_grad_norm * plan.noise_multiplier * math.sqrt(parameters * rounds * plan.local_steps * sites)
-        peak = 32.0 if spread == 0 else min(32.0, 3 * sites * plan.nominal_patients / spread)
-    else:
-        peak = float(training.learning_rate)
-    if training.schedule == "constant":
-        return peak
-    if round_ <= training.warmup_rounds:
-        return peak * round_ / (training.warmup_rounds + 1)
-    done = (round_ - training.warmup_rounds) / max(1, rounds - training.warmup_rounds)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done) * 0.97))
 
 
 def train(
@@ -182,7 +84,7 @@ def train(
     local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
     speed = speed or SpeedPlan(engine=engine_for(part, plan.max_grad_norm))
     rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
-    optimizer = PatientOptimizer(_optimizer(study.training, rate, list(local.values())), plan, local, randomness)
+    optimizer = PatientOptimizer(optimizer_of(study.training, rate, list(local.values())), plan, local, randomness)
 
     def pull_to_start() -> None:
         # FedProx (Li et al. 2020): mu (w - w_received) needs no patient, so it is added after the noise
@@ -190,10 +92,10 @@ def train(
             parameter.grad.add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
 
     proximal = pull_to_start if study.aggregation.strategy == "fedprox" else None
-    augment = _augmentation(study, randomness)
+    augment = augmentation(study, randomness)
     for _ in range(plan.local_steps):
         draw = draw_patients(plan, material.index, randomness)
-        for batch in _physical_batches(material, draw, device, augment, speed.images_at_once):
+        for batch in physical_batches(material, draw, device, augment, speed.images_at_once):
             optimizer.accumulate_sum(speed.engine(part, local, batch, loss_per_image, plan.max_grad_norm))
         optimizer.noisy_step(proximal)
     if optimizer.noisy_steps != plan.local_steps:
@@ -201,16 +103,6 @@ def train(
             f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
         )
     return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}
-
-
-def load_weights(parameters: dict[str, nn.Parameter], weights: dict[str, np.ndarray]) -> list[Tensor]:
-    """Copy received weights into the parameters; names and shapes were checked at the border. Returns copies, in
-    order.
-    """
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])).view_as(parameter))
-    return [parameter.detach().clone() for parameter in parameters.values()]
 
 
 def plan_speed(
@@ -249,64 +141,4 @@ def plan_speed(
     return SpeedPlan(engine=engine, images_at_once=most)
 
 
-def _optimizer(training: TrainingSection, rate: float, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay)
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=rate, weight_decay=training.weight_decay)
-
-
-def _physical_batches(
-    material: Material, draw: Draw, device: torch.device, augment, most_images: int
-) -> Iterator[PatientBatch]:
-    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; features
-    all at once.
-    """
-    limit = most_images if material.inputs_N.dtype == np.uint8 else 1 << 20
-    first = 0
-    while first < draw.units:
-        last = first + 1
-        while last < draw.units and draw.start_U1[last + 1] - draw.start_U1[first] <= limit:
-            last += 1
-        rows = draw.rows_N[draw.start_U1[first] : draw.start_U1[last]]
-        inputs_N = torch.from_numpy(material.inputs_N[rows]).to(device)
-        yield PatientBatch(
-            inputs_N=augment(inputs_N),
-            labels_N=torch.from_numpy(material.labels_N[rows].astype(np.int64)).to(device),
-            start_U1=torch.from_numpy(draw.start_U1[first : last + 1] - draw.start_U1[first]),
-        )
-        first = last
-
-
-def _augmentation(study: Study, randomness: SecretRandom):
-    """Views of the drawn images, (N, C, H, W): `flips`, a random flip and quarter turn each; `light`, also turns by any
-    angle, shifts by up to 6 %, scales by up to 15 %, grey values by up to 10 %.
-    """
-    kind = study.training.augmentation
-    if kind == "none":
-        return lambda images_NCHW: images_NCHW
-
-    def turn(images_NCHW: Tensor) -> Tensor:
-        code_N = torch.from_numpy((randomness.words(len(images_NCHW)) >> np.uint64(61)).astype(np.int64))
-        out = torch.empty_like(images_NCHW)
-        for code in range(8):
-            chosen = (code_N == code).to(images_NCHW.device)
-            turned = torch.rot90(images_NCHW[chosen], code // 2, (2, 3))
-            out[chosen] = turned.flip(3) if code % 2 else turned
-        return out
-
-    def light(images_NCHW: Tensor) -> Tensor:
-        uniform_N6 = torch.from_numpy(randomness.uniform(6 * len(images_NCHW)).reshape(-1, 6) * 2 - 1)
-        angle, zoom, right, down, gain, shift = uniform_N6.float().to(images_NCHW.device).unbind(1)
-        scale, cosine, sine = torch.exp(0.15 * zoom), torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
-        rows = [scale * cosine, -scale * sine, 0.06 * right, scale * sine, scale * cosine, 0.06 * down]
-        grid = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), images_NCHW.shape, align_corners=False)
-        moved = functional.grid_sample(turn(images_NCHW).float(), grid, padding_mode="reflection", align_corners=False)
-        return (moved * (1 + 0.1 * gain)[:, None, None, None] + 25.5 * shift[:, None, None, None]).clamp(0, 255)
-
-    return turn if kind == "flips" else light
-
-
-def initial_network(study: Study) -> nn.Module:
-    """The study's network with its initial weights, on the CPU."""
-    return build_model(study.model, study.data, study.study.seed)
+held_out_scores = patient_logits  # a patient's score is the highest logit of their images

@@ -6,36 +6,15 @@ so move it to another bin: a release would then depend on more patients than its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
 
 from wardround.study import Study
-from wardround_client.data.cohort import Cohort
-from wardround_client.tasks import classification
+from wardround_client.tasks.material import HeldOutImages
+from wardround_client.tasks.weights import load_weights, trained_parameters
 
 _IMAGES_AT_ONCE = 64
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOutImages:
-    """Labelled images of the patients that this study never trains on: uint8 (N, C, H, W), and whose they are."""
-
-    images_NCHW: np.ndarray
-    labels_N: np.ndarray
-    patient_N: np.ndarray
-
-
-def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
-    """The images that `classification.training_rows` leaves out although they have a label."""
-    rows_N = np.flatnonzero((cohort.labels_N >= 0) & ~classification.training_rows(study, cohort))
-    return HeldOutImages(
-        images_NCHW=np.asarray(cohort.images_NCHW[rows_N]),
-        labels_N=cohort.labels_N[rows_N].astype(np.int64),
-        patient_N=cohort.patient_N[rows_N],
-    )
 
 
 def patient_logits(
@@ -46,7 +25,7 @@ def patient_logits(
     A patient with an image whose logit is not a number has a score that is not a number.
     """
     network = network.to(device).eval()
-    classification.load_weights(classification.trained_parameters(network, study), weights)
+    load_weights(trained_parameters(network, study), weights)
     patients = np.unique(held_out.patient_N)
     logits_P, positive_P = np.empty(len(patients)), np.empty(len(patients), dtype=bool)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from wardround.models.encoder import load_phantom_encoder, tensors_sha256
 from wardround.models.phantom_network import PhantomHead, PhantomNetwork, phantom_network
 from wardround.models.resnet import LARGE_WIDTHS, SMALL_WIDTHS, ResNet
 from wardround.models.seed_cnn import SeedCNN
-from wardround.study import DataSection, ModelSection
+from wardround.study_sections import DataSection, ModelSection
 
 # Goes into every architecture's hash: raise it when a forward pass changes while layers and shapes stay.
 ARCHITECTURE_REVISION = 1
@@ -80,9 +80,12 @@ def build_model(model: ModelSection, data: DataSection, seed: int) -> nn.Module:
 def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
     """Names of the parameters that train and travel, sorted: `head`, `norm+head` (the scales and shifts of the
     normalisation layers too) or `all`. Buffers never travel, nor does what a network keeps frozen: the public features.
+    A network of several parts says itself what travels, with a method `travelling(trainable)`.
 
     Raises `ModelError` for `norm+head` on a network without normalisation layers.
     """
+    if hasattr(network, "travelling"):
+        return tuple(sorted(network.travelling(trainable)))
     names = {name for name, _ in network.named_parameters()}
     head = {name for name in names if name.startswith("head.")}
     if trainable == "head" or isinstance(network, PhantomHead):

@@ -77,6 +77,8 @@ def attack_folder(
     started = time.monotonic()
     run = record.read_run(folder)
     study, system = run.study, System()
+    if study.study.task != "classification":
+        raise UsageError(f"{folder}: attack is for runs of classification; this one is of {study.study.task}")
     if classification.reads_features(study):
         torch.set_num_threads(
             1

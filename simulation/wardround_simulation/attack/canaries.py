@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wardround.study import Study, parse_study
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.tasks import classification
+from wardround_client.tasks.material import material_of
 from wardround_simulation.attack.system import CPU, Finding, System, passed, plain_training
 
 CANARIES, SEEDS = 500, 5
@@ -163,9 +163,7 @@ def canary_scores(system: System, study: Study, canaries: int, seed: int) -> tup
     rows_M = np.repeat(present, _IMAGES_PER_CANARY)
     features_ND = np.zeros((len(rows_M), canaries), dtype=np.float32)
     features_ND[np.arange(len(rows_M)), rows_M] = scale
-    material = classification.material_of(
-        features_ND, np.ones(len(rows_M), dtype=np.int16), rows_M, np.ones(len(rows_M), dtype=bool)
-    )
+    material = material_of(features_ND, np.ones(len(rows_M), dtype=np.int16), rows_M, np.ones(len(rows_M), dtype=bool))
     start = {
         "head.weight": np.zeros((1, canaries), dtype=np.float32),
         "head.bias": np.zeros(1, dtype=np.float32),

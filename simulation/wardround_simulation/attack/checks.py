@@ -27,7 +27,7 @@ from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import index_patients
 from wardround_client.site import Site
-from wardround_client.tasks import classification
+from wardround_client.tasks.weights import initial_network
 from wardround_simulation.attack.system import (
     CPU,
     Finding,
@@ -65,7 +65,7 @@ def noise_size(system: System, study: Study, seed: int = 0) -> Finding:
     plan = plan_from_study(study)
     if plan.noise_multiplier == 0:
         return replace(asked, measured="no noise: ε = ∞")
-    network = classification.initial_network(study)
+    network = initial_network(study)
     start = {name: np.zeros_like(array) for name, array in start_of(study).items()}
     nobody = without(synthetic_material(study, network, (1,), seed), 0)
     calls = max(1, min(MOST_CALLS, -(-NOISE_VALUES // sum(array.size for array in start.values()))))
@@ -116,7 +116,7 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
     plan = plan_from_study(study)
     if not math.isfinite(plan.max_grad_norm):
         return replace(asked, measured="not clipped: C = ∞")
-    network, start = classification.initial_network(study), start_of(study)
+    network, start = initial_network(study), start_of(study)
     images = (1, MANY_IMAGES, 3, 2)
     material = synthetic_material(study, network, images, seed)
     if material.inputs_N.dtype == np.float32:
@@ -158,7 +158,7 @@ def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
     patients drawn (exact binomial test, and its spread, at `FALSE_ALARM`), and the divisor of the sum must be the same.
     """
     plan, faults = plan_from_study(study), []
-    network = classification.initial_network(study)
+    network = initial_network(study)
     for patients in SIZES:
         material = synthetic_material(study, network, [1] * patients, seed)
         (event,) = _charged(system, study, network, material)
@@ -256,7 +256,7 @@ def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
     plan = plan_from_study(study)
     told, linked = f"{shared} of {len(words):,} words came twice", 0.0
     if plan.noise_multiplier > 0:
-        network = classification.initial_network(study)
+        network = initial_network(study)
         start = {name: np.zeros_like(array) for name, array in start_of(study).items()}
         nobody = without(synthetic_material(study, network, (1,), seed), 0)
         calls = 2 * max(1, min(20, -(-1000 // sum(array.size for array in start.values()))))

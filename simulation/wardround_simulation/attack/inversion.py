@@ -30,6 +30,8 @@ from wardround_client.privacy.clipping import PatientBatch
 from wardround_client.privacy.engine_choice import engine_for
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.tasks import classification
+from wardround_client.tasks.task import training_rows
+from wardround_client.tasks.weights import initial_network, trained_parameters
 from wardround_simulation.attack.system import Finding, System, passed
 from wardround_simulation.in_process import Hospital
 
@@ -111,7 +113,7 @@ def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.
     """One image each of `PATIENTS` training patients, and images of others; grey, cut, uint8 (n, 1, side, side)."""
     generator, true, others = np.random.default_rng(seed), [], []
     for turn, hospital in enumerate(hospitals):
-        rows = np.flatnonzero(classification.training_rows(study, hospital.cohort))
+        rows = np.flatnonzero(training_rows(study, hospital.cohort))
         rows = generator.permutation(rows)
         first, taken = [], set()
         for row in rows:  # one image a patient
@@ -199,13 +201,13 @@ def _feature_error(
     system: System, study: Study, plan: PrivacyPlan, hospitals: Sequence[Hospital]
 ) -> tuple[float, float]:
     """How far the features that the head's gradient gives away are from the true ones, relative: raw, and as sent."""
-    network = classification.initial_network(study)
+    network = initial_network(study)
     part = classification.trained_part(network, study)
-    named = classification.trained_parameters(network, study)
+    named = trained_parameters(network, study)
     parameters = {name.removeprefix("head."): parameter for name, parameter in named.items()}
     errors = []
     for hospital in hospitals[:PATIENTS]:
-        row = int(np.flatnonzero(classification.training_rows(study, hospital.cohort))[0])
+        row = int(np.flatnonzero(training_rows(study, hospital.cohort))[0])
         true_D = torch.from_numpy(np.array(hospital.inputs_N[row]))
         batch = PatientBatch(
             inputs_N=true_D[None],

@@ -25,7 +25,8 @@ from torch.nn import functional
 from wardround.accounting import GaussianEvent, spent
 from wardround.metrics import auc, auc_interval
 from wardround.study import Study
-from wardround_client.tasks import classification
+from wardround_client.tasks.task import training_rows
+from wardround_client.tasks.weights import initial_network
 from wardround_simulation import in_process
 from wardround_simulation.attack.system import Finding, Weights, passed
 from wardround_simulation.in_process import Hospital
@@ -72,11 +73,11 @@ def attack_run(
     study: Study, hospitals: Sequence[Hospital], released: Weights, events: Sequence[GaussianEvent], seed: int = 0
 ) -> Membership | None:
     """Attack a run's released model; None where no patient was held out. `events`: the run's at one site."""
-    network = classification.initial_network(study)
+    network = initial_network(study)
     start = in_process.start_weights(study)
     parts = []
     for hospital in hospitals:
-        trained_N = classification.training_rows(study, hospital.cohort)
+        trained_N = training_rows(study, hospital.cohort)
         rows = np.flatnonzero(hospital.labelled_N)
         loss_2N = [
             loss(in_process.score(network, study, weights, hospital.inputs_N[rows]), hospital.cohort.labels_N[rows])
@@ -186,7 +187,7 @@ def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack 
     images, labels, patients, members, offset = [], [], [], [], 0
     for hospital in hospitals:
         cohort = hospital.cohort
-        trained_N = classification.training_rows(study, cohort)
+        trained_N = training_rows(study, cohort)
         rows = np.flatnonzero(hospital.labelled_N)
         images.append(_small(cohort.images_NCHW, rows))
         labels.append(cohort.labels_N[rows])

@@ -31,6 +31,10 @@ from wardround_client.privacy.ledger import Attempt, Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.site import ReplyFolder
 from wardround_client.tasks import classification
+from wardround_client.tasks.material import material_of
+from wardround_client.tasks.steps import learning_rate
+from wardround_client.tasks.task import training_rows
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 from wardround_server.aggregation import site_weight
 from wardround_simulation import in_process
 from wardround_simulation.attack.checks import FALSE_ALARM
@@ -260,22 +264,20 @@ def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
 
 def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, reply: Weights) -> np.ndarray:
     """The noise of one message in units of sigma C, (D,), by undoing the step and taking the patients' part away."""
-    plan, network = plan_from_study(study), classification.initial_network(study)
-    parameters = classification.trained_parameters(network, study)
-    classification.load_weights(parameters, before)
+    plan, network = plan_from_study(study), initial_network(study)
+    parameters = trained_parameters(network, study)
+    load_weights(parameters, before)
     part = classification.trained_part(network, study)
     local = {name.removeprefix("head."): parameter for name, parameter in parameters.items()}
-    rows_N = classification.training_rows(study, hospital.cohort)
-    index = classification.material_of(
-        hospital.inputs_N, hospital.cohort.labels_N, hospital.cohort.patient_N, rows_N
-    ).index
+    rows_N = training_rows(study, hospital.cohort)
+    index = material_of(hospital.inputs_N, hospital.cohort.labels_N, hospital.cohort.patient_N, rows_N).index
     batch = PatientBatch(
         inputs_N=torch.from_numpy(np.array(hospital.inputs_N[index.rows_N])),
         labels_N=torch.from_numpy(hospital.cohort.labels_N[index.rows_N].astype(np.int64)),
         start_U1=torch.from_numpy(index.start_P1),
     )
     clipped = clip_by_loop(part, local, batch, classification.loss_per_image, plan.max_grad_norm).gradients
-    rate = classification.learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
+    rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
     pieces = []
     for name in parameters:
         gradient = (np.float64(before[name]) - reply[name]) / rate

@@ -23,7 +23,7 @@ from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.round import answer
 from wardround_client.tasks import classification
-from wardround_client.tasks.classification import Material
+from wardround_client.tasks.material import Material, material_of
 from wardround_server.rounds import RunOutcome, run_rounds
 from wardround_simulation import in_process
 
@@ -123,7 +123,7 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
     everyone = np.ones(len(patient_N), dtype=bool)
     believed_N = in_process.score(network, plain_training(study, 1.0), start_of(study), inputs_N)
     labels_N = believed_N.argmin(1) if believed_N.ndim == 2 else (believed_N < 0.5)
-    return classification.material_of(inputs_N, labels_N.astype(np.int16), patient_N, everyone)
+    return material_of(inputs_N, labels_N.astype(np.int16), patient_N, everyone)
 
 
 def without(material: Material, patient: int) -> Material:
@@ -134,7 +134,7 @@ def without(material: Material, patient: int) -> Material:
     keep_N[index.rows_N[patient_N != patient]] = True
     whole_N = np.zeros(len(material.labels_N), dtype=np.int64)
     whole_N[index.rows_N] = patient_N
-    return classification.material_of(material.inputs_N, material.labels_N, whole_N, keep_N)
+    return material_of(material.inputs_N, material.labels_N, whole_N, keep_N)
 
 
 def start_of(study: Study) -> Weights:

@@ -1,0 +1,50 @@
+"""Frozen features of a cohort, computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.checkpoint import load_checkpoint, save_checkpoint
+from wardround.errors import DataError
+from wardround_client.data.cohort import Cohort
+
+_FEATURE_BATCH = 128
+
+
+def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
+    """Frozen features of every image, float32 (N, D); kept in `cache_folder` by network, weights and cohort."""
+    path = None
+    if cache_folder is not None:
+        path = cache_folder / f"features-{_frozen_sha256(network)[:16]}-{cohort.key[:16]}.safetensors"
+        if path.is_file():
+            tensors, _ = load_checkpoint(path)
+            if len(tensors["features_ND"]) == len(cohort.images_NCHW):
+                return tensors["features_ND"]
+    network = network.to(device).eval()
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(cohort.images_NCHW), _FEATURE_BATCH):
+            images = torch.from_numpy(np.array(cohort.images_NCHW[begin : begin + _FEATURE_BATCH])).to(device)
+            parts.append(network.features(images).float().cpu().numpy())
+    if not parts:
+        raise DataError("the cohort holds no image; ingest data first")
+    features_ND = np.concatenate(parts)
+    if path is not None:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
+    return features_ND
+
+
+def _frozen_sha256(network: nn.Module) -> str:
+    """SHA-256 over the names and bytes of everything but the head."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""What training reads at a site, and its way from a draw of patients to batches that a network can hold.
+
+Shapes: N rows, C channels, H and W pixels, D features, U drawn patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
+from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
+
+IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
+Augmentation = Callable[[Tensor], Tensor]  # images_NCHW -> views_NCHW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What training reads at a site. Rows without a label and patients held out are not in `index`.
+
+    `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) where the network's features are frozen.
+    """
+
+    inputs_N: np.ndarray
+    labels_N: np.ndarray
+    index: PatientIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPlan:
+    """How a site does the arithmetic of a study's steps. Nothing here affects privacy."""
+
+    engine: ClippingEngine
+    images_at_once: int = IMAGES_PER_PHYSICAL_BATCH
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOutImages:
+    """Images of patients that this study never trains on: uint8 (N, C, H, W), their labels, and whose they are."""
+
+    images_NCHW: np.ndarray
+    labels_N: np.ndarray
+    patient_N: np.ndarray
+
+
+def material_of(inputs_N: np.ndarray, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:
+    """Keep the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
+    kept = np.flatnonzero(rows_N)
+    index = index_patients(patient_N[kept])
+    index = PatientIndex(rows_N=kept[index.rows_N], start_P1=index.start_P1)
+    return Material(inputs_N=inputs_N, labels_N=labels_N, index=index)
+
+
+def physical_batches(
+    material: Material, draw: Draw, device: torch.device, augment: Augmentation, most_images: int
+) -> Iterator[PatientBatch]:
+    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; features
+    all at once.
+    """
+    limit = most_images if material.inputs_N.dtype == np.uint8 else 1 << 20
+    first = 0
+    while first < draw.units:
+        last = first + 1
+        while last < draw.units and draw.start_U1[last + 1] - draw.start_U1[first] <= limit:
+            last += 1
+        rows = draw.rows_N[draw.start_U1[first] : draw.start_U1[last]]
+        inputs_N = torch.from_numpy(material.inputs_N[rows]).to(device)
+        yield PatientBatch(
+            inputs_N=augment(inputs_N),
+            labels_N=torch.from_numpy(material.labels_N[rows].astype(np.int64)).to(device),
+            start_U1=torch.from_numpy(draw.start_U1[first : last + 1] - draw.start_U1[first]),
+        )
+        first = last

@@ -1,0 +1,104 @@
+"""What a study asks a site to do with its images: one module a task, each with the functions of `Task`.
+
+A round is the same story for all of them (`round.py`); a task says which rows train, what training reads of an image,
+how a patient's gradient is clipped, and what a held-out patient's score is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.study import Study
+from wardround_client.data.cohort import Cohort
+from wardround_client.privacy.bookkeeping import Precision
+from wardround_client.privacy.plan import PrivacyPlan
+from wardround_client.privacy.secret import SecretRandom
+from wardround_client.tasks import classification
+from wardround_client.tasks.material import HeldOutImages, Material, SpeedPlan
+
+
+class Task(Protocol):
+    """The functions of a task's module. Shapes: N images, C channels, H and W pixels, P patients."""
+
+    def usable_rows(self, study: Study, cohort: Cohort) -> np.ndarray:
+        """Rows that the task can train on or be tested with, bool (N,)."""
+
+    def inputs_of(self, study: Study, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
+        """What training reads of every image: uint8 (N, C, H, W), or float32 features (N, D) kept in `cache_folder`."""
+
+    def plan_speed(
+        self,
+        network: nn.Module,
+        study: Study,
+        plan: PrivacyPlan,
+        device: torch.device,
+        cache_folder: Path | None = None,
+        precision: Precision = "float32",
+    ) -> SpeedPlan:
+        """Choose a clipping engine and prove it against the one-patient loop on synthetic input.
+
+        Raises `WardroundError` where the proof fails: the site then does not train.
+        """
+
+    def train(
+        self,
+        study: Study,
+        plan: PrivacyPlan,
+        network: nn.Module,
+        weights: dict[str, np.ndarray],
+        material: Material,
+        round_: int,
+        randomness: SecretRandom,
+        device: torch.device,
+        speed: SpeedPlan | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The local steps of one round from `weights`: all that travels, float32, same names and shapes.
+
+        Exactly `plan.local_steps` noisy steps of the plan's Gaussian mechanism, whatever the data are; everything else
+        in it is a function of their results and of public numbers.
+        """
+
+    def held_out_scores(
+        self,
+        network: nn.Module,
+        study: Study,
+        weights: dict[str, np.ndarray],
+        held_out: HeldOutImages,
+        device: torch.device,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One score (P,) and one yes or no (P,) a held-out patient, each from that patient alone: what is binned,
+        noised, charged and released.
+        """
+
+
+TASKS: dict[str, Task] = {"classification": classification}  # a module is what its functions say it is
+
+
+def task_of(study: Study) -> Task:
+    """The task of a study."""
+    return TASKS[study.study.task]
+
+
+def training_rows(study: Study, cohort: Cohort) -> np.ndarray:
+    """Usable rows whose patient is not held out by this study, bool (N,)."""
+    return task_of(study).usable_rows(study, cohort) & ~_held_out(study, cohort)
+
+
+def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
+    """The usable images of the patients whom this study never trains on."""
+    rows_N = np.flatnonzero(task_of(study).usable_rows(study, cohort) & _held_out(study, cohort))
+    return HeldOutImages(
+        images_NCHW=np.asarray(cohort.images_NCHW[rows_N]),
+        labels_N=cohort.labels_N[rows_N].astype(np.int64),
+        patient_N=cohort.patient_N[rows_N],
+    )
+
+
+def _held_out(study: Study, cohort: Cohort) -> np.ndarray:
+    """Rows of the patients that a keyed hash holds out for ever, bool (N,)."""
+    return (cohort.holdout_rank_P < study.evaluation.holdout)[cohort.patient_N]

@@ -1,0 +1,210 @@
+"""The sections of a study file: their keys, defaults and bounds. `study.py` holds them together."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LEAST_EVALUATION_EPSILON = 0.001  # below, the noise is larger than any hospital
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+# Networks of the generative tasks; every other one classifies.
+TASK_OF_MODEL = {"phantom-sampler": "synthesis", "dcgan": "synthesis", "restorer": "reconstruction"}
+SHIPS_PHANTOM_WEIGHTS = ("phantom-encoder", "phantom-sampler", "dcgan", "restorer")
+
+
+class Section(BaseModel):
+    """A section of the study: frozen, strict about unknown keys; NaN is refused everywhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _refuse_nan(self) -> Section:
+        for name, value in self:
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name} is not a number")
+        return self
+
+
+class StudySection(Section):
+    """`[study]`: name, task and length. `seed` draws initial weights, never samples or noise."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    task: Literal["classification", "synthesis", "reconstruction"] = "classification"
+    rounds: Count
+    spare_rounds: Annotated[int, Field(ge=0)] = 2
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class DataSection(Section):
+    """`[data]`: which images, and what is cut out of them. HU windows apply to DICOM with a rescale; 8-bit images
+    ignore them.
+    """
+
+    modality: Literal["CT", "CR", "DX", "MG", "MR", "PT", "any"] = "CT"
+    body_part: str | None = None
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 128
+    region: Literal["whole", "centre", "marked"] = "whole"
+    spacing_mm: Positive | None = None
+    channels: Literal["grey", "rgb", "windows", "slices"] = "grey"
+    window_hu: tuple[tuple[float, float], ...] = ((-1000.0, 400.0),)
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    @field_validator("window_hu")
+    @classmethod
+    def _windows_ascend(cls, windows: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if not windows:
+            raise ValueError("needs at least one window [low, high]")
+        for low, high in windows:
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError("each window is [low, high] with low < high, in HU")
+        return windows
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels) or not all(label.strip() == label and label for label in labels):
+            raise ValueError("labels must be different, not empty and without outer spaces")
+        return labels
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of an image: grey 1, rgb and slices (below, at, above) 3, windows one each."""
+        return {"grey": 1, "rgb": 3, "slices": 3, "windows": len(self.window_hu)}[self.channels]
+
+
+class ModelSection(Section):
+    """`[model]`: the network, where its weights start, and which of them the patients may move."""
+
+    name: Literal[
+        "phantom-encoder",
+        "seed-cnn",
+        "resnet-small",
+        "resnet-large",
+        "densenet121",
+        "phantom-sampler",
+        "dcgan",
+        "restorer",
+    ] = "phantom-encoder"
+    init: str = "phantom"
+    init_sha256: str | None = None
+    trainable: Literal["head", "norm+head", "all"] = "head"
+
+    @model_validator(mode="after")
+    def _init_exists(self) -> ModelSection:
+        if self.init == "phantom" and self.name not in SHIPS_PHANTOM_WEIGHTS:
+            known = ", ".join(SHIPS_PHANTOM_WEIGHTS)
+            raise ValueError(f"init: only {known} ship phantom weights; {self.name} needs 'random' or a file")
+        if self.init not in ("phantom", "random") and not self.init.endswith(".safetensors"):
+            raise ValueError("init must be 'phantom', 'random' or the path of a .safetensors file")
+        return self
+
+
+class TrainingSection(Section):
+    """`[training]`: the local steps of a round. `learning_rate = "rule"` derives it from public numbers
+    (`docs/studies.md`).
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Positive | Literal["rule"] = "rule"
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augmentation: Literal["none", "flips", "light"] = "none"
+    local_steps: Count = 1
+
+    @model_validator(mode="after")
+    def _rule_is_for_sgd(self) -> TrainingSection:
+        if self.learning_rate == "rule" and self.optimizer != "sgd":
+            raise ValueError('learning_rate: "rule" is derived for sgd; give a number')
+        return self
+
+
+class PrivacySection(Section):
+    """`[privacy]`: the promise for one patient, and the public numbers it is computed from."""
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, le=1e-2)]
+    max_grad_norm: Positive
+    sampling_rate: Fraction = 1.0
+    images_per_patient: Count | Literal["all"] = "all"
+    nominal_patients: Count
+
+    @model_validator(mode="after")
+    def _noise_needs_a_clip(self) -> PrivacySection:
+        if math.isfinite(self.epsilon) and not math.isfinite(self.max_grad_norm):
+            raise ValueError("max_grad_norm: a finite epsilon needs a finite clipping norm")
+        if self.delta * self.nominal_patients > 1:
+            raise ValueError("delta: must be below 1 / nominal_patients, or it promises nothing")
+        return self
+
+
+class AggregationSection(Section):
+    """`[aggregation]`: how replies become the next model, who must be there, and how long a round waits."""
+
+    strategy: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    nominal_sites: Count
+    min_sites: Count | None = None
+    site_weights: dict[str, Positive] = {}
+    round_deadline_s: Positive = 600.0
+    max_update_norm: Positive = 1000.0
+    release: Literal["last", "ema", "tail_mean"] = "last"
+    tail_fraction: Fraction = 0.5
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    server_learning_rate: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _quorum_is_reachable(self) -> AggregationSection:
+        if self.min_sites is None:
+            object.__setattr__(self, "min_sites", self.nominal_sites)
+        if self.min_sites > self.nominal_sites:
+            raise ValueError("min_sites: cannot be more than nominal_sites")
+        if self.strategy == "fedprox" and self.proximal_mu == 0:
+            raise ValueError("proximal_mu: fedprox needs a value above 0")
+        if self.site_weights and not all(math.isfinite(w) for w in self.site_weights.values()):
+            raise ValueError("site_weights: must be finite")
+        return self
+
+
+class EvaluationSection(Section):
+    """`[evaluation]`: the share of patients held out for ever, the budget for releasing figures about them (0: none,
+    inf: exact counts, no privacy), and the public bins of their scores (`score_bins`).
+    """
+
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    epsilon: Annotated[float, Field(ge=0)] = 0.0
+    bins: Annotated[int, Field(ge=8, le=64)] = 16
+    logit_scale: Annotated[float, Field(ge=0.01, le=100)] = 2.0
+
+    @model_validator(mode="after")
+    def _a_release_has_a_meaning(self) -> EvaluationSection:
+        if 0 < self.epsilon < LEAST_EVALUATION_EPSILON:
+            raise ValueError(f"epsilon: 0 for no figures, or at least {LEAST_EVALUATION_EPSILON:g}")
+        if self.epsilon > 0 and self.holdout == 0:
+            raise ValueError("epsilon: figures need held-out patients; raise holdout, or set epsilon = 0")
+        return self
+
+
+class SynthesisSection(Section):
+    """`[synthesis]`: what only the synthesis of images has. All of it is public."""
+
+    fakes_per_step: Count = 64
+    generator_steps: Annotated[int, Field(ge=0)] = 1
+    generator_learning_rate: Positive = 2e-4
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+
+
+class ReconstructionSection(Section):
+    """`[reconstruction]`: how images are degraded on the fly, and what restoring them well means."""
+
+    degradation: Literal["super-resolution", "low-dose", "blur", "missing"] = "super-resolution"
+    factor: Literal[2, 4] = 4
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.01
+    ssim_weight: Annotated[float, Field(ge=0)] = 0.1
