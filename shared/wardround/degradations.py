@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wardround.image_quality import to_8_bit
+from wardround.study_sections import ReconstructionSection
 
 Kind = Literal["super-resolution", "low-dose", "blur", "missing"]
 KINDS: tuple[Kind, ...] = ("super-resolution", "low-dose", "blur", "missing")
@@ -87,6 +88,17 @@ class Degradation:
             "blur": f"blur of {self.blur_px:g} pixels",
             "missing": f"{self.missing:.0%} of the area missing",
         }[self.kind]
+
+
+def degradation_of(section: ReconstructionSection) -> Degradation:
+    """The degradation of a study."""
+    return Degradation(
+        kind=section.degradation,
+        factor=section.factor,
+        dose=section.dose,
+        blur_px=section.blur_px,
+        missing=section.missing,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

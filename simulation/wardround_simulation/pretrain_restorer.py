@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wardround.degradations import KINDS, Degradation, Kind, SeededNumbers, degrade
 from wardround.models.encoder import tensors_sha256
-from wardround.models.restorer import Restorer, inputs_of
+from wardround.models.restorer import Restorer, inputs_of_degraded
 from wardround.restoration_loss import JointLoss, LossWeights
 from wardround_simulation.phantom_scenes import SCENES_VERSION, generate_scenes
 
@@ -94,7 +94,7 @@ def spoiled(
     for first in range(0, count, BATCH):
         degradation = strengths[first // BATCH % len(strengths)]
         degraded = degrade(images_N1HW[first : first + BATCH], degradation, numbers)
-        parts.append(inputs_of(degraded, degradation).round().clamp(0, 255).to(torch.uint8))
+        parts.append(inputs_of_degraded(degraded, degradation).round().clamp(0, 255).to(torch.uint8))
         report(min(first + BATCH, count), count)
     return Pairs(inputs_N3HW=torch.cat(parts), true_N1HW=images_N1HW)
 

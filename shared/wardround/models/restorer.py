@@ -10,6 +10,7 @@ statistics, nothing in place. Shapes: N images, H rows, W columns, multiples of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.resources import files
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ class Restorer(nn.Module):
         self.discriminator = PatchDiscriminator()
 
     def forward(self, inputs_N3HW: Tensor) -> Tensor:
-        """Inputs of `inputs_of` (N, 3, H, W) -> restored grey values (N, 1, H, W)."""
+        """Inputs of `inputs_of_degraded` (N, 3, H, W) -> restored grey values (N, 1, H, W)."""
         return self.generator(inputs_N3HW)
 
     def travelling(self, trainable: str) -> tuple[str, ...]:
@@ -142,9 +143,36 @@ class Restorer(nn.Module):
                 yield from (f"{path}.{name}" for name, _ in layer.named_parameters(recurse=False))
 
 
-def inputs_of(degraded: Degraded, degradation: Degradation) -> Tensor:
+def inputs_of_degraded(degraded: Degraded, degradation: Degradation) -> Tensor:
     """What the generator reads (N, 3, H, W): what was observed, brought to the full size; the classical start; and a map
     of the strength, 0 where data are missing."""
     known = degraded.known_N1HW
     strength = known * (255 * degradation.strength) if degradation.kind != "missing" else 255 * known
     return torch.cat([to_full_size(degraded), classical_start(degraded, degradation), strength], 1)
+
+
+def load_phantom_restorer(degradation: Kind | None, path: str | None = None) -> Restorer:
+    """The shipped restorer of a kind of degradation (or the one in `path`, as `wardround-sim pretrain` writes it), in
+    float32. Raises `ModelError` where the file is missing, altered, or of another architecture or degradation.
+    """
+    if degradation is None:
+        raise ModelError("model.init: the phantom weights of a restorer are for one degradation; the study names none")
+    name = f"phantom_restorer_{degradation.replace('-', '_')}.safetensors" if path is None else path
+    source = str(files("wardround.models") / name) if path is None else path
+    try:
+        with safe_open(source, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{name}: cannot be read as a model file; give the file that `wardround-sim pretrain` wrote"
+        ) from error
+    restorer = Restorer()
+    if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in restorer.state_dict().items()}:
+        raise ModelError(f"{name}: not a restorer of this version (names or shapes differ); pretrain again")
+    if metadata.get("degradation") != degradation:
+        raise ModelError(f"{name}: was trained for another degradation than {degradation}")
+    if tensors_sha256(tensors) != metadata.get("tensors_sha256"):
+        raise ModelError(f"{name}: its tensors do not match its own hash, so it was altered or damaged; get it again")
+    restorer.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True)
+    return restorer
