@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wardround.accept_test import released_model
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError
 from wardround.evaluation_wire import SiteRelease
@@ -64,7 +65,8 @@ def train(run: RunFolder, federation: Federation) -> None:
         outcome = run_rounds(study, run.run_id, architecture, start, way, run.path)
         figures = federated_test(study, run.run_id, architecture, outcome.weights, way)
         result = result_of(study, run.run_id, architecture, outcome, figures)
-        save_model(run.path / "model.safetensors", network, outcome.weights, study, result)
+        released, result["released"] = released_model(figures, outcome.weights, start)
+        save_model(run.path / "model.safetensors", network, released, study, result)
         write_json(run.path / "result.json", result)
 
 
@@ -176,6 +178,7 @@ def save_model(
         "study_sha256": result["study_sha256"],
         "architecture_sha256": result["architecture_sha256"],
         "trainable": study.model.trainable,
+        "released": result["released"],
         "privacy": result["privacy"],
     }
     tensors = {**network, **{name: np.asarray(array).reshape(network[name].shape) for name, array in weights.items()}}

@@ -80,6 +80,8 @@ class Study(Section):
                 raise ValueError("data.image_size: a restorer needs a multiple of 8, at least 32")
             if self.reconstruction.crop_px > self.data.image_size:
                 raise ValueError("reconstruction.crop_px: larger than data.image_size")
+            if self.evaluation.epsilon > 0 and self.evaluation.logit_scale > 0.5:
+                raise ValueError("evaluation.logit_scale: the accept test counts gains in dB; use 0.1, or at most 0.5")
             if self.training.augmentation == "light":
                 raise ValueError("training.augmentation: light would blur what is to be restored; use none or flips")
         elif self.evaluation.epsilon > 0 and len(self.data.labels) > 2:
