@@ -1,8 +1,8 @@
 """The accept test of a reconstruction: is the model that patients moved no worse than its public start?
 
-Each held-out patient's gain (dB of peak signal-to-noise ratio, trained less start) is counted in a bin at their site; what
-leaves is the noised histogram that `evaluation.epsilon` pays for, charged like any other release. The decision is a
-function of the sum of these histograms over the sites, so it costs nothing more. Shapes: B bins.
+Each held-out patient's gain (dB of peak signal-to-noise ratio, trained less start) is counted in a bin at their site;
+what leaves is the noised histogram that `evaluation.epsilon` pays for, charged like any other release. The decision
+is a function of the sum of these histograms over the sites, so it costs nothing more. Shapes: B bins.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def psnr_db(restored_NCHW: Tensor, true_NCHW: Tensor) -> Tensor:
 def ssim(restored_NCHW: Tensor, true_NCHW: Tensor) -> Tensor:
     """Mean structural similarity of each image, (N,), at most 1; differentiable.
 
-    Gaussian windows of 11 x 11 pixels with a deviation of 1.5, without the border where they do not fit (Z. Wang et al.,
-    IEEE Trans. Image Processing 13(4), 2004).
+    Gaussian windows of 11 x 11 pixels with a deviation of 1.5, without the border where they do not fit (Z. Wang et
+    al., IEEE Trans. Image Processing 13(4), 2004).
     """
     channels = restored_NCHW.shape[1]
     taps = torch.arange(-WINDOW_REACH_PX, WINDOW_REACH_PX + 1, device=restored_NCHW.device)

@@ -1,9 +1,10 @@
 """The loss of one image in reconstruction: generator's and discriminator's terms as one number, so that one clip covers
 the concatenated gradient of both.
 
-loss = |restored - true| + w_ssim (1 - SSIM) + w_adv G + w_adv D, where the generator's adversarial term G = -D(restored)
-puts no gradient into the discriminator, and the discriminator's hinge loss D = relu(1 - D(true)) + relu(1 + D(restored))
-none into the generator. Each image's loss depends on that image alone. Shapes: N images, H rows, W columns.
+loss = |restored - true| + w_ssim (1 - SSIM) + w_adv G + w_adv D, where the generator's adversarial term G =
+-D(restored) puts no gradient into the discriminator, and the discriminator's hinge loss D = relu(1 - D(true)) +
+relu(1 + D(restored)) none into the generator. Each image's loss depends on that image alone. Shapes: N images, H
+rows, W columns.
 """
 
 from __future__ import annotations

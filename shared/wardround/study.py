@@ -124,6 +124,13 @@ class Study(Section):
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
 
+def enhancing(study: Study) -> dict[str, Any]:
+    """What a restored model must say of itself to be used (`wardround-site enhance`); nothing for other tasks."""
+    if study.reconstruction is None:
+        return {}
+    return {"reconstruction": study.reconstruction.model_dump(), "window_hu": list(study.data.window_hu[0])}
+
+
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     """Read a study file and apply `section.key=value` overrides in their order.
 

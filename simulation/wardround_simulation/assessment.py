@@ -67,6 +67,7 @@ def assessment_of(study: Study, hospitals: Sequence[Hospital], out: Path) -> Ass
     Raises `DataError` where nobody is held out to test on.
     """
     from wardround_simulation.classification_assessment import ClassificationAssessment
+    from wardround_simulation.restoration_assessment import RestorationAssessment
 
-    kinds = {"classification": ClassificationAssessment}
+    kinds = {"classification": ClassificationAssessment, "reconstruction": RestorationAssessment}
     return kinds[study.study.task](study, hospitals, out)

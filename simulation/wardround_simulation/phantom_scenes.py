@@ -1,8 +1,8 @@
 """Phantom pictures for restoration: what a crop of 64 x 64 pixels anywhere in the chest may show.
 
-The anatomy is that of `phantom_crops`, looked at from anywhere: the nodule may be off the middle or absent, the chest wall
-with its ribs is in most pictures, and beyond the skin there is air. An encoder needs nodules in the middle; a restorer
-meets all of an image. No real pixel, and no statistic of a real data set, is used.
+The anatomy is that of `phantom_crops`, looked at from anywhere: the nodule may be off the middle or absent, the chest
+wall with its ribs is in most pictures, and beyond the skin there is air. An encoder needs nodules in the middle; a
+restorer meets all of an image. No real pixel, and no statistic of a real data set, is used.
 """
 
 from __future__ import annotations

@@ -20,7 +20,13 @@ from wardround.models.restorer import Restorer, inputs_of_degraded
 from wardround.restoration_loss import JointLoss, LossWeights
 from wardround_simulation.phantom_scenes import SCENES_VERSION, generate_scenes
 
-DEFAULT_SEED, DEFAULT_SCENES, DEFAULT_EPOCHS = 1, 12_000, 3
+DEFAULT_SEED = 1
+DEFAULTS: dict[Kind, tuple[int, int]] = {  # phantoms and epochs of the shipped files, with one thread
+    "super-resolution": (6_000, 3),
+    "low-dose": (5_000, 3),
+    "blur": (3_000, 2),
+    "missing": (3_000, 2),
+}
 BATCH = 16
 PEAK_LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
@@ -50,12 +56,15 @@ def pretrain_restorer(
     out_file: Path,
     kind: Kind,
     seed: int = DEFAULT_SEED,
-    scenes: int = DEFAULT_SCENES,
-    epochs: int = DEFAULT_EPOCHS,
+    crops: int | None = None,
+    epochs: int | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Trains on `scenes` phantoms for `epochs` and writes `out_file` in float16; returns its metadata."""
+    """Trains on `crops` phantoms for `epochs` (default: the shipped file's) and writes `out_file` in float16; returns
+    its metadata. `progress(stage, done, total)` is called often.
+    """
+    scenes, epochs = crops or DEFAULTS[kind][0], epochs or DEFAULTS[kind][1]
     report = progress or (lambda stage, done, total: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -161,7 +161,7 @@ def plan_speed(
 
 @torch.no_grad()
 def restored(network: nn.Module, degradation: Degradation, images_N1HW: np.ndarray, device: torch.device) -> Tensor:
-    """Known images degraded, each by numbers of its own (`numbers_of`), and restored: 8-bit grey values (N, 1, H, W)."""
+    """Known images degraded, each by numbers of its own, and restored: 8-bit grey values (N, 1, H, W)."""
     parts = []
     for image in images_N1HW:
         true = torch.from_numpy(np.array(image[None])).to(device)
@@ -173,8 +173,8 @@ def restored(network: nn.Module, degradation: Degradation, images_N1HW: np.ndarr
 def held_out_scores(
     network: nn.Module, study: Study, weights: dict[str, np.ndarray], held_out: HeldOutImages, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """By how many dB the model restores each held-out patient's images better than its public start, (P,), the mean over
-    the patient's images; and no for everyone, (P,). What the accept test counts.
+    """By how many dB the model restores each held-out patient's images better than its public start, (P,), the mean
+    over the patient's images; and no for everyone, (P,). What the accept test counts.
 
     Each patient's score depends on that patient's images alone, and is the same whenever it is asked for.
     """

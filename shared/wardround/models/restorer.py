@@ -1,10 +1,10 @@
 """The restorer: a conditional GAN whose generator corrects a classical restoration, fit for per-patient clipping.
 
-The generator is a small U-Net (O. Ronneberger et al., MICCAI 2015) of residual blocks over space-to-depth, that sees what
-was observed, the classical start and a map of the strength, and adds a residual to the start: with a residual of zero it
-is the classical method. The discriminator judges patches (P. Isola et al., CVPR 2017) of a restored or true image beside
-its start. GroupNorm stands in residual branches only, so that the grey values themselves pass unchanged. No batch
-statistics, nothing in place. Shapes: N images, H rows, W columns, multiples of 4; grey values 0..255.
+The generator is a small U-Net (O. Ronneberger et al., MICCAI 2015) of residual blocks over space-to-depth, that sees
+what was observed, the classical start and a map of the strength, and adds a residual to the start: with a residual of
+zero it is the classical method. The discriminator judges patches (P. Isola et al., CVPR 2017) of a restored or true
+image beside its start. GroupNorm stands in residual branches only, so that the grey values themselves pass unchanged.
+No batch statistics, nothing in place. Shapes: N images, H rows, W columns, multiples of 4; grey values 0..255.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from importlib.resources import files
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wardround.classical import classical_start, to_full_size
-from wardround.degradations import Degradation, Degraded
+from wardround.degradations import Degradation, Degraded, Kind
+from wardround.errors import ModelError
+from wardround.models.encoder import tensors_sha256
 
 INPUTS = 3  # observed, start, map of the strength
 FINE, COARSE, LAST = 32, 64, 16  # channels at a half, a quarter, and the whole of the size
@@ -26,7 +29,6 @@ GROUPS = 8
 PATCH_WIDTHS = (16, 32, 64)
 LEAK = 0.2
 GREY_SCALE = 64.0  # grey levels in one unit of the network
-LARGEST_CORRECTION = 255.0
 
 
 class ResidualBlock(nn.Module):
@@ -144,8 +146,9 @@ class Restorer(nn.Module):
 
 
 def inputs_of_degraded(degraded: Degraded, degradation: Degradation) -> Tensor:
-    """What the generator reads (N, 3, H, W): what was observed, brought to the full size; the classical start; and a map
-    of the strength, 0 where data are missing."""
+    """What the generator reads (N, 3, H, W): what was observed, brought to the full size; the classical start; and a
+    map of the strength, 0 where data are missing.
+    """
     known = degraded.known_N1HW
     strength = known * (255 * degradation.strength) if degradation.kind != "missing" else 255 * known
     return torch.cat([to_full_size(degraded), classical_start(degraded, degradation), strength], 1)
