@@ -193,12 +193,14 @@ class EvaluationSection(Section):
 
 
 class SynthesisSection(Section):
-    """`[synthesis]`: what only the synthesis of images has. All of it is public."""
+    """`[synthesis]`: what only the synthesis of images has. All of it is public, and all but `realness_weight` is for
+    the GAN.
+    """
 
-    fakes_per_step: Count = 64
-    generator_steps: Annotated[int, Field(ge=0)] = 1
+    fakes_per_step: Annotated[int, Field(ge=1, le=4096)] = 64  # of the discriminator's step, and of the generator's
+    generator_steps: Annotated[int, Field(ge=0, le=1000)] = 1  # at the end of each round
     generator_learning_rate: Positive = 2e-4
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    realness_weight: Annotated[float, Field(gt=0, le=10)] = 0.3  # of the sampler's realness beside its label
 
 
 class ReconstructionSection(Section):

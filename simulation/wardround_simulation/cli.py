@@ -18,7 +18,7 @@ from rich.console import Console
 
 from wardround.command_line import program, run_program
 from wardround.errors import UsageError
-from wardround_simulation import cli_federation, cli_pretrain
+from wardround_simulation import cli_federation, cli_models
 
 app = program(
     "wardround-sim",
@@ -296,7 +296,7 @@ def attack(
         raise typer.Exit(1)
 
 
-app.add_typer(cli_pretrain.app)
+app.add_typer(cli_models.app)
 app.add_typer(cli_federation.app)
 
 
