@@ -23,12 +23,12 @@ from wardround_simulation.phantom_scenes import SCENES_VERSION, generate_scenes
 DEFAULT_SEED = 1
 DEFAULTS: dict[Kind, tuple[int, int]] = {  # phantoms and epochs of the shipped files, with one thread
     "super-resolution": (6_000, 3),
-    "low-dose": (5_000, 3),
+    "low-dose": (6_000, 3),
     "blur": (3_000, 2),
     "missing": (3_000, 2),
 }
 BATCH = 16
-PEAK_LEARNING_RATE = 2e-3
+PEAK_LEARNING_RATE = 1.5e-3
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 0.5
 AVERAGE_RATE, AVERAGE_FROM_STEP = 0.01, 200

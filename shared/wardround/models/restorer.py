@@ -60,7 +60,7 @@ class Generator(nn.Module):
         self.up = nn.Conv2d(COARSE, 4 * FINE, 1)
         self.fine_up = ResidualBlock(FINE)
         self.tail = nn.Conv2d(FINE, 4 * LAST, 3, padding=1)
-        self.relu = nn.ReLU()
+        self.leaky = nn.LeakyReLU(LEAK)  # a plain one died where the start is hard to improve
         self.head = nn.Conv2d(LAST, 1, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -71,7 +71,7 @@ class Generator(nn.Module):
         half = self.fine_down(self.stem(F.pixel_unshuffle(centred, 2)))
         quarter = self.coarse(self.down(half))
         half = self.fine_up(half + F.pixel_shuffle(self.up(quarter), 2))
-        return self.relu(F.pixel_shuffle(self.tail(half), 2))
+        return self.leaky(F.pixel_shuffle(self.tail(half), 2))
 
     def forward(self, inputs_N3HW: Tensor) -> Tensor:
         """(N, 3, H, W) -> restored grey values (N, 1, H, W), not yet rounded."""
