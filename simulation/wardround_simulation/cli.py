@@ -87,7 +87,7 @@ def run(
     path = study or (STUDIES / "demo.toml")
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
-    if data is None and study is not None:
+    if data is None and study is not None and loaded.study.task == "classification":
         raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
     phantoms = data is None
     hospitals = sites or PHANTOM_SITES
