@@ -122,7 +122,7 @@ def restoration_table(rows: Sequence[Row]) -> Table:
 
 
 def fold_rows(
-    study: Study, hospitals: list[Hospital], fold_of: dict[str, int], fold: int, epsilons, draw: int
+    study: Study, hospitals: list[Hospital], fold_of: dict[str, int], fold: int, epsilons: Sequence[float]
 ) -> list[Row]:
     """Train at each epsilon on the other folds and test on this one: a row a method, with its figures and gains."""
     training, testing = [], []
