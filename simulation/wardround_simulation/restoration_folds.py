@@ -42,7 +42,7 @@ from wardround_simulation.processes import process_pool
 from wardround_simulation.restoration_assessment import START, without_privacy
 from wardround_simulation.restoration_measures import TUNING_IMAGES, compared, mean_over, spoil, spread_rows
 
-IMAGES_OF_A_PATIENT = 4  # at most, of those tested: the mean over patients hardly changes, and the time does
+IMAGES_OF_A_PATIENT = 2  # at most, of those tested: the mean over patients hardly changes, and the time does
 TRUE = "true image"
 
 Row = dict[str, Any]
