@@ -28,6 +28,7 @@ COARSE_BLOCKS = 3
 GROUPS = 8
 PATCH_WIDTHS = (16, 32, 64)
 LEAK = 0.2
+VIEWS = 4  # as it is, turned by half, and both mirrored at the diagonal: how an image lies means nothing
 GREY_SCALE = 64.0  # grey levels in one unit of the network
 
 
@@ -128,8 +129,14 @@ class Restorer(nn.Module):
         self.discriminator = PatchDiscriminator()
 
     def forward(self, inputs_N3HW: Tensor) -> Tensor:
-        """Inputs of `inputs_of_degraded` (N, 3, H, W) -> restored grey values (N, 1, H, W)."""
-        return self.generator(inputs_N3HW)
+        """Inputs of `inputs_of_degraded` (N, 3, H, W) -> restored grey values (N, 1, H, W): in training as they come,
+        else the mean over four views, turned back."""
+        if self.training:
+            return self.generator(inputs_N3HW)
+        restored = self.generator(inputs_N3HW) + self.generator(inputs_N3HW.flip(2, 3)).flip(2, 3)
+        across = inputs_N3HW.transpose(2, 3)
+        turned = self.generator(across) + self.generator(across.flip(2, 3)).flip(2, 3)
+        return (restored + turned.transpose(2, 3)) / VIEWS
 
     def travelling(self, trainable: str) -> tuple[str, ...]:
         """Names of the parameters that train and travel, sorted: `head`, `norm+head` or `all`."""
