@@ -174,8 +174,8 @@ def compare(
     if data is None:
         raise UsageError("--data is missing: which folder holds the images?")
     loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
-    if loaded.study.task != "classification":
-        raise UsageError(f"compare is for classification; {loaded.study.name} is a study of {loaded.study.task}")
+    if loaded.study.task == "synthesis":
+        raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of synthesis")
     epsilons = _epsilons(epsilon)
     chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"
@@ -202,6 +202,20 @@ def compare(
             comparison.check_folds(chosen, folds, folders)
         else:
             chosen = comparison.holdout_folds(loaded, folders)
+        if loaded.study.task == "reconstruction":
+            if test_data is not None:
+                raise UsageError("--test-data: compare has no external test set for a reconstruction")
+            progress.stage("Training at each epsilon, restoring every fold by every method")
+            from wardround_simulation import restoration_folds
+
+            rows = restoration_folds.compare_restoration(
+                loaded, folders, chosen, epsilons, draws, out, processes or os.cpu_count() or 1, progress.pieces
+            )
+            if as_json:
+                print(json.dumps(rows))
+            else:
+                Console().print(restoration_folds.restoration_table(rows))
+            return
         progress.stage("Features, then training alone, pooled and federated")
         rows = comparison.compare(
             loaded,

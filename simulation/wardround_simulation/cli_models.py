@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from wardround.errors import UsageError
 
-NETWORKS = ("encoder", "sampler", "gan")
+NETWORKS = ("encoder", "sampler", "gan", "restorer")
+DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
 FORMATS = ("grid", "folder", "dicom")
 
 app = typer.Typer(rich_markup_mode=None)
@@ -24,6 +26,9 @@ def pretrain(
     network: Annotated[
         str, typer.Option("--network", metavar="NAME", help=f"Which shipped file: {', '.join(NETWORKS)}.")
     ] = "encoder",
+    degradation: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"What a restorer undoes: {', '.join(DEGRADATIONS)}.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
     crops: Annotated[
         int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
@@ -38,6 +43,10 @@ def pretrain(
         raise UsageError(f"--network {network}: is none of {', '.join(NETWORKS)}")
     if network == "sampler" and epochs is not None:
         raise UsageError("--epochs: the sampler's bank of phantoms is painted once; leave it out")
+    if network == "restorer" and degradation not in DEGRADATIONS:
+        raise UsageError(f"--degradation {degradation or 'is missing'}: is none of {', '.join(DEGRADATIONS)}")
+    if network != "restorer" and degradation is not None:
+        raise UsageError("--degradation: is for --network restorer")
     if file.exists():
         raise UsageError(f"{file}: exists already; choose another name")
     if file.suffix != ".safetensors":
@@ -48,14 +57,18 @@ def pretrain(
         progress.stage("Loading torch")
         chosen = {"seed": seed, "crops": crops, "epochs": epochs}
         given = {name: value for name, value in chosen.items() if value is not None}
-        metadata = _trainer(network)(file, **given, progress=progress.named_pieces)
+        metadata = _trainer(network, degradation)(file, **given, progress=progress.named_pieces)
     if as_json:
         print(json.dumps(metadata))
     else:
         Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
 
 
-def _trainer(network: str):
+def _trainer(network: str, degradation: str | None):
+    if network == "restorer":
+        from wardround_simulation.pretrain_restorer import pretrain_restorer
+
+        return functools.partial(pretrain_restorer, kind=degradation)
     if network == "gan":
         from wardround_simulation.pretrain_gan import pretrain_gan
 
