@@ -37,13 +37,13 @@ from wardround_client.tasks.task import training_rows
 from wardround_client.tasks.weights import initial_network
 from wardround_server import rounds as server_rounds
 from wardround_simulation import in_process, preflight, run
+from wardround_simulation.assessment import AtEnd, assessment_of
 from wardround_simulation.attack import checks, inversion, membership, record
 from wardround_simulation.attack.canaries import audit_canaries, chance_of_so_many, epsilon_bound
 from wardround_simulation.attack.page import BEGIN, END
 from wardround_simulation.attack.system import System
 from wardround_simulation.cli import main
 from wardround_simulation.evidence import RunEvidence
-from wardround_simulation.held_out import HeldOut
 from wardround_simulation.hospitals import Prepared, settle_rules
 from wardround_simulation.phantom_crops import generate_crops
 from wardround_simulation.report import write_report
@@ -424,11 +424,16 @@ def make_run(out: Path, study: Study) -> None:
         architecture = architecture_sha256(network)
         exchange = in_process.in_process_exchange([open_site(hospital.folder) for hospital in prepared])
         outcome = server_rounds.run_rounds(study, run_id, architecture, start, exchange, out)
-        test = HeldOut(in_process.open_hospitals({h.name: h.folder for h in prepared}, study), study)
-        federated = test.scored("federated", None, network, study, outcome.weights)
-        result = run.result_of(study, prepared, outcome, test, federated, None, out, run_id, architecture)
-        run.save_model(out, study, result, network, outcome, architecture)
-        evidence = RunEvidence(study=study, result={**result, "phantoms": True}, predictions=[federated])
+        opened = in_process.open_hospitals({h.name: h.folder for h in prepared}, study)
+        end = AtEnd(
+            weights=outcome.weights, released=None, others=[], baselines=False, show_images=True, stage=lambda _: None
+        )
+        assessed = assessment_of(study, opened, out).at_end(end)
+        result = run.result_of(study, prepared, outcome, assessed, run_id, architecture)
+        run.save_model(out, study, result, network, assessed.weights, architecture)
+        evidence = RunEvidence(
+            study=study, result={**result, "phantoms": True}, predictions=list(assessed.predictions)[:1]
+        )
         write_report(out, evidence)
         run.finish(out, evidence)
 
