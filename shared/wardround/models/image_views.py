@@ -2,8 +2,8 @@
 
 With few images a discriminator learns them by heart. Shown only views, of both sides, it cannot, and the generator does
 not learn the views themselves (S. Zhao et al., "Differentiable augmentation", arXiv:2006.10738). Flips and quarter
-turns are for real images alone: they make more of them, and a generator shall learn to make every one. Each image has its own
-draw, so that no image meets another. Shapes: N images, C channels, H rows, W columns.
+turns are for real images alone: they make more of them, and a generator shall learn to make every one. Each image has
+its own draw, so that no image meets another. Shapes: N images, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
