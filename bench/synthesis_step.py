@@ -6,7 +6,7 @@ A whole step on one thread: gradients of real and generated images, noise where 
 `plain` is the same step without privacy, one backward pass over both sides. `ours` is what a site does
 (`gan_training`). `hooks` is Opacus' per-sample gradients for the real side, a patient's averaged before clipping, with
 torch's noise. The discriminator is the study's, all of it trained. Images a second are those of the generator, and of
-the sampler before any training, which then keeps most of what it paints; a trained one keeps about a fifth.
+the sampler before any training, which then keeps all that it paints; a trained one keeps about a fifth.
 """
 
 from __future__ import annotations

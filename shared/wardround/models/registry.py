@@ -39,8 +39,6 @@ FROM_SCRATCH: dict[str, Callable[[DataSection, int], nn.Module]] = {
     "resnet-small": lambda data, outputs: ResNet(data.channel_count, SMALL_WIDTHS, outputs),
     "resnet-large": lambda data, outputs: ResNet(data.channel_count, LARGE_WIDTHS, outputs),
     "densenet121": lambda data, outputs: DenseNet121(data.channel_count, outputs),
-    "dcgan": lambda data, outputs: SharedGAN(data.image_size, data.channel_count, len(data.labels)),
-    "restorer": lambda data, outputs: Restorer(),
 }
 SMALLEST_IMAGE_PX = {"densenet121": 32}
 
@@ -156,6 +154,8 @@ def _first_weights(model: ModelSection, data: DataSection, degradation: Kind | N
 
 
 def _from_scratch(model: ModelSection, data: DataSection) -> nn.Module:
+    if model.name == "dcgan":
+        return SharedGAN(data.image_size, data.channel_count, len(data.labels))
     if model.name not in FROM_SCRATCH:
         raise ModelError(f"model.init: {model.name} is made of public phantoms; use 'phantom', or a file of a run")
     return FROM_SCRATCH[model.name](data, 1 if len(data.labels) == 2 else len(data.labels))
