@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wardround.errors import StudyError, WardroundError
-from wardround.models.registry import build_model, exchanged_names
+from wardround.models.registry import architecture_sha256, build_model, exchanged_names
 from wardround.models.restorer import INPUTS
 from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
 from wardround.study import Study, parse_study
@@ -236,3 +236,20 @@ def test_the_charge_and_the_noisy_steps_must_agree() -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(WardroundError, match="1 noisy steps ran"):
         patch.setattr(reconstruction, "PatientOptimizer", Forgetful)
         reconstruction.train(study, plan, network, weights, material, 1, KnownRandom(b"k"), torch.device("cpu"))
+
+
+def test_what_travels_is_the_head_the_norms_or_all_of_both_networks_and_the_description_knows_every_layer() -> None:
+    study = study_of()
+    network = awake(study)
+    head, norms, every = (exchanged_names(network, part) for part in ("head", "norm+head", "all"))
+    assert set(head) == {
+        f"{part}.head.{kind}" for part in ("generator", "discriminator") for kind in ("weight", "bias")
+    }
+    assert set(head) < set(norms) < set(every) == {name for name, _ in network.named_parameters()}
+    assert sum(dict(network.named_parameters())[name].numel() for name in head) == 722
+    assert architecture_sha256(network) == architecture_sha256(awake(study, seed=2))
+    with torch.no_grad():  # a view the other way round is the same image the other way round
+        inputs = quadruples(2)[:, :INPUTS]
+        torch.testing.assert_close(
+            network.eval()(inputs.transpose(2, 3)), network(inputs).transpose(2, 3), rtol=1e-4, atol=1e-2
+        )

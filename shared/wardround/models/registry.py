@@ -67,7 +67,8 @@ def build_model(model: ModelSection, data: DataSection, seed: int, degradation: 
 
     The same sections and seed give the same weights, and torch's global generators are left as they were. `seed` counts
     for `init = "random"` alone; `degradation` chooses the phantom weights of a restorer. Raises `ModelError`, one
-    line, for a file that does not fit, an image too small for the network, or a network that would mix patients."""
+    line, for a file that does not fit, an image too small for the network, or a network that would mix patients.
+    """
     if data.image_size < SMALLEST_IMAGE_PX.get(model.name, 0):
         raise ModelError(f"data.image_size: {model.name} needs {SMALLEST_IMAGE_PX[model.name]} pixels or more")
     with torch.random.fork_rng(devices=[]):
@@ -154,6 +155,8 @@ def _first_weights(model: ModelSection, data: DataSection, degradation: Kind | N
 
 
 def _from_scratch(model: ModelSection, data: DataSection) -> nn.Module:
+    if model.name == "restorer":
+        return Restorer()
     if model.name == "dcgan":
         return SharedGAN(data.image_size, data.channel_count, len(data.labels))
     if model.name not in FROM_SCRATCH:
