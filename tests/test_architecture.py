@@ -43,8 +43,14 @@ DOORS = {
     },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},
     "opacus": {f"{SHARED}/accounting.py", f"{CLIENT}/privacy/noise.py"},
-    "pydicom": {f"{CLIENT}/data/dicom.py", f"{CLIENT}/data/dicom_pixels.py", f"{SIM}/phantom_dicom.py"},
-    "PIL": {f"{CLIENT}/data/pictures.py", f"{CLIENT}/data/regions.py", f"{SIM}/plots.py"},
+    "pydicom": {
+        f"{CLIENT}/data/dicom.py", f"{CLIENT}/data/dicom_pixels.py", f"{CLIENT}/data/derived.py",
+        f"{SIM}/phantom_dicom.py", f"{SIM}/synthetic_files.py",
+    },
+    "PIL": {
+        f"{CLIENT}/data/derived.py", f"{CLIENT}/data/pictures.py", f"{CLIENT}/data/regions.py",
+        f"{SIM}/plots.py", f"{SIM}/synthetic_files.py",
+    },
     "sqlite3": {f"{CLIENT}/privacy/ledger_file.py", f"{SERVER}/registry.py", f"{SERVER}/backup.py"},
     "cryptography": {
         f"{CLIENT}/privacy/secret.py", f"{CLIENT}/enrolment.py", f"{CLIENT}/doctor.py", f"{CLIENT}/site_checks.py",
@@ -53,9 +59,12 @@ DOORS = {
     "matplotlib": {f"{SIM}/plots.py"},
     "typer": {
         *(f"{SHARED}/{name}.py" for name in ("command_line", "audit_commands", "health_commands")),
-        *(f"{CLIENT}/cli_{name}.py" for name in ("data", "daemon", "enrolment", "ledger", "logs", "status", "studies")),
+        *(
+            f"{CLIENT}/cli_{name}.py"
+            for name in ("data", "daemon", "enhance", "enrolment", "ledger", "logs", "status", "studies")
+        ),
         *(f"{SERVER}/cli_{name}.py" for name in ("folder", "logs", "models", "runs", "sites")),
-        f"{SIM}/cli.py", f"{SIM}/cli_federation.py",
+        f"{SIM}/cli.py", f"{SIM}/cli_federation.py", f"{SIM}/cli_models.py",
     },
     "grpc": {
         f"{SIM}/preflight.py",  # whether a Ray cluster answers where the user says there is one

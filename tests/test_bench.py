@@ -18,9 +18,11 @@ TINY = {
     "noise": "--network phantom-encoder --batch 2 --repeats 2",
     "ledger": "--attempts 1,20 --repeats 2",
     "ingestion": "--patients 2 --repeats 2 --workers 1",
+    "restoration_step": "--patients 2 --images-per-patient 2 --count 2 --repeats 2 --trainable head",
+    "synthesis_step": "--sizes 64 --patients 2 --images-per-patient 2 --fakes 2 --count 4 --repeats 2",
     "simulated_round": "--rounds 2 --patients 4 --sites 2",
 }
-ELSEWHERE = {"released_figures"}  # in a file of its own
+ELSEWHERE = {"released_figures", "synthesis_folds", "synthesis_gan"}  # in files of their own
 SLOW = {"simulated_round"}  # starts Flower and Ray, and a server with 11 million weights
 
 sys.path.insert(0, str(BENCH))

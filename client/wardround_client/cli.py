@@ -10,7 +10,16 @@ from typing import NoReturn
 from wardround.audit_commands import audit_app
 from wardround.command_line import program, run_program
 from wardround.health_commands import add_health
-from wardround_client import cli_daemon, cli_data, cli_enrolment, cli_ledger, cli_logs, cli_status, cli_studies
+from wardround_client import (
+    cli_daemon,
+    cli_data,
+    cli_enhance,
+    cli_enrolment,
+    cli_ledger,
+    cli_logs,
+    cli_status,
+    cli_studies,
+)
 
 app = program(
     "wardround-site",
@@ -24,6 +33,7 @@ app.add_typer(audit_app("wardround-site"), name="audit")
 app.command(epilog="Example: wardround-site status --site hospital")(cli_status.status)
 app.command(epilog="Example: wardround-site start --site /srv/wardround")(cli_daemon.start)
 app.command(epilog="Example: wardround-site logs --follow --site hospital")(cli_logs.logs)
+app.command(epilog="Example: wardround-site enhance scan.dcm --model model.safetensors")(cli_enhance.enhance)
 add_health(app, "wardround-site", "--site", "hospital")
 
 

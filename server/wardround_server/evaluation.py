@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wardround.accept_test import accept_test
 from wardround.evaluation_wire import SiteRelease, evaluation_round
 from wardround.histogram_calibration import calibration_estimate
 from wardround.histogram_metrics import ScoreHistogram, auc_estimate, noise_variance, roc_points, sensitivity_at
@@ -79,6 +80,9 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
     together = [release.counts_2B for release in releases.values()]
     if len(together) == 1 and not alone:
         together = []  # the figures of one site alone, under another name
+    accepted = {}
+    if study.study.task == "reconstruction":  # the counts are of gains over the public start, and decide
+        accepted["accept_test"] = accept_test(merged(study, together)).to_json()
     return {
         "unit": "patient",
         "epsilon": "inf" if math.isinf(epsilon) else epsilon,
@@ -86,6 +90,7 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
         "sites": sorted(releases),
         "missing": [{"site": a.site, "code": a.code} for a in answers if a.release is None],
         **_figures(merged(study, together)),
+        **accepted,
         "per_site": alone,
     }
 

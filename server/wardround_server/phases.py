@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wardround.accept_test import released_model
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError
 from wardround.evaluation_wire import SiteRelease
-from wardround.study import Study
+from wardround.study import Study, enhancing
 from wardround.wire import Broadcast, SiteReply
 from wardround_server.audited import RunRecord
 from wardround_server.evaluation import SitesExchange, federated_test
@@ -70,7 +71,10 @@ def train(run: RunFolder, federation: Federation) -> None:
         outcome = run_rounds(study, run.run_id, architecture, start, way, run.path, on_reply=record.replied)
         figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released)
         result = result_of(study, run.run_id, architecture, outcome, figures)
-        save_model(run.path / "model.safetensors", network, outcome.weights, study, result)
+        released, which = released_model(figures, outcome.weights, start)
+        if study.study.task == "reconstruction":
+            result["released"] = which
+        save_model(run.path / "model.safetensors", network, released, study, result)
         record.finished(hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest())
         write_json(run.path / "result.json", result)
 
@@ -204,6 +208,8 @@ def save_model(
         "study_sha256": result["study_sha256"],
         "architecture_sha256": result["architecture_sha256"],
         "trainable": study.model.trainable,
+        **({"released": result["released"]} if "released" in result else {}),
+        **enhancing(study),
         "privacy": result["privacy"],
     }
     tensors = {**network, **{name: np.asarray(array).reshape(network[name].shape) for name, array in weights.items()}}

@@ -73,7 +73,18 @@ class Study(Section):
             raise ValueError(
                 "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
             )
-        if self.evaluation.epsilon > 0 and len(self.data.labels) > 2:
+        if self.reconstruction is not None:
+            if self.data.channels != "grey":
+                raise ValueError("data.channels: a restorer reads grey images; use channels = 'grey'")
+            if self.data.image_size % 8 or self.data.image_size < 32:
+                raise ValueError("data.image_size: a restorer needs a multiple of 8, at least 32")
+            if self.reconstruction.crop_px > self.data.image_size:
+                raise ValueError("reconstruction.crop_px: larger than data.image_size")
+            if self.evaluation.epsilon > 0 and self.evaluation.logit_scale > 0.5:
+                raise ValueError("evaluation.logit_scale: the accept test counts gains in dB; use 0.1, or at most 0.5")
+            if self.training.augmentation == "light":
+                raise ValueError("training.augmentation: light would blur what is to be restored; use none or flips")
+        elif self.evaluation.epsilon > 0 and len(self.data.labels) > 2:
             raise ValueError("evaluation.epsilon: figures are released for two labels only; set it to 0")
         if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
             raise ValueError("training.warmup_rounds: must be fewer than the rounds")
@@ -83,6 +94,11 @@ class Study(Section):
     def budgeted_steps(self) -> int:
         """Noisy steps the privacy plan pays for at one site: (rounds + spare_rounds) x local_steps."""
         return (self.study.rounds + self.study.spare_rounds) * self.training.local_steps
+
+    @property
+    def degradation(self) -> str | None:
+        """The kind of degradation that a reconstruction restores; None for other tasks."""
+        return self.reconstruction.degradation if self.reconstruction else None
 
     def canonical(self) -> str:
         """The canonical form: JSON with sorted keys, every default written out, a model file by its hash and not
@@ -106,6 +122,13 @@ class Study(Section):
     def sha256(self) -> str:
         """Identity of the study: SHA-256 of `canonical()`, in hex."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def enhancing(study: Study) -> dict[str, Any]:
+    """What a restored model must say of itself to be used (`wardround-site enhance`); nothing for other tasks."""
+    if study.reconstruction is None:
+        return {}
+    return {"reconstruction": study.reconstruction.model_dump(), "window_hu": list(study.data.window_hu[0])}
 
 
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:

@@ -193,18 +193,35 @@ class EvaluationSection(Section):
 
 
 class SynthesisSection(Section):
-    """`[synthesis]`: what only the synthesis of images has. All of it is public."""
+    """`[synthesis]`: what only the synthesis of images has. All of it is public, and all but `realness_weight` is for
+    the GAN.
+    """
 
-    fakes_per_step: Count = 64
-    generator_steps: Annotated[int, Field(ge=0)] = 1
+    fakes_per_step: Annotated[int, Field(ge=1, le=4096)] = 64  # of the discriminator's step, and of the generator's
+    generator_steps: Annotated[int, Field(ge=0, le=1000)] = 1  # at the end of each round
     generator_learning_rate: Positive = 2e-4
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    realness_weight: Annotated[float, Field(gt=0, le=10)] = 0.3  # of the sampler's realness beside its label
 
 
 class ReconstructionSection(Section):
-    """`[reconstruction]`: how images are degraded on the fly, and what restoring them well means."""
+    """`[reconstruction]`: how images are degraded on the fly, and what restoring them well means. All of it is public.
+
+    Only the strength of the chosen degradation counts: `factor` of lower resolution, `dose` as a share of the full one,
+    `blur_px` the deviation of a Gaussian blur, `missing` the share of the area. `crop_px` is the side of what training
+    cuts out of an image at random; 0 takes it whole.
+    """
 
     degradation: Literal["super-resolution", "low-dose", "blur", "missing"] = "super-resolution"
     factor: Literal[2, 4] = 4
-    adversarial_weight: Annotated[float, Field(ge=0)] = 0.01
-    ssim_weight: Annotated[float, Field(ge=0)] = 0.1
+    dose: Annotated[float, Field(ge=0.02, lt=1)] = 0.1
+    blur_px: Annotated[float, Field(ge=0.5, le=4)] = 1.5
+    missing: Annotated[float, Field(ge=0.02, le=0.6)] = 0.2
+    adversarial_weight: Annotated[float, Field(ge=0, le=1)] = 0.001
+    ssim_weight: Annotated[float, Field(ge=0, le=10)] = 0.02
+    crop_px: Annotated[int, Field(ge=0, multiple_of=8)] = 64
+
+    @model_validator(mode="after")
+    def _crop_is_large_enough(self) -> ReconstructionSection:
+        if 0 < self.crop_px < 32:
+            raise ValueError("crop_px: 0 for the whole image, or at least 32")
+        return self

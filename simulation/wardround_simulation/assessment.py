@@ -67,6 +67,12 @@ def assessment_of(study: Study, hospitals: Sequence[Hospital], out: Path) -> Ass
     Raises `DataError` where nobody is held out to test on.
     """
     from wardround_simulation.classification_assessment import ClassificationAssessment
+    from wardround_simulation.restoration_assessment import RestorationAssessment
+    from wardround_simulation.synthesis_assessment import SynthesisAssessment
 
-    kinds = {"classification": ClassificationAssessment}
+    kinds = {
+        "classification": ClassificationAssessment,
+        "reconstruction": RestorationAssessment,
+        "synthesis": SynthesisAssessment,
+    }
     return kinds[study.study.task](study, hospitals, out)

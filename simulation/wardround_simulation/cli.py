@@ -18,7 +18,7 @@ from rich.console import Console
 
 from wardround.command_line import program, run_program
 from wardround.errors import UsageError
-from wardround_simulation import cli_federation
+from wardround_simulation import cli_federation, cli_models
 
 app = program(
     "wardround-sim",
@@ -79,7 +79,9 @@ def run(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """One federated run. Without a study and data it makes phantom hospitals and trains on them."""
+    """One federated run. Without a study and data, or for making or restoring images without data, it makes phantom
+    hospitals and trains on them.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
     from wardround.study import load_study
@@ -87,7 +89,7 @@ def run(
     path = study or (STUDIES / "demo.toml")
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
-    if data is None and study is not None:
+    if data is None and study is not None and loaded.study.task == "classification":
         raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
     phantoms = data is None
     hospitals = sites or PHANTOM_SITES
@@ -172,8 +174,8 @@ def compare(
     if data is None:
         raise UsageError("--data is missing: which folder holds the images?")
     loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
-    if loaded.study.task != "classification":
-        raise UsageError(f"compare is for classification; {loaded.study.name} is a study of {loaded.study.task}")
+    if loaded.study.task == "synthesis":
+        raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of synthesis")
     epsilons = _epsilons(epsilon)
     chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"
@@ -200,6 +202,20 @@ def compare(
             comparison.check_folds(chosen, folds, folders)
         else:
             chosen = comparison.holdout_folds(loaded, folders)
+        if loaded.study.task == "reconstruction":
+            if test_data is not None:
+                raise UsageError("--test-data: compare has no external test set for a reconstruction")
+            progress.stage("Training at each epsilon, restoring every fold by every method")
+            from wardround_simulation import restoration_folds
+
+            rows = restoration_folds.compare_restoration(
+                loaded, folders, chosen, epsilons, draws, out, processes or os.cpu_count() or 1, progress.pieces
+            )
+            if as_json:
+                print(json.dumps(rows))
+            else:
+                Console().print(restoration_folds.restoration_table(rows))
+            return
         progress.stage("Features, then training alone, pooled and federated")
         rows = comparison.compare(
             loaded,
@@ -247,35 +263,6 @@ def phantom(
         Console().print(f"{sites} hospitals with {patients} patients each in {folder}", soft_wrap=True)
 
 
-@app.command(epilog="Example: wardround-sim pretrain encoder.safetensors")
-def pretrain(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
-    crops: Annotated[
-        int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train the shipped encoder from nothing. Generated crops go in, weights come out; no patient is involved."""
-    if file.exists():
-        raise UsageError(f"{file}: exists already; choose another name")
-    if file.suffix != ".safetensors":
-        raise UsageError(f"{file}: must end in .safetensors")
-    from wardround_simulation.progress import RunProgress
-
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
-        progress.stage("Loading torch")
-        from wardround_simulation.pretrain import pretrain as train
-
-        chosen = {"seed": seed, "crops": crops, "epochs": epochs}
-        metadata = train(file, **{k: v for k, v in chosen.items() if v is not None}, progress=progress.named_pieces)
-    if as_json:
-        print(json.dumps(metadata))
-    else:
-        Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
-
-
 @app.command(epilog="Example: wardround-sim attack runs/demo")
 def attack(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished run.")],
@@ -311,6 +298,7 @@ def attack(
         raise typer.Exit(1)
 
 
+app.add_typer(cli_models.app)
 app.add_typer(cli_federation.app)
 
 

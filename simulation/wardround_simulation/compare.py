@@ -37,6 +37,7 @@ Row = dict[str, Any]
 
 
 SETTINGS = ("federated", "pooled", "alone")
+HOLDOUT = "holdout"  # the only split where no folds are given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def holdout_folds(study: Study, site_folders: dict[str, Path]) -> Folds:
         raise DataError(
             "evaluation.holdout leaves nobody to train on or nobody to test on; give --folds, or another share"
         )
-    return Folds(fold_by_split={"holdout": folds})
+    return Folds(fold_by_split={HOLDOUT: folds})
 
 
 def plan_work(study: Study, folds: Folds, epsilons: Sequence[float], draws: int) -> list[Work]:
@@ -125,7 +126,7 @@ def plan_work(study: Study, folds: Folds, epsilons: Sequence[float], draws: int)
     """
     work = []
     for split, by_patient in folds.fold_by_split.items():
-        tested = [0] if split == "holdout" else sorted(set(by_patient.values()))
+        tested = [0] if split == HOLDOUT else sorted(set(by_patient.values()))
         for fold in tested:
             for epsilon in epsilons:
                 count = draws if _is_random(in_process.with_epsilon(study, epsilon)) else 1
@@ -157,8 +158,8 @@ def compare(
     """
     work = plan_work(study, folds, epsilons, draws)
     log = folder / "comparison.jsonl"
-    identity = _identity(study, site_folders, test_folders, folds, settings)
-    done = _finished_work(log, identity)
+    identity = comparison_identity(study, site_folders, test_folders, folds, settings)
+    done = finished_work(log, identity)
     if progress:
         progress(sum(piece.key in done for piece in work), len(work))
     rest = [piece for piece in work if piece.key not in done]
@@ -170,11 +171,11 @@ def compare(
             for future in as_completed(running):
                 piece = running[future]
                 done[piece.key] = future.result()
-                _append(log, {"identity": identity, "work": piece.key, "rows": done[piece.key]})
+                append_work(log, {"identity": identity, "work": piece.key, "rows": done[piece.key]})
                 if progress:
                     progress(sum(p.key in done for p in work), len(work))
     rows = [row for piece in work for row in done[piece.key]]
-    _write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
     return rows
 
 
@@ -289,7 +290,7 @@ def _plain_epsilon(epsilon: float) -> float | str:
     return "inf" if math.isinf(epsilon) else epsilon
 
 
-def _identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:
+def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:
     cohorts = {
         group: {name: _cohort_identity(folder) for name, folder in sorted(folders.items())}
         for group, folders in (("train", site_folders), ("test", test_folders))
@@ -304,7 +305,7 @@ def _cohort_identity(folder: Path) -> list[str]:
     return [cohort.key, hashlib.sha256(np.asarray(cohort.labels_N, np.int32).tobytes()).hexdigest()]
 
 
-def _finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
+def finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
     done: dict[str, list[Row]] = {}
     if not log.exists():
         return done
@@ -315,18 +316,18 @@ def _finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
             raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
         done[entry["work"]] = entry["rows"]
     if lines[-1]:  # cut short by a kill: that piece is trained again
-        _write_whole(log, "".join(line + "\n" for line in lines[:-1]))
+        write_whole(log, "".join(line + "\n" for line in lines[:-1]))
     return done
 
 
-def _append(log: Path, entry: dict[str, Any]) -> None:
+def append_work(log: Path, entry: dict[str, Any]) -> None:
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

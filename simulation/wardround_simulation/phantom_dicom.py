@@ -36,7 +36,7 @@ PATIENTS_A_TASK = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ScannerProfile:
-    """One make of scanner: how it images (`site`), what it writes in its headers, and how it stores Hounsfield units."""
+    """One make of scanner: how it images (`site`), what its headers say, and how it stores Hounsfield units."""
 
     site: Site
     manufacturer: str

@@ -31,7 +31,7 @@ from wardround.accounting import Epsilon, spent_exactly
 from wardround.checkpoint import save_checkpoint
 from wardround.errors import RoundError, UsageError, WardroundError
 from wardround.models.registry import architecture_sha256
-from wardround.study import Study
+from wardround.study import Study, enhancing
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.round import REPLIES_KEPT
@@ -245,6 +245,8 @@ def save_model(
         "study_sha256": study.sha256(),
         "architecture_sha256": architecture,
         "trainable": study.model.trainable,
+        **({"released": result["released"]} if "released" in result else {}),
+        **enhancing(study),
         "privacy": result["privacy"],
     }
     save_checkpoint(out / "model.safetensors", tensors, manifest)

@@ -40,7 +40,7 @@ def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
 
     Raises `UnfitImage`, or Pillow's error on a damaged file.
     """
-    pixels = _read(path)
+    pixels = read_picture(path)
     if pixels.min() == pixels.max():
         raise UnfitImage("blank")
     if pixels.ndim == 2 or data.channels != "rgb":
@@ -56,7 +56,7 @@ def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
     return PreparedImage(pixels_CHW=pixels_CHW, source_sha256=source)
 
 
-def _read(path: Path) -> np.ndarray:
+def read_picture(path: Path) -> np.ndarray:
     """uint8, H x W grey or H x W x 3 colour, turned upright. Deeper pictures are scaled image by image."""
     with _open(path) as picture:
         upright = ImageOps.exif_transpose(picture)

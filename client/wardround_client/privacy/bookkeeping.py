@@ -184,11 +184,15 @@ def _one_pass(
         a_N = arguments[0].detach()
         y_N = output.detach() if reads_output(trained.layer) else None  # a map less to keep
         version = a_N._version
+        # A discriminator may see each image several times side by side: more rows of the same unit.
+        views, odd = divmod(len(a_N), len(inputs_N))
+        if odd or views < 1:
+            raise UnknownLayerError(f"{trained.path}: its rows are not the images of the batch")
 
         def take(g_N: Tensor) -> None:
             if a_N._version != version:
                 raise WardroundError(f"{trained.path}: its input is changed in place")
-            for group in groups:
+            for group in (group.seen(views) for group in groups):
                 for contribution in trained.rule(trained.layer, a_N, y_N, g_N, group, trained.names):
                     contributions.append((trained.names[contribution.parameter], contribution))
 

@@ -39,6 +39,11 @@ class UnitGroup:
     rows: slice
     images: int
 
+    def seen(self, views: int) -> UnitGroup:
+        """The same units in a layer that sees each image `views` times, its rows side by side."""
+        rows = slice(self.rows.start * views, self.rows.stop * views)
+        return UnitGroup(units=self.units, rows=rows, images=self.images * views)
+
     def by_unit(self, values_N: Tensor) -> Tensor:
         """(N, ...) -> (U, k, ...) of this group."""
         return values_N[self.rows].unflatten(0, (-1, self.images))

@@ -20,19 +20,21 @@ _IMAGES_AT_ONCE = 64
 def patient_logits(
     network: nn.Module, study: Study, weights: dict[str, np.ndarray], held_out: HeldOutImages, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (P,) float64 and whether any label is positive (P,), by ascending patient, of a network with one output.
+    """Logits (P,) float64 and whether any label is positive (P,), by ascending patient, of a network with one output,
+    or with a method `label_logits` that gives one.
 
     A patient with an image whose logit is not a number has a score that is not a number.
     """
     network = network.to(device).eval()
     load_weights(trained_parameters(network, study), weights)
+    logits_of = getattr(network, "label_logits", network)
     patients = np.unique(held_out.patient_N)
     logits_P, positive_P = np.empty(len(patients)), np.empty(len(patients), dtype=bool)
     with torch.no_grad():
         for place, patient in enumerate(patients):
             rows = np.flatnonzero(held_out.patient_N == patient)
             parts = np.array_split(rows, -(-len(rows) // _IMAGES_AT_ONCE))
-            logits = [network(torch.from_numpy(held_out.images_NCHW[part]).to(device)).float() for part in parts]
+            logits = [logits_of(torch.from_numpy(held_out.images_NCHW[part]).to(device)).float() for part in parts]
             logits_P[place] = np.max(torch.cat(logits).cpu().numpy())
             positive_P[place] = bool((held_out.labels_N[rows] == 1).any())
     return logits_P, positive_P

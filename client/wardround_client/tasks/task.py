@@ -18,7 +18,7 @@ from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
-from wardround_client.tasks import classification
+from wardround_client.tasks import classification, reconstruction, synthesis
 from wardround_client.tasks.material import HeldOutImages, Material, SpeedPlan
 
 
@@ -76,7 +76,11 @@ class Task(Protocol):
         """
 
 
-TASKS: dict[str, Task] = {"classification": classification}  # a module is what its functions say it is
+TASKS: dict[str, Task] = {
+    "classification": classification,
+    "reconstruction": reconstruction,
+    "synthesis": synthesis,
+}  # a module is what its functions say it is
 
 
 def task_of(study: Study) -> Task:

@@ -12,7 +12,7 @@ from wardround.study import Study
 
 def initial_network(study: Study) -> nn.Module:
     """The study's network with its initial weights, on the CPU."""
-    return build_model(study.model, study.data, study.study.seed)
+    return build_model(study.model, study.data, study.study.seed, study.degradation)
 
 
 def trained_parameters(network: nn.Module, study: Study) -> dict[str, nn.Parameter]:

@@ -1,9 +1,11 @@
-"""Discriminator and generator of a DCGAN for 64 x 64 and 128 x 128 images, fit for per-patient clipping.
+"""Discriminator and generator of a conditional DCGAN for 64 x 64 and 128 x 128 images, fit for per-patient clipping.
 
 The layout of A. Radford et al. (arXiv:1511.06434): strided 4 x 4 convolutions down, transposed ones up. BatchNorm,
 which mixes patients, is replaced by GroupNorm in the discriminator (where patients' images go) and, so that an image
 depends on its own latent alone, in the generator too. No activation is in place: clipping reads what goes through them.
-Shapes: N images, C channels (1 grey, 3 colour), H rows, W columns, Z latent numbers.
+Both know the label: the generator reads it beside its latent, the discriminator has one logit a label, each a linear
+function of shared features, which is the projection of T. Miyato and M. Koyama (arXiv:1802.05637).
+Shapes: N images, C channels (1 grey, 3 colour), H rows, W columns, Z latent numbers, K labels.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wardround.errors import ModelError
 
@@ -26,15 +29,16 @@ FIRST_DEVIATION = 0.02  # of the first weights, as in the paper
 
 
 class Discriminator(nn.Module):
-    """Image in [-1, 1] -> one logit, high for an image that looks real. 2.8 million weights at either size.
+    """Image in [-1, 1] -> one logit a label, high for an image that looks like a real one of that label. 2.8 million
+    weights at either size with one label and the paper's width.
 
-    Each image's logit depends on that image alone. The first and the last convolution have no normalisation, as in the
-    paper. Raises `ModelError` for another size or number of channels.
+    Each image's logits depend on that image alone. The first convolution has no normalisation, as in the paper. Raises
+    `ModelError` for another size, number of channels or width.
     """
 
-    def __init__(self, image_size: int, channels: int) -> None:
+    def __init__(self, image_size: int, channels: int, labels: int = 1, widest: int = WIDEST) -> None:
         super().__init__()
-        widths = _widths(image_size, channels)
+        widths = _widths(image_size, channels, widest)
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(LEAK)]
         for before, width in zip(widths[:-1], widths[1:], strict=True):
             layers += [
@@ -43,30 +47,34 @@ class Discriminator(nn.Module):
                 nn.LeakyReLU(LEAK),
             ]
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Conv2d(WIDEST, 1, SMALLEST_MAP)
+        self.head = nn.Linear(widest * SMALLEST_MAP**2, labels)
         _first_weights(self)
 
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] (N, C, H, W) -> maps (N, 512, 4, 4)."""
-        return self.trunk(images_NCHW)
+        """Images in [-1, 1] (N, C, H, W) -> (N, 16 x widest)."""
+        return self.trunk(images_NCHW).flatten(1)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] (N, C, H, W) -> logits (N, 1)."""
-        return self.head(self.features(images_NCHW)).flatten(1)
+        """Images in [-1, 1] (N, C, H, W) -> logits (N, K)."""
+        return self.head(self.features(images_NCHW))
 
 
 class Generator(nn.Module):
-    """Latent of standard normal numbers -> image in [-1, 1]. It never sees a patient: it learns from the discriminator.
+    """Latent of standard normal numbers and a label -> image in [-1, 1]. It never sees a patient: it learns from the
+    discriminator.
 
-    Raises `ModelError` for another size or number of channels.
+    Raises `ModelError` for another size, number of channels or width.
     """
 
-    def __init__(self, image_size: int, channels: int, latent: int = LATENT) -> None:
+    def __init__(
+        self, image_size: int, channels: int, labels: int = 1, widest: int = WIDEST, latent: int = LATENT
+    ) -> None:
         super().__init__()
         self.latent = latent
-        widths = _widths(image_size, channels)[::-1]
+        self.labels = labels
+        widths = _widths(image_size, channels, widest)[::-1]
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(latent, widths[0], SMALLEST_MAP, bias=False),
+            nn.ConvTranspose2d(latent + labels, widths[0], SMALLEST_MAP, bias=False),
             nn.GroupNorm(GROUPS, widths[0]),
             nn.ReLU(),
         ]
@@ -80,9 +88,25 @@ class Generator(nn.Module):
         self.trunk = nn.Sequential(*layers)
         _first_weights(self)
 
-    def forward(self, latents_NZ: Tensor) -> Tensor:
-        """Latents (N, Z) -> images in [-1, 1] (N, C, H, W)."""
-        return self.trunk(latents_NZ[:, :, None, None])
+    def forward(self, latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
+        """Latents (N, Z) and labels (N,), int64 -> images in [-1, 1] (N, C, H, W)."""
+        said_NK = functional.one_hot(labels_N, self.labels).to(latents_NZ)
+        return self.trunk(torch.cat([latents_NZ, said_NK], 1)[:, :, None, None])
+
+
+def hinge_of_real(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Loss (N,) of the discriminator for real images: 0 where the logit of the image's own label is 1 or more."""
+    return functional.relu(1 - of_label(logits_NK, labels_N))
+
+
+def hinge_of_fake(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Loss (N,) of the discriminator for fakes: 0 where the logit of the label that was asked for is -1 or less."""
+    return functional.relu(1 + of_label(logits_NK, labels_N))
+
+
+def of_label(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Each image's logit for its label, (N,)."""
+    return logits_NK.gather(1, labels_N[:, None])[:, 0]
 
 
 def to_signed(images_NCHW: Tensor) -> Tensor:
@@ -95,19 +119,22 @@ def to_grey(images_NCHW: Tensor) -> Tensor:
     return ((images_NCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _widths(image_size: int, channels: int) -> list[int]:
+def _widths(image_size: int, channels: int, widest: int) -> list[int]:
     """Channels after each halving of the side, from the image down to 4 x 4: 64, 128, 256, 512 at 64 pixels."""
     if image_size not in IMAGE_SIZES:
         raise ModelError(f"data.image_size: a DCGAN is built for {' or '.join(map(str, IMAGE_SIZES))} pixels a side")
     if channels not in CHANNELS:
         raise ModelError(f"data.channels: a DCGAN has 1 channel (grey) or 3 (colour), not {channels}")
     steps = int(math.log2(image_size // SMALLEST_MAP))
-    return [WIDEST >> (steps - 1 - step) for step in range(steps)]
+    widths = [widest >> (steps - 1 - step) for step in range(steps)]
+    if widest % (GROUPS << (steps - 1)):
+        raise ModelError(f"a DCGAN of {image_size} pixels has a multiple of {GROUPS << (steps - 1)} channels at 4 x 4")
+    return widths
 
 
 def _first_weights(network: nn.Module) -> None:
     for layer in network.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(layer.weight, 0.0, FIRST_DEVIATION)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

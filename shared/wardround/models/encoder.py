@@ -96,7 +96,10 @@ class PublicFeatures(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Grey values 0..255 (N, C, H, W), uint8 or float -> features (N, 33)."""
-        pooled_ND = self.pooled(images_NCHW)
+        return self.of_pooled(self.pooled(images_NCHW))
+
+    def of_pooled(self, pooled_ND: Tensor) -> Tensor:
+        """Pooled features (N, 128) -> features (N, 33)."""
         logit_N1 = self.encoder.head(pooled_ND) / LOGIT_SCALE
         logit_N1 = logit_N1.clamp(-LARGEST_LOGIT_FEATURE, LARGEST_LOGIT_FEATURE)
         components_NC = self.standardise(pooled_ND) @ self.projection_DC

@@ -18,11 +18,15 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wardround.degradations import Kind
 from wardround.errors import ModelError
 from wardround.models.densenet import DenseNet121
 from wardround.models.encoder import load_phantom_encoder, tensors_sha256
+from wardround.models.gan import SharedGAN, phantom_gan
 from wardround.models.phantom_network import PhantomHead, PhantomNetwork, phantom_network
+from wardround.models.phantom_sampler import PhantomSampler, phantom_sampler
 from wardround.models.resnet import LARGE_WIDTHS, SMALL_WIDTHS, ResNet
+from wardround.models.restorer import Restorer, load_phantom_restorer
 from wardround.models.seed_cnn import SeedCNN
 from wardround.study_sections import DataSection, ModelSection
 
@@ -35,6 +39,8 @@ FROM_SCRATCH: dict[str, Callable[[DataSection, int], nn.Module]] = {
     "resnet-small": lambda data, outputs: ResNet(data.channel_count, SMALL_WIDTHS, outputs),
     "resnet-large": lambda data, outputs: ResNet(data.channel_count, LARGE_WIDTHS, outputs),
     "densenet121": lambda data, outputs: DenseNet121(data.channel_count, outputs),
+    "dcgan": lambda data, outputs: SharedGAN(data.image_size, data.channel_count, len(data.labels)),
+    "restorer": lambda data, outputs: Restorer(),
 }
 SMALLEST_IMAGE_PX = {"densenet121": 32}
 
@@ -57,19 +63,18 @@ HYPER_PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-def build_model(model: ModelSection, data: DataSection, seed: int) -> nn.Module:
+def build_model(model: ModelSection, data: DataSection, seed: int, degradation: Kind | None = None) -> nn.Module:
     """The network of a study with its first weights, in float32 on the CPU; only what `exchanged_names` lists has
     `requires_grad`.
 
     The same sections and seed give the same weights, and torch's global generators are left as they were. `seed` counts
-    for `init = "random"` alone. Raises `ModelError`, one line, for a file that does not fit, an image too small for the
-    network, or a network that would mix patients.
-    """
+    for `init = "random"` alone; `degradation` chooses the phantom weights of a restorer. Raises `ModelError`, one
+    line, for a file that does not fit, an image too small for the network, or a network that would mix patients."""
     if data.image_size < SMALLEST_IMAGE_PX.get(model.name, 0):
         raise ModelError(f"data.image_size: {model.name} needs {SMALLEST_IMAGE_PX[model.name]} pixels or more")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators as well
-        network = _first_weights(model, data)
+        network = _first_weights(model, data, degradation)
     refuse_batch_statistics(network)
     exchanged = set(exchanged_names(network, model.trainable))
     for name, parameter in network.named_parameters():
@@ -117,6 +122,8 @@ def architecture_sha256(network: nn.Module) -> str:
     content: dict[str, object] = {"revision": ARCHITECTURE_REVISION, "layers": layers, "tensors": tensors}
     if isinstance(network, PhantomHead):
         content["public"] = tensors_sha256(network.public.state_dict())
+    if isinstance(network, PhantomSampler):
+        content["public"] = tensors_sha256(network.frozen())
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -129,25 +136,36 @@ def refuse_batch_statistics(network: nn.Module) -> None:
             raise ModelError(f"{path or 'the network'}: {kind} keeps statistics of patients; use GroupNorm")
 
 
-def _first_weights(model: ModelSection, data: DataSection) -> nn.Module:
+def _first_weights(model: ModelSection, data: DataSection, degradation: Kind | None) -> nn.Module:
     if model.init == "random":
         return _from_scratch(model, data)
+    if model.init == "phantom" and model.name == "restorer":
+        return load_phantom_restorer(degradation)
     if model.init == "phantom":
         return _from_phantoms(model, data, None)
     path = Path(model.init)
     tensors, metadata = _read(path, model.init_sha256)
-    if model.name == "phantom-encoder" and "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+    if model.name == "restorer" and "tensors_sha256" in metadata:
+        return load_phantom_restorer(degradation, str(path))
+    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
         return _from_phantoms(model, data, str(path))
-    network = _from_phantoms(model, data, None) if _is_phantom_head(model) else _from_scratch(model, data)
+    public = _is_phantom_head(model) or model.name == "phantom-sampler"
+    network = _from_phantoms(model, data, None) if public else _from_scratch(model, data)
     _load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
     return network
 
 
 def _from_scratch(model: ModelSection, data: DataSection) -> nn.Module:
+    if model.name not in FROM_SCRATCH:
+        raise ModelError(f"model.init: {model.name} is made of public phantoms; use 'phantom', or a file of a run")
     return FROM_SCRATCH[model.name](data, 1 if len(data.labels) == 2 else len(data.labels))
 
 
 def _from_phantoms(model: ModelSection, data: DataSection, path: str | None) -> nn.Module:
+    if model.name == "phantom-sampler":
+        return phantom_sampler(data.labels, path)
+    if model.name == "dcgan":
+        return phantom_gan(data.image_size, data.channel_count, data.labels, path)
     encoder, public = load_phantom_encoder(path)
     return PhantomHead(public, data.labels) if _is_phantom_head(model) else phantom_network(encoder, data.labels)
 

@@ -20,7 +20,7 @@ from wardround.study import Study, study_from_json
 
 def write_start(study: Study, path: Path) -> None:
     """Write the study's first weights to `path`. Raises `ModelError` where the study's network cannot be built."""
-    network = build_model(study.model, study.data, study.study.seed)
+    network = build_model(study.model, study.data, study.study.seed, study.degradation)
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
     manifest = {
         "kind": "start",

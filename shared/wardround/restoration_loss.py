@@ -1,0 +1,61 @@
+"""The loss of one image in reconstruction: generator's and discriminator's terms as one number, so that one clip covers
+the concatenated gradient of both.
+
+loss = |restored - true| + w_ssim (1 - SSIM) + w_adv G + w_adv D, where the generator's adversarial term G =
+-D(restored) puts no gradient into the discriminator, and the discriminator's hinge loss D = relu(1 - D(true)) +
+relu(1 + D(restored)) none into the generator. Each image's loss depends on that image alone. Shapes: N images, H
+rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wardround.image_quality import ssim
+from wardround.models.restorer import INPUTS, Restorer
+
+GREY_SCALE = 64.0  # grey levels in one unit of the absolute error
+VIEWS_OF_AN_IMAGE = 2  # the discriminator sees each image twice, side by side: true, restored
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the structural and the adversarial term; public numbers of the study."""
+
+    adversarial: float
+    ssim: float
+
+
+class JointLoss(nn.Module):
+    """Inputs and true image (N, 4, H, W) in grey values -> the loss of each image (N, 1)."""
+
+    def __init__(self, restorer: Restorer, weights: LossWeights) -> None:
+        super().__init__()
+        self.restorer = restorer
+        self.weights = weights
+
+    def forward(self, both_N4HW: Tensor) -> Tensor:
+        """(N, 4, H, W): the three inputs of the generator, then the true image -> (N, 1)."""
+        inputs_N3HW, true_N1HW = both_N4HW[:, :INPUTS], both_N4HW[:, INPUTS:]
+        start_N1HW = inputs_N3HW[:, 1:2]
+        restored = self.restorer.generator(inputs_N3HW)
+        loss_N = ((restored - true_N1HW) / GREY_SCALE).abs().float().flatten(1).mean(1)
+        if self.weights.ssim > 0:
+            loss_N = loss_N + self.weights.ssim * (1 - ssim(restored.float(), true_N1HW.float()))
+        judge = self.restorer.discriminator
+        seen = torch.cat([restored, start_N1HW], 1)
+        fooled_N = -judge.frozen(seen).float().flatten(1).mean(1)
+        pairs = torch.stack([torch.cat([true_N1HW, start_N1HW], 1), seen.detach()], 1)  # (N, 2, 2, H, W)
+        logits_N2 = judge(pairs.flatten(0, 1)).float().unflatten(0, (-1, VIEWS_OF_AN_IMAGE))
+        signs = logits_N2.new_tensor([1.0, -1.0]).view(1, VIEWS_OF_AN_IMAGE, 1, 1, 1)
+        told_apart_N = F.relu(1 - signs * logits_N2).flatten(1).mean(1) * VIEWS_OF_AN_IMAGE
+        return (loss_N + self.weights.adversarial * (fooled_N + told_apart_N))[:, None]
+
+
+def loss_of_image(losses_N1: Tensor, _: Tensor) -> Tensor:
+    """The loss per image for a clipping engine, (N,): what `JointLoss` gives; there are no labels."""
+    return losses_N1[:, 0]
