@@ -8,26 +8,30 @@ import time
 from pathlib import Path
 
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import NOOP_FLWR_AID
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import context_to_proto, fab_to_proto, message_to_proto, run_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PullTaskInputResponse
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.constant import NOOP_ACCOUNT_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.supernode import start_client_internal
+from flwr.supernode.runtime import run_clientapp
 
 from wardround.audit import verified
 from wardround.errors import WireError
 from wardround.inflation import arrays_at_most
-from wardround_client import intake
+from wardround_client import gate, intake
 from wardround_server import fleet
 
 MB = 2**20
@@ -206,6 +210,39 @@ def test_an_array_of_equal_pieces_grows_no_further_than_the_bound_and_many_share
             together()
     assert refused.value.code == "size"
     assert len(together()) == 11 * MB, "outside the block Flower is as it was"
+
+
+@pytest.mark.parametrize("content", [b"Message  4\x00junk", b"Message x 4\x00junk", b""])
+def test_a_message_that_cannot_be_put_together_has_somebody_who_answers_it(content: bytes, monkeypatch) -> None:
+    """Flower's own way raises, and the SuperNode would wait for an answer for ever."""
+    for name, number in (("_task_id", 7), ("_run_id", 1), ("_node_id", 2)):
+        monkeypatch.setattr(TaskIdentity, name, number)
+    asked = Message(RecordDict(), dst_node_id=2, message_type="train", ttl=60.0)
+    asked.metadata.__dict__["_message_id"] = "asked"
+
+    class Client:
+        """The SuperNode's interface as a task sees it, over one message."""
+
+        def PullTaskInput(self, request):
+            context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+            run, fab = run_to_proto(Run.create_empty(1)), fab_to_proto(Fab("hash", b"bundle", {}))
+            return PullTaskInputResponse(context=context_to_proto(context), run=run, fab=fab, task_id=7)
+
+        def PullMessages(self, request):
+            tree = ObjectTree(object_id="0" * 64)
+            return PullAppMessagesResponse(messages_list=[message_to_proto(asked)], message_object_trees=[tree])
+
+        def PullObject(self, request):
+            return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+        def ConfirmMessageReceived(self, request):
+            return None
+
+    with pytest.raises(Exception):  # noqa: B017
+        run_clientapp.pull_task_input(Client())
+    message, context, run, fab = gate.whatever_came(run_clientapp.pull_task_input, Client())
+    assert (message.metadata.message_type, message.metadata.message_id) == ("train", "0" * 64)
+    assert len(message.content) == 0 and (context.run_id, run.run_id, fab.content) == (1, 1, b"bundle")
 
 
 def test_a_hospital_lets_go_of_a_question_that_is_too_large_or_over_and_goes_on(tmp_path, monkeypatch) -> None:

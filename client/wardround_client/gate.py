@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Error, Message
 from flwr.supercore.constant import TaskType
@@ -134,6 +135,7 @@ def run_task(folder: Path, address: str, task_type: str, deadline_pipe: int, tok
     from flwr.supernode.runtime import run_clientapp as inside
 
     app = functools.partial(_behind_the_gate, folder, task_type, deadline_pipe)
+    inside.pull_task_input = functools.partial(whatever_came, inside.pull_task_input)
     close_the_gate(app, functools.partial(_not_understood, folder))
     with arrays_at_most(MOST_BYTES):
         inside.run_clientapp(
@@ -154,6 +156,38 @@ def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
     inside.install_from_fab = lambda *args, **kwargs: None
     inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
     inside.Error = error
+
+
+def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any) -> tuple[Message, Any, Any, Any]:
+    """Flower's `pull_task_input`, which gives a message without content where its content cannot be put together.
+
+    Flower's own raises: nobody answers then, and the SuperNode waits for the answer for ever.
+    """
+    from flwr.common.serde import context_from_proto, fab_from_proto, message_from_proto, run_from_proto
+
+    given: dict[str, Any] = {}
+
+    def keep(name: str) -> None:
+        ask = getattr(client, name)
+
+        def asked(request: Any) -> Any:
+            given[name] = ask(request)
+            return given[name]
+
+        setattr(client, name, asked)
+
+    for name in ("PullTaskInput", "PullMessages"):
+        keep(name)
+    try:
+        return pull(client)
+    except Exception:
+        if "PullMessages" not in given or not given["PullMessages"].messages_list:
+            raise  # there is nobody to answer
+        log.exception("a message could not be put together")
+    task, messages = given["PullTaskInput"], given["PullMessages"]
+    message = message_from_proto(messages.messages_list[0])
+    message.metadata.__dict__["_message_id"] = messages.message_object_trees[0].object_id
+    return message, context_from_proto(task.context), run_from_proto(task.run), fab_from_proto(task.fab)
 
 
 def _not_understood(folder: Path) -> None:
