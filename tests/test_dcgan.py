@@ -12,7 +12,10 @@ from wardround.errors import ModelError
 from wardround.models.dcgan import Discriminator, Generator, hinge_of_fake, hinge_of_real, to_grey, to_signed
 from wardround.models.gan import SHIPPED_FILE, SharedGAN, phantom_gan
 from wardround.models.image_views import DRAWS, seen
+from wardround.models.phantom_sampler import phantom_sampler
 from wardround.models.registry import architecture_sha256, exchanged_names, refuse_batch_statistics
+from wardround_simulation.pretrain_gan import pretrain_gan
+from wardround_simulation.pretrain_sampler import pretrain_sampler
 
 LABELS = ("benign", "malignant")
 SHIPPED = Path(__file__).resolve().parents[1] / "shared/wardround/models" / SHIPPED_FILE
@@ -130,3 +133,16 @@ def test_norm_and_head_travel_without_the_convolutions_of_the_discriminator() ->
     names = exchanged_names(SharedGAN(64, 1, 2), "norm+head")
     assert "discriminator.trunk.3.weight" in names and "discriminator.trunk.2.weight" not in names
     assert "generator.trunk.0.weight" in names
+
+
+def test_pretraining_repeats_itself_and_what_it_writes_loads(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    for name, train, small in (("gan", pretrain_gan, {"epochs": 1}), ("bank", pretrain_sampler, {})):
+        files = [tmp_path / f"{name}-{number}.safetensors" for number in range(2)]
+        written = [train(file, seed=3, crops=128, **small) for file in files]
+        assert written[0] == written[1]  # its hash of the tensors too
+        one, other = (load_file(file) for file in files)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert phantom_gan(64, 1, LABELS, str(tmp_path / "gan-0.safetensors")).generator.labels == 2
+    assert phantom_sampler(LABELS, str(tmp_path / "bank-0.safetensors")).bank_MD.shape == (128, 33)

@@ -1,7 +1,7 @@
 """Trains the shipped GAN from nothing: paints phantoms, lets generator and discriminator play on them, writes one file.
 
 Shapes: N images, C channels, H rows, W columns, Z latent numbers. No real image is read anywhere; the same seed gives
-the same bytes on one machine.
+the same weights on one machine.
 """
 
 from __future__ import annotations

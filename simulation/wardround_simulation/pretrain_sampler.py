@@ -1,6 +1,6 @@
 """Writes the bank of public phantoms that the phantom sampler trains against: their features, not their pixels.
 
-The same seed gives the same bytes on one machine, and the metadata name the seed, so that anyone can paint the same
+The same seed gives the same features on one machine, and the metadata name the seed, so that anyone can paint the same
 phantoms and look at them.
 """
 
@@ -36,9 +36,9 @@ def pretrain_sampler(
     torch.set_num_threads(threads)
     try:
         phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
-        features_MD = public_features(
-            load_phantom_encoder()[1], phantoms.images_NHW, lambda done, total: report("features", done, total)
-        )
+        with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which the file's replace
+            public = load_phantom_encoder()[1]
+        features_MD = public_features(public, phantoms.images_NHW, lambda done, total: report("features", done, total))
     finally:
         torch.set_num_threads(before)
     tensors = {FEATURES: features_MD.half()}

@@ -1,8 +1,9 @@
 """From `[model]` of a study to a network: which one, with which first weights, and which of them travel.
 
 Every network is an `nn.Module` with `.features(images_NCHW) -> (N, D)` on grey values 0..255 (normalisation inside),
-`.head`, an `nn.Linear(D, K)` with K = 1 for two labels, and `forward(x) = head(features(x))`. An image's output depends
-on that image alone, as clipping by patient needs: what holds statistics of a batch is refused.
+`.head`, an `nn.Linear(D, K)` with K = 1 for two labels, and `forward(x) = head(features(x))`; those of the generative
+tasks have parts of their own, and a method `travelling`. An image's output depends on that image alone, as clipping by
+patient needs: what holds statistics of a batch is refused.
 """
 
 from __future__ import annotations
