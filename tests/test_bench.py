@@ -21,9 +21,10 @@ TINY = {
     "restoration_step": "--patients 2 --images-per-patient 2 --count 2 --repeats 2 --trainable head",
     "synthesis_step": "--sizes 64 --patients 2 --images-per-patient 2 --fakes 2 --count 4 --repeats 2",
     "simulated_round": "--rounds 2 --patients 4 --sites 2",
+    "federation_round": "--sites 1 --rounds 3 --megabytes 1",
 }
 ELSEWHERE = {"released_figures", "synthesis_folds", "synthesis_gan"}  # in files of their own
-SLOW = {"simulated_round"}  # starts Flower and Ray, and a server with 11 million weights
+SLOW = {"simulated_round", "federation_round"}  # start Flower, as a simulation or as daemons
 
 sys.path.insert(0, str(BENCH))
 try:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WHOAMI = "query.whoami"
-START_LIMIT_S = 120.0
+START_LIMIT_S = 300.0  # Ray and the workers, each of which loads torch: a busy machine takes minutes
 END_LIMIT_S = 60.0
 KILL_LIMIT_S = 10.0
 SHORTEST_POLL_S = 0.001
