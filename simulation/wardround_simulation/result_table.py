@@ -37,7 +37,9 @@ def result_table(source: RunEvidence | Mapping[str, Any]) -> Table:
     )
     table.add_column("steps", justify="right")
     table.add_column("ε", justify="right", footer="" if largest is None else _epsilon(largest))
-    table.add_column("AUC", justify="right", footer=_auc(test))
+    tells_apart = "test" in result  # only a classifier has an AUC at each site
+    if tells_apart:
+        table.add_column("AUC", justify="right", footer=_auc(test))
     table.add_column("missing rounds", justify="right", footer=str(sum(map(len, missing.values())) or "none"))
     for name, site in sorted(sites.items()):
         table.add_row(
@@ -45,7 +47,7 @@ def result_table(source: RunEvidence | Mapping[str, Any]) -> Table:
             f"{site['patients']:,}" if site.get("patients") is not None else "–",
             f"{site['steps']:,}" if site.get("steps") is not None else "–",
             _epsilon(epsilon_of(site["epsilon"])) if "epsilon" in site else "–",
-            _auc(site.get("test") or {}),
+            *([_auc(site.get("test") or {})] if tells_apart else []),
             str(len(missing.get(name, ())) or "none"),
         )
     return table
