@@ -217,9 +217,9 @@ def test_a_study_without_privacy_has_nothing_to_check_of_noise_and_clipping() ->
 
 
 def test_a_check_that_cannot_be_failed_by_chance_still_fails_on_a_small_step_of_noise() -> None:
-    """The power beside the false alarms: 8 % too little is seen in 5,032 values, whose limit is below 5 %."""
+    """The power beside the false alarms: 10 % too little is seen in 5,032 values, whose limit is below 5 %."""
     assert checks._chi_reach(5032, checks.FALSE_ALARM / 3) < 0.05
-    assert checks.noise_size(noise_times(0.92), study_of()).failed
+    assert checks.noise_size(noise_times(0.9), study_of()).failed
 
 
 @contextmanager

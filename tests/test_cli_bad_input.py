@@ -331,8 +331,8 @@ def test_a_stop_is_one_line_at_once_and_leaves_no_process(place, tmp_path, numbe
     time.sleep(0.3)
     asked = time.monotonic()
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
-    said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and time.monotonic() - asked < 15
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and time.monotonic() - asked < 60  # a few seconds, where nothing else runs
     assert said.strip().splitlines()[-1] == "wardround-sim: stopped; the same command continues"
     assert "Traceback" not in said
     assert not is_anyone_left(process.pid)
