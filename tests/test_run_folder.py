@@ -115,6 +115,18 @@ def test_a_site_that_approves_late_joins_a_run_at_work_and_one_that_refused_is_n
     assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1, "north": 2}]
 
 
+def test_a_run_whose_sites_only_fail_asks_those_who_came_later_at_once_when_it_tries_again(tmp_path):
+    """Each try is over within seconds: a pause that begins with it would never end, and the site wait for ever."""
+    run = create_run(tmp_path, study_of(min_sites=1))
+    run.hear({"east": "approved"})
+    there = Sites([{"east": 1, "north": 2}], words={"north": "approved"})
+    assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1}]
+    with pytest.raises(RoundError), run.phase("train"):
+        raise RoundError("round 1: 0 good replies")
+    with run.phase("train"):
+        assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1, "north": 2}]
+
+
 def test_the_first_weights_are_those_of_the_studys_network_and_are_made_once(tmp_path):
     run = create_run(tmp_path, study_of())
     tensors, manifest = start_of(run, run.study())

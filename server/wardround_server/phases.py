@@ -89,7 +89,9 @@ class Gathering:
         self._run = run
         self._federation = federation
         self._needed = needed
-        self._asked, self._pause_s = time.monotonic(), ASK_AGAIN_SOON_S
+        # After a phase without success at once: those who approved may never make a quorum, however often they try.
+        self._asked = -math.inf if run.problem() else time.monotonic()
+        self._pause_s = ASK_AGAIN_SOON_S
 
     def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         return self._federation.exchange(self._gather(deadline_s))(broadcast, deadline_s)
