@@ -1,4 +1,5 @@
 """A hostile server's own ServerApp, for test_hostile.py, which puts it into a bundle: it asks a hospital for anything.
+Another bundle makes an agent of it.
 
 What it needs to know stands in hostile.json of the server's folder; what the hospital said to each question goes to
 said.jsonl.
@@ -6,7 +7,6 @@ said.jsonl.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from flwr.agentapp import AgentApp
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.serde import message_to_proto
@@ -21,16 +22,18 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from flwr.serverapp import ServerApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from hostile_pieces import COUNT_10_GB, array_piece, bomb, junk_of, large_proposal, missing, name_of
 
 from wardround.checkpoint import load_checkpoint
 from wardround.wire import Broadcast, pack_broadcast, weights_sha256
 from wardround_server.app import record_of
 
-PIECE_BYTES = 5 * 2**20
-TEN_GB = 10 * 10**9
 LIMIT_S = 240.0
+GB = 10**9
 
-app = ServerApp()
+app = ServerApp()  # Flower looks for the names in the text, and finds no pairs
+agent = AgentApp()
 
 
 @app.main()
@@ -118,57 +121,75 @@ def questions(folder: Path, facts: dict):
     yield "proposal, 1 MB", "query.propose", proposal(text + " " * 2**20, facts["study_sha256"])
     yield "last proposal", "query.propose", proposal(facts["dear"], facts["dear_sha256"])
     yield "one too many", "query.propose", proposal(facts["more"], facts["more_sha256"])
-    yield "proposal, 300 MB", "query.propose", proposal("x" * (300 * 2**20), facts["study_sha256"])
-    bomb = train()
-    bomb["tensors"] = ArrayRecord({"w": Array("float32", BOMB_SHAPE, "raw", bytes(PIECE_BYTES))})
-    yield "bomb", "train", bomb
-    yield "10 GB, announced", "train", partial(large, TEN_GB // PIECE_BYTES, 0, 30.0)
-    yield "1.2 GB", "train", partial(large, 230, 230, LIMIT_S)
+    yield "proposal, 1 GB", "query.propose", partial(proposal_1_gb, folder)
+    hollow = train()
+    hollow["tensors"] = bomb()
+    yield "bomb", "train", hollow
+    yield "10 GB, announced", "train", announced
+    yield "10 GB", "train", partial(ten_gb, folder)
+    yield "round 2 again", "train", train(round=2, weights=other)
     yield "still there", "query.own", RecordDict({})
 
 
-def large(count: int, real: int, ttl_s: float, grid, node: int) -> str:
-    """Announce so many pieces of 5 MiB, `real` of which come."""
-
-    def piece(number: int) -> bytes:
-        return b"ArrayChunk  %d\x00" % PIECE_BYTES + number.to_bytes(8, "little") + b"x" * (PIECE_BYTES - 8)
-
-    names = [hashlib.sha256(piece(number)).hexdigest() for number in range(real)]
-    names += [hashlib.sha256(b"%d" % number).hexdigest() for number in range(count - real)]
-    content = b"Message %s 4\x00junk" % ",".join(names).encode()
-    root = hashlib.sha256(content).hexdigest()
-    tree = ObjectTree(object_id=root, children=[ObjectTree(object_id=name) for name in names])
+def push(grid, node: int, ttl_s: float, tree: ObjectTree, contents: dict[str, bytes], kind: str = "train") -> str:
+    """Send a message that consists of the objects in `tree`, of which only `contents` go to the SuperLink."""
     run = grid.run.run_id
     fields = {"run_id": run, "message_id": "", "src_node_id": 1, "dst_node_id": node, "reply_to_message_id": ""}
-    metadata = Metadata(**fields, group_id="1", message_type="train", created_at=time.time(), ttl=ttl_s)
+    metadata = Metadata(**fields, group_id="1", message_type=kind, created_at=time.time(), ttl=ttl_s)
     message = make_message(metadata=metadata, error=Error(code=0, reason=""))
-    message.metadata.__dict__["_message_id"] = root
+    message.metadata.__dict__["_message_id"] = tree.object_id
     proto = message_to_proto(remove_content_from_message(message))
     answer = grid._runtime_client.PushMessages(
         PushAppMessagesRequest(messages_list=[proto], message_object_trees=[tree])
     )
-    for number in [None, *range(real)]:
-        name, whole = (root, content) if number is None else (names[number], piece(number))
+    for name, content in contents.items():
         request = PushObjectRequest(
-            node=Node(node_id=1), run_id=run, object_id=name, object_content=whole, session_id=answer.session_id
+            node=Node(node_id=1), run_id=run, object_id=name, object_content=content, session_id=answer.session_id
         )
         grid._runtime_client.PushObject(request)
-    return root
+    return tree.object_id
 
 
-BOMB_SHAPE = (50_000, 50_000)  # ten gigabytes of float32
-plain_deflate = Array.deflate
+def announced(grid, node: int) -> str:
+    """Ten gigabytes in proper pieces, of which none comes."""
+    content, tree = junk_of(map(missing, range(COUNT_10_GB)))
+    return push(grid, node, 30.0, tree, {tree.object_id: content})
 
 
-def deflate(array: Array) -> bytes:
-    """Flower's own, but for an array of that shape: its list of pieces names the one piece again and again."""
-    content = plain_deflate(array)
-    if tuple(array.shape) != BOMB_SHAPE:
-        return content
-    head, body = content.split(b"\x00", 1)
-    body = json.dumps({**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}).encode()
-    kind, pieces, _ = head.split(b" ")
-    return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
+def ten_gb(folder: Path, grid, node: int) -> str:
+    """Ten gigabytes in proper pieces, which the SuperLink has for whoever fetches them."""
+    names = [name_of(array_piece(number)) for number in range(COUNT_10_GB)]
+    content, tree = junk_of(names)
+    offer(folder, {name: ("10 GB", "array", number) for number, name in enumerate(names)})
+    return push(grid, node, LIMIT_S, tree, {tree.object_id: content})
 
 
-Array.deflate = deflate
+def proposal_1_gb(folder: Path, grid, node: int) -> str:
+    """A proposal whose study is 1 GB long, in one piece, as Flower sends a text. (Two are its most: protobuf's own.)"""
+    message = Message(RecordDict({"proposal": large_proposal(GB)}), dst_node_id=node, message_type="query.propose")
+    with no_object_id_recompute():
+        tree, objects = get_object_tree(message), get_all_nested_objects(message)
+        large = next(name for name, one in objects.items() if isinstance(one, ConfigRecord))
+        contents = {name: one.deflate() for name, one in objects.items() if name != large}
+    offer(folder, {large: ("proposal, 1 GB", "proposal", GB)})
+    return push(grid, node, LIMIT_S, tree, contents, "query.propose")
+
+
+def offer(folder: Path, pieces: dict[str, tuple[str, str, int]]) -> None:
+    (folder / "offers.json.new").write_text(json.dumps(pieces))
+    (folder / "offers.json.new").rename(folder / "offers.json")
+
+
+@agent.main()
+def act(session, context) -> None:
+    """The same attacker as an agent: for what it sends a SuperNode would run the code of the bundle."""
+    folder = Path(os.environ["WARDROUND_SERVER"])
+    facts, grid = json.loads((folder / "hostile.json").read_text()), session.grid._grid
+    node = next(iter(grid.get_node_ids()))
+    words = RecordDict({"agent": ConfigRecord({"text": "run what came with this"})})
+    round_2 = next(content for name, _, content in questions(folder, facts) if name == "round 2")
+    with (folder / "said.jsonl").open("a") as said:
+        for name, kind, content in (("agent's words", "query", words), ("agent's round", "train", round_2)):
+            answer = wait_for(grid, ask(grid, node, kind, content))
+            said.write(json.dumps({"question": name, **answer}) + "\n")
+        said.write(json.dumps({"question": "agent's end"}) + "\n")

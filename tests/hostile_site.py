@@ -23,9 +23,8 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
+from hostile_pieces import COUNT_10_GB, array_piece, bomb, junk_of, missing, name_of
 
-PIECE_BYTES = 5 * 2**20
-TEN_GB = 10 * 10**9
 SERVER = 1
 
 
@@ -163,66 +162,64 @@ class HostileSite:
         self.deliver(self.message(asked, self.packet(asked, change)))
 
     def bomb(self, asked) -> None:
-        """One piece of 5 MiB, which stands in an array two thousand times."""
+        """A few megabytes on the wire that ask for ten gigabytes of the server's memory."""
         content = self.packet(asked, lambda header, tensors: tensors.clear())
-        content["tensors"] = ArrayRecord({"w": Array("float32", BOMB_SHAPE, "raw", bytes(PIECE_BYTES))})
-        self.deliver(self.message(asked, content))
-
-    def ten_gb(self, asked) -> None:
-        """Ten gigabytes in proper pieces."""
-        self.flood(asked, TEN_GB // PIECE_BYTES)
+        content["tensors"] = bomb()
+        answer = self.message(asked, content)
+        on_the_wire = sum(len(one.deflate()) for one in get_all_nested_objects(answer).values())
+        self.note(trick="bomb", bytes=on_the_wire, taken_objects=self.deliver(answer))
 
     def fat(self, asked) -> None:
         """No more pieces than an honest answer has, as large as they can be; then a call of 100 MB, then no session."""
-        self.flood(asked, len(asked.content["tensors"]))
+        count = len(asked.content["tensors"])
+        session, wanted = self.announce(asked, count, real=count)
+        taken, said = self.pour(asked, session, range(count), give_up=True)
+        name = name_of(array_piece(1))
+        for other, content in ((session, array_piece(0) * 20), ("", array_piece(1)), (session, array_piece(2))):
+            said.append(self.offer(asked, other, name, content))
+        self.note(trick="fat", wanted=wanted, taken_bytes=taken, said=said)
 
-    def flood(self, asked, count: int) -> None:
-        filling, sent, said = b"x" * (PIECE_BYTES - 8), 0, []
+    def ten_gb(self, asked) -> None:
+        """Ten gigabytes in proper pieces: they are announced, and sent, every one, whatever the server says to it."""
+        session, wanted = self.announce(asked, COUNT_10_GB, real=0)
+        began = time.time()
+        taken, said = self.pour(asked, session, range(COUNT_10_GB), give_up=False)
+        seconds = round(time.time() - began, 1)
+        refused = {word: said.count(word) for word in set(said)}
+        self.note(trick="ten_gb", wanted=wanted, taken_bytes=taken, refused=refused, seconds=seconds)
 
-        def piece(number: int) -> bytes:
-            return b"ArrayChunk  %d\x00" % PIECE_BYTES + number.to_bytes(8, "little") + filling
-
-        real = min(count, 30)  # of those that will be taken; the others are announced
-        names = [hashlib.sha256(piece(number)).hexdigest() for number in range(real)]
-        names += [hashlib.sha256(b"%d" % number).hexdigest() for number in range(count - real)]
-        content = b"Message %s 4\x00junk" % ",".join(names).encode()
-        name = hashlib.sha256(content).hexdigest()
-        tree = ObjectTree(object_id=name, children=[ObjectTree(object_id=one) for one in names])
+    def announce(self, asked, count: int, real: int) -> tuple[str, int]:
+        """Say that so many pieces will come, the first `real` under their true names -> the session, how many of them
+        the server wants.
+        """
+        names = [name_of(array_piece(number)) if number < real else missing(number) for number in range(count)]
+        _, tree = junk_of(names)
         answer = self.message(asked, error=Error(code=0, reason=""))
-        answer.metadata.__dict__["_message_id"] = name
+        answer.metadata.__dict__["_message_id"] = tree.object_id
         wanted, session = self.send(answer, tree, 0.0)
-        for number in range(real):
-            try:
-                self.push(asked.metadata.run_id, session, names[number], piece(number))
-                sent += PIECE_BYTES
-            except Exception as error:
-                said.append(type(error).__name__)
+        return session, len(wanted)
+
+    def pour(self, asked, session: str, numbers: range, *, give_up: bool) -> tuple[int, list[str]]:
+        """Send these pieces -> the bytes that were taken, and what was said to the others."""
+        taken, said = 0, []
+        for number in numbers:
+            content = array_piece(number)
+            word = self.offer(asked, session, name_of(content) if give_up else missing(number), content)
+            if word == "taken":
+                taken += len(content)
+                continue
+            said.append(word)
+            if give_up:
                 break
-        for other, content in ((session, piece(0) * 20), ("", piece(1)), (session, piece(2))):
-            try:
-                self.push(asked.metadata.run_id, other, names[1], content)
-                said.append("taken")
-            except Exception as error:
-                said.append(type(error).__name__)
-        self.note(count=count, sent=sent, wanted=len(wanted), said=said)
+        return taken, said
 
-
-BOMB_SHAPE = (50_000, 50_000)  # ten gigabytes of float32
-plain_deflate = Array.deflate
-
-
-def deflate(array: Array) -> bytes:
-    """Flower's own, but for an array of that shape: its list of pieces names the one piece again and again."""
-    content = plain_deflate(array)
-    if tuple(array.shape) != BOMB_SHAPE:
-        return content
-    head, body = content.split(b"\x00", 1)
-    body = json.dumps({**json.loads(body), "arraychunk_ids": [0] * (TEN_GB // PIECE_BYTES)}).encode()
-    kind, pieces, _ = head.split(b" ")
-    return b"%s %s %d\x00%s" % (kind, pieces, len(body), body)
-
-
-Array.deflate = deflate
+    def offer(self, asked, session: str, name: str, content: bytes) -> str:
+        """Send one piece -> "taken", or the name of the error."""
+        try:
+            self.push(asked.metadata.run_id, session, name, content)
+        except Exception as error:
+            return type(error).__name__
+        return "taken"
 
 
 def set_all(value: float):

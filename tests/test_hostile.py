@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import subprocess
+import sys
 import threading
 import time
+import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,9 @@ from flwr.common.constant import PUBLIC_KEY_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS
+from hostile_pieces import COUNT_10_GB
+from wiretap import tapped
 
 from wardround.accounting import spent
 from wardround.audit import verified
@@ -32,13 +38,14 @@ from wardround.study import load_study
 from wardround.supervisor import supervise
 from wardround.wire import PROTOCOL_VERSION
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.gate import MOST_BYTES
+from wardround_client.intake import CALL_BYTES
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_server.config import load_server_config
 from wardround_server.enrolment import key_pem
 from wardround_server.registry import Registry
 from wardround_server.superlink import Ports, SuperLink
-from wardround_simulation import local_federation, programs
 from wardround_simulation.local_federation import SERVER, SITE, LocalFederation
 from wardround_simulation.programs import Daemon, asked, call, end, start
 from wardround_simulation.progress import RunProgress
@@ -85,8 +92,6 @@ def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -
 
 def made(folder: Path, sites: tuple[str, ...]) -> LocalFederation:
     """A server and enrolled sites with patients, on this machine; nothing runs."""
-    first = 20_000 + 20 * (os.getpid() % 500)  # ports of this process's own: tests may run side by side
-    local_federation.PORTS = range(first, first + 20)
     here = LocalFederation(folder=folder, data=folder, sites=sites)
     from rich.console import Console
 
@@ -186,8 +191,8 @@ TRICKS = {
     "impostor": None,
     "twice": None,
     "bomb": "invalid:size",
-    "ten_gb": "invalid:size",
     "fat": "invalid:size",
+    "ten_gb": "invalid:size",
     "endless": "late",
     "silence": "late",
 }
@@ -245,11 +250,13 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
     assert [note["again"] for note in notes["west"] if "again" in note] == [0]
     counted = {trick: lines[number, "west"]["update_norm"] for number, trick in enumerate(TRICKS, 1)}
     assert counted["twice"] == counted["impostor"] == 0.0, "the first answer to its own question, and nothing else"
-    floods = [note for note in notes["west"] if "sent" in note]
-    print(json.dumps({"floods": floods, "peaks_mb": sorted(memory.values())[-4:], "disk_mb": max(disk)}))
-    assert [note["count"] > 1900 for note in floods] == [True, False]
-    assert floods[0]["wanted"] == floods[0]["sent"] == 0 and 0 < floods[1]["sent"] < 16 * MB
-    assert all("taken" not in note["said"] for note in floods)
+    done = {note["trick"]: note for note in notes["west"] if "trick" in note and "round" not in note}
+    bomb, fat, ten_gb = done["bomb"], done["fat"], done["ten_gb"]
+    print(json.dumps({"sent": done, "peaks_mb": sorted(memory.values())[-4:], "disk_mb": max(disk)}))
+    assert bomb["taken_objects"] > 0 and bomb["bytes"] < 6 * MB, "it arrived, and was small on the wire"
+    assert 0 < fat["taken_bytes"] < 16 * MB and "taken" not in fat["said"]
+    assert ten_gb["wanted"] == ten_gb["taken_bytes"] == 0, "neither what was announced nor what was sent"
+    assert sum(ten_gb["refused"].values()) == COUNT_10_GB, "all of it was sent, and each piece turned away"
     assert max(memory.values()) < 700 and max(disk) < 200
     assert said_at(here.server) == ""
 
@@ -333,11 +340,14 @@ SAID = {
     "proposal, 1 MB": "wire-size",
     "last proposal": "proposed",
     "one too many": "too_many_proposals",
-    "proposal, 300 MB": "too_large",
+    "proposal, 1 GB": "too_large",
     "bomb": "wire-header",
     "10 GB, announced": "nothing",
-    "1.2 GB": "too_large",
+    "10 GB": "too_large",
+    "round 2 again": "",
     "still there": "question",
+    "agent's words": "task_type",
+    "agent's round": "task_type",
 }
 BUNDLE = """[project]
 name = "hostile"
@@ -346,12 +356,60 @@ license = "MIT"
 [tool.flwr.app]
 publisher = "x"
 [tool.flwr.app.components]
-serverapp = "evil:app"
-clientapp = "wardround_client.site_app:app"
+{components}
 [tool.flwr.app.config]
 noise-multiplier = 0.0
 epsilon-cap = 1000000.0
 """
+COMPONENTS = {
+    "server": 'serverapp = "evil:app"\nclientapp = "wardround_client.site_app:app"',
+    "agent": 'agentapp = "evil:agent"',
+}
+# Flower's own command line, which has no word for the prompt without which it starts no agent.
+WITH_PROMPT = """
+import functools, importlib
+inside = importlib.import_module("flwr.cli.run.run")
+inside.StartRunRequest = functools.partial(inside.StartRunRequest, user_prompt="go on")
+from flwr.cli.app import app
+app()
+"""
+
+
+def write_bundle(folder: Path, components: str, ran: Path) -> None:
+    """A bundle with the attacker's code, and packages of our names and torch's; whichever runs says so in `ran`."""
+    canary = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
+    evil = (HERE / "hostile_server.py").read_text()
+    files = {
+        "pyproject.toml": BUNDLE.format(components=components),
+        "evil.py": evil.replace("import json\n", "import json\n" + canary, 1),
+        "hostile_pieces.py": (HERE / "hostile_pieces.py").read_text(),
+        "torch.py": canary,
+        "wardround_client/__init__.py": canary,
+        "wardround_client/site_app.py": canary + "app = None\n",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+@contextmanager
+def hostile_superlink(here: LocalFederation) -> Iterator[SuperLink]:
+    """The server's SuperLink with the attacker's Fleet API in place of ours, up, and the key of east registered."""
+    settings = load_server_config(here.server).server
+    superlink = SuperLink(folder=here.server, ports=Ports(fleet=settings.fleet_port, control=settings.control_port))
+    child, executor = superlink.children()
+    child.command = (sys.executable, str(HERE / "hostile_superlink.py"), *child.command[5:])
+    stopped = threading.Event()
+    thread = threading.Thread(target=supervise, args=([child, executor], stopped))
+    thread.start()
+    try:
+        soon(lambda: child.is_up, 120)
+        (registered,) = Registry(here.server).sites()
+        superlink.register("east", registered.public_key)
+        yield superlink
+    finally:
+        stopped.set()
+        thread.join(60)
 
 
 def study_of(tmp_path: Path, name: str, **changes: str):
@@ -366,7 +424,11 @@ def study_of(tmp_path: Path, name: str, **changes: str):
 def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refusal_is_in_the_sites_log(
     tmp_path: Path,
 ) -> None:
-    """A SuperLink as Flower ships it, a ServerApp and a bundle of the attacker's own, against a real site's daemon."""
+    """A SuperLink without our bounds, a ServerApp, an agent and bundles of the attacker's own, against a site's daemon.
+
+    The 10 GB are offered, and made as they are fetched: the site hangs up after 1 GiB, so that no more ever cross the
+    line. The question that comes next is answered.
+    """
     here = made(tmp_path / "f", ("east",))
     site, server = here.site("east"), here.server
     path, study = study_of(tmp_path, "agreed")
@@ -386,59 +448,55 @@ def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refu
         "dear": dear.to_json(), "dear_sha256": dear.sha256(), "more": more.to_json(), "more_sha256": more.sha256(),
     }  # fmt: skip
     (server / "hostile.json").write_text(json.dumps(facts))
-    settings = load_server_config(server).server
-    superlink = SuperLink(folder=server, ports=Ports(fleet=settings.fleet_port, control=settings.control_port))
-    child, executor = superlink.children()
-    child.command = (str(programs.PROGRAMS / "flower-superlink"), *child.command[5:])  # without our bounds
-    ran = server / "ran.txt"  # the attacker's own machine may run it; whose FLWR_HOME it is tells them apart
-    canary = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
-    bundle = server / "flower" / "bundle"
-    files = {
-        "pyproject.toml": BUNDLE,
-        "evil.py": (HERE / "hostile_server.py").read_text(),
-        "torch.py": canary,
-        "wardround_client/__init__.py": canary,
-        "wardround_client/site_app.py": canary + "app = None\n",
-    }
-    for name, content in files.items():
-        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-        (bundle / name).write_text(content)
-    stopped = threading.Event()
-    thread = threading.Thread(target=supervise, args=([child, executor], stopped))
-    thread.start()
-    try:
-        soon(lambda: child.is_up, 120)
-        (registered,) = Registry(server).sites()
-        superlink.register("east", registered.public_key)
-        with running(here, "east") as daemons:
-            log = site / "logs" / "site.log"
-            soon(lambda: log.exists() and "SuperNode ID" in log.read_text(), 200, lambda: said_by(here))
-            words = ("run", bundle, "wardround", "--run-config", "noise-multiplier=0.0 epsilon-cap=9e9")
-            superlink._flwr(*map(str, words))
-            memory: dict[int, float] = {}
-            said, ends = server / "said.jsonl", time.monotonic() + 3000
-            while not said.exists() or '"end"' not in said.read_text():
-                assert time.monotonic() < ends, f"{said.exists() and said.read_text()}\n{said_by(here)}"
-                for pid in descendants(daemons["east"].process.pid):
-                    memory[pid] = max(memory.get(pid, 0.0), peak_mb(pid))
-                time.sleep(1)
-    finally:
-        stopped.set()
-        thread.join(60)
-    answers = [json.loads(line) for line in said.read_text().splitlines()][:-1]
-    print(json.dumps({"peak_mb": max(memory.values()), "answers": answers}))
+    ran = server / "ran.txt"  # the attacker's own machine runs it; whose FLWR_HOME it is tells them apart
+    bundles = {name: server / "flower" / f"{name}-bundle" for name in COMPONENTS}
+    for name, components in COMPONENTS.items():
+        write_bundle(bundles[name], components, ran)
+    memory: dict[int, float] = {}
+    said, ends = server / "said.jsonl", time.monotonic() + 3000
+
+    def wait_for(word: str) -> None:
+        while not said.exists() or f'"{word}"' not in said.read_text():
+            assert time.monotonic() < ends, f"{said.exists() and said.read_text()}\n{said_by(here)}"
+            for pid in descendants(daemons["east"].process.pid):
+                memory[pid] = max(memory.get(pid, 0.0), peak_mb(pid))
+            time.sleep(0.5)
+
+    with hostile_superlink(here) as superlink, running(here, "east") as daemons:
+        log = site / "logs" / "site.log"
+        soon(lambda: log.exists() and "SuperNode ID" in log.read_text(), 200, lambda: said_by(here))
+        words = ("--run-config", "noise-multiplier=0.0 epsilon-cap=9e9")
+        superlink._flwr("run", str(bundles["server"]), "wardround", *words)
+        wait_for("end")
+        words = ("run", str(bundles["agent"]), "wardround", "--format", "json")
+        done = subprocess.run(
+            [sys.executable, "-c", WITH_PROMPT, *words], env=superlink._environment(), cwd=superlink.home,
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert '"success": true' in done.stdout, done.stdout + done.stderr
+        wait_for("agent's end")
+    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    answers = [line for line in lines if "code" in line]
+    handed: Counter[str] = Counter()
+    for line in (server / "handed.jsonl").read_text().splitlines():
+        piece = json.loads(line)
+        handed[piece["question"]] += piece["bytes"]
+    print(json.dumps({"peaks_mb": sorted(memory.values()), "handed_mb": dict(handed), "answers": answers}))
     assert {one["question"]: one["code"] for one in answers} == SAID
     weights = {one["question"]: one["weights"] for one in answers if one.get("weights")}
-    assert weights["round 1"] == weights["round 1 again"] != weights["round 2"] and len(weights) == 3
+    assert weights["round 1"] == weights["round 1 again"] != weights["round 2"] == weights["round 2 again"]
+    assert len(weights) == 4
+    pulls = FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS  # at once; each brings one call at most after the bound is reached
+    assert MOST_BYTES < handed["10 GB"] <= MOST_BYTES + (1 + pulls) * CALL_BYTES, "of 10 GB the site took 1 GiB"
+    assert handed["proposal, 1 GB"] >= 10**9 and max(memory.values()) < 1.5 * MOST_BYTES / MB
 
     refused = [entry["code"] for entry in verified(site / "audit.jsonl").entries if entry["event"] == "message-refused"]
     assert refused == [code for code in SAID.values() if code not in ("", "proposed", "nothing")]
     asked("east", SITE, "audit", "verify", site / "audit.jsonl", limit_s=120)
-    assert not ran.exists() or set(ran.read_text().split()) == {str(server / "flower")}
-    assert not (site / "flower" / "apps").exists()
+    assert set(ran.read_text().split()) == {str(server / "flower")}, "it ran where the attacker is, and nowhere else"
+    assert not list(site.rglob("evil.py")) and not (site / "flower" / "apps").exists()
     ledger = Ledger(site / "ledger.sqlite3")
     assert ledger.spent(1e-4).value == spent([plan_from_study(study).event(2)], 1e-4).value, "the run config changed it"
-    assert max(memory.values()) < 4096
 
 
 # A patient's name in an exception
@@ -446,7 +504,8 @@ def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refu
 
 def test_a_patients_name_in_an_exception_stands_in_the_sites_own_log_and_nowhere_at_the_server(tmp_path: Path) -> None:
     """A hospital whose folders bear a name, and whose prepared images are damaged: what it says of that carries the
-    name. Looked at, again and again while it happens: every byte of the server's folder, Flower's database included.
+    name. Looked at, again and again while it happens: every byte of the server's folder, Flower's database included;
+    and afterwards all that went between that hospital and the server, which a proxy with the server's key took down.
     """
     here = made(tmp_path / "f", ("east", "north"))
     named = tmp_path / "CANARY^PATIENT" / "east"
@@ -460,13 +519,24 @@ def test_a_patients_name_in_an_exception_stands_in_the_sites_own_log_and_nowhere
         approve(here, name, path)
     for images in (named / "cohort").glob("images*"):
         images.write_bytes(images.read_bytes()[:-100])
-    with running(here, "server", "east", "north"):
+    toml, port = named / "site.toml", here.ports.next()
+    address = tomllib.loads(toml.read_text())["server"]["address"]
+    toml.write_text(toml.read_text().replace(address, f"127.0.0.1:{port}"))
+    with running(here, "server"), tapped(here.server, address, port) as heard, running(here, "east", "north"):
         run = here.submit(path)["run"]
         ends = time.monotonic() + 900
         while (facts := show(here, run))["state"] != "finished":
             assert time.monotonic() < ends, f"{facts}\n{said_by(here)}"
             assert said_at(here.server) == ""
             time.sleep(1)
+    asked_for, sent = b"\n".join(heard.down), b"\n".join(heard.up)
+    study = load_study(path).sha256().encode()
+    print(json.dumps({"calls": len(heard.up), "up": len(sent), "down": len(asked_for), "of": sorted(heard.methods)}))
+    assert {"ActivateNode", "PullMessages", "PullObject", "PushMessages", "PushObject"} <= heard.methods
+    assert study in asked_for and run.encode() in asked_for, "the line is tapped: what must be there is there"
+    assert study in sent and run.encode() in sent and b"failed" in sent
+    for secret in ("CANARY", "PATIENT", str(named), str(here.site("east")), str(tmp_path)):
+        assert heard.holds(secret) == [], secret
     codes = {line["site"]: line["code"] for line in facts["metrics"]}
     assert codes == {"east": "failed", "north": None}
     assert said_at(here.server) == ""
