@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.recorddict_pb2 import ConfigRecordValue
 
 from wardround.wire import PROTOCOL_VERSION
 
@@ -38,9 +39,25 @@ def junk_of(names: Iterable[str]) -> tuple[bytes, ObjectTree]:
     return content, ObjectTree(object_id=name_of(content), children=[ObjectTree(object_id=name) for name in names])
 
 
-def large_proposal(size: int) -> ConfigRecord:
-    """A proposal whose study has so many characters."""
-    return ConfigRecord({"protocol": PROTOCOL_VERSION, "study_sha256": "a" * 64, "study": "x" * size})
+def large_proposal(size: int) -> bytes:
+    """A proposal whose study has so many characters, as Flower sends a record; written by hand, for a gigabyte of text
+    costs Flower's own way several, and a minute in which its process answers nobody.
+    """
+    few = ConfigRecord({"protocol": PROTOCOL_VERSION, "study_sha256": "a" * 64}).deflate().split(b"\x00", 1)[1]
+    text = field(ConfigRecordValue.DESCRIPTOR.fields_by_name["string"].number, size)
+    value = field(2, len(text) + size) + text  # of an item, beside its key
+    key = field(1, len(b"study")) + b"study"
+    item = field(1, len(key) + len(value) + size) + key + value
+    return b"".join((b"ConfigRecord  %d\x00" % (len(few) + len(item) + size), few, item, b"x" * size))
+
+
+def field(number: int, size: int) -> bytes:
+    """How protobuf begins a field that holds so many bytes."""
+    begun = bytes([number << 3 | 2])
+    while size > 127:
+        begun += bytes([size & 127 | 128])
+        size >>= 7
+    return begun + bytes([size])
 
 
 def bomb() -> ArrayRecord:

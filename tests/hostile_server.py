@@ -22,7 +22,6 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from flwr.serverapp import ServerApp
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from hostile_pieces import COUNT_10_GB, array_piece, bomb, junk_of, large_proposal, missing, name_of
 
 from wardround.checkpoint import load_checkpoint
@@ -166,13 +165,16 @@ def ten_gb(folder: Path, grid, node: int) -> str:
 
 def proposal_1_gb(folder: Path, grid, node: int) -> str:
     """A proposal whose study is 1 GB long, in one piece, as Flower sends a text. (Two are its most: protobuf's own.)"""
-    message = Message(RecordDict({"proposal": large_proposal(GB)}), dst_node_id=node, message_type="query.propose")
-    with no_object_id_recompute():
-        tree, objects = get_object_tree(message), get_all_nested_objects(message)
-        large = next(name for name, one in objects.items() if isinstance(one, ConfigRecord))
-        contents = {name: one.deflate() for name, one in objects.items() if name != large}
+    message = Message(RecordDict({"proposal": ConfigRecord({})}), dst_node_id=node, message_type="query.propose")
+    record, whole = message.content["proposal"], message.content
+    large = name_of(large_proposal(GB))
+    around = whole.deflate().replace(record.object_id.encode(), large.encode())
+    outside = message.deflate().replace(whole.object_id.encode(), name_of(around).encode())
+    tree = ObjectTree(object_id=large)
+    for content in (around, outside):
+        tree = ObjectTree(object_id=name_of(content), children=[tree])
     offer(folder, {large: ("proposal, 1 GB", "proposal", GB)})
-    return push(grid, node, LIMIT_S, tree, contents, "query.propose")
+    return push(grid, node, LIMIT_S, tree, {name_of(one): one for one in (outside, around)}, "query.propose")
 
 
 def offer(folder: Path, pieces: dict[str, tuple[str, str, int]]) -> None:

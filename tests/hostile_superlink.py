@@ -33,7 +33,7 @@ class Flooding(FleetServicer):
         if offer is None:
             return response
         question, kind, number = offer
-        content = array_piece(number) if kind == "array" else large_proposal(number).deflate()
+        content = array_piece(number) if kind == "array" else large_proposal(number)
         with offers.with_name("handed.jsonl").open("a") as handed:
             handed.write(json.dumps({"question": question, "bytes": len(content)}) + "\n")
         return PullObjectResponse(object_found=True, object_available=True, object_content=content)
