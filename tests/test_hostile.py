@@ -22,12 +22,13 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import ConfigRecord
 from flwr.common.constant import PUBLIC_KEY_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS
-from hostile_pieces import COUNT_10_GB
+from hostile_pieces import COUNT_10_GB, large_proposal
 from wiretap import tapped
 
 from wardround.accounting import spent
@@ -429,6 +430,7 @@ def test_a_hostile_server_gets_no_code_run_no_budget_and_no_memory_and_each_refu
     The 10 GB are offered, and made as they are fetched: the site hangs up after 1 GiB, so that no more ever cross the
     line. The question that comes next is answered.
     """
+    assert ConfigRecord.inflate(large_proposal(1000))["study"] == "x" * 1000, "it is a proposal"
     here = made(tmp_path / "f", ("east",))
     site, server = here.site("east"), here.server
     path, study = study_of(tmp_path, "agreed")
