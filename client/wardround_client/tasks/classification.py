@@ -16,7 +16,7 @@ from wardround.errors import WardroundError
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for
 from wardround_client.privacy.memory_plan import images_at_once
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
@@ -110,12 +110,12 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None = None,
+    memory: EngineMemory | None = None,
     precision: Precision = "float32",
 ) -> SpeedPlan:
     """Choose the clipping engine, prove it against the one-patient loop on synthetic input, and plan the memory.
 
-    `cache_folder` keeps the choice of a site (`engine_choice.py`). Raises `WardroundError` where the proof fails.
+    `memory` is what a site keeps of engines (`engine_choice.py`). Raises `WardroundError` where the proof fails.
     """
     part = trained_part(network.to(device), study)
     parameters = trained_parameters(network, study)
@@ -136,7 +136,7 @@ def plan_speed(
         sample,
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision, images_at_once=most),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine, images_at_once=most)
 

@@ -12,7 +12,6 @@ generator's step, is a function of weights, public numbers and draws that no pat
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from wardround.models.image_views import DRAWS, seen
 from wardround.study import Study
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
 from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for
 from wardround_client.privacy.memory_plan import images_at_once
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
@@ -150,7 +149,7 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None,
+    memory: EngineMemory | None,
     precision: Precision,
 ) -> SpeedPlan:
     """The discriminator's engine, held against the loop; see `synthesis.plan_speed`."""
@@ -166,7 +165,7 @@ def plan_speed(
         Sample(images_N=images_NCHW, outputs=len(study.data.labels), images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision, images_at_once=most),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine, images_at_once=most)
 

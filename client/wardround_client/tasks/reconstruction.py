@@ -22,7 +22,7 @@ from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for
 from wardround_client.privacy.memory_plan import images_at_once
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
@@ -132,7 +132,7 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None = None,
+    memory: EngineMemory | None = None,
     precision: Precision = "float32",
 ) -> SpeedPlan:
     """Choose the clipping engine, prove it against the one-patient loop on synthetic input, and plan the memory.
@@ -154,7 +154,7 @@ def plan_speed(
         Sample(images_N=small.to(device), outputs=1, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision, images_at_once=most),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine, images_at_once=most)
 

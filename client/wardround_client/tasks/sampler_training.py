@@ -10,8 +10,6 @@ Gaussian event a step. The phantoms' term is added after the noise and reads no 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from wardround.models.phantom_sampler import LABELS, PhantomSampler
 from wardround.study import Study
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
 from wardround_client.privacy.clipping import LossPerImage
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import draw_patients
@@ -91,7 +89,7 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None,
+    memory: EngineMemory | None,
     precision: Precision,
 ) -> SpeedPlan:
     """The engine for both heads, held against the loop; see `synthesis.plan_speed`."""
@@ -104,7 +102,7 @@ def plan_speed(
         Sample(images_N=features_ND, outputs=LABELS, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine)
 
