@@ -233,9 +233,11 @@ def test_a_task_that_hangs_is_killed_at_its_deadline_and_its_token_is_on_no_comm
 
 def test_a_task_dies_with_its_executor_however_that_ends(tmp_path):
     with launched(tmp_path) as (process, task):
+        warm = int(Path(f"/proc/{task}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        assert Path(f"/proc/{warm}/comm").read_text() == "wardround-warm\n"
         process.kill()
         ends = time.monotonic() + 20
-        while Path(f"/proc/{task}").exists():
+        while Path(f"/proc/{task}").exists() or Path(f"/proc/{warm}").exists():
             assert time.monotonic() < ends
             time.sleep(0.02)
 

@@ -1,12 +1,13 @@
 """The executor process of a site: it takes Flower's tasks and has each answered in a process of its own.
 
     executor process   Flower's loop that acquires tasks, with `SiteExecutor` in place of its launcher
-    warm process       loaded once with all that an answer needs (torch, Flower, this package), and nothing else
+    warm process       loaded once with all that an answer needs (`warm.py`), and nothing else
     task processes     forked off the warm one, one a message (`gate.py`)
 
 Tasks of every type are taken, so that what is not for us is refused: left lying, it would block the node. A task that
 passes its message's deadline is killed from outside, after `app.py` had its chance to end it from within. The warm
 process (`multiprocessing`'s fork server) has no thread, no device, no data and no secret, so that its forks share none.
+The kernel ends it with the executor, and its forks with it.
 
     python -I -m wardround_client.executor SITE_FOLDER ADDRESS SECRET_FILE
 """
@@ -36,14 +37,7 @@ START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a wh
 BEFORE_TTL_S = 15.0  # a reply after its message's time to live is lost, and app.py has had its time by then
 END_LIMIT_S = 10.0  # for a killed process to be gone
 PROOFS = Path("flower") / "proofs"  # in a site's folder: which clipping engines were proved since this start
-WARM = [  # all that a round needs
-    "flwr.supernode.runtime.run_clientapp",
-    "wardround_client.gate",
-    "wardround_client.site_app",
-    "wardround_client.site",
-    "wardround_client.round",
-    "wardround_client.evaluation",
-]
+WARM = ["wardround_client.warm"]  # what the warm process imports
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import signal
 from collections.abc import Callable
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,8 +38,6 @@ def run_task(folder: Path, address: str, task_type: str, deadline: Connection, t
     `deadline`; `proofs` as for `open_site`.
     """
     tie_this_process(signal.SIGKILL, PROCESS_NAME)
-    # multiprocessing lets a fork keep the warm process alive; here that ends with the executor, and this fork with it
-    os.close(forkserver._forkserver._forkserver_alive_fd)
     print_lines(__name__, "wardround", "wardround_client")
     from flwr.supernode.runtime import run_clientapp as inside
 

@@ -24,7 +24,7 @@ def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[st
 
 
 def tie_this_process(signal_number: int, name: str) -> None:
-    """Tie this process, a fork, to the one that it was forked from, and let the kernel list it as `name` (15 bytes)."""
+    """Tie this process to its parent from within, and let the kernel list it as `name` (15 bytes)."""
     parent, libc = os.getppid(), ctypes.CDLL(None, use_errno=True)
     _ask_for_signal(libc, signal_number)
     libc.prctl(PR_SET_NAME, name.encode("ascii"), 0, 0, 0)
