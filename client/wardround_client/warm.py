@@ -1,5 +1,5 @@
-"""For the warm process of `executor.py` alone, which imports this and is forked for each message: its end is tied to the
-executor's, and then all is loaded that an answer needs.
+"""For the warm process of `executor.py` alone, which imports this and is forked for each message: its end is tied
+to the executor's, and then all is loaded that an answer needs.
 
 Nothing here may start a thread, look at a device, read data or make a secret: every fork would share it.
 """

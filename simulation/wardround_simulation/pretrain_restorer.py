@@ -1,7 +1,8 @@
 """Trains a shipped restorer from nothing: paints phantoms, spoils them, trains generator and discriminator, writes one
 file for one kind of degradation.
 
-No real image is read anywhere; the same seed gives the same bytes on one machine. Shapes: N images, H rows, W columns.
+No real image is read anywhere; the same seed gives the same tensors on one machine.
+Shapes: N images, H rows, W columns.
 """
 
 from __future__ import annotations
