@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from measure import MB, Sheet, arguments_of, machine, spread, tell
 
+from wardround_client.gate import PROCESS_NAME
+
 GOAL_S = 20.0
 KEY = b"bench" * 7
 HERTZ = os.sysconf("SC_CLK_TCK")
@@ -117,10 +119,10 @@ def look_at(pid: int) -> tuple[float, float, str]:
         folder = Path(f"/proc/{pid}")
         ticks = sum(map(int, (folder / "stat").read_text().rsplit(")", 1)[1].split()[11:15]))
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-        words = (folder / "cmdline").read_bytes().decode()
+        words = (folder / "cmdline").read_bytes().decode() + (folder / "comm").read_text()
     except OSError:
         return 0.0, 0.0, ""
-    names = ("flower-superlink", "flwr-serverapp", "flower-supernode", "gate", "superexec")
+    names = ("flower-superlink", "flwr-serverapp", "flower-supernode", PROCESS_NAME, "superexec")
     program = next((name for name in names if name in words), "other")
     return ticks / HERTZ, int(status.get("VmHWM", "0").split()[0]) * 1024 / MB, program
 
@@ -193,7 +195,7 @@ def told(
         "megabytes": lines[-1]["bytes_down"] / 1e6,
         "peak_mb": {program: peak for (name, program), peak in watcher.peak_mb.items() if name == "server"},
         "site_peak_mb": max(
-            (peak for (name, program), peak in watcher.peak_mb.items() if name != "server" and program == "gate"),
+            (peak for (name, program), peak in watcher.peak_mb.items() if name != "server" and program == PROCESS_NAME),
             default=0.0,
         ),
     }

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from wardround_client.privacy.bookkeeping import SpeedSettings
 from wardround_client.privacy.clipping import ClippingEngine, PatientBatch, clip_over_one_pass
-from wardround_client.privacy.engine_choice import Sample, candidates_of, checked_engine
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, candidates_of, checked_engine
 from wardround_client.tasks.classification import loss_per_image
 
 IMAGE_PX = 128
@@ -123,7 +123,7 @@ def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: 
             sample,
             MAX_GRAD_NORM,
             speed=speed_of(precision),
-            cache_folder=Path(folder),
+            memory=EngineMemory(choices=Path(folder)),
         )
 
     def settings(one: ClippingEngine) -> tuple:

@@ -87,4 +87,8 @@ def test_the_server_decides_from_the_sites_noised_counts_alone() -> None:
     ]
     test = figures_of(study, answers)["accept_test"]
     assert test["accepted"] and test["patients_noised"] == 80
+    assert test == figures_of(study, answers[::-1])["accept_test"]
+    exact = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"epsilon": np.inf})})
+    without_noise = figures_of(exact, answers)["accept_test"]  # the same counts, did they carry no noise
+    assert without_noise["gain_db"] == test["gain_db"] and without_noise["low_db"] > test["low_db"] + 0.005
     assert figures_of(study, [])["accept_test"]["accepted"] is False

@@ -38,7 +38,8 @@ CLIENT, SERVER, SHARED, SIM = (f"{folder}/{package}" for folder, package in (
 DOORS = {
     "flwr": {
         f"{SERVER}/app.py", f"{SERVER}/federation_app.py", f"{SERVER}/fleet.py", f"{SIM}/engine.py",
-        f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py", f"{CLIENT}/supernode.py",
+        f"{CLIENT}/app.py", f"{CLIENT}/site_app.py", f"{CLIENT}/gate.py", f"{CLIENT}/executor.py", f"{CLIENT}/warm.py",
+        f"{CLIENT}/supernode.py",
         f"{CLIENT}/link.py", f"{CLIENT}/intake.py", f"{SHARED}/inflation.py",
     },
     "ray": {f"{SIM}/engine.py", f"{SIM}/ray_cluster.py"},

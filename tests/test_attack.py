@@ -32,7 +32,7 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import KnownRandom
 from wardround_client.site import open_site
-from wardround_client.tasks import classification
+from wardround_client.tasks import classification, steps
 from wardround_client.tasks.task import training_rows
 from wardround_client.tasks.weights import initial_network
 from wardround_server import rounds as server_rounds
@@ -74,10 +74,10 @@ def study_of(seed: int = 0, **privacy) -> Study:
 
 
 def with_part(**parts):
-    """The product's training with parts of it replaced, by the names it knows them under."""
+    """The product's training with parts of its steps replaced, by the names they know them under."""
 
     def train(*arguments):
-        with patch.multiple(classification, **parts):
+        with patch.multiple(steps, **parts):
             return classification.train(*arguments)
 
     return train

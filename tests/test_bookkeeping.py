@@ -29,7 +29,7 @@ from wardround_client.privacy.clipping import (
     clip_by_loop,
     clip_over_one_pass,
 )
-from wardround_client.privacy.engine_choice import Sample, candidates_of, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, candidates_of, checked_engine, engine_for
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import KnownRandom
 from wardround_client.tasks import classification
@@ -64,7 +64,9 @@ def one_thread():
 def network_of(name: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     trainable, size = NETWORKS[name]
     if name.startswith("discriminator"):
-        network: nn.Module = Discriminator(size, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of some weights that other tests' draws leave to it, no patient would be clipped
+            network: nn.Module = Discriminator(size, 1)
         with torch.no_grad():  # larger than its first weights, which hardly tell images apart
             for parameter in network.parameters():
                 parameter.mul_(3)
@@ -287,7 +289,7 @@ def test_what_it_cannot_do_falls_back_to_the_loop_in_one_line(make, width, says,
     parameters, sample = dict(network.named_parameters()), sample_of(width)
     with caplog.at_level(logging.WARNING):
         engine = checked_engine(
-            network, parameters, loss_per_image, sample, 0.3, cache_folder=tmp_path if cached else None
+            network, parameters, loss_per_image, sample, 0.3, memory=EngineMemory(choices=tmp_path) if cached else None
         )
     assert engine.func is clip_by_loop or cached  # a trial may take the loop of itself, and then there is no line
     batch = PatientBatch(inputs_N=sample.images_N, labels_N=torch.arange(7) % 2, start_U1=torch.tensor([0, 3, 7]))
@@ -347,7 +349,8 @@ def test_without_a_folder_no_clock_decides_and_the_rule_is_the_same_every_time()
 def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp_path: Path, monkeypatch) -> None:
     network, parameters = network_of("seed-cnn")
     sample = Sample(images_N=batch_of("seed-cnn", [7]).inputs_N, outputs=1, images_per_unit=1)
-    choose = functools.partial(checked_engine, network, parameters, loss_per_image, sample, 0.3, cache_folder=tmp_path)
+    memory = EngineMemory(choices=tmp_path)
+    choose = functools.partial(checked_engine, network, parameters, loss_per_image, sample, 0.3, memory=memory)
     choose()
     (path,) = tmp_path.iterdir()
     said = json.loads(path.read_text())
@@ -369,7 +372,7 @@ def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp
     choose()
     assert json.loads(path.read_text())["engine"] in candidates_of(SpeedSettings())
     other = Sample(images_N=sample.images_N, outputs=1, images_per_unit=4)
-    checked_engine(network, parameters, loss_per_image, other, 0.3, cache_folder=tmp_path)
+    checked_engine(network, parameters, loss_per_image, other, 0.3, memory=memory)
     assert len(list(tmp_path.iterdir())) == 2  # another k is another choice
 
 
@@ -388,9 +391,55 @@ def test_a_kept_engine_that_fails_its_proof_gives_way_to_the_rules_and_that_to_t
     engines = candidates_of(SpeedSettings()) | {names[1]: wrong} | ({names[0]: wrong} if rule_too else {})
     monkeypatch.setattr(engine_choice, "candidates_of", lambda speed: engines)
     monkeypatch.setattr(engine_choice, "_trial", lambda *_: {names[0]: 1.0, names[1]: 0.5, "loop": 2.0})
-    taken = checked_engine(network, parameters, loss_per_image, sample, 0.3, cache_folder=tmp_path)
+    taken = checked_engine(network, parameters, loss_per_image, sample, 0.3, memory=EngineMemory(choices=tmp_path))
     assert taken.func is (clip_by_loop if rule_too else clip_by_bookkeeping)
     assert caplog.text.count("one patient at a time instead") == rule_too
+
+
+@pytest.mark.parametrize("name", ["seed-cnn", "head"])
+def test_an_engine_is_proved_once_in_a_start_of_the_daemon_and_once_again_in_the_next(
+    name: str, tmp_path: Path, monkeypatch
+) -> None:
+    if name == "head":
+        network = nn.Linear(5, 1)
+        parameters, images_N = dict(network.named_parameters()), torch.randn(7, 5)
+    else:
+        network, parameters = network_of(name)
+        images_N = batch_of(name, [7]).inputs_N
+    sample = Sample(images_N=images_N, outputs=1, images_per_unit=1)
+    proofs: list[int] = []
+
+    def counted(engine, **words) -> None:
+        proofs.append(1)
+        check_engine(engine, **words)
+
+    def choose(start: str | None) -> int:
+        memory = EngineMemory(choices=tmp_path / "cache", proofs=tmp_path / start if start else None)
+        proofs.clear()
+        checked_engine(network, parameters, loss_per_image, sample, 0.3, memory=memory)
+        return len(proofs)
+
+    monkeypatch.setattr(engine_choice, "check_engine", counted)
+    assert [choose("first"), choose("first"), choose("second"), choose("first")] == [1, 0, 1, 0]
+    assert [choose(None), choose(None)] == [1, 1]  # who shares no start proves each time
+    with torch.no_grad():  # another network is another proof; the same one with other weights is not
+        next(iter(parameters.values())).add_(1.0)
+    assert choose("first") == 0
+    sample = Sample(images_N=images_N, outputs=1, images_per_unit=4)
+    assert choose("first") == 1
+
+
+def test_an_engine_that_failed_is_not_proved_by_asking_again(tmp_path: Path, monkeypatch) -> None:
+    def fails(*arguments, **words) -> None:
+        raise WardroundError("it differs")
+
+    network = nn.Linear(5, 1)
+    sample = Sample(images_N=torch.randn(7, 5), outputs=1, images_per_unit=1)
+    memory = EngineMemory(choices=tmp_path / "cache", proofs=tmp_path / "proofs")
+    monkeypatch.setattr(engine_choice, "check_engine", fails)
+    for _ in range(2):
+        with pytest.raises(WardroundError, match="differs"):
+            checked_engine(network, dict(network.named_parameters()), loss_per_image, sample, 0.3, memory=memory)
 
 
 def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder_by_the_rule(tmp_path: Path) -> None:
@@ -412,12 +461,12 @@ def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder
     material = material_of(images, labels, np.repeat(np.arange(6), 3), np.ones(18, bool))
     network = initial_network(study)
     start = {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
-    plan, replies, kept = plan_from_study(study), [], tmp_path / "cache"
-    for turn, folder in enumerate((None, kept, kept)):
+    plan, replies, kept = plan_from_study(study), [], EngineMemory(choices=tmp_path / "cache")
+    for turn, memory in enumerate((None, kept, kept)):
         if turn == 2:
-            (path,) = kept.iterdir()
+            (path,) = kept.choices.iterdir()
             path.write_text(json.dumps({"engine": "loop"}))
-        speed = classification.plan_speed(network, study, plan, torch.device("cpu"), folder)
+        speed = classification.plan_speed(network, study, plan, torch.device("cpu"), memory)
         arguments = (start, material, 1, KnownRandom(b"k"), torch.device("cpu"), speed)
         replies.append(classification.train(study, plan, network, *arguments))
     assert speed.engine.func is clip_by_loop and speed.images_at_once == 64

@@ -11,7 +11,8 @@ from test_federation import NAMES, STUDY, Federation, alive, approve, command, c
 from test_federation_kills import deadline_s
 
 from wardround.study import load_study
-from wardround_client.gate import BEFORE_TTL_S
+from wardround_client.executor import BEFORE_TTL_S
+from wardround_client.gate import PROCESS_NAME
 from wardround_client.privacy.ledger import Ledger
 from wardround_server.app import TTL_BEYOND_DEADLINE_S
 
@@ -25,7 +26,7 @@ def task_of(daemon: int) -> int | None:
     """The task process of a site's daemon, if there is one now."""
     for pid in descendants(daemon):
         try:
-            if b"wardround_client.gate\0task" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if Path(f"/proc/{pid}/comm").read_text().strip() == PROCESS_NAME:
                 return pid
         except OSError:
             continue

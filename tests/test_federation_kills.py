@@ -5,6 +5,7 @@ What is killed, and when, comes from a seed that is printed; WARDROUND_KILL_SEED
 """
 
 import configparser
+import contextlib
 import math
 import os
 import random
@@ -20,6 +21,7 @@ from test_federation import NAMES, Federation, alive, approve, command, descenda
 
 from wardround.audit import verified
 from wardround.study import load_study
+from wardround_client.gate import PROCESS_NAME
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_server.run_folder import RunFolder
@@ -52,9 +54,11 @@ min_sites = {min_sites}
 round_deadline_s = {deadline_s}
 """
 UNITS = Path(__file__).parents[1] / "deploy" / "systemd"
-KINDS = {  # what a process is, by what stands on its command line
-    "wardround_client.gate task": "task",
-    "wardround_client.gate executor": "executor",
+KINDS = {  # what a process is, by what stands on its command line, or its name
+    PROCESS_NAME: "task",
+    "multiprocessing.forkserver": "warm process",
+    "multiprocessing.resource_tracker": "tracker of the warm process",
+    "wardround_client.executor": "executor",
     "flower-supernode": "SuperNode",
     "wardround_client.supernode": "SuperNode",
     "wardround_client.cli start": "site daemon",
@@ -83,6 +87,8 @@ def command_line(pid: int) -> str:
 
 def kind_of(pid: int) -> str:
     line = command_line(pid)
+    with contextlib.suppress(OSError):
+        line += Path(f"/proc/{pid}/comm").read_text()  # a fork has its parent's command line
     return next((kind for words, kind in KINDS.items() if words in line), f"other: {line[:80]}")
 
 

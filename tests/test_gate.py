@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,6 @@ from flwr.supercore.run import Run
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import get_executor
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
-from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 from flwr.supernode.main import create_app
@@ -45,6 +46,7 @@ from wardround.supervisor import Child, supervise
 from wardround.wire import packet_from, unpack_answer
 from wardround_client import gate, proposals
 from wardround_client.approvals import decide_against, find_study
+from wardround_client.executor import SiteExecutor
 from wardround_client.site import approve_study
 from wardround_client.site_app import site_app
 
@@ -85,7 +87,7 @@ def test_flower_has_what_the_gate_replaces():
     assert "install_from_fab(fab.content" in source and "get_load_client_app_fn(" in source
     assert source.count("Error(code=e_code, reason=reason)") == source.count(" Error(") + source.count("(Error(") == 1
     assert "get_executor(" in inspect.getsource(run_superexec.run_superexec)
-    ours, theirs = gate.SiteExecutor, SubprocessExecutor
+    ours, theirs = SiteExecutor, SubprocessExecutor
     methods = {name for name in vars(theirs) if not name.startswith("_")}
     assert methods == {name for name in vars(ours) if not name.startswith("_")}
     accepted = inspect.signature(run_clientapp.run_clientapp).parameters
@@ -149,58 +151,136 @@ def test_a_bundle_with_a_package_of_our_name_runs_only_where_the_gate_is_open(tm
 
 @pytest.mark.parametrize("kind", [kind for kind in TaskType if kind != TaskType.CLIENT_APP])
 def test_a_task_of_another_type_is_answered_with_a_refusal(tmp_path, kind):
-    reads, writes = os.pipe()
+    reads, writes = Pipe(duplex=False)
     asked = message(PROPOSE, pack_proposal(STUDY))
-    reply = gate._behind_the_gate(tmp_path, str(kind), writes, asked, CONTEXT)
+    reply = gate._behind_the_gate(tmp_path, str(kind), writes, tmp_path / "proofs", asked, CONTEXT)
     assert code_in(reply) == "task_type" and not (tmp_path / "proposals").exists()
-    assert float(os.read(reads, 64)) == pytest.approx(asked.metadata.created_at + 60.0)
+    assert float(reads.recv_bytes(64)) == pytest.approx(asked.metadata.created_at + 60.0)
 
 
 def test_no_text_of_an_exception_passes_the_gate(tmp_path, monkeypatch):
-    def fails(folder):
+    def fails(folder, proofs):
         raise OSError("/data/CANARY^PATIENT.dcm")
 
     monkeypatch.setattr("wardround_client.site_app.site_app", fails)
-    reply = gate._behind_the_gate(
-        tmp_path, str(TaskType.CLIENT_APP), os.open(os.devnull, os.O_WRONLY), message("train"), CONTEXT
-    )
+    writes = Pipe(duplex=False)[1]
+    reply = gate._behind_the_gate(tmp_path, str(TaskType.CLIENT_APP), writes, tmp_path, message("train"), CONTEXT)
     assert code_in(reply) == "failed" and "CANARY" not in str(reply.content)
 
 
 # Tasks are processes that end
 
 
-def spec(kind=TaskType.CLIENT_APP):
-    return ExecutionSpec(
-        task_type=kind,
-        runtime_api_address="127.0.0.1:9",
-        token="SECRETTOKEN",
-        insecure=True,
-        root_certificates_path=None,
-        runtime_dependency_install=False,
-        parent_pid=os.getpid(),
-        suppress_output=False,
-        task_id=7,
-    )
+LAUNCHED = """
+import pathlib, sys, time
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor.types import ExecutionSpec
+from wardround_client.executor import SiteExecutor
+
+if __name__ == "__main__":
+    executor = SiteExecutor(pathlib.Path(sys.argv[1]))
+    assert executor.get_eligible_capacity(set())[0] == set(TaskType)
+    executor.launch(ExecutionSpec(
+        task_type=TaskType.CLIENT_APP, runtime_api_address=sys.argv[2], token="SECRET" + "TOKEN", insecure=True,
+        root_certificates_path=None, runtime_dependency_install=False, parent_pid=None, suppress_output=False, task_id=7
+    ))
+    (task,) = executor._running
+    executor.reconcile()
+    print(task.process.pid, flush=True)
+    if sys.stdin.readline() == "late\\n":
+        task.ends = time.time() - 1
+        executor.reconcile()
+        task.process.join(10)
+        executor.reconcile()
+        print(len(executor._running), task.process.exitcode, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def launched(folder):
+    """A process with an executor that has launched a task, which waits for a SuperNode that never answers; both."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        script = folder / "launched.py"
+        script.write_text(LAUNCHED.replace("\\\\n", "\\n"))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with subprocess.Popen(
+            [sys.executable, script, folder, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                task, ends = int(process.stdout.readline()), time.monotonic() + 60
+                while Path(f"/proc/{task}/comm").read_text().strip() != gate.PROCESS_NAME:
+                    assert time.monotonic() < ends
+                    time.sleep(0.01)
+                yield process, task
+            finally:
+                process.kill()
+
+
+def seen(task):
+    """What anybody on the machine can see of a process."""
+    return b"".join(Path(f"/proc/{task}/{name}").read_bytes() for name in ("cmdline", "environ", "comm"))
 
 
 def test_a_task_that_hangs_is_killed_at_its_deadline_and_its_token_is_on_no_command_line(tmp_path):
-    executor = gate.SiteExecutor(tmp_path)
-    assert executor.get_eligible_capacity(set())[0] == set(TaskType)
-    executor.launch(spec())
-    (task,) = executor._running
-    ends = time.monotonic() + 20
-    while b"wardround_client.gate" not in (shown := Path(f"/proc/{task.process.pid}/cmdline").read_bytes()):
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    assert b"SECRETTOKEN" not in shown
-    executor.reconcile()
-    assert task.process.poll() is None
-    task.ends = time.time() - 1
-    executor.reconcile()
-    task.process.wait(10)
-    executor.reconcile()
-    assert executor._running == [] and task.process.returncode == -9
+    with launched(tmp_path) as (process, task):
+        assert b"SECRETTOKEN" not in seen(task) and b"multiprocessing" in seen(task)
+        process.stdin.write("late\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "0 -9\n"
+        assert not Path(f"/proc/{task}").exists()
+
+
+def test_a_task_dies_with_its_executor_however_that_ends(tmp_path):
+    with launched(tmp_path) as (process, task):
+        warm = int(Path(f"/proc/{task}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        assert Path(f"/proc/{warm}/comm").read_text() == "wardround-warm\n"
+        process.kill()
+        ends = time.monotonic() + 20
+        while Path(f"/proc/{task}").exists() or Path(f"/proc/{warm}").exists():
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+
+
+def test_what_is_forked_shares_no_thread_no_device_and_no_secret():
+    """All forks start as copies of one process: a secret made in it would be the same in every task."""
+    look = """
+import gc, importlib, threading, torch
+from wardround_client.executor import WARM
+for name in WARM:
+    importlib.import_module(name)
+from wardround_client.privacy.secret import SecretRandom
+assert threading.active_count() == 1 and not torch.cuda.is_initialized()
+assert not [one for one in gc.get_objects() if isinstance(one, SecretRandom)]
+from wardround_client import round, site, app, evaluation  # what a round needs is among them
+"""
+    subprocess.run([sys.executable, "-I", "-c", look], check=True, timeout=120)
+
+
+DRAWS = """
+import multiprocessing, sys
+from wardround_client.executor import WARM
+
+def draw(writes):
+    from wardround_client.privacy.secret import SecretRandom
+    writes.send_bytes(SecretRandom().uniform(4).tobytes())
+
+if __name__ == "__main__":
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(WARM)
+    for _ in range(2):
+        reads, writes = forks.Pipe(duplex=False)
+        forks.Process(target=draw, args=(writes,)).start()
+        print(reads.recv_bytes().hex())
+"""
+
+
+def test_two_forks_draw_different_secret_numbers(tmp_path):
+    script = tmp_path / "draws.py"
+    script.write_text(DRAWS)
+    said = subprocess.run([sys.executable, script], check=True, timeout=120, capture_output=True, text=True).stdout
+    first, second = said.split()
+    assert len(first) == len(second) == 64 and first != second
 
 
 def test_a_program_that_dies_starts_again_and_all_ends_with_the_supervisor(tmp_path):
@@ -339,9 +419,9 @@ def test_a_supernodes_task_is_answered_by_us_and_an_agents_is_refused(tmp_path, 
     )
     thread = threading.Thread(target=server.run)
     thread.start()
-    words = ["executor", str(tmp_path), f"127.0.0.1:{port}", str(secret)]
+    words = [str(tmp_path), f"127.0.0.1:{port}", str(secret)]
     executor = subprocess.Popen(
-        [sys.executable, "-I", "-m", "wardround_client.gate", *words],
+        [sys.executable, "-I", "-m", "wardround_client.executor", *words],
         env=flower_environment(tmp_path / "flower"),
         cwd=tmp_path,
         stdout=subprocess.PIPE,

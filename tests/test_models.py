@@ -15,6 +15,7 @@ from torch import nn
 from wardround.errors import ModelError
 from wardround.models import registry
 from wardround.models.densenet import DenseNet121
+from wardround.models.phantom_network import PhantomHead
 from wardround.models.registry import architecture_sha256, build_model, exchanged_names
 from wardround.models.standardisation import ImageStandardise, WSConv2d
 from wardround.study import load_study
@@ -254,6 +255,43 @@ def test_frozen_public_features_count_with_their_values_and_the_head_does_not():
         assert architecture_sha256(network) == before
         network.public.projection_DC[0, 0] += 1e-3
     assert architecture_sha256(network) != before
+
+
+@pytest.mark.parametrize("trainable", registry.TRAINABLE)
+@pytest.mark.parametrize("name", ["phantom-encoder", "restorer", "dcgan"])
+def test_what_is_frozen_and_comes_from_a_file_counts_with_its_values_and_what_travels_does_not(name, trainable):
+    network = build_model(ModelSection(name=name, trainable=trainable), GREY, seed=0, degradation="low-dose")
+    before, travels = architecture_sha256(network), exchanged_names(network, trainable)
+    counts = set()
+    for parameter_name, parameter in network.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] += 1e-3
+            if architecture_sha256(network) != before:
+                counts.add(parameter_name)
+            parameter.copy_(kept)
+    assert counts == {parameter_name for parameter_name, _ in network.named_parameters()} - set(travels)
+    assert bool(counts) == (trainable != "all" or isinstance(network, PhantomHead))
+
+
+def test_frozen_weights_of_a_seed_do_not_count_for_their_last_bits_depend_on_the_processor():
+    one, other = (build_model(scratch("restorer", "head"), GREY, seed, "low-dose") for seed in (0, 1))
+    assert not torch.equal(one.generator.stem.weight, other.generator.stem.weight)
+    assert architecture_sha256(one) == architecture_sha256(other)
+
+
+@pytest.mark.parametrize("name", ["restorer", "dcgan"])
+def test_a_file_serves_a_study_in_which_another_part_trains(name, tmp_path):
+    trained = build_model(ModelSection(name=name, trainable="head"), GREY, seed=0, degradation="low-dose")
+    metadata, path = {"architecture_sha256": architecture_sha256(trained)}, tmp_path / "model.safetensors"
+    save_file(trained.state_dict(), path, metadata=metadata)
+    for trainable in registry.TRAINABLE:
+        assert same(build_model(from_file(name, path, trainable=trainable), GREY, seed=1), trained)
+    with torch.no_grad():
+        next(iter(trained.discriminator.parameters())).add_(1)  # another frozen part than the one of that hash
+    save_file(trained.state_dict(), path, metadata=metadata)
+    with pytest.raises(ModelError, match="another architecture"):
+        build_model(from_file(name, path), GREY, seed=1)
 
 
 def test_a_layer_that_the_registry_cannot_describe_has_no_hash():

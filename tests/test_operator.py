@@ -370,7 +370,9 @@ class SilentGrid:
         self.waits = waits
 
     def push_messages(self, messages):
-        return [f"message-{number}" for number, _ in enumerate(messages)]
+        for number, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = f"message-{number}"
+        return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, ids):
         self.waits.set()

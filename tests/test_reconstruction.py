@@ -17,7 +17,7 @@ from wardround_client.privacy.bookkeeping import clip_by_bookkeeping
 from wardround_client.privacy.clipping import PatientBatch, check_engine, clip_by_loop, sum_unclipped
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secret import KnownRandom
-from wardround_client.tasks import reconstruction
+from wardround_client.tasks import reconstruction, steps
 from wardround_client.tasks.material import HeldOutImages, SpeedPlan, material_of
 from wardround_client.tasks.task import task_of
 from wardround_client.tasks.weights import initial_network, trained_parameters
@@ -131,6 +131,7 @@ def test_an_image_s_loss_depends_on_that_image_alone() -> None:
     images = quadruples(4)
     others = images.clone()
     others[1:] = 255 - others[1:]
+    others[1:, :INPUTS] = others[1:, INPUTS:]  # easy to restore: each term of theirs is another
     torch.testing.assert_close(joint(images)[0], joint(others)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -220,22 +221,32 @@ def test_a_study_says_in_one_line_what_does_not_fit() -> None:
         study_of(model__name="dcgan")
 
 
-def test_the_charge_and_the_noisy_steps_must_agree() -> None:
+class Forgetful(steps.PatientOptimizer):
+    """Steps once in a round, however often it is asked to."""
+
+    def noisy_step(self, after_noise=None) -> None:
+        if self.noisy_steps == 0:
+            super().noisy_step(after_noise)
+
+
+class Eager(steps.PatientOptimizer):
+    """Releases a noised sum once more than it was asked to."""
+
+    def noisy_step(self, after_noise=None) -> None:
+        super().noisy_step(after_noise)
+        if self.noisy_steps == 1:
+            super().noisy_step(after_noise)
+
+
+@pytest.mark.parametrize(("optimizer", "taken"), [(Forgetful, 1), (Eager, 3)])
+def test_the_charge_and_the_noisy_steps_must_agree(monkeypatch, optimizer, taken) -> None:
     study = study_of(training__local_steps=2)
-    plan = plan_from_study(study)
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    images = phantom_images(2)
-    material = material_of(images, np.zeros(2, np.int64), np.arange(2), np.ones(2, bool))
-
-    class Forgetful(reconstruction.PatientOptimizer):
-        def noisy_step(self, after_noise=None) -> None:
-            if self.noisy_steps == 0:
-                super().noisy_step(after_noise)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(WardroundError, match="1 noisy steps ran"):
-        patch.setattr(reconstruction, "PatientOptimizer", Forgetful)
-        reconstruction.train(study, plan, network, weights, material, 1, KnownRandom(b"k"), torch.device("cpu"))
+    images, patient_N = phantom_images(2), np.arange(2)
+    assert plan_from_study(study).event(1).steps == 2  # what an attempt is charged, and what the steps are held against
+    trained(study, images, patient_N)
+    monkeypatch.setattr(steps, "PatientOptimizer", optimizer)
+    with pytest.raises(WardroundError, match=f"{taken} noisy steps ran where the ledger was charged for 2"):
+        trained(study, images, patient_N)
 
 
 def test_what_travels_is_the_head_the_norms_or_all_of_both_networks_and_the_description_knows_every_layer() -> None:

@@ -11,10 +11,12 @@ import torch
 
 from wardround.degradations import Degradation
 from wardround.errors import ModelError
-from wardround.models.registry import build_model
+from wardround.models.registry import architecture_sha256, build_model
 from wardround.models.restorer import Restorer, load_phantom_restorer
 from wardround.study import Study, parse_study
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.tasks.reconstruction import joint_loss
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 from wardround_server.evaluation import federated_test
 from wardround_simulation import in_process, restoration_folds
 from wardround_simulation.assessment import AtEnd, assessment_of
@@ -86,7 +88,7 @@ def test_a_run_is_assessed_and_releases_what_the_accept_test_says(hospitals, tmp
     assert methods["trained"]["gain_db"] < 0 == methods["public start"]["gain_db"]
     assert methods["public start"]["psnr_db"] == pytest.approx(methods["bicubic"]["psnr_db"], abs=0.01)  # adds nothing
     assert found.samples[1].shape == (128, 320) and found.sections[0].sheets
-    assert set(assessment_of(study, opened, tmp_path)._curve) == {1}  # a resumed run knows it
+    assert set(assessment_of(study, opened, tmp_path)._notes) == {1}  # a resumed run knows it
     hidden = assessment.at_end(
         AtEnd(weights=worse, released=None, others=(), baselines=False, show_images=False, stage=lambda _: None)
     )
@@ -95,14 +97,35 @@ def test_a_run_is_assessed_and_releases_what_the_accept_test_says(hospitals, tmp
     assert not hidden.samples and not hidden.sections[0].sheets  # no image where nobody asked for one
 
 
+def test_the_terms_of_the_loss_are_shown_round_by_round_and_add_up_to_what_is_trained(hospitals, tmp_path) -> None:
+    study = study_of(adversarial_weight=0.5, ssim_weight=0.25)
+    assessment = assessment_of(study, in_process.open_hospitals(hospitals, study), tmp_path)
+    start = in_process.start_weights(study)
+    moved = {name: value + 0.02 for name, value in start.items()}
+    assessment.after_round(0, start)
+    assessment.after_round(1, moved)
+    end = AtEnd(weights=moved, released=None, others=(), baselines=False, show_images=False, stage=lambda _: None)
+    found = assessment.at_end(end)
+    (section,) = found.sections
+    (picture,) = section.pictures
+    assert picture.name == "balance" and "discriminator" in picture.svg
+    table = section.tables[1]
+    network = initial_network(study)
+    load_weights(trained_parameters(network, study), moved)
+    few = assessment._few
+    losses_N1 = joint_loss(network, study)(torch.cat([few.inputs_N3HW, few.true_N1HW], 1).float())
+    assert sum(float(row[-1]) for row in table.rows) == pytest.approx(losses_N1.mean().item(), abs=1e-4)
+    assert [row[1] for row in table.rows] != [row[2] for row in table.rows]
+    assert table.columns[1:3] == ["before training", "after round 1"]
+    for name in ("error", "dissimilarity", "fooled", "told_apart"):
+        assert set(found.series[f"loss/{name}"]) == {0, 1}
+
+
 def test_sites_release_noised_gains_once_and_the_server_decides(hospitals) -> None:
     study = study_of()
     opened, admitted = in_process.open_hospitals(hospitals, study), {}
     held_out = {h.name: h.rows_of_patients(h.cohort.holdout_rank_P < study.evaluation.holdout) for h in opened}
     sites = [in_process.temporary_site(study, h.name, [(h, ~held_out[h.name])], admitted) for h in opened]
-    from wardround.models.registry import architecture_sha256
-    from wardround_client.tasks.weights import initial_network
-
     weights = in_process.start_weights(study)
     asked = federated_test(
         study, "run", architecture_sha256(initial_network(study)), weights, in_process.InProcessFigures(sites)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError, WireError
+from wardround.models import registry
 from wardround.models.registry import architecture_sha256
+from wardround.models.restorer import Restorer
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, weights_sha256
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
@@ -174,6 +176,38 @@ def test_what_does_not_fit_is_refused_before_an_image_is_read(site: Site, change
         answer(broadcast_of(study_of(), **changes), dataclasses.replace(site, material_of=read))
     assert caught.value.code == code
     assert site.ledger.attempts() == []
+
+
+@pytest.mark.parametrize(("trainable", "refused"), [("head", True), ("norm+head", True), ("all", False)])
+def test_a_site_whose_installed_start_differs_in_what_does_not_travel_refuses(
+    site: Site, monkeypatch, trainable: str, refused: bool
+) -> None:
+    study = parse_study({
+        "study": {"name": "restore", "task": "reconstruction", "rounds": 1},
+        "data": {"labels": ["benign", "malignant"], "image_size": 32},
+        "model": {"name": "restorer", "trainable": trainable},
+        "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.1, "nominal_patients": 8},
+        "aggregation": {"nominal_sites": 1},
+        "reconstruction": {"crop_px": 32},
+    })  # fmt: skip
+    message, shipped = broadcast_of(study), registry.load_phantom_restorer
+
+    def altered(*arguments) -> Restorer:
+        restorer = shipped(*arguments)
+        with torch.no_grad():
+            restorer.generator.stem.weight[0, 0, 0, 0] += 1e-3
+        return restorer
+
+    monkeypatch.setattr(registry, "load_phantom_restorer", altered)
+    images = np.random.default_rng(1).integers(0, 256, (4, 1, 32, 32), dtype=np.uint8)
+    material = material_of(images, np.zeros(4, np.int16), np.arange(4), np.ones(4, bool))
+    here = dataclasses.replace(site, study_of=lambda _: study, material_of=lambda _: material)
+    if not refused:  # every weight travels: the site trains from those it received
+        answer(message, here)
+        return
+    with pytest.raises(PolicyRefusal) as caught:
+        answer(message, here)
+    assert caught.value.code == "architecture" and site.ledger.attempts() == []
 
 
 @pytest.mark.parametrize(("epsilon", "code"), [(9.0, "budget"), (math.inf, "no_privacy")])

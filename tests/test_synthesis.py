@@ -19,6 +19,7 @@ from wardround.errors import ModelError, StudyError
 from wardround.models.phantom_sampler import BANK_PHANTOMS, phantom_sampler
 from wardround.models.registry import architecture_sha256, build_model
 from wardround.study import Study, load_study, parse_study
+from wardround.study_sections import DataSection, ModelSection
 from wardround_client.tasks.weights import initial_network
 from wardround_simulation import generation
 from wardround_simulation.cli import app
@@ -57,7 +58,7 @@ def test_the_samplers_start_keeps_all_phantoms_alike_and_is_turned_around_with_t
 
 
 def test_the_bank_and_its_centre_are_part_of_what_a_site_approves() -> None:
-    network = phantom_sampler(LABELS)
+    network = build_model(ModelSection(name="phantom-sampler"), DataSection(labels=LABELS), seed=0)
     before = architecture_sha256(network)
     with torch.no_grad():
         network.head.realness.weight += 1  # what trains does not count

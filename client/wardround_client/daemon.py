@@ -75,7 +75,7 @@ def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--host", "127.0.0.1", "--port", str(server.runtime_port)),
     )
-    executor = (sys.executable, "-I", "-m", "wardround_client.gate", "executor", str(folder), runtime, str(secret))
+    executor = (sys.executable, "-I", "-m", "wardround_client.executor", str(folder), runtime, str(secret))
     return [
         Child(name="supernode", command=supernode, environment=environment, folder=folder, up_when="SuperNode ID:"),
         Child(name="executor", command=executor, environment=environment, folder=folder),

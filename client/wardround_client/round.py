@@ -120,7 +120,8 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
 def _open_study(study: Study, site: Site) -> Admitted:
     plan = plan_from_study(study)
     network = initial_network(study)
-    speed = task_of(study).plan_speed(network, study, plan, site.device, site.cache, site.precision)
+    memory = site.engine_memory(study.sha256())
+    speed = task_of(study).plan_speed(network, study, plan, site.device, memory, site.precision)
     architecture = architecture_sha256(network)
     return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture, speed=speed)
 

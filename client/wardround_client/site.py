@@ -35,6 +35,7 @@ from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
 from wardround_client.decisions import last_decision
 from wardround_client.privacy.bookkeeping import Precision
+from wardround_client.privacy.engine_choice import EngineMemory
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.material import HeldOutImages, Material, material_of
@@ -62,6 +63,7 @@ class Site:
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutImages] | None = None
     cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
+    proofs: Path | None = None  # where it is kept what was proved of engines in this start; without it nowhere
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
     record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
@@ -69,9 +71,17 @@ class Site:
     admitted: dict[str, object] = field(default_factory=dict)
     materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
 
+    def engine_memory(self, study_sha256: str) -> EngineMemory | None:
+        """What this site keeps of clipping engines, for one study."""
+        if self.cache is None:
+            return None
+        return EngineMemory(choices=self.cache, proofs=self.proofs / study_sha256 if self.proofs else None)
 
-def open_site(folder: Path) -> Site:
-    """Open a site's folder. Raises `UsageError` or `LedgerError` in one line where something in it is wrong."""
+
+def open_site(folder: Path, proofs: Path | None = None) -> Site:
+    """Open a site's folder. `proofs` is a folder of this start of the daemon, for what it has proved of engines. Raises
+    `UsageError` or `LedgerError` in one line where something in it is wrong.
+    """
     config = load_site_config(folder / "site.toml")
     torch.set_num_threads(config.compute.threads)
     device = choose_device(config)
@@ -95,6 +105,7 @@ def open_site(folder: Path) -> Site:
         release=config.release,
         held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
         cache=folder / "cache",
+        proofs=proofs,
         precision=config.compute.precision,
         record=AuditLog(folder / AUDIT_FILE).append,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),

@@ -25,9 +25,9 @@ QUESTIONS = ("train", "evaluate", PROPOSE)
 log = logging.getLogger(__name__)
 
 
-def site_app(folder: Path) -> Callable[[Message, Context], Message]:
-    """The app that answers for the hospital in `folder`. torch is loaded only where a round is asked for."""
-    app = make_client_app(lambda context: _open(folder), _answer, _release, lambda code: _record(folder, code))
+def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Context], Message]:
+    """The app that answers for the hospital in `folder`, with `proofs` as for `open_site`."""
+    app = make_client_app(lambda context: _open(folder, proofs), _answer, _release, lambda code: _record(folder, code))
 
     @app.query("propose")
     def propose(message: Message, context: Context) -> Message:
@@ -79,10 +79,10 @@ def _record(folder: Path, code: str) -> None:
     AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
 
 
-def _open(folder: Path):
+def _open(folder: Path, proofs: Path | None):
     from wardround_client.site import open_site
 
-    return open_site(folder)
+    return open_site(folder, proofs)
 
 
 def _answer(broadcast, site):

@@ -1,11 +1,10 @@
 """The thin side of the server that speaks Flower: the round loop's `Exchange` over a Grid. It holds no logic of its
 own.
 
-A round is one message a site, pushed one by one, and one pull a site in the order of names, so that the server holds
-one reply at a time. All sites share one deadline; nothing waits longer. Who a site is says the `directory` (site name
--> node id), which comes from the registered keys in a federation and from the engine's own list in a simulation, never
-from a reply's content. Errors that Flower reports become codes; their texts, which a client may have written, are
-dropped.
+A round is one message a site and one pull a site in the order of names, so that the server holds one reply at a time.
+All sites share one deadline; nothing waits longer. Who a site is says the `directory` (site name -> node id), which
+comes from the registered keys in a federation and from the engine's own list in a simulation, never from a reply's
+content. Errors that Flower reports become codes; their texts, which a client may have written, are dropped.
 """
 
 from __future__ import annotations
@@ -92,20 +91,26 @@ class FlowerExchange:
         started = time.monotonic()
         content = record_of(pack_broadcast(broadcast))
         ttl = deadline_s + TTL_BEYOND_DEADLINE_S
-        asked = {
-            site: self._push(content, node, kind, ttl, broadcast.round) if node is not None else None
-            for site, node in self._directory.items()
-        }
+        asked = self._push(content, kind, ttl, broadcast.round)
         del content
         for site, message_id in asked.items():
             most_bytes = payload_bytes(broadcast.weights) + NO_ARRAYS_BYTES
             ends = started + deadline_s
             yield site, message_id, self._pull(message_id, started, ends, most_bytes) if message_id else None
 
-    def _push(self, content: RecordDict, node: int, kind: str, ttl: float, round: int) -> str | None:
-        """Send one message; its id, or None when Flower refuses it. One by one: of many it leaves out the refused."""
-        message = Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
-        return next(iter(self._grid.push_messages([message])), None)
+    def _push(self, content: RecordDict, kind: str, ttl: float, round: int) -> dict[str, str | None]:
+        """Put one question to every site; its id by site, None where the site is not there or Flower refuses it.
+
+        All at once: what they share is sent to the SuperLink once, before the first site keeps that busy.
+        """
+        messages = {
+            site: Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
+            for site, node in self._directory.items()
+            if node is not None
+        }
+        taken = set(self._grid.push_messages(list(messages.values()))) if messages else set()
+        sent = {site: message.metadata.message_id for site, message in messages.items()}
+        return {site: sent[site] if sent.get(site) in taken else None for site in self._directory}
 
     def _pull(self, message_id: str, began: float, ends: float, most_bytes: int) -> Message | WireError | None:
         while True:

@@ -30,6 +30,17 @@ class LossWeights:
     ssim: float
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossTerms:
+    """The terms of each image's loss before their weights, (N,) each: the absolute error in units of `GREY_SCALE`,
+    1 - SSIM (None where its weight is 0), the generator's adversarial term, the discriminator's hinge loss."""
+
+    error_N: Tensor
+    dissimilarity_N: Tensor | None
+    fooled_N: Tensor
+    told_apart_N: Tensor
+
+
 class JointLoss(nn.Module):
     """Inputs and true image (N, 4, H, W) in grey values -> the loss of each image (N, 1)."""
 
@@ -40,12 +51,19 @@ class JointLoss(nn.Module):
 
     def forward(self, both_N4HW: Tensor) -> Tensor:
         """(N, 4, H, W): the three inputs of the generator, then the true image -> (N, 1)."""
+        terms = self.terms(both_N4HW)
+        loss_N = terms.error_N
+        if terms.dissimilarity_N is not None:
+            loss_N = loss_N + self.weights.ssim * terms.dissimilarity_N
+        return (loss_N + self.weights.adversarial * (terms.fooled_N + terms.told_apart_N))[:, None]
+
+    def terms(self, both_N4HW: Tensor) -> LossTerms:
+        """What `forward` weighs and adds up, of the same (N, 4, H, W)."""
         inputs_N3HW, true_N1HW = both_N4HW[:, :INPUTS], both_N4HW[:, INPUTS:]
         start_N1HW = inputs_N3HW[:, 1:2]
         restored = self.restorer.generator(inputs_N3HW)
-        loss_N = ((restored - true_N1HW) / GREY_SCALE).abs().float().flatten(1).mean(1)
-        if self.weights.ssim > 0:
-            loss_N = loss_N + self.weights.ssim * (1 - ssim(restored.float(), true_N1HW.float()))
+        error_N = ((restored - true_N1HW) / GREY_SCALE).abs().float().flatten(1).mean(1)
+        dissimilarity_N = 1 - ssim(restored.float(), true_N1HW.float()) if self.weights.ssim > 0 else None
         judge = self.restorer.discriminator
         seen = torch.cat([restored, start_N1HW], 1)
         fooled_N = -judge.frozen(seen).float().flatten(1).mean(1)
@@ -53,7 +71,7 @@ class JointLoss(nn.Module):
         logits_N2 = judge(pairs.flatten(0, 1)).float().unflatten(0, (-1, VIEWS_OF_AN_IMAGE))
         signs = logits_N2.new_tensor([1.0, -1.0]).view(1, VIEWS_OF_AN_IMAGE, 1, 1, 1)
         told_apart_N = F.relu(1 - signs * logits_N2).flatten(1).mean(1) * VIEWS_OF_AN_IMAGE
-        return (loss_N + self.weights.adversarial * (fooled_N + told_apart_N))[:, None]
+        return LossTerms(error_N=error_N, dissimilarity_N=dissimilarity_N, fooled_N=fooled_N, told_apart_N=told_apart_N)
 
 
 def loss_of_image(losses_N1: Tensor, _: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[str]:
@@ -23,15 +23,27 @@ def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[st
     return [sys.executable, "-I", "-m", "wardround.tied", str(os.getpid()), str(int(signal_number)), *command]
 
 
+def tie_this_process(signal_number: int, name: str) -> None:
+    """Tie this process to its parent from within, and let the kernel list it as `name` (15 bytes)."""
+    parent, libc = os.getppid(), ctypes.CDLL(None, use_errno=True)
+    _ask_for_signal(libc, signal_number)
+    libc.prctl(PR_SET_NAME, name.encode("ascii"), 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Tie this process to its parent and become the program."""
     parent, signal_number, program, *rest = arguments
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0) != 0:
-        sys.exit(f"the process cannot be tied to its parent: {os.strerror(ctypes.get_errno())}")
+    _ask_for_signal(ctypes.CDLL(None, use_errno=True), int(signal_number))
     if os.getppid() != int(parent):  # it died before the kernel was told
         sys.exit(1)
     os.execv(program, [program, *rest])
+
+
+def _ask_for_signal(libc: ctypes.CDLL, signal_number: int) -> None:
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0) != 0:
+        sys.exit(f"the process cannot be tied to its parent: {os.strerror(ctypes.get_errno())}")
 
 
 if __name__ == "__main__":

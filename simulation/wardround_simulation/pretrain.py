@@ -1,7 +1,7 @@
 """Trains the shipped phantom encoder from nothing: paints phantoms, trains trunk and head on them, fits the
 projection, writes one file.
 
-Shapes: N images, H rows, W columns, K concepts. No real image is read anywhere; the same seed gives the same bytes on
+Shapes: N images, H rows, W columns, K concepts. No real image is read anywhere; the same seed gives the same tensors on
 one machine.
 """
 

@@ -1,7 +1,8 @@
 """Trains a shipped restorer from nothing: paints phantoms, spoils them, trains generator and discriminator, writes one
 file for one kind of degradation.
 
-No real image is read anywhere; the same seed gives the same bytes on one machine. Shapes: N images, H rows, W columns.
+No real image is read anywhere; the same seed gives the same tensors on one machine.
+Shapes: N images, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wardround_simulation.phantom_scenes import SCENES_VERSION, generate_scenes
 DEFAULT_SEED = 1
 DEFAULTS: dict[Kind, tuple[int, int]] = {  # phantoms and epochs of the shipped files, with one thread
     "super-resolution": (6_000, 3),
-    "low-dose": (6_000, 3),
+    "low-dose": (10_000, 8),
     "blur": (3_000, 2),
     "missing": (3_000, 2),
 }

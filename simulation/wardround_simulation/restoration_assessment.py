@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ from wardround_simulation import in_process
 from wardround_simulation.assessment import Assessed, AtEnd
 from wardround_simulation.evidence import ReportSection, ReportTable, Sheet
 from wardround_simulation.in_process import Hospital
+from wardround_simulation.restoration_balance import (
+    Balance,
+    balance_of,
+    balance_picture,
+    balance_series,
+    balance_table,
+)
 from wardround_simulation.restoration_measures import (
     TUNING_IMAGES,
     Quality,
@@ -43,8 +51,16 @@ CURVE_IMAGES, MOST_TEST_IMAGES, SHOWN_IMAGES = 24, 300, 5
 CURVE_FILE = "restoration.jsonl"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundNote:
+    """The global model after a round on a few held-out images: PSNR in dB, and the terms of the loss."""
+
+    psnr_db: float
+    balance: Balance
+
+
 class RestorationAssessment:
-    """PSNR round by round on a few held-out images, and at the end of every method on all of them."""
+    """PSNR and loss round by round on a few held-out images, and at the end every method on all of them."""
 
     def __init__(self, study: Study, hospitals: Sequence[Hospital], out: Path) -> None:
         self._study, self._hospitals, self._out = study, list(hospitals), out
@@ -67,18 +83,19 @@ class RestorationAssessment:
         self._sites_N, self._training = np.concatenate(sites)[keep], np.concatenate(training)
         self._few = spoil(self._images[spread_rows(np.arange(len(keep)), CURVE_IMAGES)], self._degradation)
         self._before = quality_of(by_network(initial_network(study), self._few), self._few.true_N1HW)
-        self._curve = _read_curve(out)
+        self._notes = _read_notes(out)
         self._shown: dict[int, Tensor] = {}
 
     def after_round(self, round_: int, weights: Weights) -> str:
         """PSNR of the global model on a few held-out images, and its gain over the start."""
         restored = by_network(self._with(weights), self._few)
         found = quality_of(restored, self._few.true_N1HW)
-        self._curve[round_] = float(found.psnr_N.mean())
+        note = RoundNote(psnr_db=float(found.psnr_N.mean()), balance=balance_of(self._network, self._few))
+        self._notes[round_] = note
         self._shown[round_] = restored[:SHOWN_IMAGES]
         if round_:
             with (self._out / CURVE_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"round": round_, "psnr_db": self._curve[round_]}) + "\n")
+                file.write(json.dumps({"round": round_, "psnr_db": note.psnr_db, **asdict(note.balance)}) + "\n")
         return f"PSNR {found.psnr_N.mean():.2f} dB, {(found.psnr_N - self._before.psnr_N).mean():+.3f} on the start"
 
     def at_end(self, end: AtEnd) -> Assessed:
@@ -107,11 +124,17 @@ class RestorationAssessment:
             asked=self._asked(),
             headline=self._headline(quality, released, reason),
             sections=[self._section(quality, strengths, reason, pictures if end.show_images else {})],
-            series={"psnr_db": dict(self._curve)},
+            series={
+                "psnr_db": {round_: note.psnr_db for round_, note in self._notes.items()},
+                **balance_series(self._balances()),
+            },
             samples={r: _side_by_side(self._few.true_N1HW, s) for r, s in self._shown.items()}
             if end.show_images
             else {},
         )
+
+    def _balances(self) -> dict[int, Balance]:
+        return {round_: self._notes[round_].balance for round_ in sorted(self._notes)}
 
     def _with(self, weights: Weights) -> nn.Module:
         load_weights(trained_parameters(self._network, self._study), weights)
@@ -188,7 +211,8 @@ class RestorationAssessment:
             gain = mean_over(found.psnr_N - quality[START].psnr_N, self._patients_N)
             setting = f"{strengths[name]:g}" if strengths.get(name) else "–"
             rows.append([name, psnr.text(2), similarity.text(3), "–" if name == START else gain.text(3, True), setting])
-        curve = ", ".join(f"{round_}: {self._curve[round_]:.2f}" for round_ in sorted(self._curve))
+        curve = ", ".join(f"{round_}: {self._notes[round_].psnr_db:.2f}" for round_ in sorted(self._notes))
+        balances = self._balances()
         return ReportSection(
             anchor="restoration",
             title="How well it restores",
@@ -205,8 +229,10 @@ class RestorationAssessment:
                     "paired, image by image",
                     columns=["method", "PSNR", "SSIM", "gain over the public start", "tuned strength"],
                     rows=rows,
-                )
+                ),
+                balance_table(self._study, balances),
             ],
+            pictures=[balance_picture(balances)],
             sheets=self._sheets(pictures),
         )
 
@@ -246,14 +272,15 @@ def _side_by_side(true_N1HW: Tensor, restored_N1HW: Tensor) -> np.ndarray:
     return torch.cat(rows, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _read_curve(out: Path) -> dict[int, float]:
+def _read_notes(out: Path) -> dict[int, RoundNote]:
     """What earlier attempts of this run noted, so that a resumed run has all of it."""
-    path, points = out / CURVE_FILE, {}
+    path, notes = out / CURVE_FILE, {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a kill
-            points[entry["round"]] = entry["psnr_db"]
-    return points
+                round_, psnr_db = entry.pop("round"), entry.pop("psnr_db")
+                notes[round_] = RoundNote(psnr_db=psnr_db, balance=Balance(**entry))
+            except (json.JSONDecodeError, TypeError):
+                continue  # cut short by a kill, or of an earlier version
+    return notes

@@ -4,12 +4,13 @@ Engines differ in speed and in the last bits of their sums, never in the guarant
 the same bits, the clock has a say once only:
 
 - without a bound (C = inf) and for a head over frozen features there is nothing to choose, and no trial;
-- a site with a cache folder times the candidates when it first opens a study with such a network, on synthetic images,
-  and keeps the winner's name there; every later process of the site reads it (the first to write wins);
-- without a folder (the sites of `in_process`) the rule decides: book-keeping where every layer is known, else the loop.
+- a site with a memory times the candidates when it first opens a study with such a network, on synthetic images,
+  and keeps the winner's name; every later process of the site reads it (the first to write wins);
+- without one (the sites of `in_process`) the rule decides: book-keeping where every layer is known, else the loop.
 
-Whatever was chosen is held against the loop at every start. What fails, or is not known, falls back to the loop and one
-line in the log says which layer.
+Whatever was chosen is held against the loop: whenever a study is opened, or with `EngineMemory.proofs` once for all the
+processes that share that folder, which is as long as a site's daemon runs. What fails, or is not known, falls back to
+the loop and one line in the log says which layer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +51,21 @@ WORTH_IT = 0.9  # the rule's engine stays unless another takes less than this sh
 REDUCED_TOLERANCE = 0.3  # bfloat16 against float32; its arithmetic is proved in float32
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineMemory:
+    """What a site keeps of engines: in the folder `choices` the fastest for a network, for good; in `proofs`, which is
+    for one study and one start of the daemon, those that agreed with the loop.
+    """
+
+    choices: Path
+    proofs: Path | None = None
+
+    def proof(self, engine: str, key: str) -> Path | None:
+        """The file that exists once an engine was proved for what `key` stands for."""
+        name = hashlib.sha256(f"{engine} {key}".encode()).hexdigest()[:16]
+        return self.proofs / name if self.proofs is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +113,13 @@ def checked_engine(
     max_grad_norm: float,
     *,
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
-    cache_folder: Path | None = None,
+    memory: EngineMemory | None = None,
 ) -> ClippingEngine:
     """The engine of a study at a site, held against the loop: `engine_for`'s, or the fastest in the trial that
-    `cache_folder` remembers. Raises `WardroundError` where even the simple engines do not agree with the loop.
+    `memory` keeps. Raises `WardroundError` where even the simple engines do not agree with the loop.
     """
     engine = engine_for(network, max_grad_norm, speed)
+    key = "" if memory is None else _key(network, parameters, sample, speed.precision)
     check = functools.partial(
         check_engine,
         network=network,
@@ -111,26 +130,40 @@ def checked_engine(
         max_grad_norm=max_grad_norm,
     )
     if getattr(engine, "func", None) is not clip_by_bookkeeping:
-        check(engine)
+        simple = getattr(engine, "func", engine).__name__
+        with _proved_once(memory.proof(f"{simple} {max_grad_norm}", key) if memory else None) as missing:
+            if missing:
+                check(engine)
         return engine
     candidates = candidates_of(speed)
     names = [next(iter(candidates))]
-    if cache_folder is not None:
-        path = cache_folder / f"engine-{_key(network, parameters, sample, speed.precision)}.json"
+    if memory is not None:
+        path = memory.choices / f"engine-{key}.json"
         chosen = _remembered(path, network, parameters, loss_per_image, sample, candidates)
         names = list(dict.fromkeys([chosen, *names]))  # what does not pass gives way to the rule's engine
     for name in names:
         try:
-            if speed.precision != "float32":
-                check(functools.partial(clip_by_bookkeeping, speed=SpeedSettings()))
-                check(candidates[name], tolerance=REDUCED_TOLERANCE)
-            else:
-                check(candidates[name])
+            with _proved_once(memory.proof(name, key) if memory else None) as missing:
+                if missing and speed.precision != "float32":
+                    check(functools.partial(clip_by_bookkeeping, speed=SpeedSettings()))
+                    check(candidates[name], tolerance=REDUCED_TOLERANCE)
+                elif missing:
+                    check(candidates[name])
             return candidates[name]
         except (WardroundError, RuntimeError) as error:
             reason = error
     _say_loop(reason)
     return _loop(speed)
+
+
+@contextmanager
+def _proved_once(proof: Path | None) -> Iterator[bool]:
+    """Whether a proof is missing; once the block has ended without an exception, it is there."""
+    missing = proof is None or not proof.exists()
+    yield missing
+    if missing and proof is not None:
+        proof.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        proof.touch(mode=0o600)
 
 
 def candidates_of(speed: SpeedSettings) -> dict[str, ClippingEngine]:

@@ -12,22 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wardround.errors import WardroundError
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine
 from wardround_client.privacy.memory_plan import images_at_once
-from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.augmentation import augmentation
 from wardround_client.tasks.features import features_of
-from wardround_client.tasks.material import IMAGES_PER_PHYSICAL_BATCH, Material, SpeedPlan, physical_batches
+from wardround_client.tasks.material import IMAGES_PER_PHYSICAL_BATCH, Material, SpeedPlan
 from wardround_client.tasks.scoring import patient_logits
-from wardround_client.tasks.steps import learning_rate, optimizer_of
-from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
+from wardround_client.tasks.steps import PatientsTerm, pull_to_start, take_noisy_steps
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters, weights_of
 
 
 def usable_rows(study: Study, cohort: Cohort) -> np.ndarray:
@@ -82,27 +79,11 @@ def train(
     received = load_weights(parameters, weights)
     part = trained_part(network, study)
     local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
-    speed = speed or SpeedPlan(engine=engine_for(part, plan.max_grad_norm))
-    rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
-    optimizer = PatientOptimizer(optimizer_of(study.training, rate, list(local.values())), plan, local, randomness)
-
-    def pull_to_start() -> None:
-        # FedProx (Li et al. 2020): mu (w - w_received) needs no patient, so it is added after the noise
-        for parameter, start in zip(local.values(), received, strict=True):
-            parameter.grad.add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
-
-    proximal = pull_to_start if study.aggregation.strategy == "fedprox" else None
     augment = augmentation(study, randomness)
-    for _ in range(plan.local_steps):
-        draw = draw_patients(plan, material.index, randomness)
-        for batch in physical_batches(material, draw, device, augment, speed.images_at_once):
-            optimizer.accumulate_sum(speed.engine(part, local, batch, loss_per_image, plan.max_grad_norm))
-        optimizer.noisy_step(proximal)
-    if optimizer.noisy_steps != plan.local_steps:
-        raise WardroundError(
-            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
-        )
-    return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}
+    term = PatientsTerm(part=part, parameters=local, loss_per_image=loss_per_image, augment=augment)
+    pull = pull_to_start(study, local, received)
+    take_noisy_steps(study, plan, term, material, round_, randomness, device, speed, pull)
+    return weights_of(parameters)
 
 
 def plan_speed(
@@ -110,12 +91,12 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None = None,
+    memory: EngineMemory | None = None,
     precision: Precision = "float32",
 ) -> SpeedPlan:
     """Choose the clipping engine, prove it against the one-patient loop on synthetic input, and plan the memory.
 
-    `cache_folder` keeps the choice of a site (`engine_choice.py`). Raises `WardroundError` where the proof fails.
+    `memory` is what a site keeps of engines (`engine_choice.py`). Raises `WardroundError` where the proof fails.
     """
     part = trained_part(network.to(device), study)
     parameters = trained_parameters(network, study)
@@ -136,7 +117,7 @@ def plan_speed(
         sample,
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision, images_at_once=most),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine, images_at_once=most)
 

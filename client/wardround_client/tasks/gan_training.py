@@ -12,28 +12,24 @@ generator's step, is a function of weights, public numbers and draws that no pat
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wardround.errors import WardroundError
 from wardround.models.dcgan import Generator, hinge_of_fake, hinge_of_real, of_label
 from wardround.models.gan import SharedGAN
 from wardround.models.image_views import DRAWS, seen
 from wardround.study import Study
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
 from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for
 from wardround_client.privacy.memory_plan import images_at_once
-from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import SecretRandom
-from wardround_client.tasks.material import Material, SpeedPlan, physical_batches
-from wardround_client.tasks.steps import learning_rate, optimizer_of
-from wardround_client.tasks.weights import load_weights, trained_parameters
+from wardround_client.tasks.material import Material, SpeedPlan
+from wardround_client.tasks.steps import PatientsTerm, take_noisy_steps
+from wardround_client.tasks.weights import load_weights, trained_parameters, weights_of
 
 GENERATOR_BETAS = (0.0, 0.99)
 DISCRIMINATOR, GENERATOR = "discriminator.", "generator."
@@ -59,8 +55,6 @@ def train(
     local = part_of(parameters, DISCRIMINATOR)
     part, synthesis = network.discriminator, study.synthesis
     speed = speed or SpeedPlan(engine=engine_for(part, plan.max_grad_norm))
-    rate = learning_rate(study, plan, sum(p.numel() for p in local.values()), round_)
-    optimizer = PatientOptimizer(optimizer_of(study.training, rate, list(local.values())), plan, local, randomness)
     of_real, of_fakes = (views_of(study, randomness, real=real) for real in (True, False))
 
     def add_fakes() -> None:
@@ -72,19 +66,15 @@ def train(
         ).items():
             local[name].grad.add_(gradient)
 
-    for _ in range(plan.local_steps):
-        draw = draw_patients(plan, material.index, randomness)
-        for batch in physical_batches(
-            material, draw, device, lambda images: of_real(network.prepare(images)), speed.images_at_once
-        ):
-            optimizer.accumulate_sum(speed.engine(part, local, batch, hinge_of_real, plan.max_grad_norm))
-        optimizer.noisy_step(add_fakes)
-    if optimizer.noisy_steps != plan.local_steps:
-        raise WardroundError(
-            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
-        )
+    term = PatientsTerm(
+        part=part,
+        parameters=local,
+        loss_per_image=hinge_of_real,
+        augment=lambda images_NCHW: of_real(network.prepare(images_NCHW)),
+    )
+    take_noisy_steps(study, plan, term, material, round_, randomness, device, speed, add_fakes)
     train_generator(study, network, part_of(parameters, GENERATOR), randomness, device)
-    return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}
+    return weights_of(parameters)
 
 
 def fakes_gradient(
@@ -150,7 +140,7 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None,
+    memory: EngineMemory | None,
     precision: Precision,
 ) -> SpeedPlan:
     """The discriminator's engine, held against the loop; see `synthesis.plan_speed`."""
@@ -166,7 +156,7 @@ def plan_speed(
         Sample(images_N=images_NCHW, outputs=len(study.data.labels), images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision, images_at_once=most),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine, images_at_once=most)
 

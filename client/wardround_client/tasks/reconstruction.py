@@ -15,23 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from wardround.degradations import Degradation, degradation_of, degrade, numbers_of
-from wardround.errors import WardroundError
 from wardround.image_quality import psnr_db, to_8_bit
 from wardround.models.restorer import INPUTS, inputs_of_degraded
 from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine
 from wardround_client.privacy.memory_plan import images_at_once
-from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.augmentation import augmentation
-from wardround_client.tasks.material import Augmentation, HeldOutImages, Material, SpeedPlan, physical_batches
-from wardround_client.tasks.steps import learning_rate, optimizer_of
-from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
+from wardround_client.tasks.material import Augmentation, HeldOutImages, Material, SpeedPlan
+from wardround_client.tasks.steps import PatientsTerm, pull_to_start, take_noisy_steps
+from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters, weights_of
 
 _SYNTHETIC_PX = 32
 
@@ -66,30 +63,15 @@ def train(
     network = network.to(device).train()
     parameters = trained_parameters(network, study)
     received = load_weights(parameters, weights)
-    joint = joint_loss(network, study)
-    speed = speed or SpeedPlan(engine=engine_for(joint, plan.max_grad_norm))
-    rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
-    optimizer = PatientOptimizer(
-        optimizer_of(study.training, rate, list(parameters.values())), plan, parameters, randomness
+    term = PatientsTerm(
+        part=joint_loss(network, study),
+        parameters=parameters,
+        loss_per_image=loss_of_image,
+        augment=spoiling(study, randomness),
     )
-
-    def pull_to_start() -> None:
-        # FedProx, as in classification: it needs no patient, so it is added after the noise
-        for parameter, start in zip(parameters.values(), received, strict=True):
-            parameter.grad.add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
-
-    proximal = pull_to_start if study.aggregation.strategy == "fedprox" else None
-    spoil = spoiling(study, randomness)
-    for _ in range(plan.local_steps):
-        draw = draw_patients(plan, material.index, randomness)
-        for batch in physical_batches(material, draw, device, spoil, speed.images_at_once):
-            optimizer.accumulate_sum(speed.engine(joint, parameters, batch, loss_of_image, plan.max_grad_norm))
-        optimizer.noisy_step(proximal)
-    if optimizer.noisy_steps != plan.local_steps:
-        raise WardroundError(
-            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
-        )
-    return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}
+    pull = pull_to_start(study, parameters, received)
+    take_noisy_steps(study, plan, term, material, round_, randomness, device, speed, pull)
+    return weights_of(parameters)
 
 
 def joint_loss(network: nn.Module, study: Study) -> JointLoss:
@@ -132,7 +114,7 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None = None,
+    memory: EngineMemory | None = None,
     precision: Precision = "float32",
 ) -> SpeedPlan:
     """Choose the clipping engine, prove it against the one-patient loop on synthetic input, and plan the memory.
@@ -154,7 +136,7 @@ def plan_speed(
         Sample(images_N=small.to(device), outputs=1, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision, images_at_once=most),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine, images_at_once=most)
 

@@ -10,27 +10,22 @@ Gaussian event a step. The phantoms' term is added after the noise and reads no 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wardround.errors import WardroundError
 from wardround.models.encoder import PUBLIC_FEATURES
 from wardround.models.phantom_sampler import LABELS, PhantomSampler
 from wardround.study import Study
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
 from wardround_client.privacy.clipping import LossPerImage
-from wardround_client.privacy.engine_choice import Sample, checked_engine, engine_for
-from wardround_client.privacy.noise import PatientOptimizer
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import SecretRandom
-from wardround_client.tasks.material import Material, SpeedPlan, physical_batches
-from wardround_client.tasks.steps import learning_rate, optimizer_of
-from wardround_client.tasks.weights import load_weights, trained_parameters
+from wardround_client.tasks.material import Material, SpeedPlan
+from wardround_client.tasks.steps import PatientsTerm, take_noisy_steps
+from wardround_client.tasks.weights import load_weights, trained_parameters, weights_of
 
 
 def loss_of(realness_weight: float) -> LossPerImage:
@@ -64,26 +59,19 @@ def train(
     """One round of both heads; see `synthesis.train`."""
     parameters = trained_parameters(network, study)
     load_weights(parameters, weights)
-    local = _by_head(parameters)
-    speed = speed or SpeedPlan(engine=engine_for(network.head, plan.max_grad_norm))
-    rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
-    optimizer = PatientOptimizer(optimizer_of(study.training, rate, list(local.values())), plan, local, randomness)
-    loss_per_image = loss_of(study.synthesis.realness_weight)
+    term = PatientsTerm(
+        part=network.head,
+        parameters=_by_head(parameters),
+        loss_per_image=loss_of(study.synthesis.realness_weight),
+        augment=lambda features_ND: features_ND,
+    )
 
     def add_phantoms() -> None:
         realness = network.head.realness.weight
         realness.grad.add_(phantoms_gradient(network, study.synthesis.realness_weight))
 
-    for _ in range(plan.local_steps):
-        draw = draw_patients(plan, material.index, randomness)
-        for batch in physical_batches(material, draw, device, lambda features_ND: features_ND, speed.images_at_once):
-            optimizer.accumulate_sum(speed.engine(network.head, local, batch, loss_per_image, plan.max_grad_norm))
-        optimizer.noisy_step(add_phantoms)
-    if optimizer.noisy_steps != plan.local_steps:
-        raise WardroundError(
-            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
-        )
-    return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}
+    take_noisy_steps(study, plan, term, material, round_, randomness, device, speed, add_phantoms)
+    return weights_of(parameters)
 
 
 def plan_speed(
@@ -91,7 +79,7 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None,
+    memory: EngineMemory | None,
     precision: Precision,
 ) -> SpeedPlan:
     """The engine for both heads, held against the loop; see `synthesis.plan_speed`."""
@@ -104,7 +92,7 @@ def plan_speed(
         Sample(images_N=features_ND, outputs=LABELS, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=SpeedSettings(precision=precision),
-        cache_folder=cache_folder,
+        memory=memory,
     )
     return SpeedPlan(engine=engine)
 

@@ -1,15 +1,88 @@
-"""The learning rate and the optimizer of a round's local steps, from public numbers only."""
+"""A round's local steps: learning rate and optimizer from public numbers, and the noisy steps themselves, the same for
+every task.
+
+Guarantee: a step adds the drawn patients' clipped gradients, sensitivity C, and one noise of deviation sigma C: one
+Gaussian event, as in `noise.py`. Exactly `plan.local_steps` of them happen whatever the data are.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from wardround.errors import WardroundError
 from wardround.study import Study
 from wardround.study_sections import TrainingSection
+from wardround_client.privacy.clipping import LossPerImage
+from wardround_client.privacy.engine_choice import engine_for
+from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
+from wardround_client.privacy.sampling import draw_patients
+from wardround_client.privacy.secret import SecretRandom
+from wardround_client.tasks.material import Augmentation, Material, SpeedPlan, physical_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientsTerm:
+    """What patients move: `parameters` by their names in `part`, by the loss of each image as `augment` makes it."""
+
+    part: nn.Module
+    parameters: dict[str, nn.Parameter]
+    loss_per_image: LossPerImage
+    augment: Augmentation
+
+
+def take_noisy_steps(
+    study: Study,
+    plan: PrivacyPlan,
+    term: PatientsTerm,
+    material: Material,
+    round_: int,
+    randomness: SecretRandom,
+    device: torch.device,
+    speed: SpeedPlan | None,
+    after_noise: Callable[[], None] | None = None,
+) -> None:
+    """The noisy steps of one round, in place: `plan.local_steps`, an empty draw's on noise alone.
+
+    `after_noise` may add to the noised gradients what no patient moves. Without `speed` the engine is the one by rule.
+    Raises `WardroundError` where the steps that were taken are not those that the ledger was charged for.
+    """
+    speed = speed or SpeedPlan(engine=engine_for(term.part, plan.max_grad_norm))
+    moving = list(term.parameters.values())
+    rate = learning_rate(study, plan, sum(parameter.numel() for parameter in moving), round_)
+    optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, term.parameters, randomness)
+    for _ in range(plan.local_steps):
+        draw = draw_patients(plan, material.index, randomness)
+        for batch in physical_batches(material, draw, device, term.augment, speed.images_at_once):
+            optimizer.accumulate_sum(
+                speed.engine(term.part, term.parameters, batch, term.loss_per_image, plan.max_grad_norm)
+            )
+        optimizer.noisy_step(after_noise)
+    if optimizer.noisy_steps != plan.local_steps:
+        raise WardroundError(
+            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
+        )
+
+
+def pull_to_start(
+    study: Study, parameters: dict[str, nn.Parameter], received: list[Tensor]
+) -> Callable[[], None] | None:
+    """FedProx's term mu (w - w_received) for `after_noise` (Li et al. 2020): it needs no patient. None where the study
+    has another strategy.
+    """
+    if study.aggregation.strategy != "fedprox":
+        return None
+
+    def pull() -> None:
+        for parameter, start in zip(parameters.values(), received, strict=True):
+            parameter.grad.add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
+
+    return pull
 
 
 def learning_rate(study: Study, plan: PrivacyPlan, parameters: int, round_: int) -> float:

@@ -17,6 +17,7 @@ from wardround.models.gan import SharedGAN
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision
+from wardround_client.privacy.engine_choice import EngineMemory
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import gan_training, sampler_training
@@ -43,14 +44,14 @@ def plan_speed(
     study: Study,
     plan: PrivacyPlan,
     device: torch.device,
-    cache_folder: Path | None = None,
+    memory: EngineMemory | None = None,
     precision: Precision = "float32",
 ) -> SpeedPlan:
     """Choose the clipping engine of the part that patients move, proved against the one-patient loop on synthetic
     input. Raises `WardroundError` where the proof fails.
     """
     way = gan_training if isinstance(network, SharedGAN) else sampler_training
-    return way.plan_speed(network.to(device), study, plan, device, cache_folder, precision)
+    return way.plan_speed(network.to(device), study, plan, device, memory, precision)
 
 
 def train(

@@ -16,6 +16,7 @@ from torch import nn
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
 from wardround_client.privacy.bookkeeping import Precision
+from wardround_client.privacy.engine_choice import EngineMemory
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification, reconstruction, synthesis
@@ -37,7 +38,7 @@ class Task(Protocol):
         study: Study,
         plan: PrivacyPlan,
         device: torch.device,
-        cache_folder: Path | None = None,
+        memory: EngineMemory | None = None,
         precision: Precision = "float32",
     ) -> SpeedPlan:
         """Choose a clipping engine and prove it against the one-patient loop on synthetic input.

@@ -37,3 +37,8 @@ def load_weights(parameters: dict[str, nn.Parameter], weights: dict[str, np.ndar
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])).view_as(parameter))
     return [parameter.detach().clone() for parameter in parameters.values()]
+
+
+def weights_of(parameters: dict[str, nn.Parameter]) -> dict[str, np.ndarray]:
+    """Copies of the parameters as they leave: float32 on the CPU."""
+    return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}

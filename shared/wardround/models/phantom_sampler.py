@@ -71,10 +71,6 @@ class PhantomSampler(nn.Module):
         """Grey values 0..255 -> the logit of the second label, (N, 1)."""
         return self(images_NCHW)[:, :1]
 
-    def frozen(self) -> dict[str, Tensor]:
-        """All that is public and does not move: part of what a site approves."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in self.travelling("head")}
-
     def travelling(self, trainable: str) -> tuple[str, ...]:
         """The two heads. Raises `ModelError` for more: there is nothing else that patients could move."""
         if trainable != "head":

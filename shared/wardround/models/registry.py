@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from wardround.models.densenet import DenseNet121
 from wardround.models.encoder import load_phantom_encoder, tensors_sha256
 from wardround.models.gan import SharedGAN, phantom_gan
 from wardround.models.phantom_network import PhantomHead, PhantomNetwork, phantom_network
-from wardround.models.phantom_sampler import PhantomSampler, phantom_sampler
+from wardround.models.phantom_sampler import phantom_sampler
 from wardround.models.resnet import LARGE_WIDTHS, SMALL_WIDTHS, ResNet
 from wardround.models.restorer import Restorer, load_phantom_restorer
 from wardround.models.seed_cnn import SeedCNN
@@ -41,6 +42,8 @@ FROM_SCRATCH: dict[str, Callable[[DataSection, int], nn.Module]] = {
     "resnet-large": lambda data, outputs: ResNet(data.channel_count, LARGE_WIDTHS, outputs),
     "densenet121": lambda data, outputs: DenseNet121(data.channel_count, outputs),
 }
+INSTALLED = "_installed_names"  # a network's frozen tensors that come from a file, where `build_model` notes them
+TRAINABLE = ("head", "norm+head", "all")  # of `model.trainable`
 SMALLEST_IMAGE_PX = {"densenet121": 32}
 
 # What makes a layer of torch compute what it does, beside the shapes of its tensors. By name, so that a new attribute
@@ -79,6 +82,8 @@ def build_model(model: ModelSection, data: DataSection, seed: int, degradation: 
     exchanged = set(exchanged_names(network, model.trainable))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in exchanged)
+    if model.init != "random":
+        setattr(network, INSTALLED, _not_exchanged(network, model.trainable))
     return network
 
 
@@ -98,7 +103,7 @@ def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
     if trainable == "all":
         return tuple(sorted(names))
     if trainable != "norm+head":
-        raise ModelError(f"model.trainable: {trainable} is none of head, norm+head, all")
+        raise ModelError(f"model.trainable: {trainable} is none of {', '.join(TRAINABLE)}")
     norms = {
         f"{path}.{name}"
         for path, layer in network.named_modules()
@@ -113,17 +118,22 @@ def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
 def architecture_sha256(network: nn.Module) -> str:
     """SHA-256 in hex over the layers in their order (path, type, hyper-parameters) and tensors (name, shape, dtype).
 
-    Weights do not count, nor which of them train, save the frozen public features: those count with their values, for
-    sites whose features differ must not be averaged. Raises `ModelError` for a layer that is neither of this package
+    Weights that train do not count. What is frozen and comes from a file counts with its values: nobody sends it, each
+    site has its own copy, and sites whose copies differ must not be averaged. Frozen random weights do not: the last
+    bits of what a seed draws depend on the processor. Raises `ModelError` for a layer that is neither of this package
     nor in `HYPER_PARAMETERS`: what cannot be described cannot be approved.
     """
+    return _architecture_sha256(network, getattr(network, INSTALLED, frozenset()))
+
+
+def _architecture_sha256(network: nn.Module, installed: frozenset[str]) -> str:
     layers = [[path, type(layer).__name__, _hyper_parameters(layer)] for path, layer in network.named_modules()]
     tensors = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in sorted(network.state_dict().items())]
     content: dict[str, object] = {"revision": ARCHITECTURE_REVISION, "layers": layers, "tensors": tensors}
     if isinstance(network, PhantomHead):
         content["public"] = tensors_sha256(network.public.state_dict())
-    if isinstance(network, PhantomSampler):
-        content["public"] = tensors_sha256(network.frozen())
+    elif installed:
+        content["public"] = tensors_sha256({n: tensor for n, tensor in network.state_dict().items() if n in installed})
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -211,8 +221,20 @@ def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], metadata: dic
             raise ModelError(f"{complaint} {name} holds values that are not finite")
     network.load_state_dict(tensors, strict=True)
     written = _written_architecture(metadata)
-    if written is not None and written != architecture_sha256(network):
+    if written is not None and written not in _architectures(network):
         raise ModelError(f"{complaint} its names and shapes fit, but it was written for another architecture")
+
+
+def _architectures(network: nn.Module) -> Iterator[str]:
+    """The hashes that a run with these weights could have had: another part of them may have trained there."""
+    for trainable in TRAINABLE:
+        with suppress(ModelError):  # this network has no such part
+            yield _architecture_sha256(network, _not_exchanged(network, trainable))
+
+
+def _not_exchanged(network: nn.Module, trainable: str) -> frozenset[str]:
+    """All that each site must have already: parameters and buffers that do not travel."""
+    return frozenset(network.state_dict()) - set(exchanged_names(network, trainable))
 
 
 def _written_architecture(metadata: dict[str, str]) -> str | None:

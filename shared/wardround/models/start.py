@@ -3,7 +3,8 @@
     python -I -m wardround.models.start STUDY.json START.safetensors
 
 The file holds the whole network; its manifest names the weights that travel and the architecture's hash. The same study
-gives the same bits on the same machine; a site takes the weights it receives as they are.
+gives the same tensors on the same machine; a site takes the weights it receives as they are, and what does not travel
+from its own files, which the hash covers.
 """
 
 from __future__ import annotations
