@@ -25,7 +25,7 @@ from measure import MB, Sheet, arguments_of, machine, spread, tell
 
 from wardround_client.gate import PROCESS_NAME
 
-GOAL_S = 20.0
+GOAL_S, GOAL_SITES = 20.0, 3
 KEY = b"bench" * 7
 HERTZ = os.sysconf("SC_CLK_TCK")
 TRAINED = re.compile(r"round (\d+): trained in ([0-9.]+) s")
@@ -236,9 +236,15 @@ def main() -> None:
     ]
     megabytes = next(iter(results.values()))["megabytes"]
     title = f"A round of a federation of processes, {megabytes:.0f} MB of weights; median (smallest–largest)"
-    worst = max(one["overhead_s"].median for one in results.values())
-    goal = f"Goal: overhead at most {GOAL_S:.0f} s: {'reached' if worst <= GOAL_S else 'missed'}."
-    tell(arguments, found, document, [Sheet(title=title, columns=columns, rows=rows, notes=[goal])])
+    tell(arguments, found, document, [Sheet(title=title, columns=columns, rows=rows, notes=[verdict(results)])])
+
+
+def verdict(results: dict) -> str:
+    """Whether the goal was reached, where its number of sites was measured."""
+    goal = f"Goal: overhead at most {GOAL_S:.0f} s at {GOAL_SITES} sites: "
+    if GOAL_SITES not in results:
+        return goal + "not measured."
+    return goal + ("reached." if results[GOAL_SITES]["overhead_s"].median <= GOAL_S else "missed.")
 
 
 def peak(one: dict, program: str) -> str:
