@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -16,6 +19,7 @@ from wardround.errors import UsageError, WardroundError
 typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
 
 STOPPED = 130
+LATER_S = 0.1
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -38,6 +42,8 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     traceback: it is a fault of the program.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell wants us deaf to Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
     exit_code = 0
     try:
         exit_code = app(standalone_mode=False) or 0
@@ -80,8 +86,23 @@ def require_person(by: str | None) -> None:
         raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Stop the program; in the middle of an import a moment later, for a half loaded native library that meets an
+    exception aborts the process.
+    """
+    if not _in_an_import(frame):
+        raise KeyboardInterrupt
+    again = threading.Timer(LATER_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _in_an_import(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _fail(name: str, message: str, exit_code: int) -> NoReturn:
