@@ -56,3 +56,45 @@ def test_who_was_started_deaf_to_ctrl_c_stays_deaf(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert (done.returncode, done.stdout) == (0, "after\n")
+
+
+STARTED = """
+import os, signal, time
+from wardround.command_line import program, run_program
+from wardround.fresh_process import FreshContext
+
+class Piece:
+    def __getstate__(self):  # the worker is being told what it needs
+        os.kill(os.getpid(), signal.Signals({number}))
+        time.sleep(0.2)
+        return {{"told": "all"}}
+
+def work(piece):
+    print(piece.told, flush=True)
+
+app = program("try-this", "A program.")
+
+@app.command()
+def other():
+    pass
+
+@app.command()
+def start():
+    process = FreshContext().Process(target=work, args=(Piece(),))
+    try:
+        process.start()
+        time.sleep(30)
+    finally:
+        process.join(30)
+
+if __name__ == "__main__":
+    run_program(app, "try-this", full_disk="full")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_until_a_worker_has_been_told_all_it_needs(tmp_path, number):
+    script = tmp_path / "script.py"
+    script.write_text(STARTED.format(number=int(number)))
+    done = subprocess.run([sys.executable, script, "start"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "all\n", "try-this: stopped\n")
