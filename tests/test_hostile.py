@@ -291,9 +291,9 @@ def test_no_key_opens_another_sites_node_and_no_call_is_larger_than_a_piece(tmp_
     stranger = ec.generate_private_key(ec.SECP384R1())
     with running(here, "server"):
         nodes = here.server / "flower" / "nodes.json"
-        soon(lambda: nodes.exists() and None not in json.loads(nodes.read_text()).values(), 90, lambda: said_by(here))
-        time.sleep(1)
-        number = {name: int(json.loads(nodes.read_text())[prints[name]]) for name in pem}
+        known = lambda: json.loads(nodes.read_text()) if nodes.exists() else {}  # noqa: E731
+        soon(lambda: all(known().get(one) for one in prints.values()), 90, lambda: said_by(here))
+        number = {name: int(known()[prints[name]]) for name in pem}
         trust = grpc.ssl_channel_credentials((here.server / "ca" / "ca.crt").read_bytes())
         options = [("grpc.max_send_message_length", -1)]
         with grpc.secure_channel(address, trust, options=options) as channel:
