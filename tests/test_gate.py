@@ -44,9 +44,10 @@ from wardround.proposal_wire import PROPOSE, pack_proposal, pack_state, unpack_p
 from wardround.study import parse_study
 from wardround.supervisor import Child, supervise
 from wardround.wire import packet_from, unpack_answer
+from wardround_client import executor as executor_module
 from wardround_client import gate, proposals
 from wardround_client.approvals import decide_against, find_study
-from wardround_client.executor import SiteExecutor
+from wardround_client.executor import PROOFS, SiteExecutor, run_executor
 from wardround_client.site import approve_study
 from wardround_client.site_app import site_app
 
@@ -175,7 +176,7 @@ LAUNCHED = """
 import pathlib, sys, time
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec
-from wardround_client.executor import SiteExecutor
+from wardround_client.executor import PROOFS, SiteExecutor, run_executor
 
 if __name__ == "__main__":
     executor = SiteExecutor(pathlib.Path(sys.argv[1]))
@@ -240,6 +241,25 @@ def test_a_task_dies_with_its_executor_however_that_ends(tmp_path):
         while Path(f"/proc/{task}").exists() or Path(f"/proc/{warm}").exists():
             assert time.monotonic() < ends
             time.sleep(0.02)
+
+
+def test_what_an_earlier_start_proved_counts_no_more_and_where_it_stays_nothing_starts(tmp_path, monkeypatch):
+    proof = tmp_path / PROOFS / "study" / "proof"
+    proof.parent.mkdir(parents=True)
+    proof.touch()
+
+    def begun(*args):
+        raise InterruptedError("it goes on to take tasks")
+
+    monkeypatch.setattr(executor_module, "SiteExecutor", begun)
+    with monkeypatch.context() as disk:
+        disk.setattr("shutil.rmtree", lambda path: os.rmdir(path))  # as a folder that cannot be removed
+        with pytest.raises(OSError, match="not empty"):
+            run_executor(tmp_path, "127.0.0.1:9", tmp_path / "secret")
+    assert proof.exists()
+    with pytest.raises(InterruptedError):
+        run_executor(tmp_path, "127.0.0.1:9", tmp_path / "secret")
+    assert not proof.exists()
 
 
 def test_what_is_forked_shares_no_thread_no_device_and_no_secret():

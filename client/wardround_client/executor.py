@@ -109,7 +109,8 @@ def run_executor(folder: Path, address: str, secret: Path) -> None:
     """Take the tasks of the SuperNode at `address` until this process is ended."""
     from flwr.supercore.superexec import run_superexec as inside
 
-    shutil.rmtree(folder / PROOFS, ignore_errors=True)  # what an earlier start proved counts no more
+    if (folder / PROOFS).exists():
+        shutil.rmtree(folder / PROOFS)  # an earlier start's count no more; where they cannot be removed nothing starts
     executor = SiteExecutor(folder)
     forkserver.ensure_running()  # while nobody asks yet
     inside.get_executor = lambda *args, **kwargs: executor
