@@ -201,10 +201,10 @@ def test_a_site_refuses_to_train_when_its_clipping_differs_from_the_loop(monkeyp
     """Planted: the discriminator's views forgotten, so that half of its gradient is another patient's."""
     study = study_of()
     plan, cpu = plan_from_study(study), torch.device("cpu")
-    assert reconstruction.plan_speed(awake(study), study, plan, cpu).images_at_once >= 1
+    assert reconstruction.plan_speed(awake(study), study, plan, cpu).images_per_batch >= 1
     from wardround_client.privacy import engine_choice, layer_rules
 
-    monkeypatch.setattr(layer_rules.UnitGroup, "seen", lambda self, views: self)
+    monkeypatch.setattr(layer_rules.Units, "seen", lambda self, views: self)
     monkeypatch.setattr(engine_choice, "_loop", lambda speed: clip_by_loop)
     chosen = reconstruction.plan_speed(awake(study), study, plan, cpu).engine
     assert chosen is clip_by_loop  # the book-keeping engine did not pass, and gave way to the oracle

@@ -1,4 +1,4 @@
-"""The book-keeping engine: every unit's clipped gradient from one backward pass.
+"""The book-keeping engine: every unit's clipped gradient from one backward pass for a group of units.
 
 Ordinary training computes, for each layer, the gradient of its output and from that the sum of all weight gradients.
 Clipping needs them apart, but only their norms, and then one weighted sum. So the forward pass runs on weights that ask
@@ -6,12 +6,17 @@ for no gradient, autograd computes output gradients alone, and a tap at each lay
 (`layer_rules.py`), which keeps what is needed for a norm and a weighted sum. After the pass the clip factors are known,
 and one weighted sum a layer ends it (Bu et al., arXiv:2210.00038, with direct rules for large maps).
 
-Guarantee: as in `clipping.py`. The norms that decide the factors are those of what is summed, up to the rounding of the
-precision; factors are made for C / (1 + margin), so that the sum moves by at most C.
+Guarantee: as in `clipping.py`. Libraries round an image by the size of its batch, and could by its place in it;
+crafted weights can blow the last bit of an activation up to all of a gradient. So the batch goes through the network
+in groups of one fixed shape, `group_images` images, the last one filled up with black ones. Which instructions a
+library takes depends on shapes, not on values. So a group whose every place gives the same bits for some random images
+does so for all, and `places_agree` tries that at the shapes of the study, on the machine that trains, before a patient
+is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,22 +25,35 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from wardround.errors import WardroundError
-from wardround_client.privacy.clipping import IMAGES_AT_ONCE, ClippedSum, LossPerImage, PatientBatch, clip_by_loop
-from wardround_client.privacy.layer_rules import Contribution, Rule, UnitGroup, reads_output, rule_for
+from wardround_client.privacy.clipping import (
+    IMAGES_AT_ONCE,
+    ClippedSum,
+    LossPerImage,
+    PatientBatch,
+    clip_by_loop,
+    clip_factors,
+    zero_sum,
+)
+from wardround_client.privacy.layer_rules import Contribution, PreparedLayer, Rule, Units, prepared, rule_for
 
 Precision = Literal["float32", "bfloat16"]
 
-FULL_MARGIN = 2e-6  # float32 rounding
-REDUCED_MARGIN = 0.01  # bfloat16, or TF32 convolutions: ghost norms were seen to miss the sum by up to 0.4 %
+GROUP_IMAGES = 16  # measured: an image is hardly faster in larger groups, and much slower alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedSettings:
-    """How the arithmetic is done. Nothing here affects privacy: whatever is set, the sum moves by at most C."""
+    """How the arithmetic is done: public numbers. Whatever is set, the sum moves by at most C.
+
+    `images_per_unit`: every unit has so many images, as a study of k images a patient gives them; None where they bring
+    all of theirs. `group_images`: rows of one pass, those of the units that fit and filling.
+    """
 
     channels_last: bool = False
     precision: Precision = "float32"  # bfloat16: autocast, about a hundredth of relative error
     images_at_once: int = IMAGES_AT_ONCE  # of a patient that comes alone because it has many
+    group_images: int = GROUP_IMAGES
+    images_per_unit: int | None = None
 
 
 class UnknownLayerError(WardroundError):
@@ -97,6 +115,16 @@ class _Tap(torch.autograd.Function):
         return (gradient if ctx.needs_input_grad[0] else None), None, None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """Rows for one pass, always as many; `units` are those that count, and what no unit owns is filling."""
+
+    inputs_N: Tensor
+    labels_N: Tensor
+    units: Units
+    filled: int  # units that count: with even units the last places may be filling
+
+
 def clip_by_bookkeeping(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
@@ -106,83 +134,147 @@ def clip_by_bookkeeping(
     *,
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
 ) -> ClippedSum:
-    """All units in one backward pass; units may be uneven. Equal to `clip_by_loop` up to rounding.
+    """All units, a group in one backward pass. Equal to `clip_by_loop` up to rounding.
 
-    A unit whose gradient is not finite, or longer than 1e19, counts as zero. A batch of one unit goes through the loop,
-    which splits a patient of many images. Raises `UnknownLayerError` for layers without a rule and `WardroundError`
-    where a layer's input is changed in place or a layer is used twice in a pass, or not at all.
+    A unit whose gradient is not finite, or longer than 1e19, counts as zero. A unit of more images than a group holds
+    goes through the loop. Raises `UnknownLayerError` for layers without a rule and `WardroundError` where a layer's
+    input is changed in place, a layer is used twice in a pass or not at all, or a unit has another number of images
+    than `speed.images_per_unit`.
     """
-    if batch.units == 0:
-        zeros = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        return ClippedSum(gradients=zeros, sensitivity=max_grad_norm)
-    layers = trained_layers(network, parameters)
-    if batch.units == 1:
-        return clip_by_loop(
-            network, parameters, batch, loss_per_image, max_grad_norm, images_at_once=speed.images_at_once
-        )
-    batch, groups = _by_size(batch)
-    contributions = _one_pass(network, layers, batch, groups, loss_per_image, speed)
-    square_U = torch.zeros(batch.units, dtype=torch.float64, device=batch.inputs_N.device)
-    for _, contribution in contributions:
-        square_U[contribution.units] += contribution.squared_norm_U
-    norm_U = square_U.sqrt()
-    bound = max_grad_norm / (1 + margin(speed, batch.inputs_N.device))
-    factor_U = torch.where(norm_U.isfinite(), (bound / norm_U.clamp(min=1e-30)).clamp(max=1.0), 0.0).float()
+    layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
     total: dict[str, Tensor] = {}
-    contributions.reverse()
-    while contributions:  # what is summed is freed
-        name, contribution = contributions.pop()
-        part = contribution.weighted_sum(factor_U[contribution.units]).to(parameters[name].dtype)
-        total[name] = part.contiguous() if name not in total else total[name] + part
-    return ClippedSum(gradients={name: total[name] for name in parameters}, sensitivity=max_grad_norm)
+    unfinished: dict[str, Tensor] = {}
+    finish_of = {}
+    for group in _groups(batch, speed):
+        if isinstance(group, PatientBatch):
+            alone = clip_by_loop(
+                network, parameters, group, loss_per_image, max_grad_norm, images_at_once=speed.images_at_once
+            )
+            for name, part in alone.gradients.items():
+                _add(total, name, part)
+            continue
+        contributions = _one_pass(network, layers, group, loss_per_image, speed)
+        factor_U = clip_factors(sum(one.squared_norm_U for _, one in contributions), max_grad_norm)
+        factor_U[group.filled :] = 0.0
+        contributions.reverse()
+        while contributions:  # what is summed is freed
+            name, one = contributions.pop()
+            if one.finish is not None:
+                finish_of[name] = one.finish
+            _add(total if one.finish is None else unfinished, name, one.weighted_sum(factor_U))
+    for name in list(unfinished):
+        _add(total, name, finish_of[name](unfinished.pop(name)))
+    nothing = zero_sum({name: parameter for name, parameter in parameters.items() if name not in total})
+    return ClippedSum(gradients={name: (total | nothing)[name] for name in parameters}, sensitivity=max_grad_norm)
 
 
-def margin(speed: SpeedSettings, device: torch.device) -> float:
-    """By how much a unit's share of the sum may be longer than its computed norm, relatively."""
-    reduced = speed.precision != "float32" or (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
-    return REDUCED_MARGIN if reduced else FULL_MARGIN
+def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+    """Add to the float64 sum of a parameter; the first part becomes the sum."""
+    if name in total:
+        total[name].add_(part)
+    else:
+        total[name] = part.double()
 
 
-def _by_size(batch: PatientBatch) -> tuple[PatientBatch, list[UnitGroup]]:
-    """The batch with its units in the order of their sizes, so that units of equal size are one slice: a group."""
-    start_U1, size_U = batch.start_U1, batch.start_U1.diff()
-    order_U = torch.argsort(size_U, stable=True)
-    if not torch.equal(order_U, torch.arange(batch.units)):
-        spans = [torch.arange(int(start_U1[u]), int(start_U1[u + 1])) for u in order_U.tolist()]
-        rows = torch.cat(spans).to(batch.inputs_N.device)
-        size_U = size_U[order_U]
-        start_U1 = torch.cat([size_U.new_zeros(1), size_U.cumsum(0)])
-        batch = PatientBatch(inputs_N=batch.inputs_N[rows], labels_N=batch.labels_N[rows], start_U1=start_U1)
-    sizes, counts = torch.unique_consecutive(size_U, return_counts=True)
-    groups, unit, row = [], 0, 0
-    for images, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        units, rows = slice(unit, unit + count), slice(row, row + count * images)
-        groups.append(UnitGroup(units=units, rows=rows, images=images))
-        unit, row = units.stop, rows.stop
-    return batch, groups
+def _groups(batch: PatientBatch, speed: SpeedSettings) -> Iterator[Group | PatientBatch]:
+    """The batch in groups of one shape, in the order of its units; a unit that no group holds as a batch of its own."""
+    starts, k = batch.start_U1.tolist(), speed.images_per_unit
+    if k is not None and starts != list(range(0, k * batch.units + 1, k)):
+        raise WardroundError(f"this engine is for units of {k} images each, and a unit has another number of them")
+    first = 0
+    while first < batch.units:
+        begin, last = starts[first], first + 1
+        while last < batch.units and starts[last + 1] - begin <= speed.group_images:
+            last += 1
+        rows = slice(begin, starts[last])
+        if starts[last] - begin > speed.group_images:
+            alone = torch.tensor([0, starts[last] - begin])
+            yield PatientBatch(inputs_N=batch.inputs_N[rows], labels_N=batch.labels_N[rows], start_U1=alone)
+        else:
+            owned = [slice(starts[u] - begin, starts[u + 1] - begin) for u in range(first, last)]
+            if k is not None:
+                owned = _places(speed)
+            yield Group(
+                inputs_N=_filled_up(batch.inputs_N[rows], speed.group_images),
+                labels_N=_filled_up(batch.labels_N[rows], speed.group_images),
+                units=Units(rows=tuple(owned), images=k),
+                filled=last - first,
+            )
+        first = last
+
+
+def _places(speed: SpeedSettings) -> list[slice]:
+    """Where units of `images_per_unit` images, or of one, lie in a group."""
+    k = speed.images_per_unit or 1
+    return [slice(place, place + k) for place in range(0, speed.group_images - k + 1, k)]
+
+
+def _filled_up(rows_N: Tensor, count: int) -> Tensor:
+    """A copy with zeros after it: `count` rows, in memory of its own."""
+    whole = rows_N.new_zeros(count, *rows_N.shape[1:])
+    whole[: len(rows_N)] = rows_N
+    return whole
+
+
+def places_agree(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    inputs_N: Tensor,
+    speed: SpeedSettings,
+) -> bool:
+    """Whether a unit's norm and its part of the sum have the same bits in every place of a group, whatever stands in
+    the other places.
+
+    `inputs_N` are random images. They are moved on by one place twice, and then every other unit is exchanged. Images
+    that are random in all their pixels show another order of adding in their last bits.
+    """
+    layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
+    k, places = speed.images_per_unit or 1, _places(speed)
+    if not places:
+        return True  # each unit has passes of its own
+    units, used = Units(rows=tuple(places), images=speed.images_per_unit), places[-1].stop
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, used, *inputs_N.shape[1:])
+    images_N, spare_N = (torch.rand(shape, generator=generator) * float(inputs_N.max())).to(inputs_N)
+    labels_N = torch.zeros(speed.group_images, dtype=torch.int64, device=inputs_N.device)
+
+    def shares(inputs_N: Tensor) -> list[Contribution]:
+        inputs_N = _filled_up(inputs_N, speed.group_images)
+        group = Group(inputs_N=inputs_N, labels_N=labels_N, units=units, filled=len(places))
+        return [one for _, one in _one_pass(network, layers, group, loss_per_image, speed)]
+
+    def same(before: list[Contribution], unit: int, after: list[Contribution], place: int) -> bool:
+        pairs = zip(before, after, strict=True)
+        return all(
+            torch.equal(one.squared_norm_U[unit], other.squared_norm_U[place])
+            and all(torch.equal(a, b) for a, b in zip(one.share(unit), other.share(place), strict=True))
+            for one, other in pairs
+        )
+
+    first, moved = shares(images_N), shares(images_N.roll(k, 0))
+    if not all(same(first, unit, moved, (unit + 1) % len(places)) for unit in range(len(places))):
+        return False
+    odd = torch.arange(used, device=inputs_N.device) // k % 2 == 1
+    exchanged = shares(torch.where(odd.view(-1, *[1] * (inputs_N.dim() - 1)), spare_N, images_N))
+    return all(same(first, unit, exchanged, unit) for unit in range(0, len(places), 2))
 
 
 def _one_pass(
-    network: nn.Module,
-    layers: list[TrainedLayer],
-    batch: PatientBatch,
-    groups: list[UnitGroup],
-    loss_per_image: LossPerImage,
-    speed: SpeedSettings,
+    network: nn.Module, layers: list[TrainedLayer], group: Group, loss_per_image: LossPerImage, speed: SpeedSettings
 ) -> list[tuple[str, Contribution]]:
-    """Forward and backward; (parameter's name, contribution) of every layer and group."""
-    inputs_N = batch.inputs_N
+    """Forward and backward; (parameter's name, contribution of the group's units) of every parameter."""
+    inputs_N = group.inputs_N
     root = torch.zeros((), device=inputs_N.device, requires_grad=True)
     layout = torch.channels_last if speed.channels_last else torch.contiguous_format
     contributions: list[tuple[str, Contribution]] = []
     tapped: set[str] = set()
 
-    def tap(trained: TrainedLayer, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def tap(trained: TrainedLayer, ready: PreparedLayer, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if trained.path in tapped:
             raise UnknownLayerError(f"{trained.path}: used twice in one pass")
         tapped.add(trained.path)
         a_N = arguments[0].detach()
-        y_N = output.detach() if reads_output(trained.layer) else None  # a map less to keep
         version = a_N._version
         # A discriminator may see each image several times side by side: more rows of the same unit.
         views, odd = divmod(len(a_N), len(inputs_N))
@@ -192,34 +284,34 @@ def _one_pass(
         def take(g_N: Tensor) -> None:
             if a_N._version != version:
                 raise WardroundError(f"{trained.path}: its input is changed in place")
-            for group in (group.seen(views) for group in groups):
-                for contribution in trained.rule(trained.layer, a_N, y_N, g_N, group, trained.names):
-                    contributions.append((trained.names[contribution.parameter], contribution))
+            for contribution in trained.rule(ready, a_N, g_N, group.units.seen(views), trained.names):
+                contributions.append((trained.names[contribution.parameter], contribution))
 
         return _Tap.apply(output, root, take)
 
     hooks = [
         trained.layer.register_forward_hook(
-            lambda _, arguments, output, trained=trained: tap(trained, arguments, output)
+            lambda _, arguments, output, trained=trained, ready=ready: tap(trained, ready, arguments, output)
         )
-        for trained in layers
+        for trained, ready in layers
     ]
     frozen = {name: _lay_out(parameter.detach(), layout) for name, parameter in network.named_parameters()}
-    size_U = batch.start_U1.diff()
-    share_N = (1.0 / size_U).repeat_interleave(size_U).to(inputs_N.device)
+    share_N = torch.zeros(len(inputs_N))
+    for one in group.units.rows:
+        share_N[one] = 1 / (one.stop - one.start)
     try:
         with torch.enable_grad():
             with torch.autocast(inputs_N.device.type, torch.bfloat16, enabled=speed.precision == "bfloat16"):
                 outputs = functional_call(network, frozen, (_lay_out(inputs_N, layout),))
-            loss = (loss_per_image(outputs.float(), batch.labels_N) * share_N).sum()
+            loss = (loss_per_image(outputs.float(), group.labels_N) * share_N.to(inputs_N.device)).sum()
     finally:
         for hook in hooks:
             hook.remove()
-    unused = [trained.path for trained in layers if trained.path not in tapped]
+    unused = [trained.path for trained, _ in layers if trained.path not in tapped]
     if unused:
         raise UnknownLayerError(f"{unused[0]}: not used in the forward pass")
     loss.backward()
-    if {name for name, _ in contributions} != {name for trained in layers for name in trained.names.values()}:
+    if {name for name, _ in contributions} != {name for trained, _ in layers for name in trained.names.values()}:
         raise WardroundError("a layer's output does not reach the loss")
     return contributions
 

@@ -32,7 +32,14 @@ from torch import Tensor, nn
 
 from wardround.errors import ModelError, WardroundError
 from wardround.models.registry import architecture_sha256
-from wardround_client.privacy.bookkeeping import Precision, SpeedSettings, clip_by_bookkeeping, trained_layers
+from wardround_client.privacy.bookkeeping import (
+    GROUP_IMAGES,
+    Precision,
+    SpeedSettings,
+    clip_by_bookkeeping,
+    places_agree,
+    trained_layers,
+)
 from wardround_client.privacy.clipping import (
     ClippingEngine,
     LossPerImage,
@@ -41,12 +48,15 @@ from wardround_client.privacy.clipping import (
     clip_by_loop,
     clip_linear_head,
     sum_unclipped,
+    synthetic_units,
 )
+from wardround_client.privacy.hostile_weights import check_hostile_weights
+from wardround_client.privacy.plan import PrivacyPlan
 
 LOOP = "loop"
-UNITS_IN_TRIAL = 4
-IMAGES_OF_A_UNIT = 4  # at most, in the trial
-TIMED_ROUNDS = 3
+IMAGES_OF_A_UNIT = 4  # in the trial, where patients bring all of theirs
+TIMED_ROUNDS = 2
+SMALLEST_GROUP, LARGEST_GROUP = 4, 32  # images
 WORTH_IT = 0.9  # the rule's engine stays unless another takes less than this share of its time
 REDUCED_TOLERANCE = 0.3  # bfloat16 against float32; its arithmetic is proved in float32
 
@@ -76,13 +86,10 @@ class Sample:
     outputs: int
     images_per_unit: int | None  # None: all of a patient's
 
-    @property
-    def batch(self) -> PatientBatch:
-        k = min(self.images_per_unit or IMAGES_OF_A_UNIT, IMAGES_OF_A_UNIT)
-        rows = torch.arange(UNITS_IN_TRIAL * k, device=self.images_N.device)
-        start_U1 = torch.arange(UNITS_IN_TRIAL + 1) * k
-        images_N = self.images_N[rows % len(self.images_N)]
-        return PatientBatch(inputs_N=images_N, labels_N=rows % max(2, self.outputs), start_U1=start_U1)
+    def batch(self, images: int) -> PatientBatch:
+        """As many units as `images` images make, two or more."""
+        k = self.images_per_unit or IMAGES_OF_A_UNIT
+        return synthetic_units(self.images_N, self.outputs, (k,) * max(2, images // k))
 
 
 def engine_for(
@@ -119,21 +126,12 @@ def checked_engine(
     `memory` keeps. Raises `WardroundError` where even the simple engines do not agree with the loop.
     """
     engine = engine_for(network, max_grad_norm, speed)
-    key = "" if memory is None else _key(network, parameters, sample, speed.precision)
-    check = functools.partial(
-        check_engine,
-        network=network,
-        parameters=parameters,
-        loss_per_image=loss_per_image,
-        inputs_N=sample.images_N,
-        outputs=sample.outputs,
-        max_grad_norm=max_grad_norm,
-    )
+    key = "" if memory is None else _key(network, parameters, sample, speed)
     if getattr(engine, "func", None) is not clip_by_bookkeeping:
         simple = getattr(engine, "func", engine).__name__
         with _proved_once(memory.proof(f"{simple} {max_grad_norm}", key) if memory else None) as missing:
             if missing:
-                check(engine)
+                _prove(engine, network, parameters, loss_per_image, sample, max_grad_norm)
         return engine
     candidates = candidates_of(speed)
     names = [next(iter(candidates))]
@@ -143,17 +141,65 @@ def checked_engine(
         names = list(dict.fromkeys([chosen, *names]))  # what does not pass gives way to the rule's engine
     for name in names:
         try:
-            with _proved_once(memory.proof(name, key) if memory else None) as missing:
-                if missing and speed.precision != "float32":
-                    check(functools.partial(clip_by_bookkeeping, speed=SpeedSettings()))
-                    check(candidates[name], tolerance=REDUCED_TOLERANCE)
-                elif missing:
-                    check(candidates[name])
+            with _proved_once(memory.proof(f"{name} {max_grad_norm}", key) if memory else None) as missing:
+                if missing:
+                    _prove(candidates[name], network, parameters, loss_per_image, sample, max_grad_norm)
             return candidates[name]
         except (WardroundError, RuntimeError) as error:
             reason = error
     _say_loop(reason)
-    return _loop(speed)
+    engine = _loop(speed)
+    _prove(engine, network, parameters, loss_per_image, sample, max_grad_norm)
+    return engine
+
+
+def _prove(
+    engine: ClippingEngine,
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    max_grad_norm: float,
+) -> None:
+    """Hold an engine against the loop, its places against each other, and its bound against hostile weights. Raises
+    `WardroundError`.
+    """
+    speed = engine.keywords["speed"] if getattr(engine, "func", None) is clip_by_bookkeeping else None
+    k = speed.images_per_unit if speed is not None else None
+    check = functools.partial(
+        check_engine,
+        network=network,
+        parameters=parameters,
+        loss_per_image=loss_per_image,
+        inputs_N=sample.images_N,
+        outputs=sample.outputs,
+        max_grad_norm=max_grad_norm,
+        images_per_unit=k,
+    )
+    if speed is not None and speed.precision != "float32":
+        check(functools.partial(clip_by_bookkeeping, speed=replace(speed, precision="float32", channels_last=False)))
+        check(engine, tolerance=REDUCED_TOLERANCE)
+    else:
+        check(engine)
+    if speed is not None and not places_agree(network, parameters, loss_per_image, sample.images_N, speed):
+        raise WardroundError("how a patient's images are rounded depends on their place in a batch here")
+    if math.isfinite(max_grad_norm):
+        arguments = (network, parameters, loss_per_image, sample.images_N, sample.outputs, max_grad_norm)
+        check_hostile_weights(engine, *arguments, images_per_unit=k)
+
+
+def speed_of(plan: PrivacyPlan, precision: Precision, images_at_once: int) -> SpeedSettings:
+    """How a study's steps are computed, from public numbers: groups of about half of the images that a step expects,
+    so that filling up the last one wastes little.
+    """
+    expected = plan.expected_patients * (plan.images_per_patient or IMAGES_OF_A_UNIT) / 2
+    images = min(LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
+    return SpeedSettings(
+        precision=precision,
+        images_at_once=images_at_once,
+        group_images=max(1, min(images, images_at_once)),
+        images_per_unit=plan.images_per_patient,
+    )
 
 
 @contextmanager
@@ -226,7 +272,7 @@ def _trial(
     """Seconds of a batch for each candidate, the best of `TIMED_ROUNDS`, taken in turns after one that does not count.
     An engine that raises is out; where the loop raises, so does this.
     """
-    batch, best = sample.batch, dict.fromkeys(candidates, math.inf)
+    batch, best = sample.batch(GROUP_IMAGES), dict.fromkeys(candidates, math.inf)
     one_thread = torch.get_num_threads() == 1 and not batch.inputs_N.is_cuda
     clock = time.thread_time if one_thread else time.perf_counter  # its own time, whatever else the machine does
     failed: set[str] = set()
@@ -249,8 +295,8 @@ def _trial(
     return {name: seconds for name, seconds in best.items() if name not in failed}
 
 
-def _key(network: nn.Module, parameters: dict[str, nn.Parameter], sample: Sample, precision: Precision) -> str:
-    """What the choice depends on: architecture, what trains, image shape, k, device, threads, torch, precision."""
+def _key(network: nn.Module, parameters: dict[str, nn.Parameter], sample: Sample, speed: SpeedSettings) -> str:
+    """What choice and proof depend on: architecture, what trains, image shape, settings, device, threads, torch."""
     try:
         architecture = architecture_sha256(network)
     except ModelError:  # a network that the registry does not know
@@ -258,7 +304,7 @@ def _key(network: nn.Module, parameters: dict[str, nn.Parameter], sample: Sample
     device = sample.images_N.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {torch.get_num_threads()}"
     shape = tuple(sample.images_N.shape[1:])
-    content = (architecture, sorted(parameters), shape, sample.images_per_unit, machine, torch.__version__, precision)
+    content = (architecture, sorted(parameters), shape, sample.images_per_unit, machine, torch.__version__, speed)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wardround_client.privacy.plan import PrivacyPlan
+
 MOST_IMAGES = {"cpu": 64, "cuda": 256}  # more was not faster
 SHARE_OF_FREE = 0.25  # other sites of a simulation, and what the estimate does not see
 COPIES = 3  # an activation, its gradient, and a layer's work on both
 UNIT_GRADIENT_COPIES = 2
+BATCH_OF_PASSES = 4
 
 
 def images_at_once(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> int:
@@ -25,6 +28,13 @@ def images_at_once(network: nn.Module, parameters: dict[str, nn.Parameter], imag
     most = MOST_IMAGES.get(device.type, MOST_IMAGES["cpu"])
     fitting = SHARE_OF_FREE * free_bytes(device) / bytes_per_image(network, parameters, images_NCHW)
     return max(1, min(most, 1 << int(math.log2(max(1.0, fitting)))))
+
+
+def images_per_batch(plan: PrivacyPlan, most: int) -> int:
+    """Images that are handed to an engine together, of which it takes `most` in one pass or less. Plain training, for
+    C = inf, takes all of them.
+    """
+    return most if math.isinf(plan.max_grad_norm) else BATCH_OF_PASSES * most
 
 
 def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> float:

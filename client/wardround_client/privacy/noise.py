@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
-from torch import nn
+from torch import Tensor, nn
 
 from wardround.errors import WardroundError
 from wardround_client.privacy.clipping import ClippedSum
@@ -48,6 +48,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         self._parameters = parameters
         self._randomness = randomness
         self.noisy_steps = 0
+        self._clipped: dict[str, Tensor] | None = None
         self.attach_step_hook(self._count)
 
     def _count(self, _: DPOptimizerFastGradientClipping) -> None:
@@ -57,8 +58,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         """Add one physical batch. Raises where its sensitivity is not the one that the noise is scaled to."""
         if clipped.sensitivity != self.max_grad_norm:
             raise WardroundError(f"sensitivity {clipped.sensitivity:g} differs from the plan's {self.max_grad_norm:g}")
-        for name, parameter in self._parameters.items():
-            parameter.grad = clipped.gradients[name]
+        self._clipped = clipped.gradients
         self.signal_skip_step(True)
         self.step()
 
@@ -68,8 +68,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
 
         `after_noise` may add a term that no patient moves to the noised gradients: post-processing.
         """
-        for parameter in self._parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
+        self._clipped = None
         self.signal_skip_step(False)
         if not self.pre_step():
             raise WardroundError("the noisy step was skipped")
@@ -77,6 +76,14 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
             after_noise()
         self.original_optimizer.step()
         self.zero_grad(set_to_none=True)
+
+    def accumulate(self) -> None:
+        """Replaces Opacus' sum: the physical batches of a step add up in float64, see `clipping.py`."""
+        for name, parameter in self._parameters.items():
+            if parameter.summed_grad is None:
+                parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
+            if self._clipped is not None:
+                parameter.summed_grad.add_(self._clipped[name])
 
     def add_noise(self) -> None:
         """Replaces Opacus' noise (torch's generator) by the site's secret one, one draw for all parameters of a step.
@@ -94,8 +101,9 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
             noise = self._randomness.normal(sum(sizes)).mul_(standard_deviation).split(sizes)
             grid = 2.0 ** math.floor(math.log2(standard_deviation / GRID_PARTS))
         for index, parameter in enumerate(self.params):
-            parameter.grad = parameter.summed_grad
             if self.noise_multiplier > 0:
                 part = noise[index].view_as(parameter).to(parameter)
                 parameter.grad = part.add_(parameter.summed_grad).div_(grid).round_().mul_(grid)
+            else:
+                parameter.grad = parameter.summed_grad.to(parameter.dtype)
             parameter.summed_grad._processed = True

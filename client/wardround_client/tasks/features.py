@@ -13,14 +13,16 @@ from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import DataError
 from wardround_client.data.cohort import Cohort
 
-_FEATURE_BATCH = 128
-
 
 def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
-    """Frozen features of every image, float32 (N, D); kept in `cache_folder` by network, weights and cohort."""
+    """Frozen features of every image, float32 (N, D); kept in `cache_folder` by network, weights and cohort.
+
+    Each image goes through the network alone: in a batch, the last bit of its features would depend on the other
+    images, and weights that a server sends for the head could blow that bit up.
+    """
     path = None
     if cache_folder is not None:
-        path = cache_folder / f"features-{_frozen_sha256(network)[:16]}-{cohort.key[:16]}.safetensors"
+        path = cache_folder / f"features-each-{_frozen_sha256(network)[:16]}-{cohort.key[:16]}.safetensors"
         if path.is_file():
             tensors, _ = load_checkpoint(path)
             if len(tensors["features_ND"]) == len(cohort.images_NCHW):
@@ -28,8 +30,8 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
     network = network.to(device).eval()
     parts = []
     with torch.no_grad():
-        for begin in range(0, len(cohort.images_NCHW), _FEATURE_BATCH):
-            images = torch.from_numpy(np.array(cohort.images_NCHW[begin : begin + _FEATURE_BATCH])).to(device)
+        for image in range(len(cohort.images_NCHW)):
+            images = torch.from_numpy(np.array(cohort.images_NCHW[image : image + 1])).to(device)
             parts.append(network.features(images).float().cpu().numpy())
     if not parts:
         raise DataError("the cohort holds no image; ingest data first")

@@ -23,8 +23,8 @@ from wardround.models.image_views import DRAWS, seen
 from wardround.study import Study
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
 from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
-from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for
-from wardround_client.privacy.memory_plan import images_at_once
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, speed_of, engine_for
+from wardround_client.privacy.memory_plan import images_at_once, images_per_batch
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.material import Material, SpeedPlan
@@ -55,6 +55,7 @@ def train(
     local = part_of(parameters, DISCRIMINATOR)
     part, synthesis = network.discriminator, study.synthesis
     speed = speed or SpeedPlan(engine=engine_for(part, plan.max_grad_norm))
+    one_by_one = engine_for(part, plan.max_grad_norm, SpeedSettings(images_per_unit=1))
     of_real, of_fakes = (views_of(study, randomness, real=real) for real in (True, False))
 
     def add_fakes() -> None:
@@ -62,7 +63,7 @@ def train(
         with torch.no_grad():
             fakes_NCHW = network.generator(latents_NZ, labels_N)
         for name, gradient in fakes_gradient(
-            part, local, of_fakes(fakes_NCHW), labels_N, speed.engine, plan.max_grad_norm
+            part, local, of_fakes(fakes_NCHW), labels_N, one_by_one, plan.max_grad_norm
         ).items():
             local[name].grad.add_(gradient)
 
@@ -155,10 +156,10 @@ def plan_speed(
         hinge_of_real,
         Sample(images_N=images_NCHW, outputs=len(study.data.labels), images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
-        speed=SpeedSettings(precision=precision, images_at_once=most),
+        speed=speed_of(plan, precision, most),
         memory=memory,
     )
-    return SpeedPlan(engine=engine, images_at_once=most)
+    return SpeedPlan(engine=engine, images_per_batch=images_per_batch(plan, most))
 
 
 def part_of(parameters: dict[str, nn.Parameter], prefix: str) -> dict[str, nn.Parameter]:

@@ -16,6 +16,7 @@ from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
 from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
 
 IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
+FEATURES_PER_BATCH = 1 << 22  # numbers
 Augmentation = Callable[[Tensor], Tensor]  # images_NCHW -> views_NCHW
 
 
@@ -36,7 +37,7 @@ class SpeedPlan:
     """How a site does the arithmetic of a study's steps. Nothing here affects privacy."""
 
     engine: ClippingEngine
-    images_at_once: int = IMAGES_PER_PHYSICAL_BATCH
+    images_per_batch: int = IMAGES_PER_PHYSICAL_BATCH
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,20 +60,25 @@ def material_of(inputs_N: np.ndarray, labels_N: np.ndarray, patient_N: np.ndarra
 def physical_batches(
     material: Material, draw: Draw, device: torch.device, augment: Augmentation, most_images: int
 ) -> Iterator[PatientBatch]:
-    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; features
-    all at once.
+    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; of
+    features into larger ones.
+
+    `augment` is called for each patient alone: what it gives is then the same whoever else was drawn, to the last bit.
     """
-    limit = most_images if material.inputs_N.dtype == np.uint8 else 1 << 20
+    features = material.inputs_N.dtype != np.uint8
+    limit = max(1, FEATURES_PER_BATCH // material.inputs_N.shape[1]) if features else most_images
     first = 0
     while first < draw.units:
         last = first + 1
         while last < draw.units and draw.start_U1[last + 1] - draw.start_U1[first] <= limit:
             last += 1
         rows = draw.rows_N[draw.start_U1[first] : draw.start_U1[last]]
-        inputs_N = torch.from_numpy(material.inputs_N[rows]).to(device)
+        starts = draw.start_U1[first : last + 1] - draw.start_U1[first]
+        inputs_N = torch.from_numpy(material.inputs_N[rows])
+        spans = zip(starts[:-1], starts[1:], strict=True)
         yield PatientBatch(
-            inputs_N=augment(inputs_N),
+            inputs_N=torch.cat([augment(inputs_N[begin:end].to(device, copy=True)) for begin, end in spans]),
             labels_N=torch.from_numpy(material.labels_N[rows].astype(np.int64)).to(device),
-            start_U1=torch.from_numpy(draw.start_U1[first : last + 1] - draw.start_U1[first]),
+            start_U1=torch.from_numpy(starts),
         )
         first = last

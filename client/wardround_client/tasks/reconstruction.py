@@ -20,9 +20,9 @@ from wardround.models.restorer import INPUTS, inputs_of_degraded
 from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
-from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
-from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine
-from wardround_client.privacy.memory_plan import images_at_once
+from wardround_client.privacy.bookkeeping import Precision
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, speed_of
+from wardround_client.privacy.memory_plan import images_at_once, images_per_batch
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.augmentation import augmentation
@@ -135,10 +135,10 @@ def plan_speed(
         loss_of_image,
         Sample(images_N=small.to(device), outputs=1, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
-        speed=SpeedSettings(precision=precision, images_at_once=most),
+        speed=speed_of(plan, precision, most),
         memory=memory,
     )
-    return SpeedPlan(engine=engine, images_at_once=most)
+    return SpeedPlan(engine=engine, images_per_batch=images_per_batch(plan, most))
 
 
 @torch.no_grad()

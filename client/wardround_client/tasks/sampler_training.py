@@ -18,14 +18,17 @@ from torch.nn import functional
 from wardround.models.encoder import PUBLIC_FEATURES
 from wardround.models.phantom_sampler import LABELS, PhantomSampler
 from wardround.study import Study
-from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
+from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.clipping import LossPerImage
-from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, speed_of
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.material import Material, SpeedPlan
 from wardround_client.tasks.steps import PatientsTerm, take_noisy_steps
 from wardround_client.tasks.weights import load_weights, trained_parameters, weights_of
+
+
+FEATURE_ROWS = 32  # in one pass: rows of 33 numbers cost nothing
 
 
 def loss_of(realness_weight: float) -> LossPerImage:
@@ -91,7 +94,7 @@ def plan_speed(
         loss_of(study.synthesis.realness_weight),
         Sample(images_N=features_ND, outputs=LABELS, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
-        speed=SpeedSettings(precision=precision),
+        speed=speed_of(plan, precision, FEATURE_ROWS),
         memory=memory,
     )
     return SpeedPlan(engine=engine)

@@ -58,7 +58,7 @@ def take_noisy_steps(
     optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, term.parameters, randomness)
     for _ in range(plan.local_steps):
         draw = draw_patients(plan, material.index, randomness)
-        for batch in physical_batches(material, draw, device, term.augment, speed.images_at_once):
+        for batch in physical_batches(material, draw, device, term.augment, speed.images_per_batch):
             optimizer.accumulate_sum(
                 speed.engine(term.part, term.parameters, batch, term.loss_per_image, plan.max_grad_norm)
             )

@@ -1,0 +1,47 @@
+"""What several test files build: networks with synthetic images, ready for a clipping engine."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from wardround.models.dcgan import Discriminator, hinge_of_real
+from wardround.models.registry import build_model
+from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
+from wardround.study_sections import DataSection, ModelSection
+from wardround_client.privacy.clipping import LossPerImage
+from wardround_client.tasks.classification import loss_per_image
+from wardround_client.tasks.sampler_training import loss_of
+
+Case = tuple[nn.Module, dict[str, nn.Parameter], LossPerImage, Tensor, int]
+PHANTOM_ONLY = ("phantom-sampler", "restorer")
+
+
+@functools.cache
+def hostile_case(name: str) -> Case:
+    """`NETWORK TRAINABLE` -> network, what trains, loss by image, 9 synthetic inputs (N, C, 32, 32), outputs."""
+    network_name, trainable = name.split()
+    generator = torch.Generator().manual_seed(3)
+    images_N = torch.rand(9, 1, 32, 32, generator=generator) * 255
+    if network_name == "discriminator":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network: nn.Module = Discriminator(64, 1, 2, widest=128)
+        images_N = torch.rand(9, 1, 64, 64, generator=generator) * 2 - 1
+        return network, dict(network.named_parameters()), hinge_of_real, images_N, 2
+    init = "phantom" if network_name in PHANTOM_ONLY else "random"
+    data = DataSection(labels=("benign", "malignant"), image_size=32)
+    model = ModelSection(name=network_name, init=init, trainable=trainable)
+    network = build_model(model, data, 0, "super-resolution")
+    parameters = {path: p for path, p in network.named_parameters() if p.requires_grad}
+    if network_name == "restorer":
+        joint = JointLoss(network, LossWeights(adversarial=0.1, ssim=0.02))
+        return joint, parameters, loss_of_image, torch.rand(9, 4, 32, 32, generator=generator) * 255, 1
+    if network_name == "phantom-sampler":
+        heads = {path.removeprefix("head."): p for path, p in parameters.items()}
+        return network.head, heads, loss_of(0.3), torch.randn(9, 33, generator=generator), 2
+    with torch.no_grad():  # a zero head sends no gradient into the layers below it, and would test nothing there
+        network.head.weight.copy_(torch.randn(network.head.weight.shape, generator=generator) * 0.1)
+    return network, parameters, loss_per_image, images_N, network.head.out_features
