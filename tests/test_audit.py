@@ -223,7 +223,7 @@ def test_an_append_of_a_new_process_reads_the_end_of_the_log_only(tmp_path: Path
     assert verified(path).head.entries == 65
 
 
-def test_an_append_notices_an_altered_last_entry_and_verify_one_further_back(tmp_path: Path) -> None:
+def test_an_append_notices_an_altered_last_entry_verify_and_a_start_one_further_back(tmp_path: Path) -> None:
     path = written(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"count":5', b'"count":6'))
@@ -231,8 +231,12 @@ def test_an_append_notices_an_altered_last_entry_and_verify_one_further_back(tmp
         AuditLog(path).append(PatientForgotten(count=9))
     path.write_bytes(whole.replace(b'"count":2', b'"count":3'))
     AuditLog(path).append(PatientForgotten(count=9))
-    with pytest.raises(AuditError, match="entry 2 was altered"):
-        verified(path)
+    for reads_all in (
+        lambda: verified(path),
+        lambda: AuditLog(path).append(Started(program="wardround-server", version="0.1.0")),
+    ):
+        with pytest.raises(AuditError, match="entry 2 was altered"):
+            reads_all()
 
 
 def test_an_append_behind_another_history_of_the_same_length_fails(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ remembers how far it had come, so that a missing end is noticed too. What a chai
 write both files wrote them anew from some entry on. Noting the head elsewhere (`audit verify` prints it) shows that.
 
 `append` checks the log from the entry on that `audit.head` names, so its cost does not grow with the log. It notices a
-missing or torn end and another history. A byte altered further back is found by `verified`, which reads all of it.
+missing or torn end and another history. A byte altered further back is found by `verified` and at the start of a
+daemon, which read all of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wardround.audit_events import Event, Torn
+from wardround.audit_events import Event, Started, Torn
 from wardround.chain import START, Row, Witness, body_of, fsync_folder, linked, walked
 from wardround.errors import AuditError, RecordError
 from wardround.refusal_counts import RefusalFile
@@ -121,7 +122,7 @@ class AuditLog:
         for must not happen: a site that cannot record what it sends does not send.
         """
         with self._lock, self._exclusive() as descriptor:
-            found = self._taken_in(descriptor)
+            found = self._taken_in(descriptor, whole=isinstance(event, Started))
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
             events = self._refusals.entries_of(event, at[:10])
             head = self._written(descriptor, found, events, at) if events else found.head
@@ -145,12 +146,14 @@ class AuditLog:
         self._witness.advance(head)
         return head
 
-    def _taken_in(self, descriptor: int) -> Stretch:
-        """The log from the entry on that was seen last, by the witness or by this process; else all of it."""
+    def _taken_in(self, descriptor: int, whole: bool) -> Stretch:
+        """The log from the entry on that was seen last, by the witness or by this process; all of it where that entry
+        is not near the end, or where `whole` asks for it.
+        """
         seen = max(self._witness.read() or START, self._appended, key=lambda head: head.entries)
         size = os.fstat(descriptor).st_size
         near = _from_entry(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)), seen)
-        if near is not None:
+        if near is not None and not whole:
             with suppress(AuditError):  # reading all of it names the fault
                 return read_entries(*near)
         return _checked(self._path, os.pread(descriptor, size, 0), seen)
