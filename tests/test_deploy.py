@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pydantic
@@ -142,8 +145,109 @@ def test_the_dockerfile_copies_what_exists_starts_what_exists_and_ends_as_no_roo
         PROGRAMS[program].commands[name].make_context(name, rest)
 
 
+def test_the_base_image_is_named_by_its_digest_or_nothing_is_built() -> None:
+    """No default and no tag: the Dockerfile refuses what is no digest, compose what is not set."""
+    text = (DEPLOY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^ARG PYTHON_IMAGE.*$", text, flags=re.MULTILINE) == ["ARG PYTHON_IMAGE"] * 2
+    froms = re.findall(r"^FROM (\S+) AS (\w+)$", text, flags=re.MULTILINE)
+    assert froms == [("${PYTHON_IMAGE}", "install"), ("${PYTHON_IMAGE}", "base"), ("base", "server"), ("base", "site")]
+    (check,) = re.findall(r"^RUN (case .*esac)$", text, flags=re.MULTILINE)
+    for image, accepted_by_it in (("python@sha256:" + "0" * 64, True), ("python:3.11-slim", False), ("", False)):
+        done = subprocess.run(["sh", "-c", check], env={"PYTHON_IMAGE": image}, capture_output=True, text=True)
+        assert (done.returncode == 0) is accepted_by_it and len(done.stderr.splitlines()) == (not accepted_by_it)
+    for service in services().values():
+        assert service["build"]["args"]["PYTHON_IMAGE"].startswith("${PYTHON_IMAGE:?")
+
+
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed: its package is for x86-64 only")
 def test_hadolint_has_nothing_to_say() -> None:
     command = [str(HADOLINT), str(DEPLOY / "docker" / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+# What is installed
+
+
+LOCKS = ("python", "torch", "torch-cpu", "cuda", "build", "test")
+
+
+def locked(name: str) -> dict[str, tuple[str, list[str]]]:
+    """The entries of a lock file: package -> its version, its hashes. Nothing else may stand in it."""
+    found = {}
+    text = re.sub(r"^#.*\n", "", (ROOT / "lock" / f"{name}.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for entry in text.replace("\\\n", " ").splitlines():
+        match = re.fullmatch(r"([a-z0-9-]+)==(\S+)(?: ; [^\\]*?)?((?:\s+--hash=sha256:[0-9a-f]{64})+)\s*", entry)
+        assert match, f"lock/{name}.txt: {entry[:80]}"
+        found[match[1]] = (match[2], match[3].split())
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_lock_agrees_with_the_versions_and_has_a_hash_for_each_file() -> None:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    wanted = {
+        normal(line.split("==")[0]): line.split("==")[1]
+        for line in text.splitlines()
+        if "==" in line[:60] and line[0] != "#"
+    }
+    entries = [(name, *entry) for lock in LOCKS for name, entry in locked(lock).items()]
+    assert {name for name, _, _ in entries} == set(wanted)
+    assert [one for one in entries if one[1].removesuffix("+cpu") != wanted[one[0]]] == []
+    assert all(len(set(hashes)) == len(hashes) for _, _, hashes in entries)
+    product = {**locked("python"), **locked("torch")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = {normal(re.match(r"[\w-]+", one)[0]) for one in project["project"]["dependencies"]}
+    assert needed <= set(product), "call lock/make.py"
+    tests = {normal(re.match(r"[\w-]+", one)[0]) for one in project["project"]["optional-dependencies"]["test"]}
+    assert tests <= set(locked("test"))
+    assert project["build-system"]["requires"] == [f"hatchling=={locked('build')['hatchling'][0]}"]
+
+
+def test_what_is_installed_comes_from_the_lock_alone() -> None:
+    """Each call of pip in `run` and in the Dockerfile wants hashes, builds nothing and follows no dependency; the one
+    that installs this package builds it with the locked tools.
+    """
+    run = (ROOT / "run").read_text(encoding="utf-8")
+    assert re.findall(r"-m pip (?!check)(.*)", run) == [
+        'install --quiet --disable-pip-version-check --no-deps "$@" >&2'
+    ]
+    calls = re.findall(r"(?:^|&& )\s*(pip --.*?)(?: &&.*)?$", run, flags=re.MULTILINE)
+    assert calls == [
+        'pip --require-hashes --only-binary :all: -r "$home/lock/$1.txt"',
+        'pip --no-build-isolation -e "$home"',
+    ]
+    assert set(re.findall(r"from_lock ([\w-]+)", run)) == set(LOCKS)
+    text = (DEPLOY / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    assert re.search(r"^ENV .*PIP_NO_DEPS=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:$", text, flags=re.MULTILINE)
+    installs = re.findall(r"pip (?:install|wheel) ([^;&\n]*)", text)
+    assert sorted(set(re.findall(r"-r lock/([\w-]+)\.txt", text))) == ["build", "cuda", "python", "torch", "torch-cpu"]
+    assert [one.strip() for one in installs if "-r lock/" not in one] == [
+        "--no-build-isolation -w /tmp/wheel .", "/tmp/wheel/wardround-*.whl"
+    ]  # fmt: skip
+    assert "extra-index-url" not in run + text.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_pip_refuses_a_file_whose_hash_is_not_in_the_lock(altered: bool, tmp_path: Path) -> None:
+    """`run` itself, with a lock of one small package that lies on this disk."""
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    sha256 = hashlib.sha256(wheel.read_bytes() + b"x" * altered).hexdigest()
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "lock" / "tiny.txt").write_text(f"tiny==1.0 --hash=sha256:{sha256}\n")
+    text = (ROOT / "run").read_text(encoding="utf-8")
+    functions = "".join(re.findall(r"^(?:pip|from_lock)\(\) \{\n.*?^\}\n", text, flags=re.MULTILINE | re.DOTALL))
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    script = f"set -eu\nhome={tmp_path} venv={tmp_path / 'venv'}\n{functions}\nfrom_lock tiny\n"
+    environment = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode != 0) is altered, done.stderr
+    assert ("DO NOT MATCH THE HASHES" in done.stderr) is altered

@@ -251,7 +251,9 @@ def test_a_broken_link_is_found() -> None:
 def test_every_source_file_that_a_page_names_exists() -> None:
     known = [path.relative_to(ROOT).as_posix() for path in [*SOURCES, *(ROOT / "tests").glob("*.py")]]
     known += [
-        path.relative_to(ROOT).as_posix() for folder in ("docs", "bench") for path in (ROOT / folder).glob("*.py")
+        path.relative_to(ROOT).as_posix()
+        for folder in ("docs", "bench", "lock")
+        for path in (ROOT / folder).glob("*.py")
     ]
     missing = []
     for page, text in TEXTS.items():

@@ -375,7 +375,7 @@ def test_a_server_cannot_fill_a_hospitals_disk_with_proposals(tmp_path, monkeypa
 def test_a_question_of_another_kind_is_refused_before_anything_is_opened(tmp_path):
     for kind in ("query.whoami", "query", "train.other", "evaluate.other"):
         assert code_in(site_app(tmp_path)(message(kind), CONTEXT)) == "question"
-    assert {path.name for path in tmp_path.iterdir()} <= {"audit.jsonl", "audit.head", "audit.lock"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"audit.jsonl", "audit.head", "audit.refused"}
 
 
 def test_a_word_about_another_study_or_of_another_language_is_not_taken():

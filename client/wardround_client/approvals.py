@@ -18,6 +18,7 @@ from typing import Any, Literal
 from wardround.audit import AUDIT_FILE, AuditLog
 from wardround.audit_events import StudyDecided, is_person
 from wardround.errors import UsageError
+from wardround.private_files import make_folder
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import sync_folder, write_atomically
 from wardround_client.decisions import DECISIONS, read_decisions
@@ -144,5 +145,5 @@ def _require_person(who: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, text.encode())

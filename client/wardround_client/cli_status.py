@@ -59,9 +59,9 @@ def _refusal(part: dict[str, Any]) -> list[str]:
     if entry is None:
         return ["none"]
     code = entry["code"]
-    return [
-        f"{entry['at']}  {code_text(code) if code.startswith(('failed', 'late')) else code_text(f'refused:{code}')}"
-    ]
+    said = code_text(code) if code.startswith(("failed", "late")) else code_text(f"refused:{code}")
+    often = f", {entry['count']} times on {entry['day']}" if "count" in entry else ""
+    return [f"{entry['at']}  {said}{often}"]
 
 
 def _budget(part: dict[str, Any]) -> list[str]:

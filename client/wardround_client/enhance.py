@@ -23,6 +23,7 @@ from wardround.degradations import Degradation, Degraded, degradation_of
 from wardround.errors import DataError, ModelError
 from wardround.image_quality import to_8_bit
 from wardround.models.restorer import Restorer, inputs_of_degraded
+from wardround.private_files import make_folder
 from wardround.study_sections import ReconstructionSection
 from wardround_client.data.derived import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
 from wardround_client.data.dicom_pixels import read_frame
@@ -132,7 +133,7 @@ def enhance(
     files = [path for path in files if MARK not in path.suffixes]
     missing_HW = _mask(mask, model, files)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     written, refused, series = [], [], new_series_uid()
     for number, path in enumerate(files, start=1):
         try:

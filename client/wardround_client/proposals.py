@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from wardround.errors import PolicyRefusal
+from wardround.private_files import make_folder, owner_only
 from wardround.proposal_wire import State
 from wardround.study import Study
 from wardround_client.decisions import last_decision
@@ -27,11 +28,12 @@ def receive(folder: Path, study: Study) -> State:
     path = folder / "proposals" / f"{sha256}.json"
     if state != "proposed" or path.is_file():
         return state
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     if len(list(path.parent.glob("*.json"))) >= MOST_UNDECIDED:
         raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(study.to_json() + "\n", encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(study.to_json() + "\n")
     os.replace(partial, path)
     return state
 

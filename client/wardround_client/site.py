@@ -29,6 +29,7 @@ from wardround.audit import AUDIT_FILE, AuditLog
 from wardround.audit_events import Event
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
+from wardround.private_files import make_folder, owner_only
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
@@ -152,9 +153,10 @@ def approve_study(folder: Path, study: Study) -> str:
     """Write a study to the site's approved ones; returns its hash."""
     sha256 = study.sha256()
     path = folder / "studies" / f"{sha256}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(study.to_json() + "\n", encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(study.to_json() + "\n")
     os.replace(partial, path)
     return sha256
 
@@ -191,7 +193,7 @@ class ReplyFolder(MutableMapping[int, Weights]):
         return load_checkpoint(path)[0]
 
     def __setitem__(self, attempt: int, weights: Weights) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         save_checkpoint(self._path(attempt), weights, {"attempt": attempt})
 
     def __delitem__(self, attempt: int) -> None:

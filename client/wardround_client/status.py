@@ -34,7 +34,7 @@ def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
         "site": config.name,
         "studies": _part(lambda: {"known": [_study(one) for one in known_studies(folder)]}),
         "last_release": _part(lambda: {"entry": _last(folder, "released")}),
-        "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused")}),
+        "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused", "refusals")}),
         "budget": _part(
             lambda: {
                 "cap": cap.epsilon if math.isfinite(cap.epsilon) else "inf",
@@ -64,11 +64,11 @@ def _study(known: Any) -> dict[str, Any]:
     return {"sha256": known.sha256, "name": known.study.study.name, "state": known.state, "last_decision": last}
 
 
-def _last(folder: Path, event: str) -> dict[str, Any] | None:
+def _last(folder: Path, *events: str) -> dict[str, Any] | None:
     path = folder / AUDIT_FILE
     if not path.exists():
         return None
-    return next((entry for entry in reversed(verified(path).entries) if entry["event"] == event), None)
+    return next((entry for entry in reversed(verified(path).entries) if entry["event"] in events), None)
 
 
 def _cohort(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SHA256
+from wardround.private_files import make_folder
 from wardround_server.config import CONFIG_FILE
 
 CONTENTS = "wardround-backup.json"
@@ -202,7 +203,7 @@ def _write_all(archive: tarfile.TarFile, contents: Contents, target: Path, file:
         if entry is None or not member.isreg() or member.size != entry.size:
             raise UsageError(f"{file}: holds something that its list does not name; nothing was restored")
         path = target / entry.path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path.parent)
         if _copy(_opened(archive, member), path, entry.mode) != entry.sha256:
             raise UsageError(f"{file}: one of its files is damaged; nothing was restored")
     if expected:

@@ -14,14 +14,15 @@ from typing import Any
 
 from wardround.checkpoint import fsync
 from wardround.errors import WardroundError
+from wardround.private_files import make_folder, owner_only
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append one JSON line a record, and make them durable. Raises `WardroundError` when the disk is full."""
     text = _as_text(records)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        make_folder(path.parent)
+        with open(path, "a", encoding="utf-8", opener=owner_only) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -58,7 +59,8 @@ def trim_lines(path: Path, last_round: int) -> None:
     if kept == path.read_text(encoding="utf-8", errors="replace"):
         return
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(kept, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(kept)
     fsync(partial)
     os.replace(partial, path)
     fsync(path.parent)

@@ -18,6 +18,7 @@ from typing import Any
 
 from wardround.checkpoint import load_checkpoint
 from wardround.errors import ModelError, UsageError, WardroundError
+from wardround.private_files import make_folder, owner_only
 from wardround.study_words import learns, network, reads
 from wardround.words import code_text, count_text, epsilon_of, epsilon_text, promise
 from wardround_server.run_folder import RunFolder, runs
@@ -130,9 +131,9 @@ def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
         raise UsageError(f"{', '.join(there)}: there already, and nothing is overwritten; give another name")
     made: list[Path] = []
     try:
-        model.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(model.parent)
         for path, content in contents.items():
-            with path.open("xb") as file:
+            with open(path, "xb", opener=owner_only) as file:
                 made.append(path)
                 file.write(content)
                 file.flush()

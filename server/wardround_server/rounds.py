@@ -24,6 +24,7 @@ import numpy as np
 
 from wardround.checkpoint import latest_checkpoint, save_checkpoint
 from wardround.errors import ModelError, RoundError, UsageError, WireError
+from wardround.private_files import make_folder
 from wardround.study import Study
 from wardround.study_sections import AggregationSection
 from wardround.wire import (
@@ -303,7 +304,7 @@ def _save(folder: Path | None, identity: dict[str, str], progress: _Progress) ->
         "ledger_heads": {site: asdict(head) for site, head in progress.ledger_heads.items()},
     }
     checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    make_folder(checkpoints)
     save_checkpoint(checkpoints / f"round-{progress.round:06d}.safetensors", tensors, manifest)
     for old in sorted(checkpoints.glob("round-*.safetensors"))[:-KEPT_CHECKPOINTS]:
         old.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from wardround.checkpoint import fsync
 from wardround.errors import RoundError, UsageError
+from wardround.private_files import make_folder, owner_only
 from wardround.study import Study, study_from_json
 
 State = Literal["proposed", "training", "finished", "stopped"]
@@ -182,7 +183,8 @@ def create_run(server: Path, study: Study, record: Callable[[RunFolder], object]
             return run
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = server / "runs" / f"{study.study.name[:40]}-{stamp}-{sha256[:6]}"
-    path.mkdir(mode=0o700, parents=True)
+    make_folder(path.parent)
+    path.mkdir(mode=0o700)
     record(RunFolder(path=path))
     write_text(path / "study.json", study.to_json() + "\n")
     return RunFolder(path=path)
@@ -237,7 +239,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, durably."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(text)
     fsync(partial)
     os.replace(partial, path)
     fsync(path.parent)

@@ -21,7 +21,7 @@ from typing import Any
 
 from wardround.errors import WardroundError
 from wardround.flower_environment import flower_environment
-from wardround.private_files import write_private
+from wardround.private_files import make_folder, write_private
 from wardround.supervisor import Child
 from wardround_server.run_folder import write_text
 
@@ -155,7 +155,7 @@ class SuperLink:
 
     def _write_bundle(self) -> None:
         bundle = self.home / "bundle"
-        bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(bundle)
         write_text(bundle / "pyproject.toml", BUNDLE.format(version=version("wardround")))
         write_text(bundle / "README.md", "A run of Wardround. No code.\n")
         ca = json.dumps(str(self.folder / "ca" / "ca.crt"))

@@ -6,6 +6,10 @@ Lines are only ever added, each is on the disk before the call returns, and proc
 short by a kill stays where it is; the entry behind it (`torn`) counts and hashes its bytes. `audit.head` beside the log
 remembers how far it had come, so that a missing end is noticed too. What a chain cannot show: that someone who may
 write both files wrote them anew from some entry on. Noting the head elsewhere (`audit verify` prints it) shows that.
+
+`append` checks the log from the entry on that `audit.head` names, so its cost does not grow with the log. It notices a
+missing or torn end and another history. A byte altered further back is found by `verified` and at the start of a
+daemon, which read all of it.
 """
 
 from __future__ import annotations
@@ -17,29 +21,32 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wardround.audit_events import Event, Torn
+from wardround.audit_events import Event, Started, Torn
 from wardround.chain import START, Row, Witness, body_of, fsync_folder, linked, walked
 from wardround.errors import AuditError, RecordError
+from wardround.refusal_counts import RefusalFile
 from wardround.wire import LedgerHead
 
 AUDIT_FILE = "audit.jsonl"
 RESTORE = "put the newest copy back, with its .head file, and keep this one for comparison"
+TAIL_BYTES = 64 * 2**10  # read by an append; the entry that the witness has seen is the last one, or the one before it
 _KEYS = {"entry", "number", "previous", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """What a part of a log holds: its entries in order, and the head behind the last of them.
+    """What a part of a log holds: its entries in order with their hashes, and the head behind the last of them.
 
     `torn`: bytes at the end that are no entry. `unended`: the last entry is whole, only its line end is missing.
     """
 
     entries: tuple[dict[str, Any], ...]
+    hashes: tuple[str, ...]
     head: LedgerHead
     torn: bytes = b""
     unended: bool = False
@@ -52,6 +59,7 @@ def read_entries(content: bytes, head: LedgerHead = START) -> Stretch:
     the entry behind them does not name as torn.
     """
     entries: list[dict[str, Any]] = []
+    hashes: list[str] = []
     torn, unended = b"", False
     for line in _lines(content):
         row, previous = _row(line)
@@ -69,8 +77,9 @@ def read_entries(content: bytes, head: LedgerHead = START) -> Stretch:
         if named != (len(torn), _hash(torn)):
             raise AuditError(f"before entry {head.entries} are {len(torn)} bytes that are no entry, against its word")
         entries.append({"number": head.entries, **entry})
+        hashes.append(head.sha256)
         torn, unended = b"", not line.endswith(b"\n")
-    return Stretch(entries=tuple(entries), head=head, torn=torn, unended=unended)
+    return Stretch(entries=tuple(entries), hashes=tuple(hashes), head=head, torn=torn, unended=unended)
 
 
 def _lines(content: bytes) -> list[bytes]:
@@ -101,45 +110,53 @@ class AuditLog:
         """Nothing is made or read before the first `append`."""
         self._path, self._clock = path, clock
         self._witness = Witness(path.with_suffix(".head"), AuditError)
-        self._head, self._end, self._lock = START, 0, threading.Lock()
+        self._refusals = RefusalFile(path.with_suffix(".refused"))
+        self._appended, self._lock = START, threading.Lock()  # the last entry that this process wrote
 
     def append(self, event: Event) -> LedgerHead:
-        """Write one event; it is durable, and the witness has seen it, when the call returns.
+        """Record one event; it is durable, and the witness has seen it, when the call returns. Returns the head.
+
+        Of many equal refusals on one day only the first are entries; the others are counted (refusal_counts.py).
 
         Raises `AuditError` where the log was altered or shortened, or cannot be written. Then what the event stands
         for must not happen: a site that cannot record what it sends does not send.
         """
         with self._lock, self._exclusive() as descriptor:
-            found = self._taken_in(descriptor)
-            head, text = found.head, b"\n" if found.unended else b""
-            if found.torn:
-                text = b"" if found.torn.endswith(b"\n") else b"\n"
-                torn = found.torn + text
-                head, line = self._line(head, Torn(count=len(torn), sha256=_hash(torn)))
-                text += line
-            head, line = self._line(head, event)
-            text += line
-            if os.write(descriptor, text) != len(text):
-                raise AuditError(f"{self._path}: could be written in part only; free some space")
-            os.fsync(descriptor)
-            self._head, self._end = head, os.fstat(descriptor).st_size
-            self._witness.advance(head)
+            found = self._taken_in(descriptor, whole=isinstance(event, Started))
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
+            events = self._refusals.entries_of(event, at[:10])
+            head = self._written(descriptor, found, events, at) if events else found.head
+            self._refusals.keep()  # after the log: a kill in between leaves one entry that is not counted
             return head
 
-    def _taken_in(self, descriptor: int) -> Stretch:
-        """What was appended since, by this process or another one."""
+    def _written(self, descriptor: int, found: Stretch, events: list[Event], at: str) -> LedgerHead:
+        """Put the events behind what the log holds, in one write."""
+        head, text = found.head, b"\n" if found.unended else b""
+        if found.torn:
+            text = b"" if found.torn.endswith(b"\n") else b"\n"
+            torn = found.torn + text
+            events = [Torn(count=len(torn), sha256=_hash(torn)), *events]
+        for event in events:
+            head, line = _line(head, event, at)
+            text += line
+        if os.write(descriptor, text) != len(text):
+            raise AuditError(f"{self._path}: could be written in part only; free some space")
+        os.fsync(descriptor)
+        self._appended = head
+        self._witness.advance(head)
+        return head
+
+    def _taken_in(self, descriptor: int, whole: bool) -> Stretch:
+        """The log from the entry on that was seen last, by the witness or by this process; all of it where that entry
+        is not near the end, or where `whole` asks for it.
+        """
+        seen = max(self._witness.read() or START, self._appended, key=lambda head: head.entries)
         size = os.fstat(descriptor).st_size
-        if size < self._end:
-            raise AuditError(f"{self._path}: is shorter than it was; {RESTORE}")
-        content = os.pread(descriptor, size - self._end, self._end)
-        try:
-            found = read_entries(content, self._head)
-        except AuditError as error:
-            raise AuditError(f"{self._path}: {error}; {RESTORE}") from None
-        seen = self._witness.read()
-        if seen is not None and found.head.entries < seen.entries:
-            raise AuditError(f"{self._path}: ends at entry {found.head.entries}, {_past(seen)}; {RESTORE}")
-        return found
+        near = _from_entry(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)), seen)
+        if near is not None and not whole:
+            with suppress(AuditError):  # reading all of it names the fault
+                return read_entries(*near)
+        return _checked(self._path, os.pread(descriptor, size, 0), seen)
 
     @contextmanager
     def _exclusive(self) -> Iterator[int]:
@@ -158,12 +175,25 @@ class AuditLog:
                 f"{self._path}: cannot be written: {error.strerror}; see the disk and its rights"
             ) from None
 
-    def _line(self, head: LedgerHead, event: Event) -> tuple[LedgerHead, bytes]:
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
-        entry = {"at": at, **event.to_json()}
-        after = linked(head, body_of(entry))
-        content = {"entry": entry, "number": after.entries, "previous": head.sha256, "sha256": after.sha256}
-        return after, f"{body_of(content)}\n".encode()
+
+def _line(head: LedgerHead, event: Event, at: str) -> tuple[LedgerHead, bytes]:
+    entry = {"at": at, **event.to_json()}
+    after = linked(head, body_of(entry))
+    content = {"entry": entry, "number": after.entries, "previous": head.sha256, "sha256": after.sha256}
+    return after, f"{body_of(content)}\n".encode()
+
+
+def _from_entry(tail: bytes, seen: LedgerHead) -> tuple[bytes, LedgerHead] | None:
+    """The end of a log from the entry `seen` on, and the head before it; None where `tail` does not hold it."""
+    lines = _lines(tail)
+    for at in range(len(lines) - 1, -1, -1):
+        row, previous = _row(lines[at])
+        if row is None or row[0] > seen.entries:
+            continue
+        if (row[0], row[2]) != (seen.entries, seen.sha256):
+            return None
+        return b"".join(lines[at:]), LedgerHead(entries=row[0] - 1, sha256=previous)
+    return None
 
 
 def verified(path: Path) -> Stretch:
@@ -174,21 +204,26 @@ def verified(path: Path) -> Stretch:
     witness = Witness(path.with_suffix(".head"), AuditError)
     seen = witness.read()  # first: what a daemon appends meanwhile must not look like a loss
     try:
-        found = read_entries(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise AuditError(f"{path}: cannot be read: {error.strerror}") from None
+    return _checked(path, content, seen or START)
+
+
+def _checked(path: Path, content: bytes, seen: LedgerHead) -> Stretch:
+    try:
+        found = read_entries(content)
     except AuditError as error:
         raise AuditError(f"{path}: {error}; {RESTORE}") from None
-    if seen is not None and found.head.entries < seen.entries:
-        raise AuditError(f"{path}: ends at entry {found.head.entries}, {_past(seen)}; {RESTORE}")
-    if seen is not None and seen.entries and _sha256_of(path, seen.entries) != seen.sha256:
-        raise AuditError(f"{path}: another history: {_past(seen)}, and that one is not here; {RESTORE}")
+    if found.head.entries < seen.entries:
+        raise AuditError(
+            f"{path}: ends at entry {found.head.entries}, its .head file has seen {seen.entries}; {RESTORE}"
+        )
+    if seen.entries and found.hashes[seen.entries - 1] != seen.sha256:
+        raise AuditError(
+            f"{path}: another history: its .head file has seen {seen.entries}, and that one is not here; {RESTORE}"
+        )
     return found
-
-
-def _sha256_of(path: Path, number: int) -> str:
-    rows = [row for row, _ in map(_row, _lines(path.read_bytes())) if row is not None]
-    return rows[number - 1][2]
 
 
 def _past(seen: LedgerHead) -> str:

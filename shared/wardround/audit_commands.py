@@ -28,15 +28,18 @@ def audit_app(program: str) -> typer.Typer:
     def verify(file: FileArgument, as_json: JsonOption = False) -> None:
         """Check every line and that none is missing. Exit 1 names the fault. Note the head: it fixes all before it."""
         from wardround.audit import verified
+        from wardround.refusal_counts import only_counted
 
-        found = verified(file)
+        found, counted = verified(file), only_counted(file)
         if as_json:
             content = {"entries": found.head.entries, "head": found.head.sha256, "torn_bytes": len(found.torn)}
-            print(json.dumps(content))
+            print(json.dumps({**content, "only_counted": counted}))
             return
         print(f"whole  {found.head.entries} entries\nhead   {found.head.sha256}")
         if found.torn:
             print(f"torn   {len(found.torn)} bytes at the end, cut short by a kill; the next entry will name them")
+        if counted:
+            print(f"beside {counted} refusals that are only counted so far, in {file.with_suffix('.refused').name}")
 
     @app.command(epilog=f"Example: {program} audit export audit.jsonl --since 2026-11-01")
     def export(

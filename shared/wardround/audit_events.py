@@ -21,6 +21,7 @@ _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PERSON = re.compile(r"[^\W\d_]+(?:[ .'’-]{1,2}[^\W\d_]+)*\.?")  # letters of any language; no digit, slash or caret
 _VERSION = re.compile(r"[0-9]+(\.[0-9a-z]+){1,4}")
 _CODE = re.compile(r"[a-z][a-z0-9_:.-]{0,79}")  # a site's own code, and what the server puts before it
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ACCOUNTANT = re.compile(r"[A-Za-z][A-Za-z0-9 ,.()-]{0,79}")
 
 
@@ -68,6 +69,8 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
     "purpose": _one_of("train", "evaluate"),
     "again": lambda value: type(value) is bool,
     "count": _count,
+    "day": _matches(_DAY),
+    "refused": _one_of("message-refused", "not-counted"),
     "ledger_entries": _count,
     "ledger_head": _matches(_SHA256),
     "epsilon": _is_epsilon,
@@ -186,6 +189,22 @@ class MessageRefused(Event):
     study: str | None = None
     run: str | None = None
     round: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalsCounted(Event):
+    """Refusals of one kind on one day (UTC), most of which have no entry of their own: see refusal_counts.py.
+
+    `refused`: the kind of event that is counted. `count`: all of that day so far, those with an entry included, so the
+    last such entry of a day and kind holds for it.
+    """
+
+    kind = "refusals"
+    refused: str
+    code: str
+    day: str
+    count: int
+    site: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wardround.errors import ModelError, WardroundError
+from wardround.private_files import owner_only
 from wardround.wire import weights_sha256
 
 FORMAT = "wardround-1"
@@ -49,7 +50,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Map
     partial = path.with_name(f".{path.name}.partial")
     try:
         try:
-            with partial.open("wb") as file:
+            with open(partial, "wb", opener=owner_only) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

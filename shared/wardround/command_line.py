@@ -20,6 +20,7 @@ typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and m
 
 STOPPED = 130
 LATER_S = 0.1
+OTHERS_NOTHING = 0o077  # of all that these programs and their children write: Flower's and SQLite's files too
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -41,6 +42,7 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. What is no error on purpose keeps its
     traceback: it is a fault of the program.
     """
+    os.umask(OTHERS_NOTHING)
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell wants us deaf to Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)

@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wardround.private_files import make_folder
+
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _place: contextvars.ContextVar[dict[str, str | int]] = contextvars.ContextVar("place", default={})  # noqa: B039
@@ -82,7 +84,7 @@ def log_to(
     for handler in (handler for logger in loggers for handler in logger.handlers):
         if isinstance(handler, OwnersRotatingFile) and handler.baseFilename == os.path.abspath(path):
             return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     handler = OwnersRotatingFile(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
     handler.setFormatter(JsonLines())
     for logger in loggers:

@@ -17,6 +17,19 @@ from wardround.errors import UsageError
 OWNER_ONLY, OWNERS_FOLDER = 0o600, 0o700
 
 
+def owner_only(path: str | os.PathLike[str], flags: int) -> int:
+    """An opener for `open`: what it makes or writes is its owner's alone, whatever the umask."""
+    descriptor = os.open(path, flags, OWNER_ONLY)
+    os.fchmod(descriptor, OWNER_ONLY)  # of a file that is there already: an older version may have left it open to all
+    return descriptor
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those missing above it, each its owner's alone; `mkdir` gives its mode to the last one only."""
+    for path in (*(path for path in reversed(folder.parents) if not path.exists()), folder):
+        path.mkdir(mode=OWNERS_FOLDER, exist_ok=True)
+
+
 def write_private(path: Path, content: bytes, mode: int = OWNER_ONLY) -> None:
     """Write a file beside its place, fsync it, rename it into place, fsync the folder. Replaces what is there.
 
@@ -75,6 +88,7 @@ def too_open(*paths: Path) -> Iterator[Path]:
 def _write(path: Path, content: bytes, mode: int) -> None:
     path.unlink(missing_ok=True)  # so that the mode below is the file's from its first byte
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

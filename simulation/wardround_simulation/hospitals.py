@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.private_files import make_folder, owner_only
 from wardround.study import Study
 from wardround_client.config import ReleaseConfig, load_site_config
 from wardround_client.data.cohort import open_cohort
@@ -54,7 +55,7 @@ def prepare_hospitals(
     with WorkerPool(os.cpu_count() or 1) as pool:
         for source in sources:
             target = folder / source.name
-            target.mkdir(parents=True, exist_ok=True)
+            make_folder(target)
 
             def tell(done: int, total: int, name: str = source.name) -> None:
                 if progress:
@@ -118,6 +119,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(text)
     os.replace(partial, path)  # in one step: a kill must not leave half of a site's limits
     approve_study(hospital.folder, study)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import WardroundError
+from wardround.private_files import owner_only
 from wardround.tied import tied
 
 PROGRAMS = Path(sys.executable).parent
@@ -91,7 +92,7 @@ class Daemon:
 
 def start(name: str, program: str, *words: object, printed: Path, log: Path) -> Daemon:
     """Start a program and return at once. Call it from the main thread (see `tied`)."""
-    with printed.open("wb") as output:
+    with open(printed, "wb", opener=owner_only) as output:
         process = _popen(program, words, stdout=output, stderr=subprocess.STDOUT)
     return Daemon(name=name, printed=printed, log=log, process=process)
 

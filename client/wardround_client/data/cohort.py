@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.private_files import make_folder
 
 SCHEMA_VERSION = 1
 IMAGES_FILE, TABLE_FILE, SEAL_FILE = "images.npy", "table.csv", "cohort.json"
@@ -103,7 +104,7 @@ def write_cohort(
     `images` yields one uint8 array of `shape_CHW` for each row, in the order of `rows`; only one is held at a time.
     Raises `ValueError` when an image has another shape or dtype, or when there are fewer images than rows.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     new_images = folder / (IMAGES_FILE + ".new")
     hashes = _write_images(new_images, len(rows), images, shape_CHW)
     table = table_bytes(rows, hashes, label_names)

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from wardround.errors import DataError
+from wardround.private_files import owner_only
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
 # Whose image it is and to which examination it belongs: copied, so that it is never taken for another patient's.
@@ -35,7 +36,7 @@ def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> Non
     text = PngInfo()
     for name, value in notes.items():
         text.add_text(name, value)
-    with _new(path).open("xb") as file:
+    with open(_new(path), "xb", opener=owner_only) as file:
         Image.fromarray(image_HW, mode="L").save(file, format="PNG", pnginfo=text)
     _settle(path)
 
@@ -86,7 +87,7 @@ def write_derived_dicom(
     derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
     derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with _new(path).open("xb") as file:
+    with open(_new(path), "xb", opener=owner_only) as file:
         derived.save_as(file, enforce_file_format=True)
     _settle(path)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.errors import DataError
+from wardround.private_files import make_folder
 from wardround.study_sections import DataSection
 from wardround_client.data.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
 from wardround_client.data.layout import SiteSource, SourceFile
@@ -337,7 +338,7 @@ def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
 def claimed_cohort(folder: Path) -> Iterator[None]:
     """Hold the cohort folder for one ingest, and turn what the disk refuses into one line."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}") from None

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from wardround.errors import ModelError, WardroundError
 from wardround.models.registry import architecture_sha256
+from wardround.private_files import make_folder, owner_only
 from wardround_client.privacy.bookkeeping import (
     GROUP_IMAGES,
     Precision,
@@ -208,7 +209,7 @@ def _proved_once(proof: Path | None) -> Iterator[bool]:
     missing = proof is None or not proof.exists()
     yield missing
     if missing and proof is not None:
-        proof.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(proof.parent)
         proof.touch(mode=0o600)
 
 
@@ -236,9 +237,10 @@ def _remembered(
     if name is not None:
         return name
     seconds = _trial(network, parameters, loss_per_image, sample, candidates)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps({"engine": _winner(seconds), "seconds": seconds}) + "\n")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(json.dumps({"engine": _winner(seconds), "seconds": seconds}) + "\n")
     try:
         os.link(partial, path)  # another process of this site may have been first: then its choice holds
     except FileExistsError:

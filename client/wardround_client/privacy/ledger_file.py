@@ -6,16 +6,18 @@ and is witnessed before the call returns. Nothing here knows what an entry means
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from wardround.chain import START, Row, Witness, body_of, linked, walked
 from wardround.errors import LedgerError, RecordError
+from wardround.private_files import owner_only
 from wardround.wire import LedgerHead
 
 SCHEMA_VERSION = 2
@@ -66,6 +68,9 @@ class LedgerFile:
                     )
 
     def _connected(self) -> sqlite3.Connection:
+        if self._witness:
+            with suppress(OSError):  # SQLite says what is wrong
+                os.close(owner_only(self.place, os.O_RDWR | os.O_CREAT))  # its journal gets the mode of the file
         connection = sqlite3.connect(self.place, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
         connection.execute("PRAGMA synchronous = EXTRA")  # also syncs the folder after the journal is unlinked
         return connection

@@ -11,6 +11,7 @@ from torch import nn
 
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import DataError
+from wardround.private_files import make_folder
 from wardround_client.data.cohort import Cohort
 
 
@@ -37,7 +38,7 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
         raise DataError("the cohort holds no image; ingest data first")
     features_ND = np.concatenate(parts)
     if path is not None:
-        cache_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(cache_folder)
         save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
     return features_ND
 
