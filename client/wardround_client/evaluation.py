@@ -62,7 +62,7 @@ def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.n
         counts = training.settled_reply(site, settled.id, settled.reply_sha256)
         record_release(question, site, EVALUATE, weights_sha256(counts), again=True)
         return counts[COUNTS]
-    attempt = site.ledger.reserve(study_sha256, run, question.round, received, purpose=EVALUATE)
+    attempt = site.ledger.reserve(study_sha256, run, question.round, received, EVALUATE, cap=site.cap)
     counts = {COUNTS: _noised_counts(question, admitted, site)}
     site.replies[attempt] = counts
     site.ledger.settle(attempt, weights_sha256(counts))

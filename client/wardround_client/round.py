@@ -64,7 +64,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         reply = settled_reply(site, settled.id, settled.reply_sha256)
         record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
         return reply
-    attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
+    attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received, cap=site.cap)
     material, began = _material(site, admitted.study, study_sha256), time.monotonic()
     reply = task_of(admitted.study).train(
         admitted.study,
