@@ -32,6 +32,7 @@ from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
+from wardround_client.data.forget import remove_features
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
 from wardround_client.decisions import last_decision
 from wardround_client.privacy.bookkeeping import Precision
@@ -87,10 +88,14 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
     device = choose_device(config)
 
     def read_material(study: Study) -> Material:
-        cohort = open_cohort_of(folder)
-        rows_N = training_rows(study, cohort)
-        inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
-        return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+        while True:
+            state = _data_state(folder)
+            cohort = open_cohort_of(folder, study)
+            rows_N = training_rows(study, cohort)
+            inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+            if _data_state(folder) == state:
+                return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+            remove_features(folder / "cache")  # of somebody who objected meanwhile, perhaps
 
     return Site(
         name=config.name,
@@ -103,7 +108,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         device=device,
         data_state=lambda: _data_state(folder),
         release=config.release,
-        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
+        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder, study)),
         cache=folder / "cache",
         proofs=proofs,
         precision=config.compute.precision,
@@ -112,7 +117,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
     )
 
 
-def open_cohort_of(folder: Path) -> Cohort:
+def open_cohort_of(folder: Path, study: Study) -> Cohort:
     """The site's cohort without the patients who object. Raises `DataError` where either cannot be read."""
     return without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
 
