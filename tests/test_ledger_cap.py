@@ -8,15 +8,18 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-
+import test_round
 from test_ledger import CAP, STUDY, plan
-from test_round import broadcast_of, site, study_of  # noqa: F401  (site is a fixture)
+from test_round import broadcast_of, study_of
+
 from wardround.accounting import spent
 from wardround.errors import BudgetRefusal, PolicyRefusal
 from wardround.wire import weights_sha256
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import EVALUATE, TRAIN
 from wardround_client.round import answer
+
+site = test_round.site  # the fixture
 
 
 def lowered(epsilon: float, delta: float = 1e-4) -> Cap:
@@ -132,7 +135,7 @@ def test_two_processes_that_attempt_at_once_do_not_pass_the_lowered_cap_together
     assert sum(made) == len(ledger.attempts()) and 3.0 < ledger.spent(1e-4).value <= 4.0
 
 
-def test_a_round_under_a_lowered_cap_reads_no_image_and_what_was_settled_is_sent_again(site) -> None:  # noqa: F811
+def test_a_round_under_a_lowered_cap_reads_no_image_and_what_was_settled_is_sent_again(site) -> None:
     message = broadcast_of(study_of())
     first = answer(message, site)
 

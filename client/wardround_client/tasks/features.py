@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from wardround.checkpoint import load_checkpoint, save_checkpoint
-from wardround.errors import DataError
 from wardround_client.data.cohort import Cohort
 
 _FEATURE_BATCH = 128
@@ -31,8 +30,9 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
         for begin in range(0, len(cohort.images_NCHW), _FEATURE_BATCH):
             images = torch.from_numpy(np.array(cohort.images_NCHW[begin : begin + _FEATURE_BATCH])).to(device)
             parts.append(network.features(images).float().cpu().numpy())
-    if not parts:
-        raise DataError("the cohort holds no image; ingest data first")
+        if not parts:  # nobody is there: no row, as wide as that of an image would be
+            blank = torch.zeros((1, *cohort.images_NCHW.shape[1:]), dtype=torch.uint8, device=device)
+            parts.append(network.features(blank).float().cpu().numpy()[:0])
     features_ND = np.concatenate(parts)
     if path is not None:
         cache_folder.mkdir(parents=True, exist_ok=True)
