@@ -60,6 +60,7 @@ class Sites:
 
     names: tuple[str, ...] = ("east", "north")
     codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    entries: int = 0  # of their ledgers before the run
 
     def online(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names, 1)}
@@ -75,9 +76,10 @@ class Sites:
             code, weights, head = self.codes.get((broadcast.round, site)), None, None
             if code is None:
                 weights = {name: np.asarray(array + np.float32(0.01)) for name, array in broadcast.weights.items()}
-                head = LedgerHead(entries=2 * broadcast.round, sha256="a" * 64)
+                head = LedgerHead(entries=self.entries + 2 * broadcast.round, sha256="a" * 64)
             size = 0 if weights is None else sum(array.nbytes for array in weights.values())
-            yield SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
+            reply = SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
+            yield replace(reply, ledger_recent="a" * 8 * head.entries if head else "")
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
         for site in self.names:
@@ -95,7 +97,7 @@ def server(tmp_path_factory) -> Path:
     codes = {(2, "north"): "refused:no_spare_rounds", (3, "east"): "refused:evaluation_off"}
     for study, sites in (
         (study_of("first", figures=1.0), Sites(codes=codes)),
-        (study_of("second", epsilon=math.inf, figures=0.0), Sites()),
+        (study_of("second", epsilon=math.inf, figures=0.0), Sites(entries=4)),
     ):
         trained(create_run(folder, study), sites)
     create_run(folder, study_of("third"))
@@ -492,3 +494,11 @@ def test_show_tells_the_last_problem_and_a_killed_phase_leaves_no_round_under_wa
     _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
     (line,) = [line for line in said.splitlines() if line.startswith("last problem")]
     assert "east (late), north (invalid:norm)" in line and "under way" not in said
+
+
+def test_a_later_run_of_the_same_server_refuses_ledgers_that_went_back_since_the_earlier_one(tmp_path):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    trained(create_run(tmp_path, study_of("first", figures=0.0)), Sites(entries=4))
+    with pytest.raises(RoundError, match=r"east \(invalid:ledger-rollback\), north \(invalid:ledger-rollback\)"):
+        trained(create_run(tmp_path, study_of("second", figures=0.0)), Sites())
+    trained(create_run(tmp_path, study_of("third", figures=0.0)), Sites(entries=8))

@@ -54,7 +54,8 @@ def answer(broadcast: Broadcast, site: Site) -> Answer:
         # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
         with site.exclusive():
             weights = _reply(broadcast, admitted, site)
-            return Answer(weights=weights, head=site.ledger.head())
+            head, recent = site.ledger.shown()
+            return Answer(weights=weights, head=head, recent=recent)
 
 
 def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:

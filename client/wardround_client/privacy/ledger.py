@@ -97,6 +97,11 @@ class Ledger:
         self._read()
         return self._head
 
+    def shown(self) -> tuple[LedgerHead, str]:
+        """What an answer shows of this ledger: its head, and the hashes that link it to earlier heads (`Answer`)."""
+        head = self.head()
+        return head, self._file.recent(head)
+
     def verify(self) -> LedgerHead:
         """Read the whole file again and check it (`LedgerFile.verified`). Raises `LedgerError` naming the fault."""
         head = self._file.verified()
