@@ -9,16 +9,19 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_enrolment import public_key
 from test_round import study_of, twelve_images
-from test_rounds import Sites, WithLedgers, a_study, head, recent, run
+from test_rounds import START, Sites, WithLedgers, a_study, head, recent, run
 from typer.testing import CliRunner
 
 from wardround.audit import AUDIT_FILE, verified
 from wardround.errors import RoundError, UsageError, WardroundError, WireError
+from wardround.evaluation_wire import ScoreRelease, SiteRelease, pack_release, unpack_release
 from wardround.models.registry import architecture_sha256
+from wardround.study import parse_study
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.site import Site
@@ -26,6 +29,7 @@ from wardround_client.tasks.weights import initial_network
 from wardround_server.backup import backup, restore
 from wardround_server.cli import app
 from wardround_server.config import config_text
+from wardround_server.evaluation import federated_test
 from wardround_server.ledger_heads import HEADS_FILE, LedgerHeads, check_extends
 from wardround_server.registry import Registry
 from wardround_server.rounds import Missing, run_rounds
@@ -180,6 +184,31 @@ def test_the_file_is_replaced_whole_and_synced(tmp_path: Path, monkeypatch) -> N
 
 def _name(descriptor: int) -> str:
     return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+
+class Figures:
+    """Sites that answer the question for figures; `shown` as in `Shown`, by site."""
+
+    def __init__(self, **shown):
+        self.shown = shown
+
+    def ask_for_figures(self, question, bins, deadline_s):
+        for site, (now, hashes) in sorted(self.shown.items()):
+            release = ScoreRelease(counts_2B=np.full((2, bins), 9), per_site=False, head=now, recent=hashes)
+            packet = pack_release(question, release)
+            yield SiteRelease(site=site, release=unpack_release(packet, question, bins)[0], code=None, bytes_up=0)
+
+
+def test_figures_show_the_ledger_too_and_those_of_one_that_went_back_do_not_count(tmp_path: Path) -> None:
+    study, heads, taken = a_study(), LedgerHeads(tmp_path), []
+    study = parse_study(study.model_dump() | {"evaluation": {"epsilon": 1.0}})
+    heads.take("a", head(8), recent(head(8)))
+    heads.take("bb", head(8), recent(head(8)))
+    asked = Figures(a=(head(10), recent(head(10))), bb=BACK["older, grown past"], ccc=BACK["older"])
+    figures = federated_test(study, "run", "b" * 64, START, asked, taken.append, heads)
+    assert figures["sites"] == ["a", "ccc"] and figures["missing"] == [{"site": "bb", "code": ROLLBACK}]
+    assert [one.code for one in taken] == [None, ROLLBACK, None]
+    assert {site: seen.entries for site, seen in heads.known().items()} == {"a": 10, "bb": 8, "ccc": 5}
 
 
 # The server's folder

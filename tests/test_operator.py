@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,10 @@ class Sites:
     codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
     entries: int = 0  # of their ledgers before the run
 
+    def ledger(self, round_: int) -> dict[str, Any]:
+        head = LedgerHead(entries=self.entries + 2 * round_, sha256="a" * 64)
+        return {"head": head, "recent": "a" * 8 * head.entries}
+
     def online(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names, 1)}
 
@@ -76,7 +81,7 @@ class Sites:
             code, weights, head = self.codes.get((broadcast.round, site)), None, None
             if code is None:
                 weights = {name: np.asarray(array + np.float32(0.01)) for name, array in broadcast.weights.items()}
-                head = LedgerHead(entries=self.entries + 2 * broadcast.round, sha256="a" * 64)
+                head = self.ledger(broadcast.round)["head"]
             size = 0 if weights is None else sum(array.nbytes for array in weights.values())
             reply = SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
             yield replace(reply, ledger_recent="a" * 8 * head.entries if head else "")
@@ -85,7 +90,9 @@ class Sites:
         for site in self.names:
             code = self.codes.get((question.round, site))
             counts_2B = np.stack([np.arange(bins, 0, -1), np.arange(bins)]) * 10
-            release = ScoreRelease(counts_2B=counts_2B.astype(np.int64), per_site=site == "north")
+            release = ScoreRelease(
+                counts_2B=counts_2B.astype(np.int64), per_site=site == "north", **self.ledger(question.round)
+            )
             yield SiteRelease(site=site, release=None if code else release, code=code, bytes_up=0 if code else 99)
 
 
@@ -97,7 +104,7 @@ def server(tmp_path_factory) -> Path:
     codes = {(2, "north"): "refused:no_spare_rounds", (3, "east"): "refused:evaluation_off"}
     for study, sites in (
         (study_of("first", figures=1.0), Sites(codes=codes)),
-        (study_of("second", epsilon=math.inf, figures=0.0), Sites(entries=4)),
+        (study_of("second", epsilon=math.inf, figures=0.0), Sites(entries=6)),
     ):
         trained(create_run(folder, study), sites)
     create_run(folder, study_of("third"))

@@ -37,7 +37,9 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
         admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
         with site.exclusive():
             counts_2B = _settled_or_new(question, admitted, site)
-    return ScoreRelease(counts_2B=counts_2B, per_site=shows_own_figures(site.release, counts_2B))
+            head, recent = site.ledger.shown()
+    per_site = shows_own_figures(site.release, counts_2B)
+    return ScoreRelease(counts_2B=counts_2B, per_site=per_site, head=head, recent=recent)
 
 
 def require_permission(study: Study, release: ReleaseConfig) -> None:

@@ -73,7 +73,7 @@ def train(run: RunFolder, federation: Federation) -> None:
         outcome = run_rounds(
             study, run.run_id, architecture, start, way, run.path, on_reply=record.replied, ledgers=heads
         )
-        figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released)
+        figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released, heads)
         result = result_of(study, run.run_id, architecture, outcome, figures)
         released, which = released_model(figures, outcome.weights, start)
         if study.study.task == "reconstruction":

@@ -27,6 +27,7 @@ MAX_TENSORS = 20_000
 MAX_PAYLOAD_BYTES = 4 * 2**30
 MAX_ROUND = 1_000_000
 MAX_LEDGER_ENTRIES = 2**53
+LEDGER_KEYS = ("ledger_entries", "ledger_head", "ledger_recent")
 RECENT_ENTRIES, RECENT_DIGITS = 1024, 8  # a round adds two or three entries: hundreds of rounds may be missed
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -159,8 +160,7 @@ def pack_answer(broadcast: Broadcast, answer: Answer) -> Packet:
     """The packet of a site's answer to `broadcast`. Raises `WireError` if its weights do not fit it."""
     check_names_and_shapes(answer.weights, broadcast.weights)
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **_identity(broadcast), "code": ""}
-    head = {"ledger_entries": answer.head.entries, "ledger_head": answer.head.sha256, "ledger_recent": answer.recent}
-    return Packet(header={**header, **head}, tensors=_pack_tensors(answer.weights))
+    return Packet(header=header | pack_ledger(answer.head, answer.recent), tensors=_pack_tensors(answer.weights))
 
 
 def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
@@ -179,7 +179,7 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
     `unpack_broadcast`, and "stale" for an answer to another broadcast, "code" for a code outside the alphabet.
     """
     identity = ("study_sha256", "run_id", "round")
-    keys = ("protocol", "kind", *identity, "code", "ledger_entries", "ledger_head", "ledger_recent")
+    keys = ("protocol", "kind", *identity, "code", *LEDGER_KEYS)
     header = _checked_header(packet.header, "answer", keys)
     code = header["code"]
     if code != "":
@@ -192,6 +192,17 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
     for name, tensor in packet.tensors.items():
         if tuple(tensor.shape) != broadcast.weights[name].shape:
             raise WireError("shape", f"tensor {name} has another shape than the one sent out")
+    head, recent = unpack_ledger(header)
+    return Answer(weights=_unpack_tensors(packet.tensors), head=head, recent=recent), None
+
+
+def pack_ledger(head: LedgerHead, recent: str) -> dict[str, str | int]:
+    """What a reply's header says of the site's ledger; see `Answer`."""
+    return dict(zip(LEDGER_KEYS, (head.entries, head.sha256, recent), strict=True))
+
+
+def unpack_ledger(header: Mapping[str, str | int]) -> tuple[LedgerHead, str]:
+    """The inverse of `pack_ledger`. Raises `WireError` "header" where it is none."""
     head = LedgerHead(
         entries=_number(header, "ledger_entries", MAX_LEDGER_ENTRIES),
         sha256=_matching(header, "ledger_head", _SHA256),
@@ -199,7 +210,7 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
     recent = _matching(header, "ledger_recent", _RECENT)
     if not head.sha256.startswith(recent[-RECENT_DIGITS:]) or len(recent) > RECENT_DIGITS * head.entries:
         raise WireError("header", "ledger_recent does not end with the ledger's head")
-    return Answer(weights=_unpack_tensors(packet.tensors), head=head, recent=recent), None
+    return head, recent
 
 
 def check_names_and_shapes(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:
