@@ -44,7 +44,7 @@ def filled(place: Path, attempts: int, plan: PrivacyPlan) -> Path:
         ledger = Ledger(folder / "ledger.sqlite3")
         ledger.hold(STUDY, RUN, plan, CAP)
         for round_ in range(1, attempts + 1):
-            ledger.settle(ledger.reserve(STUDY, RUN, round_, f"{round_:064x}"), f"{round_:064x}")
+            ledger.settle(ledger.reserve(STUDY, RUN, round_, f"{round_:064x}", cap=CAP), f"{round_:064x}")
         ledger.close()
         shutil.copytree(folder, place / f"site-{attempts}")
     return place / f"site-{attempts}" / "ledger.sqlite3"
@@ -69,7 +69,7 @@ def works_of(path: Path, attempts: int, plan: PrivacyPlan) -> Mapping[str, Calla
 
     def one_round() -> None:
         round_ = next(rounds)
-        ledger.settle(ledger.reserve(STUDY, RUN, round_, f"{round_:064x}"), f"{round_:064x}")
+        ledger.settle(ledger.reserve(STUDY, RUN, round_, f"{round_:064x}", cap=CAP), f"{round_:064x}")
 
     return {
         "open": lambda: Ledger(path).close(),

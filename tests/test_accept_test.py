@@ -10,11 +10,13 @@ from wardround.evaluation_wire import ScoreRelease, SiteRelease
 from wardround.histogram_metrics import ScoreHistogram, noise_variance
 from wardround.score_bins import bins_of
 from wardround.study import parse_study
+from wardround.wire import LedgerHead
 from wardround_client.privacy.score_release import noised, score_histogram
 from wardround_client.privacy.secret import KnownRandom
 from wardround_server.evaluation import figures_of
 
 BINS, SCALE = 16, 0.1
+HEAD = LedgerHead(entries=1, sha256="d" * 64)
 
 
 def histogram(gains: np.ndarray, epsilon: float = np.inf, key: bytes = b"k", sites: int = 1) -> ScoreHistogram:
@@ -82,7 +84,7 @@ def test_the_server_decides_from_the_sites_noised_counts_alone() -> None:
     counts = np.zeros((2, BINS), np.int64)
     counts[0, bins_of(np.array([0.12]), BINS, SCALE)[0]] = 40
     answers = [
-        SiteRelease(site=name, release=ScoreRelease(counts_2B=counts, per_site=False), code=None, bytes_up=0)
+        SiteRelease(site=name, release=ScoreRelease(counts_2B=counts, per_site=False, head=HEAD), code=None, bytes_up=0)
         for name in ("one", "two")
     ]
     test = figures_of(study, answers)["accept_test"]

@@ -226,9 +226,10 @@ def test_a_check_that_cannot_be_failed_by_chance_still_fails_on_a_small_step_of_
 def ledger_after(study: Study, rounds: int):
     """A real ledger with that many attempted rounds of the study."""
     ledger, plan = Ledger(None), plan_from_study(study)
-    ledger.hold(study.sha256(), "run", plan, Cap(epsilon=study.privacy.epsilon, delta=study.privacy.delta))
+    cap = Cap(epsilon=study.privacy.epsilon, delta=study.privacy.delta)
+    ledger.hold(study.sha256(), "run", plan, cap)
     for round_ in range(1, rounds + 1):
-        ledger.reserve(study.sha256(), "run", round_, f"{round_:064d}")
+        ledger.reserve(study.sha256(), "run", round_, f"{round_:064d}", cap=cap)
     yield ledger
     ledger.close()
 

@@ -151,7 +151,10 @@ def test_a_patient_who_objects_is_gone_for_good_and_not_named(site: Path, tmp_pa
     assert code == 0 and "2 prepared images removed" in told and CANARY not in told
     assert opted_out(site) == {gone} and gone not in open_cohort(site / "cohort").pseudonyms
     run(*words)
-    assert gone not in open_cohort_of(site).pseudonyms and open_cohort(site / "cohort").patient_count == 5
+    assert (
+        gone not in open_cohort_of(site, load_study(tmp_path / "t.toml")).pseudonyms
+        and open_cohort(site / "cohort").patient_count == 5
+    )
     assert CANARY.encode() not in everything_in(site)
     again = json.loads(run("forget", CANARY, "--yes", "--site", site, "--json")[1])
     assert again == {"already": True, "images_removed": 0}

@@ -59,8 +59,8 @@ def used(site: Path, rate: float = 1.0) -> Study:
     ledger = Ledger(site / "ledger.sqlite3")
     ledger.hold(study.sha256(), "run-1", plan_from_study(study), CAP)
     for number in (1, 2, 3):
-        ledger.settle(ledger.reserve(study.sha256(), "run-1", number, "w"), "reply")
-    ledger.reserve(study.sha256(), "run-1", 6, "w", "evaluate")
+        ledger.settle(ledger.reserve(study.sha256(), "run-1", number, "w", cap=CAP), "reply")
+    ledger.reserve(study.sha256(), "run-1", 6, "w", "evaluate", cap=CAP)
     ledger.close()
     return study
 
@@ -108,7 +108,7 @@ def test_the_tighter_figure_stands_beside_the_gate(site: Path, rate: float, acco
     study = load_study(study_file(site, rate=rate))
     ledger = Ledger(site / "ledger.sqlite3")
     ledger.hold(study.sha256(), "run-1", plan_from_study(study), CAP)
-    ledger.reserve(study.sha256(), "run-1", 1, "w")
+    ledger.reserve(study.sha256(), "run-1", 1, "w", cap=CAP)
     shown = json.loads(said("show", "--site", site, "--prv-timeout", 60, "--json").output)
     (beside,) = shown["spent_by_other_accountants"]
     assert accountant in beside["accountant"] and 0 < beside["epsilon"] < shown["spent"]["epsilon"]

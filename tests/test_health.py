@@ -219,11 +219,12 @@ def test_a_budget_that_is_used_up_is_a_fault_unless_a_study_at_work_holds_it(sit
         }
     )
     ledger = Ledger(site / "ledger.sqlite3")
-    ledger.hold(study.sha256(), "run", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4))
+    cap = Cap(epsilon=8.0, delta=1e-4)
+    ledger.hold(study.sha256(), "run", plan_from_study(study), cap)
     (site / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 0.5\ndelta_cap = 1e-4\n')
     config = load_site_config(site / "site.toml")
     assert site_checks.enough(site, config).state == "ok", "the study's round is still to come"
-    ledger.settle(ledger.reserve(study.sha256(), "run", 1, "w"), "reply")
+    ledger.settle(ledger.reserve(study.sha256(), "run", 1, "w", cap=cap), "reply")
     assert site_checks.enough(site, config).state == "fault"
 
 

@@ -52,7 +52,7 @@ def test_a_study_above_the_cap_is_refused_and_leaves_no_trace(tmp_path: Path) ->
         ledger.hold(STUDY, "run", plan(epsilon=2.0), Cap(epsilon=1.0, delta=1e-4))
     assert ledger.committed(1e-4).value == 0
     with pytest.raises(LedgerError, match="no budget is held"):
-        ledger.reserve(STUDY, "run", 1, "w")
+        ledger.reserve(STUDY, "run", 1, "w", cap=CAP)
 
 
 def test_studies_add_up_and_the_second_is_refused_at_the_cap() -> None:
@@ -95,10 +95,10 @@ def test_attempts_are_events_and_never_exceed_the_promise() -> None:
     ledger = Ledger(None)
     ledger.hold(STUDY, "run", plan(), CAP)
     for number in range(6):
-        ledger.reserve(STUDY, "run", 1 if number == 0 else number, "w")
+        ledger.reserve(STUDY, "run", 1 if number == 0 else number, "w", cap=CAP)
         assert sum(event.steps for event in ledger.events()) == number + 1
     with pytest.raises(BudgetRefusal) as caught:
-        ledger.reserve(STUDY, "run", 5, "w")
+        ledger.reserve(STUDY, "run", 5, "w", cap=CAP)
     assert caught.value.code == "no_spare_rounds"
     assert 7.9 < ledger.spent(1e-4).value <= 8.0
 
@@ -107,7 +107,7 @@ def test_a_settled_round_is_found_again_and_other_weights_are_refused() -> None:
     ledger = Ledger(None)
     ledger.hold(STUDY, "run", plan(), CAP)
     assert ledger.settled(STUDY, "run", 1, "w") is None
-    attempt = ledger.reserve(STUDY, "run", 1, "w")
+    attempt = ledger.reserve(STUDY, "run", 1, "w", cap=CAP)
     assert ledger.settled(STUDY, "run", 1, "w") is None
     with pytest.raises(PolicyRefusal, match="other weights"):
         ledger.settled(STUDY, "run", 1, "v")
@@ -133,7 +133,7 @@ def test_the_tables_are_append_only(tmp_path: Path, statement: str) -> None:
     path = tmp_path / "ledger.sqlite3"
     ledger = Ledger(path)
     ledger.hold(STUDY, "run", plan(), CAP)
-    ledger.reserve(STUDY, "run", 1, "w")
+    ledger.reserve(STUDY, "run", 1, "w", cap=CAP)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         sqlite3.connect(path).execute(statement)
 
@@ -155,7 +155,7 @@ def _reserve_some(path: str, name: str, barrier, pipe) -> None:
     barrier.wait(120)
     for number in range(20):
         try:
-            made.append(ledger.reserve(STUDY, "run", number + 1, name))
+            made.append(ledger.reserve(STUDY, "run", number + 1, name, cap=CAP))
             ledger.settle(made[-1], f"{name} {number}")
         except BudgetRefusal:
             pass
@@ -203,11 +203,11 @@ def test_evaluation_is_held_beside_training_and_each_has_its_own_attempts() -> N
     assert ledger.committed(1e-4) == spent(both.events(), 1e-4)
     assert 4.0 < ledger.committed(1e-4).value <= 6.0
     for number in range(2):
-        attempt = ledger.reserve(STUDY, "run", 6, "w", "evaluate")
+        attempt = ledger.reserve(STUDY, "run", 6, "w", "evaluate", cap=CAP)
         assert attempt == number + 1
     with pytest.raises(BudgetRefusal, match="all 2 attempts of this run to evaluate"):
-        ledger.reserve(STUDY, "run", 6, "w", "evaluate")
-    ledger.reserve(STUDY, "run", 6, "w")
+        ledger.reserve(STUDY, "run", 6, "w", "evaluate", cap=CAP)
+    ledger.reserve(STUDY, "run", 6, "w", cap=CAP)
     assert ledger.events() == [PureEvent(epsilon=1.0, count=2), both.event(1)]
     assert ledger.events(purpose="train") == [both.event(1)]
     assert ledger.spent(1e-4, "run", "evaluate").value == 2.0
@@ -218,9 +218,9 @@ def test_evaluation_is_held_beside_training_and_each_has_its_own_attempts() -> N
 def test_a_round_of_training_and_one_of_evaluation_are_two_questions() -> None:
     ledger = Ledger(None)
     ledger.hold(STUDY, "run", plan(epsilon=4.0, evaluation=1.0), CAP)
-    ledger.settle(ledger.reserve(STUDY, "run", 5, "w"), "trained")
+    ledger.settle(ledger.reserve(STUDY, "run", 5, "w", cap=CAP), "trained")
     assert ledger.settled(STUDY, "run", 5, "v", "evaluate") is None
-    ledger.settle(ledger.reserve(STUDY, "run", 5, "v", "evaluate"), "figures")
+    ledger.settle(ledger.reserve(STUDY, "run", 5, "v", "evaluate", cap=CAP), "figures")
     assert ledger.settled(STUDY, "run", 5, "v", "evaluate").reply_sha256 == "figures"
     assert ledger.settled(STUDY, "run", 5, "w").reply_sha256 == "trained"
     with pytest.raises(PolicyRefusal, match="other weights"):
@@ -231,7 +231,7 @@ def test_a_study_without_evaluation_has_none_to_spend() -> None:
     ledger = Ledger(None)
     ledger.hold(STUDY, "run", plan(), CAP)
     with pytest.raises(BudgetRefusal, match="all 0 attempts"):
-        ledger.reserve(STUDY, "run", 6, "w", "evaluate")
+        ledger.reserve(STUDY, "run", 6, "w", "evaluate", cap=CAP)
 
 
 def test_an_exact_evaluation_needs_the_permission_that_no_privacy_needs() -> None:
@@ -266,7 +266,7 @@ def test_the_smallest_cap_holds_the_study_once(epsilon: float, evaluation: float
 def test_a_release_gives_back_what_was_not_used_and_keeps_what_was() -> None:
     ledger = Ledger(None)
     ledger.hold(STUDY, "run", plan(epsilon=6.0), CAP)
-    attempt = ledger.reserve(STUDY, "run", 1, "w")
+    attempt = ledger.reserve(STUDY, "run", 1, "w", cap=CAP)
     with pytest.raises(BudgetRefusal):
         ledger.hold(OTHER, "run", plan(epsilon=6.0), CAP)
     hold = ledger.release(STUDY, "run", "the officer")
@@ -274,7 +274,7 @@ def test_a_release_gives_back_what_was_not_used_and_keeps_what_was() -> None:
     assert ledger.committed(1e-4) == ledger.spent(1e-4) and ledger.spent(1e-4).value > 0
     ledger.hold(OTHER, "run", plan(epsilon=6.0), CAP)
     with pytest.raises(BudgetRefusal) as caught:
-        ledger.reserve(STUDY, "run", 2, "w")
+        ledger.reserve(STUDY, "run", 2, "w", cap=CAP)
     assert caught.value.code == "released"
     ledger.settle(attempt, "reply")  # it was training when the release came
     assert ledger.settled(STUDY, "run", 1, "w") is not None
@@ -334,9 +334,9 @@ def a_ledger(folder: Path, rounds: int = 3) -> Path:
     ledger = Ledger(path)
     ledger.hold(STUDY, "run", plan(epsilon=2.0, evaluation=0.5), CAP)
     for number in range(1, rounds + 1):
-        ledger.settle(ledger.reserve(STUDY, "run", number, "w" * 64), "f" * 64)
+        ledger.settle(ledger.reserve(STUDY, "run", number, "w" * 64, cap=CAP), "f" * 64)
     ledger.hold(OTHER, "run", plan(epsilon=1.0), CAP)
-    ledger.reserve(OTHER, "run", 1, "v" * 64, "train")
+    ledger.reserve(OTHER, "run", 1, "v" * 64, "train", cap=CAP)
     ledger.release(OTHER, "run", "the officer")
     ledger.close()
     return path
@@ -473,7 +473,7 @@ def test_an_old_copy_that_was_put_back_is_noticed_and_the_newest_one_is_taken_ag
     path = a_ledger(tmp_path, rounds=2)
     old = path.read_bytes()
     ledger = Ledger(path)
-    ledger.settle(ledger.reserve(STUDY, "run", 3, "w"), "reply")
+    ledger.settle(ledger.reserve(STUDY, "run", 3, "w", cap=CAP), "reply")
     ledger.close()
     new = path.read_bytes()
     path.write_bytes(old)
@@ -492,12 +492,12 @@ def test_a_ledger_that_is_exchanged_while_a_site_has_it_open_is_noticed(tmp_path
     path = a_ledger(tmp_path, rounds=2)
     old = path.read_bytes()
     ledger = Ledger(path)
-    ledger.reserve(STUDY, "run", 3, "w")
+    ledger.reserve(STUDY, "run", 3, "w", cap=CAP)
     ledger.close()
     ledger = Ledger(path)
     path.write_bytes(old)
     with pytest.raises(LedgerError, match="exchanged while it was open|not a readable ledger"):
-        ledger.reserve(STUDY, "run", 4, "w")
+        ledger.reserve(STUDY, "run", 4, "w", cap=CAP)
 
 
 def test_a_crash_between_an_entry_and_its_witness_is_no_loss(tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_a_crash_between_an_entry_and_its_witness_is_no_loss(tmp_path: Path) -> 
     witness = tmp_path / "ledger.head"
     older = Ledger(path)
     before = witness.read_bytes()
-    older.reserve(STUDY, "run", 4, "w")
+    older.reserve(STUDY, "run", 4, "w", cap=CAP)
     after = witness.read_bytes()
     assert before != after
     witness.write_bytes(before)
@@ -532,7 +532,7 @@ def test_every_change_is_witnessed_before_the_call_returns(tmp_path: Path) -> No
     assert witness.read() == ledger.head()
     ledger.hold(STUDY, "run", plan(), CAP)
     assert witness.read() == ledger.head()
-    attempt = ledger.reserve(STUDY, "run", 1, "w")
+    attempt = ledger.reserve(STUDY, "run", 1, "w", cap=CAP)
     assert witness.read() == ledger.head()
     ledger.settle(attempt, "reply")
     assert witness.read() == ledger.head()
@@ -578,10 +578,10 @@ def test_a_ledger_in_use_is_not_called_damaged(tmp_path: Path, monkeypatch) -> N
     ledger, other = Ledger(path), sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(LedgerError, match="locked.*who else has it open") as caught:
-        ledger.reserve(STUDY, "run", 4, "w")
+        ledger.reserve(STUDY, "run", 4, "w", cap=CAP)
     assert "newest copy" not in str(caught.value)
     other.execute("ROLLBACK")
-    ledger.reserve(STUDY, "run", 4, "w")
+    ledger.reserve(STUDY, "run", 4, "w", cap=CAP)
 
 
 # Schema 1
@@ -643,7 +643,7 @@ def test_a_ledger_of_schema_1_becomes_a_chain_and_nothing_is_lost(tmp_path: Path
     ledger.hold(STUDY, "run", made, CAP)  # the same hold, asked again by the same study
     assert ledger.head().entries == 1 + 2 + 4 + 3
     assert ledger.verify() == Witness(tmp_path / "ledger.head").read()
-    assert ledger.reserve(STUDY, "second", 2, "w") == 5
+    assert ledger.reserve(STUDY, "second", 2, "w", cap=CAP) == 5
     ledger.close()
     assert json.loads(rows_of(path)[3][1])["at"] == 1.7e9 + 1
     assert Ledger(path).verify().entries == 11

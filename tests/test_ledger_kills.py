@@ -55,7 +55,7 @@ def ask(ledger: Ledger, folder: Path, run: str, number: int, purpose: str) -> No
     """One question in the order of `round.py`: settled already, or charged, looked at, settled; then sent."""
     found = ledger.settled(STUDY, run, number, "w", purpose)
     if found is None:
-        attempt = ledger.reserve(STUDY, run, number, "w", purpose)
+        attempt = ledger.reserve(STUDY, run, number, "w", purpose, cap=CAP)
         tell(folder, "looked", attempt)
         reply = f"{os.urandom(8).hex()}"
         ledger.settle(attempt, reply)

@@ -44,7 +44,7 @@ def trained(folder: Path, study: Study, run: str, number: int, purpose: str = TR
     """An attempt, settled and sent."""
     ledger, sha256 = Ledger(folder / "ledger.sqlite3"), study.sha256()
     ledger.hold(sha256, run, plan_from_study(study), CAP)
-    ledger.settle(ledger.reserve(sha256, run, number, "w", purpose), "a" * 64)
+    ledger.settle(ledger.reserve(sha256, run, number, "w", purpose, cap=CAP), "a" * 64)
     left = {"study": sha256, "run": run, "round": number, "purpose": purpose, "reply": "a" * 64}
     AuditLog(folder / AUDIT_FILE).append(ReplyReleased(**left))
     ledger.close()
@@ -102,12 +102,12 @@ def test_its_runs_train_no_more_and_a_new_one_only_within_what_is_left(lost) -> 
     for study, run in ((FIRST, "run-1"), (SECOND, "run-2")):
         ledger.hold(study.sha256(), run, plan_from_study(study), CAP)
         with pytest.raises(BudgetRefusal, match="released by Ada Lovelace"):
-            ledger.reserve(study.sha256(), run, 4, "w")
+            ledger.reserve(study.sha256(), run, 4, "w", cap=CAP)
     tight = Cap(epsilon=ledger.spent(1e-4).value + 0.01, delta=1e-4)
     with pytest.raises(BudgetRefusal, match="of its cap of epsilon"):
         ledger.hold(THIRD.sha256(), "run-3", plan_from_study(THIRD), tight)
     ledger.hold(THIRD.sha256(), "run-3", plan_from_study(THIRD), CAP)
-    assert ledger.reserve(THIRD.sha256(), "run-3", 1, "w") > 0
+    assert ledger.reserve(THIRD.sha256(), "run-3", 1, "w", cap=CAP) > 0
 
 
 def test_a_run_that_a_person_names_is_charged_too_and_an_unknown_study_is_no_run(lost) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,11 @@ class Sites:
 
     names: tuple[str, ...] = ("east", "north")
     codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    entries: int = 0  # of their ledgers before the run
+
+    def ledger(self, round_: int) -> dict[str, Any]:
+        head = LedgerHead(entries=self.entries + 2 * round_, sha256="a" * 64)
+        return {"head": head, "recent": "a" * 8 * head.entries}
 
     def online(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names, 1)}
@@ -75,15 +81,18 @@ class Sites:
             code, weights, head = self.codes.get((broadcast.round, site)), None, None
             if code is None:
                 weights = {name: np.asarray(array + np.float32(0.01)) for name, array in broadcast.weights.items()}
-                head = LedgerHead(entries=2 * broadcast.round, sha256="a" * 64)
+                head = self.ledger(broadcast.round)["head"]
             size = 0 if weights is None else sum(array.nbytes for array in weights.values())
-            yield SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
+            reply = SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
+            yield replace(reply, ledger_recent="a" * 8 * head.entries if head else "")
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
         for site in self.names:
             code = self.codes.get((question.round, site))
             counts_2B = np.stack([np.arange(bins, 0, -1), np.arange(bins)]) * 10
-            release = ScoreRelease(counts_2B=counts_2B.astype(np.int64), per_site=site == "north")
+            release = ScoreRelease(
+                counts_2B=counts_2B.astype(np.int64), per_site=site == "north", **self.ledger(question.round)
+            )
             yield SiteRelease(site=site, release=None if code else release, code=code, bytes_up=0 if code else 99)
 
 
@@ -95,7 +104,7 @@ def server(tmp_path_factory) -> Path:
     codes = {(2, "north"): "refused:no_spare_rounds", (3, "east"): "refused:evaluation_off"}
     for study, sites in (
         (study_of("first", figures=1.0), Sites(codes=codes)),
-        (study_of("second", epsilon=math.inf, figures=0.0), Sites()),
+        (study_of("second", epsilon=math.inf, figures=0.0), Sites(entries=6)),
     ):
         trained(create_run(folder, study), sites)
     create_run(folder, study_of("third"))
@@ -492,3 +501,11 @@ def test_show_tells_the_last_problem_and_a_killed_phase_leaves_no_round_under_wa
     _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
     (line,) = [line for line in said.splitlines() if line.startswith("last problem")]
     assert "east (late), north (invalid:norm)" in line and "under way" not in said
+
+
+def test_a_later_run_of_the_same_server_refuses_ledgers_that_went_back_since_the_earlier_one(tmp_path):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    trained(create_run(tmp_path, study_of("first", figures=0.0)), Sites(entries=4))
+    with pytest.raises(RoundError, match=r"east \(invalid:ledger-rollback\), north \(invalid:ledger-rollback\)"):
+        trained(create_run(tmp_path, study_of("second", figures=0.0)), Sites())
+    trained(create_run(tmp_path, study_of("third", figures=0.0)), Sites(entries=8))

@@ -166,7 +166,7 @@ def test_a_reply_holds_the_noised_weights_and_nothing_else(tmp_path: Path) -> No
     answered = answer(broadcast, site_of(study, tmp_path, lambda _: features_of(6)))
     packet = pack_answer(broadcast, answered)
     assert dict(packet.header) == {
-        "protocol": 2,
+        "protocol": 3,
         "kind": "answer",
         "study_sha256": study.sha256(),
         "run_id": "run",
@@ -174,6 +174,7 @@ def test_a_reply_holds_the_noised_weights_and_nothing_else(tmp_path: Path) -> No
         "code": "",
         "ledger_entries": answered.head.entries,
         "ledger_head": answered.head.sha256,
+        "ledger_recent": answered.recent,
     }
     assert {name: tensor.shape for name, tensor in packet.tensors.items()} == {
         name: array.shape for name, array in broadcast.weights.items()

@@ -15,14 +15,15 @@ from wardround.histogram_metrics import noise_variance
 from wardround.ranking import auc
 from wardround.score_bins import bins_of
 from wardround.study import parse_study
-from wardround.wire import Broadcast, Packet, Tensor, pack_refusal
+from wardround.wire import Broadcast, LedgerHead, Packet, Tensor, pack_refusal
 from wardround_server.evaluation import federated_test, figures_of, merged
 
 BINS = 16
+HEAD = LedgerHead(entries=1, sha256="d" * 64)
 QUESTION = Broadcast(
     study_sha256="a" * 64, run_id="run", round=5, weights={"w": np.zeros(2, np.float32)}, architecture_sha256="b" * 64
 )
-RELEASE = ScoreRelease(counts_2B=np.arange(-8, 24, dtype=np.int64).reshape(2, BINS), per_site=True)
+RELEASE = ScoreRelease(counts_2B=np.arange(-8, 24, dtype=np.int64).reshape(2, BINS), per_site=True, head=HEAD)
 
 
 def study_of(**evaluation):
@@ -64,6 +65,9 @@ def changed(header=(), counts=None, dtype="int64", shape=(2, BINS), data=None, n
         (changed(header={"kind": "broadcast"}), "header"),
         (changed(header={"kind": "answer"}), "header"),
         (changed(header={"extra": "x"}), "header"),
+        (changed(header={"ledger_entries": 0}), "header"),
+        (changed(header={"ledger_head": ""}), "header"),
+        (changed(header={"ledger_recent": "c" * 8}), "header"),
         (changed(header={"per_site": 2}), "header"),
         (changed(header={"per_site": True}), "header"),
         (changed(header={"per_site": "1"}), "header"),
@@ -94,7 +98,7 @@ def test_a_hostile_answer_is_refused_by_name(packet, code):
 def test_a_site_cannot_pack_something_else():
     for counts_2B in (np.zeros((2, BINS)), np.zeros((3, BINS), np.int64), np.zeros(BINS, np.int64)):
         with pytest.raises(WireError):
-            pack_release(QUESTION, ScoreRelease(counts_2B=counts_2B, per_site=False))
+            pack_release(QUESTION, ScoreRelease(counts_2B=counts_2B, per_site=False, head=HEAD))
 
 
 def sites(count, epsilon=math.inf, per_site=False, seed=1):
@@ -107,7 +111,7 @@ def sites(count, epsilon=math.inf, per_site=False, seed=1):
         if math.isfinite(epsilon):
             noise = generator.geometric(1 - math.exp(-epsilon), (2, 2, BINS))
             counts = counts + noise[0] - noise[1]
-        release = ScoreRelease(counts_2B=counts.astype(np.int64), per_site=per_site)
+        release = ScoreRelease(counts_2B=counts.astype(np.int64), per_site=per_site, head=HEAD)
         answers.append(SiteRelease(site=f"site-{number}", release=release, code=None, bytes_up=16 * BINS))
         scores.append(logits_P)
         labels.append(label_P)

@@ -117,6 +117,11 @@ def head(entries, letter="d"):
     return LedgerHead(entries=entries, sha256=letter * 64)
 
 
+def recent(now, letter="d"):
+    """What a reply shows of a ledger all of whose entries but the last have hashes of this letter."""
+    return "" if now is None else letter * 8 * (now.entries - 1) + now.sha256[:8]
+
+
 class WithLedgers(Sites):
     """Sites whose ledgers grow by two entries a round; `heads[(round, site)]` is another head."""
 
@@ -126,8 +131,8 @@ class WithLedgers(Sites):
 
     def __call__(self, broadcast, deadline_s):
         for reply in super().__call__(broadcast, deadline_s):
-            grown = head(2 * broadcast.round + 2)
-            yield replace(reply, ledger_head=self.heads.get((broadcast.round, reply.site), grown))
+            now = self.heads.get((broadcast.round, reply.site), head(2 * broadcast.round + 2))
+            yield replace(reply, ledger_head=now, ledger_recent=recent(now))
 
 
 ROLLED_BACK = [head(4), head(6, "e"), head(1), None]

@@ -377,7 +377,7 @@ def spend(site: Path) -> None:
     study = parse_study(doctor.STEP | {"privacy": doctor.STEP["privacy"] | {"epsilon": 8.0}})
     ledger, cap = Ledger(site / "ledger.sqlite3"), load_site_config(site / "site.toml").privacy.cap()
     ledger.hold(study.sha256(), "run-1", plan_from_study(study), cap)
-    ledger.reserve(study.sha256(), "run-1", 1, "w")
+    ledger.reserve(study.sha256(), "run-1", 1, "w", cap=cap)
     ledger.close()
 
 

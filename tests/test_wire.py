@@ -37,7 +37,7 @@ HEAD = LedgerHead(entries=57, sha256="d" * 64)
 
 
 def an_answer(weights):
-    return Answer(weights=weights, head=HEAD)
+    return Answer(weights=weights, head=HEAD, recent="c" * 8 + "d" * 8)
 
 
 def refused_with(code, call, *arguments):
@@ -70,8 +70,8 @@ def test_a_strided_array_arrives_as_it_looks():
     ("field", "value", "code"),
     [
         ("protocol", 1, "protocol"),
-        ("protocol", 3, "protocol"),
-        ("protocol", "2", "protocol"),
+        ("protocol", 4, "protocol"),
+        ("protocol", "3", "protocol"),
         ("kind", "answer", "header"),
         ("study_sha256", "A" * 64, "header"),
         ("study_sha256", 5, "header"),
@@ -148,6 +148,12 @@ def test_an_answer_to_another_round_or_run_is_stale():
         ("ledger_head", "D" * 64),
         ("ledger_head", "d" * 63),
         ("ledger_head", 5),
+        ("ledger_recent", "d" * 7),
+        ("ledger_recent", "d" * 8 * 58),
+        ("ledger_recent", "D" * 8),
+        ("ledger_recent", "c" * 8),
+        ("ledger_recent", "d" * 8 * 1025),
+        ("ledger_recent", 5),
     ],
 )
 def test_an_answer_without_a_proper_head_of_the_ledger_is_refused(field, value):

@@ -46,6 +46,7 @@ def ingest(
 ) -> None:
     """Prepare this hospital's images. Files are only read; what is put aside and why is in the quality report."""
     from wardround_client.config import load_site_config
+    from wardround_client.data.forget import remove_objectors
     from wardround_client.data.ingest import ingest as prepare
     from wardround_client.data.opt_out import opted_out
     from wardround_client.enrolment import pseudonym_key
@@ -66,7 +67,10 @@ def ingest(
             source, asked.data, site / "cohort", key, workers=workers_, objectors=objectors, progress=progress
         )
 
-    report = work(None) if as_json else _with_bar(work)
+    try:
+        report = work(None) if as_json else _with_bar(work)
+    finally:
+        remove_objectors(site, key)  # who objected meanwhile
     if as_json:
         print(json.dumps(report.to_json()))
         return
@@ -94,11 +98,8 @@ def forget(
 
     What was learned before stays accounted for in the ledger. Source files are not touched.
     """
-    from wardround.audit import AUDIT_FILE, AuditLog
-    from wardround.audit_events import PatientForgotten
     from wardround_client.config import load_site_config
     from wardround_client.data.forget import forget as forget_patient
-    from wardround_client.data.opt_out import opted_out
     from wardround_client.enrolment import pseudonym_key
 
     load_site_config(site / "site.toml")
@@ -112,15 +113,25 @@ def forget(
             raise UsageError("this cannot be taken back by a command: call it again with --yes")
         if not typer.confirm("Keep this patient out of everything from now on, and remove their prepared images?"):
             raise UsageError("nothing was changed")
-    done = forget_patient(site, key, patient, issuer)
-    if not done.already:
-        AuditLog(site / AUDIT_FILE).append(PatientForgotten(count=len(opted_out(site))))
+    done = forget_patient(site, key, patient, issuer, record=lambda count: _record_objections(site, count))
     if as_json:
         print(json.dumps({"already": done.already, "images_removed": done.images_removed}))
         return
     print(f"{'Had objected before' if done.already else 'Entered'}; {done.images_removed} prepared images removed.")
     if not done.images_removed and not done.already:
         print("No prepared image was theirs: compare PatientID and issuer with the data if that is unexpected.")
+
+
+def _record_objections(site: Path, count: int) -> None:
+    """Have it in the audit log that so many patients object, once."""
+    from wardround.audit import AUDIT_FILE, AuditLog, verified
+    from wardround.audit_events import PatientForgotten
+
+    path = site / AUDIT_FILE
+    entries = verified(path).entries if path.exists() else ()
+    known = next((entry["count"] for entry in reversed(entries) if entry["event"] == "forgot"), 0)
+    if count > known:
+        AuditLog(path).append(PatientForgotten(count=count))
 
 
 def _study(site: Path, text: str) -> Study:

@@ -167,6 +167,8 @@ def accept_loss(
 
     Those runs train here no more; later ones may, within what is left of the cap. The runs are those of the copy and of
     the audit log; where that is an old copy too, ask the operator which runs were since (`wardround-server runs`).
+    Afterwards the operator accepts this ledger by name (`wardround-server sites accept-ledger`): until then the server
+    refuses this site's replies.
     """
     from wardround_client.ledger_loss import accept_loss as accept
     from wardround_client.ledger_loss import loss_of

@@ -37,7 +37,9 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
         admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
         with site.exclusive():
             counts_2B = _settled_or_new(question, admitted, site)
-    return ScoreRelease(counts_2B=counts_2B, per_site=shows_own_figures(site.release, counts_2B))
+            head, recent = site.ledger.shown()
+    per_site = shows_own_figures(site.release, counts_2B)
+    return ScoreRelease(counts_2B=counts_2B, per_site=per_site, head=head, recent=recent)
 
 
 def require_permission(study: Study, release: ReleaseConfig) -> None:
@@ -62,7 +64,7 @@ def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.n
         counts = training.settled_reply(site, settled.id, settled.reply_sha256)
         record_release(question, site, EVALUATE, weights_sha256(counts), again=True)
         return counts[COUNTS]
-    attempt = site.ledger.reserve(study_sha256, run, question.round, received, purpose=EVALUATE)
+    attempt = site.ledger.reserve(study_sha256, run, question.round, received, EVALUATE, cap=site.cap)
     counts = {COUNTS: _noised_counts(question, admitted, site)}
     site.replies[attempt] = counts
     site.ledger.settle(attempt, weights_sha256(counts))

@@ -48,7 +48,7 @@ def loss_of(folder: Path, seen_elsewhere: int, named: Iterable[tuple[str, str]])
     if seen <= entries:
         raise UsageError(
             f"{path}: nothing shows a loss: it ends at entry {entries}, and no later one was seen; where the server "
-            "saw one (`wardround-server show RUN --json`: ledger_head), say so with --entries"
+            "saw one (`wardround-server sites list`), say so with --entries"
         )
     holds = {(hold.study, hold.run): hold for hold in ledger.holds()}
     asked = [(find_study(folder, study).sha256, run) for study, run in named]

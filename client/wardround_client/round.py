@@ -54,7 +54,8 @@ def answer(broadcast: Broadcast, site: Site) -> Answer:
         # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
         with site.exclusive():
             weights = _reply(broadcast, admitted, site)
-            return Answer(weights=weights, head=site.ledger.head())
+            head, recent = site.ledger.shown()
+            return Answer(weights=weights, head=head, recent=recent)
 
 
 def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
@@ -64,7 +65,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         reply = settled_reply(site, settled.id, settled.reply_sha256)
         record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
         return reply
-    attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received)
+    attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received, cap=site.cap)
     material, began = _material(site, admitted.study, study_sha256), time.monotonic()
     reply = task_of(admitted.study).train(
         admitted.study,

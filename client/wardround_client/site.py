@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,7 +33,8 @@ from wardround.errors import PolicyRefusal, WardroundError
 from wardround.private_files import make_folder, owner_only
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
-from wardround_client.data.cohort import SEAL_FILE, Cohort, open_cohort
+from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, empty_cohort, open_cohort
+from wardround_client.data.forget import remove_features
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
 from wardround_client.decisions import last_decision
 from wardround_client.privacy.bookkeeping import Precision
@@ -41,6 +43,8 @@ from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.material import HeldOutImages, Material, material_of
 from wardround_client.tasks.task import held_out_images, task_of, training_rows
+
+log = logging.getLogger(__name__)
 
 Weights = dict[str, np.ndarray]
 LOCK_FILE = ".round.lock"
@@ -88,10 +92,14 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
     device = choose_device(config)
 
     def read_material(study: Study) -> Material:
-        cohort = open_cohort_of(folder)
-        rows_N = training_rows(study, cohort)
-        inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
-        return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+        while True:
+            state = _data_state(folder)
+            cohort = open_cohort_of(folder, study)
+            rows_N = training_rows(study, cohort)
+            inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+            if _data_state(folder) == state:
+                return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+            remove_features(folder / "cache")  # of somebody who objected meanwhile, perhaps
 
     return Site(
         name=config.name,
@@ -104,7 +112,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         device=device,
         data_state=lambda: _data_state(folder),
         release=config.release,
-        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder)),
+        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder, study)),
         cache=folder / "cache",
         proofs=proofs,
         precision=config.compute.precision,
@@ -113,9 +121,19 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
     )
 
 
-def open_cohort_of(folder: Path) -> Cohort:
-    """The site's cohort without the patients who object. Raises `DataError` where either cannot be read."""
-    return without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
+def open_cohort_of(folder: Path, study: Study) -> Cohort:
+    """The site's cohort without the patients who object; one without a patient where nothing is prepared.
+
+    A site that has nobody must answer as any other, or its answers would tell that somebody is there. Raises
+    `DataError` where the cohort or the list of objections is damaged.
+    """
+    try:
+        cohort = open_cohort(folder / "cohort")
+    except NoCohortError:
+        log.warning("no prepared data here: this site takes part with noise alone; see wardround-site ingest")
+        data = study.data
+        cohort = empty_cohort((data.channel_count, data.image_size, data.image_size), data.labels)
+    return without_objectors(cohort, opted_out(folder))
 
 
 def _data_state(folder: Path) -> str:

@@ -165,18 +165,26 @@ def record_of(packet: Packet) -> RecordDict:
 def _reply(
     site: str, message_id: str | None, message: Message | WireError | None, broadcast: Broadcast, seconds: float
 ) -> SiteReply:
-    weights, head, code, size = None, None, transport_code(message_id, message), 0
+    weights, head, recent, code, size = None, None, "", transport_code(message_id, message), 0
     if code is None:
         try:
             packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
             size = packet.payload_bytes
             answer, said = unpack_answer(packet, broadcast)
             if answer is not None:
-                weights, head = answer.weights, answer.head
+                weights, head, recent = answer.weights, answer.head, answer.recent
             code = _said_code(said)
         except WireError as error:
             code = f"invalid:{error.code}"
-    return SiteReply(site=site, weights=weights, code=code, seconds=seconds, bytes_up=size, ledger_head=head)
+    return SiteReply(
+        site=site,
+        weights=weights,
+        code=code,
+        seconds=seconds,
+        bytes_up=size,
+        ledger_head=head,
+        ledger_recent=recent,
+    )
 
 
 def _release(

@@ -15,6 +15,7 @@ from wardround.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wardround.wire import LedgerHead
     from wardround_server.registry import EnrolledSite, Registry
 
 app = typer.Typer(
@@ -70,15 +71,25 @@ def add(
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """All sites with their keys' fingerprints and what they said they run, those that are out too."""
+    """All sites with their keys' fingerprints, what they said they run and how many entries their ledgers had when they
+    last replied, those that are out too.
+    """
     from dataclasses import asdict
 
     from wardround_server.heard import heard_of
+    from wardround_server.ledger_heads import LedgerHeads
 
     sites, heard = _registry(server).sites(revoked=True), heard_of(server)
+    ledgers = LedgerHeads(server).known()
     if as_json:
-        software = {name: asdict(one.software) for name, one in heard.items()}
-        print(json.dumps([{**site.to_json(), "software": software.get(site.name)} for site in sites]))
+        beside = [
+            {
+                "software": asdict(heard[site.name].software) if site.name in heard else None,
+                "ledger": asdict(ledgers[site.name]) if site.name in ledgers else None,
+            }
+            for site in sites
+        ]
+        print(json.dumps([site.to_json() | more for site, more in zip(sites, beside, strict=True)]))
         return
     from wardround.identity import in_groups
 
@@ -86,8 +97,10 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
     for site in sites:
         state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended or "", site.revoked_at)
         runs = str(heard[site.name].software) if site.name in heard and site.revoked_at is None else ""
-        rows.append((site.name, state, since[:10], runs, in_groups(site.fingerprint)))
-    print_table(("site", "state", "since", "runs", "key's fingerprint"), rows or [("none", "", "", "", "")])
+        ledger = str(ledgers[site.name].entries) if site.name in ledgers and site.revoked_at is None else ""
+        rows.append((site.name, state, since[:10], runs, ledger, in_groups(site.fingerprint)))
+    columns = ("site", "state", "since", "runs", "ledger", "key's fingerprint")
+    print_table(columns, rows or [("none", "", "", "", "", "")])
 
 
 @app.command(epilog="Example: wardround-server sites revoke north --yes --server federation")
@@ -112,6 +125,47 @@ def remove(
 ) -> None:
     """Let a site in no more, as when it leaves in peace. To come back it makes a new key, in a new folder."""
     _end(server, name, "removed", f"Let {name} in no more?", yes, by, as_json)
+
+
+@app.command(
+    "accept-ledger",
+    epilog='Example: wardround-server sites accept-ledger north --by "Ada Lovelace" --server federation',
+)
+def accept_ledger(
+    name: NameArgument,
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")],
+    yes: YesOption = False,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site's ledger as its next reply shows it, though it went back or is another one.
+
+    Only after the site accepted the loss (`wardround-site ledger accept-loss`) or is another hospital under this name:
+    telephone. A site that has its newest copy needs nothing of this.
+    """
+    from dataclasses import asdict
+
+    from wardround.audit import AUDIT_FILE, AuditLog
+    from wardround.audit_events import LedgerAccepted
+    from wardround_server.ledger_heads import LedgerHeads
+
+    if name not in [site.name for site in _registry(server).sites()]:
+        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` shows who is")
+    require_person(by)
+    heads = LedgerHeads(server)
+    seen = heads.known().get(name)
+    last = f"entry {seen.entries}, hash {seen.sha256[:12]}…" if seen and seen.entries else "none"
+    _confirm(f"{name}: last seen of its ledger: {last}. Take any ledger in its next reply?", yes or as_json)
+
+    def record(before: LedgerHead) -> None:
+        event = LedgerAccepted(site=name, who=by, ledger_entries=before.entries, ledger_head=before.sha256)
+        AuditLog(server / AUDIT_FILE).append(event)
+
+    before = heads.accept(name, record)
+    if as_json:
+        print(json.dumps({"name": name, "was": asdict(before)}))
+    else:
+        print(f"{name}: its next reply counts whatever its ledger is; entry {before.entries} need not be in it")
 
 
 def _end(

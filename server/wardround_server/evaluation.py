@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from wardround.accept_test import accept_test
+from wardround.errors import WireError
 from wardround.evaluation_wire import SiteRelease, evaluation_round
 from wardround.histogram_calibration import calibration_estimate
 from wardround.histogram_metrics import ScoreHistogram, auc_estimate, noise_variance, roc_points, sensitivity_at
 from wardround.study import Study
 from wardround.wire import Broadcast
+from wardround_server.ledger_heads import LedgerHeads
 from wardround_server.rounds import Exchange
 
 SPECIFICITIES = (0.8, 0.9, 0.95)
@@ -46,11 +48,12 @@ def federated_test(
     weights: dict[str, np.ndarray],
     exchange: FiguresExchange,
     on_answer: Callable[[SiteRelease], object] | None = None,
+    ledgers: LedgerHeads | None = None,
 ) -> dict[str, Any] | None:
     """Ask every site about the released `weights` (float32) and return `federated_test` of result.json.
 
-    `on_answer` gets each site's answer as it is taken. None where the study asks for no figures: no message is sent
-    then.
+    `on_answer` gets each site's answer as it is taken; `ledgers` as for `run_rounds`. None where the study asks for no
+    figures: no message is sent then.
     """
     if study.evaluation.epsilon == 0:
         return None
@@ -62,12 +65,24 @@ def federated_test(
         architecture_sha256=architecture_sha256,
     )
     bins, deadline_s = study.evaluation.bins, study.aggregation.round_deadline_s
-    answers = []
+    answers, ledgers = [], ledgers or LedgerHeads(None)
     for answer in exchange.ask_for_figures(question, bins, deadline_s):
+        answer = _with_its_ledger(answer, ledgers)
         answers.append(answer)
         if on_answer is not None:
             on_answer(answer)
     return figures_of(study, answers)
+
+
+def _with_its_ledger(answer: SiteRelease, ledgers: LedgerHeads) -> SiteRelease:
+    """The answer, or none of a site whose ledger went back."""
+    if answer.release is None:
+        return answer
+    try:
+        ledgers.take(answer.site, answer.release.head, answer.release.recent)
+    except WireError as error:
+        return replace(answer, release=None, code=f"invalid:{error.code}")
+    return answer
 
 
 def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ server.toml              what the operator sets (config.py)
 ca/ca.crt  ca/ca.key     the federation's CA; with a hospital group's own CA its key is not kept here
 tls/server.crt  server.key   what the server shows to sites
 registry.sqlite3         who may take part (registry.py)
+ledger_heads.json        how far each site's ledger had come (ledger_heads.py)
 
 `ca/` and `tls/` appear whole, in one rename each; so a call that was killed is finished by the next one, and what is
 there is never written over.

@@ -26,6 +26,7 @@ from wardround.study import Study, enhancing
 from wardround.wire import Broadcast, SiteReply
 from wardround_server.audited import RunRecord
 from wardround_server.evaluation import SitesExchange, federated_test
+from wardround_server.ledger_heads import LedgerHeads
 from wardround_server.rounds import RunOutcome, run_rounds
 from wardround_server.run_folder import RunFolder, quorum, write_json
 
@@ -68,8 +69,11 @@ def train(run: RunFolder, federation: Federation) -> None:
         start = {name: network[name] for name in manifest["exchanged"]}
         architecture = manifest["architecture_sha256"]
         way, record = Gathering(run, federation, quorum(study)), RunRecord(run, study)
-        outcome = run_rounds(study, run.run_id, architecture, start, way, run.path, on_reply=record.replied)
-        figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released)
+        heads = LedgerHeads(run.server)
+        outcome = run_rounds(
+            study, run.run_id, architecture, start, way, run.path, on_reply=record.replied, ledgers=heads
+        )
+        figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released, heads)
         result = result_of(study, run.run_id, architecture, outcome, figures)
         released, which = released_model(figures, outcome.weights, start)
         if study.study.task == "reconstruction":

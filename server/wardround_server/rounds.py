@@ -9,7 +9,7 @@ continues it.
 
 Each finished round is durable before the next one begins: its lines in metrics.jsonl, then its checkpoint (global
 weights, FedAdam's moments, the released average, the round, the heads of the sites' ledgers). So a killed run continues
-at the next round with the same bits.
+at the next round with the same bits. What decides whether a site's ledger went back outlives the run: `ledger_heads`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from wardround.wire import (
 )
 from wardround_server import aggregation
 from wardround_server.aggregation import ReleaseState, RunningMean, ServerState, Weights
+from wardround_server.ledger_heads import LedgerHeads
 from wardround_server.metrics_log import append_lines, trim_lines
 
 KEPT_CHECKPOINTS = 3
@@ -133,18 +134,21 @@ def run_rounds(
     on_round: Callable[[RoundRecord], None] | None = None,
     warn: Callable[[str], None] | None = None,
     on_reply: Callable[[int, SiteRound], object] | None = None,
+    ledgers: LedgerHeads | None = None,
 ) -> RunOutcome:
     """Run a study's rounds, or the rest of them when `folder` holds checkpoints of this run already.
 
     `start_weights`: float32, the exchanged parameters by name; a checkpoint overrules their values, not their names and
     shapes. `folder` gets checkpoints/ (the last three) and metrics.jsonl (a line a round and site); None keeps nothing.
     `on_reply` gets the round and each site's part as it is taken, before anything of the round is stored; where it
-    raises, the round is not. `warn` gets one line for a damaged checkpoint that was passed over.
+    raises, the round is not. `warn` gets one line for a damaged checkpoint that was passed over. `ledgers`: how far
+    each site's ledger had come in all runs of this server; without it, in those of `folder`.
 
     Raises `RoundError` when a round misses its quorum, `UsageError` for a folder of another study or run, `ModelError`
     for checkpoints that do not fit or cannot be read, `WardroundError` when the disk is full.
     """
     settings, rounds = study.aggregation, study.study.rounds
+    ledgers = ledgers or LedgerHeads(folder)
     identity = {"study_sha256": study.sha256(), "run_id": run_id, "architecture_sha256": architecture_sha256}
     progress = None
     if folder is not None:
@@ -154,9 +158,10 @@ def run_rounds(
         server = aggregation.start_server(settings, start_weights)
         progress = _Progress(round=0, server=server, release=aggregation.start_release(settings, start_weights))
         _save(folder, identity, progress)
+    ledgers.take_over(progress.ledger_heads)
     while progress.round < rounds:
         progress, record = _one_round(
-            study, identity, progress, exchange, folder, on_reply or (lambda number, line: None)
+            study, identity, progress, exchange, folder, on_reply or (lambda number, line: None), ledgers
         )
         _save(folder, identity, progress)
         if on_round is not None:
@@ -171,13 +176,14 @@ def _one_round(
     exchange: Exchange,
     folder: Path | None,
     on_reply: Callable[[int, SiteRound], object],
+    ledgers: LedgerHeads,
 ) -> tuple[_Progress, RoundRecord]:
     settings, number = study.aggregation, progress.round + 1
     broadcast = Broadcast(**identity, round=number, weights=progress.server.weights)
     started = time.monotonic()
     mean, sites = RunningMean(progress.server.weights), []
     for reply in exchange(broadcast, settings.round_deadline_s):
-        sites.append(_take(reply, broadcast, settings, mean, progress.ledger_heads.get(reply.site)))
+        sites.append(_take(reply, broadcast, settings, mean, ledgers))
         on_reply(number, sites[-1])
         del reply  # or it would be held while the next one arrives
     seconds = time.monotonic() - started
@@ -213,27 +219,17 @@ def _counts(line: SiteRound) -> bool:
     return line.code is None and line.ledger_head is not None
 
 
-def check_ledger(now: LedgerHead | None, before: LedgerHead | None) -> None:
-    """Raise `WireError` "ledger-rollback" where a site's ledger is not `before`, its last one in this run, or a later
-    one: fewer entries, or as many of another history. Such a site has put back an old copy, and forgot what it spent.
-    """
-    if before is None:
-        return
-    if now is None or now.entries < before.entries or (now.entries == before.entries and now != before):
-        raise WireError("ledger-rollback", "the site's ledger went back to an older copy; it must restore the newest")
-
-
 def _take(
-    reply: SiteReply, broadcast: Broadcast, settings: AggregationSection, mean: RunningMean, before: LedgerHead | None
+    reply: SiteReply, broadcast: Broadcast, settings: AggregationSection, mean: RunningMean, ledgers: LedgerHeads
 ) -> SiteRound:
-    """Check one reply and fold it in, or say by a code why not. The reply is not kept. `before`: the head of the site's
-    ledger in its last good reply.
+    """Check one reply and fold it in, or say by a code why not. The reply is not kept. The head of the site's ledger
+    is, as soon as it is a later one: the ledger has come so far, whatever the weights are.
     """
     code, norm, sha256 = reply.code, None, None
     if reply.weights is not None and code is None:
         weight = aggregation.site_weight(settings, reply.site)
         try:
-            check_ledger(reply.ledger_head, before)
+            ledgers.take(reply.site, reply.ledger_head, reply.ledger_recent)
             norm = check_update(reply.weights, broadcast.weights, settings.max_update_norm)
             sha256 = weights_sha256(reply.weights)
             mean.fold(reply.site, reply.weights, weight)

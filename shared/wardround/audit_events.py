@@ -242,6 +242,19 @@ class LossAccepted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LedgerAccepted(Event):
+    """Server: the next head of a site's ledger counts whatever it is, and who decided that. `ledger_entries` and
+    `ledger_head`: the last one that was seen before, which it need not contain.
+    """
+
+    kind = "ledger-accepted"
+    site: str
+    who: str
+    ledger_entries: int
+    ledger_head: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started(Event):
     """A daemon started."""
 

@@ -16,7 +16,17 @@ import numpy as np
 
 from wardround.errors import WireError
 from wardround.study import Study
-from wardround.wire import PROTOCOL_VERSION, Broadcast, Packet, Tensor, unpack_answer
+from wardround.wire import (
+    LEDGER_KEYS,
+    PROTOCOL_VERSION,
+    Broadcast,
+    LedgerHead,
+    Packet,
+    Tensor,
+    pack_ledger,
+    unpack_answer,
+    unpack_ledger,
+)
 
 COUNTS = "counts"
 MAX_COUNT = 10_000_000  # more patients, or more noise, than any hospital has
@@ -24,10 +34,14 @@ MAX_COUNT = 10_000_000  # more patients, or more noise, than any hospital has
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreRelease:
-    """A site's noised counts, int64 (2, B), and whether the site lets figures of its own be shown."""
+    """A site's noised counts, int64 (2, B), whether the site lets figures of its own be shown, and how far its ledger
+    had come: `head` and `recent` as in `wire.Answer`.
+    """
 
     counts_2B: np.ndarray
     per_site: bool
+    head: LedgerHead
+    recent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +65,8 @@ def pack_release(question: Broadcast, release: ScoreRelease) -> Packet:
     if counts_2B.dtype != np.int64 or counts_2B.ndim != 2 or len(counts_2B) != 2:
         raise WireError("shape", "a release holds int64 counts of two labels")
     data = counts_2B.astype("<i8", copy=False).tobytes()
-    return Packet(header=_header(question, release.per_site), tensors={COUNTS: Tensor("int64", counts_2B.shape, data)})
+    header = _header(question, release.per_site) | pack_ledger(release.head, release.recent)
+    return Packet(header=header, tensors={COUNTS: Tensor("int64", counts_2B.shape, data)})
 
 
 def unpack_release(packet: Packet, question: Broadcast, bins: int) -> tuple[ScoreRelease | None, str | None]:
@@ -69,13 +84,14 @@ def unpack_release(packet: Packet, question: Broadcast, bins: int) -> tuple[Scor
     expected = _header(question, per_site == 1)
     if packet.header.get("protocol") != PROTOCOL_VERSION:
         raise WireError("protocol", f"the peer does not speak protocol {PROTOCOL_VERSION}")
-    if set(packet.header) != set(expected) or type(per_site) is not int or per_site not in (0, 1):
+    if set(packet.header) != {*expected, *LEDGER_KEYS} or type(per_site) is not int or per_site not in (0, 1):
         raise WireError("header", "the message is not a well-formed release of counts")
     if packet.header["kind"] != expected["kind"]:
         raise WireError("header", "the message is not a release of counts")
-    if dict(packet.header) != expected:
+    if any(packet.header[name] != value for name, value in expected.items()):
         raise WireError("stale", "the counts belong to another study, run or question")
-    return ScoreRelease(counts_2B=_counts(packet, bins), per_site=per_site == 1), None
+    head, recent = unpack_ledger(packet.header)
+    return ScoreRelease(counts_2B=_counts(packet, bins), per_site=per_site == 1, head=head, recent=recent), None
 
 
 def _counts(packet: Packet, bins: int) -> np.ndarray:

@@ -22,13 +22,16 @@ import numpy as np
 
 from wardround.errors import WireError
 
-PROTOCOL_VERSION = 2  # 2: an answer carries the head of the site's ledger
+PROTOCOL_VERSION = 3  # 2: an answer carries the head of the site's ledger; 3: and the hashes of its last entries
 MAX_TENSORS = 20_000
 MAX_PAYLOAD_BYTES = 4 * 2**30
 MAX_ROUND = 1_000_000
 MAX_LEDGER_ENTRIES = 2**53
+LEDGER_KEYS = ("ledger_entries", "ledger_head", "ledger_recent")
+RECENT_ENTRIES, RECENT_DIGITS = 1024, 8  # a round adds two or three entries: hundreds of rounds may be missed
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_RECENT = re.compile(rf"(?:[0-9a-f]{{{RECENT_DIGITS}}}){{0,{RECENT_ENTRIES}}}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,255}")
 _CODE = re.compile(r"[a-z][a-z0-9_:.-]{0,63}")
@@ -81,10 +84,15 @@ class LedgerHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A site's answer to a broadcast: its trained weights (float32), and its ledger's head after they were settled."""
+    """A site's answer to a broadcast: its trained weights (float32), and its ledger's head after they were settled.
+
+    `recent`: the first `RECENT_DIGITS` digits of the hashes of the ledger's last `RECENT_ENTRIES` entries, in their
+    order. It shows that an earlier head is part of this ledger: a copy that was put back and went on lacks it.
+    """
 
     weights: dict[str, np.ndarray]
     head: LedgerHead
+    recent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,7 @@ class SiteReply:
 
     `code` is "late", "failed", "unreachable" (no message could be brought to it), "refused:<code>" (the site said no)
     or "invalid:<code>" (the server did not take what came). `seconds` runs from the broadcast to the reply;
-    `bytes_up` counts the tensors that came. `ledger_head` comes with weights.
+    `bytes_up` counts the tensors that came. `ledger_head` and `ledger_recent` come with weights.
     """
 
     site: str
@@ -102,6 +110,7 @@ class SiteReply:
     seconds: float
     bytes_up: int
     ledger_head: LedgerHead | None = None
+    ledger_recent: str = ""
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
@@ -151,8 +160,7 @@ def pack_answer(broadcast: Broadcast, answer: Answer) -> Packet:
     """The packet of a site's answer to `broadcast`. Raises `WireError` if its weights do not fit it."""
     check_names_and_shapes(answer.weights, broadcast.weights)
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **_identity(broadcast), "code": ""}
-    head = {"ledger_entries": answer.head.entries, "ledger_head": answer.head.sha256}
-    return Packet(header={**header, **head}, tensors=_pack_tensors(answer.weights))
+    return Packet(header=header | pack_ledger(answer.head, answer.recent), tensors=_pack_tensors(answer.weights))
 
 
 def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
@@ -161,7 +169,7 @@ def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
         raise WireError("code", "a refusal's code holds lower-case letters, digits and _:.- only")
     identity = _identity(broadcast) if broadcast else {"study_sha256": "", "run_id": "", "round": 0}
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **identity, "code": code}
-    return Packet(header={**header, "ledger_entries": 0, "ledger_head": ""})
+    return Packet(header={**header, "ledger_entries": 0, "ledger_head": "", "ledger_recent": ""})
 
 
 def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, str | None]:
@@ -170,7 +178,8 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
     The update's norm is checked where it is folded (`check_update`). Raises `WireError` with the codes of
     `unpack_broadcast`, and "stale" for an answer to another broadcast, "code" for a code outside the alphabet.
     """
-    keys = ("protocol", "kind", "study_sha256", "run_id", "round", "code", "ledger_entries", "ledger_head")
+    identity = ("study_sha256", "run_id", "round")
+    keys = ("protocol", "kind", *identity, "code", *LEDGER_KEYS)
     header = _checked_header(packet.header, "answer", keys)
     code = header["code"]
     if code != "":
@@ -183,11 +192,25 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
     for name, tensor in packet.tensors.items():
         if tuple(tensor.shape) != broadcast.weights[name].shape:
             raise WireError("shape", f"tensor {name} has another shape than the one sent out")
+    head, recent = unpack_ledger(header)
+    return Answer(weights=_unpack_tensors(packet.tensors), head=head, recent=recent), None
+
+
+def pack_ledger(head: LedgerHead, recent: str) -> dict[str, str | int]:
+    """What a reply's header says of the site's ledger; see `Answer`."""
+    return dict(zip(LEDGER_KEYS, (head.entries, head.sha256, recent), strict=True))
+
+
+def unpack_ledger(header: Mapping[str, str | int]) -> tuple[LedgerHead, str]:
+    """The inverse of `pack_ledger`. Raises `WireError` "header" where it is none."""
     head = LedgerHead(
         entries=_number(header, "ledger_entries", MAX_LEDGER_ENTRIES),
         sha256=_matching(header, "ledger_head", _SHA256),
     )
-    return Answer(weights=_unpack_tensors(packet.tensors), head=head), None
+    recent = _matching(header, "ledger_recent", _RECENT)
+    if not head.sha256.startswith(recent[-RECENT_DIGITS:]) or len(recent) > RECENT_DIGITS * head.entries:
+        raise WireError("header", "ledger_recent does not end with the ledger's head")
+    return head, recent
 
 
 def check_names_and_shapes(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:

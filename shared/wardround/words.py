@@ -28,6 +28,7 @@ CODES = {
     "invalid:size": "its reply was too large, or not of the size it claimed",
     "invalid:stale": "it answered another study, run or round",
     "invalid:ledger-rollback": "its ledger went back to an older copy; the site must restore the newest",
+    "invalid:ledger-gap": "its ledger grew by more entries than a reply shows; telephone, then `sites accept-ledger`",
     "unknown": "no reason given",
     "refused:no_spare_rounds": "the site's budget for this run is used up, spare rounds included",
     "refused:not_approved": "the site has not approved this study",

@@ -167,6 +167,7 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
                 seconds=seconds,
                 bytes_up=payload_bytes(answered.weights) if answered else 0,
                 ledger_head=answered.head if answered else None,
+                ledger_recent=answered.recent if answered else "",
             )
 
     return exchange

@@ -39,6 +39,7 @@ from wardround_client.site import Weights
 from wardround_client.tasks.task import task_of, training_rows
 from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
 from wardround_server.evaluation import SitesExchange, federated_test
+from wardround_server.ledger_heads import LedgerHeads
 from wardround_server.rounds import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_simulation import in_process
 from wardround_simulation.assessment import Assessed, AtEnd, assessment_of
@@ -108,7 +109,8 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     def body(exchange: SitesExchange) -> tuple[RunOutcome, dict[str, Any] | None]:
         listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
         outcome = run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
-        return outcome, federated_test(study, run_id, architecture, outcome.weights, exchange)
+        heads = LedgerHeads(out)
+        return outcome, federated_test(study, run_id, architecture, outcome.weights, exchange, ledgers=heads)
 
     trained_from = time.monotonic()
     listener.stage("Starting the simulation engine")

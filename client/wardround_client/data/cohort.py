@@ -6,19 +6,22 @@ A cohort folder holds
     table.csv     a line an image: row, pseudonym, label, hu, pixels_sha256
     cohort.json   the seal, written last: shape, label names, patients with their hold-out ranks, hashes
 
-`cohort.json` is removed before and written after the other two change, so a half-written cohort is never opened. No
-file here can name a patient: identity ends at `pseudonym`.
+`cohort.json` is removed before and written after the other two change, so a half-written cohort is never opened; and
+`.cohort.lock` is held meanwhile, so that who opens the cohort gets the old one or the new one. No file here can name a
+patient: identity ends at `pseudonym`.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import hmac
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,12 @@ from wardround.private_files import make_folder
 
 SCHEMA_VERSION = 1
 IMAGES_FILE, TABLE_FILE, SEAL_FILE = "images.npy", "table.csv", "cohort.json"
+LOCK_FILE = ".cohort.lock"
 TABLE_COLUMNS = ("row", "pseudonym", "label", "hu", "pixels_sha256")
+
+
+class NoCohortError(DataError):
+    """No finished cohort is in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,25 +129,27 @@ def write_cohort(
         "patients": [[name, holdout_rank(site_key, name)] for name in patients],
         "table_sha256": hashlib.sha256(table).hexdigest(),
     }
-    (folder / SEAL_FILE).unlink(missing_ok=True)
-    sync_folder(folder)
-    os.replace(new_images, folder / IMAGES_FILE)
-    os.replace(new_table, folder / TABLE_FILE)
-    write_atomically(folder / SEAL_FILE, json.dumps(seal, indent=1).encode())
+    with _locked(folder, fcntl.LOCK_EX):
+        (folder / SEAL_FILE).unlink(missing_ok=True)
+        sync_folder(folder)
+        os.replace(new_images, folder / IMAGES_FILE)
+        os.replace(new_table, folder / TABLE_FILE)
+        write_atomically(folder / SEAL_FILE, json.dumps(seal, indent=1).encode())
     return key
 
 
 def open_cohort(folder: Path) -> Cohort:
     """Open a sealed cohort. Images are memory-mapped read-only.
 
-    Raises `DataError` when the folder holds no finished cohort or its files do not belong together.
+    Raises `NoCohortError` when the folder holds no finished cohort, `DataError` when its files do not belong together.
     """
     try:
-        seal = json.loads((folder / SEAL_FILE).read_bytes())
-        table = (folder / TABLE_FILE).read_bytes()
-        images_NCHW = np.load(folder / IMAGES_FILE, mmap_mode="r", allow_pickle=False)
+        with _locked(folder, fcntl.LOCK_SH):
+            seal = json.loads((folder / SEAL_FILE).read_bytes())
+            table = (folder / TABLE_FILE).read_bytes()
+            images_NCHW = np.load(folder / IMAGES_FILE, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{folder}: no finished cohort here; run ingest (again)") from None
+        raise NoCohortError(f"{folder}: no finished cohort here; run ingest (again)") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: the cohort cannot be read ({type(error).__name__}); run ingest again") from None
     if seal.get("schema") != SCHEMA_VERSION:
@@ -166,11 +176,43 @@ def open_cohort(folder: Path) -> Cohort:
     )
 
 
+def empty_cohort(shape_CHW: tuple[int, int, int], label_names: tuple[str, ...]) -> Cohort:
+    """A cohort without a patient: what a study finds at a site that has prepared nothing, or has nobody left."""
+    return Cohort(
+        images_NCHW=_frozen(np.empty((0, *shape_CHW)), np.uint8),
+        labels_N=_frozen([], np.int16),
+        patient_N=_frozen([], np.int32),
+        pseudonyms=(),
+        holdout_rank_P=_frozen([], np.float64),
+        hu_N=_frozen([], np.bool_),
+        label_names=label_names,
+        key=cohort_key([], ""),
+        prepared_by="",
+    )
+
+
 def remove_cohort(folder: Path) -> None:
     """Remove a cohort's files, the seal first."""
-    for name in (SEAL_FILE, IMAGES_FILE, TABLE_FILE):
-        (folder / name).unlink(missing_ok=True)
-        sync_folder(folder)
+    with _locked(folder, fcntl.LOCK_EX):
+        for name in (SEAL_FILE, IMAGES_FILE, TABLE_FILE):
+            (folder / name).unlink(missing_ok=True)
+            sync_folder(folder)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold the cohort's files together, for as long as it takes to replace them or to open them."""
+    writes = how == fcntl.LOCK_EX
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY, 0o600)
+    except FileNotFoundError:  # nobody has written a cohort here with this version
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:

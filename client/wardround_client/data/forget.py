@@ -8,7 +8,7 @@ files are never touched.
 from __future__ import annotations
 
 import csv
-import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,11 @@ from wardround_client.data.cohort import (
     pseudonym,
     remove_cohort,
     sync_folder,
-    write_atomically,
     write_cohort,
 )
-from wardround_client.data.ingest import claimed_cohort
+from wardround_client.data.ingest import CohortBusyError, claimed_cohort
 from wardround_client.data.memory import DECODED_FILE, forget_pixels
-from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out
+from wardround_client.data.opt_out import REMOVAL_LOCK_FILE, alone, enter, opted_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +37,52 @@ class Forgotten:
     images_removed: int
 
 
-def forget(site_folder: Path, key: bytes, patient_id: str, issuer: str = "") -> Forgotten:
+def forget(
+    site_folder: Path, key: bytes, patient_id: str, issuer: str = "", record: Callable[[int], object] = int
+) -> Forgotten:
     """Enter a patient into the list, durably and first of all; then remove what was prepared of them.
 
-    `key` is the site's own, `patient_id` and `issuer` as in its files. Asked again after a crash it finishes what is
-    left. Raises `DataError` for an empty patient id, and while an ingest is at work.
+    `key` is the site's own, `patient_id` and `issuer` as in its files; `record` as for `opt_out.enter`. Several calls
+    at once wait for one another; asked again after a crash it finishes what is left. Raises `DataError` for an empty
+    patient id, where the list cannot be written, and while an ingest is at work: then the patient is in the list.
     """
     if not patient_id.strip(" \0"):
         raise DataError("the patient's id is empty; give it as it stands in PatientID or in the manifest")
-    name, before = pseudonym(key, patient_id, issuer), opted_out(site_folder)
-    if name not in before:
-        lines = "".join(f"{one}\n" for one in sorted(before | {name}))
-        write_atomically(site_folder / OPT_OUT_FILE, lines.encode())
-    removed = 0
-    if (site_folder / "cohort").is_dir():
-        with claimed_cohort(site_folder / "cohort"):
-            removed = _remove_prepared(site_folder, key, name)
-    return Forgotten(already=name in before, images_removed=removed)
+    name = pseudonym(key, patient_id, issuer)
+    new = enter(site_folder, name, record)
+    try:
+        removed = _remove_prepared(site_folder, key, {name})
+    except CohortBusyError:
+        raise DataError(
+            f"{site_folder}: the patient is in the list and takes part in nothing from now on; an ingest is at work, "
+            "which removes their images at its end. Call forget again after it, to see that it did"
+        ) from None
+    return Forgotten(already=not new, images_removed=removed)
 
 
-def _remove_prepared(site_folder: Path, key: bytes, name: str) -> int:
-    folder = site_folder / "cohort"
+def remove_objectors(site_folder: Path, key: bytes) -> int:
+    """Remove what is prepared of patients in the list, such as one who objected during an ingest; how many images."""
+    return _remove_prepared(site_folder, key, opted_out(site_folder))
+
+
+def _remove_prepared(site_folder: Path, key: bytes, names: Collection[str]) -> int:
+    if not names or not (site_folder / "cohort").is_dir():
+        return 0
+    with alone(site_folder / REMOVAL_LOCK_FILE), claimed_cohort(site_folder / "cohort"):
+        removed = _remove_from_cohort(site_folder / "cohort", key, names)
+        remove_features(site_folder / "cache")  # also where an earlier call was killed before this line
+    return removed
+
+
+def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int:
     try:
         cohort = open_cohort(folder)
     except DataError:
         return 0  # none, or a half-written one, which no one opens and the next ingest writes anew without them
-    if name not in cohort.pseudonyms:
+    gone_P = np.array([name in names for name in cohort.pseudonyms], dtype=np.bool_)
+    gone_N = gone_P[cohort.patient_N]
+    if not gone_N.any():
         return 0
-    gone_N = cohort.patient_N == cohort.pseudonyms.index(name)
     kept = np.flatnonzero(~gone_N)
     with open(folder / TABLE_FILE, newline="") as file:
         hashes = [line["pixels_sha256"] for line in csv.DictReader(file)]
@@ -91,13 +108,12 @@ def _remove_prepared(site_folder: Path, key: bytes, name: str) -> int:
         )
     else:
         remove_cohort(folder)
-    _remove_features(site_folder / "cache")
     return int(gone_N.sum())
 
 
-def _remove_features(cache: Path) -> None:
+def remove_features(cache: Path) -> None:
     """Frozen features hold a row for each image; they are made again from the new cohort when they are needed."""
     if cache.is_dir():
         for path in cache.glob("features-*"):
-            os.unlink(path)
+            path.unlink(missing_ok=True)
         sync_folder(cache)

@@ -334,6 +334,10 @@ def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
         )
 
 
+class CohortBusyError(DataError):
+    """Another ingest is at work in the folder."""
+
+
 @contextmanager
 def claimed_cohort(folder: Path) -> Iterator[None]:
     """Hold the cohort folder for one ingest, and turn what the disk refuses into one line."""
@@ -346,7 +350,7 @@ def claimed_cohort(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise DataError(f"{folder}: another ingest is at work here; wait for it") from None
+        raise CohortBusyError(f"{folder}: another ingest is at work here; wait for it") from None
     try:
         yield
     except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.accounting import Epsilon, Event, spent
@@ -97,6 +97,11 @@ class Ledger:
         self._read()
         return self._head
 
+    def shown(self) -> tuple[LedgerHead, str]:
+        """What an answer shows of this ledger: its head, and the hashes that link it to earlier heads (`Answer`)."""
+        head = self.head()
+        return head, self._file.recent(head)
+
     def verify(self) -> LedgerHead:
         """Read the whole file again and check it (`LedgerFile.verified`). Raises `LedgerError` naming the fault."""
         head = self._file.verified()
@@ -105,7 +110,7 @@ class Ledger:
 
     def hold(self, study: str, run: str, plan: PrivacyPlan, cap: Cap) -> None:
         """Hold the whole study's budget, spare attempts included, before any image is read. Asked again: nothing
-        changes.
+        changes; whether a cap that was lowered since allows one more attempt is checked by `reserve`.
 
         Raises `PolicyRefusal` where the study's delta or its lack of privacy is against the cap, and `BudgetRefusal`
         where all events of the ledger, all other holds and this study together would exceed it.
@@ -127,8 +132,7 @@ class Ledger:
     def _refusal(self, plan: PrivacyPlan, cap: Cap, more: list[Event]) -> RefusedError | None:
         """Why this plan may not be held, or None: the gate, at which `more` events are asked for."""
         if not plan.private and not cap.allow_no_privacy:
-            asked = "the study asks for epsilon = inf"
-            return PolicyRefusal("no_privacy", f"{asked}; this site does not allow_no_privacy (site.toml)")
+            return _no_privacy()
         if plan.delta > cap.delta:
             text = f"the study's delta {plan.delta:g} is above this site's {cap.delta:g} (site.toml)"
             return PolicyRefusal("delta", text)
@@ -200,11 +204,15 @@ class Ledger:
             raise PolicyRefusal("other_weights", f"round {round_} was already attempted with other weights")
         return next((attempt for attempt in found if attempt.reply_sha256 is not None), None)
 
-    def reserve(self, study: str, run: str, round_: int, weights: str, purpose: str = TRAIN) -> int:
+    def reserve(self, study: str, run: str, round_: int, weights: str, purpose: str = TRAIN, *, cap: Cap) -> int:
         """Charge one attempt to the hold, durably, before a patient is looked at. Returns its number.
 
+        Guarantee: no attempt is charged that brings the attempts of all runs, this one included, above `cap`, which may
+        have been lowered since the budget was held.
+
         An evaluation (`purpose` EVALUATE) counts as the round after the study's last one. Raises `BudgetRefusal` where
-        the hold has no such attempt left or was released: the site sits this round out.
+        the hold has no such attempt left or was released, or where the cap does not allow the attempt, and
+        `PolicyRefusal` for a run without privacy that the site no longer allows: the site sits this round out.
         """
         with self._file.transaction():
             self._read()
@@ -216,10 +224,28 @@ class Ledger:
                 code = "no_spare_rounds" if purpose == TRAIN else "no_spare_attempts"
                 text = f"all {held} attempts of this run to {purpose} are used; the site sits round {round_} out"
                 raise BudgetRefusal(code, text)
+            self._require_below(cap, hold, purpose)
             number = self._book.next_attempt
             content = {"id": number, "study": study, "run": run, "round": round_, "weights": weights}
             self._file.append(self._head, {"kind": "attempt", "purpose": purpose, **content})
         return number
+
+    def _require_below(self, cap: Cap, hold: Hold, purpose: str) -> None:
+        """Raise unless `cap` allows one more attempt of `hold`. What other runs hold and have not spent does not count:
+        each of their attempts is checked in its turn.
+        """
+        if not cap.allow_no_privacy and not all(share.event.private for share in hold.shares.values()):
+            raise _no_privacy()
+        next_one = replace(hold, used={**hold.used, purpose: hold.used[purpose] + 1})
+        holds = [next_one if one is hold else one for one in self._book.holds.values()]
+        after = spent([event for one in holds for event in one.spent() if event.private], cap.delta)
+        if after.value > cap.epsilon:
+            text = (
+                f"this attempt would bring what is spent to {after.value:.3g}, above this site's cap of epsilon "
+                f"{cap.epsilon:g} at delta {cap.delta:g} (site.toml), which was lowered since; the run goes on if the "
+                "cap is raised again, and `wardround-site ledger release` gives back what it still holds"
+            )
+            raise BudgetRefusal("budget", text)
 
     def settle(self, attempt: int, reply_sha256: str) -> None:
         """Record that the attempt's reply is on disk. From now on it may be sent, any number of times.
@@ -293,3 +319,8 @@ class Ledger:
         """Epsilon of everything held, spent or not, at `delta`; studies without privacy make it inf."""
         self._read()
         return spent(self._committed(), delta)
+
+
+def _no_privacy() -> PolicyRefusal:
+    text = "the study asks for epsilon = inf; this site does not allow_no_privacy (site.toml)"
+    return PolicyRefusal("no_privacy", text)

@@ -18,7 +18,7 @@ from typing import Any
 from wardround.chain import START, Row, Witness, body_of, linked, walked
 from wardround.errors import LedgerError, RecordError
 from wardround.private_files import owner_only
-from wardround.wire import LedgerHead
+from wardround.wire import RECENT_DIGITS, RECENT_ENTRIES, LedgerHead
 
 SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_S = 30.0
@@ -119,6 +119,13 @@ class LedgerFile:
         """All entries, or those from number `first` on. Raises `LedgerError` where they cannot be read."""
         with self._in_one_line():
             return _rows(self._connection, first)
+
+    def recent(self, head: LedgerHead) -> str:
+        """The first digits of the hashes of the last entries up to `head`, as an answer shows them (`wire.Answer`)."""
+        select = "SELECT substr(sha256, 1, ?) FROM entries WHERE number > ? AND number <= ? ORDER BY number"
+        numbers = (RECENT_DIGITS, head.entries - RECENT_ENTRIES, head.entries)
+        with self._in_one_line():
+            return "".join(digits for (digits,) in self._connection.execute(select, numbers))
 
     def walked(self, rows: list[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
         """`chain.walked`, with the file's name in its errors."""

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from wardround.checkpoint import load_checkpoint, save_checkpoint
-from wardround.errors import DataError
 from wardround.private_files import make_folder
 from wardround_client.data.cohort import Cohort
 
@@ -34,8 +33,9 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
         for image in range(len(cohort.images_NCHW)):
             images = torch.from_numpy(np.array(cohort.images_NCHW[image : image + 1])).to(device)
             parts.append(network.features(images).float().cpu().numpy())
-    if not parts:
-        raise DataError("the cohort holds no image; ingest data first")
+        if not parts:  # nobody is there: no row, as wide as that of an image would be
+            blank = torch.zeros((1, *cohort.images_NCHW.shape[1:]), dtype=torch.uint8, device=device)
+            parts.append(network.features(blank).float().cpu().numpy()[:0])
     features_ND = np.concatenate(parts)
     if path is not None:
         make_folder(cache_folder)

@@ -23,7 +23,7 @@ from wardround.models.image_views import DRAWS, seen
 from wardround.study import Study
 from wardround_client.privacy.bookkeeping import Precision, SpeedSettings
 from wardround_client.privacy.clipping import ClippingEngine, PatientBatch
-from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, speed_of, engine_for
+from wardround_client.privacy.engine_choice import EngineMemory, Sample, checked_engine, engine_for, speed_of
 from wardround_client.privacy.memory_plan import images_at_once, images_per_batch
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom

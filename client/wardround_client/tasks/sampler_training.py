@@ -27,7 +27,6 @@ from wardround_client.tasks.material import Material, SpeedPlan
 from wardround_client.tasks.steps import PatientsTerm, take_noisy_steps
 from wardround_client.tasks.weights import load_weights, trained_parameters, weights_of
 
-
 FEATURE_ROWS = 32  # in one pass: rows of 33 numbers cost nothing
 
 
