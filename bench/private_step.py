@@ -102,13 +102,13 @@ def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precisio
     if mode == "plain":
         return plain
     if mode in OURS:
-        engine = candidates_of(speed_of(precision))[mode]
+        engine = candidates_of(speed_of(precision, k))[mode]
         return lambda: engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
     return opacus_step(mode, network, batch, k, MAX_GRAD_NORM, context)
 
 
-def speed_of(precision: str) -> SpeedSettings:
-    return SpeedSettings(precision="bfloat16" if precision == "bf16" else "float32")
+def speed_of(precision: str, k: int) -> SpeedSettings:
+    return SpeedSettings(precision="bfloat16" if precision == "bf16" else "float32", images_per_unit=k)
 
 
 def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: str) -> str:
@@ -122,14 +122,14 @@ def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: 
             loss_per_image,
             sample,
             MAX_GRAD_NORM,
-            speed=speed_of(precision),
+            speed=speed_of(precision, k),
             memory=EngineMemory(choices=Path(folder)),
         )
 
     def settings(one: ClippingEngine) -> tuple:
         return (one.func, one.keywords) if isinstance(one, partial) else (one, {})
 
-    found = [name for name, one in candidates_of(speed_of(precision)).items() if settings(one) == settings(engine)]
+    found = [name for name, one in candidates_of(speed_of(precision, k)).items() if settings(one) == settings(engine)]
     return found[0]
 
 

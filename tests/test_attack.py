@@ -25,7 +25,7 @@ from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround_client import round as site_round
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.privacy.clipping import clip_by_loop
+from wardround_client.privacy.clipping import ClippedSum, clip_by_loop
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
@@ -111,6 +111,30 @@ def per_image() -> System:
     return System(train=with_part(engine_for=lambda network, norm: clip_per_image))
 
 
+def clipped_by_a_rounded_norm(network, parameters, batch, loss_per_image, max_grad_norm):
+    """A norm that comes out as 0 under large weights, as float32 differences can: then nothing is clipped."""
+    large = any(float(parameter.detach().abs().max()) > 1e3 for parameter in parameters.values())
+    fooled = {}
+    starts = batch.start_U1.tolist()
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        unit = replace(
+            batch,
+            inputs_N=batch.inputs_N[begin:end],
+            labels_N=batch.labels_N[begin:end],
+            start_U1=batch.start_U1.new_tensor([0, end - begin]),
+        )
+        free = clip_by_loop(network, parameters, unit, loss_per_image, math.inf).gradients
+        clipped = clip_by_loop(network, parameters, unit, loss_per_image, max_grad_norm).gradients
+        for name, gradient in (free if large else clipped).items():
+            fooled[name] = fooled.get(name, 0) + gradient
+    zero = {name: parameter.detach().double() * 0 for name, parameter in parameters.items()}
+    return ClippedSum(gradients=zero | fooled, sensitivity=max_grad_norm)
+
+
+def fooled_by_weights() -> System:
+    return System(train=with_part(engine_for=lambda network, norm: clipped_by_a_rounded_norm))
+
+
 def rate_from_data(plan, index, randomness):
     """What a loader of whole batches does: the rate becomes one over the number of batches that the data fill."""
     batches = math.ceil(index.patients / math.ceil(plan.sampling_rate * plan.nominal_patients))
@@ -180,6 +204,7 @@ PLANTED = {
     "a seeded generator": (checks.fresh_draws, seeded),
     "seeded noise": (checks.fresh_draws, seeded_noise),
     "sites averaged by their sizes": (checks.equal_sites, averaged_by_size),
+    "a norm that crafted weights bring to 0": (checks.hostile_weights, fooled_by_weights),
 }
 
 
@@ -211,7 +236,7 @@ def test_the_checks_hold_for_a_network_of_images_too(network: str) -> None:
 def test_a_study_without_privacy_has_nothing_to_check_of_noise_and_clipping() -> None:
     study = study_of(epsilon=math.inf, max_grad_norm=math.inf)
     verdicts = {check.__name__: check(System(), study).verdict for check in checks.CHECKS}
-    assert verdicts["noise_size"] == verdicts["sensitivity"] == "does not apply"
+    assert verdicts["noise_size"] == verdicts["sensitivity"] == verdicts["hostile_weights"] == "does not apply"
     assert verdicts["plan_is_public"] == verdicts["fresh_draws"] == verdicts["equal_sites"] == "pass"
     assert audit_canaries(System(), study, 100, 1) is None
 
@@ -460,8 +485,8 @@ def test_the_command_writes_one_verdict_into_three_places(finished: Path, quick_
     assert code == 0 and err == "" and printed["verdict"] == "pass", printed["checks"]
     names = [check["name"] for check in printed["checks"]]
     assert names == [
-        "noise-size", "sensitivity", "plan", "fresh-draws", "equal-sites", "replay", "plan-kept", "sent-noise",
-        "sent-mean", "canaries", "membership", "inversion",
+        "noise-size", "sensitivity", "plan", "fresh-draws", "equal-sites", "hostile-weights", "replay", "plan-kept",
+        "sent-noise", "sent-mean", "canaries", "membership", "inversion",
     ]  # fmt: skip
     assert {check["verdict"] for check in printed["checks"]} == {"pass"}
     assert json.loads((finished / "attack.json").read_text()) == printed

@@ -4,6 +4,7 @@
     noise-size     half the noise is not the noise            sensitivity    one patient, however many images, at most C
     plan           q, divisor and noise from public numbers   fresh-draws    nobody can know the noise beforehand
     equal-sites    the mean tells nothing of a site's size    replay         (record.py) the ledger's events, added anew
+    hostile-weights    the same bound whatever weights the server sends
 
 Thresholds are quantiles of the law that an honest system follows, so that it fails a check with probability below
 `FALSE_ALARM`; the faults they are made for lie far beyond.
@@ -18,16 +19,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy import stats
 
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, SiteReply
+from wardround_client.privacy.hostile_weights import WEIGHTS, set_weights, weights_restored
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import index_patients
 from wardround_client.site import Site
-from wardround_client.tasks.weights import initial_network
+from wardround_client.tasks import classification
+from wardround_client.tasks.weights import initial_network, trained_parameters, weights_of
 from wardround_simulation.attack.system import (
     CPU,
     Finding,
@@ -35,6 +39,7 @@ from wardround_simulation.attack.system import (
     difference,
     norm_of,
     passed,
+    plain_training,
     released_sums,
     start_of,
     synthetic_material,
@@ -45,10 +50,12 @@ FALSE_ALARM = 1e-5
 NOISE_VALUES = 5000
 MOST_CALLS = 150
 MANY_IMAGES = 16
+HOSTILE_IMAGES = (2, 1, 3, 1, 2)  # of each patient
+LONGEST_STRETCH = 1e15  # the largest step that a study may ask for
 PROBED_RATE = 0.3  # where the study's own rate is 1, at which no sampler can err; Opacus' loader makes 0.25 of it
 SIZES = (7, 70)
 DRAWS = 1500
-ROUNDING = 0.01  # of float32, and of bfloat16 norms where an engine uses them
+ROUNDING = 0.01  # of what is measured: float32 weights before and after a step
 
 
 def noise_size(system: System, study: Study, seed: int = 0) -> Finding:
@@ -136,6 +143,48 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
         measured=f"{largest:.3f} C at most; {moves[0]:.2f} C with 1 image, {moves[1]:.2f} C with {MANY_IMAGES}",
         limit=f"C within {ROUNDING:.0%}",
         verdict=passed(largest <= 1 + ROUNDING and clipped_well),
+    )
+
+
+def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
+    """How far one patient moves the sum, without noise, from weights that a lying server may send: constant, huge,
+    cancelling, made of rounding and others (`wardround_client/privacy/hostile_weights.py`).
+    """
+    asked = Finding(
+        name="hostile-weights",
+        question="Does one patient move the sum by no more than C whatever weights a lying server sends?",
+        measured="–", limit="–", verdict="does not apply",
+    )  # fmt: skip
+    plan = plan_from_study(study)
+    if not math.isfinite(plan.max_grad_norm):
+        return replace(asked, measured="not clipped: C = ∞")
+    network = initial_network(study)
+    parameters = trained_parameters(network, study)
+    part = classification.trained_part(network, plain_training(study, 1.0))
+    local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
+    material = synthetic_material(study, network, HOSTILE_IMAGES, seed)
+    inputs_N = torch.from_numpy(np.array(material.inputs_N))
+    bare = replace(_without_noise(plan), nominal_patients=1)
+    moves = {}
+    for kind in WEIGHTS:
+        with weights_restored(local):
+            set_weights(kind, part, local, inputs_N, seed)
+            start = weights_of(parameters)
+        largest = max(1.0, *(float(np.abs(array).max()) for array in start.values()))
+        stretch = min(
+            LONGEST_STRETCH, 1e6 * largest / bare.max_grad_norm
+        )  # beside it the start's last digits are small
+        whole, *rest = (
+            released_sums(system, study, bare, network, one, 1, start, stretch)[0]
+            for one in (material, without(material, 0), without(material, 2))
+        )
+        moves[kind] = max(norm_of(difference(whole, one)) / bare.max_grad_norm for one in rest)
+    worst = max(moves, key=lambda kind: moves[kind] if math.isfinite(moves[kind]) else math.inf)
+    return replace(
+        asked,
+        measured=f"{moves[worst]:.4g} C at most, of {len(moves)} kinds of weights ({worst})",
+        limit=f"C within {ROUNDING:.0%}",
+        verdict=passed(all(move <= 1 + ROUNDING for move in moves.values())),
     )
 
 
@@ -328,4 +377,4 @@ def equal_sites(system: System, study: Study, seed: int = 0) -> Finding:
     )
 
 
-CHECKS = (noise_size, sensitivity, plan_is_public, fresh_draws, equal_sites)
+CHECKS = (noise_size, sensitivity, plan_is_public, fresh_draws, equal_sites, hostile_weights)

@@ -79,15 +79,23 @@ def plain_training(study: Study, rate: float) -> Study:
 
 
 def released_sums(
-    system: System, study: Study, plan: PrivacyPlan, network: nn.Module, material: Material, calls: int, start: Weights
+    system: System,
+    study: Study,
+    plan: PrivacyPlan,
+    network: nn.Module,
+    material: Material,
+    calls: int,
+    start: Weights,
+    stretch: float | None = None,
 ) -> list[Weights]:
     """What a site releases in one step from `start`, times the public divisor: clipped sum plus noise, float64 by name.
 
-    `calls` independent calls, each with fresh randomness, as rounds have it.
+    `calls` independent calls, each with fresh randomness, as rounds have it. The step is `stretch` times as long, by
+    default so long that float32 weights hold the move to seven digits whatever they started from.
     """
     one_step = replace(plan, local_steps=1)
     unit = plan.max_grad_norm if math.isfinite(plan.max_grad_norm) else 1.0
-    stretch = 1000 / unit  # so that float32 weights hold the move to seven digits, whatever they started from
+    stretch = stretch or 1000 / unit
     simple = plain_training(study, one_step.expected_patients * stretch)
     sums = []
     for _ in range(calls):
