@@ -68,6 +68,7 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
     "purpose": _one_of("train", "evaluate"),
     "again": lambda value: type(value) is bool,
     "count": _count,
+    "runs": lambda value: _count(value) and value >= 1,
     "ledger_entries": _count,
     "ledger_head": _matches(_SHA256),
     "epsilon": _is_epsilon,
@@ -103,12 +104,13 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyDecided(Event):
-    """Site: a study was approved, refused or revoked, by whom."""
+    """Site: a study was approved, refused or revoked, by whom; an approval says for how many runs in all."""
 
     kind = "study"
     decision: str
     study: str
     who: str
+    runs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
