@@ -189,10 +189,11 @@ def test_all_runs_of_an_approval_must_fit_the_budget_together(site: Path) -> Non
     assert not trains(site, study) and not (site / "audit.jsonl").exists()
     shown = json.loads(said("show", study.sha256()[:8], "--runs", 6, "--json", site=site).output)["words"]
     assert shown["answer"].startswith("would be refused")
-    said(*words, "--runs", 2, site=site)
-    for number in range(2):
-        ledger.hold(study.sha256(), f"run-{number}", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4), runs=2)
-    said(*words, "--runs", 2, site=site)  # both are in the ledger already, and cost nothing more
+    said(*words, "--runs", 3, site=site)
+    for number in range(3):
+        ledger.hold(study.sha256(), f"run-{number}", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4), runs=3)
+    done = said(*words, "--runs", 3, site=site)  # all are in the ledger already, and cost nothing more
+    assert done.exit_code == 0
 
 
 def test_a_revocation_does_not_start_the_count_anew_and_only_a_larger_number_allows_more(site: Path) -> None:
@@ -220,6 +221,7 @@ def test_a_revocation_does_not_start_the_count_anew_and_only_a_larger_number_all
     assert json.loads(done.output)["runs"] == 2 and json.loads(done.output)["runs_begun"] == 1
     assert begins("other") and not begins("third")
     said(*words, site=site)
+    assert runs_allowed(site, study.sha256()) == 1, "the last approval counts, not the largest"
     assert not begins("third") and begins("run") and begins("other")
 
 

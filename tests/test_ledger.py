@@ -105,9 +105,23 @@ def test_a_run_that_was_released_counts_as_one_that_began() -> None:
 def _begin_runs(path: str, name: str, barrier) -> None:
     ledger, small = Ledger(Path(path)), plan(epsilon=0.1)
     barrier.wait(120)
-    for number in range(30):
+    for number in range(12):
         with contextlib.suppress(PolicyRefusal):
             ledger.hold(STUDY, f"{name}-{number}", small, CAP, runs=5)
+
+
+def test_runs_are_counted_where_no_other_process_can_begin_one(tmp_path: Path, monkeypatch) -> None:
+    first, second = (Ledger(tmp_path / "ledger.sqlite3") for _ in range(2))
+    enter, small = first._file.transaction, plan(epsilon=0.1)
+
+    def after_the_other_one():
+        second.hold(STUDY, "second", small, CAP)
+        return enter()
+
+    monkeypatch.setattr(first._file, "transaction", after_the_other_one)
+    with pytest.raises(PolicyRefusal):
+        first.hold(STUDY, "first", small, CAP)
+    assert second.runs_of(STUDY) == 1
 
 
 def test_processes_that_are_killed_begin_no_run_more_than_was_allowed(tmp_path: Path) -> None:
@@ -120,7 +134,7 @@ def test_processes_that_are_killed_begin_no_run_more_than_was_allowed(tmp_path: 
         worker.start()
     barrier.wait(120)
     for worker in workers[:3]:
-        time.sleep(random.random() * 0.02)
+        time.sleep(random.random() * 0.05)
         worker.kill()
     for worker in workers:
         worker.join(120)
