@@ -73,7 +73,7 @@ def works_of(path: Path, attempts: int, plan: PrivacyPlan) -> Mapping[str, Calla
 
     return {
         "open": lambda: Ledger(path).close(),
-        "hold": lambda: ledger.hold(STUDY, f"other-{next(runs)}", plan, CAP),
+        "hold": lambda: ledger.hold(STUDY, f"other-{next(runs)}", plan, CAP, runs=10**9),
         "round": one_round,
         "spent": lambda: ledger.spent(CAP.delta),
         **({"verify": ledger.verify} if hasattr(ledger, "verify") else {}),

@@ -107,6 +107,7 @@ def questions(folder: Path, facts: dict):
     yield "round 1", "train", train()
     yield "round 1 again", "train", train()
     yield "round 1, other weights", "train", train(weights=other)
+    yield "round 1 of another run", "train", train(run_id="another")
     yield "round 2", "train", train(round=2, weights=other)
     yield "round 1 after 2, other weights", "train", train(weights=other)
     yield "figures", "evaluate", train(round=3)

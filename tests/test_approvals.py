@@ -22,10 +22,11 @@ from wardround.health import HEALTH_FILE, HealthService, Look
 from wardround.study import Study, parse_study
 from wardround_client.approvals import approve, decide_against, find_study, known_studies
 from wardround_client.cli import app
+from wardround_client.decisions import runs_allowed
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.proposals import receive
-from wardround_client.site import approved_study
+from wardround_client.site import approved_study, open_site
 
 SITE = 'name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n'
 
@@ -139,6 +140,103 @@ def test_a_study_that_is_held_already_is_not_counted_twice(site: Path) -> None:
     )
 
 
+def test_an_approval_names_its_runs_in_the_record_in_the_log_and_on_the_screen(site: Path) -> None:
+    study = study_of(epsilon=1.0, figures=0.5)
+    receive(site, study)
+    asked = study.sha256()[:8]
+    shown = json.loads(said("show", asked, "--runs", 3, "--json", site=site).output)["words"]
+    assert "3 runs in all; none has begun" in shown["runs"] and "all 3 runs of this approval" in shown["costs"]
+    held, cap = Ledger(None), Cap(epsilon=8.0, delta=1e-4)
+    for number in range(3):
+        held.hold(study.sha256(), f"run-{number}", plan_from_study(study), cap, runs=3)
+    assert f"ε {math.ceil(held.committed(1e-4).value * 100 - 1e-6) / 100:g} with all 3 runs" in shown["costs"]
+    together = plan_from_study(study).promised(3).value
+    assert 1.0 < together < 3.0 and f"(ε = {math.ceil(together * 100 - 1e-6) / 100:g})" in shown["means"]
+    done = said("approve", asked, "--runs", 3, "--by", "Marie", site=site, answer="y\n")
+    assert "Approve 3 runs of this study" in done.stderr and "for 3 runs in all" in done.stdout
+    (entry,) = verified(site / "audit.jsonl").entries
+    assert entry["runs"] == 3 == runs_allowed(site, study.sha256()) == open_site(site).runs_allowed(study.sha256())
+    assert known_of(site, study).decisions[-1]["runs"] == 3 == known_of(site, study).runs
+    for command in (("studies", "list"), ("status",)):
+        assert "for 3 runs" in CliRunner().invoke(app, [*command, "--site", str(site)]).output
+    assert "an approval of 3 runs" in said("show", asked, "--json", site=site).output, "as it was approved"
+
+
+def test_one_run_is_what_an_approval_allows_that_names_no_number(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    assert "1 run in all" in json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]["runs"]
+    said("approve", study.sha256()[:8], "--by", "Marie", "--yes", site=site)
+    assert runs_allowed(site, study.sha256()) == 1
+    path = site / "decisions" / f"{study.sha256()}.json"
+    path.write_text(path.read_text().replace('"runs": 1', '"runs2": 1'))  # as it was before approvals named a number
+    assert runs_allowed(site, study.sha256()) == 1 and trains(site, study)
+    for number in ("0", "-1", "true", '"9"', "1001", "1e9"):
+        path.write_text(f'[{{"decision": "approved", "who": "M", "at": "now", "runs": {number}}}]')
+        with pytest.raises(UsageError, match="list of decisions"):
+            runs_allowed(site, study.sha256())
+    for number in (0, 1001):
+        with pytest.raises(UsageError, match="from 1 to 1000"):
+            approve(site, study, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4), runs=number)
+
+
+def test_all_runs_of_an_approval_must_fit_the_budget_together(site: Path) -> None:
+    study, ledger = study_of(epsilon=3.0), Ledger(site / "ledger.sqlite3")
+    receive(site, study)
+    words = ("approve", study.sha256()[:8], "--by", "Marie", "--yes")
+    done = said(*words, "--runs", 6, site=site, fails=True)
+    assert isinstance(done.exception, BudgetRefusal) and "fewer runs" in str(done.exception)
+    assert not trains(site, study) and not (site / "audit.jsonl").exists()
+    shown = json.loads(said("show", study.sha256()[:8], "--runs", 6, "--json", site=site).output)["words"]
+    assert shown["answer"].startswith("would be refused")
+    said(*words, "--runs", 3, site=site)
+    for number in range(3):
+        ledger.hold(study.sha256(), f"run-{number}", plan_from_study(study), Cap(epsilon=8.0, delta=1e-4), runs=3)
+    done = said(*words, "--runs", 3, site=site)  # all are in the ledger already, and cost nothing more
+    assert done.exit_code == 0
+
+
+def test_a_revocation_does_not_start_the_count_anew_and_only_a_larger_number_allows_more(site: Path) -> None:
+    study, ledger, cap = study_of(epsilon=0.5), Ledger(site / "ledger.sqlite3"), Cap(epsilon=8.0, delta=1e-4)
+    receive(site, study)
+
+    def begins(run: str) -> bool:
+        try:
+            ledger.hold(study.sha256(), run, plan_from_study(study), cap, runs_allowed(site, study.sha256()))
+        except PolicyRefusal as refusal:
+            assert refusal.code == "runs_used"
+            return False
+        return True
+
+    words = ("approve", study.sha256()[:8], "--by", "Marie", "--yes")
+    said(*words, site=site)
+    assert begins("run") and not begins("other")
+    said("revoke", study.sha256()[:8], "--by", "Marie", site=site)
+    done = said(*words, site=site)
+    assert "no new run may begin: 1 run of this study began" in done.output and "--runs 2" in done.output
+    shown = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    assert "1 has begun" in shown["runs"] and "--runs 2 allows one more" in shown["runs"]
+    assert begins("run") and not begins("other"), "the run that began goes on, and no other begins"
+    done = said(*words, "--runs", 2, "--json", site=site)
+    assert json.loads(done.output)["runs"] == 2 and json.loads(done.output)["runs_begun"] == 1
+    assert begins("other") and not begins("third")
+    said(*words, site=site)
+    assert runs_allowed(site, study.sha256()) == 1, "the last approval counts, not the largest"
+    assert not begins("third") and begins("run") and begins("other")
+
+
+def test_a_simulated_hospital_allows_any_number_of_runs_under_its_cap_and_writes_that_down_once(site: Path) -> None:
+    from wardround_simulation.hospitals import Prepared, settle_rules
+
+    study, hospital = study_of(), Prepared(name="north", folder=site / "sim", report=None)
+    (site / "sim").mkdir()
+    for _ in range(2):
+        settle_rules(hospital, study, "cpu", 1)
+    (known,) = known_studies(site / "sim")
+    assert [(one["who"], one["runs"]) for one in known.decisions] == [("Simulation", 1000)]
+    assert open_site(site / "sim").runs_allowed(study.sha256()) == 1000
+
+
 def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site: Path) -> None:
     first, study = study_of("first", epsilon=2.0), study_of(epsilon=3.0)
     ledger = Ledger(site / "ledger.sqlite3")
@@ -178,7 +276,7 @@ def test_a_kill_at_any_point_leaves_no_study_that_trains_without_its_approval_in
     from wardround.audit import AuditLog
     from wardround_client import approvals
 
-    steps = ["approve_study", "_write"]
+    steps = ["approve_study", "_write", "add_decision"]
     ledger, cap = Ledger(None), Cap(epsilon=8.0, delta=1e-4)
 
     def killed_at(number: int, late: bool) -> None:

@@ -407,6 +407,7 @@ def test_no_field_of_any_event_takes_a_patients_name_or_a_path(kind: type[Event]
         "run": "run-1", "round": 1, "purpose": "train", "reply": STUDY, "epsilon": EPSILON, "again": False, "count": 3,
         "program": "wardround-site", "version": "0.1.0", "sha256": STUDY, "ledger_entries": 3, "ledger_head": STUDY,
         "refused": "not-counted", "day": "2026-11-28",
+        "runs": 2,
     }  # fmt: skip
     known = {field.name: good[field.name] for field in fields(kind)}
     kind(**known)

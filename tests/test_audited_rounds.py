@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, pack_broadcast, weights_sha256
 from wardround_client.app import record_of
+from wardround_client.approvals import approve
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.evaluation import release_scores
 from wardround_client.privacy.ledger import Ledger
+from wardround_client.privacy.plan import plan_from_study
 from wardround_client.round import answer
 from wardround_client.site import approve_study, open_site
 from wardround_client.site_app import site_app
@@ -28,12 +31,12 @@ KEY = b"k" * 32
 SITE = 'name = "h"\n[privacy]\nepsilon_cap = 12.0\ndelta_cap = 1e-4\n[release]\nevaluation = "noised"\n'
 
 
-def study_of(evaluation_epsilon: float = 0.0) -> Study:
+def study_of(evaluation_epsilon: float = 0.0, epsilon: float = 8.0) -> Study:
     return parse_study(
         {
             "study": {"name": "t", "rounds": 3, "spare_rounds": 1},
             "data": {"labels": ["benign", "malignant"], "image_size": 64},
-            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
+            "privacy": {"epsilon": epsilon, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
             "aggregation": {"nominal_sites": 1},
             "evaluation": {"epsilon": evaluation_epsilon, "holdout": 0.5},
         }
@@ -81,6 +84,34 @@ def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_say
     assert one["reply"] == weights_sha256(reply) == again["reply"] and again["again"] is True
     assert one["epsilon"] == again["epsilon"] == first.to_json()
     assert two["epsilon"] == site.ledger.spent(1e-4).to_json() and two["epsilon"]["epsilon"] > first.value > 0
+
+
+def test_one_approval_answers_one_run_and_a_server_that_renames_it_gets_no_more(
+    folder: Path,
+) -> None:
+    """48 runs are asked for, which the cap would bear. What a person read was the cost of one."""
+    study = study_of(epsilon=0.5)
+    approve(folder, study, "Marie", Ledger(folder / "ledger.sqlite3"), open_site(folder).cap)
+
+    def answered() -> int:
+        count = 0
+        for number in range(48):
+            site = open_site(folder)  # a process each, as on a daemon's machine
+            for round_ in (1, 2, 3):
+                with contextlib.suppress(PolicyRefusal):
+                    answer(dataclasses.replace(broadcast_of(study, round_), run_id=f"run-{number}"), site)
+                    count += 1
+            site.ledger.close()
+        return count
+
+    assert answered() == 3
+    codes = [one["code"] for one in entries(folder) if one["event"] == "message-refused"]
+    assert codes == ["runs_used"] * 47 * 3
+    promised = plan_from_study(study).promised().value
+    assert Ledger(folder / "ledger.sqlite3").spent(study.privacy.delta).value <= promised <= study.privacy.epsilon
+    approve(folder, study, "Marie", Ledger(folder / "ledger.sqlite3"), open_site(folder).cap, runs=2)
+    assert answered() == 2 * 3, "the first run's replies again, and those of one more"
+    assert {attempt.run for attempt in Ledger(folder / "ledger.sqlite3").attempts()} == {"run-0", "run-1"}
 
 
 def test_released_figures_are_in_the_log_too(folder: Path) -> None:

@@ -333,6 +333,7 @@ SAID = {
     "round 1": "",
     "round 1 again": "",
     "round 1, other weights": "other_weights",
+    "round 1 of another run": "runs_used",
     "round 2": "",
     "round 1 after 2, other weights": "other_weights",
     "figures": "evaluation_not_asked",

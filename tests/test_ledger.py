@@ -4,12 +4,14 @@ cap.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import multiprocessing
 import random
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,75 @@ def test_the_second_run_of_a_study_is_a_second_hold() -> None:
     ledger.hold(STUDY, "first", plan(epsilon=7.0), CAP)
     ledger.hold(STUDY, "first", plan(epsilon=7.0), CAP)
     with pytest.raises(BudgetRefusal):
-        ledger.hold(STUDY, "second", plan(epsilon=7.0), CAP)
+        ledger.hold(STUDY, "second", plan(epsilon=7.0), CAP, runs=2)
+
+
+def test_a_study_gets_as_many_runs_as_were_allowed_whatever_the_server_calls_them(tmp_path: Path) -> None:
+    ledger, small = Ledger(tmp_path / "ledger.sqlite3"), plan(epsilon=0.1)
+    ledger.hold(STUDY, "run", small, CAP)
+    for number in range(48):
+        with pytest.raises(PolicyRefusal, match="--runs 2") as caught:
+            ledger.hold(STUDY, f"run-{number}", small, CAP)
+        assert caught.value.code == "runs_used"
+    ledger.hold(STUDY, "run", small, CAP)
+    assert ledger.reserve(STUDY, "run", 1, "w") == 1, "the run that began goes on"
+    with pytest.raises(LedgerError, match="no budget is held"):
+        ledger.reserve(STUDY, "run-1", 1, "w")
+    ledger.hold(OTHER, "run", small, CAP)
+    ledger.hold(STUDY, "second", small, CAP, runs=2)
+    with pytest.raises(PolicyRefusal):
+        Ledger(tmp_path / "ledger.sqlite3").hold(STUDY, "third", small, CAP, runs=2)
+    ledger.hold(STUDY, "second", small, CAP, runs=1)  # fewer are allowed now: what began may still go on
+    assert ledger.runs_of(STUDY) == 2 and ledger.runs_of(OTHER) == 1
+
+
+def test_a_run_that_was_released_counts_as_one_that_began() -> None:
+    ledger, small = Ledger(None), plan(epsilon=0.1)
+    ledger.hold(STUDY, "run", small, CAP)
+    ledger.release(STUDY, "run", "Marie")
+    with pytest.raises(PolicyRefusal) as caught:
+        ledger.hold(STUDY, "other", small, CAP)
+    assert caught.value.code == "runs_used"
+
+
+def _begin_runs(path: str, name: str, barrier) -> None:
+    ledger, small = Ledger(Path(path)), plan(epsilon=0.1)
+    barrier.wait(120)
+    for number in range(12):
+        with contextlib.suppress(PolicyRefusal):
+            ledger.hold(STUDY, f"{name}-{number}", small, CAP, runs=5)
+
+
+def test_runs_are_counted_where_no_other_process_can_begin_one(tmp_path: Path, monkeypatch) -> None:
+    first, second = (Ledger(tmp_path / "ledger.sqlite3") for _ in range(2))
+    enter, small = first._file.transaction, plan(epsilon=0.1)
+
+    def after_the_other_one():
+        second.hold(STUDY, "second", small, CAP)
+        return enter()
+
+    monkeypatch.setattr(first._file, "transaction", after_the_other_one)
+    with pytest.raises(PolicyRefusal):
+        first.hold(STUDY, "first", small, CAP)
+    assert second.runs_of(STUDY) == 1
+
+
+def test_processes_that_are_killed_begin_no_run_more_than_was_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    Ledger(path).close()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(5)
+    workers = [context.Process(target=_begin_runs, args=(str(path), name, barrier)) for name in "abcd"]
+    for worker in workers:
+        worker.start()
+    barrier.wait(120)
+    for worker in workers[:3]:
+        time.sleep(random.random() * 0.05)
+        worker.kill()
+    for worker in workers:
+        worker.join(120)
+    ledger = Ledger(path)
+    assert ledger.runs_of(STUDY) == len(ledger.holds()) == 5 and ledger.verify() == ledger.head()
 
 
 def test_a_hold_cannot_change_its_plan() -> None:
@@ -257,7 +327,7 @@ def test_the_smallest_cap_holds_the_study_once(epsilon: float, evaluation: float
     ledger, made, cap = Ledger(None), plan_from_study(study), cap_of(study)
     ledger.hold(STUDY, "run", made, cap)
     with pytest.raises(BudgetRefusal):
-        ledger.hold(STUDY, "again", made, cap)
+        ledger.hold(STUDY, "again", made, cap, runs=2)
 
 
 # Several studies, release, what-if
@@ -457,7 +527,7 @@ def test_a_ledger_cut_short_is_found(tmp_path: Path) -> None:
     path = a_ledger(tmp_path)
     big = Ledger(path)
     for number in range(10):
-        big.hold(STUDY, f"run {number}", plan(epsilon=0.1), CAP)
+        big.hold(STUDY, f"run {number}", plan(epsilon=0.1), CAP, runs=11)
     big.close()
     whole = path.read_bytes()
     assert len(whole) > 8192

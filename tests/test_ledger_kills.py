@@ -71,7 +71,7 @@ def site(folder: Path, ready: int) -> None:
     os.write(ready, b".")
     for run in range(10**6):
         try:
-            ledger.hold(STUDY, f"run-{run}", PLAN, CAP)
+            ledger.hold(STUDY, f"run-{run}", PLAN, CAP, runs=10**6)
             for number in range(1, 5):
                 ask(ledger, folder, f"run-{run}", number, "train")
             ask(ledger, folder, f"run-{run}", 5, "evaluate")

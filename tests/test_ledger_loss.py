@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from wardround.audit import AUDIT_FILE, AuditLog, verified
 from wardround.audit_events import ReplyReleased
-from wardround.errors import AuditError, BudgetRefusal, LedgerError, UsageError
+from wardround.errors import AuditError, BudgetRefusal, LedgerError, PolicyRefusal, UsageError
 from wardround.study import Study, parse_study
 from wardround_client.cli import app
 from wardround_client.ledger_loss import accept_loss, loss_of
@@ -89,7 +89,7 @@ def test_after_an_accepted_loss_no_less_is_charged_than_was_spent_and_no_more_th
     plans = [plan_from_study(study) for study in (FIRST, SECOND)]
     held = Ledger(None)
     for number, plan in enumerate(plans):
-        held.hold("a" * 64, f"{number}", plan, CAP)
+        held.hold("a" * 64, f"{number}", plan, CAP, runs=len(plans))
     assert truth < ledger.spent(1e-4).value == ledger.committed(1e-4).value == pytest.approx(held.committed(1e-4).value)
     assert Ledger(folder / "ledger.sqlite3").verify() == ledger.head()
     entry = verified(folder / AUDIT_FILE).entries[-1]
@@ -103,6 +103,8 @@ def test_its_runs_train_no_more_and_a_new_one_only_within_what_is_left(lost) -> 
         ledger.hold(study.sha256(), run, plan_from_study(study), CAP)
         with pytest.raises(BudgetRefusal, match="released by Ada Lovelace"):
             ledger.reserve(study.sha256(), run, 4, "w", cap=CAP)
+        with pytest.raises(PolicyRefusal, match="that began: 1"):
+            ledger.hold(study.sha256(), "another", plan_from_study(study), CAP)
     tight = Cap(epsilon=ledger.spent(1e-4).value + 0.01, delta=1e-4)
     with pytest.raises(BudgetRefusal, match="of its cap of epsilon"):
         ledger.hold(THIRD.sha256(), "run-3", plan_from_study(THIRD), tight)

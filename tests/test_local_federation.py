@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from wardround.errors import WardroundError
 from wardround_simulation import programs
+from wardround_simulation.local_federation import LocalFederation
+from wardround_simulation.progress import RunProgress
 
 STUDY = """
 [study]
@@ -43,6 +46,25 @@ min_sites = 3
 round_deadline_s = 120
 """
 SITES = ("hospital-1", "hospital-2", "hospital-3")
+
+
+def test_a_run_after_one_that_was_stopped_for_good_is_approved_as_well_and_nothing_is_approved_twice(tmp_path) -> None:
+    asked = []
+
+    class Answered(LocalFederation):
+        def _ask_server(self, *words):
+            assert words == ("runs",)
+            return [{"study_sha256": sha256} for sha256 in ("a" * 64, "b" * 64, "a" * 64)]
+
+        def _ask_sites(self, *words, sites=None):
+            asked.append((words, sites))
+            known = {"one": ("approved", 2), "two": ("approved", 1), "new": ("proposed", 0)}
+            return {name: [{"sha256": "a" * 64, "state": s, "runs": n}] for name, (s, n) in known.items()}
+
+    here = Answered(folder=tmp_path, data=tmp_path, sites=("one", "two", "new"))
+    here.approve("a" * 64, [], RunProgress(Console(), 1, quiet=True))
+    words, sites = asked[-1]
+    assert words[:5] == ("studies", "approve", "a" * 64, "--runs", 2) and sites == ["two", "new"]
 
 
 def of_folder(folder: Path) -> set[int]:

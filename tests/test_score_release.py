@@ -313,6 +313,12 @@ def test_asked_twice_the_same_bytes_and_one_charge(site: Site, tmp_path: Path):
     assert len(reopened.ledger.attempts()) == 1
 
 
+def test_figures_of_another_run_than_the_one_approved_are_refused_before_a_patient_is_read(site: Site):
+    release_scores(question_of(study_of()), site)
+    assert refused(site, question_of(study_of(), run_id="another")) == "runs_used"
+    assert len(site.ledger.attempts()) == 1
+
+
 def test_the_same_question_with_other_weights_is_refused(site: Site):
     question = question_of(study_of())
     release_scores(question, site)

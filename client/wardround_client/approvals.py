@@ -1,7 +1,10 @@
 """What a site decides about studies: proposed, approved, refused, revoked; by whom and when.
 
 proposals/HASH.json   received (proposals.py)      studies/HASH.json     approved; what rounds read (site.py)
-decisions/HASH.json   every decision about it in order: decision, who, at; the last one counts
+decisions/HASH.json   every decision about it in order: decision, who, at, runs; the last one counts
+
+An approval names how many runs of the study may ever begin here. The ledger counts those that did (`Ledger.hold`), so
+that neither a name that the server makes up nor a revocation starts the count anew: only a person allows more.
 
 An approval is in the audit log before it has an effect, a revocation has its effect before it is in the log: a kill
 between the two leaves a study that is not trained, and the same command finishes.
@@ -9,7 +12,6 @@ between the two leaves a study that is not trained, and the same command finishe
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,28 +19,37 @@ from typing import Any, Literal
 
 from wardround.audit import AUDIT_FILE, AuditLog
 from wardround.audit_events import StudyDecided, is_person
-from wardround.errors import UsageError
+from wardround.errors import StudyError, UsageError
 from wardround.private_files import make_folder
 from wardround.study import Study, study_from_json
 from wardround_client.data.cohort import sync_folder, write_atomically
-from wardround_client.decisions import DECISIONS, read_decisions
+from wardround_client.decisions import MOST_RUNS, add_decision, read_decisions, runs_approved
 from wardround_client.privacy.ledger import Cap, Ledger, WhatIf
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site import approve_study
 
 PROPOSALS, STUDIES = "proposals", "studies"
 SHORTEST_PREFIX = 4
-State = Literal["proposed", "approved", "refused", "revoked"]
+State = Literal["proposed", "approved", "refused", "revoked", "unreadable"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownStudy:
-    """A study this site has heard of: its hash, what it says, and what was decided, oldest first."""
+    """A study this site has heard of: its hash, what it says, and what was decided, oldest first.
+
+    Where its file is no study that this version knows, `study` is None and `fault` says why, in one line.
+    """
 
     sha256: str
-    study: Study
+    study: Study | None
     state: State
     decisions: tuple[dict[str, Any], ...]
+    fault: str | None = None
+
+    @property
+    def runs(self) -> int:
+        """How many runs of it may ever begin here, as it is now."""
+        return runs_approved(self.decisions) if self.state == "approved" else 0
 
 
 def received_at(folder: Path, sha256: str) -> str | None:
@@ -50,10 +61,10 @@ def received_at(folder: Path, sha256: str) -> str | None:
 
 
 def known_studies(folder: Path) -> list[KnownStudy]:
-    """All studies of this site by name and hash. Raises `UsageError` for a file that is not what its name says."""
+    """All studies of this site by name and hash, those whose file cannot be read at the end."""
     hashes = {path.stem for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json")}
-    found = [_known(folder, sha256) for sha256 in hashes]
-    return sorted(found, key=lambda known: (known.study.study.name, known.sha256))
+    found = [_known_or_fault(folder, sha256) for sha256 in hashes]
+    return sorted(found, key=lambda one: (one.study is None, one.study.study.name if one.study else "", one.sha256))
 
 
 def find_study(folder: Path, prefix: str) -> KnownStudy:
@@ -71,26 +82,30 @@ def find_study(folder: Path, prefix: str) -> KnownStudy:
     return _known(folder, hashes[0])
 
 
-def cost_of(study: Study, ledger: Ledger, cap: Cap) -> WhatIf:
-    """What the study would cost this site. Raises `StudyError` where no noise keeps its promise."""
-    return ledger.what_if(plan_from_study(study), cap)
-
-
-def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap) -> str:
-    """Let rounds of this study be trained here; returns its hash. Durable on return.
-
-    Raises `BudgetRefusal` or `PolicyRefusal` where the whole study does not fit what is left of the cap (a study that
-    the ledger holds already is not counted twice), and `UsageError` for a name that is none.
+def cost_of(study: Study, ledger: Ledger, cap: Cap, runs: int = 1) -> WhatIf:
+    """What the study would cost this site if `runs` runs of it may ever begin: those that did are in the ledger
+    already. Raises `StudyError` where no noise keeps its promise.
     """
+    return ledger.what_if(plan_from_study(study), cap, max(0, runs - ledger.runs_of(study.sha256())))
+
+
+def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs: int = 1) -> str:
+    """Let `runs` runs of this study be trained here in all, those that began included; returns its hash. Durable on
+    return.
+
+    Raises `BudgetRefusal` or `PolicyRefusal` where all these runs together do not fit what is left of the cap (those
+    that the ledger holds already are not counted twice), and `UsageError` for a name or a number that is none.
+    """
+    if not 1 <= runs <= MOST_RUNS:
+        raise UsageError(f"--runs {runs}: give a number from 1 to {MOST_RUNS}")
     sha256 = study.sha256()
-    refusal = cost_of(study, ledger, cap).refusal
-    held = any(hold.study == sha256 and hold.released_by is None for hold in ledger.holds())
-    if refusal is not None and not (held and refusal.code == "budget"):
+    refusal = cost_of(study, ledger, cap, runs).refusal
+    if refusal is not None:
         raise refusal
-    _record(folder, "approved", sha256, who)
+    _record(folder, "approved", sha256, who, runs)
     approve_study(folder, study)
     sync_folder(folder / STUDIES)
-    _decide(folder, "approved", sha256, who)
+    add_decision(folder, "approved", sha256, who, runs)
     (folder / PROPOSALS / f"{sha256}.json").unlink(missing_ok=True)
     return sha256
 
@@ -108,7 +123,7 @@ def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused",
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
     _require_person(who)
     _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")
-    _decide(folder, decision, known.sha256, who)
+    add_decision(folder, decision, known.sha256, who)
     (folder / STUDIES / f"{known.sha256}.json").unlink(missing_ok=True)
     _record(folder, decision, known.sha256, who)
 
@@ -116,7 +131,11 @@ def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused",
 def _known(folder: Path, sha256: str) -> KnownStudy:
     approved = folder / STUDIES / f"{sha256}.json"
     path = approved if approved.exists() else folder / PROPOSALS / f"{sha256}.json"
-    study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    except (StudyError, UnicodeDecodeError) as error:
+        why = error if isinstance(error, StudyError) else f"{path}: is no text"
+        raise UsageError(f"{why}; this version does not take such a study: remove the file") from None
     if study.sha256() != sha256:
         raise UsageError(f"{path}: is not the study that its name says; it was altered, put the original back")
     decisions = read_decisions(folder, sha256)
@@ -128,15 +147,16 @@ def _known(folder: Path, sha256: str) -> KnownStudy:
     return KnownStudy(sha256=sha256, study=study, state=state, decisions=tuple(decisions))
 
 
-def _decide(folder: Path, decision: str, sha256: str, who: str) -> None:
-    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    decisions = [*read_decisions(folder, sha256), {"decision": decision, "who": who, "at": at}]
-    _write(folder / DECISIONS / f"{sha256}.json", json.dumps(decisions, indent=1) + "\n")
+def _known_or_fault(folder: Path, sha256: str) -> KnownStudy:
+    try:
+        return _known(folder, sha256)
+    except UsageError as error:
+        return KnownStudy(sha256=sha256, study=None, state="unreadable", decisions=(), fault=str(error))
 
 
-def _record(folder: Path, decision: str, sha256: str, who: str) -> None:
+def _record(folder: Path, decision: str, sha256: str, who: str, runs: int | None = None) -> None:
     _require_person(who)
-    AuditLog(folder / AUDIT_FILE).append(StudyDecided(decision=decision, study=sha256, who=who))
+    AuditLog(folder / AUDIT_FILE).append(StudyDecided(decision=decision, study=sha256, who=who, runs=runs))
 
 
 def _require_person(who: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.errors import LedgerError, UsageError
+from wardround.printable import escaped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,7 +118,10 @@ def release(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give back what a run holds and has not used. What it used stays charged; the run can train here no more."""
+    """Give back what a run holds and has not used. What it used stays charged; the run can train here no more.
+
+    It still counts as one of the runs that the study's approval allows.
+    """
     cap = cap_of_site(site)
     ledger = opened_ledger(site)
     known = [hold for hold in ledger.holds() if hold.run == run and len(study) >= 8 and hold.study.startswith(study)]
@@ -165,10 +169,10 @@ def accept_loss(
 ) -> None:
     """Go on from an older copy because every newer one is gone for good. Whatever its runs held is charged in full.
 
-    Those runs train here no more; later ones may, within what is left of the cap. The runs are those of the copy and of
-    the audit log; where that is an old copy too, ask the operator which runs were since (`wardround-server runs`).
-    Afterwards the operator accepts this ledger by name (`wardround-server sites accept-ledger`): until then the server
-    refuses this site's replies.
+    Those runs train here no more, and count as begun; later ones may where an approval allows more runs, within what is
+    left of the cap. The runs are those of the copy and of the audit log; where that is an old copy too, ask the
+    operator which runs were since (`wardround-server runs`). Afterwards the operator accepts this ledger by name
+    (`wardround-server sites accept-ledger`): until then the server refuses this site's replies.
     """
     from wardround_client.ledger_loss import accept_loss as accept
     from wardround_client.ledger_loss import loss_of
@@ -264,7 +268,7 @@ def _table_of_holds(holds: list[Hold], cap: Cap) -> Table:
         for purpose, share in hold.shares.items():
             numbers = [share.attempts, hold.used[purpose], hold.settled[purpose]]
             epsilon = f"{spent(hold.spent(purpose), cap.delta).value:.3g}"
-            names = [hold.study[:WIDTH_OF_A_HASH], hold.run, purpose]
+            names = [hold.study[:WIDTH_OF_A_HASH], escaped(hold.run), purpose]
             table.add_row(*names, *map(str, numbers), epsilon, _state(hold))
     if not holds:
         table.add_row("none")

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from wardround.printable import escaped
 from wardround_client.cli_ledger import opened_ledger
+from wardround_client.cli_studies import decision_text
 
 
 def status(
@@ -23,7 +25,7 @@ def status(
         print(json.dumps(found))
         return
     for name, text in lines_of(found):
-        print(f"{name:<13} {text}")
+        print(escaped(f"{name:<13} {text}"))
 
 
 def lines_of(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -40,8 +42,8 @@ def _studies(part: dict[str, Any]) -> list[str]:
     said = []
     for one in part["known"]:
         last = one["last_decision"]
-        by = f", by {last['who']}, {last['at']}" if last else ""
-        said.append(f"{one['sha256'][:12]}  {one['name']}: {one['state']}{by}")
+        by = f", {decision_text(last)}" if last else ""
+        said.append(f"{one['sha256'][:12]}  {one.get('fault') or one['name']}: {one['state']}{by}")
     return said or ["none"]
 
 

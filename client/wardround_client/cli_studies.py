@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.errors import UsageError
+from wardround.printable import escaped
 from wardround_client.cli_ledger import cap_of_site, opened_ledger
+from wardround_client.decisions import MOST_RUNS
 from wardround_client.tasks.weights import initial_network, trained_parameters
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The sit
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
 ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")]
-WIDTH_OF_A_HASH = 12
+RUNS_HELP = "How many runs may ever begin here, those that began included"
+WIDTH_OF_A_HASH, WIDEST = 12, 100
 
 
 @app.command("list", epilog="Example: wardround-site studies list --site hospital")
@@ -39,20 +42,31 @@ def list_(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
         print(json.dumps([study_to_json(one) for one in known]))
         return
     for one in known:
-        last = one.decisions[-1] if one.decisions else None
-        decided = f"by {last['who']}, {last['at']}" if last else "nobody decided yet"
-        print(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state:<8}  {one.study.study.name}  {decided}")
+        if one.study is None:
+            print(escaped(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state}  {one.fault}"))
+            continue
+        decided = decision_text(one.decisions[-1]) if one.decisions else "nobody decided yet"
+        print(escaped(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state:<8}  {one.study.study.name}  {decided}"))
     if not known:
         print("none; `wardround-site studies approve FILE` approves a study file, or the server submits one")
 
 
 @app.command(epilog="Example: wardround-site studies show 3f9c2a71 --site hospital")
-def show(study: HashArgument, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
+def show(
+    study: HashArgument,
+    runs: Annotated[
+        int | None,
+        typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; default: as approved, or 1."),
+    ] = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
     """A study in plain words: what it reads, what leaves, what it costs this site's patients now and after."""
     from wardround_client.approvals import find_study
+    from wardround_client.decisions import runs_allowed
 
     known = find_study(site, study)
-    said = _in_words(site, known.study)
+    said = _in_words(site, known.study, runs or runs_allowed(site, known.sha256))
     if as_json:
         print(json.dumps({**study_to_json(known), "words": dict(said)}))
         return
@@ -65,20 +79,34 @@ def approve(
         str, typer.Argument(metavar="HASH_OR_FILE", help="A proposal's hash or its first letters, or a study file.")
     ],
     by: ByOption,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; all are paid for together.")
+    ] = 1,
     site: SiteOption = Path("."),
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the study was read elsewhere.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a study be trained here. Shows it, asks, and writes down who and when. Exit 3: the budget cannot hold it."""
+    """Let a study be trained here. Shows it, asks, and writes down who and when. Exit 3: the budget cannot hold it.
+
+    One approval allows one run, unless --runs says more. A run goes on after a stop or a crash under its own name; the
+    next one goes back to a person, who approves again with a larger number.
+    """
+    from wardround.words import count_text
     from wardround_client.approvals import approve as approve_study
 
     cap, asked = cap_of_site(site), _proposed(site, study)
     if not as_json:
-        _print_words(_in_words(site, asked))
-    if not yes and not _confirmed(f"Approve this study for {site.resolve().name}, as {by}?"):
+        _print_words(_in_words(site, asked, runs))
+    question = f"Approve {count_text(runs, 'run')} of this study for {site.resolve().name}, as {by}?"
+    if not yes and not _confirmed(question):
         raise UsageError("not approved: nobody said yes; answer y, or give --yes")
-    sha256 = approve_study(site, asked, by, opened_ledger(site), cap)
-    _say_decision(sha256, "approved", by, as_json)
+    ledger = opened_ledger(site)
+    sha256 = approve_study(site, asked, by, ledger, cap, runs)
+    begun = ledger.runs_of(sha256)
+    _say_decision(sha256, "approved", by, as_json, {"runs": runs, "runs_begun": begun})
+    if not as_json and begun >= runs:
+        mend = f"--runs {begun + 1} allows one more"
+        print(f"no new run may begin: {count_text(begun, 'run')} of this study began here already; {mend}")
 
 
 @app.command(epilog='Example: wardround-site studies refuse 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
@@ -103,8 +131,18 @@ def revoke(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_j
 
 def study_to_json(known: KnownStudy) -> dict[str, Any]:
     """What machines learn of a study and its decisions."""
-    decisions = list(known.decisions)
-    return {"sha256": known.sha256, "name": known.study.study.name, "state": known.state, "decisions": decisions}
+    name = known.study.study.name if known.study else None
+    said = {"sha256": known.sha256, "name": name, "state": known.state, "runs": known.runs}
+    said["decisions"] = list(known.decisions)
+    return said if known.fault is None else {**said, "fault": known.fault}
+
+
+def decision_text(decision: dict[str, Any]) -> str:
+    """Who decided and when, and for how many runs, as `studies list` and `status` say it."""
+    from wardround.words import count_text
+
+    runs = f", for {count_text(decision['runs'], 'run')}" if "runs" in decision else ""
+    return f"by {decision['who']}, {decision['at']}{runs}"
 
 
 def _proposed(site: Path, study: str) -> Study:
@@ -114,15 +152,26 @@ def _proposed(site: Path, study: str) -> Study:
     return load_study(Path(study)) if study.endswith(".toml") else find_study(site, study).study
 
 
-def _in_words(site: Path, study: Study) -> list[tuple[str, str]]:
+def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     from wardround.study_words import Cost, describe
     from wardround_client.approvals import cost_of, received_at
     from wardround_client.config import load_site_config
+    from wardround_client.privacy.plan import plan_from_study
 
-    cap = cap_of_site(site)
-    said = cost_of(study, opened_ledger(site), cap)
-    refusal = None if said.refusal is None else str(said.refusal)
-    cost = Cost(now=said.now, after=said.after, cap_epsilon=cap.epsilon, refusal=refusal)
+    cap, ledger, plan = cap_of_site(site), opened_ledger(site), plan_from_study(study)
+    said = cost_of(study, ledger, cap, runs)
+    # A patient trains or is held out, in every run of a study the same. One run promises what the study says.
+    trained = study.privacy.epsilon if runs == 1 else plan.promised(runs).value
+    cost = Cost(
+        runs=runs,
+        begun=ledger.runs_of(study.sha256()),
+        noise_multiplier=plan.noise_multiplier,
+        together=max(trained, runs * study.evaluation.epsilon),
+        now=said.now,
+        after=said.after,
+        cap_epsilon=cap.epsilon,
+        refusal=None if said.refusal is None else str(said.refusal),
+    )
     numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
     config = load_site_config(site / "site.toml")
     received = received_at(site, study.sha256())
@@ -134,28 +183,39 @@ def _in_words(site: Path, study: Study) -> list[tuple[str, str]]:
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:
-    return [("decided", f"{one['decision']} by {one['who']}, {one['at']}") for one in known.decisions]
+    return [("decided", f"{one['decision']} {decision_text(one)}") for one in known.decisions]
 
 
 def _confirmed(question: str) -> bool:
     import sys
 
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(escaped(f"{question} [y/N] "), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _print_words(said: list[tuple[str, str]]) -> None:
-    import textwrap
+    """Two columns, never wider than the terminal: what it wrapped by itself would look like a line of ours."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, text in said:
-        print(textwrap.fill(text, 100, initial_indent=f"{name:<9}", subsequent_indent=" " * 9, break_long_words=False))
+        table.add_row(Text(name), Text(escaped(text)))
+    console = Console()
+    console.print(table, width=min(console.width, WIDEST))
 
 
-def _say_decision(sha256: str, decision: str, who: str, as_json: bool) -> None:
+def _say_decision(sha256: str, decision: str, who: str, as_json: bool, more: dict[str, int] | None = None) -> None:
+    from wardround.words import count_text
+
     if as_json:
-        print(json.dumps({"sha256": sha256, "decision": decision, "who": who}))
+        print(json.dumps({"sha256": sha256, "decision": decision, "who": who, **(more or {})}))
     else:
-        print(f"{sha256[:WIDTH_OF_A_HASH]}  {decision} by {who}")
+        runs = f", for {count_text(more['runs'], 'run')} in all" if more else ""
+        print(f"{sha256[:WIDTH_OF_A_HASH]}  {decision} by {who}{runs}")
 
 
 def _require_site(site: Path) -> None:

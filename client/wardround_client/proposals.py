@@ -1,7 +1,7 @@
 """Proposed studies: a server may put one before this hospital, and ask what has become of it. Only a person decides.
 
 proposals/HASH.json   received and undecided      studies/HASH.json   approved (site.py)
-decisions/HASH.json   who decided what, and when
+decisions/HASH.json   who decided what, when, and for how many runs
 """
 
 from __future__ import annotations

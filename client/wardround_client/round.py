@@ -93,7 +93,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
 
 def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
     """Everything that can be refused without reading an image, in this order: study, architecture, round number (one
-    of `rounds`), weights, budget.
+    of `rounds`), weights, number of runs, budget.
     """
     study = site.study_of(broadcast.study_sha256)
     if not site.randomness.secret and not site.cap.allow_no_privacy:
@@ -114,7 +114,8 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
         )
     if not all(np.isfinite(array).all() for array in broadcast.weights.values()):
         raise WireError("not-finite", "the weights received are not finite")
-    site.ledger.hold(broadcast.study_sha256, broadcast.run_id, admitted.plan, site.cap)
+    runs = site.runs_allowed(broadcast.study_sha256)
+    site.ledger.hold(broadcast.study_sha256, broadcast.run_id, admitted.plan, site.cap, runs)
     return admitted
 
 

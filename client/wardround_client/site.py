@@ -36,7 +36,7 @@ from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, empty_cohort, open_cohort
 from wardround_client.data.forget import remove_features
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
-from wardround_client.decisions import last_decision
+from wardround_client.decisions import last_decision, runs_allowed
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.engine_choice import EngineMemory
 from wardround_client.privacy.ledger import Cap, Ledger
@@ -64,6 +64,7 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
+    runs_allowed: Callable[[str], int] = lambda _: 1  # how many runs of a study may ever begin; see decisions.py
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutImages] | None = None
@@ -110,6 +111,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         material_of=read_material,
         randomness=SecretRandom(),
         device=device,
+        runs_allowed=lambda sha256: runs_allowed(folder, sha256),
         data_state=lambda: _data_state(folder),
         release=config.release,
         held_out_of=lambda study: held_out_images(study, open_cohort_of(folder, study)),

@@ -22,6 +22,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, a
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
     """Every released model: run, network, promise, rounds, when, and the hash of its file. Exit 1: one is damaged."""
     from wardround.command_line import print_table
+    from wardround.printable import escaped
     from wardround.words import epsilon_text
     from wardround_server.config import load_server_config
 
@@ -38,7 +39,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
         ]  # fmt: skip
         print_table(columns, rows or [("none", *[""] * 6)])
         for one in damaged:
-            print(f"{one['run']}: {one['fault']}")
+            print(escaped(f"{one['run']}: {one['fault']}"))
     if damaged:
         raise typer.Exit(1)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wardround.command_line import print_table, require_person
+from wardround.printable import escaped
 
 if TYPE_CHECKING:
     from wardround_server.run_folder import RunFolder
@@ -154,7 +155,7 @@ def _say(run: RunFolder, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     for line in headlines(facts):
-        print(line)
+        print(escaped(line))
     columns = ("site", "says", "since", "runs", "counted")
     print_table(columns, site_rows(facts) or [("none is enrolled", "", "", "", "")])
     if rows := round_rows(facts):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from wardround.errors import UsageError
+from wardround.printable import escaped
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The log: audit.jsonl of the folder, or a copy.")]
 HASHES = ("study", "reply", "sha256", "ledger_head", "fingerprint")
@@ -55,7 +56,7 @@ def audit_app(program: str) -> typer.Typer:
         first = "" if since is None else _day(since)
         for entry in verified(file).entries:
             if str(entry["at"]) >= first:
-                print(json.dumps(entry) if as_json else line_of(entry))
+                print(json.dumps(entry) if as_json else escaped(line_of(entry)))
 
     return app
 

@@ -71,6 +71,7 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
     "count": _count,
     "day": _matches(_DAY),
     "refused": _one_of("message-refused", "not-counted"),
+    "runs": lambda value: _count(value) and value >= 1,
     "ledger_entries": _count,
     "ledger_head": _matches(_SHA256),
     "epsilon": _is_epsilon,
@@ -106,12 +107,13 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyDecided(Event):
-    """Site: a study was approved, refused or revoked, by whom."""
+    """Site: a study was approved, refused or revoked, by whom; an approval says for how many runs in all."""
 
     kind = "study"
     decision: str
     study: str
     who: str
+    runs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

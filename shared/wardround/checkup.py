@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wardround.errors import WardroundError
+from wardround.printable import escaped
 from wardround.private_files import too_open
 
 if TYPE_CHECKING:
@@ -104,15 +105,16 @@ def clock() -> Check:
 def table_of(checks: Iterable[Check]) -> Table:
     """The checks as a table for people."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("")
     table.add_column("name")
     table.add_column("found", overflow="fold")
     for check in checks:
-        table.add_row(MARKS[check.state], check.name, check.found)
+        table.add_row(MARKS[check.state], check.name, Text(escaped(check.found)))
         if check.todo:
-            table.add_row("", "", f"→ {check.todo}")
+            table.add_row("", "", Text(escaped(f"→ {check.todo}")))
     return table
 
 

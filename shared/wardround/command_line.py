@@ -15,6 +15,7 @@ import typer
 import typer.core
 
 from wardround.errors import UsageError, WardroundError
+from wardround.printable import escaped
 
 typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
 
@@ -68,16 +69,19 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table for people, as wide as the terminal; long cells are folded and never cut."""
+    """Print a table for people, as wide as the terminal; long cells are folded and never cut. Cells are shown as they
+    are, whatever a peer wrote in them: no markup, no emoji, no control character.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+        table.add_row(*(Text(escaped(cell)) for cell in row))
+    Console().print(table)
 
 
 def require_person(by: str | None) -> None:
@@ -108,5 +112,5 @@ def _in_an_import(frame: FrameType | None) -> bool:
 
 
 def _fail(name: str, message: str, exit_code: int) -> NoReturn:
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {escaped(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(exit_code)

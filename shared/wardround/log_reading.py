@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from wardround.errors import WardroundError
+from wardround.printable import escaped, json_line
 
 LOOK_S = 0.5
 UNREADABLE = "unreadable"
@@ -93,7 +94,7 @@ def show(
         raise WardroundError(f"{folder}: holds no log yet; `start` begins one")
 
     def say(entry: Entry) -> None:
-        print(json.dumps(entry, ensure_ascii=False) if as_json else line_of(entry), flush=follow)
+        print(json_line(entry) if as_json else line_of(entry), flush=follow)
 
     logs, said = Logs(folder), 0
     first = filter(wanted, logs.news())
@@ -109,11 +110,11 @@ def show(
 
 
 def line_of(entry: Entry) -> str:
-    """An entry for people: when, how bad, where, what."""
+    """An entry for people: when, how bad, where, what. A log holds what peers and libraries wrote: it is escaped."""
     level = "" if entry["level"] == "info" else f"{entry['level'].upper()} "
     place = " ".join(f"{name} {entry[name]}" for name in PLACES if name in entry)
     line = " ".join(filter(None, (entry["at"], f"[{place}]" if place else "", f"{level}{entry['text']}")))
-    return "\n".join([line, *str(entry.get("traceback", "")).splitlines()])
+    return "\n".join(map(escaped, [line, *str(entry.get("traceback", "")).splitlines()]))
 
 
 def names_place(entry: Entry, name: str, value: str) -> bool:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wardround.printable import json_line
 from wardround.private_files import make_folder
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
@@ -41,11 +42,13 @@ def at(**place: str | int) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record; a traceback is in it as text, so a line stays a line."""
+    """One JSON object a record; a traceback is in it as text, so a line stays a line, and every character of it is
+    printable, so that it may be read with any tool.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         if (content := getattr(record, "relayed", None)) is not None:
-            return json.dumps(content, ensure_ascii=False)
+            return json_line(content)
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         content = {
             **_place.get(),
@@ -56,7 +59,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=False)
+        return json_line(content)
 
 
 class OwnersRotatingFile(logging.handlers.RotatingFileHandler):

@@ -20,6 +20,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError, model_validator
 
 from wardround.errors import StudyError
+from wardround.printable import escaped
 from wardround.study_sections import (
     TASK_OF_MODEL,
     AggregationSection,
@@ -35,6 +36,7 @@ from wardround.study_sections import (
 )
 
 SCHEMA_VERSION = 1
+MOST_OF_A_KEY = 64  # of a key that a message quotes: an unknown one may be of any length
 OF_ONE_TASK = {"synthesis": SynthesisSection, "reconstruction": ReconstructionSection}
 
 
@@ -140,7 +142,7 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: no such study file; `ls studies/` shows the ready ones") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, deep nesting
         raise StudyError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:
         raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
@@ -159,9 +161,11 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
 
 
 def parse_study(content: dict[str, Any], source: str = "study") -> Study:
-    """Validate a study given as nested dicts. Raises `StudyError`, one line, with the nearest spelling of an
-    unknown key.
+    """Validate a study given as nested dicts. Raises `StudyError`, one printable line, with the nearest spelling of
+    an unknown key.
     """
+    if not isinstance(content, dict):
+        raise StudyError(f"{source}: is no study: it has no sections")
     try:
         return Study.model_validate(_numbers(content))
     except ValidationError as error:
@@ -169,11 +173,12 @@ def parse_study(content: dict[str, Any], source: str = "study") -> Study:
 
 
 def study_from_json(text: str, source: str = "study") -> Study:
-    """Read what `Study.to_json` wrote. Raises `StudyError` where it is not a study."""
+    """Read what `Study.to_json` wrote. Raises `StudyError` where it is not a study, whatever it is instead."""
     try:
-        return parse_study(json.loads(text), source)
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{source}: not JSON: {error}") from None
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
+        raise StudyError(f"{source}: not JSON that can be read: {error}") from None
+    return parse_study(content, source)
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise StudyError(f"--set {override}: write section.key=value, for instance privacy.epsilon=3")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = content.setdefault(section, {})
     if not isinstance(table, dict):
@@ -212,12 +217,16 @@ def _first_fault(error: ValidationError) -> str:
     """One line for the first fault: an unknown key before anything else, for it often causes the rest."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
-    place = ".".join(
-        str(part) for part in fault["loc"] if not str(part).startswith(("float", "literal", "constrained", "int"))
+    place = escaped(
+        ".".join(
+            str(part)[:MOST_OF_A_KEY]
+            for part in fault["loc"]
+            if not str(part).startswith(("float", "literal", "constrained", "int"))
+        )
     )
     if fault["type"] == "extra_forbidden":
         known = _known_keys(fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(fault["loc"][-1])[:MOST_OF_A_KEY], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {place}; {hint}"
     if fault["type"] == "missing":

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from wardround.accounting import Epsilon
+from wardround.printable import quoted
 from wardround.study import Study
 from wardround.words import bytes_text, count_text, epsilon_text, promise, seconds_text
 
@@ -17,10 +18,16 @@ BYTES_OF_A_NUMBER = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a study would do to a site's budget: spent or held `now`, `after` it, the site's `cap`, and why it would be
-    refused, if it would.
+    """What an approval of `runs` runs, of which `begun` began already, would do to a site's budget: spent or held
+    `now`, `after` all of them, the site's `cap`, and why it would be refused, if it would.
+
+    `together`: the epsilon of all `runs` runs for one patient, at the study's delta and by the study alone.
     """
 
+    runs: int
+    begun: int
+    noise_multiplier: float
+    together: float
     now: Epsilon
     after: Epsilon
     cap_epsilon: float
@@ -40,17 +47,20 @@ def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, r
         ("reads", reads(study)),
         ("network", _network(study, numbers_leaving)),
         ("rounds", _rounds(study)),
+        ("runs", _runs(cost)),
+        ("steps", _steps(study, cost.noise_multiplier)),
         ("leaves", _leaves(study, numbers_leaving, releases)),
         ("stays", "images, names, pseudonyms, single scores; what the ledger and the audit log hold; this site's keys"),
         ("costs", _costs(study, cost)),
-        ("means", _means(study)),
+        ("means", _means(study, cost)),
         ("answer", f"would be refused: {cost.refusal}" if cost.refusal else "within this site's budget"),
     ]
 
 
 def learns(study: Study) -> str:
     """What the study asks for."""
-    named = f"{', '.join(study.data.labels[:-1])} and {study.data.labels[-1]}"
+    *first, last = map(quoted, study.data.labels)
+    named = f"{', '.join(first)} and {last}"
     if study.study.task == "synthesis":
         return f"to make new images, of no patient, that look like those labelled {named}"
     if study.study.task == "reconstruction":
@@ -61,7 +71,7 @@ def learns(study: Study) -> str:
 def reads(study: Study) -> str:
     """Which images of a site it reads, and of which patients."""
     data, what = study.data, "images of any kind" if study.data.modality == "any" else f"{study.data.modality} images"
-    part = f" of the body part {data.body_part}" if data.body_part else ""
+    part = f" of the body part {quoted(data.body_part)}" if data.body_part else ""
     cut = {"whole": "the whole image", "centre": "its centre", "marked": "what is cut out around marked points"}
     each = study.privacy.images_per_patient
     images = "all images" if each == "all" else f"at most {count_text(each, 'image')} a step"
@@ -96,6 +106,28 @@ def _rounds(study: Study) -> str:
     )
 
 
+def _runs(cost: Cost) -> str:
+    begun = {0: "none has begun", 1: "1 has begun"}.get(cost.begun, f"{cost.begun} have begun")
+    allowed = f"an approval of {count_text(cost.runs, 'run')} in all; {begun} at this site"
+    if cost.begun >= cost.runs:
+        return f"{allowed} and may go on. No other begins: --runs {cost.begun + 1} allows one more"
+    return f"{allowed}. Any further one needs another approval by a person: the server cannot begin it"
+
+
+def _steps(study: Study, noise_multiplier: float) -> str:
+    privacy, each = study.privacy, study.privacy.images_per_patient
+    images = "all images" if each == "all" else f"at most {count_text(each, 'image')}"
+    cut = f"cut to the length {privacy.max_grad_norm:g} at most (max_grad_norm)"
+    noise = f"noise of {noise_multiplier:.4g} times that length is added to their sum (noise multiplier)"
+    return (
+        f"in each step every patient takes part with the probability {privacy.sampling_rate:g} (sampling_rate); what "
+        f"{images} of a patient say together is {cut if math.isfinite(privacy.max_grad_norm) else 'NOT CUT'}; "
+        f"{noise if noise_multiplier > 0 else 'NO NOISE is added'}; the sum is divided by the probability times "
+        f"{count_text(privacy.nominal_patients, 'patient')} (nominal_patients, a number agreed on). A run makes "
+        f"{count_text(study.budgeted_steps, 'step')} at most"
+    )
+
+
 def _leaves(study: Study, numbers: int, releases: str) -> str:
     noise = "with noise" if math.isfinite(study.privacy.epsilon) else "WITHOUT noise"
     weights = (
@@ -115,17 +147,20 @@ def _leaves(study: Study, numbers: int, releases: str) -> str:
 def _costs(study: Study, cost: Cost) -> str:
     figures = ""
     if study.evaluation.epsilon > 0:
-        figures = f", and ε {epsilon_text(study.evaluation.epsilon)} for each release of figures"
+        figures = f", and ε {epsilon_text(study.evaluation.epsilon)} for each release of figures, of which two are held"
     per = f"per {cost.after.unit}, {cost.after.relation}, δ {cost.after.delta:g}, {cost.after.accountant}"
     return (
-        f"ε {epsilon_text(study.privacy.epsilon)} at δ {study.privacy.delta:g}{figures}. This site: spent or held "
-        f"ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with this study, of ε "
+        f"each run ε {epsilon_text(study.privacy.epsilon)} at δ {study.privacy.delta:g}{figures}. This site: spent or "
+        f"held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}, of ε "
         f"{cost.cap_epsilon:g} ({per})"
     )
 
 
-def _means(study: Study) -> str:
-    epsilon = max(study.privacy.epsilon, study.evaluation.epsilon)  # a patient trains, or is held out
-    if not math.isfinite(epsilon):
+def _all_runs(cost: Cost) -> str:
+    return "the one run of this approval" if cost.runs == 1 else f"all {cost.runs} runs of this approval"
+
+
+def _means(study: Study, cost: Cost) -> str:
+    if not math.isfinite(cost.together):
         return "NO PRIVACY: what leaves may tell what single patients' images look like, or whose are there"
-    return " ".join(["By this study alone:", *promise(epsilon, study.privacy.delta)])
+    return " ".join([f"By {_all_runs(cost)} alone:", *promise(cost.together, study.privacy.delta)])

@@ -30,6 +30,7 @@ CODES = {
     "invalid:ledger-rollback": "its ledger went back to an older copy; the site must restore the newest",
     "invalid:ledger-gap": "its ledger grew by more entries than a reply shows; telephone, then `sites accept-ledger`",
     "unknown": "no reason given",
+    "refused:runs_used": "all runs that the site approved of this study have begun; a person there can approve more",
     "refused:no_spare_rounds": "the site's budget for this run is used up, spare rounds included",
     "refused:not_approved": "the site has not approved this study",
     "refused:evaluation_off": "the site releases no figures about held-out patients",

@@ -22,6 +22,7 @@ from wardround_client.data.cohort import open_cohort
 from wardround_client.data.ingest import IngestReport, ingest
 from wardround_client.data.layout import SiteSource
 from wardround_client.data.workers import WorkerPool
+from wardround_client.decisions import MOST_RUNS, add_decision, last_decision
 from wardround_client.privacy.ledger import cap_of
 from wardround_client.site import approve_study
 
@@ -29,6 +30,8 @@ from wardround_client.site import approve_study
 # outs the same in every run, and lets a patient of two sites, or of training and test, be found. A real site makes
 # its own key and keeps it.
 SIMULATION_KEY = hashlib.sha256(b"wardround simulation").digest()
+
+SIMULATED_PERSON = "Simulation"  # who approves, as the file of decisions says
 
 Progress = Callable[[str, int, int], None]  # (site, files done, files in all)
 
@@ -104,6 +107,9 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
     """Write the simulated site's rules and approval: a cap of exactly this study, as its own data-protection
     officer would set, and figures as the study asks for them. Limits that are there already are the site's own and
     stay.
+
+    Nobody approves in a simulation, and a folder that another study left may begin a run anew: so any number of runs
+    is allowed, and the cap alone bounds them.
     """
     path = hospital.folder / "site.toml"
     if path.is_file():
@@ -122,4 +128,6 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
     with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
         file.write(text)
     os.replace(partial, path)  # in one step: a kill must not leave half of a site's limits
-    approve_study(hospital.folder, study)
+    sha256 = approve_study(hospital.folder, study)
+    if last_decision(hospital.folder, sha256) is None:
+        add_decision(hospital.folder, "approved", sha256, SIMULATED_PERSON, runs=MOST_RUNS)

@@ -135,23 +135,26 @@ class LocalFederation:
         return self._ask_server("submit", study)
 
     def approve(self, sha256: str, running: list[Daemon], progress: RunProgress) -> None:
-        """Wait until the study has reached each site, and approve it there by name."""
+        """Wait until the study has reached each site, and approve there by name all runs of it that the server has: an
+        earlier one may have been stopped for good.
+        """
         progress.stage("The sites receive the study and approve it")
 
-        def received() -> dict[str, str] | None:
+        def received() -> dict[str, Any] | None:
             known = self._ask_sites("studies", "list")
-            states = {name: one["state"] for name in known for one in known[name] if one["sha256"] == sha256}
-            progress.pieces(len(states), len(self.sites))
-            return states if len(states) == len(self.sites) else None
+            studies = {name: one for name in known for one in known[name] if one["sha256"] == sha256}
+            progress.pieces(len(studies), len(self.sites))
+            return studies if len(studies) == len(self.sites) else None
 
-        states = _wait(received, running, PROPOSAL_LIMIT_S, self._who_is_ill)
-        for name, state in states.items():
+        studies = _wait(received, running, PROPOSAL_LIMIT_S, self._who_is_ill)
+        runs = sum(run["study_sha256"] == sha256 for run in self._ask_server("runs"))
+        for name, state in ((name, one["state"]) for name, one in studies.items()):
             if state in ("refused", "revoked"):
                 words = f"{SITE} studies approve {sha256[:12]} --site {self.site(name)} --by NAME"
                 raise WardroundError(f"{name}: the study is {state} there; if that is to change: {words}")
-        undecided = [name for name, state in states.items() if state == "proposed"]
+        undecided = [name for name, one in studies.items() if one["runs"] < runs]
         # At once: the server may begin as soon as enough of them have.
-        self._ask_sites("studies", "approve", sha256, "--yes", "--by", PERSON, sites=undecided)
+        self._ask_sites("studies", "approve", sha256, "--runs", runs, "--yes", "--by", PERSON, sites=undecided)
 
     def watch(self, run: str, study: Study, running: list[Daemon], progress: RunProgress) -> None:
         """Follow the run to its end. Raises `WardroundError` where it is stopped, a daemon ends, or nothing moves for

@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from wardround.printable import escaped
 
 
 class RunProgress:
@@ -69,7 +72,7 @@ class RunProgress:
     def warn(self, line: str) -> None:
         """One line that a person should read."""
         if not self._quiet:
-            self._progress.console.print(f"warning: {line}", style="yellow", highlight=False)
+            self._progress.console.print(Text(escaped(f"warning: {line}"), style="yellow"))
 
     def listener(self):
         """This progress as what `run` tells its stages to."""

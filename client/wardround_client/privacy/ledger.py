@@ -108,12 +108,16 @@ class Ledger:
         self._read()
         return head
 
-    def hold(self, study: str, run: str, plan: PrivacyPlan, cap: Cap) -> None:
+    def hold(self, study: str, run: str, plan: PrivacyPlan, cap: Cap, runs: int = 1) -> None:
         """Hold the whole study's budget, spare attempts included, before any image is read. Asked again: nothing
         changes; whether a cap that was lowered since allows one more attempt is checked by `reserve`.
 
-        Raises `PolicyRefusal` where the study's delta or its lack of privacy is against the cap, and `BudgetRefusal`
-        where all events of the ledger, all other holds and this study together would exceed it.
+        Guarantee: at most `runs` runs of the study ever hold anything here, whoever chose their names and however many
+        processes ask at once. A run that was released or lost counts; one that holds already goes on.
+
+        Raises `PolicyRefusal` where the study's runs are used up, or its delta or its lack of privacy is against the
+        cap, and `BudgetRefusal` where all events of the ledger, all other holds and this study together would exceed
+        it.
         """
         with self._file.transaction():
             self._read()
@@ -122,6 +126,11 @@ class Ledger:
                 raise LedgerError(
                     f"{self._file.place}: this run holds another plan; the study or the accountant changed under it"
                 )
+            begun = self._book.runs_of(study)
+            if held is None and begun >= runs:
+                told = f"runs of this study that are approved: {runs}, that began: {begun}"
+                mend = f"`wardround-site studies approve {study[:12]} --runs {begun + 1}` allows one more"
+                raise PolicyRefusal("runs_used", f"{told}; {mend}")
             refusal = self._refusal(plan, cap, [] if held else plan.events())
             if refusal is not None:
                 raise refusal
@@ -143,7 +152,8 @@ class Ledger:
             return BudgetRefusal(
                 "budget",
                 f"the study would bring this site to {after.value:.3g} of its cap of epsilon {cap.epsilon:g} "
-                f"(spent or held: {before.value:.3g}); ask for a smaller epsilon, or raise the cap in site.toml",
+                f"(spent or held: {before.value:.3g}); ask for a smaller epsilon or fewer runs, or raise the cap in "
+                "site.toml",
             )
         return None
 
@@ -151,17 +161,20 @@ class Ledger:
         """What counts against the cap. Studies without privacy, which the site allowed by name, have no figure."""
         return spent([event for event in [*self._committed(), *more] if event.private], cap.delta)
 
-    def what_if(self, plan: PrivacyPlan, cap: Cap) -> WhatIf:
-        """What may still be spent, what this study would make of it, and how many of its rounds that is."""
+    def what_if(self, plan: PrivacyPlan, cap: Cap, runs: int = 1) -> WhatIf:
+        """What may still be spent, what `runs` new runs of this study would make of it, and how many of the rounds of
+        one run that is.
+        """
         self._read()
         now = self._capped([], cap)
+        more = [event.repeated(runs) for event in plan.events()] if runs else []
         return WhatIf(
             now=now,
-            after=spent([*self._committed(), *plan.events()], cap.delta),
+            after=spent([*self._committed(), *more], cap.delta),
             remaining=self.remaining(cap),
             rounds_asked=plan.attempts,
             rounds_affordable=self._rounds_affordable(plan, cap),
-            refusal=self._refusal(plan, cap, plan.events()),
+            refusal=self._refusal(plan, cap, more),
         )
 
     def remaining(self, cap: Cap) -> Epsilon:
@@ -291,6 +304,11 @@ class Ledger:
         self._read()
         self._file.forget(self._head)
         return self._head
+
+    def runs_of(self, study: str) -> int:
+        """How many runs of a study ever held anything here, released and lost ones too."""
+        self._read()
+        return self._book.runs_of(study)
 
     def holds(self) -> list[Hold]:
         """All holds in their order, released ones too."""

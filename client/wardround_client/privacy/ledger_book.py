@@ -94,6 +94,10 @@ class Book:
         """The attempts of one run in their order."""
         return [self.attempts[number] for number in self._of_run.get((study, run), [])]
 
+    def runs_of(self, study: str) -> int:
+        """How many runs of this study hold something, or did."""
+        return sum(held == study for held, _ in self.holds)
+
     def hold_of(self, study: str, run: str) -> Hold:
         """Raises `LedgerError` where no budget is held for this run."""
         hold = self.holds.get((study, run))

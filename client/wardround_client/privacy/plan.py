@@ -90,9 +90,9 @@ class PrivacyPlan:
         """
         return [event for share in self.shares().values() for event in share.events(share.attempts)]
 
-    def promised(self) -> Epsilon:
-        """The epsilon of the study's training, spare rounds included: never above what was asked."""
-        return spent([self.event(self.attempts)], self.delta)
+    def promised(self, runs: int = 1) -> Epsilon:
+        """The epsilon of the study's training, spare rounds included: of one run never above what was asked."""
+        return spent([self.event(self.attempts * runs)], self.delta)
 
 
 def plan_from_study(study: Study) -> PrivacyPlan:
