@@ -160,12 +160,16 @@ def _exclusive(path: Path) -> Iterator[None]:
 def choose_device(config: SiteConfig) -> torch.device:
     """The configured device; `auto` takes a CUDA GPU where torch finds one. Raises `WardroundError` where it is
     missing.
+
+    On a GPU the same numbers then give the same bits in each call, as clipping by groups needs (`privacy/bookkeeping`).
     """
     wanted = config.compute.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise WardroundError("compute.device = cuda, but torch finds no CUDA GPU; use auto or cpu, or mend the driver")
+    if wanted == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     return torch.device(wanted)
 
 

@@ -8,9 +8,10 @@ the same bits, the clock has a say once only:
   and keeps the winner's name; every later process of the site reads it (the first to write wins);
 - without one (the sites of `in_process`) the rule decides: book-keeping where every layer is known, else the loop.
 
-Whatever was chosen is held against the loop: whenever a study is opened, or with `EngineMemory.proofs` once for all the
-processes that share that folder, which is as long as a site's daemon runs. What fails, or is not known, falls back to
-the loop and one line in the log says which layer.
+Whatever was chosen is proved: against the loop, place by place where it works in groups, and under hostile weights.
+That happens whenever a study is opened, or with `EngineMemory.proofs` once for all the processes that share that
+folder, which is as long as a site's daemon runs. What fails, or is not known, falls back to the loop, which is proved
+as well, and one line in the log says why. Where the loop fails too, the site does not train.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ def checked_engine(
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
     memory: EngineMemory | None = None,
 ) -> ClippingEngine:
-    """The engine of a study at a site, held against the loop: `engine_for`'s, or the fastest in the trial that
-    `memory` keeps. Raises `WardroundError` where even the simple engines do not agree with the loop.
+    """The engine of a study at a site, proved: `engine_for`'s, or the fastest in the trial that `memory` keeps. Raises
+    `WardroundError` where even the simple engines fail.
     """
     engine = engine_for(network, max_grad_norm, speed)
     key = "" if memory is None else _key(network, parameters, sample, speed)
