@@ -161,7 +161,7 @@ def test_a_card_says_what_happened_under_which_promise_and_what_is_missing(serve
     code, text, _ = called(monkeypatch, capfd, "model", "show", run.run_id, "--server", server)
     for part in (
         "Research software, no medical device",
-        "benign and malignant",
+        '"benign" and "malignant"',
         "ε 8 at δ 1e-05, for each patient of each site (add or remove one)",
         "differs by at most the factor",
         "round 2: north, the site's budget for this run is used up",
