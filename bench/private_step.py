@@ -30,7 +30,7 @@ from opacus_modes import NotPossibleError, Step, opacus_step
 from torch import Tensor, nn
 
 from wardround_client.privacy.bookkeeping import SpeedSettings
-from wardround_client.privacy.clipping import ClippingEngine, PatientBatch, clip_over_one_pass
+from wardround_client.privacy.clipping import ROUNDING_ROOM, ClippingEngine, PatientBatch, clip_over_one_pass
 from wardround_client.privacy.engine_choice import EngineMemory, Sample, candidates_of, checked_engine
 from wardround_client.tasks.classification import loss_per_image
 
@@ -104,7 +104,7 @@ def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precisio
     if mode in OURS:
         engine = candidates_of(speed_of(precision, k))[mode]
         return lambda: engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
-    return opacus_step(mode, network, batch, k, MAX_GRAD_NORM, context)
+    return opacus_step(mode, network, batch, k, MAX_GRAD_NORM * (1 - ROUNDING_ROOM), context)
 
 
 def speed_of(precision: str, k: int) -> SpeedSettings:

@@ -82,9 +82,9 @@ def test_a_study_gets_as_many_runs_as_were_allowed_whatever_the_server_calls_the
             ledger.hold(STUDY, f"run-{number}", small, CAP)
         assert caught.value.code == "runs_used"
     ledger.hold(STUDY, "run", small, CAP)
-    assert ledger.reserve(STUDY, "run", 1, "w") == 1, "the run that began goes on"
+    assert ledger.reserve(STUDY, "run", 1, "w", cap=CAP) == 1, "the run that began goes on"
     with pytest.raises(LedgerError, match="no budget is held"):
-        ledger.reserve(STUDY, "run-1", 1, "w")
+        ledger.reserve(STUDY, "run-1", 1, "w", cap=CAP)
     ledger.hold(OTHER, "run", small, CAP)
     ledger.hold(STUDY, "second", small, CAP, runs=2)
     with pytest.raises(PolicyRefusal):

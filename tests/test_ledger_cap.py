@@ -65,7 +65,7 @@ def test_an_attempt_is_refused_at_once_where_more_is_spent_than_the_lowered_cap(
 def test_other_holds_count_as_far_as_they_are_spent_and_no_attempt_of_any_run_exceeds_the_cap() -> None:
     ledger = Ledger(None)
     ledger.hold(STUDY, "one", plan(epsilon=4.0), CAP)
-    ledger.hold(STUDY, "two", plan(epsilon=3.0), CAP)
+    ledger.hold(STUDY, "two", plan(epsilon=3.0), CAP, runs=2)
     cap = lowered(3.5)
     made = [attempts_under(ledger, cap, run, most=3) for run in ("one", "two")]
     assert made[0] == 3 and 0 < made[1] <= 3
@@ -126,7 +126,7 @@ def test_two_processes_that_attempt_at_once_do_not_pass_the_lowered_cap_together
     path = tmp_path / "ledger.sqlite3"
     ledger = Ledger(path)
     ledger.hold(STUDY, "one", plan(epsilon=4.0), CAP)
-    ledger.hold(STUDY, "two", plan(epsilon=4.0), CAP)
+    ledger.hold(STUDY, "two", plan(epsilon=4.0), CAP, runs=2)
     context = multiprocessing.get_context("fork")
     barrier, pipes = context.Barrier(2), [context.Pipe(duplex=False) for _ in range(2)]
     for run, (_, sender) in zip(("one", "two"), pipes, strict=True):

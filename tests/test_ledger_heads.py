@@ -293,6 +293,7 @@ def test_a_real_ledger_that_is_put_back_between_two_runs_is_refused_by_name(tmp_
             ledger=Ledger(tmp_path / f"{name}.sqlite3"),
             replies={},
             study_of=lambda _: study,
+            runs_allowed=lambda _: 9,
             material_of=twelve_images,
             randomness=SecretRandom(),
             device=torch.device("cpu"),
