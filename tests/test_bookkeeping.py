@@ -491,16 +491,17 @@ def test_images_at_once_are_a_power_of_two_that_fits_the_memory(monkeypatch) -> 
     )
     assert four_times - twice == pytest.approx(4 * (twice - need), rel=0.1)  # maps grow with the pixels
     for free, expected in ((need * 1e6, 64), (need * 4 * 11, 8), (need, 1), (0, 1)):
-        monkeypatch.setattr(memory_plan, "free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(memory_plan, "memory_bytes", lambda _, free=free: free)
         assert memory_plan.images_at_once(network, parameters, images) == expected
 
 
-def test_free_memory_is_what_the_kernel_and_the_control_group_leave(tmp_path: Path) -> None:
+def test_memory_is_what_the_machine_has_or_its_control_group_allows_and_never_what_is_free(tmp_path: Path) -> None:
+    """What is free goes down with each patient's files that were read: patients would decide how they are rounded."""
     (tmp_path / "meminfo").write_text("MemTotal:  99 kB\nMemAvailable:   7 kB\n")
-    assert memory_plan._available(tmp_path / "meminfo") == 7 * 1024
-    assert memory_plan._control_group_left(tmp_path) is None
-    for most, left in (("max", None), ("1000", 400), ("100", 0)):
+    assert memory_plan._total(tmp_path / "meminfo") == 99 * 1024
+    assert memory_plan._control_group_limit(tmp_path) is None
+    (tmp_path / "memory.current").write_text("600\n")
+    for most, limit in (("max", None), ("1000", 1000)):
         (tmp_path / "memory.max").write_text(f"{most}\n")
-        (tmp_path / "memory.current").write_text("600\n")
-        assert memory_plan._control_group_left(tmp_path) == left
-    assert memory_plan.free_bytes(torch.device("cpu")) > 1 << 20
+        assert memory_plan._control_group_limit(tmp_path) == limit
+    assert memory_plan.memory_bytes(torch.device("cpu")) > 1 << 20

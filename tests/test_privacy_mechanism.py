@@ -267,9 +267,9 @@ def test_the_last_bits_of_a_noised_sum_carry_nothing(standard_deviation: float) 
     optimizer.accumulate_sum(ClippedSum(gradients={"w": sums.clone()}, sensitivity=standard_deviation / 2))
     optimizer.noisy_step()
     released = -weight.detach().double().numpy()
-    grid = 2.0 ** np.floor(np.log2(standard_deviation / 4096))
+    grid = 2.0 ** np.floor(np.log2(standard_deviation / 64))
     assert (released / grid == np.round(released / grid)).all()
-    assert len(np.unique(released)) > 10_000
+    assert len(np.unique(released)) > 500
     assert is_standard_normal((released - sums.double().numpy()) / standard_deviation)
 
 

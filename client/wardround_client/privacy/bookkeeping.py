@@ -34,6 +34,7 @@ from wardround_client.privacy.clipping import (
     clip_factors,
     zero_sum,
 )
+from wardround_client.privacy.hostile_weights import set_weights, weights_restored
 from wardround_client.privacy.layer_rules import Contribution, PreparedLayer, Rule, Units, prepared, rule_for
 
 Precision = Literal["float32", "bfloat16"]
@@ -226,9 +227,22 @@ def places_agree(
     """Whether a unit's norm and its part of the sum have the same bits in every place of a group, whatever stands in
     the other places.
 
-    `inputs_N` are random images. They are moved on by one place twice, and then every other unit is exchanged. Images
-    that are random in all their pixels show another order of adding in their last bits.
+    Random images of the kind of `inputs_N` are moved on by one place, and then every other unit is exchanged. Images
+    and weights that are random show another order of adding in their last bits; the weights are put back afterwards.
+    (From a study's first weights, which may be zero in the head, no gradient would come.)
     """
+    with weights_restored(parameters):
+        set_weights("random", network, parameters, inputs_N)
+        return _places_agree(network, parameters, loss_per_image, inputs_N, speed)
+
+
+def _places_agree(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    inputs_N: Tensor,
+    speed: SpeedSettings,
+) -> bool:
     layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
     k, places = speed.images_per_unit or 1, _places(speed)
     if not places:

@@ -12,9 +12,9 @@ Why rounding cannot break it:
    engine says how it keeps this: by a call for each unit on rows copied to memory of their own, by groups of a fixed
    shape whose places are proved alike, or by arithmetic that goes element by element.
 2. The norm is that of the numbers that are added, or a bound from above, and never a float32 difference.
-3. What is left is the rounding of sums whose terms are at most C long. It is at most U P 2^-24 C for U units drawn, P
-   of which are added in float32 before the sum goes on in float64. Units are clipped to C (1 - `ROUNDING_ROOM`), which
-   leaves room for that up to U P = 2^14, for a norm that is short by one part in 2^16, and for the factor's last bit.
+3. What is left is the rounding of sums whose terms are at most C long, all in float64: for U units U^2 2^-53 C at most,
+   10^-6 C for a hundred thousand. Units are clipped to C (1 - `ROUNDING_ROOM`), which leaves room for that and for a
+   norm that is short by one part in 2^17.
 
 Engines: `clip_by_loop`, one unit at a time, the oracle; `clip_linear_head`, closed form for a linear head over frozen
 features; `sum_unclipped` for C = inf, which is plain training; `clip_by_bookkeeping` of `bookkeeping.py`, a group of
@@ -34,7 +34,7 @@ from wardround.errors import WardroundError
 from wardround_client.privacy.layer_rules import squared_lengths
 
 IMAGES_AT_ONCE = 64
-ROUNDING_ROOM = 2.0**-10  # of C: what float32 sums may round away, see above
+ROUNDING_ROOM = 2.0**-14  # of C: what norms and sums may round away, see above
 KINKS = 0.02  # what rounding alone may do, through activations that it carries across zero
 LossPerImage = Callable[[Tensor, Tensor], Tensor]  # (logits_NK, labels_N) -> loss_N
 

@@ -55,14 +55,16 @@ EVERYWHERE: dict[str, Values] = {
     "tiny": lambda parameter, generator: 1e-20 * _random(parameter, generator),
     "signs": lambda parameter, generator: _random(parameter, generator).sign(),
     "cancelling": _cancelling,
+    "random": lambda parameter, generator: 0.1 * _random(parameter, generator),
     "ten times": lambda parameter, _: 10 * parameter.detach().cpu(),
 }
 ROUNDING = "rounding"  # the last layer turns last bits into whole residuals
 ONE_LAYER = "one layer large"
 LARGE_HEAD = "large head"  # all gradients below it are 10^12 times as long, and so is what rounding leaves of them
 OFFSET = "offset"  # a patient's images differ in the last bits of large activations, and their gradients cancel
-WEIGHTS = (*EVERYWHERE, ROUNDING, ONE_LAYER, LARGE_HEAD, OFFSET)
-FEW = (ROUNDING, LARGE_HEAD, OFFSET)
+LARGEST = "largest activations"  # a unit's factor is then so small that float32 has no digits for it
+WEIGHTS = (*EVERYWHERE, ROUNDING, ONE_LAYER, LARGE_HEAD, OFFSET, LARGEST)
+FEW = (ROUNDING, LARGE_HEAD, OFFSET, LARGEST)
 IMAGES = ("random", "equal", "one colour", "almost one colour")
 
 
@@ -79,8 +81,8 @@ def set_weights(
             name = list(parameters)[int(torch.randint(len(parameters), (), generator=generator))]
             parameters[name].mul_(LARGE)
             return
-        if kind == OFFSET:
-            _offset(network, parameters)
+        if kind in (OFFSET, LARGEST):
+            (_offset if kind == OFFSET else _largest)(network, parameters)
             return
         if kind == LARGE_HEAD:
             last = last_layer(network, parameters)
@@ -117,6 +119,22 @@ def _offset(network: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         rows[:, 1::2] = -1e3
         if last.bias is not None:
             last.bias.zero_()
+
+
+def _largest(network: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Weights 0 and shifts as large as float32 has them, but 1 in the last layer before the head, which weighs it by 1:
+    what comes in is forgotten, and the head's input layer reads the largest numbers there are.
+    """
+    last = last_layer(network, parameters)
+    shifts = [p for p in parameters.values() if p.dim() == 1 and (last is None or p is not last.bias)]
+    for parameter in parameters.values():
+        parameter.zero_()
+    for parameter in shifts:
+        parameter.fill_(3.4e38)
+    if shifts:
+        shifts[-1].fill_(1.0)
+    if last is not None:
+        last.weight.fill_(1.0)
 
 
 def _amplify_rounding(

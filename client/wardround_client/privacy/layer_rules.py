@@ -3,7 +3,8 @@
 A rule sees a layer's input a and the gradient g of its output, once, in the backward pass. For each parameter it
 returns a `Contribution` in one of two ways:
 
-direct: form every unit's gradient, in float32. The norm is that of the numbers that are kept, and those are summed.
+direct: form every unit's gradient, in float32. The norm is that of the numbers that are kept, and those are summed, in
+    float64.
 ghost:  keep a and g. With all positions of all images of a unit as rows, the gradient is G^T A, so its squared norm is
     <A A^T, G G^T>, and the weighted sum is one ordinary weight gradient with g scaled row by row (Goodfellow,
     arXiv:1510.01799; Bu et al., arXiv:2210.00038). Cheaper where maps are small and filters many. All of it in float64.
@@ -41,6 +42,7 @@ WIDE = 8  # input channels from which the library's grouped weight gradient is f
 # Measured on one core, multiply-adds or numbers a nanosecond; they decide about speed only.
 FLOAT64_RATE, FLOAT32_RATE = 20, 15  # of a matrix product, and of the library's weight gradient of one unit
 MOVE_RATE, PULL_BACK_RATE, PATCH_RATE = 0.7, 1.0, 0.5  # a unit's weights to memory and back; through L; patches
+COLUMNS_AT_ONCE, MANY_COLUMNS = 4096, 1 << 22  # of unit gradients in float64: what stays in a processor's cache
 ROWS_AT_ONCE = 64  # filters of a layer that stay in the processor's cache together
 IMAGES_OF_A_UNIT = 4  # taken for granted where units are uneven, when a layer's way is chosen
 
@@ -173,9 +175,7 @@ def _linear(
 
     def weighted(weight_U: Tensor) -> Tensor:
         a_kept, g_kept = _weighted_rows(a, g, units, weight_U)
-        # with one position nothing cancels within a unit: what float32 rounds is a share of the unit's own length
-        dtype = torch.float32 if positions == 1 else torch.float64
-        return g_kept.flatten(0, -2).t().to(dtype) @ a_kept.flatten(0, -2).to(dtype)
+        return g_kept.flatten(0, -2).t() @ a_kept.flatten(0, -2).double()
 
     yield _ghost("weight", units, units.each(squares, a, g), weighted, a, g)
 
@@ -207,12 +207,9 @@ def _direct(parameter: str, gradient_U: Tensor) -> Contribution:
 
     def weighted(weight_U: Tensor) -> Tensor:
         kept = weight_U != 0
-        weight, gradient = weight_U.float(), gradient_U
-        if not bool(kept.all()):
-            weight, gradient = weight[kept], gradient[kept]
-        if gradient.is_cuda:  # a matrix product may round its factors to TF32 there
-            return (gradient.flatten(1) * weight[:, None]).sum(0, dtype=torch.float64).view(gradient_U.shape[1:])
-        return (weight @ gradient.flatten(1)).view(gradient_U.shape[1:])
+        weight, gradient = (weight_U, gradient_U) if bool(kept.all()) else (weight_U[kept], gradient_U[kept])
+        columns = gradient.flatten(1).split(COLUMNS_AT_ONCE if gradient.device.type == "cpu" else MANY_COLUMNS, 1)
+        return torch.cat([weight @ part.double() for part in columns]).view(gradient_U.shape[1:])
 
     return Contribution(
         parameter=parameter,

@@ -1,8 +1,7 @@
 """How many images go through the network at once: as many as help, and no more than the machine's memory holds.
 
-A draw is split at patient boundaries, and the sum of the parts is the sum of the whole, so this number affects speed
-and the last bits only. It is a power of two and has a ceiling that any ordinary machine reaches, so that it is the same
-from day to day although free memory is not.
+The number decides how each image is rounded, so it must not depend on the patients (see `clipping.py`): it comes from
+the memory that the machine has, never from what is free, which the cached files of a larger cohort would lower.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from torch import Tensor, nn
 from wardround_client.privacy.plan import PrivacyPlan
 
 MOST_IMAGES = {"cpu": 64, "cuda": 256}  # more was not faster
-SHARE_OF_FREE = 0.25  # other sites of a simulation, and what the estimate does not see
+SHARE_OF_MEMORY = 0.25  # other sites of a simulation, and what the estimate does not see
 COPIES = 3  # an activation, its gradient, and a layer's work on both
 UNIT_GRADIENT_COPIES = 2
 BATCH_OF_PASSES = 4
 
 
 def images_at_once(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> int:
-    """Images in a physical batch, 1 or more: a power of two, from the memory that is free and what one image needs."""
+    """Images in one pass, 1 or more: a power of two, from the machine's memory and what one image needs."""
     device = images_NCHW.device
     most = MOST_IMAGES.get(device.type, MOST_IMAGES["cpu"])
-    fitting = SHARE_OF_FREE * free_bytes(device) / bytes_per_image(network, parameters, images_NCHW)
+    fitting = SHARE_OF_MEMORY * memory_bytes(device) / bytes_per_image(network, parameters, images_NCHW)
     return max(1, min(most, 1 << int(math.log2(max(1.0, fitting)))))
 
 
@@ -58,26 +57,26 @@ def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], ima
     return COPIES * sum(kept.values()) / len(images) + UNIT_GRADIENT_COPIES * unit_gradient + images[0].numel()
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that may be had: of a GPU what CUDA says, of the machine what its kernel or its control group leaves."""
+def memory_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of the machine: what its kernel counts, or its control group allows."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = [_available(), _control_group_left()]
+        return torch.cuda.get_device_properties(device).total_memory
+    found = [_total(), _control_group_limit()]
     return min((value for value in found if value is not None), default=1 << 30)
 
 
-def _available(path: Path = Path("/proc/meminfo")) -> int | None:
+def _total(path: Path = Path("/proc/meminfo")) -> int | None:
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")), None)
 
 
-def _control_group_left(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+def _control_group_limit(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Control group v2; None where there is none, or no limit."""
     try:
-        most, used = (folder / "memory.max").read_text().strip(), (folder / "memory.current").read_text()
-        return None if most == "max" else max(0, int(most) - int(used))
+        most = (folder / "memory.max").read_text().strip()
+        return None if most == "max" else int(most)
     except (OSError, ValueError):
         return None

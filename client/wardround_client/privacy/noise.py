@@ -19,7 +19,7 @@ from wardround_client.privacy.clipping import ClippedSum
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 
-GRID_PARTS = 4096
+GRID_PARTS = 64  # a cell then holds 2^16 of the float32 numbers that the noise can be, so that none shows through
 
 
 class PatientOptimizer(DPOptimizerFastGradientClipping):
@@ -91,7 +91,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         The noised sum is then rounded to a public grid, the largest power of two that is at most 1 / `GRID_PARTS` of
         the noise's standard deviation. Rounding what is already noised is post-processing; it takes away the last
         bits of a floating-point sum, in which the noise could be recognised (I. Mironov, "On significance of the least
-        significant bits for differential privacy", CCS 2012), and adds 5e-9 of the noise's variance.
+        significant bits for differential privacy", CCS 2012), and adds 2e-5 of the noise's variance.
         """
         if self.noise_multiplier > 0:
             standard_deviation = self.noise_multiplier * self.max_grad_norm
@@ -102,8 +102,9 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
             grid = 2.0 ** math.floor(math.log2(standard_deviation / GRID_PARTS))
         for index, parameter in enumerate(self.params):
             if self.noise_multiplier > 0:
-                part = noise[index].view_as(parameter).to(parameter)
-                parameter.grad = part.add_(parameter.summed_grad).div_(grid).round_().mul_(grid)
+                # in float64: float32 would round the sum by itself, before the noise hides where it was rounded to
+                part = noise[index].view_as(parameter).to(parameter.summed_grad).add_(parameter.summed_grad)
+                parameter.grad = part.div_(grid).round_().mul_(grid).to(parameter.dtype)
             else:
                 parameter.grad = parameter.summed_grad.to(parameter.dtype)
             parameter.summed_grad._processed = True

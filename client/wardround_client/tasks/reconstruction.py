@@ -30,8 +30,6 @@ from wardround_client.tasks.material import Augmentation, HeldOutImages, Materia
 from wardround_client.tasks.steps import PatientsTerm, pull_to_start, take_noisy_steps
 from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters, weights_of
 
-_SYNTHETIC_PX = 32
-
 
 def usable_rows(study: Study, cohort: Cohort) -> np.ndarray:
     """Every row: restoring needs no label, bool (N,)."""
@@ -125,7 +123,7 @@ def plan_speed(
     parameters = trained_parameters(network, study)
     generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
     side = study.reconstruction.crop_px or study.data.image_size
-    small = torch.rand(7, INPUTS + 1, _SYNTHETIC_PX, _SYNTHETIC_PX, generator=generator) * 255
+    known = torch.rand(7, INPUTS + 1, side, side, generator=generator) * 255
     most = images_at_once(
         joint, parameters, torch.rand(2, INPUTS + 1, side, side, generator=generator).to(device) * 255
     )
@@ -133,7 +131,7 @@ def plan_speed(
         joint,
         parameters,
         loss_of_image,
-        Sample(images_N=small.to(device), outputs=1, images_per_unit=plan.images_per_patient),
+        Sample(images_N=known.to(device), outputs=1, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=speed_of(plan, precision, most),
         memory=memory,

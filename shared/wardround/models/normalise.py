@@ -63,7 +63,7 @@ class OtsuNormalise(nn.Module):
 
 def _histogram(pixels_BP: Tensor) -> Tensor:
     """Share of each grey level in each row (B, 256), the padding levels left out; zeros for a row of padding alone."""
-    levels_BP = pixels_BP.round().clamp(0, GREY_LEVELS - 1).long()
+    levels_BP = pixels_BP.nan_to_num(0.0).round().clamp(0, GREY_LEVELS - 1).long()
     counts_BL = torch.zeros(pixels_BP.shape[0], GREY_LEVELS, dtype=torch.float32, device=pixels_BP.device)
     counts_BL = counts_BL.scatter_add(1, levels_BP, torch.ones_like(pixels_BP))
     counts_BL = counts_BL * (torch.arange(GREY_LEVELS, device=pixels_BP.device) >= NO_DATA_LEVELS).float()
