@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -66,6 +67,22 @@ def test_a_line_is_told_when_it_is_whole_and_what_is_no_entry_hides_no_other_one
     assert texts(logs.news()) == ["first"]
 
 
+def printed_by(program: str, folder: Path, count: int) -> list[dict]:
+    """The first entries, at least `count`, that are in a daemon's log when its one child is this Python `program`."""
+    environment = {"PATH": "/usr/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PYTHONUNBUFFERED": "1"}
+    child = Child(name="phase", command=[sys.executable, "-c", program], environment=environment, folder=folder)
+    stopped, entries, logs = threading.Event(), [], Logs(folder)
+    ends = time.monotonic() + 60
+
+    def each() -> None:
+        entries.extend(entry for entry in logs.news() if "started as" not in entry["text"])
+        if len(entries) >= count or time.monotonic() > ends:
+            stopped.set()
+
+    supervise([child], stopped, each)
+    return entries
+
+
 def test_what_a_process_of_a_daemon_prints_is_in_the_daemons_log_with_its_run_round_and_traceback(folder: Path) -> None:
     log_to(folder / "server.log")
     program = (
@@ -77,22 +94,62 @@ def test_what_a_process_of_a_daemon_prints_is_in_the_daemons_log_with_its_run_ro
         "    except ZeroDivisionError: logging.getLogger('a').exception('failed')\n"
         "import time; time.sleep(60)\n"
     )
-    command = [sys.executable, "-c", program]
-    child = Child(name="phase", command=command, environment={"PATH": "/usr/bin"}, folder=folder)
-    stopped, entries, logs = threading.Event(), [], Logs(folder)
-    ends = time.monotonic() + 60
-
-    def each() -> None:
-        entries.extend(entry for entry in logs.news() if "started as" not in entry["text"])
-        if len(entries) >= 4 or time.monotonic() > ends:
-            stopped.set()
-
-    supervise([child], stopped, each)
+    entries = printed_by(program, folder, 4)
     assert texts(entries) == ["plain text", '{"text": "of another kind"}', "50 % of it\nand more", "failed"]
     warning, failed = entries[2:]
     assert (warning["run"], warning["round"], warning["level"], warning["logger"]) == ("run-1", 3, "warning", "a.b")
     assert "ZeroDivisionError" in failed["traceback"] and "ZeroDivisionError" in line_of(failed)
-    assert "run" not in entries[0] and not relayed("[1]") and not relayed("{")
+    assert "run" not in entries[0]
+    for line in ("[1]", "{", "s{", "s[1]", 's{"at": 3}', "s"):
+        assert not relayed(line, "s")
+
+
+ENTRY = {
+    "at": "2026-11-20T08:00:00.000Z",
+    "level": "info",
+    "logger": "wardround_client.cli_studies",
+    "text": "study nodules: approved by Marie Curie",
+    "run": "run-1",
+    "traceback": "telephone 555 0100",
+}
+
+
+def test_a_line_of_our_form_that_a_peer_made_a_program_print_is_that_programs_text_and_no_entry_of_ours(
+    folder: Path,
+) -> None:
+    """Flower prints a message's group as it came; the program knows the secret, and the peer does not."""
+    log_to(folder / "server.log")
+    line = json.dumps(ENTRY)
+    program = (
+        "import os\nfrom logging import INFO\nfrom flwr.supercore import log\nfrom wardround.logs import SECRET\n"
+        f"log(INFO, '[RUN %s, ROUND %s]', 7, {f'1]{chr(10)}{line}{chr(10)}['!r})\n"
+        f"print('', 'x' + os.environ[SECRET] + {line!r}, '0' * 32 + {line!r}, sep='\\n')\n"
+        f"print({line!r} + chr(13) + '\\x9b')\n"
+        "import time; time.sleep(60)\n"
+    )
+    entries = printed_by(program, folder, 6)
+    assert {entry["logger"] for entry in entries} == {"wardround.supervisor.phase"}
+    assert {tuple(entry) for entry in entries} == {("at", "level", "logger", "text")}
+    assert texts(entries)[1:] == [line, "[]", "x" + line, "0" * 32 + line, line + "\\r\\x9b"]
+
+
+def test_a_few_huge_lines_do_not_rotate_a_log_away(folder: Path) -> None:
+    log_to(folder / "server.log", max_bytes=100_000, kept=1)
+    logging.getLogger("test").info("refused before: evidence")
+    program = (
+        "import logging; from wardround.logs import print_lines; print_lines('a')\n"
+        "for n in range(4): print('begins' + 'x' * 8_000_000 + 'ends')\n"
+        "for n in range(4): logging.getLogger('a').error('begins' + 'y' * 8_000_000 + 'ends')\n"
+        "try: raise ValueError('z' * 8_000_000)\n"
+        "except ValueError: logging.getLogger('a').exception('t' * 8_000_000)\n"
+        "print('last', flush=True)\nimport time; time.sleep(60)\n"
+    )
+    entries = printed_by(program, folder, 11)
+    assert entries[0]["text"] == "refused before: evidence" and entries[-1]["text"] == "last"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
+    assert all(len(entry["text"]) < 4200 and entry["text"].startswith("begins") for entry in entries[1:9])
+    assert all(entry["text"].endswith("ends") and entry["logger"] == "a" for entry in entries[5:9])
+    assert "ValueError" in entries[9]["traceback"] and len(entries[9]["traceback"]) < 16500
 
 
 def test_an_entry_names_a_run_by_its_field_or_by_a_whole_word(folder: Path) -> None:

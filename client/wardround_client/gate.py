@@ -68,7 +68,8 @@ def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
 def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any) -> tuple[Message, Any, Any, Any]:
     """Flower's `pull_task_input`, which gives a message without content where its content cannot be put together.
 
-    Flower's own raises: nobody answers then, and the SuperNode waits for the answer for ever.
+    Flower's own raises: nobody answers then, and the SuperNode waits for the answer for ever. And it takes the labels
+    of a message from its content, where nobody has looked at them: `intake.py` has at those that it came with.
     """
     from flwr.common.serde import context_from_proto, fab_from_proto, message_from_proto, run_from_proto
 
@@ -86,15 +87,24 @@ def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: 
     for name in ("PullTaskInput", "PullMessages"):
         keep(name)
     try:
-        return pull(client)
+        message, *rest = pull(client)
+        message.metadata.__dict__.update(_labels(given["PullMessages"]))
+        return message, *rest
     except Exception:
         if "PullMessages" not in given or not given["PullMessages"].messages_list:
             raise  # there is nobody to answer
         log.exception("a message could not be put together")
     task, messages = given["PullTaskInput"], given["PullMessages"]
     message = message_from_proto(messages.messages_list[0])
-    message.metadata.__dict__["_message_id"] = messages.message_object_trees[0].object_id
+    message.metadata.__dict__.update(_labels(messages))
     return message, context_from_proto(task.context), run_from_proto(task.run), fab_from_proto(task.fab)
+
+
+def _labels(messages: Any) -> dict[str, Any]:
+    from flwr.common.serde import message_from_proto
+
+    labels = vars(message_from_proto(messages.messages_list[0]).metadata)
+    return {**labels, "_message_id": messages.message_object_trees[0].object_id}
 
 
 def _not_understood(folder: Path) -> None:

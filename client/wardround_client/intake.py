@@ -4,11 +4,18 @@ As it comes, the SuperNode takes in whatever a question consists of, tens of gig
 anybody here looks at it. Here a call brings 8 MiB at most (Flower sends pieces of 5) and a question `MOST_BYTES`; one
 that is larger is let go, written into the audit log and answered with a code. What its pieces may grow to when put
 together is for `gate.py`.
+
+Of a run nothing is taken but its number and which kind of task it says to be. Its bundle is not asked for: no code of
+it runs here, and Flower would unzip a part of it in this process, whatever that grows to. Of what is kept for each run
+and task the oldest goes. And a question whose labels are not what Flower makes of them is let go: they are printed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +25,29 @@ from typing import Any
 
 import grpc
 from flwr.app import Message
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal as inside
+from flwr.supernode.nodestate import nodestate_factory
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from wardround_client.gate import MOST_BYTES
 
 CALL_BYTES = 8 * 2**20
+RUNS_KEPT = 64  # known to this process at once; one that was forgotten is asked for again
+NO_BUNDLE = Fab(hashlib.sha256(b"").hexdigest(), b"", {})
+NO_BUNDLES_NAME, NO_BUNDLES_VERSION = "wardround/installed", "0"  # of the form that Flower wants
+# What a question says of itself: Flower prints it as it is. A kind is as long as any that Flower's own servers send.
+_LABELS = {
+    "message_id": re.compile(r"[0-9a-f]{64}"),
+    "reply_to_message_id": re.compile(""),
+    "group_id": re.compile(r"[0-9]{0,20}"),
+    "message_type": re.compile(r"[A-Za-z0-9_.]{1,100}"),
+}
 
 log = logging.getLogger("flwr.wardround")
 
@@ -46,8 +69,8 @@ class BoundedLink:
             self._node,
             self.receive,
             self._send,
-            self._run,
-            self._fab,
+            self.run,
+            self.bundle,
             self.pull_object,
             self._push,
             self._confirm,
@@ -59,9 +82,29 @@ class BoundedLink:
             self._refuse(self._question)
         self._question, self._arrived, self._refused = None, 0, False
         received = self._receive()
-        if received is not None:
-            self._question = received[0]
+        if received is None:
+            return None
+        if not well_labelled(*received):
+            from wardround_client.site_app import recorded
+
+            log.error("a question was refused: its labels are not of the form that Flower gives them")
+            recorded(self._folder, "labels")
+            return None
+        self._question = received[0]
         return received
+
+    def run(self, run_id: int) -> Run:
+        """A run without anything that the server said of it but whether it is an agent's, which the gate refuses."""
+        agent = self._run(run_id).primary_task_type == TaskType.AGENT_APP
+        run = Run.create_empty(run_id)
+        run.fab_id, run.fab_version, run.fab_hash = NO_BUNDLES_NAME, NO_BUNDLES_VERSION, NO_BUNDLE.hash_str
+        run.primary_task_type = TaskType.AGENT_APP if agent else TaskType.SERVER_APP
+        run.series_id = run_id
+        return run
+
+    def bundle(self, fab_hash: str, run_id: int) -> Fab:
+        """The empty bundle, without a word to the server."""
+        return NO_BUNDLE
 
     def pull_object(self, run_id: int, object_id: str) -> bytes:
         """One piece of the question. Raises where the question is too large, or over before all of it came: the
@@ -99,8 +142,37 @@ class BoundedLink:
             self._push(question.metadata.run_id, session, name, objects[name].deflate())
 
 
+def well_labelled(question: Message, tree: ObjectTree) -> bool:
+    """Whether what a question says of itself may be printed, whether it ends, and whether its pieces are its own."""
+    labels = question.metadata
+    texts = all(form.fullmatch(getattr(labels, name)) for name, form in _LABELS.items())
+    return texts and math.isfinite(labels.created_at + labels.ttl) and tree.object_id == labels.message_id
+
+
+class BoundedState(InMemoryNodeState):
+    """What the SuperNode remembers: the newest `RUNS_KEPT` runs, and the tasks that are not finished.
+
+    It answers one question at a time, and a question's run is stored or looked up before its task is made: no run of a
+    task at work is forgotten.
+    """
+
+    def store_run(self, run: Run) -> None:
+        super().store_run(run)
+        with self.lock_run_store, self.lock_run_series_context_store:
+            for number in list(self.run_store)[:-RUNS_KEPT]:
+                self.run_series_context_store.pop(self.run_store.pop(number).series_id, None)
+
+    def create_task(self, *args: Any, **kwargs: Any) -> int | None:
+        with self.lock_task_store:
+            for number in [number for number, task in self.task_store.items() if task.finished_at]:
+                del self.task_store[number]
+        return super().create_task(*args, **kwargs)
+
+
 def bound_the_link(folder: Path) -> None:
-    """From here on the SuperNode of this process talks to its server through `BoundedLink`."""
+    """From here on the SuperNode of this process talks to its server through `BoundedLink`, looks into no bundle, and
+    remembers in a `BoundedState`.
+    """
     plain: Callable[..., Any] = inside._init_connection
 
     @contextmanager
@@ -110,3 +182,5 @@ def bound_the_link(folder: Path) -> None:
 
     inside._init_connection = bounded
     inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES
+    inside.get_fused_config_from_fab = lambda *bundle_and_run: {}
+    nodestate_factory.InMemoryNodeState = BoundedState

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Context], Message]:
     """The app that answers for the hospital in `folder`, with `proofs` as for `open_site`."""
-    app = make_client_app(lambda context: _open(folder, proofs), _answer, _release, lambda code: _record(folder, code))
+    app = make_client_app(lambda context: _open(folder, proofs), _answer, _release, lambda code: recorded(folder, code))
 
     @app.query("propose")
     def propose(message: Message, context: Context) -> Message:
@@ -71,11 +71,12 @@ def refusal(message: Message, code: str) -> Message:
 
 def recorded_refusal(folder: Path, message: Message, code: str) -> Message:
     """The same, after the audit log has it."""
-    _record(folder, code)
+    recorded(folder, code)
     return refusal(message, code)
 
 
-def _record(folder: Path, code: str) -> None:
+def recorded(folder: Path, code: str) -> None:
+    """Write into the audit log that a message was refused."""
     AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
 
 

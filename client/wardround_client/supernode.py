@@ -6,18 +6,21 @@ python -I -m wardround_client.supernode SITE_FOLDER flower-supernode FLAG ...
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.supernode.cli import flower_supernode
 
+from wardround.logs import SECRET
 from wardround_client.intake import bound_the_link
 from wardround_client.link import end_with_any_part, watch_the_connection
 
 
 def main(arguments: Sequence[str]) -> None:
     """Be the SuperNode of the site whose folder comes first, with Flower's own flags after it."""
+    os.environ.pop(SECRET, None)  # it prints the server's words, and no entries of ours
     bound_the_link(Path(arguments[0]))
     watch_the_connection()
     sys.argv = list(arguments[1:])

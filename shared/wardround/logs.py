@@ -3,7 +3,10 @@
     {"run":"…","round":3,"at":"2026-11-24T21:50:03.120Z","level":"warning","logger":"wardround_client.app","text":"…"}
 
 A process that a daemon started prints such lines (`print_lines`), and the daemon puts them into its own log as they are
-(`relayed`), so that one file holds them all with their site, run and round.
+(`relayed`), so that one file holds them all with their site, run and round. Each begins with a secret that the daemon
+gave the process in its environment: what a program prints of its peer's words can be any text, also one of our form.
+
+A text is cut, so that nobody rotates a log away with a few huge lines.
 
 At a server no text comes from a site's data, because none reaches it: the wire has codes only (`wire.py`). At a site
 the log is the hospital's own, holds whole tracebacks, and never leaves.
@@ -18,7 +21,7 @@ import logging.handlers
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from wardround.printable import json_line
 from wardround.private_files import make_folder
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
+TEXT_CHARACTERS, TRACEBACK_CHARACTERS = 4096, 16384
+SECRET = "WARDROUND_LOG_SECRET"  # the variable with what a process of a daemon begins its entries with
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _place: contextvars.ContextVar[dict[str, str | int]] = contextvars.ContextVar("place", default={})  # noqa: B039
 
@@ -48,7 +53,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if (content := getattr(record, "relayed", None)) is not None:
-            return json_line(content)
+            return json_line(_bounded(content))
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         content = {
             **_place.get(),
@@ -59,7 +64,24 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json_line(content)
+        return json_line(_bounded(content))
+
+
+def cut(text: str, characters: int = TEXT_CHARACTERS) -> str:
+    """`text`, or its beginning and its end where it has more `characters`."""
+    if len(text) <= characters:
+        return text
+    half = characters // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
+
+
+def _bounded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry whose texts are cut: a traceback keeps the most, and has the error at its end."""
+    most = {"traceback": TRACEBACK_CHARACTERS}
+    return {
+        name: cut(value, most.get(name, TEXT_CHARACTERS)) if isinstance(value, str) else value
+        for name, value in content.items()
+    }
 
 
 class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
@@ -100,6 +122,10 @@ class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
+        self._secret = os.environ.get(SECRET, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._secret + super().format(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -117,9 +143,11 @@ def print_lines(*names: str, level: int = logging.INFO) -> None:
             logger.propagate = False
 
 
-def relayed(line: str) -> bool:
-    """Whether `line` is one that `print_lines` printed; then it is in this process's log, as it is."""
-    content = _entry(line)
+def relayed(line: str, secret: str) -> bool:
+    """Whether `line` is one that `print_lines` printed in a process that was given `secret`; then it is in this
+    process's log, as it is.
+    """
+    content = _entry(line.removeprefix(secret)) if secret and line.startswith(secret) else None
     if content is None:
         return False
     level = getattr(logging, content["level"].upper())

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import signal
 import subprocess
 import threading
@@ -19,9 +20,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO, cast
 
 from wardround.errors import WardroundError
-from wardround.logs import relayed
+from wardround.logs import SECRET, cut, relayed
+from wardround.printable import escaped
 from wardround.tied import tied
 
 SHORTEST_PAUSE_S = 1.0
@@ -29,6 +32,7 @@ LONGEST_PAUSE_S = 15.0  # a node that was killed is refused for about a minute: 
 STEADY_S = 60.0  # a child that ran this long starts again at once
 GRACE_S = 15.0
 LOOK_S = 0.2
+LINE_BYTES = 2**20  # of a line of a child's output; an entry of ours has less, and no more is ever in memory
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = ("[uvicorn.access]", "httpx: HTTP Request:")
@@ -38,8 +42,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Child:
-    """A program that should run. `command` starts with a full path; its output goes line by line to the log. It is up
-    (`is_up`) from the line that holds `up_when` on until it ends.
+    """A program that should run. `command` starts with a full path; its output goes line by line to the log, as entries
+    of its own where it knows the secret of this start, else as text of the program, which may hold a peer's words. It
+    is up (`is_up`) from the line that holds `up_when` on until it ends.
     """
 
     name: str
@@ -96,9 +101,10 @@ class Child:
         self._process = None
 
     def _start(self, now: float) -> None:
+        secret = secrets.token_hex(16)
         self._process = subprocess.Popen(
             tied(self.command),
-            env=dict(self.environment),
+            env={**self.environment, SECRET: secret},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -107,18 +113,26 @@ class Child:
         )
         self._started = now
         log.info("%s started as process %s", self.name, self._process.pid)
-        threading.Thread(target=self._pump, args=(self._process,), daemon=True).start()
+        threading.Thread(target=self._pump, args=(self._process, secret), daemon=True).start()
 
-    def _pump(self, process: subprocess.Popen[bytes]) -> None:
+    def _pump(self, process: subprocess.Popen[bytes], secret: str) -> None:
         """Bring the lines to the log until the output is closed, without colours and lists of requests."""
         lines = logging.getLogger(f"{__name__}.{self.name}")
-        if process.stdout is not None:
-            for line in process.stdout:
-                text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
-                if self.up_when and self.up_when in text:
-                    self._up = process.pid
-                if text and not relayed(text) and not any(noise in text for noise in NOISE):
-                    lines.info("%s", text)
+        for line in lines_of(cast(BinaryIO, process.stdout)):
+            text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
+            if self.up_when and self.up_when in text:
+                self._up = process.pid
+            if text and not relayed(text, secret) and not any(noise in text for noise in NOISE):
+                lines.info("%s", cut(escaped(cut(text.replace(secret, "")))))
+
+
+def lines_of(output: BinaryIO) -> Iterator[bytes]:
+    """The lines of a program's output; of a longer one its first `LINE_BYTES`."""
+    while line := output.readline(LINE_BYTES):
+        more = line
+        while len(more) == LINE_BYTES and not more.endswith(b"\n"):
+            more = output.readline(LINE_BYTES)
+        yield line
 
 
 def supervise(children: Sequence[Child], stopped: threading.Event, each: Callable[[], None] = lambda: None) -> None:
