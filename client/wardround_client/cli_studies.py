@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.errors import UsageError
-from wardround.printable import escaped
+from wardround.printable import escaped, lines_of
 from wardround_client.cli_ledger import cap_of_site, opened_ledger
 from wardround_client.decisions import MOST_RUNS
 from wardround_client.tasks.weights import initial_network, trained_parameters
@@ -28,7 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
 ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")]
 RUNS_HELP = "How many runs may ever begin here, those that began included"
-WIDTH_OF_A_HASH, WIDEST = 12, 100
+WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
 
 
 @app.command("list", epilog="Example: wardround-site studies list --site hospital")
@@ -195,17 +195,15 @@ def _confirmed(question: str) -> bool:
 
 def _print_words(said: list[tuple[str, str]]) -> None:
     """Two columns, never wider than the terminal: what it wrapped by itself would look like a line of ours."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    import shutil
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    indent = max(len(name) for name, _ in said) + 2
     for name, text in said:
-        table.add_row(Text(name), Text(escaped(text)))
-    console = Console()
-    console.print(table, width=min(console.width, WIDEST))
+        first, *more = lines_of(escaped(text), max(width - indent, LEAST_WIDTH))
+        print(f"{name:<{indent}}{first}")
+        for line in more:
+            print(" " * indent + line)
 
 
 def _say_decision(sha256: str, decision: str, who: str, as_json: bool, more: dict[str, int] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The sections of a study file: their keys, defaults and bounds. `study.py` holds them together.
 
 A study may come from a server that lies, and a person decides by what the screen says of it. So every text is short and
-printable (`printable.py`), and every number has a bound from above: far beyond what a study can use, and far within
+plain (`printable.py`), and every number has a bound from above: far beyond what a study can use, and far within
 what the arithmetic and the screen can bear.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from wardround.printable import is_printable
+from wardround.printable import is_plain, is_printable
 
 LEAST_EPSILON = 0.001  # below, the noise is larger than any hospital
 MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf, which a site must allow by name
@@ -32,8 +32,17 @@ def _printable(text: str) -> str:
     return text
 
 
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError(
+            "may have letters written from left to right (composed: NFC), the digits 0 to 9, the punctuation of ASCII "
+            "but ^ and `, and single spaces between them"
+        )
+    return text
+
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 # Steps and weights are post-processing of what was noised, so any number of them is private.
 StepSize = Annotated[float, Field(ge=1e-30, le=1e15)]  # `attack` stretches a step by up to 1000 x patients / norm
