@@ -392,7 +392,7 @@ def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: 
     known = find_study(site, study.sha256())
     with pytest.raises(UsageError, match="nothing to revoke"):
         decide_against(site, known, "revoked", "Marie")
-    for name in ("", "CANARY^ANNA", "/home/x", "id 0815", "a" * 65):
+    for name in ("", "CANARY^ANNA", "/home/x", "id 0815", "a" * 65, "\u3164", "Marie \u3164", "Marie  Curie", "\u1160"):
         for command in ("approve", "refuse"):
             more = ["--yes"] if command == "approve" else []
             done = said(command, study.sha256()[:8], "--by", name, *more, site=site, fails=True)
