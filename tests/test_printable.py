@@ -180,7 +180,8 @@ def test_no_text_of_a_study_takes_a_character_that_does_not_show_itself_and_none
 def test_texts_of_any_language_are_taken_and_their_number_is_bounded() -> None:
     parse_study(changed("data.labels", ["gutartig", "bösartig", "良性", "доброкачественная", 'a "b"']))
     for place, value in (
-        ("data.labels", [f"label {number}" for number in range(65)]),
+        ("data.labels", [chr(0x4E00 + number) for number in range(65)]),
+        ("data.labels", ["a" * 64, "b" * 64, "c" * 64, "d" * 9]),
         ("data.window_hu", [[0, number + 1] for number in range(17)]),
         ("aggregation.site_weights", {f"site {number}": 1.0 for number in range(10_001)}),
     ):
@@ -274,6 +275,18 @@ def test_a_ready_study_keeps_its_hash_under_which_hospitals_approved_it(name: st
     assert load_study(ROOT / "studies" / f"{name}.toml").sha256() == HASHES[name]
 
 
+def test_the_longest_study_leaves_its_name_and_hash_right_above_the_question_on_one_screen(site: Path) -> None:
+    labels = [chr(0x4E00 + number) for number in range(60)] + [one * 35 for one in "水火木土"]
+    study = parse_study({**BASE, "data": {**BASE["data"], "labels": labels, "body_part": "日" * 64}})
+    receive(site, study)
+    lines = screen(site, study, 80)
+    assert lines[-2].split() == ["study", "nodules"] and lines[-1].split() == ["hash", study.sha256()]
+    assert len(lines) < 60
+    words = ["studies", "approve", study.sha256(), "--by", "Marie", "--site", str(site)]
+    asked = CliRunner().invoke(app, words, input="n\n", env={"COLUMNS": "80"})
+    assert asked.stdout.splitlines()[-1].split() == ["hash", study.sha256()] and "Approve 1 run" in asked.stderr
+
+
 # What is no study
 
 NO_STUDIES = (
@@ -361,7 +374,7 @@ def test_no_text_of_a_study_begins_a_line_of_the_screen_or_is_taken_for_the_word
     names = [line.split("  ")[0] for line in lines if not line.startswith(" " * 10)]
     assert names == [
         "study", "asked by", "hash", "learns", "reads", "network", "rounds", "runs", "steps", "leaves", "stays",
-        "costs", "means", "answer", "state",
+        "costs", "means", "answer", "state", "study", "hash",
     ]  # fmt: skip
     assert max(map(cells, lines)) <= min(width, 100), "the terminal wraps nothing by itself"
     said = " ".join(line.strip() for line in lines)

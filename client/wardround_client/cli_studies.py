@@ -70,7 +70,7 @@ def show(
     if as_json:
         print(json.dumps({**study_to_json(known), "words": dict(said)}))
         return
-    _print_words([*said, ("state", known.state), *_decisions_in_words(known)])
+    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *_identity(known.study)])
 
 
 @app.command(epilog='Example: wardround-site studies approve 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
@@ -96,7 +96,7 @@ def approve(
 
     cap, asked = cap_of_site(site), _proposed(site, study)
     if not as_json:
-        _print_words(_in_words(site, asked, runs))
+        _print_words([*_in_words(site, asked, runs), *_identity(asked)])
     question = f"Approve {count_text(runs, 'run')} of this study for {site.resolve().name}, as {by}?"
     if not yes and not _confirmed(question):
         raise UsageError("not approved: nobody said yes; answer y, or give --yes")
@@ -180,6 +180,11 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
         asked_by = f"the server at {config.server.address}, {asked_by}"
     words = {"asked_by": asked_by, "releases": config.release.evaluation}
     return describe(study, numbers_leaving=numbers, cost=cost, **words)
+
+
+def _identity(study: Study) -> list[tuple[str, str]]:
+    """Again below all that a study can make long, where the question is."""
+    return [("study", study.study.name), ("hash", study.sha256())]
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:

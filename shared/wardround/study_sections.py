@@ -22,6 +22,7 @@ MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf
 LEAST_NORM, MOST_NORM = 1e-4, 1e4
 LEAST_DELTA = 1e-15  # below, a probability is lost in the rounding of float64
 MOST_LABELS, MOST_WINDOWS, MOST_SITES = 64, 16, 10_000
+MOST_OF_ALL_LABELS = 200  # characters: what stands above them must still be on the screen
 MOST_ROUNDS, MOST_STEPS, MOST_PATIENTS, MOST_IMAGES = 100_000, 100_000, 10_000_000, 10_000
 WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; preparing an image takes memory with its square
 
@@ -105,6 +106,8 @@ class DataSection(Section):
     def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(labels)) != len(labels) or not all(label.strip() == label and label for label in labels):
             raise ValueError("labels must be different, not empty and without outer spaces")
+        if sum(map(len, labels)) > MOST_OF_ALL_LABELS:
+            raise ValueError(f"all labels together must have at most {MOST_OF_ALL_LABELS} characters")
         return labels
 
     @model_validator(mode="after")
