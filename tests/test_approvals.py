@@ -404,6 +404,18 @@ def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: 
     assert known_studies(site)[0].state == "refused", "the server cannot ask until it gets another answer"
 
 
+def test_proposals_that_were_refused_take_no_room_from_those_that_wait(site: Path) -> None:
+    first, *more, last = (study_of(f"s{number}") for number in range(102))
+    for study in (first, *more[:99]):
+        receive(site, study)
+    with pytest.raises(PolicyRefusal, match="100 proposals wait"):
+        receive(site, last)
+    said("refuse", first.sha256(), "--by", "Marie", site=site)
+    assert receive(site, last) == "proposed"
+    with pytest.raises(PolicyRefusal, match="100 proposals wait"):
+        receive(site, more[99])
+
+
 def test_an_altered_proposal_is_no_proposal(site: Path) -> None:
     study = study_of()
     receive(site, study)
