@@ -22,7 +22,7 @@ from wardround.health import HEALTH_FILE, HealthService, Look
 from wardround.study import Study, parse_study
 from wardround_client.approvals import approve, decide_against, find_study, known_studies
 from wardround_client.cli import app
-from wardround_client.decisions import runs_allowed
+from wardround_client.decisions import read_decisions, runs_allowed
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.proposals import receive
@@ -265,6 +265,56 @@ def test_show_says_who_asked(site: Path) -> None:
     other = study_of("other", epsilon=1.0)
     done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
     assert "nobody: it came as a file" in done.output
+
+
+DECIDES = """
+import sys
+from pathlib import Path
+from wardround_client.decisions import add_decision
+sys.stdin.readline()
+for _ in range(60):
+    add_decision(Path(sys.argv[1]), "revoked", "a" * 64, sys.argv[2])
+"""
+CHANGES_ITS_MIND = """
+import sys
+from pathlib import Path
+from wardround.study import study_from_json
+from wardround_client.approvals import approve, decide_against, find_study
+from wardround_client.privacy.ledger import Cap, Ledger
+site, study = Path(sys.argv[1]), study_from_json(sys.argv[3])
+sys.stdin.readline()
+for _ in range(12):
+    if sys.argv[2] == "Marie":
+        approve(site, study, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
+    else:
+        decide_against(site, find_study(site, study.sha256()), "revoked", "Pierre")
+"""
+
+
+def side_by_side(script: str, *words: tuple[str, ...]) -> None:
+    """Run the script once for each of `words`, at once: all have loaded before any begins."""
+    commands = [[sys.executable, "-c", script, *one] for one in words]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, text=True) for command in commands]
+    for one in running:
+        one.stdin.write("go\n")
+        one.stdin.close()
+    assert [one.wait(timeout=120) for one in running] == [0] * len(running)
+
+
+def test_decisions_that_processes_write_at_once_are_all_there(tmp_path: Path) -> None:
+    side_by_side(DECIDES, (str(tmp_path), "Marie"), (str(tmp_path), "Pierre"), (str(tmp_path), "Irene"))
+    who = [one["who"] for one in read_decisions(tmp_path, "a" * 64)]
+    assert {name: who.count(name) for name in who} == {"Marie": 60, "Pierre": 60, "Irene": 60}
+
+
+def test_the_last_decision_of_two_processes_is_the_last_one_in_the_log_and_the_one_that_counts(site: Path) -> None:
+    study = study_of()
+    approve(site, study, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
+    side_by_side(CHANGES_ITS_MIND, *((str(site), who, study.to_json()) for who in ("Marie", "Pierre")))
+    decided = [one["decision"] for one in known_of(site, study).decisions]
+    assert decided == decisions_in_the_log(site, study) and len(decided) == 25
+    assert trains(site, study) is (decided[-1] == "approved")
+    assert known_of(site, study).state == decided[-1]
 
 
 class Kill(BaseException):
