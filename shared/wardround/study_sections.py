@@ -146,6 +146,8 @@ class ModelSection(Section):
             raise ValueError(f"init: only {known} ship phantom weights; {self.name} needs 'random' or a file")
         if self.init not in ("phantom", "random") and not self.init.endswith(".safetensors"):
             raise ValueError("init must be 'phantom', 'random' or the path of a .safetensors file")
+        if self.init_sha256 is not None and self.init in ("phantom", "random"):
+            raise ValueError("init_sha256 belongs to a file: leave it out where init is 'phantom' or 'random'")
         return self
 
 
