@@ -256,6 +256,33 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
     assert "proposed" in text and max(map(len, text.splitlines())) <= 100
 
 
+def test_the_screen_says_in_which_keys_a_study_differs_from_each_other_one_of_its_name(site: Path) -> None:
+    def other(**changes: dict) -> Study:
+        content = json.loads(study_of().to_json())
+        return parse_study({name: {**section, **changes.get(name, {})} for name, section in content.items()})
+
+    study, elsewhere = study_of(), study_of("elsewhere")
+    rate, seed = other(training={"learning_rate": 0.1}), other(study={"seed": 7}, privacy={"sampling_rate": 0.5})
+    for one in (study, elsewhere, seed):
+        receive(site, one)
+    approve(site, rate, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
+    said("refuse", seed.sha256(), "--by", "Marie", site=site)
+    words = json.loads(said("show", study.sha256(), "--json", site=site).output)["words"]
+    assert words["differs"] == (
+        f"from {rate.sha256()[:12]} (approved) in: training.learning_rate; "
+        f"from {seed.sha256()[:12]} (refused) in: privacy.sampling_rate, study.seed"
+    )
+    shown = said("approve", study.sha256(), "--by", "Marie", site=site, fails=True).stdout
+    assert f"differs   from {rate.sha256()[:12]} (approved) in:" in shown
+    alone = json.loads(said("show", elsewhere.sha256(), "--json", site=site).output)["words"]
+    assert "differs" not in alone
+    for number in range(50):  # more of them do not push the rest out of sight
+        receive(site, other(study={"seed": 100 + number}, data={"image_size": 32}, training={"momentum": 0.5}))
+    words = json.loads(said("show", study.sha256(), "--json", site=site).output)["words"]
+    assert words["differs"].startswith(f"from {rate.sha256()[:12]} (approved)") and len(words["differs"]) < 1500
+    assert words["differs"].endswith("and from 48 more of this name")
+
+
 def test_show_says_who_asked(site: Path) -> None:
     (site / "site.toml").write_text(SITE + f'[server]\naddress = "fed.example:9092"\nca_sha256 = "{"0" * 64}"\n')
     study = study_of()

@@ -385,7 +385,11 @@ def test_no_text_of_a_study_begins_a_line_of_the_screen_or_is_taken_for_the_word
     ("place", "value", "row", "words"),
     [
         ("privacy.epsilon", 2.5, "costs", "ε 2.5"),
+        ("privacy.epsilon", 2.5000000001, "costs", "ε 2.5000000001 at"),
         ("privacy.delta", 2e-5, "costs", "δ 2e-05"),
+        ("privacy.delta", 2.0000000001e-5, "costs", "at δ 2.0000000001e-05"),
+        ("privacy.sampling_rate", 0.2500000001, "steps", "probability 0.2500000001 (sampling_rate)"),
+        ("privacy.max_grad_norm", 0.1230000001, "steps", "length 0.1230000001 at most"),
         ("privacy.max_grad_norm", 0.123, "steps", "length 0.123 at most (max_grad_norm)"),
         ("privacy.sampling_rate", 0.25, "steps", "probability 0.25 (sampling_rate)"),
         ("privacy.images_per_patient", 7, "steps", "at most 7 images of a patient"),

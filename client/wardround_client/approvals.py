@@ -22,6 +22,7 @@ from wardround.audit_events import StudyDecided, is_person
 from wardround.errors import StudyError, UsageError
 from wardround.private_files import make_folder
 from wardround.study import Study, study_from_json
+from wardround.study_words import Alike
 from wardround_client.data.cohort import sync_folder, write_atomically
 from wardround_client.decisions import MOST_RUNS, add_decision, deciding, read_decisions, runs_approved
 from wardround_client.privacy.ledger import Cap, Ledger, WhatIf
@@ -65,6 +66,18 @@ def known_studies(folder: Path) -> list[KnownStudy]:
     hashes = {path.stem for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json")}
     found = [_known_or_fault(folder, sha256) for sha256 in hashes]
     return sorted(found, key=lambda one: (one.study is None, one.study.study.name if one.study else "", one.sha256))
+
+
+def alike(folder: Path, study: Study) -> list[Alike]:
+    """The other studies of the same name here: approved ones first, then revoked, refused and proposed ones."""
+    order = ("approved", "revoked", "refused", "proposed")
+    sha256 = study.sha256()
+    others = [
+        one
+        for one in known_studies(folder)
+        if one.study is not None and one.study.study.name == study.study.name and one.sha256 != sha256
+    ]
+    return [Alike(study=one.study, state=one.state) for one in sorted(others, key=lambda one: order.index(one.state))]
 
 
 def find_study(folder: Path, prefix: str) -> KnownStudy:

@@ -154,7 +154,7 @@ def _proposed(site: Path, study: str) -> Study:
 
 def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     from wardround.study_words import Cost, describe
-    from wardround_client.approvals import cost_of, received_at
+    from wardround_client.approvals import alike, cost_of, received_at
     from wardround_client.config import load_site_config
     from wardround_client.privacy.plan import plan_from_study
 
@@ -179,7 +179,7 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     if received is not None and config.server is not None:
         asked_by = f"the server at {config.server.address}, {asked_by}"
     words = {"asked_by": asked_by, "releases": config.release.evaluation}
-    return describe(study, numbers_leaving=numbers, cost=cost, **words)
+    return describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
 
 
 def _identity(study: Study) -> list[tuple[str, str]]:
