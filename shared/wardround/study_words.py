@@ -202,8 +202,8 @@ def _costs(study: Study, cost: Cost) -> str:
     per = f"per {cost.after.unit}, {cost.after.relation}, δ {cost.after.delta:g}, {cost.after.accountant}"
     return (
         f"each run ε {_in_full(study.privacy.epsilon)} at δ {_in_full(study.privacy.delta)}{figures}. This site: "
-        f"spent or held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}, "
-        f"of ε {cost.cap_epsilon:g} ({per})"
+        f"spent or held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}"
+        f", of ε {cost.cap_epsilon:g} ({per})"
     )
 
 
