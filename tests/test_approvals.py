@@ -309,12 +309,13 @@ from wardround.study import study_from_json
 from wardround_client.approvals import approve, decide_against, find_study
 from wardround_client.privacy.ledger import Cap, Ledger
 site, study = Path(sys.argv[1]), study_from_json(sys.argv[3])
+known = find_study(site, study.sha256())  # the state is read anew where the decision is made
 sys.stdin.readline()
 for _ in range(12):
     if sys.argv[2] == "Marie":
         approve(site, study, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
     else:
-        decide_against(site, find_study(site, study.sha256()), "revoked", "Pierre")
+        decide_against(site, known, "revoked", "Pierre")
 """
 
 
