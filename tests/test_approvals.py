@@ -22,7 +22,7 @@ from wardround.health import HEALTH_FILE, HealthService, Look
 from wardround.study import Study, parse_study
 from wardround_client.approvals import approve, decide_against, find_study, known_studies
 from wardround_client.cli import app
-from wardround_client.decisions import runs_allowed
+from wardround_client.decisions import read_decisions, runs_allowed
 from wardround_client.privacy.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.proposals import receive
@@ -256,6 +256,33 @@ def test_show_says_what_is_read_what_leaves_and_what_it_costs_now_and_after(site
     assert "proposed" in text and max(map(len, text.splitlines())) <= 100
 
 
+def test_the_screen_says_in_which_keys_a_study_differs_from_each_other_one_of_its_name(site: Path) -> None:
+    def other(**changes: dict) -> Study:
+        content = json.loads(study_of().to_json())
+        return parse_study({name: {**section, **changes.get(name, {})} for name, section in content.items()})
+
+    study, elsewhere = study_of(), study_of("elsewhere")
+    rate, seed = other(training={"learning_rate": 0.1}), other(study={"seed": 7}, privacy={"sampling_rate": 0.5})
+    for one in (study, elsewhere, seed):
+        receive(site, one)
+    approve(site, rate, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
+    said("refuse", seed.sha256(), "--by", "Marie", site=site)
+    words = json.loads(said("show", study.sha256(), "--json", site=site).output)["words"]
+    assert words["differs"] == (
+        f"from {rate.sha256()[:12]} (approved) in: training.learning_rate; "
+        f"from {seed.sha256()[:12]} (refused) in: privacy.sampling_rate, study.seed"
+    )
+    shown = said("approve", study.sha256(), "--by", "Marie", site=site, fails=True).stdout
+    assert f"differs   from {rate.sha256()[:12]} (approved) in:" in shown
+    alone = json.loads(said("show", elsewhere.sha256(), "--json", site=site).output)["words"]
+    assert "differs" not in alone
+    for number in range(50):  # more of them do not push the rest out of sight
+        receive(site, other(study={"seed": 100 + number}, data={"image_size": 32}, training={"momentum": 0.5}))
+    words = json.loads(said("show", study.sha256(), "--json", site=site).output)["words"]
+    assert words["differs"].startswith(f"from {rate.sha256()[:12]} (approved)") and len(words["differs"]) < 1500
+    assert words["differs"].endswith("and from 48 more of this name")
+
+
 def test_show_says_who_asked(site: Path) -> None:
     (site / "site.toml").write_text(SITE + f'[server]\naddress = "fed.example:9092"\nca_sha256 = "{"0" * 64}"\n')
     study = study_of()
@@ -265,6 +292,57 @@ def test_show_says_who_asked(site: Path) -> None:
     other = study_of("other", epsilon=1.0)
     done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
     assert "nobody: it came as a file" in done.output
+
+
+DECIDES = """
+import sys
+from pathlib import Path
+from wardround_client.decisions import add_decision
+sys.stdin.readline()
+for _ in range(60):
+    add_decision(Path(sys.argv[1]), "revoked", "a" * 64, sys.argv[2])
+"""
+CHANGES_ITS_MIND = """
+import sys
+from pathlib import Path
+from wardround.study import study_from_json
+from wardround_client.approvals import approve, decide_against, find_study
+from wardround_client.privacy.ledger import Cap, Ledger
+site, study = Path(sys.argv[1]), study_from_json(sys.argv[3])
+known = find_study(site, study.sha256())  # the state is read anew where the decision is made
+sys.stdin.readline()
+for _ in range(12):
+    if sys.argv[2] == "Marie":
+        approve(site, study, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
+    else:
+        decide_against(site, known, "revoked", "Pierre")
+"""
+
+
+def side_by_side(script: str, *words: tuple[str, ...]) -> None:
+    """Run the script once for each of `words`, at once: all have loaded before any begins."""
+    commands = [[sys.executable, "-c", script, *one] for one in words]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, text=True) for command in commands]
+    for one in running:
+        one.stdin.write("go\n")
+        one.stdin.close()
+    assert [one.wait(timeout=120) for one in running] == [0] * len(running)
+
+
+def test_decisions_that_processes_write_at_once_are_all_there(tmp_path: Path) -> None:
+    side_by_side(DECIDES, (str(tmp_path), "Marie"), (str(tmp_path), "Pierre"), (str(tmp_path), "Irene"))
+    who = [one["who"] for one in read_decisions(tmp_path, "a" * 64)]
+    assert {name: who.count(name) for name in who} == {"Marie": 60, "Pierre": 60, "Irene": 60}
+
+
+def test_the_last_decision_of_two_processes_is_the_last_one_in_the_log_and_the_one_that_counts(site: Path) -> None:
+    study = study_of()
+    approve(site, study, "Marie", Ledger(None), Cap(epsilon=8.0, delta=1e-4))
+    side_by_side(CHANGES_ITS_MIND, *((str(site), who, study.to_json()) for who in ("Marie", "Pierre")))
+    decided = [one["decision"] for one in known_of(site, study).decisions]
+    assert decided == decisions_in_the_log(site, study) and len(decided) == 25
+    assert trains(site, study) is (decided[-1] == "approved")
+    assert known_of(site, study).state == decided[-1]
 
 
 class Kill(BaseException):
@@ -392,7 +470,7 @@ def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: 
     known = find_study(site, study.sha256())
     with pytest.raises(UsageError, match="nothing to revoke"):
         decide_against(site, known, "revoked", "Marie")
-    for name in ("", "CANARY^ANNA", "/home/x", "id 0815", "a" * 65):
+    for name in ("", "CANARY^ANNA", "/home/x", "id 0815", "a" * 65, "\u3164", "Marie \u3164", "Marie  Curie", "\u1160"):
         for command in ("approve", "refuse"):
             more = ["--yes"] if command == "approve" else []
             done = said(command, study.sha256()[:8], "--by", name, *more, site=site, fails=True)
@@ -402,6 +480,18 @@ def test_decisions_that_make_no_sense_and_names_that_are_none_are_refused(site: 
     assert known_studies(site)[0].state == "refused" and events(site) == [("refused", "Marie")]
     receive(site, study)
     assert known_studies(site)[0].state == "refused", "the server cannot ask until it gets another answer"
+
+
+def test_proposals_that_were_refused_take_no_room_from_those_that_wait(site: Path) -> None:
+    first, *more, last = (study_of(f"s{number}") for number in range(102))
+    for study in (first, *more[:99]):
+        receive(site, study)
+    with pytest.raises(PolicyRefusal, match="100 proposals wait"):
+        receive(site, last)
+    said("refuse", first.sha256(), "--by", "Marie", site=site)
+    assert receive(site, last) == "proposed"
+    with pytest.raises(PolicyRefusal, match="100 proposals wait"):
+        receive(site, more[99])
 
 
 def test_an_altered_proposal_is_no_proposal(site: Path) -> None:

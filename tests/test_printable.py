@@ -25,7 +25,7 @@ from wardround.command_line import print_table
 from wardround.errors import PolicyRefusal, StudyError, UsageError, WireError
 from wardround.log_reading import line_of
 from wardround.logs import JsonLines
-from wardround.printable import escaped, is_printable, json_line, quoted
+from wardround.printable import cells, escaped, is_plain, is_printable, json_line, lines_of, quoted
 from wardround.proposal_wire import unpack_proposal
 from wardround.study import Study, load_study, parse_study, study_from_json
 from wardround.versions import PROTOCOL_VERSION
@@ -65,6 +65,34 @@ FORGED = (
     "a\U000e0041b",  # a tag
     "a\u0378b",  # not assigned
     "a\u00a0b",  # a space that is none of the keyboard's
+    "a\U0001f3fb",  # the colour of an emoji: no column as rich counts, two of a terminal
+    "a\U0001f1e6",  # half a flag: one column or two
+    "a\u0336b",  # struck through
+    "a\u20ddb",
+    "ka\u0940",  # a mark with a place of its own
+    "a\u1161b",  # jamo: joined, or not
+    "a\u1100b",
+    "a\u2800b",
+    "a\U00013441b",  # a blank hieroglyph
+    "\u05d0 12",  # from right to left
+    "\u0627 12",
+)
+NOT_PLAIN = (
+    *(
+        "a\u0308",
+        " a",
+        "a ",
+        "a  b",
+        "a^",
+        "a`",
+        "\u02ee",
+        "\u0669",
+        "\u20ac",
+        "\u201ca\u201d",
+        "a\u2502b",
+        "\U0001f600",
+    ),
+    *("\U0001f600", "a\u00b7b", "a\u2019b", "\u216b", "\U0001d400", "\u4e00\u3099", "\u212b"),
 )
 
 
@@ -91,6 +119,33 @@ def test_printable_is_what_shows_itself_in_one_line_and_nothing_else() -> None:
     assert not any(map(is_printable, FORGED))
 
 
+def test_every_character_that_is_printable_has_one_width_for_every_program_that_counts() -> None:
+    """rich, which counts what we print in tables, and wcwidth, whose tables many terminals have."""
+    from rich.cells import cell_len
+
+    wcwidth = pytest.importorskip("wcwidth").wcwidth
+    for code in range(sys.maxunicode + 1):
+        one = chr(code)
+        if is_printable(one):
+            assert cell_len(one) == wcwidth(one) in (1, 2) and cells(one) >= cell_len(one), hex(code)
+            assert unicodedata.bidirectional(one) not in ("R", "AL", "AN"), hex(code)
+        if is_plain(one):
+            letter = unicodedata.category(one) in ("Lu", "Ll", "Lt", "Lo")
+            assert is_printable(one) and (letter or " " < one <= "~"), hex(code)
+
+
+def test_plain_are_letters_ascii_and_single_spaces() -> None:
+    assert all(map(is_plain, ('Übersicht k=3 [ok] "x" (b): a_1', "日本", "доброкачественная", "한국", "")))
+    assert not any(map(is_plain, (*FORGED, *NOT_PLAIN)))
+
+
+@given(st.text(st.characters(), max_size=60), st.integers(2, 40))
+def test_a_line_is_never_wider_than_its_width_and_no_word_is_lost(text: str, width: int) -> None:
+    lines = lines_of(escaped(text), width)
+    assert max(map(cells, lines)) <= width
+    assert "".join(lines).replace(" ", "") == escaped(text).replace(" ", "")
+
+
 @given(st.text(st.characters(), max_size=40))
 def test_what_is_escaped_is_printable_and_what_is_printable_stays(text: str) -> None:
     assert is_printable(escaped(text)) and escaped(escaped(text)) == escaped(text)
@@ -114,7 +169,8 @@ TEXTS = {
 
 @pytest.mark.parametrize("place", TEXTS)
 def test_no_text_of_a_study_takes_a_character_that_does_not_show_itself_and_none_is_long(place: str) -> None:
-    for text in (*FORGED, "\ud800", "x" * 1100):
+    only_plain = () if place == "model.init" else NOT_PLAIN  # a path, which is not shown
+    for text in (*FORGED, *only_plain, "\ud800", "x" * 1100):
         with pytest.raises(StudyError) as caught:
             parse_study(changed(place, TEXTS[place](text)))
         line = str(caught.value)
@@ -124,7 +180,8 @@ def test_no_text_of_a_study_takes_a_character_that_does_not_show_itself_and_none
 def test_texts_of_any_language_are_taken_and_their_number_is_bounded() -> None:
     parse_study(changed("data.labels", ["gutartig", "bösartig", "良性", "доброкачественная", 'a "b"']))
     for place, value in (
-        ("data.labels", [f"label {number}" for number in range(65)]),
+        ("data.labels", [chr(0x4E00 + number) for number in range(65)]),
+        ("data.labels", ["a" * 64, "b" * 64, "c" * 64, "d" * 9]),
         ("data.window_hu", [[0, number + 1] for number in range(17)]),
         ("aggregation.site_weights", {f"site {number}": 1.0 for number in range(10_001)}),
     ):
@@ -218,6 +275,18 @@ def test_a_ready_study_keeps_its_hash_under_which_hospitals_approved_it(name: st
     assert load_study(ROOT / "studies" / f"{name}.toml").sha256() == HASHES[name]
 
 
+def test_the_longest_study_leaves_its_name_and_hash_right_above_the_question_on_one_screen(site: Path) -> None:
+    labels = [chr(0x4E00 + number) for number in range(60)] + [one * 35 for one in "水火木土"]
+    study = parse_study({**BASE, "data": {**BASE["data"], "labels": labels, "body_part": "日" * 64}})
+    receive(site, study)
+    lines = screen(site, study, 80)
+    assert lines[-2].split() == ["study", "nodules"] and lines[-1].split() == ["hash", study.sha256()]
+    assert len(lines) < 60
+    words = ["studies", "approve", study.sha256(), "--by", "Marie", "--site", str(site)]
+    asked = CliRunner().invoke(app, words, input="n\n", env={"COLUMNS": "80"})
+    assert asked.stdout.splitlines()[-1].split() == ["hash", study.sha256()] and "Approve 1 run" in asked.stderr
+
+
 # What is no study
 
 NO_STUDIES = (
@@ -294,9 +363,10 @@ def screen(site: Path, study: Study, width: int) -> list[str]:
 def test_no_text_of_a_study_begins_a_line_of_the_screen_or_is_taken_for_the_words_around_it(site, width: int) -> None:
     labels = [
         "[red]costs[/red]",
-        ":warning: costs    ε 0.1 at δ 1e-09" + "costs" * 5,
+        ":warning: costs ε 0.1 at δ 1e-09" + "costs" * 5,
         'apart. "costs"',
-        "costs " + "日" * 50,
+        "costs " + "日" * 30,
+        "д" * 64,  # two columns each, on some terminals
     ]
     study = parse_study({**BASE, "data": {**BASE["data"], "labels": labels, "body_part": "costs: nothing " * 4 + "x"}})
     receive(site, study)
@@ -304,10 +374,9 @@ def test_no_text_of_a_study_begins_a_line_of_the_screen_or_is_taken_for_the_word
     names = [line.split("  ")[0] for line in lines if not line.startswith(" " * 10)]
     assert names == [
         "study", "asked by", "hash", "learns", "reads", "network", "rounds", "runs", "steps", "leaves", "stays",
-        "costs", "means", "answer", "state",
+        "costs", "means", "answer", "state", "study", "hash",
     ]  # fmt: skip
-    wide = [sum(1 + (unicodedata.east_asian_width(one) in "WF") for one in line.rstrip()) for line in lines]
-    assert max(wide) <= min(width, 100), "the terminal wraps nothing by itself"
+    assert max(map(cells, lines)) <= min(width, 100), "the terminal wraps nothing by itself"
     said = " ".join(line.strip() for line in lines)
     assert '"[red]costs[/red]"' in said and ":warning:" in said and r'"apart. \"costs\""' in said
 
@@ -316,7 +385,11 @@ def test_no_text_of_a_study_begins_a_line_of_the_screen_or_is_taken_for_the_word
     ("place", "value", "row", "words"),
     [
         ("privacy.epsilon", 2.5, "costs", "ε 2.5"),
+        ("privacy.epsilon", 2.5000000001, "costs", "ε 2.5000000001 at"),
         ("privacy.delta", 2e-5, "costs", "δ 2e-05"),
+        ("privacy.delta", 2.0000000001e-5, "costs", "at δ 2.0000000001e-05"),
+        ("privacy.sampling_rate", 0.2500000001, "steps", "probability 0.2500000001 (sampling_rate)"),
+        ("privacy.max_grad_norm", 0.1230000001, "steps", "length 0.1230000001 at most"),
         ("privacy.max_grad_norm", 0.123, "steps", "length 0.123 at most (max_grad_norm)"),
         ("privacy.sampling_rate", 0.25, "steps", "probability 0.25 (sampling_rate)"),
         ("privacy.images_per_patient", 7, "steps", "at most 7 images of a patient"),

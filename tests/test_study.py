@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -53,6 +54,21 @@ def test_hash_does_not_depend_on_layout_or_written_defaults(minimal: Path, tmp_p
 )
 def test_any_change_changes_the_hash(minimal: Path, override: str) -> None:
     assert load_study(minimal, (override,)).sha256() != load_study(minimal).sha256()
+
+
+@pytest.mark.parametrize("init", ["phantom", "random"])
+def test_no_study_has_the_hash_of_one_that_starts_from_a_file_unless_it_starts_from_that_file(init, tmp_path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"one")
+    path = tmp_path / "s.toml"
+    path.write_text(MINIMAL + '[model]\ninit = "m.safetensors"\n')
+    honest = load_study(path).to_json()
+    forged = json.loads(honest)
+    forged["model"]["init"] = init
+    with pytest.raises(StudyError, match="model: init_sha256 belongs to a file"):
+        study_from_json(json.dumps(forged))
+    path.write_text(MINIMAL + f'[model]\ninit = "{init}"\ninit_sha256 = "{"0" * 64}"\n')
+    with pytest.raises(StudyError, match="init_sha256"):
+        load_study(path)
 
 
 def test_a_model_file_counts_by_content_and_not_by_place(minimal: Path, tmp_path: Path) -> None:

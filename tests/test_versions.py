@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wardround.errors import UsageError
 from wardround.proposal_wire import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
 from wardround.study import parse_study
 from wardround.versions import Software, mismatch, older_side, ours, told
@@ -148,6 +150,39 @@ def test_the_clocks_are_compared_by_what_a_questions_way_takes(tmp_path: Path, a
     asked(tmp_path, server_with(), sent_at=time.time() - ago_s)
     check = at_site.clock_against_server(tmp_path)
     assert check.state == state and words in check.found
+
+
+NO_TIMES = (math.nan, math.inf, -math.inf, 1e308, 0.0, -1.0, 1e12)
+
+
+@pytest.mark.parametrize("sent_at", NO_TIMES)
+def test_a_time_of_the_server_that_is_none_is_refused_in_one_line_and_kept_nowhere(tmp_path, sent_at, caplog) -> None:
+    good = time.time()
+    asked(tmp_path, server_with(), sent_at=good)
+    before = (tmp_path / "server.json").read_text()
+    reply = asked(tmp_path, server_with(), sent_at=sent_at)
+    assert _word(reply, STUDY) == "refused:clock" and "NTP at the server" in code_text("refused:clock")
+    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert "which is no time" in line and "\n" not in line and len(line) < 200
+    with pytest.raises(UsageError, match="no time of these years"):
+        at_site.keep(tmp_path, sent_at, None)
+    assert (tmp_path / "server.json").read_text() == before
+    (tmp_path / "server.json").write_text(json.dumps({**json.loads(before), "sent_at": sent_at}))
+    check = at_site.clock_against_server(tmp_path)  # as an older version may have kept it
+    assert check.state == "ok" and "when the server first asks" in check.found
+
+
+@pytest.mark.parametrize(("seconds", "works"), [(math.nan, False), (0.0, False), (math.inf, True), (1e300, True)])
+def test_a_deadline_that_is_no_time_stops_the_round_and_one_beyond_every_study_is_cut(seconds, works: bool) -> None:
+    from wardround_client.app import OutOfTime, _time_limit
+
+    began = False
+    try:
+        with _time_limit(seconds):
+            began = True
+    except OutOfTime:
+        assert not works
+    assert began is works
 
 
 def test_the_servers_doctor_names_the_site_that_must_move_and_forgets_one_that_is_out(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
 HUNG_S = 30.0
+LONGEST_S = 31 * 86_400.0  # a study's longest round takes a month; a timer takes no infinity
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +120,9 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        if seconds <= 0:
+        if not seconds > 0:  # NaN is not
             raise OutOfTime
+        seconds = min(seconds, LONGEST_S)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         faulthandler.dump_traceback_later(seconds + HUNG_S, exit=True)
         yield

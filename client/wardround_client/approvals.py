@@ -22,8 +22,9 @@ from wardround.audit_events import StudyDecided, is_person
 from wardround.errors import StudyError, UsageError
 from wardround.private_files import make_folder
 from wardround.study import Study, study_from_json
+from wardround.study_words import Alike
 from wardround_client.data.cohort import sync_folder, write_atomically
-from wardround_client.decisions import MOST_RUNS, add_decision, read_decisions, runs_approved
+from wardround_client.decisions import MOST_RUNS, add_decision, deciding, read_decisions, runs_approved
 from wardround_client.privacy.ledger import Cap, Ledger, WhatIf
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site import approve_study
@@ -67,6 +68,18 @@ def known_studies(folder: Path) -> list[KnownStudy]:
     return sorted(found, key=lambda one: (one.study is None, one.study.study.name if one.study else "", one.sha256))
 
 
+def alike(folder: Path, study: Study) -> list[Alike]:
+    """The other studies of the same name here: approved ones first, then revoked, refused and proposed ones."""
+    order = ("approved", "revoked", "refused", "proposed")
+    sha256 = study.sha256()
+    others = [
+        one
+        for one in known_studies(folder)
+        if one.study is not None and one.study.study.name == study.study.name and one.sha256 != sha256
+    ]
+    return [Alike(study=one.study, state=one.state) for one in sorted(others, key=lambda one: order.index(one.state))]
+
+
 def find_study(folder: Path, prefix: str) -> KnownStudy:
     """The one study whose hash begins so. Raises `UsageError` in one line where there is none, or more than one."""
     paths = (path for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json"))
@@ -98,15 +111,17 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs
     """
     if not 1 <= runs <= MOST_RUNS:
         raise UsageError(f"--runs {runs}: give a number from 1 to {MOST_RUNS}")
+    _require_person(who)
     sha256 = study.sha256()
     refusal = cost_of(study, ledger, cap, runs).refusal
     if refusal is not None:
         raise refusal
-    _record(folder, "approved", sha256, who, runs)
-    approve_study(folder, study)
-    sync_folder(folder / STUDIES)
-    add_decision(folder, "approved", sha256, who, runs)
-    (folder / PROPOSALS / f"{sha256}.json").unlink(missing_ok=True)
+    with deciding(folder):
+        _record(folder, "approved", sha256, who, runs)
+        approve_study(folder, study)
+        sync_folder(folder / STUDIES)
+        add_decision(folder, "approved", sha256, who, runs)
+        (folder / PROPOSALS / f"{sha256}.json").unlink(missing_ok=True)
     return sha256
 
 
@@ -117,11 +132,16 @@ def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused",
     it is written down again, which finishes what a kill cut off. Raises `UsageError` where there is nothing to revoke,
     or where a refusal comes after the approval.
     """
+    _require_person(who)
+    with deciding(folder):
+        _decide_against(folder, _known(folder, known.sha256), decision, who)
+
+
+def _decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
     if decision == "revoked" and known.state not in ("approved", "revoked"):
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
     if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
-    _require_person(who)
     _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")
     add_decision(folder, decision, known.sha256, who)
     (folder / STUDIES / f"{known.sha256}.json").unlink(missing_ok=True)
@@ -155,7 +175,6 @@ def _known_or_fault(folder: Path, sha256: str) -> KnownStudy:
 
 
 def _record(folder: Path, decision: str, sha256: str, who: str, runs: int | None = None) -> None:
-    _require_person(who)
     AuditLog(folder / AUDIT_FILE).append(StudyDecided(decision=decision, study=sha256, who=who, runs=runs))
 
 

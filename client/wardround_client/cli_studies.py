@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.errors import UsageError
-from wardround.printable import escaped
+from wardround.printable import escaped, lines_of
 from wardround_client.cli_ledger import cap_of_site, opened_ledger
 from wardround_client.decisions import MOST_RUNS
 from wardround_client.tasks.weights import initial_network, trained_parameters
@@ -28,7 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
 ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")]
 RUNS_HELP = "How many runs may ever begin here, those that began included"
-WIDTH_OF_A_HASH, WIDEST = 12, 100
+WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
 
 
 @app.command("list", epilog="Example: wardround-site studies list --site hospital")
@@ -70,7 +70,7 @@ def show(
     if as_json:
         print(json.dumps({**study_to_json(known), "words": dict(said)}))
         return
-    _print_words([*said, ("state", known.state), *_decisions_in_words(known)])
+    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *_identity(known.study)])
 
 
 @app.command(epilog='Example: wardround-site studies approve 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
@@ -96,7 +96,7 @@ def approve(
 
     cap, asked = cap_of_site(site), _proposed(site, study)
     if not as_json:
-        _print_words(_in_words(site, asked, runs))
+        _print_words([*_in_words(site, asked, runs), *_identity(asked)])
     question = f"Approve {count_text(runs, 'run')} of this study for {site.resolve().name}, as {by}?"
     if not yes and not _confirmed(question):
         raise UsageError("not approved: nobody said yes; answer y, or give --yes")
@@ -154,7 +154,7 @@ def _proposed(site: Path, study: str) -> Study:
 
 def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     from wardround.study_words import Cost, describe
-    from wardround_client.approvals import cost_of, received_at
+    from wardround_client.approvals import alike, cost_of, received_at
     from wardround_client.config import load_site_config
     from wardround_client.privacy.plan import plan_from_study
 
@@ -179,7 +179,12 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     if received is not None and config.server is not None:
         asked_by = f"the server at {config.server.address}, {asked_by}"
     words = {"asked_by": asked_by, "releases": config.release.evaluation}
-    return describe(study, numbers_leaving=numbers, cost=cost, **words)
+    return describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
+
+
+def _identity(study: Study) -> list[tuple[str, str]]:
+    """Again below all that a study can make long, where the question is."""
+    return [("study", study.study.name), ("hash", study.sha256())]
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:
@@ -195,17 +200,15 @@ def _confirmed(question: str) -> bool:
 
 def _print_words(said: list[tuple[str, str]]) -> None:
     """Two columns, never wider than the terminal: what it wrapped by itself would look like a line of ours."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    import shutil
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    indent = max(len(name) for name, _ in said) + 2
     for name, text in said:
-        table.add_row(Text(name), Text(escaped(text)))
-    console = Console()
-    console.print(table, width=min(console.width, WIDEST))
+        first, *more = lines_of(escaped(text), max(width - indent, LEAST_WIDTH))
+        print(f"{name:<{indent}}{first}")
+        for line in more:
+            print(" " * indent + line)
 
 
 def _say_decision(sha256: str, decision: str, who: str, as_json: bool, more: dict[str, int] | None = None) -> None:

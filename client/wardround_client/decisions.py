@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from wardround.errors import UsageError
-from wardround.private_files import write_private
+from wardround.private_files import OWNER_ONLY, make_folder, write_private
 
 DECISIONS = "decisions"
+LOCK_FILE, WRITING_FILE = ".deciding.lock", ".writing.lock"  # the first is held around the second, never within
 MOST_RUNS = 1000  # that one approval may name
 
 
@@ -50,11 +54,36 @@ def runs_approved(decisions: Iterable[Mapping[str, Any]]) -> int:
 
 
 def add_decision(folder: Path, decision: str, sha256: str, who: str, runs: int | None = None) -> None:
-    """Put a decision behind those there are; durable on return."""
+    """Put a decision behind those there are, whoever else writes one; durable on return."""
     said = {"decision": decision, "who": who, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    decisions = [*read_decisions(folder, sha256), said if runs is None else {**said, "runs": runs}]
-    (folder / DECISIONS).mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(folder / DECISIONS / f"{sha256}.json", (json.dumps(decisions, indent=1) + "\n").encode())
+    with _alone(folder, WRITING_FILE):
+        decisions = [*read_decisions(folder, sha256), said if runs is None else {**said, "runs": runs}]
+        write_private(folder / DECISIONS / f"{sha256}.json", (json.dumps(decisions, indent=1) + "\n").encode())
+
+
+@contextmanager
+def deciding(folder: Path) -> Iterator[None]:
+    """Hold all steps of one decision together: another process decides before or after, and the last one counts in the
+    files as in the audit log.
+    """
+    with _alone(folder, LOCK_FILE):
+        yield
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold a lock of this folder's decisions; others wait. It ends with the process that holds it."""
+    path = folder / DECISIONS / name
+    try:
+        make_folder(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _checked(one: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wardround.checkup import Check, fault, note, ok
+from wardround.errors import UsageError
 from wardround.private_files import write_private
 from wardround.versions import SOFTWARE, Software, mismatch, ours, told
 
@@ -20,6 +21,7 @@ MOST_DELAY_S = (
     90.0  # a proposal lives a minute, a SuperNode looks every few seconds, and its task takes a while to start
 )
 LEAST_DELAY_S = -5.0
+EARLIEST, LATEST = 1_577_836_800.0, 4_102_444_800.0  # 2020 and 2100: no server of ours shows another year
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,17 @@ class Heard:
     software_at: float
 
 
+def is_time(sent_at: float) -> bool:
+    """True for seconds since 1970 that a clock may show; neither NaN nor infinity is."""
+    return EARLIEST <= sent_at <= LATEST
+
+
 def keep(folder: Path, sent_at: float, software: Software | None) -> None:
-    """Remember a question, and what it says of the server's software. Raises `UsageError` where the disk refuses."""
+    """Remember a question, and what it says of the server's software. Raises `UsageError` where the disk refuses, or
+    where the time is none.
+    """
+    if not is_time(sent_at):
+        raise UsageError(f"the server's clock shows {sent_at:g} seconds since 1970, which is no time of these years")
     now, last = time.time(), heard(folder)
     software_at = now
     if software is None and last is not None:
@@ -50,8 +61,8 @@ def heard(folder: Path) -> Heard | None:
     try:
         content = json.loads((folder / SERVER_FILE).read_text(encoding="utf-8"))
         times = {key: float(content[key]) for key in ("sent_at", "read_at", "software_at")}
-        return Heard(software=told(content), **times)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Heard(software=told(content), **times) if all(map(is_time, times.values())) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

@@ -13,9 +13,9 @@ from wardround.errors import PolicyRefusal
 from wardround.private_files import make_folder, owner_only
 from wardround.proposal_wire import State
 from wardround.study import Study
-from wardround_client.decisions import last_decision
+from wardround_client.decisions import DECISIONS, last_decision
 
-MOST_UNDECIDED = 1000  # a server cannot fill a hospital's disk
+MOST_UNDECIDED = 100  # a server cannot fill a hospital's disk, nor its list of studies; what was refused is not counted
 
 
 def receive(folder: Path, study: Study) -> State:
@@ -29,7 +29,8 @@ def receive(folder: Path, study: Study) -> State:
     if state != "proposed" or path.is_file():
         return state
     make_folder(path.parent)
-    if len(list(path.parent.glob("*.json"))) >= MOST_UNDECIDED:
+    undecided = [one for one in path.parent.glob("*.json") if not (folder / DECISIONS / one.name).exists()]
+    if len(undecided) >= MOST_UNDECIDED:
         raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", encoding="utf-8", opener=owner_only) as file:

@@ -49,6 +49,10 @@ def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Con
         if message.metadata.message_type not in QUESTIONS:
             log.error("a question of an unknown kind was refused")
             return recorded_refusal(folder, message, "question")
+        if not heard.is_time(message.metadata.created_at):
+            at = f"{message.metadata.created_at:g}"
+            log.error("a question was refused: the server's clock shows %s seconds since 1970, which is no time", at)
+            return recorded_refusal(folder, message, "clock")
         try:
             heard.keep(folder, message.metadata.created_at, told(message.content))
         except UsageError as error:  # a full disk: what is asked may have no need of it

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from wardround.accounting import Epsilon
 from wardround.errors import AuditError
+from wardround.printable import is_plain
 from wardround.wire import MAX_ROUND
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -26,8 +27,10 @@ _ACCOUNTANT = re.compile(r"[A-Za-z][A-Za-z0-9 ,.()-]{0,79}")
 
 
 def is_person(text: str) -> bool:
-    """True for a name that may stand as the one who decided: letters, spaces and . ' - between them, up to 64."""
-    return len(text) <= 64 and bool(_PERSON.fullmatch(text))
+    """True for a name that may stand as the one who decided: letters that show, written from left to right, and spaces
+    and . ' - between them, up to 64.
+    """
+    return len(text) <= 64 and bool(_PERSON.fullmatch(text)) and is_plain(text.replace("’", "'"))
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:

@@ -1,7 +1,7 @@
 """The sections of a study file: their keys, defaults and bounds. `study.py` holds them together.
 
 A study may come from a server that lies, and a person decides by what the screen says of it. So every text is short and
-printable (`printable.py`), and every number has a bound from above: far beyond what a study can use, and far within
+plain (`printable.py`), and every number has a bound from above: far beyond what a study can use, and far within
 what the arithmetic and the screen can bear.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from wardround.printable import is_printable
+from wardround.printable import is_plain, is_printable
 
 LEAST_EPSILON = 0.001  # below, the noise is larger than any hospital
 MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf, which a site must allow by name
@@ -22,6 +22,7 @@ MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf
 LEAST_NORM, MOST_NORM = 1e-4, 1e4
 LEAST_DELTA = 1e-15  # below, a probability is lost in the rounding of float64
 MOST_LABELS, MOST_WINDOWS, MOST_SITES = 64, 16, 10_000
+MOST_OF_ALL_LABELS = 200  # characters: what stands above them must still be on the screen
 MOST_ROUNDS, MOST_STEPS, MOST_PATIENTS, MOST_IMAGES = 100_000, 100_000, 10_000_000, 10_000
 WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; preparing an image takes memory with its square
 
@@ -32,8 +33,17 @@ def _printable(text: str) -> str:
     return text
 
 
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError(
+            "may have letters written from left to right (composed: NFC), the digits 0 to 9, the punctuation of ASCII "
+            "but ^ and `, and single spaces between them"
+        )
+    return text
+
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 # Steps and weights are post-processing of what was noised, so any number of them is private.
 StepSize = Annotated[float, Field(ge=1e-30, le=1e15)]  # `attack` stretches a step by up to 1000 x patients / norm
@@ -96,6 +106,8 @@ class DataSection(Section):
     def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(labels)) != len(labels) or not all(label.strip() == label and label for label in labels):
             raise ValueError("labels must be different, not empty and without outer spaces")
+        if sum(map(len, labels)) > MOST_OF_ALL_LABELS:
+            raise ValueError(f"all labels together must have at most {MOST_OF_ALL_LABELS} characters")
         return labels
 
     @model_validator(mode="after")
@@ -134,6 +146,8 @@ class ModelSection(Section):
             raise ValueError(f"init: only {known} ship phantom weights; {self.name} needs 'random' or a file")
         if self.init not in ("phantom", "random") and not self.init.endswith(".safetensors"):
             raise ValueError("init must be 'phantom', 'random' or the path of a .safetensors file")
+        if self.init_sha256 is not None and self.init in ("phantom", "random"):
+            raise ValueError("init_sha256 belongs to a file: leave it out where init is 'phantom' or 'random'")
         return self
 
 

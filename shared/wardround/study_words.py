@@ -5,7 +5,9 @@ Pure text from the study and a few numbers; nothing here opens a file or knows a
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wardround.accounting import Epsilon
@@ -14,6 +16,7 @@ from wardround.study import Study
 from wardround.words import bytes_text, count_text, epsilon_text, promise, seconds_text
 
 BYTES_OF_A_NUMBER = 4
+MOST_ALIKE, MOST_KEYS = 4, 12  # named on the screen, which what a server proposes must not make long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +37,27 @@ class Cost:
     refusal: str | None
 
 
-def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, releases: str) -> list[tuple[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class Alike:
+    """Another study of the same name that this site knows, and what was decided about it."""
+
+    study: Study
+    state: str
+
+
+def describe(
+    study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, releases: str, alike: Sequence[Alike] = ()
+) -> list[tuple[str, str]]:
     """(what, said) for each thing that somebody who approves must know, in the order in which they would ask.
 
     `numbers_leaving`: how many weights travel a round. `releases`: the site's own `[release] evaluation`.
+    `alike`: the other studies of its name, those that matter most first.
     """
     return [
         ("study", study.study.name),
         ("asked by", asked_by),
         ("hash", study.sha256()),
+        *([("differs", differs(study, alike))] if alike else []),
         ("learns", learns(study)),
         ("reads", reads(study)),
         ("network", _network(study, numbers_leaving)),
@@ -55,6 +70,42 @@ def describe(study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, r
         ("means", _means(study, cost)),
         ("answer", f"would be refused: {cost.refusal}" if cost.refusal else "within this site's budget"),
     ]
+
+
+def differs(study: Study, alike: Sequence[Alike]) -> str:
+    """In which keys a study is another one than those of the same name."""
+    said = [
+        f"from {one.study.sha256()[:12]} ({one.state}) in: {_some(_differing_keys(study, one.study))}"
+        for one in alike[:MOST_ALIKE]
+    ]
+    more = len(alike) - MOST_ALIKE
+    return "; ".join([*said, f"and from {more} more of this name"] if more > 0 else said)
+
+
+def _some(keys: list[str]) -> str:
+    more = len(keys) - MOST_KEYS
+    return ", ".join(keys[:MOST_KEYS]) + (f" and {count_text(more, 'other key')}" if more > 0 else "")
+
+
+def _differing_keys(study: Study, other: Study) -> list[str]:
+    """The keys, as `section.key`, whose values are not the same, by what the hash covers."""
+    ours, theirs = _values(study), _values(other)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+
+
+def _values(study: Study) -> dict[str, str]:
+    sections = json.loads(study.canonical())
+    return {
+        f"{name}.{key}": json.dumps(value)
+        for name, section in sections.items()
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }
+
+
+def _in_full(number: float) -> str:
+    """A number of a study with all its digits, so that two that differ are seen to differ; `∞` for infinity."""
+    return "∞" if math.isinf(number) else repr(number).removesuffix(".0")
 
 
 def learns(study: Study) -> str:
@@ -117,11 +168,11 @@ def _runs(cost: Cost) -> str:
 def _steps(study: Study, noise_multiplier: float) -> str:
     privacy, each = study.privacy, study.privacy.images_per_patient
     images = "all images" if each == "all" else f"at most {count_text(each, 'image')}"
-    cut = f"cut to the length {privacy.max_grad_norm:g} at most (max_grad_norm)"
+    cut = f"cut to the length {_in_full(privacy.max_grad_norm)} at most (max_grad_norm)"
     noise = f"noise of {noise_multiplier:.4g} times that length is added to their sum (noise multiplier)"
     return (
-        f"in each step every patient takes part with the probability {privacy.sampling_rate:g} (sampling_rate); what "
-        f"{images} of a patient say together is {cut if math.isfinite(privacy.max_grad_norm) else 'NOT CUT'}; "
+        f"in each step every patient takes part with the probability {_in_full(privacy.sampling_rate)} (sampling_rate)"
+        f"; what {images} of a patient say together is {cut if math.isfinite(privacy.max_grad_norm) else 'NOT CUT'}; "
         f"{noise if noise_multiplier > 0 else 'NO NOISE is added'}; the sum is divided by the probability times "
         f"{count_text(privacy.nominal_patients, 'patient')} (nominal_patients, a number agreed on). A run makes "
         f"{count_text(study.budgeted_steps, 'step')} at most"
@@ -147,12 +198,12 @@ def _leaves(study: Study, numbers: int, releases: str) -> str:
 def _costs(study: Study, cost: Cost) -> str:
     figures = ""
     if study.evaluation.epsilon > 0:
-        figures = f", and ε {epsilon_text(study.evaluation.epsilon)} for each release of figures, of which two are held"
+        figures = f", and ε {_in_full(study.evaluation.epsilon)} for each release of figures, of which two are held"
     per = f"per {cost.after.unit}, {cost.after.relation}, δ {cost.after.delta:g}, {cost.after.accountant}"
     return (
-        f"each run ε {epsilon_text(study.privacy.epsilon)} at δ {study.privacy.delta:g}{figures}. This site: spent or "
-        f"held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}, of ε "
-        f"{cost.cap_epsilon:g} ({per})"
+        f"each run ε {_in_full(study.privacy.epsilon)} at δ {_in_full(study.privacy.delta)}{figures}. This site: "
+        f"spent or held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}"
+        f", of ε {cost.cap_epsilon:g} ({per})"
     )
 
 

@@ -36,6 +36,7 @@ CODES = {
     "refused:evaluation_off": "the site releases no figures about held-out patients",
     "refused:version-site-older": "the site runs an older version than the server: the site must upgrade",
     "refused:version-server-older": "the server runs an older version than the site: the server must upgrade",
+    "refused:clock": "the server's clock shows no possible time: switch on NTP at the server",
     "refused:wire-protocol": "site and server speak different protocols: the older of the two must upgrade",
     "invalid:protocol": "site and server speak different protocols: the older of the two must upgrade",
     "unreachable": "not connected: its daemon, its network or this server's port",
