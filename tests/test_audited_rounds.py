@@ -140,8 +140,11 @@ def test_nothing_leaves_that_cannot_be_written_down(folder: Path) -> None:
 
 
 def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Path, caplog) -> None:
-    def fails(study: Study):
-        raise OSError(f"/data/CANARY^1.dcm of patient {pseudonym(KEY, 'CANARY^1')}")
+    class Fails(dict):
+        """A disk that fails whoever is there."""
+
+        def __setitem__(self, attempt, weights) -> None:
+            raise OSError(f"/data/CANARY^1.dcm of patient {pseudonym(KEY, 'CANARY^1')}")
 
     with pytest.raises(PolicyRefusal):
         answer(broadcast_of(study_of()), open_site(folder))
@@ -152,7 +155,7 @@ def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Pa
     with pytest.raises(WireError):
         answer(broadcast_of(study_of(), weights={"head.weight": np.zeros((9, 9), np.float32)}), site)
     with pytest.raises(OSError):
-        answer(broadcast_of(study_of()), dataclasses.replace(site, material_of=fails))
+        answer(broadcast_of(study_of()), dataclasses.replace(site, replies=Fails()))
     with pytest.raises(PolicyRefusal):
         release_scores(broadcast_of(study_of(), 4), site)
     codes = ["not_approved", "architecture", "wire-names", "failed", "evaluation_not_asked"]

@@ -33,9 +33,10 @@ from wardround.errors import PolicyRefusal, WardroundError
 from wardround.private_files import make_folder, owner_only
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
-from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, empty_cohort, open_cohort
+from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, open_cohort
 from wardround_client.data.forget import remove_features
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.data.study_cohort import cohort_for, differences, nobody
 from wardround_client.decisions import last_decision, runs_allowed
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.engine_choice import EngineMemory
@@ -124,18 +125,23 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
 
 
 def open_cohort_of(folder: Path, study: Study) -> Cohort:
-    """The site's cohort without the patients who object; one without a patient where nothing is prepared.
+    """The site's cohort as the study may use it, without the patients who object.
 
-    A site that has nobody must answer as any other, or its answers would tell that somebody is there. Raises
-    `DataError` where the cohort or the list of objections is damaged.
+    It has no patient where nothing is prepared, or where images were prepared with other channels or another size than
+    the study's; labels that the study does not have count as none. A site that has nobody must answer as any other, or
+    its answers would tell that somebody is there. Raises `DataError` where the cohort or the list of objections is
+    damaged.
     """
     try:
         cohort = open_cohort(folder / "cohort")
     except NoCohortError:
         log.warning("no prepared data here: this site takes part with noise alone; see wardround-site ingest")
-        data = study.data
-        cohort = empty_cohort((data.channel_count, data.image_size, data.image_size), data.labels)
-    return without_objectors(cohort, opted_out(folder))
+        return nobody(study)
+    found = differences(cohort, study)
+    if found:
+        todo = "call wardround-site ingest again with this study's file"
+        log.warning("the prepared data do not fit the study %s: %s; %s", study.study.name, "; ".join(found), todo)
+    return without_objectors(cohort_for(cohort, study), opted_out(folder))
 
 
 def _data_state(folder: Path) -> str:
