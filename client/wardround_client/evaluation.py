@@ -39,6 +39,8 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
         require_permission(study, site.release)
         admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
         with site.exclusive():
+            site = site.with_current_rules()  # what a person revoked or changed during the wait counts
+            require_permission(site.study_of(question.study_sha256), site.release)
             counts_2B = _settled_or_new(question, admitted, site)
             head, recent = site.ledger.shown()
     per_site = shows_own_figures(site.release, counts_2B)

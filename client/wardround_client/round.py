@@ -58,6 +58,8 @@ def answer(broadcast: Broadcast, site: Site) -> Answer:
         admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
         # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
         with site.exclusive():
+            site = site.with_current_rules()
+            site.study_of(broadcast.study_sha256)  # the wait may have been long: an approval revoked meanwhile counts
             weights = _reply(broadcast, admitted, site)
             head, recent = site.ledger.shown()
             return Answer(weights=weights, head=head, recent=recent)

@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +73,20 @@ class Site:
     proofs: Path | None = None  # where it is kept what was proved of engines in this start; without it nowhere
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
+    read_rules: Callable[[], SiteConfig] | None = None  # site.toml as it is now; without it the rules never change
     record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
     materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
+
+    def with_current_rules(self) -> Site:
+        """This site with the cap and the release settings that its file has now: a person may have changed them while
+        the process waited for `exclusive`. Raises `UsageError` where the file is wrong.
+        """
+        if self.read_rules is None:
+            return self
+        config = self.read_rules()
+        return replace(self, cap=config.privacy.cap(), release=config.release)
 
     def engine_memory(self, study_sha256: str) -> EngineMemory | None:
         """What this site keeps of clipping engines, for one study."""
@@ -121,6 +131,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         precision=config.compute.precision,
         record=AuditLog(folder / AUDIT_FILE).append,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
+        read_rules=lambda: load_site_config(folder / "site.toml"),
     )
 
 
