@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from wardround.audit import verified
 from wardround.errors import AuditError, BudgetRefusal, PolicyRefusal, WireError
 from wardround.models.registry import architecture_sha256
+from wardround.refusal_counts import IN_FULL, only_counted
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, pack_broadcast, weights_sha256
 from wardround_client.app import record_of
@@ -87,6 +88,15 @@ def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_say
     assert one["reply"] == weights_sha256(reply) == again["reply"] and again["again"] is True
     assert one["epsilon"] == again["epsilon"] == first.to_json()
     assert two["epsilon"] == site.ledger.spent(1e-4).to_json() and two["epsilon"]["epsilon"] > first.value > 0
+
+
+def test_a_settled_round_asked_for_all_day_is_counted_and_not_written_down_each_time(folder: Path) -> None:
+    approve_study(folder, study_of())
+    site, message = open_site(folder), broadcast_of(study_of())
+    for _ in range(1 + IN_FULL + 30):
+        answer(message, site)
+    assert [one["again"] for one in entries(folder)] == [False] + [True] * IN_FULL
+    assert only_counted(folder / "audit.jsonl") == 30
 
 
 def test_one_approval_answers_one_run_and_a_server_that_renames_it_gets_no_more(
