@@ -6,20 +6,25 @@ If it failed or refused instead, a reply would reveal that at least one patient 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from wardround.audit import AUDIT_FILE, verified
 from wardround.evaluation_wire import COUNTS, evaluation_round, pack_release, unpack_release
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, Packet, pack_answer, unpack_answer
+from wardround_client import site_checks
+from wardround_client.cli import app
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.data.forget import forget
 from wardround_client.data.opt_out import OPT_OUT_FILE
+from wardround_client.decisions import add_decision
 from wardround_client.evaluation import release_scores
 from wardround_client.round import answer
 from wardround_client.site import approve_study, open_cohort_of, open_site
@@ -204,6 +209,13 @@ def test_images_of_another_kind_take_no_part_and_the_site_is_warned(
     assert found.patient_count == 0 and found.images_NCHW.shape == (0, 1, 64, 64)
     (warning,) = caplog.messages
     assert difference in warning and "nobody takes part" in warning
+    (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
+    sha256 = approve_study(tmp_path, study)
+    add_decision(tmp_path, "approved", sha256, "Marie", 1)
+    check = site_checks.studies(tmp_path)
+    assert check.state == "note" and difference in check.found and "ingest" in check.todo
+    shown = CliRunner().invoke(app, ["studies", "show", sha256, "--json", "--site", str(tmp_path)])
+    assert difference in json.loads(shown.output)["words"]["prepared data"]
 
 
 @pytest.mark.parametrize("task", list(TASKS))
