@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -285,7 +286,7 @@ def test_a_flood_of_refusals_leaves_a_bounded_log_and_none_is_lost_from_the_coun
     assert summaries(path) == [("message-refused", "budget", "2026-09-21", 10 * IN_FULL)]
     assert only_counted(path) == 457 - 10 * IN_FULL
     shown = CliRunner().invoke(app, ["audit", "verify", str(path)]).output
-    assert "beside 257 refusals that are only counted so far, in audit.refused" in shown
+    assert "beside 257 refusals and repeated replies that are only counted so far, in audit.refused" in shown
     AuditLog(path, clock=lambda: NOON + DAY_S).append(RELEASED)
     assert summaries(path)[-1] == ("message-refused", "budget", "2026-09-21", 457), "before the next entry"
     assert verified(path).entries[-1]["event"] == "released" and only_counted(path) == 0
@@ -326,11 +327,24 @@ def test_a_peer_that_invents_a_code_for_each_refusal_fills_no_log(tmp_path: Path
 
 
 @pytest.mark.parametrize("event", [RELEASED, StudyDecided(decision="approved", study=STUDY, who="Marie")])
-def test_releases_and_decisions_are_never_summarised(tmp_path: Path, event: Event) -> None:
+def test_first_releases_and_decisions_are_never_summarised(tmp_path: Path, event: Event) -> None:
     path = tmp_path / "audit.jsonl"
     refuse(path, IN_FULL + 30, event)
     assert [one["event"] for one in verified(path).entries] == [event.kind] * (IN_FULL + 30)
     assert not (tmp_path / "audit.refused").exists()
+
+
+def test_a_reply_asked_for_again_and_again_leaves_a_bounded_log_beside_its_first_release(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    refuse(path, IN_FULL + 30, RELEASED)
+    refuse(path, 457, dataclasses.replace(RELEASED, again=True))
+    refuse(path, 3)
+    found = verified(path).entries
+    assert [one["again"] for one in found if one["event"] == "released"] == [False] * (IN_FULL + 30) + [True] * IN_FULL
+    assert summaries(path) == [("released", "again", "2026-09-21", 10 * IN_FULL)]
+    assert only_counted(path) == 457 - 10 * IN_FULL
+    AuditLog(path, clock=lambda: NOON + DAY_S).append(REFUSED)
+    assert summaries(path)[-1] == ("released", "again", "2026-09-21", 457) and only_counted(path) == 0
 
 
 def test_two_processes_count_every_refusal(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,22 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.audit import verified
-from wardround.errors import AuditError, PolicyRefusal, WireError
+from wardround.errors import AuditError, BudgetRefusal, PolicyRefusal, WireError
 from wardround.models.registry import architecture_sha256
+from wardround.refusal_counts import IN_FULL, only_counted
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, pack_broadcast, weights_sha256
 from wardround_client.app import record_of
-from wardround_client.approvals import approve
+from wardround_client.approvals import approve, decide_against, find_study
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.deadline import OutOfTime, time_limit
 from wardround_client.evaluation import release_scores
 from wardround_client.privacy.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
-from wardround_client.round import answer
+from wardround_client.round import admit, answer
 from wardround_client.site import approve_study, open_site
 from wardround_client.site_app import site_app
+from wardround_client.tasks import classification
 from wardround_client.tasks.weights import initial_network, trained_parameters
 
 KEY = b"k" * 32
@@ -85,6 +90,15 @@ def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_say
     assert two["epsilon"] == site.ledger.spent(1e-4).to_json() and two["epsilon"]["epsilon"] > first.value > 0
 
 
+def test_a_settled_round_asked_for_all_day_is_counted_and_not_written_down_each_time(folder: Path) -> None:
+    approve_study(folder, study_of())
+    site, message = open_site(folder), broadcast_of(study_of())
+    for _ in range(1 + IN_FULL + 30):
+        answer(message, site)
+    assert [one["again"] for one in entries(folder)] == [False] + [True] * IN_FULL
+    assert only_counted(folder / "audit.jsonl") == 30
+
+
 def test_one_approval_answers_one_run_and_a_server_that_renames_it_gets_no_more(
     folder: Path,
 ) -> None:
@@ -140,8 +154,11 @@ def test_nothing_leaves_that_cannot_be_written_down(folder: Path) -> None:
 
 
 def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Path, caplog) -> None:
-    def fails(study: Study):
-        raise OSError(f"/data/CANARY^1.dcm of patient {pseudonym(KEY, 'CANARY^1')}")
+    class Fails(dict):
+        """A disk that fails whoever is there."""
+
+        def __setitem__(self, attempt, weights) -> None:
+            raise OSError(f"/data/CANARY^1.dcm of patient {pseudonym(KEY, 'CANARY^1')}")
 
     with pytest.raises(PolicyRefusal):
         answer(broadcast_of(study_of()), open_site(folder))
@@ -152,13 +169,72 @@ def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Pa
     with pytest.raises(WireError):
         answer(broadcast_of(study_of(), weights={"head.weight": np.zeros((9, 9), np.float32)}), site)
     with pytest.raises(OSError):
-        answer(broadcast_of(study_of()), dataclasses.replace(site, material_of=fails))
+        answer(broadcast_of(study_of()), dataclasses.replace(site, replies=Fails()))
     with pytest.raises(PolicyRefusal):
         release_scores(broadcast_of(study_of(), 4), site)
     codes = ["not_approved", "architecture", "wire-names", "failed", "evaluation_not_asked"]
     assert [(one["event"], one["code"]) for one in entries(folder)] == [("message-refused", code) for code in codes]
     text = (folder / "audit.jsonl").read_text()
     assert "CANARY" not in text and "/data" not in text and pseudonym(KEY, "CANARY^1") not in text
+
+
+def test_what_a_person_revokes_or_lowers_while_a_process_waits_for_its_turn_holds_for_it(folder: Path) -> None:
+    """Another process of the site is at work; the change is made before the lock is free."""
+    study = study_of(evaluation_epsilon=1.0)
+
+    def approve_again() -> None:
+        (folder / "site.toml").write_text(SITE)
+        approve(folder, study, "Marie", Ledger(folder / "ledger.sqlite3"), open_site(folder).cap)
+
+    def revoke() -> None:
+        decide_against(folder, find_study(folder, study.sha256()[:12]), "revoked", "Marie")
+
+    def lower_the_cap() -> None:
+        (folder / "site.toml").write_text(SITE.replace("12.0", "0.5"))
+
+    def release_nothing() -> None:
+        (folder / "site.toml").write_text(SITE.replace('"noised"', '"off"'))
+
+    def code_of(change, ask, round_: int) -> str:
+        @contextmanager
+        def waits():
+            change()
+            yield
+
+        approve_again()
+        site = dataclasses.replace(open_site(folder), exclusive=waits)
+        with pytest.raises((PolicyRefusal, BudgetRefusal)) as caught:
+            ask(broadcast_of(study, round_), site)
+        return caught.value.code
+
+    assert code_of(revoke, answer, 1) == code_of(revoke, release_scores, 4) == "not_approved"
+    assert code_of(lower_the_cap, answer, 1) == code_of(lower_the_cap, release_scores, 4) == "budget"
+    assert code_of(release_nothing, release_scores, 4) == "evaluation_off"
+    assert Ledger(folder / "ledger.sqlite3").attempts() == []
+    assert not [one for one in entries(folder) if one["event"] == "released"]
+
+
+def test_a_round_that_is_charged_and_late_is_in_the_log_with_its_study_run_and_round(folder: Path, monkeypatch) -> None:
+    study, train = study_of(evaluation_epsilon=1.0), classification.train
+    approve_study(folder, study)
+
+    def hangs(*arguments, **keywords):
+        time.sleep(60)
+        return train(*arguments, **keywords)
+
+    open_site(folder)
+    monkeypatch.setattr(classification, "train", hangs)
+    monkeypatch.setattr(classification, "held_out_scores", hangs)
+    for ask, round_ in ((answer, 1), (release_scores, 4)):
+        site = open_site(folder)
+        admit(broadcast_of(study, round_), site, range(1, 5))  # builds the network, which takes its time
+        with pytest.raises(OutOfTime), time_limit(2.0):
+            ask(broadcast_of(study, round_), site)
+    named = {"study": study.sha256(), "run": "run"}
+    assert [{key: one[key] for key in ("event", "code", "study", "run", "round")} for one in entries(folder)] == [
+        {"event": "message-refused", "code": "late", **named, "round": round_} for round_ in (1, 4)
+    ]
+    assert len(Ledger(folder / "ledger.sqlite3").attempts()) == 2, "which is charged"
 
 
 def test_a_message_that_is_none_or_comes_to_a_folder_that_is_none_is_in_the_log(tmp_path: Path, monkeypatch) -> None:

@@ -6,23 +6,29 @@ If it failed or refused instead, a reply would reveal that at least one patient 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from wardround.audit import AUDIT_FILE, verified
 from wardround.evaluation_wire import COUNTS, evaluation_round, pack_release, unpack_release
 from wardround.models.registry import architecture_sha256
 from wardround.study import Study, parse_study
 from wardround.wire import Broadcast, Packet, pack_answer, unpack_answer
+from wardround_client import site_checks
+from wardround_client.cli import app
 from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.data.forget import forget
 from wardround_client.data.opt_out import OPT_OUT_FILE
+from wardround_client.decisions import add_decision
 from wardround_client.evaluation import release_scores
 from wardround_client.round import answer
-from wardround_client.site import approve_study, open_site
+from wardround_client.site import approve_study, open_cohort_of, open_site
+from wardround_client.tasks.task import training_rows
 from wardround_client.tasks.weights import initial_network, trained_parameters
 
 KEY = b"k" * 32
@@ -87,6 +93,15 @@ def prepared(folder: Path, size: int, labels: tuple[int, ...]) -> None:
     write_cohort(folder / "cohort", rows, images, shape_CHW=(1, size, size), label_names=LABELS, site_key=KEY)
 
 
+def prepared_otherwise(
+    folder: Path, shape_CHW: tuple[int, int, int], names: tuple[str, ...], labels: tuple[int, ...], by: str = ""
+) -> None:
+    """A patient for each label, prepared for another study."""
+    rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{n}"), label=label) for n, label in enumerate(labels)]
+    images = (np.full(shape_CHW, 90 + n, np.uint8) for n in range(len(rows)))
+    write_cohort(folder / "cohort", rows, images, shape_CHW=shape_CHW, label_names=names, site_key=KEY, prepared_by=by)
+
+
 def only_patient_is_listed(folder: Path, size: int) -> None:
     prepared(folder, size, (1,))
     (folder / OPT_OUT_FILE).write_text(pseudonym(KEY, "p0") + "\n")
@@ -97,6 +112,17 @@ def only_patient_is_forgotten(folder: Path, size: int) -> None:
     assert forget(folder, KEY, "p0").images_removed == 2
 
 
+def damaged(folder: Path, size: int) -> None:
+    prepared(folder, size, (0, 1))
+    path = folder / "cohort" / "images.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def unreadable_list(folder: Path, size: int) -> None:
+    prepared(folder, size, (0, 1))
+    (folder / OPT_OUT_FILE).write_bytes(b"\xff\n")
+
+
 SITES: dict[str, tuple[Callable[[Path, int], None], float]] = {
     "six patients": (lambda folder, size: prepared(folder, size, (0, 1) * 3), 0.2),
     "one patient": (lambda folder, size: prepared(folder, size, (1,)), 0.2),
@@ -105,6 +131,18 @@ SITES: dict[str, tuple[Callable[[Path, int], None], float]] = {
     "no patient in training": (lambda folder, size: prepared(folder, size, (0, 1)), 1 - 1e-9),
     "no patient held out": (lambda folder, size: prepared(folder, size, (0, 1)), 1e-9),
     "no label": (lambda folder, size: prepared(folder, size, (-1, -1)), 0.2),
+    "a label that the study does not have": (
+        lambda folder, size: prepared_otherwise(folder, (1, size, size), ("a", "b", "c", "d"), (3, 2)),
+        0.2,
+    ),
+    "other channels": (lambda folder, size: prepared_otherwise(folder, (3, size, size), LABELS, (0, 1)), 0.2),
+    "other size": (lambda folder, size: prepared_otherwise(folder, (1, 16, 16), LABELS, (0, 1)), 0.2),
+    "prepared as something else": (
+        lambda folder, size: prepared_otherwise(folder, (1, size, size), LABELS, (0, 1), '{"channels": "windows"}'),
+        0.2,
+    ),
+    "images are damaged": (damaged, 0.2),
+    "the list of objections is damaged": (unreadable_list, 0.2),
     "the only patient is listed": (only_patient_is_listed, 0.2),
     "the only patient is forgotten": (only_patient_is_forgotten, 0.2),
 }
@@ -141,6 +179,43 @@ def replies_of(folder: Path, task: str, kind: str) -> tuple[list[tuple], list[tu
     recorded = [(e["event"], e["round"], e["purpose"], e["epsilon"]) for e in verified(folder / AUDIT_FILE).entries]
     attempts = [(one.round, one.purpose, one.reply_sha256 is not None) for one in site.ledger.attempts()]
     return [shape_of(packet), shape_of(released)], [recorded, attempts, site.ledger.events()]
+
+
+def test_labels_are_matched_by_name_and_one_that_the_study_does_not_have_counts_as_none(tmp_path: Path, caplog) -> None:
+    study = study_of("head", 0.2)
+    size = study.data.image_size
+    prepared_otherwise(tmp_path, (1, size, size), ("other", "malignant", "benign"), (0, 1, 2, -1))
+    found = open_cohort_of(tmp_path, study)
+    assert found.labels_N.tolist() == [-1, 1, 0, -1] and found.label_names == LABELS
+    assert training_rows(study, found).sum() <= 2
+    (warning,) = caplog.messages
+    assert "count as no label: other" in warning and "wardround-site ingest" in warning
+
+
+@pytest.mark.parametrize(
+    ("shape_CHW", "by", "difference"),
+    [
+        ((3, 64, 64), "", "3 channels, the study asks for 1"),
+        ((1, 32, 32), "", "32 x 32 pixels, the study asks for 64 x 64"),
+        ((1, 64, 64), '{"channels": "windows"}', "prepared as windows, the study asks for grey"),
+    ],
+)
+def test_images_of_another_kind_take_no_part_and_the_site_is_warned(
+    tmp_path: Path, caplog, shape_CHW, by, difference
+) -> None:
+    study = study_of("head", 0.2)
+    prepared_otherwise(tmp_path, shape_CHW, LABELS, (0, 1), by)
+    found = open_cohort_of(tmp_path, study)
+    assert found.patient_count == 0 and found.images_NCHW.shape == (0, 1, 64, 64)
+    (warning,) = caplog.messages
+    assert difference in warning and "nobody takes part" in warning
+    (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
+    sha256 = approve_study(tmp_path, study)
+    add_decision(tmp_path, "approved", sha256, "Marie", 1)
+    check = site_checks.studies(tmp_path)
+    assert check.state == "note" and difference in check.found and "ingest" in check.todo
+    shown = CliRunner().invoke(app, ["studies", "show", sha256, "--json", "--site", str(tmp_path)])
+    assert difference in json.loads(shown.output)["words"]["prepared data"]
 
 
 @pytest.mark.parametrize("task", list(TASKS))

@@ -116,6 +116,51 @@ def test_the_same_round_with_other_weights_is_refused(site: Site) -> None:
     assert len(site.ledger.attempts()) == 1
 
 
+def fails_with_patients(train):
+    """A training that fails for whoever is there, as `cross_entropy` does for a label that the network has not."""
+
+    def trained(study, plan, network, weights, material, *rest):
+        if len(material.labels_N):
+            raise IndexError("Target 3 is out of bounds, patient CANARY")
+        return train(study, plan, network, weights, material, *rest)
+
+    return trained
+
+
+@pytest.mark.parametrize("where", ["reading", "training"])
+def test_an_error_with_patients_is_answered_with_noise_alone_as_one_charged_attempt(
+    site: Site, monkeypatch, caplog, where: str
+) -> None:
+    """A code would tell without noise that a patient is there whose data cause it."""
+
+    def unreadable(_: Study) -> Material:
+        raise OSError("/data/CANARY.dcm")
+
+    if where == "reading":
+        site = dataclasses.replace(site, material_of=unreadable)
+    else:
+        monkeypatch.setattr(classification, "train", fails_with_patients(classification.train))
+    message = broadcast_of(study_of())
+    reply = answer(message, site).weights
+    assert all((reply[name] != message.weights[name]).any() for name in reply), "the noise is in it"
+    (attempt,) = site.ledger.attempts()
+    assert attempt.reply_sha256 == weights_sha256(reply) == weights_sha256(answer(message, site).weights)
+    assert [event.steps for event in site.ledger.events()] == [1]
+    assert "CANARY" in caplog.text and "Traceback" in caplog.text, "the site's own log has it in full"
+
+
+@pytest.mark.parametrize("error", [Exception("always"), KeyboardInterrupt(), SystemExit()])
+def test_an_error_with_nobody_too_and_what_ends_the_process_propagate(site: Site, monkeypatch, error) -> None:
+    def always(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(classification, "train", always)
+    with pytest.raises(type(error)):
+        answer(broadcast_of(study_of()), site)
+    (attempt,) = site.ledger.attempts()
+    assert attempt.reply_sha256 is None
+
+
 class Crash(BaseException):
     """Stands for a kill: nothing in the product may catch it."""
 
@@ -170,7 +215,7 @@ def test_without_spare_rounds_the_site_sits_out_and_never_spends_more(site: Site
 )
 def test_what_does_not_fit_is_refused_before_an_image_is_read(site: Site, changes: dict, code: str) -> None:
     def read(_: Study):
-        raise AssertionError("data were read")
+        pytest.fail("data were read")  # no `Exception`, which a round would answer with noise alone
 
     with pytest.raises((RefusedError, WireError)) as caught:
         answer(broadcast_of(study_of(), **changes), dataclasses.replace(site, material_of=read))
@@ -213,7 +258,7 @@ def test_a_site_whose_installed_start_differs_in_what_does_not_travel_refuses(
 @pytest.mark.parametrize(("epsilon", "code"), [(9.0, "budget"), (math.inf, "no_privacy")])
 def test_a_study_above_the_cap_or_without_privacy_is_refused_before_an_image_is_read(site, epsilon, code) -> None:
     def read(_: Study):
-        raise AssertionError("data were read")
+        pytest.fail("data were read")  # no `Exception`, which a round would answer with noise alone
 
     with pytest.raises(RefusedError) as caught:
         answer(broadcast_of(study_of(epsilon=epsilon)), dataclasses.replace(site, material_of=read))
@@ -223,7 +268,7 @@ def test_a_study_above_the_cap_or_without_privacy_is_refused_before_an_image_is_
 
 def test_a_site_with_a_cap_of_one_refuses_a_study_of_two_before_an_image_is_read(site: Site) -> None:
     def read(_: Study):
-        raise AssertionError("data were read")
+        pytest.fail("data were read")  # no `Exception`, which a round would answer with noise alone
 
     strict = dataclasses.replace(site, cap=Cap(epsilon=1.0, delta=1e-4), material_of=read)
     with pytest.raises(BudgetRefusal, match="cap of epsilon 1"):
@@ -245,7 +290,7 @@ def test_a_released_run_sends_what_was_settled_again_and_reads_no_image_for_more
     site.ledger.release(message.study_sha256, message.run_id, "an officer")
 
     def read(_: Study):
-        raise AssertionError("data were read")
+        pytest.fail("data were read")  # no `Exception`, which a round would answer with noise alone
 
     closed = dataclasses.replace(site, material_of=read, materials={})
     assert weights_sha256(answer(message, closed).weights) == weights_sha256(first.weights)

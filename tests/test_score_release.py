@@ -27,6 +27,7 @@ from wardround_client.privacy.score_release import noised, score_histogram, two_
 from wardround_client.privacy.secret import KnownRandom, SecretRandom
 from wardround_client.round import answer
 from wardround_client.site import ReplyFolder, Site, approve_study, open_site
+from wardround_client.tasks import classification
 from wardround_client.tasks.material import HeldOutImages, Material, material_of
 from wardround_client.tasks.scoring import patient_logits
 from wardround_client.tasks.task import held_out_images, training_rows
@@ -231,7 +232,7 @@ def training_material(study: Study) -> Material:
 
 
 def unread(study: Study) -> HeldOutImages:
-    raise AssertionError("held-out images were read")
+    pytest.fail("held-out images were read")  # no `Exception`, which a round would answer with noise alone
 
 
 def refused(site: Site, question: Broadcast) -> str:
@@ -365,10 +366,34 @@ def test_a_crash_before_the_counts_are_on_disk_is_charged_and_never_sent(site: S
 
 def test_the_attempt_is_on_disk_before_a_score_is_computed(site: Site):
     def watched(study: Study) -> HeldOutImages:
-        assert len(site.ledger.attempts()) == 1
+        seen.append(len(site.ledger.attempts()))
         return held_out()
 
+    seen: list[int] = []
     release_scores(question_of(study_of()), dataclasses.replace(site, held_out_of=watched))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("where", ["reading", "scoring"])
+def test_an_error_with_held_out_patients_is_answered_with_the_noise_alone(site: Site, monkeypatch, caplog, where: str):
+    def unreadable(study: Study) -> HeldOutImages:
+        raise OSError("/data/CANARY.dcm")
+
+    def fails(network, study, weights, images, device):
+        if len(images.labels_N):
+            raise RuntimeError("CANARY")
+        return patient_logits(network, study, weights, images, device)
+
+    if where == "reading":
+        site = dataclasses.replace(site, held_out_of=unreadable)
+    else:
+        monkeypatch.setattr(classification, "held_out_scores", fails)
+    question = question_of(study_of())
+    counts_2B = release_scores(question, site).counts_2B
+    (attempt,) = site.ledger.attempts()
+    assert attempt.reply_sha256 is not None and site.ledger.events() == [PureEvent(epsilon=1.0, count=1)]
+    assert counts_2B.any() and (release_scores(question, site).counts_2B == counts_2B).all()
+    assert "CANARY" in caplog.text, "the site's own log has it in full"
 
 
 def test_counts_changed_on_disk_are_not_sent(site: Site):

@@ -174,11 +174,11 @@ def test_a_time_of_the_server_that_is_none_is_refused_in_one_line_and_kept_nowhe
 
 @pytest.mark.parametrize(("seconds", "works"), [(math.nan, False), (0.0, False), (math.inf, True), (1e300, True)])
 def test_a_deadline_that_is_no_time_stops_the_round_and_one_beyond_every_study_is_cut(seconds, works: bool) -> None:
-    from wardround_client.app import OutOfTime, _time_limit
+    from wardround_client.deadline import OutOfTime, time_limit
 
     began = False
     try:
-        with _time_limit(seconds):
+        with time_limit(seconds):
             began = True
     except OutOfTime:
         assert not works

@@ -8,14 +8,10 @@ Flower would send its text to the server, and a text may hold a path or worse. T
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import functools
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -25,20 +21,14 @@ from wardround.errors import RefusedError, WireError
 from wardround.evaluation_wire import ScoreRelease, pack_release
 from wardround.logs import at
 from wardround.wire import Answer, Broadcast, Packet, is_code, pack_answer, pack_refusal, packet_from, unpack_broadcast
+from wardround_client.deadline import OutOfTime, time_limit
 
 TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
-
-HUNG_S = 30.0
-LONGEST_S = 31 * 86_400.0  # a study's longest round takes a month; a timer takes no infinity
 
 log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-class OutOfTime(BaseException):
-    """The round's deadline passed while the site trained. Not an `Exception`: no handler on the way may keep it."""
 
 
 def make_client_app(
@@ -72,7 +62,7 @@ def _reply(
     broadcast, heard, place = None, False, contextlib.ExitStack()
     deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
     try:
-        with _time_limit(deadline - time.time()):
+        with time_limit(deadline - time.time()):
             broadcast = unpack_broadcast(packet_from(message.content))
             place.enter_context(at(run=broadcast.run_id, round=broadcast.round))
             site = open_site(context)
@@ -102,31 +92,3 @@ def record_of(packet: Packet) -> RecordDict:
     """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
     arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
     return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` inside the block after `seconds`: a hung round would wedge this site for every later one.
-
-    A block that hangs outside Python cannot be raised in: its process ends half a minute later. Signals reach Python in
-    the main thread only, which is where Flower and Ray run a task; elsewhere there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        if not seconds > 0:  # NaN is not
-            raise OutOfTime
-        seconds = min(seconds, LONGEST_S)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        faulthandler.dump_traceback_later(seconds + HUNG_S, exit=True)
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

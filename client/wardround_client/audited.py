@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from wardround.audit_events import MessageRefused, ReplyReleased
 from wardround.errors import AuditError, RefusedError, WireError
 from wardround.wire import Broadcast, is_code
+from wardround_client.deadline import OutOfTime
 from wardround_client.site import Site
 
 
@@ -33,12 +34,12 @@ def record_release(question: Broadcast, site: Site, purpose: str, reply_sha256: 
 
 @contextmanager
 def refusals_recorded(question: Broadcast, site: Site) -> Iterator[None]:
-    """Write down whatever refuses or fails inside the block, by its code, and let it go on its way."""
+    """Write down whatever refuses, fails or is late inside the block, by its code, and raise it again."""
     try:
         yield
     except AuditError:
         raise
-    except Exception as error:
+    except (Exception, OutOfTime) as error:
         if site.record is not None:
             code = code_of(error)
             named = {"study": question.study_sha256, "run": question.run_id, "round": question.round}
@@ -46,8 +47,10 @@ def refusals_recorded(question: Broadcast, site: Site) -> Iterator[None]:
         raise
 
 
-def code_of(error: Exception) -> str:
+def code_of(error: BaseException) -> str:
     """The code under which a peer learns of an error; its text stays here."""
+    if isinstance(error, OutOfTime):
+        return "late"
     if isinstance(error, WireError):
         return f"wire-{error.code}"
     return error.code if isinstance(error, RefusedError) and is_code(error.code) else "failed"

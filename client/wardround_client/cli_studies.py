@@ -179,12 +179,28 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     if received is not None and config.server is not None:
         asked_by = f"the server at {config.server.address}, {asked_by}"
     words = {"asked_by": asked_by, "releases": config.release.evaluation}
-    return describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
+    shown = describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
+    return [*shown, *_unfit(site, study)]
 
 
 def _identity(study: Study) -> list[tuple[str, str]]:
     """Again below all that a study can make long, where the question is."""
     return [("study", study.study.name), ("hash", study.sha256())]
+
+
+def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
+    """How the prepared data differ from what the study asks for; nothing where they fit, or where none are there."""
+    from wardround.errors import DataError
+    from wardround_client.data.cohort import open_cohort
+    from wardround_client.data.study_cohort import differences
+
+    try:
+        found = differences(open_cohort(site / "cohort"), study)
+    except DataError:  # nothing prepared yet, or damaged: `doctor` says so
+        return []
+    return (
+        [("prepared data", f"{'; '.join(found)}: call wardround-site ingest with this study's file")] if found else []
+    )
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:

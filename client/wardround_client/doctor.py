@@ -52,6 +52,7 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or mend the driver")
     yield disk(folder, NEEDED_BYTES)
     yield looked_at("cohort", lambda: site_checks.cohort(folder), "call wardround-site ingest again")
+    yield looked_at("studies", lambda: site_checks.studies(folder), "see wardround-site studies list")
     todo = "put the newest copy of the ledger back; nothing trains without it"
     yield looked_at("ledger", lambda: site_checks.ledger(folder), todo)
     yield looked_at("budget", lambda: site_checks.budget(folder, config), "see the line of the ledger")

@@ -2,12 +2,14 @@
 
 Off is the default, and the site's own choice (`[release]` of site.toml): a server's study can change none of it. What
 leaves is one noised histogram of scores under the study's `evaluation.epsilon` (`privacy/score_release.py`), charged to
-the ledger as one pure event. Asked twice the site sends the same bytes, charged once.
+the ledger as one pure event. Asked twice the site sends the same bytes, charged once. An error that patients' data
+cause is answered with the noised counts of a site with nobody (`round.or_with_nobody`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,7 +24,8 @@ from wardround_client.privacy.plan import EVALUATE
 from wardround_client.privacy.score_release import noised, score_histogram
 from wardround_client.round import Admitted
 from wardround_client.site import Site
-from wardround_client.tasks.task import task_of
+from wardround_client.tasks.material import HeldOutImages
+from wardround_client.tasks.task import no_held_out_images, task_of
 
 
 def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
@@ -36,6 +39,8 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
         require_permission(study, site.release)
         admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
         with site.exclusive():
+            site = site.with_current_rules()  # what a person revoked or changed during the wait counts
+            require_permission(site.study_of(question.study_sha256), site.release)
             counts_2B = _settled_or_new(question, admitted, site)
             head, recent = site.ledger.shown()
     per_site = shows_own_figures(site.release, counts_2B)
@@ -64,20 +69,34 @@ def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.n
         counts = training.settled_reply(site, settled.id, settled.reply_sha256)
         record_release(question, site, EVALUATE, weights_sha256(counts), again=True)
         return counts[COUNTS]
+    if site.held_out_of is None:
+        raise PolicyRefusal("evaluation_off", "this site holds out no patients")
     attempt = site.ledger.reserve(study_sha256, run, question.round, received, EVALUATE, cap=site.cap)
-    counts = {COUNTS: _noised_counts(question, admitted, site)}
+    counts = {COUNTS: _noised_counts(question, admitted, site, site.held_out_of)}
     site.replies[attempt] = counts
     site.ledger.settle(attempt, weights_sha256(counts))
     record_release(question, site, EVALUATE, weights_sha256(counts), again=False)
     return counts[COUNTS]
 
 
-def _noised_counts(question: Broadcast, admitted: Admitted, site: Site) -> np.ndarray:
-    if site.held_out_of is None:
-        raise PolicyRefusal("evaluation_off", "this site holds out no patients")
-    held_out, settings = site.held_out_of(admitted.study), admitted.study.evaluation
-    scores_P, positive_P = task_of(admitted.study).held_out_scores(
-        admitted.network, admitted.study, question.weights, held_out, site.device
+def _noised_counts(
+    question: Broadcast, admitted: Admitted, site: Site, held_out_of: Callable[[Study], HeldOutImages]
+) -> np.ndarray:
+    study = admitted.study
+
+    def counted_on_nobody() -> np.ndarray:
+        again = training.with_new_network(question.study_sha256, admitted, site)
+        return _counts(question, again, site, no_held_out_images(study))
+
+    counts_2B = training.or_with_nobody(
+        question, lambda: _counts(question, admitted, site, held_out_of(study)), counted_on_nobody
     )
-    counts_2B = score_histogram(scores_P, positive_P, settings.bins, settings.logit_scale)
     return noised(counts_2B, admitted.plan.evaluation_epsilon, site.randomness)
+
+
+def _counts(question: Broadcast, admitted: Admitted, site: Site, held_out: HeldOutImages) -> np.ndarray:
+    study, settings = admitted.study, admitted.study.evaluation
+    scores_P, positive_P = task_of(study).held_out_scores(
+        admitted.network, study, question.weights, held_out, site.device
+    )
+    return score_histogram(scores_P, positive_P, settings.bins, settings.logit_scale)

@@ -3,14 +3,17 @@
 Nothing of the data is read before the ledger holds the whole study's budget; the attempt is on disk before training
 starts; the reply's bytes are on disk, settled and in the audit log before they are returned. A round asked for twice
 returns the same bytes, trained and charged once. What raises `RefusedError` or `WireError` carries a code that a peer
-may learn; nothing else may leave.
+may learn; nothing else may leave. Once the attempt is charged, an error that patients' data cause never becomes a code:
+the round is computed again as at a site with nobody (`or_with_nobody`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
@@ -23,12 +26,14 @@ from wardround_client.audited import record_release, refusals_recorded
 from wardround_client.privacy.plan import TRAIN, PrivacyPlan, plan_from_study
 from wardround_client.site import Site, Weights
 from wardround_client.tasks.material import Material, SpeedPlan
-from wardround_client.tasks.task import task_of
+from wardround_client.tasks.task import empty_material, task_of
 from wardround_client.tasks.weights import initial_network, trained_parameters
 
 REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ def answer(broadcast: Broadcast, site: Site) -> Answer:
         admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
         # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
         with site.exclusive():
+            site = site.with_current_rules()
+            site.study_of(broadcast.study_sha256)  # the wait may have been long: an approval revoked meanwhile counts
             weights = _reply(broadcast, admitted, site)
             head, recent = site.ledger.shown()
             return Answer(weights=weights, head=head, recent=recent)
@@ -66,7 +73,44 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
         return reply
     attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received, cap=site.cap)
-    material, began = _material(site, admitted.study, study_sha256), time.monotonic()
+    reply = or_with_nobody(
+        broadcast,
+        lambda: _trained(broadcast, admitted, site, _material(site, admitted.study, study_sha256)),
+        lambda: _trained_on_nobody(broadcast, admitted, site),
+    )
+    if not all(np.isfinite(array).all() for array in reply.values()):
+        # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
+        # were.
+        raise WireError("not-finite", "training diverged: the weights are not finite; the learning rate is too high")
+    site.replies[attempt] = reply
+    site.ledger.settle(attempt, weights_sha256(reply))
+    record_release(broadcast, site, TRAIN, weights_sha256(reply), again=False)
+    for old in site.ledger.attempts(study_sha256, run)[:-REPLIES_KEPT]:
+        site.replies.pop(old.id, None)
+    return reply
+
+
+def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nobody: Callable[[], T]) -> T:
+    """`with_patients()`, or `with_nobody()` where that fails. For the time after the attempt was charged.
+
+    A code instead of a reply would be an answer without noise: whether there is a patient whose data cause it. So every
+    `Exception` is treated alike, also a `MemoryError` or `OSError` that may come from the machine: the site's own log
+    has it in full, and the same attempt is answered with noise alone. What fails with nobody too propagates, and so
+    does what ends the process or the round (`KeyboardInterrupt`, `SystemExit`, `OutOfTime`).
+    """
+    try:
+        return with_patients()
+    except Exception:
+        log.exception(
+            "round %s: failed with this site's patients; it is charged and answered with noise alone, as by a site "
+            "with nobody; fix what the traceback names before the next round",
+            question.round,
+        )
+    return with_nobody()  # outside the handler, which would keep the failed attempt's memory
+
+
+def _trained(broadcast: Broadcast, admitted: Admitted, site: Site, material: Material) -> Weights:
+    began = time.monotonic()
     reply = task_of(admitted.study).train(
         admitted.study,
         admitted.plan,
@@ -79,16 +123,19 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         admitted.speed,
     )
     log.info("round %s: trained in %.2f s", broadcast.round, time.monotonic() - began)
-    if not all(np.isfinite(array).all() for array in reply.values()):
-        # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
-        # were.
-        raise WireError("not-finite", "training diverged: the weights are not finite; the learning rate is too high")
-    site.replies[attempt] = reply
-    site.ledger.settle(attempt, weights_sha256(reply))
-    record_release(broadcast, site, TRAIN, weights_sha256(reply), again=False)
-    for old in site.ledger.attempts(study_sha256, run)[:-REPLIES_KEPT]:
-        site.replies.pop(old.id, None)
     return reply
+
+
+def _trained_on_nobody(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
+    admitted = with_new_network(broadcast.study_sha256, admitted, site)
+    return _trained(broadcast, admitted, site, empty_material(admitted.study, site.device))
+
+
+def with_new_network(study_sha256: str, admitted: Admitted, site: Site) -> Admitted:
+    """The same with a newly built network, also for later rounds: one that failed may keep hooks or a mode."""
+    new = replace(admitted, network=initial_network(admitted.study))
+    site.admitted[study_sha256] = new
+    return new
 
 
 def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:

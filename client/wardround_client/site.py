@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,10 @@ from wardround.errors import PolicyRefusal, WardroundError
 from wardround.private_files import make_folder, owner_only
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
-from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, empty_cohort, open_cohort
+from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, open_cohort
 from wardround_client.data.forget import remove_features
 from wardround_client.data.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.data.study_cohort import cohort_for, differences, nobody
 from wardround_client.decisions import last_decision, runs_allowed
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.engine_choice import EngineMemory
@@ -72,10 +73,20 @@ class Site:
     proofs: Path | None = None  # where it is kept what was proved of engines in this start; without it nowhere
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
+    read_rules: Callable[[], SiteConfig] | None = None  # site.toml as it is now; without it the rules never change
     record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
     # what is costly to open, by study hash; lives with the process
     admitted: dict[str, object] = field(default_factory=dict)
     materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
+
+    def with_current_rules(self) -> Site:
+        """This site with the cap and the release settings that its file has now: a person may have changed them while
+        the process waited for `exclusive`. Raises `UsageError` where the file is wrong.
+        """
+        if self.read_rules is None:
+            return self
+        config = self.read_rules()
+        return replace(self, cap=config.privacy.cap(), release=config.release)
 
     def engine_memory(self, study_sha256: str) -> EngineMemory | None:
         """What this site keeps of clipping engines, for one study."""
@@ -120,22 +131,28 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         precision=config.compute.precision,
         record=AuditLog(folder / AUDIT_FILE).append,
         exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
+        read_rules=lambda: load_site_config(folder / "site.toml"),
     )
 
 
 def open_cohort_of(folder: Path, study: Study) -> Cohort:
-    """The site's cohort without the patients who object; one without a patient where nothing is prepared.
+    """The site's cohort as the study may use it, without the patients who object.
 
-    A site that has nobody must answer as any other, or its answers would tell that somebody is there. Raises
-    `DataError` where the cohort or the list of objections is damaged.
+    It has no patient where nothing is prepared, or where images were prepared with other channels or another size than
+    the study's; labels that the study does not have count as none. A site that has nobody must answer as any other, or
+    its answers would tell that somebody is there. Raises `DataError` where the cohort or the list of objections is
+    damaged.
     """
     try:
         cohort = open_cohort(folder / "cohort")
     except NoCohortError:
         log.warning("no prepared data here: this site takes part with noise alone; see wardround-site ingest")
-        data = study.data
-        cohort = empty_cohort((data.channel_count, data.image_size, data.image_size), data.labels)
-    return without_objectors(cohort, opted_out(folder))
+        return nobody(study)
+    found = differences(cohort, study)
+    if found:
+        todo = "call wardround-site ingest again with this study's file"
+        log.warning("the prepared data do not fit the study %s: %s; %s", study.study.name, "; ".join(found), todo)
+    return without_objectors(cohort_for(cohort, study), opted_out(folder))
 
 
 def _data_state(folder: Path) -> str:

@@ -20,6 +20,7 @@ from wardround.health import Look
 from wardround_client.config import SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, open_cohort
 from wardround_client.data.opt_out import opted_out, without_objectors
+from wardround_client.data.study_cohort import differences
 from wardround_client.enrolment import CONFIG_FILE, pinned_ca
 from wardround_client.privacy.ledger import Ledger
 
@@ -105,6 +106,20 @@ def cohort(folder: Path) -> Check:
         return note("cohort", "none yet", "wardround-site ingest DIR --study FILE")
     found = without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
     return ok("cohort", f"{found.patient_count} patients, {len(found.labels_N)} images")
+
+
+def studies(folder: Path) -> Check:
+    """Whether the prepared data fit each approved study; a study for which they were not prepared is a note."""
+    from wardround_client.approvals import known_studies
+
+    if not (folder / "cohort" / SEAL_FILE).exists():
+        return ok("studies", "nothing is prepared that could differ from a study")
+    prepared = open_cohort(folder / "cohort")
+    approved = [one.study for one in known_studies(folder) if one.state == "approved" and one.study is not None]
+    found = [f"{one.study.name}: {'; '.join(lines)}" for one in approved if (lines := differences(prepared, one))]
+    if found:
+        return note("studies", " | ".join(found), "wardround-site ingest DIR --study FILE, with that study's file")
+    return ok("studies", "the prepared data fit each approved study")
 
 
 def opened(folder: Path) -> Ledger | None:

@@ -34,7 +34,7 @@ def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
         "site": config.name,
         "studies": _part(lambda: {"known": [_study(one) for one in known_studies(folder)]}),
         "last_release": _part(lambda: {"entry": _last(folder, "released")}),
-        "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused", "refusals")}),
+        "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused", "refusals", released=False)}),
         "budget": _part(
             lambda: {
                 "cap": cap.epsilon if math.isfinite(cap.epsilon) else "inf",
@@ -66,11 +66,13 @@ def _study(known: Any) -> dict[str, Any]:
     return said if known.fault is None else {**said, "fault": known.fault}
 
 
-def _last(folder: Path, *events: str) -> dict[str, Any] | None:
+def _last(folder: Path, *events: str, released: bool = True) -> dict[str, Any] | None:
+    """The last entry of these kinds; without `released` none that counts replies sent again."""
     path = folder / AUDIT_FILE
     if not path.exists():
         return None
-    return next((entry for entry in reversed(verified(path).entries) if entry["event"] in events), None)
+    found = (entry for entry in reversed(verified(path).entries) if entry["event"] in events)
+    return next((entry for entry in found if released or entry.get("refused") != "released"), None)
 
 
 def _cohort(folder: Path) -> dict[str, Any]:

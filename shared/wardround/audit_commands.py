@@ -40,7 +40,8 @@ def audit_app(program: str) -> typer.Typer:
         if found.torn:
             print(f"torn   {len(found.torn)} bytes at the end, cut short by a kill; the next entry will name them")
         if counted:
-            print(f"beside {counted} refusals that are only counted so far, in {file.with_suffix('.refused').name}")
+            name = file.with_suffix(".refused").name
+            print(f"beside {counted} refusals and repeated replies that are only counted so far, in {name}")
 
     @app.command(epilog=f"Example: {program} audit export audit.jsonl --since 2026-11-01")
     def export(

@@ -73,7 +73,7 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
     "again": lambda value: type(value) is bool,
     "count": _count,
     "day": _matches(_DAY),
-    "refused": _one_of("message-refused", "not-counted"),
+    "refused": _one_of("message-refused", "not-counted", "released"),
     "runs": lambda value: _count(value) and value >= 1,
     "ledger_entries": _count,
     "ledger_head": _matches(_SHA256),
@@ -198,10 +198,11 @@ class MessageRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalsCounted(Event):
-    """Refusals of one kind on one day (UTC), most of which have no entry of their own: see refusal_counts.py.
+    """Refusals, or repeated releases, of one kind on one day (UTC), most of which have no entry of their own: see
+    refusal_counts.py.
 
-    `refused`: the kind of event that is counted. `count`: all of that day so far, those with an entry included, so the
-    last such entry of a day and kind holds for it.
+    `refused`: the kind of event that is counted; "released" with the code "again": replies sent once more. `count`: all
+    of that day so far, those with an entry included, so the last such entry of a day and kind holds for it.
     """
 
     kind = "refusals"

@@ -1,9 +1,11 @@
-"""How often messages or replies were refused on a day, so that a flood of refusals leaves a bounded audit log.
+"""How often messages or replies were refused on a day, or replies sent again: a flood leaves a bounded audit log.
 
-Of each kind (event, code, site) the first `IN_FULL` of a day (UTC) are entries of their own. After that they are
-counted in `audit.refused` beside the log. Each time a number has grown tenfold, a summary entry holds it: that makes at
-most `IN_FULL` + 15 entries for a kind and day. The rest of a day goes into the log with the first entry of a later
-day, of whatever kind. A peer may choose its codes, so kinds are bounded too: beyond `MOST_CODES` they count as "other".
+A reply that was released before and is asked for again counts as an event of the code `again`; the first release is
+always an entry of its own. Of each kind (event, code, site) the first `IN_FULL` of a day (UTC) are entries of their
+own. After that they are counted in `audit.refused` beside the log. Each time a number has grown tenfold, a summary
+entry holds it: that makes at most `IN_FULL` + 15 entries for a kind and day. The rest of a day goes into the log with
+the first entry of a later day, of whatever kind. A peer may choose its codes, so kinds are bounded too: beyond
+`MOST_CODES` they count as "other".
 
 A count is durable before `append` returns, so a kill loses none that was promised. The file is in no chain: whoever may
 write to it can change a number that is not in the log yet, which is less than nine tenths of the count.
@@ -14,29 +16,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from wardround.audit_events import Event, MessageRefused, RefusalsCounted, ReplyRefused
+from wardround.audit_events import Event, MessageRefused, RefusalsCounted, ReplyRefused, ReplyReleased
 from wardround.errors import AuditError, UsageError
 from wardround.private_files import write_private
 
 IN_FULL = 20
 MOST_CODES = 40
-OTHER = "other"
+OTHER, AGAIN = "other", "again"
 
+Counted = MessageRefused | ReplyRefused | ReplyReleased
 Kind = tuple[str, str, str]  # the kind of event, its code, the site or ""
 
 
 @dataclass(kw_only=True)
 class RefusalCounts:
-    """The refusals of one day, by kind."""
+    """The refusals and repeated releases of one day, by kind."""
 
     day: str
     counts: dict[Kind, int] = field(default_factory=dict)
     logged: dict[Kind, int] = field(default_factory=dict)  # how many of them the log has, in full or in a summary
 
-    def entries_of(self, event: MessageRefused | ReplyRefused) -> list[Event]:
-        """Count a refusal; returns what the log has to hold of it."""
+    def entries_of(self, event: Counted) -> list[Event]:
+        """Count an event that `is_counted`; returns what the log has to hold of it."""
         kind = self._kind_of(event)
         count = self.counts[kind] = self.counts.get(kind, 0) + 1
         if count <= IN_FULL and kind[1] != OTHER:
@@ -53,11 +56,18 @@ class RefusalCounts:
         name, code, site = kind
         return RefusalsCounted(refused=name, code=code, site=site or None, day=self.day, count=self.counts[kind])
 
-    def _kind_of(self, event: MessageRefused | ReplyRefused) -> Kind:
+    def _kind_of(self, event: Counted) -> Kind:
+        if isinstance(event, ReplyReleased):
+            return (event.kind, AGAIN, "")
         site = event.site if isinstance(event, ReplyRefused) else ""
         kind = (event.kind, event.code, site)
         codes = sum(1 for name, _, of in self.counts if (name, of) == (event.kind, site))
         return kind if kind in self.counts or codes < MOST_CODES else (event.kind, OTHER, site)
+
+
+def is_counted(event: Event) -> TypeGuard[Counted]:
+    """Whether many such events on one day are summarised: refusals, and releases of what was released before."""
+    return isinstance(event, (MessageRefused, ReplyRefused)) or (isinstance(event, ReplyReleased) and bool(event.again))
 
 
 class RefusalFile:
@@ -69,14 +79,14 @@ class RefusalFile:
         self._changed = False
 
     def entries_of(self, event: Event, day: str) -> list[Event]:
-        """What the log has to hold because of `event`: itself or a summary or nothing where it is a refusal, after the
+        """What the log has to hold because of `event`: itself or a summary or nothing where it `is_counted`, after the
         summaries of a day that is over. `keep` must follow when these entries are in the log.
         """
         counts, entries = self.read(), []
-        self._changed = isinstance(event, (MessageRefused, ReplyRefused))
+        self._changed = is_counted(event)
         if counts is not None and counts.day != day:
             entries, counts, self._changed = counts.rest(), None, True
-        if isinstance(event, (MessageRefused, ReplyRefused)):
+        if is_counted(event):
             counts = counts or RefusalCounts(day=day)
             entries += counts.entries_of(event)
         else:
@@ -120,6 +130,6 @@ class RefusalFile:
 
 
 def only_counted(log: Path) -> int:
-    """How many refusals the log does not have yet, neither in full nor in a summary."""
+    """How many refusals and repeated releases the log does not have yet, neither in full nor in a summary."""
     counts = RefusalFile(log.with_suffix(".refused")).read()
     return 0 if counts is None else sum(counts.counts[kind] - counts.logged.get(kind, 0) for kind in counts.counts)

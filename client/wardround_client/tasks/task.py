@@ -15,12 +15,13 @@ from torch import nn
 
 from wardround.study import Study
 from wardround_client.data.cohort import Cohort
+from wardround_client.data.study_cohort import nobody
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.engine_choice import EngineMemory
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks import classification, reconstruction, synthesis
-from wardround_client.tasks.material import HeldOutImages, Material, SpeedPlan
+from wardround_client.tasks.material import HeldOutImages, Material, SpeedPlan, material_of
 
 
 class Task(Protocol):
@@ -102,6 +103,18 @@ def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
         labels_N=cohort.labels_N[rows_N].astype(np.int64),
         patient_N=cohort.patient_N[rows_N],
     )
+
+
+def empty_material(study: Study, device: torch.device) -> Material:
+    """The training material of a site where the study finds nobody."""
+    cohort = nobody(study)
+    inputs_N = task_of(study).inputs_of(study, cohort, device, None)
+    return material_of(inputs_N, cohort.labels_N, cohort.patient_N, training_rows(study, cohort))
+
+
+def no_held_out_images(study: Study) -> HeldOutImages:
+    """The held-out images of a site where the study finds nobody."""
+    return held_out_images(study, nobody(study))
 
 
 def _held_out(study: Study, cohort: Cohort) -> np.ndarray:
