@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from wardround.errors import DataError
-from wardround_client.data.cohort import CohortRow, holdout_rank, open_cohort, pseudonym, select_patients, write_cohort
+from wardround_client.data.cohort import (
+    CohortRow,
+    Rows,
+    holdout_rank,
+    open_cohort,
+    pseudonym,
+    select_patients,
+    write_cohort,
+)
 
 KEY = b"k" * 32
 LABELS = ("benign", "malignant")
@@ -38,8 +46,20 @@ def test_arrays_of_a_cohort_cannot_be_changed(tmp_path):
     cohort = open_cohort(tmp_path)
     part = select_patients(cohort, np.array([True, False, True]))
     for array in (cohort.images_NCHW, cohort.labels_N, part.images_NCHW):
-        with pytest.raises(ValueError):
+        with pytest.raises((ValueError, TypeError)):
             array[0] = 1
+
+
+def test_chosen_rows_are_read_one_by_one_and_are_the_array_they_stand_for():
+    whole = np.arange(60, dtype=np.uint8).reshape(10, 2, 3)
+    some = Rows(Rows(whole, np.array([9, 1, 4, 7, 0])), np.array([3, 0, 2]))
+    same = whole[[7, 9, 4]]
+    assert some.shape == same.shape and some.dtype == same.dtype and len(some) == 3
+    assert np.array_equal(some, same) and np.array_equal(some[1], same[1]) and np.array_equal(some[1:], same[1:])
+    assert np.array_equal(some[np.array([2, 0])], same[[2, 0]])
+    assert np.array_equal(some[np.array([True, False, True])], same[[0, 2]])
+    some[0][:] = 0
+    assert whole[7].any()
 
 
 def test_the_key_follows_pixels_and_preparation_and_not_labels_or_site(tmp_path):

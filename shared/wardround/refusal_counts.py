@@ -84,7 +84,7 @@ class RefusalFile:
         """
         counts, entries = self.read(), []
         self._changed = is_counted(event)
-        if counts is not None and counts.day != day:
+        if counts is not None and counts.day < day:  # a clock that steps back begins no day anew
             entries, counts, self._changed = counts.rest(), None, True
         if is_counted(event):
             counts = counts or RefusalCounts(day=day)
@@ -122,7 +122,7 @@ class RefusalFile:
             return None
         except OSError as error:
             raise AuditError(f"{self._path}: cannot be read: {error.strerror}") from None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise AuditError(
                 f"{self._path}: damaged; remove it: the log is not affected, but refusals of that day which were only "
                 "counted are lost"

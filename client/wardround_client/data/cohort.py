@@ -41,11 +41,40 @@ class NoCohortError(DataError):
     """No finished cohort is in the folder."""
 
 
+class Rows:
+    """Chosen rows of an array that stays on disk: each is read when it is asked for, into memory of its own.
+
+    Indexed like the array that it stands for, along the first axis. So what a site holds in memory does not grow with
+    the images of its patients.
+    """
+
+    def __init__(self, array: np.ndarray | Rows, rows_N: np.ndarray) -> None:
+        self._array: np.ndarray = array._array if isinstance(array, Rows) else array
+        self._rows_N = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._rows_N), *self._array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows_N)
+
+    def __getitem__(self, chosen: int | slice | np.ndarray) -> np.ndarray:
+        return np.array(self._array[self._rows_N[chosen]])
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """An opened cohort: N images of P patients. Arrays are read-only, `images_NCHW` a memory map where all are kept."""
+    """An opened cohort: N images of P patients. Arrays are read-only; images stay on disk until they are asked for."""
 
-    images_NCHW: np.ndarray  # uint8, grey values 0..255
+    images_NCHW: np.ndarray | Rows  # uint8, grey values 0..255
     labels_N: np.ndarray  # int16, index into label_names; -1: no label
     patient_N: np.ndarray  # int32, index into pseudonyms
     pseudonyms: tuple[str, ...]  # hex HMAC-SHA256(site key, PatientID + issuer), P of them
@@ -218,7 +247,7 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
 def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
     """The cohort of those patients where `keep_P` (bool, one a patient) is true. The key changes with the choice.
 
-    Images are copied into memory unless every patient is kept.
+    Images stay where they are: `Rows` reads those that are asked for.
     Raises `ValueError` when `keep_P` is not one bool a patient.
     """
     keep_P = np.asarray(keep_P)
@@ -228,8 +257,7 @@ def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
         return cohort
     kept = np.flatnonzero(keep_P[cohort.patient_N])
     new_index_P = np.cumsum(keep_P) - 1
-    images_NCHW = np.asarray(cohort.images_NCHW[kept])
-    images_NCHW.flags.writeable = False
+    images_NCHW = Rows(cohort.images_NCHW, kept)
     chosen = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     return replace(
         cohort,

@@ -24,7 +24,7 @@ units in one backward pass. `engine_choice.py` chooses, `check_engine` and `host
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,15 @@ class PatientBatch:
     @property
     def units(self) -> int:
         return len(self.start_U1) - 1
+
+    def each(self) -> Iterator[PatientBatch]:
+        """Each unit as a batch of its own."""
+        for begin, end in zip(self.start_U1[:-1].tolist(), self.start_U1[1:].tolist(), strict=True):
+            yield PatientBatch(
+                inputs_N=self.inputs_N[begin:end],
+                labels_N=self.labels_N[begin:end],
+                start_U1=torch.tensor([0, end - begin]),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,15 +274,9 @@ def unit_lengths(
     network: nn.Module, parameters: dict[str, nn.Parameter], batch: PatientBatch, loss_per_image: LossPerImage
 ) -> list[float]:
     """The L2 length of each unit's gradient, by the loop; 0 where it is not finite."""
-    lengths, starts = [], batch.start_U1.tolist()
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
-        unit = PatientBatch(
-            inputs_N=batch.inputs_N[begin:end],
-            labels_N=batch.labels_N[begin:end],
-            start_U1=torch.tensor([0, end - begin]),
-        )
-        lengths.append(length_of(clip_by_loop(network, parameters, unit, loss_per_image, math.inf).gradients))
-    return lengths
+    return [
+        length_of(clip_by_loop(network, parameters, unit, loss_per_image, math.inf).gradients) for unit in batch.each()
+    ]
 
 
 def length_of(gradients: dict[str, Tensor]) -> float:

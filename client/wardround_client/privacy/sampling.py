@@ -47,24 +47,31 @@ def index_patients(patient_N: np.ndarray) -> PatientIndex:
     return PatientIndex(rows_N=rows_N, start_P1=np.append(first, len(rows_N)))
 
 
-def draw_patients(plan: PrivacyPlan, index: PatientIndex, randomness: SecretRandom) -> Draw:
+def draw_patients(
+    plan: PrivacyPlan, index: PatientIndex, randomness: SecretRandom, most_images: int | None = None
+) -> Draw:
     """Draw every patient independently with probability `plan.sampling_rate` (Poisson), then k images of each.
 
-    k = `plan.images_per_patient` without replacement, cycled when the patient has fewer, or all of them. Whether a
-    patient is drawn depends on nobody else's data, as the subsampled Gaussian's accounting assumes (Mironov,
-    Talwar, Zhang 2019). An empty draw is a draw.
+    k = `plan.images_per_patient` without replacement, cycled when the patient has fewer, or all of them, of which
+    `most_images` are drawn where there are more: no patient takes more memory than any other may. Whether a patient is
+    drawn depends on nobody else's data, as the subsampled Gaussian's accounting assumes (Mironov, Talwar, Zhang 2019).
+    An empty draw is a draw.
     """
     if plan.sampling_rate < 1:
         drawn = np.flatnonzero(randomness.uniform(index.patients) < plan.sampling_rate)
     else:
         drawn = np.arange(index.patients)
     if plan.images_per_patient is None:
-        units = [index.rows_of(patient) for patient in drawn]
+        units = [_at_most(index.rows_of(patient), most_images, randomness) for patient in drawn]
     else:
         units = [_choose(index.rows_of(patient), plan.images_per_patient, randomness) for patient in drawn]
     start_U1 = np.concatenate([[0], np.cumsum([len(unit) for unit in units])]).astype(np.int64)
     rows_N = np.concatenate(units) if units else np.empty(0, dtype=np.int64)
     return Draw(rows_N=rows_N, start_U1=start_U1)
+
+
+def _at_most(rows: np.ndarray, most: int | None, randomness: SecretRandom) -> np.ndarray:
+    return rows if most is None or len(rows) <= most else _choose(rows, most, randomness)
 
 
 def _choose(rows: np.ndarray, count: int, randomness: SecretRandom) -> np.ndarray:

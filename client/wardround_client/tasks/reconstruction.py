@@ -27,6 +27,7 @@ from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secret import SecretRandom
 from wardround_client.tasks.augmentation import augmentation
 from wardround_client.tasks.material import Augmentation, HeldOutImages, Material, SpeedPlan
+from wardround_client.tasks.scoring import score_or_nan
 from wardround_client.tasks.steps import PatientsTerm, pull_to_start, take_noisy_steps
 from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters, weights_of
 
@@ -164,9 +165,15 @@ def held_out_scores(
     degradation = degradation_of(study.reconstruction)
     patients = np.unique(held_out.patient_N)
     gain_P = np.empty(len(patients))
+
+    def gain_of(image_1HW: np.ndarray) -> float:
+        true = torch.from_numpy(image_1HW[None])
+        after, before = (psnr_db(restored(one, degradation, image_1HW[None], device), true) for one in (network, start))
+        return float(after - before)
+
     for place, patient in enumerate(patients):
-        images = held_out.images_NCHW[held_out.patient_N == patient]
-        true = torch.from_numpy(np.array(images))
-        after, before = (psnr_db(restored(one, degradation, images, device), true) for one in (network, start))
-        gain_P[place] = float((after - before).double().mean())
+        rows = np.flatnonzero(held_out.patient_N == patient)
+        gain_P[place] = score_or_nan(
+            lambda rows=rows: float(np.mean([gain_of(held_out.images_NCHW[row]) for row in rows]))
+        )
     return gain_P, np.zeros(len(patients), dtype=bool)

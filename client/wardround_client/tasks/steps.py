@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 from wardround.errors import WardroundError
 from wardround.study import Study
 from wardround.study_sections import TrainingSection
-from wardround_client.privacy.clipping import LossPerImage
+from wardround_client.privacy.clipping import ClippedSum, LossPerImage, PatientBatch
 from wardround_client.privacy.engine_choice import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secret import SecretRandom
-from wardround_client.tasks.material import Augmentation, Material, SpeedPlan, physical_batches
+from wardround_client.tasks.material import Augmentation, Material, SpeedPlan, or_one_by_one, physical_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,23 @@ def take_noisy_steps(
     moving = list(term.parameters.values())
     rate = learning_rate(study, plan, sum(parameter.numel() for parameter in moving), round_)
     optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, term.parameters, randomness)
+    most = speed.images_per_batch if material.reads_images and math.isfinite(plan.max_grad_norm) else None
+
+    def clipped(batch: PatientBatch) -> ClippedSum:
+        return speed.engine(term.part, term.parameters, batch, term.loss_per_image, plan.max_grad_norm)
+
+    tried, counted = 0, 0
     for _ in range(plan.local_steps):
-        draw = draw_patients(plan, material.index, randomness)
+        draw = draw_patients(plan, material.index, randomness, most)
+        tried += draw.units
         for batch in physical_batches(material, draw, device, term.augment, speed.images_per_batch):
-            optimizer.accumulate_sum(
-                speed.engine(term.part, term.parameters, batch, term.loss_per_image, plan.max_grad_norm)
-            )
+            sums = or_one_by_one(partial(clipped, batch), [partial(clipped, unit) for unit in batch.each()])
+            counted += len(sums)
+            for one in sums:
+                optimizer.accumulate_sum(one)
         optimizer.noisy_step(after_noise)
+    if tried and not counted:  # nobody's part is in any sum: what was released is noise alone, whoever was there
+        raise WardroundError("training failed with each patient; the log above says why")
     if optimizer.noisy_steps != plan.local_steps:
         raise WardroundError(
             f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from wardround.study import Study
-from wardround_client.data.cohort import Cohort
+from wardround_client.data.cohort import Cohort, Rows
 from wardround_client.data.study_cohort import nobody
 from wardround_client.privacy.bookkeeping import Precision
 from wardround_client.privacy.engine_choice import EngineMemory
@@ -99,7 +99,7 @@ def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
     """The usable images of the patients whom this study never trains on."""
     rows_N = np.flatnonzero(task_of(study).usable_rows(study, cohort) & _held_out(study, cohort))
     return HeldOutImages(
-        images_NCHW=np.asarray(cohort.images_NCHW[rows_N]),
+        images_NCHW=Rows(cohort.images_NCHW, rows_N),
         labels_N=cohort.labels_N[rows_N].astype(np.int64),
         patient_N=cohort.patient_N[rows_N],
     )
