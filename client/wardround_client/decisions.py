@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import UsageError
-from wardround.private_files import OWNER_ONLY, make_folder, write_private
+from wardround.private_files import locked, make_folder, write_private
 
 DECISIONS = "decisions"
 LOCK_FILE, WRITING_FILE = ".deciding.lock", ".writing.lock"  # the first is held around the second, never within
@@ -76,14 +74,10 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     path = folder / DECISIONS / name
     try:
         make_folder(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with locked(path):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _checked(one: dict[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,12 @@ cache/           frozen features, by network and cohort; the fastest clipping en
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from wardround.audit import AUDIT_FILE, AuditLog
 from wardround.audit_events import Event
 from wardround.checkpoint import load_checkpoint, save_checkpoint
 from wardround.errors import PolicyRefusal, WardroundError
-from wardround.private_files import make_folder, owner_only
+from wardround.private_files import locked, make_folder, owner_only
 from wardround.study import Study, study_from_json
 from wardround_client.config import ReleaseConfig, SiteConfig, load_site_config
 from wardround_client.data.cohort import SEAL_FILE, Cohort, NoCohortError, open_cohort
@@ -130,7 +129,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         proofs=proofs,
         precision=config.compute.precision,
         record=AuditLog(folder / AUDIT_FILE).append,
-        exclusive=functools.partial(_exclusive, folder / LOCK_FILE),
+        exclusive=functools.partial(locked, folder / LOCK_FILE),
         read_rules=lambda: load_site_config(folder / "site.toml"),
     )
 
@@ -161,17 +160,6 @@ def _data_state(folder: Path) -> str:
     for path in (folder / "cohort" / SEAL_FILE, folder / OPT_OUT_FILE):
         digest.update(path.read_bytes() if path.is_file() else b"none")
     return digest.hexdigest()
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the site for one training process; another waits, and then finds the reply of the first one settled."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def choose_device(config: SiteConfig) -> torch.device:

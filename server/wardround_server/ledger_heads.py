@@ -7,9 +7,7 @@ contains the last head seen here, or until the operator accepts another one.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from wardround.chain import START
 from wardround.errors import UsageError, WardroundError, WireError
-from wardround.private_files import write_private
+from wardround.private_files import locked, write_private
 from wardround.wire import RECENT_DIGITS, LedgerHead
 
 HEADS_FILE, LOCK_FILE = "ledger_heads.json", ".ledger_heads.lock"
@@ -105,17 +103,13 @@ class LedgerHeads:
             yield self._known
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path.with_name(LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self._path.with_name(LOCK_FILE)):
             known = self.known()
             before = dict(known)
             yield known
             if known != before:
                 content = {site: asdict(seen) for site, seen in sorted(known.items())}
                 write_private(self._path, (json.dumps(content, indent=1) + "\n").encode())
-        finally:
-            os.close(descriptor)
 
 
 def check_extends(now: LedgerHead | None, recent: str, before: LedgerHead) -> None:

@@ -6,10 +6,12 @@ mend: `folder_at_once` makes them in one rename.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from wardround.errors import UsageError
@@ -42,6 +44,23 @@ def write_private(path: Path, content: bytes, mode: int = OWNER_ONLY) -> None:
         _sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, made where it is missing; other processes wait. It ends with the process that holds it.
+
+    Raises `UsageError` in one line where the file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def folder_at_once(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.private_files import locked
 from wardround_client.data.cohort import (
     TABLE_FILE,
     CohortRow,
@@ -26,7 +27,7 @@ from wardround_client.data.cohort import (
 )
 from wardround_client.data.ingest import CohortBusyError, claimed_cohort
 from wardround_client.data.memory import DECODED_FILE, forget_pixels
-from wardround_client.data.opt_out import REMOVAL_LOCK_FILE, alone, enter, opted_out
+from wardround_client.data.opt_out import REMOVAL_LOCK_FILE, enter, opted_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def remove_objectors(site_folder: Path, key: bytes) -> int:
 def _remove_prepared(site_folder: Path, key: bytes, names: Collection[str]) -> int:
     if not names or not (site_folder / "cohort").is_dir():
         return 0
-    with alone(site_folder / REMOVAL_LOCK_FILE), claimed_cohort(site_folder / "cohort"):
+    with locked(site_folder / REMOVAL_LOCK_FILE), claimed_cohort(site_folder / "cohort"):
         removed = _remove_from_cohort(site_folder / "cohort", key, names)
         remove_features(site_folder / "cache")  # also where an earlier call was killed before this line
     return removed

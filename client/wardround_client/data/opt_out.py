@@ -6,15 +6,13 @@ holds `.opt_out.lock` from reading it to writing it, so that of two commands at 
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.private_files import locked
 from wardround_client.data.cohort import Cohort, select_patients, sync_folder, write_atomically
 
 OPT_OUT_FILE = "opt_out.txt"
@@ -41,7 +39,7 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
     """
     path = site_folder / OPT_OUT_FILE
     try:
-        with alone(site_folder / LOCK_FILE):
+        with locked(site_folder / LOCK_FILE):
             before = opted_out(site_folder)
             after = before | {pseudonym}
             if after == before:
@@ -55,17 +53,6 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
             "forget again"
         ) from None
     return after != before
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold a lock file; another process waits for it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def without_objectors(cohort: Cohort, objectors: frozenset[str]) -> Cohort:

@@ -1,7 +1,7 @@
 """Which clipping engine trains a network here: a rule that needs no clock, and a short trial where a site may keep it.
 
-Engines differ in speed and in the last bits of their sums, never in the guarantee. So that a repeated computation gives
-the same bits, the clock has a say once only:
+Engines differ in speed and in the last bits of their sums, never in the guarantee. Timing is measured at most once, so
+that a repeated computation gives the same bits:
 
 - without a bound (C = inf) and for a head over frozen features there is nothing to choose, and no trial;
 - a site with a memory times the candidates when it first opens a study with such a network, on synthetic images,
