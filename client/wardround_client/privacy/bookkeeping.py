@@ -6,12 +6,12 @@ for no gradient, autograd computes output gradients alone, and a tap at each lay
 (`layer_rules.py`), which keeps what is needed for a norm and a weighted sum. After the pass the clip factors are known,
 and one weighted sum a layer ends it (Bu et al., arXiv:2210.00038, with direct rules for large maps).
 
-Guarantee: as in `clipping.py`. Libraries round an image by the size of its batch, and could by its place in it;
-crafted weights can blow the last bit of an activation up to all of a gradient. So the batch goes through the network
-in groups of one fixed shape, `group_images` images, the last one filled up with black ones. Which instructions a
-library takes depends on shapes, not on values. So a group whose every place gives the same bits for some random images
-does so for all, and `places_agree` tries that at the shapes of the study, on the machine that trains, before a patient
-is read.
+Guarantee: as in `clipping.py`. A library's result for an image can differ in its last bit with the size of the batch
+and with the image's place in it, and crafted weights can amplify that bit into a different gradient. So the batch goes
+through the network in groups of one fixed shape, `group_images` rows; the last group is padded with black images.
+Which instructions a library uses depends on shapes, not on values: if every place of a group gives the same bits for
+random images, it does so for all images. `places_agree` checks that at the study's shapes, on the machine that trains,
+before a patient is read.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Weights and images made to break a clipping engine, and the theorem that none of them may break.
+"""Weights and images made to break a clipping engine, and the check that none of them does.
 
-|S(D + p) - S(D)| <= C (1 + 10^-5): whatever the weights, patient p moves the clipped sum by no more than C. A site
-tries `FEW` of the weights when it opens a study, before it reads a patient; the tests and `attack` try all of them.
-The images are synthetic.
+The theorem: |S(D + p) - S(D)| <= C (1 + 10^-5). Whatever the weights, patient p moves the clipped sum by at most C. A
+site tries the weights in `FEW` when it opens a study, before it reads a patient; the tests and `attack` try all of
+them. The images are synthetic.
 
-What they aim at: norms formed as a difference of large numbers (constant and cancelling weights, images of one
-colour); filters whose standardisation divides by almost nothing (constant, equal and large); overflow and underflow
-(huge, tiny); a layer that drowns all others (one layer large); and a head that turns the last bit of an activation
-into all of a gradient (rounding), so that one patient's presence would change what others are rounded to.
+What the weights exploit: norms that are formed as a difference of large numbers (constant and cancelling weights,
+images of one colour); filters whose standardisation divides by almost nothing (constant, equal and large); overflow
+and underflow (huge, tiny, largest activations); one layer that dominates all others; and rounding, by a head that
+amplifies the last bit of an activation into a whole gradient, so that one patient's presence would change another's
+part.
 """
 
 from __future__ import annotations
