@@ -18,8 +18,8 @@ from unittest import mock
 from measure import Sheet, arguments_of, interleaved, machine, spread, tell
 
 from wardround.accounting import Epsilon
-from wardround.audit import AUDIT_FILE, AuditLog, verified
-from wardround.audit_events import MessageRefused, ReplyReleased
+from wardround.records.audit_events import MessageRefused, ReplyReleased
+from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
 
 RELEASED = ReplyReleased(
     study="ab" * 32,

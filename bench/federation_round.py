@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from measure import MB, Sheet, arguments_of, machine, spread, tell
 
-from wardround_client.gate import PROCESS_NAME
+from wardround_client.flower.task_process import PROCESS_NAME
 
 GOAL_S, GOAL_SITES = 20.0, 3
 KEY = b"bench" * 7
@@ -60,7 +60,7 @@ max_update_norm = 1e9
 
 def image_size_for(megabytes: float) -> int:
     """The smallest images whose seed CNN has so many megabytes of weights: most of them sit in its dense layer."""
-    from wardround.models.seed_cnn import SeedCNN
+    from wardround.networks.seed_cnn import SeedCNN
 
     size = 16
     while sum(p.numel() for p in SeedCNN(1, size, 1).parameters()) * 4 < megabytes * 1e6:
@@ -69,7 +69,7 @@ def image_size_for(megabytes: float) -> int:
 
 
 def write_cohort_at(site: Path, seed: int, size: int) -> None:
-    from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
+    from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 
     generator = np.random.default_rng(seed)
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"{seed}/{n}"), label=n % 2) for n in range(4)]
@@ -131,9 +131,9 @@ def federation(sites: int, rounds: int, size: int) -> dict:
     """Train a study of `rounds` rounds at so many sites; what it cost."""
     from rich.console import Console
 
-    from wardround.study import load_study
-    from wardround_simulation.local_federation import LocalFederation
-    from wardround_simulation.progress import RunProgress
+    from wardround.study.load import load_study
+    from wardround_simulation.cli.progress import RunProgress
+    from wardround_simulation.local.federation import LocalFederation
 
     quiet = RunProgress(Console(stderr=True), rounds, quiet=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -22,11 +22,11 @@ import numpy as np
 import pydicom
 from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, tell
 
-from wardround.study_sections import DataSection
-from wardround_client.data.cohort import open_cohort
-from wardround_client.data.ingest import ingest
-from wardround_client.data.layout import discover
-from wardround_client.data.workers import WorkerPool
+from wardround.study.schema import DataSection
+from wardround_client.sources.cohort import open_cohort
+from wardround_client.sources.images.layout import discover
+from wardround_client.sources.images.workers import WorkerPool
+from wardround_client.sources.ingest import ingest
 
 KEY = b"bench" * 7
 BATCH = 64
@@ -45,7 +45,7 @@ def decode_in_processes(pool: ProcessPoolExecutor, paths: Sequence[Path]) -> int
 
 def write_phantoms(folder: Path, patients: int) -> Path:
     """A phantom hospital whose labels are for whole series, so that every file becomes an image."""
-    from wardround_simulation.phantom_dicom import LABELS_FILE, write_phantom_hospitals
+    from wardround_simulation.phantoms.dicom import LABELS_FILE, write_phantom_hospitals
 
     write_phantom_hospitals(folder, 1, patients, seed=0)
     table = folder / "hospital-1" / LABELS_FILE

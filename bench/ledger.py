@@ -19,7 +19,7 @@ from pathlib import Path
 from measure import Sheet, arguments_of, interleaved, machine, spread, tell
 from simulated_round import study_of
 
-from wardround_client.privacy.ledger import Cap, Ledger
+from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 
 CAP = Cap(epsilon=1e6, delta=1e-4)

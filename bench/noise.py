@@ -15,7 +15,7 @@ from simulated_round import study_of
 
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
-from wardround_client.privacy.secret import SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 
 GOAL = 0.05  # of a step at batch 64
 WORDS = {

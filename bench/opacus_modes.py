@@ -14,9 +14,9 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from torch import Tensor, nn
 
-from wardround.models.standardisation import WSConv2d
-from wardround_client.privacy.clipping import PatientBatch
-from wardround_client.tasks.classification import loss_per_image
+from wardround.networks.weight_standardisation import WSConv2d
+from wardround_client.clipping.engines import PatientBatch
+from wardround_client.training.classification import loss_per_image
 
 Step = Callable[[], dict[str, Tensor]]
 

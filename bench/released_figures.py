@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 from measure import Sheet, arguments_of, machine, tell
 
-from wardround.histogram_metrics import ScoreHistogram, auc_estimate, noise_variance, sensitivity_at
-from wardround.ranking import auc, sensitivity_at_specificity
-from wardround.score_bins import bins_of
+from wardround.metrics.noised_auc import ScoreHistogram, auc_estimate, noise_variance, sensitivity_at
+from wardround.metrics.ranking import auc, sensitivity_at_specificity
+from wardround.metrics.score_bins import bins_of
 
 BINS, LOGIT_SCALE = 16, 2.0
 Scores = Callable[[np.random.Generator, int, int], np.ndarray]  # (generator, how many, label) -> logits

@@ -19,12 +19,12 @@ import torch
 from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, tell
 from opacus.grad_sample import GradSampleModule
 
-from wardround.classical import classical_start
-from wardround.degradations import KINDS, Degradation, SeededNumbers, degrade
-from wardround.models.restorer import INPUTS, Restorer, inputs_of_degraded
-from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
-from wardround_client.privacy.bookkeeping import clip_by_bookkeeping
-from wardround_client.privacy.clipping import PatientBatch, clip_by_loop
+from wardround.tasks.reconstruction.classical import classical_start
+from wardround.tasks.reconstruction.degradations import KINDS, Degradation, SeededNumbers, degrade
+from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
+from wardround.tasks.reconstruction.restorer import INPUTS, Restorer, inputs_of_degraded
+from wardround_client.clipping.bookkeeping import clip_by_bookkeeping
+from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 
 CROP_PX, IMAGE_PX = 64, 128
 MAX_GRAD_NORM = 0.1

@@ -25,7 +25,7 @@ KEY = b"bench" * 7
 
 
 def study_of(sites: int, rounds: int, model: str, local_steps: int):
-    from wardround.study import parse_study
+    from wardround.study.load import parse_study
 
     return parse_study(
         {
@@ -46,8 +46,8 @@ def study_of(sites: int, rounds: int, model: str, local_steps: int):
 
 
 def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
-    from wardround_client.data.cohort import CohortRow, pseudonym, write_cohort
-    from wardround_simulation.hospitals import Prepared, settle_rules
+    from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
+    from wardround_simulation.run.hospitals import Prepared, settle_rules
 
     generator = np.random.default_rng(0)
     folders = []
@@ -63,10 +63,10 @@ def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
 
 def run(study, exchange) -> None:
     """All rounds of the study, as the server runs them."""
-    from wardround.models.registry import architecture_sha256
-    from wardround_client.tasks.weights import initial_network
-    from wardround_server.rounds import run_rounds
-    from wardround_simulation.in_process import start_weights
+    from wardround.networks.build import architecture_sha256
+    from wardround_client.training.weights import initial_network
+    from wardround_server.rounds.loop import run_rounds
+    from wardround_simulation.engine.in_process import start_weights
 
     network = initial_network(study)
     run_rounds(study, "bench", architecture_sha256(network), start_weights(study), exchange, None, lambda record: None)
@@ -76,9 +76,9 @@ def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]
     """Seconds of each round in a plain loop and through the engine, and what the engine's start and end add."""
     import torch
 
-    from wardround_client.site import open_site
-    from wardround_simulation.engine import with_flower
-    from wardround_simulation.in_process import in_process_exchange
+    from wardround_client.site.site import open_site
+    from wardround_simulation.engine.flower import with_flower
+    from wardround_simulation.engine.in_process import in_process_exchange
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -108,7 +108,7 @@ def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]
 
 def server_peak_mb(sites: int) -> float:
     """Peak memory of a process that is nothing but the server: replies come one at a time from generated weights."""
-    from wardround.wire import SiteReply
+    from wardround.wire.packets import SiteReply
 
     study = study_of(sites, 3, "resnet-large", 1)
 

@@ -20,17 +20,24 @@ import numpy as np
 import torch
 from measure import Sheet, arguments_of, machine, tell
 
-from wardround.models.encoder import load_phantom_encoder
-from wardround.study import Study, load_study
-from wardround_client.data.layout import discover
-from wardround_client.tasks.weights import initial_network, load_weights, trained_parameters
-from wardround_simulation import in_process
-from wardround_simulation.compare import read_folds
-from wardround_simulation.generation import PhantomPool, SyntheticImages, as_painted, chosen_from, kept_of, paint_pool
-from wardround_simulation.hospitals import prepare_hospitals
-from wardround_simulation.in_process import Hospital
-from wardround_simulation.synthesis_assessment import AT_ONCE, RealImages, auc_of, figures_of
-from wardround_simulation.synthesis_measures import frechet_interval
+from wardround.networks.phantom_encoder import load_phantom_encoder
+from wardround.study.load import Study, load_study
+from wardround_client.sources.images.layout import discover
+from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_simulation.assess.synthesis import AT_ONCE, RealImages, auc_of, figures_of
+from wardround_simulation.assess.synthesis_measures import frechet_interval
+from wardround_simulation.compare.compare import read_folds
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.in_process import Hospital
+from wardround_simulation.generate.generation import (
+    PhantomPool,
+    SyntheticImages,
+    as_painted,
+    chosen_from,
+    kept_of,
+    paint_pool,
+)
+from wardround_simulation.run.hospitals import prepare_hospitals
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 POOL_SEED = 31  # neither the bank's nor that of any pre-training

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from measure import Sheet, arguments_of, machine, tell
 
-from wardround.models.registry import architecture_sha256
-from wardround.study import Study, load_study
-from wardround_client.data.layout import discover
-from wardround_client.tasks.task import training_rows
-from wardround_client.tasks.weights import initial_network
-from wardround_server.rounds import run_rounds
-from wardround_simulation import in_process
-from wardround_simulation.hospitals import prepare_hospitals
-from wardround_simulation.synthesis_assessment import SynthesisAssessment
+from wardround.networks.build import architecture_sha256
+from wardround.study.load import Study, load_study
+from wardround_client.sources.images.layout import discover
+from wardround_client.training.task import training_rows
+from wardround_client.training.weights import initial_network
+from wardround_server.rounds.loop import run_rounds
+from wardround_simulation.assess.synthesis import SynthesisAssessment
+from wardround_simulation.engine import in_process
+from wardround_simulation.run.hospitals import prepare_hospitals
 
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "synthesis.toml"
 

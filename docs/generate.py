@@ -37,11 +37,11 @@ def help_texts() -> Iterator[tuple[str, str]]:
     import typer.main
     from click.testing import CliRunner
 
-    from wardround_client import cli as site
-    from wardround_server import cli as server
-    from wardround_simulation import cli as simulation
+    from wardround_client.cli import main
+    from wardround_server.cli import main as server
+    from wardround_simulation.cli import main as simulation
 
-    programs = (("wardround-sim", simulation.app), ("wardround-site", site.app), ("wardround-server", server.app))
+    programs = (("wardround-sim", simulation.app), ("wardround-site", main.app), ("wardround-server", server.app))
     for name, app in programs:
         program = typer.main.get_command(app)
         for words in every_command(program):

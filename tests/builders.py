@@ -7,13 +7,13 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from wardround.models.dcgan import Discriminator, hinge_of_real
-from wardround.models.registry import build_model
-from wardround.restoration_loss import JointLoss, LossWeights, loss_of_image
-from wardround.study_sections import DataSection, ModelSection
-from wardround_client.privacy.clipping import LossPerImage
-from wardround_client.tasks.classification import loss_per_image
-from wardround_client.tasks.sampler_training import loss_of
+from wardround.networks.build import build_model
+from wardround.study.schema import DataSection, ModelSection
+from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
+from wardround.tasks.synthesis.dcgan import Discriminator, hinge_of_real
+from wardround_client.clipping.engines import LossPerImage
+from wardround_client.training.classification import loss_per_image
+from wardround_client.training.sampler_training import loss_of
 
 Case = tuple[nn.Module, dict[str, nn.Parameter], LossPerImage, Tensor, int]
 PHANTOM_ONLY = ("phantom-sampler", "restorer")

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.recorddict_pb2 import ConfigRecordValue
 
-from wardround.wire import PROTOCOL_VERSION
+from wardround.wire.packets import PROTOCOL_VERSION
 
 PIECE_BYTES = 5 * 2**20
 TEN_GB = 10 * 10**9

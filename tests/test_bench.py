@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 TINY = {
     "private_step": "--networks dcgan-64 --images-per-patient 2 --batch 4 --repeats 2 --modes loop;book-keeping;hooks",

@@ -15,18 +15,18 @@ from pathlib import Path
 import pydantic
 import pytest
 import typer.main
+from paths import ROOT
 
-from wardround_client.cli import app as site_app
-from wardround_client.config import SiteConfig, load_site_config
-from wardround_server.cli import app as server_app
-from wardround_server.config import ServerConfig, config_text, load_server_config
+from wardround_client.cli.main import app
+from wardround_client.site.config import SiteConfig, load_site_config
+from wardround_server.cli.main import app as server_app
+from wardround_server.operations.config import ServerConfig, config_text, load_server_config
 
-ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNITS = ("server", "site")
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 EXPOSURE = 20  # of 100, in tenths of what `systemd-analyze security` prints; an unhardened service has 96
-PROGRAMS = {"wardround-site": typer.main.get_command(site_app), "wardround-server": typer.main.get_command(server_app)}
+PROGRAMS = {"wardround-site": typer.main.get_command(app), "wardround-server": typer.main.get_command(server_app)}
 
 
 def unit(name: str) -> str:

@@ -13,18 +13,18 @@ from typing import Any, Literal, get_args, get_origin
 import click
 import pytest
 import typer.main
+from paths import ROOT
 
-from wardround.study import Study, load_study
-from wardround_client.cli import app as site_app
-from wardround_server.cli import app as server_app
-from wardround_simulation.cli import app as simulation_app
+from wardround.study.load import Study, load_study
+from wardround_client.cli.main import app
+from wardround_server.cli.main import app as server_app
+from wardround_simulation.cli.main import app as simulation_app
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 PROGRAMS = {
     "wardround-sim": typer.main.get_command(simulation_app),
-    "wardround-site": typer.main.get_command(site_app),
+    "wardround-site": typer.main.get_command(app),
     "wardround-server": typer.main.get_command(server_app),
 }
 SOURCES = [path for room in ("shared", "client", "server", "simulation") for path in (ROOT / room).rglob("*.py")]
@@ -89,7 +89,7 @@ def test_every_choice_of_a_key_is_documented(place: tuple[str, str]) -> None:
 
 
 def test_the_documented_rule_of_the_learning_rate_is_the_one_in_the_code() -> None:
-    code = (ROOT / "client/wardround_client/tasks/steps.py").read_text(encoding="utf-8")
+    code = (ROOT / "client/wardround_client/training/steps.py").read_text(encoding="utf-8")
     formula = re.search(r"rate = min\((\d+),\s+(\d+) N", TEXTS["docs/studies.md"])
     assert formula is not None
     largest, factor = formula.groups()

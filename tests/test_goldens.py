@@ -19,25 +19,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 
-from wardround.audit import AuditLog
-from wardround.audit_events import PatientForgotten, StudyDecided
-from wardround.chain import START, linked
-from wardround.checkpoint import load_checkpoint
 from wardround.errors import ModelError
-from wardround.evaluation_wire import evaluation_round
-from wardround.models.registry import architecture_sha256, build_model, exchanged_names
-from wardround.study import Study, load_study, parse_study
-from wardround.study_sections import DataSection, ModelSection
-from wardround.wire import Answer, Broadcast, LedgerHead, Packet, pack_answer, pack_broadcast, weights_sha256
-from wardround_client.data.cohort import Cohort
-from wardround_client.evaluation import release_scores
-from wardround_client.privacy.secret import KnownRandom
-from wardround_client.tasks.task import task_of
-from wardround_server.rounds import run_rounds
-from wardround_simulation.in_process import Hospital, in_process_exchange, start_weights, temporary_site
+from wardround.networks.build import architecture_sha256, build_model, exchanged_names
+from wardround.records.audit_events import PatientForgotten, StudyDecided
+from wardround.records.audit_log import AuditLog
+from wardround.records.chain import START, linked
+from wardround.storage.checkpoint import load_checkpoint
+from wardround.study.load import Study, load_study, parse_study
+from wardround.study.schema import DataSection, ModelSection
+from wardround.wire.evaluation import evaluation_round
+from wardround.wire.packets import Answer, Broadcast, LedgerHead, Packet, pack_answer, pack_broadcast, weights_sha256
+from wardround_client.privacy.secure_random import KnownRandom
+from wardround_client.rounds.evaluation import release_scores
+from wardround_client.sources.cohort import Cohort
+from wardround_client.training.task import task_of
+from wardround_server.rounds.loop import run_rounds
+from wardround_simulation.engine.in_process import Hospital, in_process_exchange, start_weights, temporary_site
 
-ROOT = Path(__file__).resolve().parents[1]
 FILE = Path(__file__).with_name("goldens.json")
 NETWORKS = {
     "phantom-encoder": ("phantom",), "phantom-sampler": ("phantom",), "seed-cnn": ("random",),

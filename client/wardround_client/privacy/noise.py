@@ -15,9 +15,9 @@ from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGr
 from torch import Tensor, nn
 
 from wardround.errors import WardroundError
-from wardround_client.privacy.clipping import ClippedSum
+from wardround_client.clipping.engines import ClippedSum
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.secret import SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 
 GRID_PARTS = 64  # a cell then holds 2^16 of the float32 numbers that the noise can be, so that none shows through
 
@@ -78,7 +78,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         self.zero_grad(set_to_none=True)
 
     def accumulate(self) -> None:
-        """Replaces Opacus' sum: the physical batches of a step add up in float64, see `clipping.py`."""
+        """Replaces Opacus' sum: the physical batches of a step add up in float64, see `clipping/engines.py`."""
         for name, parameter in self._parameters.items():
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardround_client.privacy.plan import PrivacyPlan
-from wardround_client.privacy.secret import SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 
 
 @dataclass(frozen=True, kw_only=True)

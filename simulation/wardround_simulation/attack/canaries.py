@@ -22,9 +22,9 @@ import numpy as np
 from scipy import stats
 from torch import Tensor, nn
 
-from wardround.study import Study, parse_study
+from wardround.study.load import Study, parse_study
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.tasks.material import material_of
+from wardround_client.training.batches import material_of
 from wardround_simulation.attack.system import CPU, Finding, System, passed, plain_training
 
 CANARIES, SEEDS = 500, 5

@@ -3,7 +3,7 @@
 
     noise-size     half the noise is not the noise            sensitivity    one patient, however many images, at most C
     plan           q, divisor and noise from public numbers   fresh-draws    nobody can know the noise beforehand
-    equal-sites    the mean tells nothing of a site's size    replay         (record.py) the ledger's events, added anew
+    equal-sites    the mean tells nothing of a site's size    replay         the ledger's events, added anew
     hostile-weights    the same bound whatever weights the server sends
 
 Thresholds are quantiles of the law that an honest system follows, so that it fails a check with probability below
@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from scipy import stats
 
-from wardround.models.registry import architecture_sha256
-from wardround.study import Study, parse_study
-from wardround.wire import Broadcast, SiteReply
-from wardround_client.privacy.hostile_weights import WEIGHTS, set_weights, weights_restored
-from wardround_client.privacy.ledger import Cap, Ledger
+from wardround.networks.build import architecture_sha256
+from wardround.study.load import Study, parse_study
+from wardround.wire.packets import Broadcast, SiteReply
+from wardround_client.clipping.hostile_weights import WEIGHTS, set_weights, weights_restored
+from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import index_patients
-from wardround_client.site import Site
-from wardround_client.tasks import classification
-from wardround_client.tasks.weights import initial_network, trained_parameters, weights_of
+from wardround_client.site.site import Site
+from wardround_client.training import classification
+from wardround_client.training.weights import initial_network, trained_parameters, weights_of
 from wardround_simulation.attack.system import (
     CPU,
     Finding,
@@ -148,7 +148,7 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
 
 def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
     """How far one patient moves the sum, without noise, from weights that a lying server may send: constant, huge,
-    cancelling, made of rounding and others (`wardround_client/privacy/hostile_weights.py`).
+    cancelling, made of rounding and others (`wardround_client/clipping/hostile_weights.py`).
     """
     asked = Finding(
         name="hostile-weights",

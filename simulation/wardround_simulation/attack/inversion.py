@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wardround.models.seed_cnn import BRIGHTEST, SeedCNN
-from wardround.study import Study
-from wardround_client.privacy.clipping import PatientBatch
-from wardround_client.privacy.engine_choice import engine_for
+from wardround.networks.seed_cnn import BRIGHTEST, SeedCNN
+from wardround.study.load import Study
+from wardround_client.clipping.engines import PatientBatch
+from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.tasks import classification
-from wardround_client.tasks.task import training_rows
-from wardround_client.tasks.weights import initial_network, trained_parameters
+from wardround_client.training import classification
+from wardround_client.training.task import training_rows
+from wardround_client.training.weights import initial_network, trained_parameters
 from wardround_simulation.attack.system import Finding, System, passed
-from wardround_simulation.in_process import Hospital
+from wardround_simulation.engine.in_process import Hospital
 
 PATIENTS = 3
 SIDE_PX = 50  # leaves no row over in any pooling, where pixels would be lost

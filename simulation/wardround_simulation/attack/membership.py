@@ -23,13 +23,13 @@ from torch import nn
 from torch.nn import functional
 
 from wardround.accounting import GaussianEvent, spent
-from wardround.metrics import auc, auc_interval
-from wardround.study import Study
-from wardround_client.tasks.task import training_rows
-from wardround_client.tasks.weights import initial_network
-from wardround_simulation import in_process
+from wardround.metrics.classification import auc, auc_interval
+from wardround.study.load import Study
+from wardround_client.training.task import training_rows
+from wardround_client.training.weights import initial_network
 from wardround_simulation.attack.system import Finding, Weights, passed
-from wardround_simulation.in_process import Hospital
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.in_process import Hospital
 
 FALSE_POSITIVE_RATE = 0.01
 CONFIDENCE, ALARM_CONFIDENCE = 0.95, 1 - 1e-5

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from wardround.accounting import Epsilon, spent
-from wardround.study import Study, parse_study
-from wardround.wire import Answer
+from wardround.study.load import Study, parse_study
+from wardround.wire.packets import Answer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients
-from wardround_client.privacy.secret import SecretRandom
-from wardround_client.round import answer
-from wardround_client.tasks import classification
-from wardround_client.tasks.material import Material, material_of
-from wardround_server.rounds import RunOutcome, run_rounds
-from wardround_simulation import in_process
+from wardround_client.privacy.secure_random import SecretRandom
+from wardround_client.rounds.training import answer
+from wardround_client.training import classification
+from wardround_client.training.batches import Material, material_of
+from wardround_server.rounds.loop import RunOutcome, run_rounds
+from wardround_simulation.engine import in_process
 
 CPU = torch.device("cpu")
 Verdict = Literal["pass", "FAIL", "does not apply"]

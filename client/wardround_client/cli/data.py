@@ -1,0 +1,173 @@
+"""`wardround-site ingest` and `forget`: patients enter the cohort, and leave it when they object."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wardround.errors import DataError, StudyError, UsageError
+
+if TYPE_CHECKING:
+    from wardround.study.load import Study
+    from wardround.study.schema import DataSection
+    from wardround_client.sources.images.layout import SiteSource
+    from wardround_client.sources.ingest import IngestReport, Progress
+
+app = typer.Typer(rich_markup_mode=None)
+SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+LEAST_OF_A_HASH = 8
+
+
+@app.command(epilog="Example: wardround-site ingest /data/ct --study studies/lidc.toml --site north")
+def ingest(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="This hospital's data; docs/data.md shows the layouts.")
+    ],
+    study: Annotated[
+        str,
+        typer.Option("--study", metavar="FILE|HASH", help="The study that says what to cut out; a hash: one received."),
+    ],
+    image_is_patient: Annotated[
+        bool,
+        typer.Option("--image-is-patient", help="Every picture is another patient: only if you know that it is so."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, metavar="N", help="Processes that decode. Default: one a core.")
+    ] = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare this hospital's images. Files are only read; what is put aside and why is in the quality report."""
+    from wardround_client.site.config import load_site_config
+    from wardround_client.site.enrolment import pseudonym_key
+    from wardround_client.sources.forget import remove_objectors
+    from wardround_client.sources.ingest import ingest as prepare
+    from wardround_client.sources.opt_out import opted_out
+
+    config = load_site_config(site / "site.toml")
+    key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
+    source = _one_site(folder, asked.data)
+    if source.assumes_one_image_one_patient and not image_is_patient:
+        raise DataError(
+            f"{folder}: nothing says which pictures belong to the same patient, and privacy is promised to patients; "
+            f"add a manifest.csv (docs/data.md), or --image-is-patient if every picture is another patient"
+        )
+    source = replace(source, name=config.name)
+
+    def work(progress: Progress | None) -> IngestReport:
+        workers_ = workers or os.cpu_count() or 1
+        return prepare(
+            source, asked.data, site / "cohort", key, workers=workers_, objectors=objectors, progress=progress
+        )
+
+    try:
+        report = work(None) if as_json else _with_bar(work)
+    finally:
+        remove_objectors(site, key)  # who objected meanwhile
+    if as_json:
+        print(json.dumps(report.to_json()))
+        return
+    from wardround_client.sources.quality.report import REPORT_HTML
+
+    quality = report.quality
+    print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} known")
+    print(f"Quality report: {site / 'cohort' / REPORT_HTML}")
+
+
+@app.command(epilog="Example: wardround-site forget - --site north")
+def forget(
+    patient: Annotated[
+        str,
+        typer.Argument(metavar="PATIENT", help="PatientID as in the data; - asks for it, so that no history keeps it."),
+    ],
+    issuer: Annotated[
+        str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, where the data state one.")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """A patient objects: from now on they take part in nothing, and their prepared images are removed here.
+
+    What was learned before stays accounted for in the ledger. Source files are not touched.
+    """
+    from wardround_client.site.config import load_site_config
+    from wardround_client.site.enrolment import pseudonym_key
+    from wardround_client.sources.forget import forget as forget_patient
+
+    load_site_config(site / "site.toml")
+    key = pseudonym_key(site)
+    if patient == "-":
+        patient = (
+            typer.prompt("PatientID", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+        )
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError("this cannot be taken back by a command: call it again with --yes")
+        if not typer.confirm("Keep this patient out of everything from now on, and remove their prepared images?"):
+            raise UsageError("nothing was changed")
+    done = forget_patient(site, key, patient, issuer, record=lambda count: _record_objections(site, count))
+    if as_json:
+        print(json.dumps({"already": done.already, "images_removed": done.images_removed}))
+        return
+    print(f"{'Had objected before' if done.already else 'Entered'}; {done.images_removed} prepared images removed.")
+    if not done.images_removed and not done.already:
+        print("No prepared image was theirs: compare PatientID and issuer with the data if that is unexpected.")
+
+
+def _record_objections(site: Path, count: int) -> None:
+    """Have it in the audit log that so many patients object, once."""
+    from wardround.records.audit_events import PatientForgotten
+    from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
+
+    path = site / AUDIT_FILE
+    entries = verified(path).entries if path.exists() else ()
+    known = next((entry["count"] for entry in reversed(entries) if entry["event"] == "forgot"), 0)
+    if count > known:
+        AuditLog(path).append(PatientForgotten(count=count))
+
+
+def _study(site: Path, text: str) -> Study:
+    """A study by its file, or by the hash (or its first letters) of one that was received or approved here."""
+    from wardround.study.load import load_study, study_from_json
+
+    if Path(text).is_file() or not set(text) <= set("0123456789abcdef") or len(text) < LEAST_OF_A_HASH:
+        return load_study(Path(text))
+    found = {path.stem: path for where in ("proposals", "studies") for path in (site / where).glob(f"{text}*.json")}
+    if len(found) != 1:
+        raise StudyError(f"{site}: {'no study' if not found else 'more than one study'} here has the hash {text}")
+    ((sha256, path),) = found.items()
+    read = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    if read.sha256() != sha256:
+        raise StudyError(f"{path}: was altered; ask the operator for the study again")
+    return read
+
+
+def _one_site(folder: Path, data: DataSection) -> SiteSource:
+    """The data of this hospital, one site whatever their layout. Raises `DataError` where they are several."""
+    from wardround_client.sources.images.layout import discover
+
+    try:
+        (source,) = discover(folder, data, sites=1)
+    except DataError:
+        if len(discover(folder, data)) == 1:  # raises itself where the fault is another one
+            raise
+        raise DataError(f"{folder}: holds the data of several sites; give the folder of this hospital") from None
+    return source
+
+
+def _with_bar(work) -> IngestReport:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("files and images", total=None)
+        return work(lambda done, total: bar.update(task, completed=done, total=max(total, 1)))

@@ -1,0 +1,38 @@
+"""`wardround-site`: what a hospital runs. Each group of commands is a file of its own, added here.
+
+Heavy imports (torch, Opacus, SQLite) happen inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from wardround.cli.app import program, run_program
+from wardround.cli.audit import audit_app
+from wardround.cli.health import add_health
+from wardround_client.cli import daemon, data, enhance, ledger, logs, setup, status, studies
+
+app = program(
+    "wardround-site",
+    "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
+)
+app.add_typer(setup.app)
+app.add_typer(data.app)
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(studies.app, name="studies")
+app.add_typer(audit_app("wardround-site"), name="audit")
+app.command(epilog="Example: wardround-site status --site hospital")(status.status)
+app.command(epilog="Example: wardround-site start --site /srv/wardround")(daemon.start)
+app.command(epilog="Example: wardround-site logs --follow --site hospital")(logs.logs)
+app.command(epilog="Example: wardround-site enhance scan.dcm --model model.safetensors")(enhance.enhance)
+add_health(app, "wardround-site", "--site", "hospital")
+
+
+def main() -> NoReturn:
+    """Entry point: every error on purpose becomes one line and its exit code."""
+    full_disk = "the disk is full or read-only; make room, then run the same command again"
+    run_program(app, "wardround-site", full_disk=full_disk)
+
+
+if __name__ == "__main__":
+    main()

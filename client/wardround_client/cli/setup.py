@@ -1,0 +1,83 @@
+"""`wardround-site init` and `doctor`: a hospital's folder, and whether all is well with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(rich_markup_mode=None)
+SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+@app.command(epilog="Example: wardround-site init --server fed.example.org:9092 --name north --ca ca.crt --site north")
+def init(
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="HOST:PORT", help="The federation's server, as the operator says.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What this hospital is called.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", metavar="FILE", help="The server's CA certificate (PEM), from the operator.")
+    ] = None,
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", metavar="HOST:PORT", help="An HTTP proxy that passes connections on.")
+    ] = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Make a site's folder: keys, site.toml, request to take part. What is there is shown and never made anew."""
+    from wardround_client.site.enrolment import CA_CERTIFICATE, CONFIG_FILE, enrol
+
+    state = enrol(site, name, server, ca, proxy)
+    if as_json:
+        content = {
+            "made": list(state.made),
+            "name": state.config.name,
+            "address": state.config.server.address,
+            "key_sha256": state.key_sha256,
+            "ca_sha256": state.ca_sha256,
+            "request": str(state.request),
+        }
+        print(json.dumps(content))
+        return
+    from wardround.identity import in_groups
+
+    print(f"{site}: {'made ' + ', '.join(state.made) if state.made else 'all was there; nothing was changed'}")
+    print(f"site               {state.config.name}, to the server {state.config.server.address}")
+    print(f"key's fingerprint  {in_groups(state.key_sha256)}")
+    print(f"CA's fingerprint   {in_groups(state.ca_sha256)}")
+    print(f"Send {state.request} to the operator, then telephone: read the key's fingerprint out, and compare the")
+    print(
+        f"CA's, which is that of {site / CA_CERTIFICATE}. Then look through {site / CONFIG_FILE}: it holds your limits."
+    )
+
+
+@app.command(epilog="Example: wardround-site doctor --site north")
+def doctor(
+    site: SiteOption = Path("."),
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="How long the server may take to answer.")
+    ] = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at keys, server, clock, device (one private step on it), data, ledger: a tick or a cross, and what to do.
+
+    Exit 1 where there is a cross.
+    """
+    from wardround.operations.health_checks import exit_code, table_of
+    from wardround_client.site.config import load_site_config
+
+    load_site_config(site / "site.toml")  # before torch is loaded: a wrong folder is told at once
+    from wardround_client.site.doctor import examine
+
+    checks = list(examine(site, timeout))
+    if as_json:
+        print(json.dumps({"checks": [check.to_json() for check in checks]}))
+    else:
+        from rich.console import Console
+
+        Console(markup=False, highlight=False).print(table_of(checks))
+    raise typer.Exit(exit_code(checks))

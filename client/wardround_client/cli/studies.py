@@ -1,0 +1,243 @@
+"""`wardround-site studies`: which studies were proposed, what each would do here, and who decides what about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wardround.errors import UsageError
+from wardround.printable import escaped, lines_of
+from wardround_client.cli.ledger import cap_of_site, opened_ledger
+from wardround_client.studies.decisions import MOST_RUNS
+from wardround_client.training.weights import initial_network, trained_parameters
+
+if TYPE_CHECKING:
+    from wardround.study.load import Study
+    from wardround_client.studies.approvals import KnownStudy
+
+app = typer.Typer(
+    help="What this site trains: studies proposed, approved, refused and revoked, by whom and when.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
+ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")]
+RUNS_HELP = "How many runs may ever begin here, those that began included"
+WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
+
+
+@app.command("list", epilog="Example: wardround-site studies list --site hospital")
+def list_(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
+    """Every study this site has heard of, its state, and the last decision."""
+    from wardround_client.studies.approvals import known_studies
+
+    _require_site(site)
+    known = known_studies(site)
+    if as_json:
+        print(json.dumps([study_to_json(one) for one in known]))
+        return
+    for one in known:
+        if one.study is None:
+            print(escaped(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state}  {one.fault}"))
+            continue
+        decided = decision_text(one.decisions[-1]) if one.decisions else "nobody decided yet"
+        print(escaped(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state:<8}  {one.study.study.name}  {decided}"))
+    if not known:
+        print("none; `wardround-site studies approve FILE` approves a study file, or the server submits one")
+
+
+@app.command(epilog="Example: wardround-site studies show 3f9c2a71 --site hospital")
+def show(
+    study: HashArgument,
+    runs: Annotated[
+        int | None,
+        typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; default: as approved, or 1."),
+    ] = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """A study in plain words: what it reads, what leaves, what it costs this site's patients now and after."""
+    from wardround_client.studies.approvals import find_study
+    from wardround_client.studies.decisions import runs_allowed
+
+    known = find_study(site, study)
+    said = _in_words(site, known.study, runs or runs_allowed(site, known.sha256))
+    if as_json:
+        print(json.dumps({**study_to_json(known), "words": dict(said)}))
+        return
+    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *_identity(known.study)])
+
+
+@app.command(epilog='Example: wardround-site studies approve 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
+def approve(
+    study: Annotated[
+        str, typer.Argument(metavar="HASH_OR_FILE", help="A proposal's hash or its first letters, or a study file.")
+    ],
+    by: ByOption,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; all are paid for together.")
+    ] = 1,
+    site: SiteOption = Path("."),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the study was read elsewhere.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a study be trained here. Shows it, asks, and writes down who and when. Exit 3: the budget cannot hold it.
+
+    One approval allows one run, unless --runs says more. A run goes on after a stop or a crash under its own name; the
+    next one goes back to a person, who approves again with a larger number.
+    """
+    from wardround.text import count_text
+    from wardround_client.studies.approvals import approve as approve_study
+
+    cap, asked = cap_of_site(site), _proposed(site, study)
+    if not as_json:
+        _print_words([*_in_words(site, asked, runs), *_identity(asked)])
+    question = f"Approve {count_text(runs, 'run')} of this study for {site.resolve().name}, as {by}?"
+    if not yes and not _confirmed(question):
+        raise UsageError("not approved: nobody said yes; answer y, or give --yes")
+    ledger = opened_ledger(site)
+    sha256 = approve_study(site, asked, by, ledger, cap, runs)
+    begun = ledger.runs_of(sha256)
+    _say_decision(sha256, "approved", by, as_json, {"runs": runs, "runs_begun": begun})
+    if not as_json and begun >= runs:
+        mend = f"--runs {begun + 1} allows one more"
+        print(f"no new run may begin: {count_text(begun, 'run')} of this study began here already; {mend}")
+
+
+@app.command(epilog='Example: wardround-site studies refuse 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
+def refuse(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
+    """Say no to a proposed study. It can be approved later."""
+    from wardround_client.studies.approvals import decide_against, find_study
+
+    known = find_study(site, study)
+    decide_against(site, known, "refused", by)
+    _say_decision(known.sha256, "refused", by, as_json)
+
+
+@app.command(epilog='Example: wardround-site studies revoke 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
+def revoke(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
+    """Take an approval back: every later round of the study is refused. What was trained stays charged."""
+    from wardround_client.studies.approvals import decide_against, find_study
+
+    known = find_study(site, study)
+    decide_against(site, known, "revoked", by)
+    _say_decision(known.sha256, "revoked", by, as_json)
+
+
+def study_to_json(known: KnownStudy) -> dict[str, Any]:
+    """What machines learn of a study and its decisions."""
+    name = known.study.study.name if known.study else None
+    said = {"sha256": known.sha256, "name": name, "state": known.state, "runs": known.runs}
+    said["decisions"] = list(known.decisions)
+    return said if known.fault is None else {**said, "fault": known.fault}
+
+
+def decision_text(decision: dict[str, Any]) -> str:
+    """Who decided and when, and for how many runs, as `studies list` and `status` say it."""
+    from wardround.text import count_text
+
+    runs = f", for {count_text(decision['runs'], 'run')}" if "runs" in decision else ""
+    return f"by {decision['who']}, {decision['at']}{runs}"
+
+
+def _proposed(site: Path, study: str) -> Study:
+    from wardround.study.load import load_study
+    from wardround_client.studies.approvals import find_study
+
+    return load_study(Path(study)) if study.endswith(".toml") else find_study(site, study).study
+
+
+def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
+    from wardround.study.describe import Cost, describe
+    from wardround_client.privacy.plan import plan_from_study
+    from wardround_client.site.config import load_site_config
+    from wardround_client.studies.approvals import alike, cost_of, received_at
+
+    cap, ledger, plan = cap_of_site(site), opened_ledger(site), plan_from_study(study)
+    said = cost_of(study, ledger, cap, runs)
+    # A patient trains or is held out, in every run of a study the same. One run promises what the study says.
+    trained = study.privacy.epsilon if runs == 1 else plan.promised(runs).value
+    cost = Cost(
+        runs=runs,
+        begun=ledger.runs_of(study.sha256()),
+        noise_multiplier=plan.noise_multiplier,
+        together=max(trained, runs * study.evaluation.epsilon),
+        now=said.now,
+        after=said.after,
+        cap_epsilon=cap.epsilon,
+        refusal=None if said.refusal is None else str(said.refusal),
+    )
+    numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
+    config = load_site_config(site / "site.toml")
+    received = received_at(site, study.sha256())
+    asked_by = "nobody: it came as a file" if received is None else f"received {received}"
+    if received is not None and config.server is not None:
+        asked_by = f"the server at {config.server.address}, {asked_by}"
+    words = {"asked_by": asked_by, "releases": config.release.evaluation}
+    shown = describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
+    return [*shown, *_unfit(site, study)]
+
+
+def _identity(study: Study) -> list[tuple[str, str]]:
+    """Again below all that a study can make long, where the question is."""
+    return [("study", study.study.name), ("hash", study.sha256())]
+
+
+def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
+    """How the prepared data differ from what the study asks for; nothing where they fit, or where none are there."""
+    from wardround.errors import DataError
+    from wardround_client.sources.cohort import open_cohort
+    from wardround_client.sources.study_cohort import differences
+
+    try:
+        found = differences(open_cohort(site / "cohort"), study)
+    except DataError:  # nothing prepared yet, or damaged: `doctor` says so
+        return []
+    return (
+        [("prepared data", f"{'; '.join(found)}: call wardround-site ingest with this study's file")] if found else []
+    )
+
+
+def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:
+    return [("decided", f"{one['decision']} {decision_text(one)}") for one in known.decisions]
+
+
+def _confirmed(question: str) -> bool:
+    import sys
+
+    print(escaped(f"{question} [y/N] "), end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _print_words(said: list[tuple[str, str]]) -> None:
+    """Two columns, never wider than the terminal: what it wrapped by itself would look like a line of ours."""
+    import shutil
+
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    indent = max(len(name) for name, _ in said) + 2
+    for name, text in said:
+        first, *more = lines_of(escaped(text), max(width - indent, LEAST_WIDTH))
+        print(f"{name:<{indent}}{first}")
+        for line in more:
+            print(" " * indent + line)
+
+
+def _say_decision(sha256: str, decision: str, who: str, as_json: bool, more: dict[str, int] | None = None) -> None:
+    from wardround.text import count_text
+
+    if as_json:
+        print(json.dumps({"sha256": sha256, "decision": decision, "who": who, **(more or {})}))
+    else:
+        runs = f", for {count_text(more['runs'], 'run')} in all" if more else ""
+        print(f"{sha256[:WIDTH_OF_A_HASH]}  {decision} by {who}{runs}")
+
+
+def _require_site(site: Path) -> None:
+    from wardround_client.site.config import load_site_config
+
+    load_site_config(site / "site.toml")

@@ -1,0 +1,334 @@
+"""The book-keeping engine: every unit's clipped gradient from one backward pass for a group of units.
+
+Ordinary training computes, for each layer, the gradient of its output and from that the sum of all weight gradients.
+Clipping needs them apart, but only their norms, and then one weighted sum. So the forward pass runs on weights that ask
+for no gradient, autograd computes output gradients alone, and a tap at each layer's output hands g to the layer's rule
+(`layer_rules.py`), which keeps what is needed for a norm and a weighted sum. After the pass the clip factors are known,
+and one weighted sum a layer ends it (Bu et al., arXiv:2210.00038, with direct rules for large maps).
+
+Guarantee: as in `engines.py`. A library's result for an image can differ in its last bit with the size of the batch
+and with the image's place in it, and crafted weights can amplify that bit into a different gradient. So the batch goes
+through the network in groups of one fixed shape, `group_images` rows; the last group is padded with black images.
+Which instructions a library uses depends on shapes, not on values: if every place of a group gives the same bits for
+random images, it does so for all images. `places_agree` checks that at the study's shapes, on the machine that trains,
+before a patient is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from wardround.errors import WardroundError
+from wardround_client.clipping.engines import (
+    IMAGES_AT_ONCE,
+    ClippedSum,
+    LossPerImage,
+    PatientBatch,
+    clip_by_loop,
+    clip_factors,
+    zero_sum,
+)
+from wardround_client.clipping.hostile_weights import set_weights, weights_restored
+from wardround_client.clipping.layer_rules import Contribution, PreparedLayer, Rule, Units, prepared, rule_for
+
+Precision = Literal["float32", "bfloat16"]
+
+GROUP_IMAGES = 16  # measured: an image is hardly faster in larger groups, and much slower alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedSettings:
+    """How the arithmetic is done: public numbers. Whatever is set, the sum moves by at most C.
+
+    `images_per_unit`: every unit has so many images, as a study of k images a patient gives them; None where they bring
+    all of theirs. `group_images`: rows of one pass, those of the units that fit and filling.
+    """
+
+    channels_last: bool = False
+    precision: Precision = "float32"  # bfloat16: autocast, about a hundredth of relative error
+    images_at_once: int = IMAGES_AT_ONCE  # of a patient that comes alone because it has many
+    group_images: int = GROUP_IMAGES
+    images_per_unit: int | None = None
+
+
+class UnknownLayerError(WardroundError):
+    """The engine has no rule for a layer, or its parameter is not one layer's alone. The loop can do it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedLayer:
+    """A layer with its rule; `names` maps its own parameters' names to those of the sum."""
+
+    path: str
+    layer: nn.Module
+    rule: Rule
+    names: dict[str, str]
+
+
+def trained_layers(network: nn.Module, parameters: dict[str, nn.Parameter]) -> list[TrainedLayer]:
+    """The layers that own `parameters`. Raises `UnknownLayerError`, one line, for what the engine cannot do: a layer
+    without a rule, one with buffers, a parameter that two layers share or no layer has.
+    """
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    found: list[TrainedLayer] = []
+    seen: set[int] = set()
+    for path, layer in network.named_modules():
+        own = {name: p for name, p in layer.named_parameters(recurse=False) if id(p) in name_of}
+        if not own:
+            continue
+        place = f"{path or 'the network'}: {type(layer).__name__}"
+        rule = rule_for(layer)
+        if rule is None:
+            raise UnknownLayerError(f"{place} has no rule for clipping")
+        if next(layer.buffers(recurse=False), None) is not None:
+            raise UnknownLayerError(f"{place} has buffers")
+        if seen & {id(p) for p in own.values()}:
+            raise UnknownLayerError(f"{place} shares a parameter with another layer")
+        seen |= {id(p) for p in own.values()}
+        names = {name: name_of[id(p)] for name, p in own.items()}
+        found.append(TrainedLayer(path=path, layer=layer, rule=rule, names=names))
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in seen]
+    if missing:
+        raise UnknownLayerError(f"{missing[0]} belongs to no layer of the network")
+    return found
+
+
+class _Tap(torch.autograd.Function):
+    """Identity that hands the gradient of a layer's output to `take`. `root` makes autograd come here though no weight
+    asks for a gradient, and gets none itself.
+    """
+
+    @staticmethod
+    def forward(ctx, output, root, take):
+        ctx.take = take
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.take(gradient)
+        ctx.take = None
+        return (gradient if ctx.needs_input_grad[0] else None), None, None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """Rows for one pass, always as many; `units` are those that count, and what no unit owns is filling."""
+
+    inputs_N: Tensor
+    labels_N: Tensor
+    units: Units
+    filled: int  # units that count: with even units the last places may be filling
+
+
+def clip_by_bookkeeping(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    batch: PatientBatch,
+    loss_per_image: LossPerImage,
+    max_grad_norm: float,
+    *,
+    speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
+) -> ClippedSum:
+    """All units, a group in one backward pass. Equal to `clip_by_loop` up to rounding.
+
+    A unit whose gradient is not finite, or longer than 1e19, counts as zero. A unit of more images than a group holds
+    goes through the loop. Raises `UnknownLayerError` for layers without a rule and `WardroundError` where a layer's
+    input is changed in place, a layer is used twice in a pass or not at all, or a unit has another number of images
+    than `speed.images_per_unit`.
+    """
+    layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
+    total: dict[str, Tensor] = {}
+    unfinished: dict[str, Tensor] = {}
+    finish_of = {}
+    for group in _groups(batch, speed):
+        if isinstance(group, PatientBatch):
+            alone = clip_by_loop(
+                network, parameters, group, loss_per_image, max_grad_norm, images_at_once=speed.images_at_once
+            )
+            for name, part in alone.gradients.items():
+                _add(total, name, part)
+            continue
+        contributions = _one_pass(network, layers, group, loss_per_image, speed)
+        factor_U = clip_factors(sum(one.squared_norm_U for _, one in contributions), max_grad_norm)
+        factor_U[group.filled :] = 0.0
+        contributions.reverse()
+        while contributions:  # what is summed is freed
+            name, one = contributions.pop()
+            if one.finish is not None:
+                finish_of[name] = one.finish
+            _add(total if one.finish is None else unfinished, name, one.weighted_sum(factor_U))
+    for name in list(unfinished):
+        _add(total, name, finish_of[name](unfinished.pop(name)))
+    nothing = zero_sum({name: parameter for name, parameter in parameters.items() if name not in total})
+    return ClippedSum(gradients={name: (total | nothing)[name] for name in parameters}, sensitivity=max_grad_norm)
+
+
+def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+    """Add to the float64 sum of a parameter; the first part becomes the sum."""
+    if name in total:
+        total[name].add_(part)
+    else:
+        total[name] = part.double()
+
+
+def _groups(batch: PatientBatch, speed: SpeedSettings) -> Iterator[Group | PatientBatch]:
+    """The batch in groups of one shape, in the order of its units; a unit that no group holds as a batch of its own."""
+    starts, k = batch.start_U1.tolist(), speed.images_per_unit
+    if k is not None and starts != list(range(0, k * batch.units + 1, k)):
+        raise WardroundError(f"this engine is for units of {k} images each, and a unit has another number of them")
+    first = 0
+    while first < batch.units:
+        begin, last = starts[first], first + 1
+        while last < batch.units and starts[last + 1] - begin <= speed.group_images:
+            last += 1
+        rows = slice(begin, starts[last])
+        if starts[last] - begin > speed.group_images:
+            alone = torch.tensor([0, starts[last] - begin])
+            yield PatientBatch(inputs_N=batch.inputs_N[rows], labels_N=batch.labels_N[rows], start_U1=alone)
+        else:
+            owned = [slice(starts[u] - begin, starts[u + 1] - begin) for u in range(first, last)]
+            if k is not None:
+                owned = _places(speed)
+            yield Group(
+                inputs_N=_filled_up(batch.inputs_N[rows], speed.group_images),
+                labels_N=_filled_up(batch.labels_N[rows], speed.group_images),
+                units=Units(rows=tuple(owned), images=k),
+                filled=last - first,
+            )
+        first = last
+
+
+def _places(speed: SpeedSettings) -> list[slice]:
+    """Where units of `images_per_unit` images, or of one, lie in a group."""
+    k = speed.images_per_unit or 1
+    return [slice(place, place + k) for place in range(0, speed.group_images - k + 1, k)]
+
+
+def _filled_up(rows_N: Tensor, count: int) -> Tensor:
+    """A copy with zeros after it: `count` rows, in memory of its own."""
+    whole = rows_N.new_zeros(count, *rows_N.shape[1:])
+    whole[: len(rows_N)] = rows_N
+    return whole
+
+
+def places_agree(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    inputs_N: Tensor,
+    speed: SpeedSettings,
+) -> bool:
+    """Whether a unit's norm and its part of the sum have the same bits in every place of a group, whatever stands in
+    the other places.
+
+    Random images of the kind of `inputs_N` are moved on by one place, and then every other unit is exchanged. Images
+    and weights that are random show another order of adding in their last bits; the weights are put back afterwards.
+    (From a study's first weights, which may be zero in the head, no gradient would come.)
+    """
+    with weights_restored(parameters):
+        set_weights("random", network, parameters, inputs_N)
+        return _places_agree(network, parameters, loss_per_image, inputs_N, speed)
+
+
+def _places_agree(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    inputs_N: Tensor,
+    speed: SpeedSettings,
+) -> bool:
+    layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
+    k, places = speed.images_per_unit or 1, _places(speed)
+    if not places:
+        return True  # each unit has passes of its own
+    units, used = Units(rows=tuple(places), images=speed.images_per_unit), places[-1].stop
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, used, *inputs_N.shape[1:])
+    images_N, spare_N = (torch.rand(shape, generator=generator) * float(inputs_N.max())).to(inputs_N)
+    labels_N = torch.zeros(speed.group_images, dtype=torch.int64, device=inputs_N.device)
+
+    def shares(inputs_N: Tensor) -> list[Contribution]:
+        inputs_N = _filled_up(inputs_N, speed.group_images)
+        group = Group(inputs_N=inputs_N, labels_N=labels_N, units=units, filled=len(places))
+        return [one for _, one in _one_pass(network, layers, group, loss_per_image, speed)]
+
+    def same(before: list[Contribution], unit: int, after: list[Contribution], place: int) -> bool:
+        pairs = zip(before, after, strict=True)
+        return all(
+            torch.equal(one.squared_norm_U[unit], other.squared_norm_U[place])
+            and all(torch.equal(a, b) for a, b in zip(one.share(unit), other.share(place), strict=True))
+            for one, other in pairs
+        )
+
+    first, moved = shares(images_N), shares(images_N.roll(k, 0))
+    if not all(same(first, unit, moved, (unit + 1) % len(places)) for unit in range(len(places))):
+        return False
+    odd = torch.arange(used, device=inputs_N.device) // k % 2 == 1
+    exchanged = shares(torch.where(odd.view(-1, *[1] * (inputs_N.dim() - 1)), spare_N, images_N))
+    return all(same(first, unit, exchanged, unit) for unit in range(0, len(places), 2))
+
+
+def _one_pass(
+    network: nn.Module, layers: list[TrainedLayer], group: Group, loss_per_image: LossPerImage, speed: SpeedSettings
+) -> list[tuple[str, Contribution]]:
+    """Forward and backward; (parameter's name, contribution of the group's units) of every parameter."""
+    inputs_N = group.inputs_N
+    root = torch.zeros((), device=inputs_N.device, requires_grad=True)
+    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    contributions: list[tuple[str, Contribution]] = []
+    tapped: set[str] = set()
+
+    def tap(trained: TrainedLayer, ready: PreparedLayer, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if trained.path in tapped:
+            raise UnknownLayerError(f"{trained.path}: used twice in one pass")
+        tapped.add(trained.path)
+        a_N = arguments[0].detach()
+        version = a_N._version
+        # A discriminator may see each image several times side by side: more rows of the same unit.
+        views, odd = divmod(len(a_N), len(inputs_N))
+        if odd or views < 1:
+            raise UnknownLayerError(f"{trained.path}: its rows are not the images of the batch")
+
+        def take(g_N: Tensor) -> None:
+            if a_N._version != version:
+                raise WardroundError(f"{trained.path}: its input is changed in place")
+            for contribution in trained.rule(ready, a_N, g_N, group.units.seen(views), trained.names):
+                contributions.append((trained.names[contribution.parameter], contribution))
+
+        return _Tap.apply(output, root, take)
+
+    hooks = [
+        trained.layer.register_forward_hook(
+            lambda _, arguments, output, trained=trained, ready=ready: tap(trained, ready, arguments, output)
+        )
+        for trained, ready in layers
+    ]
+    frozen = {name: _lay_out(parameter.detach(), layout) for name, parameter in network.named_parameters()}
+    share_N = torch.zeros(len(inputs_N))
+    for one in group.units.rows:
+        share_N[one] = 1 / (one.stop - one.start)
+    try:
+        with torch.enable_grad():
+            with torch.autocast(inputs_N.device.type, torch.bfloat16, enabled=speed.precision == "bfloat16"):
+                outputs = functional_call(network, frozen, (_lay_out(inputs_N, layout),))
+            loss = (loss_per_image(outputs.float(), group.labels_N) * share_N.to(inputs_N.device)).sum()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unused = [trained.path for trained, _ in layers if trained.path not in tapped]
+    if unused:
+        raise UnknownLayerError(f"{unused[0]}: not used in the forward pass")
+    loss.backward()
+    if {name for name, _ in contributions} != {name for trained, _ in layers for name in trained.names.values()}:
+        raise WardroundError("a layer's output does not reach the loss")
+    return contributions
+
+
+def _lay_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor

@@ -1,0 +1,324 @@
+"""Which clipping engine trains a network here: a rule that needs no clock, and a short trial where a site may keep it.
+
+Engines differ in speed and in the last bits of their sums, never in the guarantee. Timing is measured at most once, so
+that a repeated computation gives the same bits:
+
+- without a bound (C = inf) and for a head over frozen features there is nothing to choose, and no trial;
+- a site with a memory times the candidates when it first opens a study with such a network, on synthetic images,
+  and keeps the winner's name; every later process of the site reads it (the first to write wins);
+- without one (the sites of `in_process`) the rule decides: book-keeping where every layer is known, else the loop.
+
+Whatever was chosen is proved: against the loop, place by place where it works in groups, and under hostile weights.
+That happens whenever a study is opened, or with `EngineMemory.proofs` once for all the processes that share that
+folder, which is as long as a site's daemon runs. What fails, or is not known, falls back to the loop, which is proved
+as well, and one line in the log says why. Where the loop fails too, the site does not train.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wardround.errors import ModelError, WardroundError
+from wardround.networks.build import architecture_sha256
+from wardround.storage.private_files import make_folder, owner_only
+from wardround_client.clipping.bookkeeping import (
+    GROUP_IMAGES,
+    Precision,
+    SpeedSettings,
+    clip_by_bookkeeping,
+    places_agree,
+    trained_layers,
+)
+from wardround_client.clipping.engines import (
+    ClippingEngine,
+    LossPerImage,
+    PatientBatch,
+    check_engine,
+    clip_by_loop,
+    clip_linear_head,
+    sum_unclipped,
+    synthetic_units,
+)
+from wardround_client.clipping.hostile_weights import check_hostile_weights, set_weights, weights_restored
+from wardround_client.privacy.plan import PrivacyPlan
+
+LOOP = "loop"
+IMAGES_OF_A_UNIT = 4  # in the trial, where patients bring all of theirs
+TIMED_ROUNDS = 2
+SMALLEST_GROUP, LARGEST_GROUP = 4, 32  # images
+WORTH_IT = 0.9  # the rule's engine stays unless another takes less than this share of its time
+REDUCED_TOLERANCE = 0.3  # bfloat16 against float32; its arithmetic is proved in float32
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineMemory:
+    """What a site keeps of engines: in the folder `choices` the fastest for a network, for good; in `proofs`, which is
+    for one study and one start of the daemon, those that agreed with the loop.
+    """
+
+    choices: Path
+    proofs: Path | None = None
+
+    def proof(self, engine: str, key: str) -> Path | None:
+        """The file that exists once an engine was proved for what `key` stands for."""
+        name = hashlib.sha256(f"{engine} {key}".encode()).hexdigest()[:16]
+        return self.proofs / name if self.proofs is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What engines are checked and timed on: synthetic images of the study's shape, 7 or more of them."""
+
+    images_N: Tensor
+    outputs: int
+    images_per_unit: int | None  # None: all of a patient's
+
+    def batch(self, images: int) -> PatientBatch:
+        """As many units as `images` images make, two or more."""
+        k = self.images_per_unit or IMAGES_OF_A_UNIT
+        return synthetic_units(self.images_N, self.outputs, (k,) * max(2, images // k))
+
+
+def engine_for(
+    network: nn.Module,
+    max_grad_norm: float,
+    speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
+) -> ClippingEngine:
+    """The engine by rule, without a clock, for the parameters that ask for a gradient: none without a bound, the closed
+    form for a linear head, book-keeping where every layer is known, else the loop.
+    """
+    if math.isinf(max_grad_norm):
+        return sum_unclipped
+    if isinstance(network, nn.Linear):
+        return clip_linear_head
+    try:
+        trained_layers(network, {name: p for name, p in network.named_parameters() if p.requires_grad})
+    except WardroundError as error:
+        _say_loop(error)
+        return _loop(speed)
+    return functools.partial(clip_by_bookkeeping, speed=speed)
+
+
+def checked_engine(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    max_grad_norm: float,
+    *,
+    speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
+    memory: EngineMemory | None = None,
+) -> ClippingEngine:
+    """The engine of a study at a site, proved: `engine_for`'s, or the fastest in the trial that `memory` keeps. Raises
+    `WardroundError` where even the simple engines fail.
+    """
+    engine = engine_for(network, max_grad_norm, speed)
+    key = "" if memory is None else _key(network, parameters, sample, speed)
+    if getattr(engine, "func", None) is not clip_by_bookkeeping:
+        simple = getattr(engine, "func", engine).__name__
+        with _proved_once(memory.proof(f"{simple} {max_grad_norm}", key) if memory else None) as missing:
+            if missing:
+                _prove(engine, network, parameters, loss_per_image, sample, max_grad_norm)
+        return engine
+    candidates = candidates_of(speed)
+    names = [next(iter(candidates))]
+    if memory is not None:
+        path = memory.choices / f"engine-{key}.json"
+        chosen = _remembered(path, network, parameters, loss_per_image, sample, candidates)
+        names = list(dict.fromkeys([chosen, *names]))  # what does not pass gives way to the rule's engine
+    for name in names:
+        try:
+            with _proved_once(memory.proof(f"{name} {max_grad_norm}", key) if memory else None) as missing:
+                if missing:
+                    _prove(candidates[name], network, parameters, loss_per_image, sample, max_grad_norm)
+            return candidates[name]
+        except (WardroundError, RuntimeError) as error:
+            reason = error
+    _say_loop(reason)
+    engine = _loop(speed)
+    _prove(engine, network, parameters, loss_per_image, sample, max_grad_norm)
+    return engine
+
+
+def _prove(
+    engine: ClippingEngine,
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    max_grad_norm: float,
+) -> None:
+    """Hold an engine against the loop, its places against each other, and its bound against hostile weights. Raises
+    `WardroundError`.
+    """
+    speed = engine.keywords["speed"] if getattr(engine, "func", None) is clip_by_bookkeeping else None
+    k = speed.images_per_unit if speed is not None else None
+    check = functools.partial(
+        check_engine,
+        network=network,
+        parameters=parameters,
+        loss_per_image=loss_per_image,
+        inputs_N=sample.images_N,
+        outputs=sample.outputs,
+        max_grad_norm=max_grad_norm,
+        images_per_unit=k,
+    )
+    with weights_restored(parameters):
+        set_weights("random", network, parameters, sample.images_N)  # a head that is zero at first would prove nothing
+        if speed is not None and speed.precision != "float32":
+            plain = replace(speed, precision="float32", channels_last=False)
+            check(functools.partial(clip_by_bookkeeping, speed=plain))
+            check(engine, tolerance=REDUCED_TOLERANCE)
+        else:
+            check(engine)
+    if speed is not None and not places_agree(network, parameters, loss_per_image, sample.images_N, speed):
+        raise WardroundError("how a patient's images are rounded depends on their place in a batch here")
+    if math.isfinite(max_grad_norm):
+        arguments = (network, parameters, loss_per_image, sample.images_N, sample.outputs, max_grad_norm)
+        check_hostile_weights(engine, *arguments, images_per_unit=k)
+
+
+def speed_of(plan: PrivacyPlan, precision: Precision, images_at_once: int) -> SpeedSettings:
+    """How a study's steps are computed, from public numbers: groups of about half of the images that a step expects,
+    so that filling up the last one wastes little.
+    """
+    expected = plan.expected_patients * (plan.images_per_patient or IMAGES_OF_A_UNIT) / 2
+    images = min(LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
+    return SpeedSettings(
+        precision=precision,
+        images_at_once=images_at_once,
+        group_images=max(1, min(images, images_at_once)),
+        images_per_unit=plan.images_per_patient,
+    )
+
+
+@contextmanager
+def _proved_once(proof: Path | None) -> Iterator[bool]:
+    """Whether a proof is missing; once the block has ended without an exception, it is there."""
+    missing = proof is None or not proof.exists()
+    yield missing
+    if missing and proof is not None:
+        make_folder(proof.parent)
+        proof.touch(mode=0o600)
+
+
+def candidates_of(speed: SpeedSettings) -> dict[str, ClippingEngine]:
+    """The engines for a network whose layers are all known, by name; the first is the rule's."""
+    found: dict[str, ClippingEngine] = {
+        f"book-keeping{', channels last' if last else ''}": functools.partial(
+            clip_by_bookkeeping, speed=replace(speed, channels_last=last)
+        )
+        for last in (False, True)
+    }
+    return found | {LOOP: _loop(speed)}
+
+
+def _remembered(
+    path: Path,
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    candidates: dict[str, ClippingEngine],
+) -> str:
+    """The name in the file; where there is none, that of the fastest candidate, which is written first."""
+    name = _name_in(path, candidates)
+    if name is not None:
+        return name
+    seconds = _trial(network, parameters, loss_per_image, sample, candidates)
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(json.dumps({"engine": _winner(seconds), "seconds": seconds}) + "\n")
+    try:
+        os.link(partial, path)  # another process of this site may have been first: then its choice holds
+    except FileExistsError:
+        if _name_in(path, candidates) is None:
+            os.replace(partial, path)
+    partial.unlink(missing_ok=True)
+    return _name_in(path, candidates) or next(iter(candidates))
+
+
+def _winner(seconds: dict[str, float]) -> str:
+    """The fastest; the first of them, which is the rule's, where that is nearly as fast."""
+    first, fastest = next(iter(seconds)), min(seconds, key=seconds.get)
+    return fastest if seconds[fastest] < WORTH_IT * seconds[first] else first
+
+
+def _name_in(path: Path, candidates: dict[str, ClippingEngine]) -> str | None:
+    try:
+        name = json.loads(path.read_text())["engine"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if name in candidates else None
+
+
+def _trial(
+    network: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_per_image: LossPerImage,
+    sample: Sample,
+    candidates: dict[str, ClippingEngine],
+) -> dict[str, float]:
+    """Seconds of a batch for each candidate, the best of `TIMED_ROUNDS`, taken in turns after one that does not count.
+    An engine that raises is out; where the loop raises, so does this.
+    """
+    batch, best = sample.batch(GROUP_IMAGES), dict.fromkeys(candidates, math.inf)
+    one_thread = torch.get_num_threads() == 1 and not batch.inputs_N.is_cuda
+    clock = time.thread_time if one_thread else time.perf_counter  # its own time, whatever else the machine does
+    failed: set[str] = set()
+    for turn in range(TIMED_ROUNDS + 1):
+        for name, engine in candidates.items():
+            if name in failed:
+                continue
+            started = clock()
+            try:
+                engine(network, parameters, batch, loss_per_image, 1.0)
+            except (WardroundError, RuntimeError):
+                if name == LOOP:  # the network itself does not train
+                    raise
+                failed.add(name)
+                continue
+            if batch.inputs_N.is_cuda:
+                torch.cuda.synchronize(batch.inputs_N.device)
+            if turn > 0:
+                best[name] = min(best[name], clock() - started)
+    return {name: seconds for name, seconds in best.items() if name not in failed}
+
+
+def _key(network: nn.Module, parameters: dict[str, nn.Parameter], sample: Sample, speed: SpeedSettings) -> str:
+    """What choice and proof depend on: architecture, what trains, image shape, settings, device, threads, torch."""
+    try:
+        architecture = architecture_sha256(network)
+    except ModelError:  # a network that the registry does not know
+        architecture = f"{network} {[(name, tuple(p.shape)) for name, p in network.named_parameters()]}"
+    device = sample.images_N.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {torch.get_num_threads()}"
+    shape = tuple(sample.images_N.shape[1:])
+    content = (architecture, sorted(parameters), shape, sample.images_per_unit, machine, torch.__version__, speed)
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _loop(speed: SpeedSettings) -> ClippingEngine:
+    return functools.partial(clip_by_loop, images_at_once=speed.images_at_once)
+
+
+def _say_loop(reason: Exception) -> None:
+    """One line, however long torch's message is."""
+    first = str(reason).partition("\n")[0]
+    log.warning("clipping: %s; one patient at a time instead, which is right and slower", first)

@@ -1,0 +1,117 @@
+"""Writing restored images beside their source: PNG with text, or DICOM marked as derived. Never over anything.
+
+A restored image is a computed one: both say so in their headers, with the model, its study and its epsilon, and that
+it is not for diagnostic use. The DICOM object is a Secondary Capture (PS3.3 A.8.1) of 8 bits under the same patient and
+study, in a series of its own with new UIDs, that names its source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from wardround.errors import DataError
+from wardround.storage.private_files import owner_only
+
+NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
+# Whose image it is and to which examination it belongs: copied, so that it is never taken for another patient's.
+KEPT = (
+    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+    "FrameOfReferenceUID", "BodyPartExamined", "PatientOrientation", "InstanceNumber",
+)  # fmt: skip
+
+
+def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> None:
+    """An 8-bit grey PNG with `notes` as text. Raises `DataError` where a file of that name is there already."""
+    text = PngInfo()
+    for name, value in notes.items():
+        text.add_text(name, value)
+    with open(_new(path), "xb", opener=owner_only) as file:
+        Image.fromarray(image_HW, mode="L").save(file, format="PNG", pnginfo=text)
+    _settle(path)
+
+
+def write_derived_dicom(
+    path: Path, image_HW: np.ndarray, source: Path, notes: Mapping[str, str], series_uid: str, scale: float
+) -> None:
+    """A derived Secondary Capture of `source`, whose pixels are `scale` times as large as the new ones.
+
+    Raises `DataError` where a file of that name is there already, or the source has no patient or study to belong to.
+    """
+    original = pydicom.dcmread(source, stop_before_pixels=True, force=True)
+    if "StudyInstanceUID" not in original or "PatientID" not in original:
+        raise DataError(f"{source}: names no patient or study that a derived image could belong to")
+    derived = Dataset()
+    for keyword in KEPT:
+        if keyword in original:
+            derived[keyword] = original[keyword]
+    now = datetime.now()
+    derived.SOPClassUID, derived.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    derived.SeriesInstanceUID = series_uid
+    derived.SeriesNumber = 9000 + int(original.get("SeriesNumber") or 0) % 1000
+    derived.Modality = str(original.get("Modality") or "OT")
+    derived.ConversionType = "WSD"
+    derived.ImageType = ["DERIVED", "SECONDARY"]
+    derived.SeriesDescription = f"restored by Wardround - {NOT_FOR_DIAGNOSIS}"[:64]
+    derived.DerivationDescription = "; ".join(f"{name}: {value}" for name, value in notes.items())[:1024]
+    derived.ImageComments = NOT_FOR_DIAGNOSIS
+    derived.SoftwareVersions = notes.get("software", "wardround")[:64]
+    derived.ContentDate, derived.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    derived.InstanceCreationDate, derived.InstanceCreationTime = derived.ContentDate, derived.ContentTime
+    if "SOPInstanceUID" in original and "SOPClassUID" in original:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = original.SOPClassUID
+        reference.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        derived.SourceImageSequence = [reference]
+    if "PixelSpacing" in original:
+        derived.PixelSpacing = [f"{float(value) / scale:.6g}" for value in original.PixelSpacing]
+    derived.Rows, derived.Columns = image_HW.shape
+    derived.SamplesPerPixel, derived.PhotometricInterpretation = 1, "MONOCHROME2"
+    derived.BitsAllocated = derived.BitsStored = 8
+    derived.HighBit, derived.PixelRepresentation = 7, 0
+    derived.BurnedInAnnotation = "NO"
+    pixels = image_HW.astype(np.uint8).tobytes()
+    derived.PixelData = pixels + b"\0" * (len(pixels) % 2)
+    derived["PixelData"].VR = "OB"
+    derived.file_meta = FileMetaDataset()
+    derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
+    derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
+    derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    with open(_new(path), "xb", opener=owner_only) as file:
+        derived.save_as(file, enforce_file_format=True)
+    _settle(path)
+
+
+def new_series_uid() -> str:
+    """A UID for one series of derived images."""
+    return generate_uid()
+
+
+def _new(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    if path.exists():
+        raise DataError(f"{path}: is there already; nothing is overwritten. Remove it, or choose another --out")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    return partial
+
+
+def _settle(path: Path) -> None:
+    """Give the whole file its name, unless another one has it by now."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise DataError(f"{path}: is there already; nothing is overwritten") from None
+    finally:
+        partial.unlink(missing_ok=True)

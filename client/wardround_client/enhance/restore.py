@@ -1,0 +1,194 @@
+"""Restoring images at a hospital with a model that was released: pictures and DICOM files, the results beside them.
+
+Nothing here trains, and nothing leaves: no ledger is touched. The source is only read. Shapes: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wardround.errors import DataError, ModelError
+from wardround.storage.checkpoint import load_checkpoint
+from wardround.storage.private_files import make_folder
+from wardround.study.schema import ReconstructionSection
+from wardround.tasks.reconstruction.degradations import Degradation, Degraded, degradation_of
+from wardround.tasks.reconstruction.image_quality import to_8_bit
+from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
+from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
+from wardround_client.sources.images.crop import luminance, to_grey
+from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files
+from wardround_client.sources.images.pictures import read_picture
+from wardround_client.sources.images.pixels import read_frame
+from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.quality.reasons import REASONS
+
+MARK = ".restored"
+MULTIPLE_PX = 8
+LARGEST_SIDE_PX = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoringModel:
+    """A released restorer: the network, what it undoes, the window of CT in HU, and what its outputs say of it."""
+
+    network: nn.Module
+    degradation: Degradation
+    window_hu: tuple[float, float]
+    notes: Mapping[str, str]
+
+
+def load_restoring_model(path: Path) -> RestoringModel:
+    """The model.safetensors of a finished reconstruction. Raises `ModelError` for any other file."""
+    tensors, manifest = load_checkpoint(path)
+    section = manifest.get("reconstruction")
+    if manifest.get("kind") != "model" or not isinstance(section, dict):
+        raise ModelError(f"{path}: is not the model of a reconstruction; give the model.safetensors of such a run")
+    network = Restorer()
+    try:
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()}, strict=True)
+        degradation = degradation_of(ReconstructionSection.model_validate(section))
+    except (RuntimeError, ValueError):
+        raise ModelError(f"{path}: is a restorer of another version; use the version that made it") from None
+    low, high = manifest.get("window_hu") or (-1000.0, 400.0)
+    return RestoringModel(
+        network=network.eval(),
+        degradation=degradation,
+        window_hu=(float(low), float(high)),
+        notes=_notes(path, manifest, degradation),
+    )
+
+
+def _notes(path: Path, manifest: Mapping[str, Any], degradation: Degradation) -> dict[str, str]:
+    privacy = manifest.get("privacy") or {}
+    epsilon = privacy.get("epsilon", privacy.get("epsilon_promised", "unknown"))
+    return {
+        "derived": f"computed image, {NOT_FOR_DIAGNOSIS}",
+        "software": f"wardround {version('wardround')}",
+        "restores": degradation.words(),
+        "study": f"{manifest.get('study', 'unknown')} {manifest.get('study_sha256', '')[:16]}",
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "released": str(manifest.get("released", "trained")),
+        "privacy": f"epsilon {epsilon} per patient of the training, delta {privacy.get('delta', 'unknown')}",
+    }
+
+
+@torch.no_grad()
+def restore(model: RestoringModel, image_HW: np.ndarray, missing_HW: np.ndarray | None = None) -> np.ndarray:
+    """One 8-bit grey image as it was observed -> restored, uint8; `factor` times as large for low resolution.
+
+    `missing_HW` is true where data are missing. Raises `DataError` for sizes that cannot be.
+    """
+    rows, columns = image_HW.shape
+    factor = model.degradation.factor if model.degradation.kind == "super-resolution" else 1
+    if min(rows, columns) < MULTIPLE_PX or max(rows, columns) * factor > LARGEST_SIDE_PX:
+        raise DataError(
+            f"{rows} x {columns} pixels: a restorer takes {MULTIPLE_PX} to {LARGEST_SIDE_PX // factor} a side"
+        )
+    # reflected up to a multiple of 8, as the network halves its maps; what is added is cut off again
+    margin = (0, -columns % MULTIPLE_PX, 0, -rows % MULTIPLE_PX)
+    observed = F.pad(torch.from_numpy(image_HW.astype(np.float32))[None, None], margin, mode="reflect")
+    known = torch.ones(1, 1, observed.shape[2] * factor, observed.shape[3] * factor)
+    if missing_HW is not None:
+        known = 1 - F.pad(torch.from_numpy(missing_HW.astype(np.float32))[None, None], margin, mode="reflect")
+        observed = observed * known
+    inputs = inputs_of_degraded(Degraded(observed_N1HW=observed, known_N1HW=known), model.degradation)
+    restored = to_8_bit(model.network(inputs))[0, 0, : rows * factor, : columns * factor]
+    return restored.to(torch.uint8).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enhanced:
+    """What was done: files written, and (file, reason) of those that could not be restored."""
+
+    written: tuple[Path, ...]
+    refused: tuple[tuple[Path, str], ...]
+
+
+def enhance(
+    source: Path,
+    model: RestoringModel,
+    out: Path | None = None,
+    mask: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Enhanced:
+    """Restore one file, or every image of a folder, into `out` (default: beside the source), as NAME.restored.png or
+    .dcm.
+
+    Raises `DataError` where `source` is not there, holds no image, or is one file that cannot be restored.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    files = [source] if source.is_file() else list_files(source)[0]
+    files = [path for path in files if MARK not in path.suffixes]
+    missing_HW = _mask(mask, model, files)
+    if out is not None:
+        make_folder(out)
+    written, refused, series = [], [], new_series_uid()
+    for number, path in enumerate(files, start=1):
+        try:
+            written.append(_one(path, model, out or path.parent, missing_HW, series))
+        except (UnfitImage, DataError, OSError, ValueError) as error:
+            refused.append((path, _reason(error, path)))
+        if progress is not None:
+            progress(number, len(files))
+    if not written:
+        raise DataError(refused[0][1] if len(refused) == 1 else f"{source}: holds no image that can be restored")
+    return Enhanced(written=tuple(written), refused=tuple(refused))
+
+
+def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.ndarray | None:
+    if model.degradation.kind != "missing":
+        if mask is not None:
+            raise DataError(f"{mask}: this model restores {model.degradation.words()}; only missing data take a mask")
+        return None
+    if mask is None or len(files) != 1:
+        raise DataError("what is missing must be said: give one file, and --mask with a picture that is white there")
+    pixels = read_picture(mask)
+    return (pixels if pixels.ndim == 2 else luminance(pixels)) >= 128
+
+
+def _one(path: Path, model: RestoringModel, out: Path, missing_HW: np.ndarray | None, series_uid: str) -> Path:
+    kind = file_kind(path)
+    if kind == DICOM:
+        frame = read_frame(path, 0)
+        if frame.values.ndim != 2:
+            raise DataError(f"{path}: is in colour; grey images are restored")
+        grey = to_grey(frame.values, model.window_hu if frame.hu else (0.0, 255.0))
+        target = out / f"{path.stem if path.suffix == '.dcm' else path.name}{MARK}.dcm"
+    elif kind == PICTURE:
+        pixels = read_picture(path)
+        grey = np.asarray(pixels if pixels.ndim == 2 else to_grey(luminance(pixels), (0.0, 255.0)))
+        target = out / f"{path.stem}{MARK}.png"
+    else:
+        raise DataError(f"{path}: is neither a picture (PNG, JPEG) nor a DICOM file")
+    if missing_HW is not None and missing_HW.shape != grey.shape:
+        raise DataError(f"{path}: has another size than the mask")
+    restored = restore(model, grey, missing_HW)
+    if kind == DICOM:
+        scale = restored.shape[0] / grey.shape[0]
+        notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
+        write_derived_dicom(target, restored, path, notes, series_uid, scale)
+    else:
+        write_png(target, restored, {**model.notes, "source": path.name})
+    return target
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """One line, which quotes no tag and no value."""
+    if isinstance(error, UnfitImage):
+        known = REASONS.get(error.code)
+        return f"{path}: {known.title if known else error.code}"
+    if isinstance(error, DataError):
+        return str(error)
+    return f"{path}: cannot be read as an image; it is damaged, or cut short"

@@ -1,0 +1,103 @@
+"""The thin side of a site that speaks Flower: a ClientApp that checks what came, lets the site answer, and sends that
+back.
+
+Nothing but weights, noised counts, the head of the ledger or a code leaves here. Every exception ends at this border:
+Flower would send its text to the server, and a text may hold a path or worse. The full text goes to the site's own log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from wardround.errors import RefusedError, WireError
+from wardround.operations.logs import at
+from wardround.wire.evaluation import ScoreRelease, pack_release
+from wardround.wire.packets import (
+    Answer,
+    Broadcast,
+    Packet,
+    is_code,
+    pack_answer,
+    pack_refusal,
+    packet_from,
+    unpack_broadcast,
+)
+from wardround_client.rounds.deadline import OutOfTime, time_limit
+
+TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def make_client_app(
+    open_site: Callable[[Context], S],
+    answer: Callable[[Broadcast, S], Answer],
+    release: Callable[[Broadcast, S], ScoreRelease] | None = None,
+    unheard: Callable[[str], object] = str,
+) -> ClientApp:
+    """A ClientApp that knows two questions: a training round, and figures about held-out patients.
+
+    `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`);
+    `release` gives noised counts (`evaluation.release_scores`; without it that question is an error). `unheard` gets
+    the code of what was refused before the site heard of it, and so could not write it down. All must be picklable for
+    the simulation: functions of a module, or partials of such.
+    """
+    app = ClientApp()
+    app.train()(functools.partial(_reply, open_site, answer, pack_answer, unheard))
+    if release is not None:
+        app.evaluate()(functools.partial(_reply, open_site, release, pack_release, unheard))
+    return app
+
+
+def _reply(
+    open_site: Callable[[Context], S],
+    answer: Callable[[Broadcast, S], T],
+    pack: Callable[[Broadcast, T], Packet],
+    unheard: Callable[[str], object],
+    message: Message,
+    context: Context,
+) -> Message:
+    broadcast, heard, place = None, False, contextlib.ExitStack()
+    deadline = message.metadata.created_at + message.metadata.ttl - TTL_BEYOND_DEADLINE_S
+    try:
+        with time_limit(deadline - time.time()):
+            broadcast = unpack_broadcast(packet_from(message.content))
+            place.enter_context(at(run=broadcast.run_id, round=broadcast.round))
+            site = open_site(context)
+            heard = True
+            reply = pack(broadcast, answer(broadcast, site))
+            log.info("answered: %d bytes", reply.payload_bytes)
+    except OutOfTime:
+        log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
+        reply = pack_refusal(broadcast, "late")
+    except RefusedError as error:
+        log.warning("refused: %s: %s", error.code, error)
+        reply = pack_refusal(broadcast, error.code if is_code(error.code) else "failed")
+    except WireError as error:
+        log.warning("message not understood, or reply not fit to send: %s: %s", error.code, error)
+        reply = pack_refusal(broadcast, f"wire-{error.code}")
+    except Exception:
+        log.exception("failed")
+        reply = pack_refusal(broadcast, "failed")
+    finally:
+        place.close()
+    if not heard:
+        unheard(str(reply.header["code"]))
+    return Message(record_of(reply), reply_to=message)
+
+
+def record_of(packet: Packet) -> RecordDict:
+    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
+    arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
+    return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})

@@ -1,0 +1,108 @@
+"""The hospital's daemon: Flower's SuperNode with our executor beside it, kept running until SIGTERM.
+
+Every connection goes outward, to one port of the server, under TLS with the one CA certificate whose fingerprint was
+pinned at enrolment; the hospital proves itself with its own key. Both processes talk on loopback, with a secret of this
+start in a file of mode 0600. What either prints goes to logs/site.log.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from wardround.errors import UsageError
+from wardround.flower.environment import flower_environment
+from wardround.operations.health import HealthService
+from wardround.operations.health_checks import Check, fault, ok
+from wardround.operations.logs import log_to
+from wardround.processes.supervisor import Child, sole, supervise
+from wardround.records.audit_events import Started, Stopped
+from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround_client.site.checks import looks_of
+from wardround_client.site.config import ServerConfig, SiteConfig, load_site_config
+from wardround_client.site.enrolment import pinned_ca
+
+
+def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConfig], None]) -> None:
+    """Serve the federation from `folder` until `stopped` is set; nothing runs afterwards. `ready` is called once,
+    when all that a start needs was found good.
+
+    Raises `UsageError` in one line where the folder is not ready to start: no [server], no key, another CA certificate;
+    `WardroundError` where a daemon is at work in it already.
+    """
+    folder = folder.resolve()
+    config = load_site_config(folder / "site.toml")
+    server = require_server(folder, config)
+    require_key(folder)
+    pinned_ca(folder, config)
+    home = folder / "flower"
+    home.mkdir(mode=0o700, exist_ok=True)
+    with sole(folder):
+        log_to(folder / "logs" / "site.log")
+        supernode, executor = children(folder, server, write_secret(home / "executor.secret"))
+        health = HealthService(looks_of(folder, lambda: registered(supernode)), folder, server.health_port)
+        audit = AuditLog(folder / AUDIT_FILE)
+        audit.append(Started(program="wardround-site", version=version("wardround")))
+        health.start()
+        try:
+            ready(config)
+            supervise([supernode, executor], stopped)
+        finally:
+            health.stop()
+            audit.append(Stopped(program="wardround-site", code="asked" if stopped.is_set() else "failed"))
+
+
+def registered(supernode: Child) -> Check:
+    """Whether the server has let this site in: its SuperNode says so."""
+    if supernode.is_up:
+        return ok("registered", "the server knows this site's key")
+    return fault("registered", "the server has not let this site in", "ask the operator: wardround-server sites list")
+
+
+def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
+    """The two programs: the SuperNode, then the executor that takes its tasks."""
+    runtime = f"127.0.0.1:{server.runtime_port}"
+    environment = flower_environment(folder / "flower", server.proxy)
+    supernode = (
+        *(sys.executable, "-I", "-m", "wardround_client.flower.supernode", str(folder), "flower-supernode"),
+        *("--superlink", server.address, "--root-certificates", str(folder / "keys" / "ca.crt")),
+        *("--auth-supernode-private-key", str(folder / "keys" / "site_key")),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--host", "127.0.0.1", "--port", str(server.runtime_port)),
+    )
+    executor = (sys.executable, "-I", "-m", "wardround_client.flower.executor", str(folder), runtime, str(secret))
+    return [
+        Child(name="supernode", command=supernode, environment=environment, folder=folder, up_when="SuperNode ID:"),
+        Child(name="executor", command=executor, environment=environment, folder=folder),
+    ]
+
+
+def require_server(folder: Path, config: SiteConfig) -> ServerConfig:
+    """The `[server]` of site.toml. Raises `UsageError` where this site belongs to no federation yet."""
+    if config.server is None:
+        raise UsageError(f"{folder / 'site.toml'}: no [server] section; `wardround-site init` writes it")
+    return config.server
+
+
+def require_key(folder: Path) -> None:
+    """Raises `UsageError` unless the hospital's private key is there and is its owner's alone."""
+    path = folder / "keys" / "site_key"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        raise UsageError(f"{path}: no such key; `wardround-site init` makes it") from None
+    if mode & 0o077:
+        raise UsageError(f"{path}: others may read this key; run `chmod 600` on it")
+
+
+def write_secret(path: Path) -> Path:
+    """A new secret of this start, for this user only."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path

@@ -1,0 +1,186 @@
+"""How much a server may put into the memory of this hospital's SuperNode.
+
+As it comes, the SuperNode takes in whatever a question consists of, tens of gigabytes if the server likes, before
+anybody here looks at it. Here a call brings 8 MiB at most (Flower sends pieces of 5) and a question `MOST_BYTES`; one
+that is larger is let go, written into the audit log and answered with a code. What its pieces may grow to when put
+together is for `task_process.py`.
+
+Of a run nothing is taken but its number and which kind of task it says to be. Its bundle is not asked for: no code of
+it runs here, and Flower would unzip a part of it in this process, whatever that grows to. Of what is kept for each run
+and task the oldest goes. And a question whose labels are not what Flower makes of them is let go: they are printed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from flwr.app import Message
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal as inside
+from flwr.supernode.nodestate import nodestate_factory
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+from wardround_client.flower.task_process import MOST_BYTES
+
+CALL_BYTES = 8 * 2**20
+RUNS_KEPT = 64  # known to this process at once; one that was forgotten is asked for again
+NO_BUNDLE = Fab(hashlib.sha256(b"").hexdigest(), b"", {})
+NO_BUNDLES_NAME, NO_BUNDLES_VERSION = "wardround/installed", "0"  # of the form that Flower wants
+# What a question says of itself: Flower prints it as it is. A kind is as long as any that Flower's own servers send.
+_LABELS = {
+    "message_id": re.compile(r"[0-9a-f]{64}"),
+    "reply_to_message_id": re.compile(""),
+    "group_id": re.compile(r"[0-9]{0,20}"),
+    "message_type": re.compile(r"[A-Za-z0-9_.]{1,100}"),
+}
+
+log = logging.getLogger("flwr.wardround")
+
+
+class BoundedLink:
+    """The SuperNode's connection to the server, counting the bytes of the question that is on its way."""
+
+    def __init__(self, folder: Path, link: Sequence[Any]) -> None:
+        self._folder = folder
+        self._node, self._receive, self._send, self._run, self._fab, self._pull, self._push, self._confirm = link
+        self._question: Message | None = None
+        self._arrived = 0
+        self._refused = False
+        self._guard = threading.Lock()
+
+    def functions(self) -> tuple[Any, ...]:
+        """In the order that the SuperNode expects."""
+        return (
+            self._node,
+            self.receive,
+            self._send,
+            self.run,
+            self.bundle,
+            self.pull_object,
+            self._push,
+            self._confirm,
+        )
+
+    def receive(self) -> Any:
+        """The next question; before it, the refusal of the last one where that was too large."""
+        if self._refused and self._question is not None:
+            self._refuse(self._question)
+        self._question, self._arrived, self._refused = None, 0, False
+        received = self._receive()
+        if received is None:
+            return None
+        if not well_labelled(*received):
+            from wardround_client.flower.site_app import recorded
+
+            log.error("a question was refused: its labels are not of the form that Flower gives them")
+            recorded(self._folder, "labels")
+            return None
+        self._question = received[0]
+        return received
+
+    def run(self, run_id: int) -> Run:
+        """A run without anything that the server said of it but whether it is an agent's, which the gate refuses."""
+        agent = self._run(run_id).primary_task_type == TaskType.AGENT_APP
+        run = Run.create_empty(run_id)
+        run.fab_id, run.fab_version, run.fab_hash = NO_BUNDLES_NAME, NO_BUNDLES_VERSION, NO_BUNDLE.hash_str
+        run.primary_task_type = TaskType.AGENT_APP if agent else TaskType.SERVER_APP
+        run.series_id = run_id
+        return run
+
+    def bundle(self, fab_hash: str, run_id: int) -> Fab:
+        """The empty bundle, without a word to the server."""
+        return NO_BUNDLE
+
+    def pull_object(self, run_id: int, object_id: str) -> bytes:
+        """One piece of the question. Raises where the question is too large, or over before all of it came: the
+        SuperNode lets go of it then.
+        """
+        if (
+            self._question is not None
+            and time.time() > self._question.metadata.created_at + self._question.metadata.ttl
+        ):
+            raise ValueError("the server's question is over, and not all of it has come")
+        try:
+            content = self._pull(run_id, object_id)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._refused = True
+            raise
+        with self._guard:
+            self._arrived += len(content)
+            self._refused = self._refused or self._arrived > MOST_BYTES
+        if self._refused:
+            raise ValueError(f"the server's question has more than {MOST_BYTES} bytes")
+        return content
+
+    def _refuse(self, question: Message) -> None:
+        from wardround_client.flower.site_app import recorded_refusal
+
+        log.error("a question was refused: it, or a piece of it, has too many bytes")
+        for name, number in (("_task_id", 0), ("_run_id", question.metadata.run_id), ("_node_id", self._node)):
+            setattr(TaskIdentity, name, number)  # whose answer Flower thinks that this is
+        reply = recorded_refusal(self._folder, question, "too_large")
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        objects = get_all_nested_objects(reply)
+        wanted, session = self._send(reply, get_object_tree(reply), 0.0)
+        for name in wanted:
+            self._push(question.metadata.run_id, session, name, objects[name].deflate())
+
+
+def well_labelled(question: Message, tree: ObjectTree) -> bool:
+    """Whether what a question says of itself may be printed, whether it ends, and whether its pieces are its own."""
+    labels = question.metadata
+    texts = all(form.fullmatch(getattr(labels, name)) for name, form in _LABELS.items())
+    return texts and math.isfinite(labels.created_at + labels.ttl) and tree.object_id == labels.message_id
+
+
+class BoundedState(InMemoryNodeState):
+    """What the SuperNode remembers: the newest `RUNS_KEPT` runs, and the tasks that are not finished.
+
+    It answers one question at a time, and a question's run is stored or looked up before its task is made: no run of a
+    task at work is forgotten.
+    """
+
+    def store_run(self, run: Run) -> None:
+        super().store_run(run)
+        with self.lock_run_store, self.lock_run_series_context_store:
+            for number in list(self.run_store)[:-RUNS_KEPT]:
+                self.run_series_context_store.pop(self.run_store.pop(number).series_id, None)
+
+    def create_task(self, *args: Any, **kwargs: Any) -> int | None:
+        with self.lock_task_store:
+            for number in [number for number, task in self.task_store.items() if task.finished_at]:
+                del self.task_store[number]
+        return super().create_task(*args, **kwargs)
+
+
+def bound_the_link(folder: Path) -> None:
+    """From here on the SuperNode of this process talks to its server through `BoundedLink`, looks into no bundle, and
+    remembers in a `BoundedState`.
+    """
+    plain: Callable[..., Any] = inside._init_connection
+
+    @contextmanager
+    def bounded(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
+        with plain(*args, **kwargs) as link:
+            yield BoundedLink(folder, link).functions()
+
+    inside._init_connection = bounded
+    inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES
+    inside.get_fused_config_from_fab = lambda *bundle_and_run: {}
+    nodestate_factory.InMemoryNodeState = BoundedState

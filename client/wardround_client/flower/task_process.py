@@ -1,0 +1,133 @@
+"""The gate between Flower and this hospital: one message is answered in a process where Flower can run nothing but us.
+
+Flower brings a bundle of code with every run, unpacks it and puts it first on Python's path: a bundle with a package of
+our name would run at every hospital. Here Flower exchanges the message, with no installer and a loader that knows our
+app alone. So a bundle is never unpacked, whatever it holds, and only the installed ClientApp answers. Tasks of any
+other type are refused. `executor.py` starts the process, and kills it where it passes its message's deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Error, Message
+from flwr.supercore.constant import TaskType
+
+from wardround.errors import WardroundError
+from wardround.flower.array_limit import arrays_at_most
+from wardround.operations.logs import print_lines
+from wardround.processes.parent_death import tie_this_process
+
+MOST_BYTES = 2**30  # of a question; ten times the largest of the usual networks
+PROCESS_NAME = "wardround-task"
+
+log = logging.getLogger(__name__)
+
+App = Callable[[Message, Context], Message]
+
+
+def run_task(folder: Path, address: str, task_type: str, deadline: Connection, token: str, proofs: Path) -> None:
+    """Answer one message of the SuperNode at `address`, and end. When its time is over (seconds since 1970) goes to
+    `deadline`; `proofs` as for `open_site`.
+    """
+    tie_this_process(signal.SIGKILL, PROCESS_NAME)
+    print_lines(__name__, "wardround", "wardround_client")
+    from flwr.supernode.runtime import run_clientapp as inside
+
+    app = functools.partial(_behind_the_gate, folder, task_type, deadline, proofs)
+    inside.pull_task_input = functools.partial(whatever_came, inside.pull_task_input)
+    close_the_gate(app, functools.partial(_not_understood, folder))
+    with arrays_at_most(MOST_BYTES):
+        inside.run_clientapp(
+            runtime_api_address=address, token=token, insecure=True, certificates=None, runtime_dependency_install=False
+        )
+
+
+def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
+    """From here on Flower unpacks nothing in this process, knows no app but `app`, and tells the server no text of an
+    exception of its own; `failed` is called first where it has one.
+    """
+    from flwr.supernode.runtime import run_clientapp as inside
+
+    def error(code: int, reason: str) -> Error:
+        failed()
+        return Error(code=code, reason="failed")
+
+    inside.install_from_fab = lambda *args, **kwargs: None
+    inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
+    inside.Error = error
+
+
+def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any) -> tuple[Message, Any, Any, Any]:
+    """Flower's `pull_task_input`, which gives a message without content where its content cannot be put together.
+
+    Flower's own raises: nobody answers then, and the SuperNode waits for the answer for ever. And it takes the labels
+    of a message from its content, where nobody has looked at them: `message_limit.py` has at those that it came with.
+    """
+    from flwr.common.serde import context_from_proto, fab_from_proto, message_from_proto, run_from_proto
+
+    given: dict[str, Any] = {}
+
+    def keep(name: str) -> None:
+        ask = getattr(client, name)
+
+        def asked(request: Any) -> Any:
+            given[name] = ask(request)
+            return given[name]
+
+        setattr(client, name, asked)
+
+    for name in ("PullTaskInput", "PullMessages"):
+        keep(name)
+    try:
+        message, *rest = pull(client)
+        message.metadata.__dict__.update(_labels(given["PullMessages"]))
+        return message, *rest
+    except Exception:
+        if "PullMessages" not in given or not given["PullMessages"].messages_list:
+            raise  # there is nobody to answer
+        log.exception("a message could not be put together")
+    task, messages = given["PullTaskInput"], given["PullMessages"]
+    message = message_from_proto(messages.messages_list[0])
+    message.metadata.__dict__.update(_labels(messages))
+    return message, context_from_proto(task.context), run_from_proto(task.run), fab_from_proto(task.fab)
+
+
+def _labels(messages: Any) -> dict[str, Any]:
+    from flwr.common.serde import message_from_proto
+
+    labels = vars(message_from_proto(messages.messages_list[0]).metadata)
+    return {**labels, "_message_id": messages.message_object_trees[0].object_id}
+
+
+def _not_understood(folder: Path) -> None:
+    """A message could not be read, by Flower or by us: write it down as refused."""
+    from wardround.records.audit_events import MessageRefused
+    from wardround.records.audit_log import AUDIT_FILE, AuditLog
+
+    AuditLog(folder / AUDIT_FILE).append(MessageRefused(code="failed"))
+
+
+def _behind_the_gate(
+    folder: Path, task_type: str, deadline: Connection, proofs: Path, message: Message, context: Context
+) -> Message:
+    from wardround_client.flower.site_app import recorded_refusal, refusal, site_app
+
+    try:
+        deadline.send_bytes(repr(message.metadata.created_at + message.metadata.ttl).encode())
+        if task_type != TaskType.CLIENT_APP:
+            log.error("a task of type %s was refused: this hospital runs no code that is sent to it", task_type)
+            return recorded_refusal(folder, message, "task_type")
+        return site_app(folder, proofs)(message, context)
+    except Exception:  # Flower would send its text to the server
+        log.exception("failed")
+        with contextlib.suppress(WardroundError):  # what cannot be written down is refused all the same
+            _not_understood(folder)
+        return refusal(message, "failed")

@@ -1,0 +1,102 @@
+"""Figures about held-out patients that may leave a site, in the order of a round: admit, reserve, count, settle, reply.
+
+Off is the default, and the site's own choice (`[release]` of site.toml): a server's study can change none of it. What
+leaves is one noised histogram of scores under the study's `evaluation.epsilon` (`privacy/score_noise.py`), charged to
+the ledger as one pure event. Asked twice the site sends the same bytes, charged once. An error that patients' data
+cause is answered with the noised counts of a site with nobody (`round.or_with_nobody`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from wardround.errors import PolicyRefusal
+from wardround.study.load import Study
+from wardround.wire.evaluation import COUNTS, ScoreRelease, evaluation_round
+from wardround.wire.packets import Broadcast, weights_sha256
+from wardround_client.privacy.plan import EVALUATE
+from wardround_client.privacy.score_noise import noised, score_histogram
+from wardround_client.rounds import training
+from wardround_client.rounds.audit import record_release, refusals_recorded
+from wardround_client.rounds.training import Admitted
+from wardround_client.site.config import ReleaseConfig
+from wardround_client.site.site import Site
+from wardround_client.training.batches import HeldOutImages
+from wardround_client.training.task import no_held_out_images, task_of
+
+
+def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
+    """The site's noised counts for the weights of `question`, which is numbered one after the study's last round.
+
+    Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
+    failed here.
+    """
+    with refusals_recorded(question, site):
+        study = site.study_of(question.study_sha256)
+        require_permission(study, site.release)
+        admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
+        with site.exclusive():
+            site = site.with_current_rules()  # what a person revoked or changed during the wait counts
+            require_permission(site.study_of(question.study_sha256), site.release)
+            counts_2B = _settled_or_new(question, admitted, site)
+            head, recent = site.ledger.shown()
+    per_site = shows_own_figures(site.release, counts_2B)
+    return ScoreRelease(counts_2B=counts_2B, per_site=per_site, head=head, recent=recent)
+
+
+def require_permission(study: Study, release: ReleaseConfig) -> None:
+    """Raises `PolicyRefusal` unless the study asks for figures, and for no more than this site releases."""
+    if study.evaluation.epsilon == 0:
+        raise PolicyRefusal("evaluation_not_asked", "the study has no budget for figures (evaluation.epsilon = 0)")
+    if release.evaluation == "off":
+        raise PolicyRefusal("evaluation_off", 'this site releases no figures (site.toml: [release] evaluation = "off")')
+    if math.isinf(study.evaluation.epsilon) and release.evaluation != "exact":
+        raise PolicyRefusal("evaluation_exact", "the study asks for exact counts; this site releases noised ones only")
+
+
+def shows_own_figures(release: ReleaseConfig, counts_2B: np.ndarray) -> bool:
+    """Whether the server may show figures of this site alone. Reads noised counts only, so it costs nothing."""
+    return release.per_site and int(counts_2B.sum()) >= release.minimum_patients
+
+
+def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.ndarray:
+    study_sha256, run, received = question.study_sha256, question.run_id, weights_sha256(question.weights)
+    settled = site.ledger.settled(study_sha256, run, question.round, received, purpose=EVALUATE)
+    if settled is not None:
+        counts = training.settled_reply(site, settled.id, settled.reply_sha256)
+        record_release(question, site, EVALUATE, weights_sha256(counts), again=True)
+        return counts[COUNTS]
+    if site.held_out_of is None:
+        raise PolicyRefusal("evaluation_off", "this site holds out no patients")
+    attempt = site.ledger.reserve(study_sha256, run, question.round, received, EVALUATE, cap=site.cap)
+    counts = {COUNTS: _noised_counts(question, admitted, site, site.held_out_of)}
+    site.replies[attempt] = counts
+    site.ledger.settle(attempt, weights_sha256(counts))
+    record_release(question, site, EVALUATE, weights_sha256(counts), again=False)
+    return counts[COUNTS]
+
+
+def _noised_counts(
+    question: Broadcast, admitted: Admitted, site: Site, held_out_of: Callable[[Study], HeldOutImages]
+) -> np.ndarray:
+    study = admitted.study
+
+    def counted_on_nobody() -> np.ndarray:
+        again = training.with_new_network(question.study_sha256, admitted, site)
+        return _counts(question, again, site, no_held_out_images(study))
+
+    counts_2B = training.or_with_nobody(
+        question, lambda: _counts(question, admitted, site, held_out_of(study)), counted_on_nobody
+    )
+    return noised(counts_2B, admitted.plan.evaluation_epsilon, site.randomness)
+
+
+def _counts(question: Broadcast, admitted: Admitted, site: Site, held_out: HeldOutImages) -> np.ndarray:
+    study, settings = admitted.study, admitted.study.evaluation
+    scores_P, positive_P = task_of(study).held_out_scores(
+        admitted.network, study, question.weights, held_out, site.device
+    )
+    return score_histogram(scores_P, positive_P, settings.bins, settings.logit_scale)

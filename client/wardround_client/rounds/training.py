@@ -1,0 +1,198 @@
+"""One round at one site, in the order of the story: admit, reserve, train, settle, record, reply.
+
+Nothing of the data is read before the ledger holds the whole study's budget; the attempt is on disk before training
+starts; the reply's bytes are on disk, settled and in the audit log before they are returned. A round asked for twice
+returns the same bytes, trained and charged once. What raises `RefusedError` or `WireError` carries a code that a peer
+may learn; nothing else may leave. Once the attempt is charged, an error that patients' data cause never becomes a code:
+the round is computed again as at a site with nobody (`or_with_nobody`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from torch import nn
+
+from wardround.errors import LedgerError, PolicyRefusal, WireError
+from wardround.networks.build import architecture_sha256
+from wardround.study.load import Study
+from wardround.wire.packets import Answer, Broadcast, weights_sha256
+from wardround_client.privacy.plan import TRAIN, PrivacyPlan, plan_from_study
+from wardround_client.rounds.audit import record_release, refusals_recorded
+from wardround_client.site.site import Site, Weights
+from wardround_client.training.batches import Material, SpeedPlan
+from wardround_client.training.task import empty_material, task_of
+from wardround_client.training.weights import initial_network, trained_parameters
+
+REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A study that this site will train: its plan, a network of the approved architecture, and how it is computed."""
+
+    study: Study
+    plan: PrivacyPlan
+    network: nn.Module
+    architecture_sha256: str
+    speed: SpeedPlan
+
+
+def answer(broadcast: Broadcast, site: Site) -> Answer:
+    """Train one round; return the new weights (float32, the names and shapes received) and the ledger's head.
+
+    Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
+    failed here.
+    """
+    with refusals_recorded(broadcast, site):
+        study = site.study_of(broadcast.study_sha256)
+        admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
+        # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
+        with site.exclusive():
+            site = site.with_current_rules()
+            site.study_of(broadcast.study_sha256)  # the wait may have been long: an approval revoked meanwhile counts
+            weights = _reply(broadcast, admitted, site)
+            head, recent = site.ledger.shown()
+            return Answer(weights=weights, head=head, recent=recent)
+
+
+def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
+    study_sha256, run, received = broadcast.study_sha256, broadcast.run_id, weights_sha256(broadcast.weights)
+    settled = site.ledger.settled(study_sha256, run, broadcast.round, received)
+    if settled is not None:
+        reply = settled_reply(site, settled.id, settled.reply_sha256)
+        record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
+        return reply
+    attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received, cap=site.cap)
+    reply = or_with_nobody(
+        broadcast,
+        lambda: _trained(broadcast, admitted, site, _material(site, admitted.study, study_sha256)),
+        lambda: _trained_on_nobody(broadcast, admitted, site),
+    )
+    if not all(np.isfinite(array).all() for array in reply.values()):
+        # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
+        # were.
+        raise WireError("not-finite", "training diverged: the weights are not finite; the learning rate is too high")
+    site.replies[attempt] = reply
+    site.ledger.settle(attempt, weights_sha256(reply))
+    record_release(broadcast, site, TRAIN, weights_sha256(reply), again=False)
+    for old in site.ledger.attempts(study_sha256, run)[:-REPLIES_KEPT]:
+        site.replies.pop(old.id, None)
+    return reply
+
+
+def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nobody: Callable[[], T]) -> T:
+    """`with_patients()`, or `with_nobody()` where that fails. For the time after the attempt was charged.
+
+    A code instead of a reply would be an answer without noise: whether there is a patient whose data cause it. So every
+    `Exception` is treated alike, also a `MemoryError` or `OSError` that may come from the machine: the site's own log
+    has it in full, and the same attempt is answered with noise alone. What fails with nobody too propagates, and so
+    does what ends the process or the round (`KeyboardInterrupt`, `SystemExit`, `OutOfTime`).
+    """
+    try:
+        return with_patients()
+    except Exception:
+        log.exception(
+            "round %s: failed with this site's patients; it is charged and answered with noise alone, as by a site "
+            "with nobody; fix what the traceback names before the next round",
+            question.round,
+        )
+    return with_nobody()  # outside the handler, which would keep the failed attempt's memory
+
+
+def _trained(broadcast: Broadcast, admitted: Admitted, site: Site, material: Material) -> Weights:
+    began = time.monotonic()
+    reply = task_of(admitted.study).train(
+        admitted.study,
+        admitted.plan,
+        admitted.network,
+        broadcast.weights,
+        material,
+        broadcast.round,
+        site.randomness,
+        site.device,
+        admitted.speed,
+    )
+    log.info("round %s: trained in %.2f s", broadcast.round, time.monotonic() - began)
+    return reply
+
+
+def _trained_on_nobody(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
+    admitted = with_new_network(broadcast.study_sha256, admitted, site)
+    return _trained(broadcast, admitted, site, empty_material(admitted.study, site.device))
+
+
+def with_new_network(study_sha256: str, admitted: Admitted, site: Site) -> Admitted:
+    """The same with a newly built network, also for later rounds: one that failed may keep hooks or a mode."""
+    new = replace(admitted, network=initial_network(admitted.study))
+    site.admitted[study_sha256] = new
+    return new
+
+
+def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
+    """Everything that can be refused without reading an image, in this order: study, architecture, round number (one
+    of `rounds`), weights, number of runs, budget.
+    """
+    study = site.study_of(broadcast.study_sha256)
+    if not site.randomness.secret and not site.cap.allow_no_privacy:
+        raise PolicyRefusal("known_randomness", "known randomness is for tests; this site has patients")
+    admitted = site.admitted.get(broadcast.study_sha256)
+    if not isinstance(admitted, Admitted):
+        admitted = _open_study(study, site)
+        site.admitted[broadcast.study_sha256] = admitted
+    if broadcast.architecture_sha256 != admitted.architecture_sha256:
+        raise PolicyRefusal("architecture", "the server's network is not the one that this study names")
+    if broadcast.round not in rounds:
+        raise PolicyRefusal("round", f"round {broadcast.round} is not one that this question may have in this study")
+    expected = {name: tuple(p.shape) for name, p in trained_parameters(admitted.network, study).items()}
+    got = {name: array.shape for name, array in broadcast.weights.items()}
+    if got != expected:
+        raise WireError(
+            "names" if got.keys() != expected.keys() else "shape", "the weights received do not fit the network"
+        )
+    if not all(np.isfinite(array).all() for array in broadcast.weights.values()):
+        raise WireError("not-finite", "the weights received are not finite")
+    runs = site.runs_allowed(broadcast.study_sha256)
+    site.ledger.hold(broadcast.study_sha256, broadcast.run_id, admitted.plan, site.cap, runs)
+    return admitted
+
+
+def _open_study(study: Study, site: Site) -> Admitted:
+    plan = plan_from_study(study)
+    network = initial_network(study)
+    memory = site.engine_memory(study.sha256())
+    speed = task_of(study).plan_speed(network, study, plan, site.device, memory, site.precision)
+    architecture = architecture_sha256(network)
+    return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture, speed=speed)
+
+
+def _material(site: Site, study: Study, study_sha256: str) -> Material:
+    """The study's training material, made anew when a patient has objected or the cohort has changed."""
+    key = (study_sha256, site.data_state())
+    if key not in site.materials:
+        for old in [one for one in site.materials if one[0] == study_sha256]:
+            del site.materials[old]
+        site.materials[key] = site.material_of(study)
+    return site.materials[key]
+
+
+def settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights:
+    """The bytes of a settled attempt, from disk. Raises `PolicyRefusal` where they are gone, `LedgerError` where they
+    are not those that were settled.
+    """
+    try:
+        reply = site.replies[attempt]
+    except KeyError:
+        raise PolicyRefusal("reply_gone", f"the reply of attempt {attempt} is no longer kept") from None
+    if weights_sha256(reply) != reply_sha256:
+        raise LedgerError(f"the reply of attempt {attempt} on disk is not the one that was settled")
+    return reply

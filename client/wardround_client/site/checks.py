@@ -1,0 +1,150 @@
+"""What can be looked at in a site's folder without torch: certificates, server, cohort, ledger, budget, last reply.
+
+`doctor` looks once, `health` again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from wardround.errors import WardroundError
+from wardround.operations.health import Look
+from wardround.operations.health_checks import Check, clock, days_left, fault, note, ok
+from wardround.operations.tls_probe import presented_certificate
+from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround_client.ledger.ledger import Ledger
+from wardround_client.site.config import SiteConfig, load_site_config
+from wardround_client.site.enrolment import CONFIG_FILE, pinned_ca
+from wardround_client.sources.cohort import SEAL_FILE, open_cohort
+from wardround_client.sources.opt_out import opted_out, without_objectors
+from wardround_client.sources.study_cohort import differences
+
+ANSWER_TIMEOUT_S = 8.0
+
+
+def looks_of(folder: Path, registered: Callable[[], Check]) -> list[Look]:
+    """All that a site's daemon must find well to be SERVING. `registered` says whether the server knows this site."""
+
+    def config() -> SiteConfig:
+        return load_site_config(folder / CONFIG_FILE)
+
+    return [
+        Look(name="registered", look=registered, todo="ask the operator: wardround-server sites list"),
+        Look(name="clock", look=clock, todo="switch on NTP"),
+        Look(name="CA", look=lambda: ca(folder, config()), todo="ask the operator for the CA"),
+        Look(
+            name="server",
+            look=lambda: server(folder, config(), ANSWER_TIMEOUT_S),
+            todo="look at the address in site.toml, DNS, proxy and firewall",
+        ),
+        Look(name="data", look=lambda: readable(folder), todo="call wardround-site ingest again"),
+        Look(name="budget", look=lambda: enough(folder, config()), todo="see wardround-site ledger show"),
+        Look(name="last reply", look=lambda: last_reply(folder), todo="see wardround-site audit verify"),
+    ]
+
+
+def readable(folder: Path) -> Check:
+    """The cohort, and one of its images read from the disk. A cohort that is missing is a fault: nothing can train."""
+    check = cohort(folder)
+    if check.state != "ok":
+        return fault("data", check.found, check.todo)
+    opened = open_cohort(folder / "cohort")
+    int(opened.images_NCHW[-1].sum())
+    return ok("data", check.found)
+
+
+def enough(folder: Path, config: SiteConfig) -> Check:
+    """Something is left: of the cap for a further study, or of what a study at work holds."""
+    check, known = budget(folder, config), opened(folder)
+    at_work = known is not None and any(
+        hold.released_by is None and any(hold.attempts_left.values()) for hold in known.holds()
+    )
+    if check.state == "ok":
+        return check
+    return (
+        ok("budget", f"{check.found}; a study at work holds the rest")
+        if at_work
+        else fault("budget", check.found, check.todo)
+    )
+
+
+def last_reply(folder: Path) -> Check:
+    """When something last left this site. The audit log must be whole."""
+    path = folder / AUDIT_FILE
+    entries = verified(path).entries if path.exists() else ()
+    last = next((entry for entry in reversed(entries) if entry["event"] == "released"), None)
+    if last is None:
+        return ok("last reply", "none yet")
+    return ok("last reply", f"{last['at']}, round {last['round']} of run {last['run']}")
+
+
+def ca(folder: Path, config: SiteConfig) -> Check:
+    """The days of the pinned CA's certificate."""
+    pinned = pinned_ca(folder, config)
+    todo = "ask the operator for the next CA"
+    return days_left("CA", pinned.not_valid_before_utc, pinned.not_valid_after_utc, datetime.now(UTC), todo)
+
+
+def server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
+    """A TLS handshake with what answers at the server's address, against the pinned CA."""
+    pem = pinned_ca(folder, config).public_bytes(serialization.Encoding.PEM).decode("ascii")
+    address, proxy = config.server.address, config.server.proxy
+    shown = x509.load_der_x509_certificate(presented_certificate(address, pem, proxy, timeout_s))
+    todo = "the operator has to renew the server's certificate"
+    check = days_left("server", shown.not_valid_before_utc, shown.not_valid_after_utc, datetime.now(UTC), todo)
+    return Check(name="server", state=check.state, found=f"{address} answers; {check.found}", todo=check.todo)
+
+
+def cohort(folder: Path) -> Check:
+    """The prepared data, without those who object; none yet is a note."""
+    if not (folder / "cohort" / SEAL_FILE).exists():
+        return note("cohort", "none yet", "wardround-site ingest DIR --study FILE")
+    found = without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
+    return ok("cohort", f"{found.patient_count} patients, {len(found.labels_N)} images")
+
+
+def studies(folder: Path) -> Check:
+    """Whether the prepared data fit each approved study; a study for which they were not prepared is a note."""
+    from wardround_client.studies.approvals import known_studies
+
+    if not (folder / "cohort" / SEAL_FILE).exists():
+        return ok("studies", "nothing is prepared that could differ from a study")
+    prepared = open_cohort(folder / "cohort")
+    approved = [one.study for one in known_studies(folder) if one.state == "approved" and one.study is not None]
+    found = [f"{one.study.name}: {'; '.join(lines)}" for one in approved if (lines := differences(prepared, one))]
+    if found:
+        return note("studies", " | ".join(found), "wardround-site ingest DIR --study FILE, with that study's file")
+    return ok("studies", "the prepared data fit each approved study")
+
+
+def opened(folder: Path) -> Ledger | None:
+    """The site's ledger; None where none was made yet. Raises where it is gone, or `Ledger` finds it altered."""
+    path = folder / "ledger.sqlite3"
+    if path.exists():
+        return Ledger(path)
+    if path.with_suffix(".head").exists():
+        raise WardroundError("ledger.sqlite3 is gone, and ledger.head says that it was there")
+    return None
+
+
+def ledger(folder: Path) -> Check:
+    """The whole ledger, entry by entry."""
+    known = opened(folder)
+    if known is None:
+        return ok("ledger", "none yet; the first study that is admitted makes it")
+    return ok("ledger", f"whole, {known.verify().entries} entries")
+
+
+def budget(folder: Path, config: SiteConfig) -> Check:
+    """What is left of the cap; nothing is a note."""
+    cap = config.privacy.cap()
+    left = (opened(folder) or Ledger(None)).remaining(cap)
+    said = f"ε = {left.value:.3g} of {cap.epsilon:g} left, per {left.unit} at δ = {left.delta:g}"
+    if left.value <= 0:
+        return note("budget", said, "no further study is admitted; `wardround-site ledger show` says who holds what")
+    return ok("budget", said)

@@ -1,0 +1,74 @@
+"""`site.toml`: what a hospital sets for itself. The server can change none of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wardround.identity import SHA256, SITE_NAME
+from wardround.storage.toml import read_toml
+from wardround_client.ledger.ledger import Cap
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerConfig(_Section):
+    """`[server]`: where the federation's server is, and by which CA it is known. A simulated site has none."""
+
+    address: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")]  # HOST:PORT
+    ca_sha256: Annotated[str, Field(pattern=SHA256)]  # the fingerprint that was compared by telephone
+    proxy: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None  # HOST:PORT of an HTTP proxy
+    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094  # on loopback; two sites on a machine need two
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # on loopback, for a watcher; 0 takes a free one
+
+
+class PrivacyConfig(_Section):
+    """`[privacy]`: the cap over all studies, and whether studies without privacy are admitted at all."""
+
+    epsilon_cap: Annotated[float, Field(gt=0)]
+    delta_cap: Annotated[float, Field(gt=0, lt=1)]
+    allow_no_privacy: bool = False
+
+    def cap(self) -> Cap:
+        return Cap(epsilon=self.epsilon_cap, delta=self.delta_cap, allow_no_privacy=self.allow_no_privacy)
+
+
+class ReleaseConfig(_Section):
+    """`[release]`: which figures about held-out patients may leave. What a study asks beyond that is refused.
+
+    `evaluation`: "off"; "noised", histograms of scores under the study's finite evaluation.epsilon; "exact", also exact
+    counts for studies that ask for evaluation.epsilon = inf, which is no privacy (and needs allow_no_privacy as well).
+    `per_site`: whether the server may show figures of this site alone, and then only where the noised number of
+    patients behind them is at least `minimum_patients`.
+    """
+
+    evaluation: Literal["off", "noised", "exact"] = "off"
+    per_site: bool = False
+    minimum_patients: Annotated[int, Field(ge=1)] = 50
+
+
+class ComputeConfig(_Section):
+    """`[compute]`: the device and how much of the machine a round may use. Nothing here affects privacy."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: faster where the processor has it
+
+
+class SiteConfig(_Section):
+    """The whole file. `name` is the site's own; the server knows it by its registered key."""
+
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    server: ServerConfig | None = None
+    privacy: PrivacyConfig
+    release: ReleaseConfig = ReleaseConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+
+def load_site_config(path: Path) -> SiteConfig:
+    """Read `site.toml`. Raises `UsageError` in one line that names the file and the field."""
+    return read_toml(path, SiteConfig)

@@ -1,0 +1,96 @@
+"""What a hospital's `doctor` looks at: keys, server, clock, device, disk, data, ledger and budget of its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives import serialization
+
+from wardround.errors import WardroundError
+from wardround.operations.health_checks import Check, clock, disk, fault, files_closed, looked_at, ok
+from wardround.study.load import parse_study
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.privacy.secure_random import SecretRandom
+from wardround_client.site import checks
+from wardround_client.site.config import SiteConfig, load_site_config
+from wardround_client.site.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pseudonym_key
+from wardround_client.site.server_info import clock_against_server, version_against_server
+from wardround_client.site.site import choose_device
+from wardround_client.training import classification
+from wardround_client.training.batches import material_of
+from wardround_client.training.weights import initial_network, trained_parameters
+
+NEEDED_BYTES = 2 * 10**9  # replies and features; ingest asks for its own room
+STEP = {
+    "study": {"name": "doctor", "rounds": 1, "spare_rounds": 0},
+    "data": {"labels": ["a", "b"], "image_size": 64, "channels": "grey", "modality": "any"},
+    "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
+    "training": {"local_steps": 1, "learning_rate": 0.1},
+    "privacy": {"epsilon": 1.0, "delta": 1e-5, "max_grad_norm": 1.0, "sampling_rate": 1.0, "nominal_patients": 8},
+    "aggregation": {"nominal_sites": 1},
+}
+
+
+def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
+    """Every check in turn; one that fails does not stop the others. Raises `UsageError` where `site.toml` is wrong."""
+    config = load_site_config(folder / CONFIG_FILE)
+    yield ok(CONFIG_FILE, f"{config.name}, cap ε = {config.privacy.epsilon_cap:g} at δ = {config.privacy.delta_cap:g}")
+    yield files_closed(folder, [SITE_KEY, PSEUDONYM_KEY, CA_CERTIFICATE])
+    yield looked_at("keys", lambda: _keys(folder), "put keys/ back from a backup")
+    yield looked_at(
+        "CA", lambda: checks.ca(folder, config), "ask the operator for the CA, and compare fingerprints again"
+    )
+    todo = "look at the address in site.toml, DNS, proxy and firewall; one port outward is needed"
+    yield looked_at("server", lambda: checks.server(folder, config, timeout_s), todo)
+    yield version_against_server(folder)
+    yield clock()
+    yield clock_against_server(folder)
+    yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or mend the driver")
+    yield disk(folder, NEEDED_BYTES)
+    yield looked_at("cohort", lambda: checks.cohort(folder), "call wardround-site ingest again")
+    yield looked_at("studies", lambda: checks.studies(folder), "see wardround-site studies list")
+    todo = "put the newest copy of the ledger back; nothing trains without it"
+    yield looked_at("ledger", lambda: checks.ledger(folder), todo)
+    yield looked_at("budget", lambda: checks.budget(folder, config), "see the line of the ledger")
+
+
+def _keys(folder: Path) -> Check:
+    """The private key opens and is the public one's."""
+    pseudonym_key(folder)
+    try:
+        private = serialization.load_ssh_private_key((folder / SITE_KEY).read_bytes(), password=None)
+        public = serialization.load_ssh_public_key((folder / f"{SITE_KEY}.pub").read_bytes())
+    except (OSError, ValueError) as error:
+        raise WardroundError(f"a key in keys/ cannot be read ({type(error).__name__})") from None
+    if private.public_key() != public:
+        raise WardroundError(f"{SITE_KEY} and {SITE_KEY}.pub do not belong together")
+    return ok("keys", "the site's key and the key of pseudonyms are whole")
+
+
+def _device(config: SiteConfig) -> Check:
+    """One step of private training as a round does it (draw, clip, noise) on eight synthetic patients."""
+    device, started = choose_device(config), time.monotonic()
+    torch.set_num_threads(config.compute.threads)
+    study = parse_study(STEP)
+    plan, network = plan_from_study(study), initial_network(study)
+    generator = torch.Generator().manual_seed(0)  # synthetic images: no patient, no secret
+    images = torch.randint(0, 256, (8, 1, 64, 64), generator=generator, dtype=torch.uint8).numpy()
+    rows = np.arange(8)
+    material = material_of(images, rows % 2, rows, rows >= 0)
+    try:
+        speed = classification.plan_speed(network, study, plan, device, precision=config.compute.precision)
+        parameters = trained_parameters(network, study)
+        before = {name: p.detach().cpu().numpy().copy() for name, p in parameters.items()}
+        after = classification.train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
+    except RuntimeError as error:  # what torch raises for a driver that does not fit or memory that is taken
+        return fault(
+            "device", f"{device}: {str(error).splitlines()[0]}", "mend the driver, or free the device's memory"
+        )
+    if not all(np.isfinite(after[name]).all() and (after[name] != before[name]).any() for name in before):
+        return fault("device", f"{device}: one private step gave no usable weights", "set compute.device to cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return ok("device", f"{name}: one private step, its clipping proved, in {time.monotonic() - started:.1f} s")

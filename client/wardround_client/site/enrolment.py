@@ -1,0 +1,218 @@
+"""A site's keys, its first `site.toml` and its request to take part. Keys are made here and never leave.
+
+site.toml                the site's own rules (config.py)
+keys/site_key            the site's identity towards the server: EC P-384, OpenSSH     keys/site_key.pub
+keys/pseudonym.key       32 random bytes: the key of pseudonyms and hold-outs (sources/cohort.py)
+keys/ca.crt              the server's CA, pinned in site.toml by its fingerprint
+NAME.enrol.json          the request for the operator: name, public key, fingerprint
+
+`keys/` appears whole, in one rename; a call that was killed is finished by the next one, and no key is made twice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from wardround.errors import UsageError, WardroundError
+from wardround.identity import REQUEST_SUFFIX, SITE_NAME, key_fingerprint, request_for, sha256_hex
+from wardround.operations.tls_probe import split_address
+from wardround.storage.private_files import folder_at_once, own_folder, write_private
+from wardround_client.site.config import SiteConfig, load_site_config
+
+CONFIG_FILE = "site.toml"
+SITE_KEY, PUBLIC_KEY, PSEUDONYM_KEY, CA_CERTIFICATE = (
+    f"keys/{name}" for name in ("site_key", "site_key.pub", "pseudonym.key", "ca.crt")
+)
+PSEUDONYM_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolment:
+    """What a site is known by, and which parts of its folder this call made."""
+
+    config: SiteConfig
+    key_sha256: str
+    ca_sha256: str
+    ca_not_after: datetime
+    request: Path
+    made: tuple[str, ...]
+
+
+def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, proxy: str | None = None) -> Enrolment:
+    """Make what is missing of a site's folder, and nothing else.
+
+    Raises `UsageError` where something needed is not given, where the folder belongs to another name, server or CA, or
+    where a key was lost.
+    """
+    own_folder(folder, CONFIG_FILE)
+    made = []
+    if not (folder / CONFIG_FILE).exists():
+        given = {"--server": address, "--name": name, "--ca": ca}
+        missing = [option for option, value in given.items() if value is None]
+        if missing:
+            raise UsageError(
+                f"{', '.join(missing)} missing: a new site needs its name, the server's address and its CA"
+            )
+        text = config_text(name, address, _certificate(_read(ca), str(ca)), proxy)
+        write_private(folder / CONFIG_FILE, text.encode())
+        made.append(CONFIG_FILE)
+    config = load_site_config(folder / CONFIG_FILE)
+    _same(folder, config, name, address, ca)
+    if not (folder / "keys").exists():
+        _refuse_lost_keys(folder, config)
+        if ca is None:
+            raise UsageError("--ca is missing: the file of the server's CA")
+        folder_at_once(folder / "keys", _new_keys(config.name, _read(ca)))
+        made.append("keys")
+    certificate = pinned_ca(folder, config)
+    public_key = _read(folder / PUBLIC_KEY).decode("ascii", "replace")
+    if not (folder / SITE_KEY).exists():
+        raise UsageError(f"{folder / SITE_KEY}: is gone; put it back from a backup, or enrol anew in a new folder")
+    request = folder / f"{config.name}{REQUEST_SUFFIX}"
+    if not request.exists():
+        content = request_for(config.name, public_key).model_dump_json(indent=1) + "\n"
+        write_private(request, content.encode(), mode=0o644)  # public: it is sent to the operator
+        made.append(request.name)
+    return Enrolment(
+        config=config,
+        key_sha256=key_fingerprint(public_key),
+        ca_sha256=certificate_sha256(certificate),
+        ca_not_after=certificate.not_valid_after_utc,
+        request=request,
+        made=tuple(made),
+    )
+
+
+def pinned_ca(folder: Path, config: SiteConfig) -> x509.Certificate:
+    """The server's CA, whose fingerprint is the pinned one. Raises `UsageError` where it is another."""
+    if config.server is None:
+        raise UsageError(f"{folder / CONFIG_FILE}: has no [server]; `wardround-site init` writes it")
+    certificate = _certificate(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
+    if certificate_sha256(certificate) != config.server.ca_sha256:
+        raise UsageError(
+            f"{folder / CA_CERTIFICATE}: is not the CA that {CONFIG_FILE} has pinned; put the right file back"
+        )
+    return certificate
+
+
+def certificate_sha256(certificate: x509.Certificate) -> str:
+    """The fingerprint of a certificate."""
+    return sha256_hex(certificate.public_bytes(serialization.Encoding.DER))
+
+
+def pseudonym_key(folder: Path) -> bytes:
+    """The site's key of pseudonyms. Raises `UsageError` where it is gone or damaged: pseudonyms would all change."""
+    key = _read(folder / PSEUDONYM_KEY)
+    if len(key) != PSEUDONYM_KEY_BYTES:
+        raise UsageError(f"{folder / PSEUDONYM_KEY}: is damaged; put it back from a backup")
+    return key
+
+
+def config_text(name: str, address: str, ca: x509.Certificate, proxy: str | None) -> str:
+    """A first `site.toml`: nothing leaves that the hospital did not allow. Raises `UsageError` for a wrong value."""
+    split_address(address)
+    if proxy is not None:
+        split_address(proxy)
+    if not re.fullmatch(SITE_NAME, name):
+        raise UsageError(f"--name {name}: up to 63 letters, digits, dots, hyphens and underscores")
+    proxy_line = f'proxy = "{proxy}"' if proxy else '# proxy = "proxy.hospital.example:3128"'
+    return f"""\
+# The rules of this hospital. The server can change none of them; a study that asks for more is refused.
+
+# The site's name in the federation.
+name = "{name}"
+
+[server]
+# Where the federation's server is: the only address that this site connects to. Nothing connects to this site.
+address = "{address}"
+# The fingerprint of the server's CA, compared by telephone. A server that cannot show it is not talked to.
+ca_sha256 = "{certificate_sha256(ca)}"
+# An HTTP proxy that passes connections on (CONNECT), if one stands between.
+{proxy_line}
+# Two ports on this machine itself (127.0.0.1): one between the daemon's own processes, which differs where two sites
+# share a machine, and one for a program that watches the daemon (0: any free one).
+runtime_port = 9094
+health_port = 0
+
+[privacy]
+# The most that all studies together may spend on a patient of this hospital: the ledger refuses what goes beyond.
+# delta_cap belongs well below 1 / (number of patients).
+epsilon_cap = 8.0
+delta_cap = 1e-4
+# Whether studies with epsilon = inf, which promise nothing, are admitted.
+allow_no_privacy = false
+
+[release]
+# Figures about held-out patients that may leave: "off", "noised" (charged to the ledger) or "exact" (no privacy).
+evaluation = "off"
+# Whether figures of this hospital alone may be shown, and from how many patients (counted with noise) on.
+per_site = false
+minimum_patients = 50
+
+[compute]
+# "auto" takes a CUDA GPU where there is one. Nothing here affects privacy.
+device = "auto"
+# How many processor threads a round may use, and "bfloat16" where the processor is faster with it.
+threads = {max(1, (os.cpu_count() or 1) // 2)}
+precision = "float32"
+"""
+
+
+def _new_keys(name: str, ca_pem: bytes) -> dict[str, bytes]:
+    key = ec.generate_private_key(ec.SECP384R1())
+    openssh = serialization.PrivateFormat.OpenSSH
+    private = key.private_bytes(serialization.Encoding.PEM, openssh, serialization.NoEncryption())
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return {
+        "site_key": private,
+        "site_key.pub": public + f" {name}\n".encode(),
+        "pseudonym.key": os.urandom(PSEUDONYM_KEY_BYTES),
+        "ca.crt": ca_pem,
+    }
+
+
+def _refuse_lost_keys(folder: Path, config: SiteConfig) -> None:
+    """New keys are made for a new site only: with another key of pseudonyms every patient would be another."""
+    later = (f"{config.name}{REQUEST_SUFFIX}", "cohort", "ledger.sqlite3", "studies")
+    if any((folder / name).exists() for name in later):
+        raise UsageError(f"{folder / 'keys'}: is gone; put it back from a backup, or enrol anew in a new folder")
+
+
+def _same(folder: Path, config: SiteConfig, name: str | None, address: str | None, ca: Path | None) -> None:
+    """Raises `UsageError` where what is given is not what the folder has."""
+    here = folder / CONFIG_FILE
+    if name is not None and name != config.name:
+        raise UsageError(f"{here}: this site is called {config.name}; another site needs another folder")
+    if config.server is None:
+        raise UsageError(f"{here}: has no [server]: a site of a simulation; choose another folder")
+    if address is not None and address != config.server.address:
+        raise UsageError(
+            f"{here}: its server is {config.server.address}; if the server moved, change the address there"
+        )
+    if ca is not None and certificate_sha256(_certificate(_read(ca), str(ca))) != config.server.ca_sha256:
+        raise UsageError(f"{ca}: is another CA than the one pinned in {here}; ask the operator which one is right")
+
+
+def _certificate(pem: bytes, source: str) -> x509.Certificate:
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise UsageError(f"{source}: not exactly one certificate in PEM form") from None
+    return certificate
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: is not there; give the right file, or put it back from a backup") from None
+    except OSError as error:
+        raise WardroundError(f"{path}: cannot be read: {error.strerror}") from None

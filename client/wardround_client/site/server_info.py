@@ -1,0 +1,104 @@
+"""What the server's last questions said of it: which software it runs, and what its clock showed. In `server.json`.
+
+A server can be asked nothing before it asks: the one public port speaks Flower alone. So the first question is the
+first comparison, and `doctor` says when it was heard.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wardround.errors import UsageError
+from wardround.operations.health_checks import Check, fault, note, ok
+from wardround.storage.private_files import write_private
+from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
+
+SERVER_FILE = "server.json"
+MOST_DELAY_S = (
+    90.0  # a proposal lives a minute, a SuperNode looks every few seconds, and its task takes a while to start
+)
+LEAST_DELAY_S = -5.0
+EARLIEST, LATEST = 1_577_836_800.0, 4_102_444_800.0  # 2020 and 2100: no server of ours shows another year
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """The last question: when it was sent by the server's clock, and read by this machine's (seconds since 1970). The
+    server's software, and when that was heard; None before the server said it.
+    """
+
+    sent_at: float
+    read_at: float
+    software: Software | None
+    software_at: float
+
+
+def is_time(sent_at: float) -> bool:
+    """True for seconds since 1970 that a clock may show; neither NaN nor infinity is."""
+    return EARLIEST <= sent_at <= LATEST
+
+
+def keep(folder: Path, sent_at: float, software: Software | None) -> None:
+    """Remember a question, and what it says of the server's software. Raises `UsageError` where the disk refuses, or
+    where the time is none.
+    """
+    if not is_time(sent_at):
+        raise UsageError(f"the server's clock shows {sent_at:g} seconds since 1970, which is no time of these years")
+    now, last = time.time(), heard(folder)
+    software_at = now
+    if software is None and last is not None:
+        software, software_at = last.software, last.software_at
+    content = {"sent_at": float(sent_at), "read_at": now, "software_at": software_at}
+    content[SOFTWARE] = None if software is None else asdict(software)
+    write_private(folder / SERVER_FILE, (json.dumps(content) + "\n").encode())
+
+
+def heard(folder: Path) -> Heard | None:
+    """What was heard last; None where nothing was, or where the file cannot be read."""
+    try:
+        content = json.loads((folder / SERVER_FILE).read_text(encoding="utf-8"))
+        times = {key: float(content[key]) for key in ("sent_at", "read_at", "software_at")}
+        return Heard(software=told(content), **times) if all(map(is_time, times.values())) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+
+
+def version_against_server(folder: Path) -> Check:
+    """Whether this site and the server run versions that fit, as far as the server has said."""
+    here, last = ours(), heard(folder)
+    if last is None or last.software is None:
+        return ok("version", f"{here}; the server's is known when it first puts a study before this site")
+    when, there = f"heard {_when(last.software_at)}", last.software
+    problem = mismatch(site=here, server=there)
+    if problem is not None:
+        return fault(
+            "version", f"{problem} ({when})", "upgrade the side that is named; ledger and keys stay as they are"
+        )
+    if there.wardround != here.wardround:
+        words = f"{here}; the server has wardround {there.wardround}: they fit ({when})"
+        return note("version", words, "nothing must be done now; the older side moves at its next upgrade")
+    return ok("version", f"{here}; the server has the same ({when})")
+
+
+def clock_against_server(folder: Path) -> Check:
+    """Whether this clock and the server's agree, as far as the last question's way here shows: a clock that is ahead by
+    less than such a way takes cannot be told. The server refuses calls of one that is more than five seconds ahead.
+    """
+    name, last = "server's clock", heard(folder)
+    if last is None:
+        return ok(name, "is compared when the server first asks this site something")
+    delay_s, when = last.read_at - last.sent_at, _when(last.read_at)
+    if delay_s < LEAST_DELAY_S:
+        words = f"this clock was at least {-delay_s:.0f} s behind the server's ({when})"
+        return note(name, words, "switch on NTP here; if it is on, tell the operator")
+    if delay_s > MOST_DELAY_S:
+        words = f"a question took {delay_s:.0f} s by the two clocks: this one was ahead, or the way was slow ({when})"
+        return note(name, words, "compare this clock with one you trust; if it is right, tell the operator")
+    return ok(name, f"agreed with this one within the {max(delay_s, 0):.0f} s that a question took ({when})")
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))

@@ -1,0 +1,237 @@
+"""A site as one round sees it: its rules, its ledger, its data, its secret randomness. Opened from a folder.
+
+site.toml        the site's own rules (config.py)
+studies/         approved studies, one JSON file named by its hash
+decisions/       who approved, refused or revoked each, and when (studies/approvals.py)
+cohort/          the prepared data (sources/cohort.py)
+opt_out.txt      pseudonyms of patients who object (sources/opt_out.py)
+ledger.sqlite3   the privacy spent (ledger/ledger.py); ledger.head: how far it has come
+audit.jsonl      what was decided, refused and released (records/audit_log.py); audit.head: how far it has come
+replies/         replies on disk, so that a round asked for twice gets the same bytes
+cache/           frozen features, by network and cohort; the fastest clipping engine, by network and machine
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wardround.errors import PolicyRefusal, WardroundError
+from wardround.records.audit_events import Event
+from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
+from wardround.storage.private_files import locked, make_folder, owner_only
+from wardround.study.load import Study, study_from_json
+from wardround_client.clipping.bookkeeping import Precision
+from wardround_client.clipping.select import EngineMemory
+from wardround_client.ledger.ledger import Cap, Ledger
+from wardround_client.privacy.secure_random import SecretRandom
+from wardround_client.site.config import ReleaseConfig, SiteConfig, load_site_config
+from wardround_client.sources.cohort import SEAL_FILE, Cohort, NoCohortError, open_cohort
+from wardround_client.sources.forget import remove_features
+from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.sources.study_cohort import cohort_for, differences, nobody
+from wardround_client.studies.decisions import last_decision, runs_allowed
+from wardround_client.training.batches import HeldOutImages, Material, material_of
+from wardround_client.training.task import held_out_images, task_of, training_rows
+
+log = logging.getLogger(__name__)
+
+Weights = dict[str, np.ndarray]
+LOCK_FILE = ".round.lock"
+
+
+@dataclass(kw_only=True)
+class Site:
+    """One hospital. `study_of` knows only approved studies; `material_of` and `held_out_of` read the data, and only
+    after admission. `release` is "off" unless the site itself says otherwise.
+    """
+
+    name: str
+    cap: Cap
+    ledger: Ledger
+    replies: MutableMapping[int, Weights]
+    study_of: Callable[[str], Study]
+    material_of: Callable[[Study], Material]
+    randomness: SecretRandom
+    device: torch.device
+    runs_allowed: Callable[[str], int] = lambda _: (
+        1
+    )  # how many runs of a study may ever begin; see studies/decisions.py
+    data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
+    release: ReleaseConfig = ReleaseConfig()
+    held_out_of: Callable[[Study], HeldOutImages] | None = None
+    cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
+    proofs: Path | None = None  # where it is kept what was proved of engines in this start; without it nowhere
+    precision: Precision = "float32"
+    exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
+    read_rules: Callable[[], SiteConfig] | None = None  # site.toml as it is now; without it the rules never change
+    record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
+    # what is costly to open, by study hash; lives with the process
+    admitted: dict[str, object] = field(default_factory=dict)
+    materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
+
+    def with_current_rules(self) -> Site:
+        """This site with the cap and the release settings that its file has now: a person may have changed them while
+        the process waited for `exclusive`. Raises `UsageError` where the file is wrong.
+        """
+        if self.read_rules is None:
+            return self
+        config = self.read_rules()
+        return replace(self, cap=config.privacy.cap(), release=config.release)
+
+    def engine_memory(self, study_sha256: str) -> EngineMemory | None:
+        """What this site keeps of clipping engines, for one study."""
+        if self.cache is None:
+            return None
+        return EngineMemory(choices=self.cache, proofs=self.proofs / study_sha256 if self.proofs else None)
+
+
+def open_site(folder: Path, proofs: Path | None = None) -> Site:
+    """Open a site's folder. `proofs` is a folder of this start of the daemon, for what it has proved of engines. Raises
+    `UsageError` or `LedgerError` in one line where something in it is wrong.
+    """
+    config = load_site_config(folder / "site.toml")
+    torch.set_num_threads(config.compute.threads)
+    device = choose_device(config)
+
+    def read_material(study: Study) -> Material:
+        while True:
+            state = _data_state(folder)
+            cohort = open_cohort_of(folder, study)
+            rows_N = training_rows(study, cohort)
+            inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+            if _data_state(folder) == state:
+                return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
+            remove_features(folder / "cache")  # of somebody who objected meanwhile, perhaps
+
+    return Site(
+        name=config.name,
+        cap=config.privacy.cap(),
+        ledger=Ledger(folder / "ledger.sqlite3"),
+        replies=ReplyFolder(folder / "replies"),
+        study_of=lambda sha256: approved_study(folder, sha256),
+        material_of=read_material,
+        randomness=SecretRandom(),
+        device=device,
+        runs_allowed=lambda sha256: runs_allowed(folder, sha256),
+        data_state=lambda: _data_state(folder),
+        release=config.release,
+        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder, study)),
+        cache=folder / "cache",
+        proofs=proofs,
+        precision=config.compute.precision,
+        record=AuditLog(folder / AUDIT_FILE).append,
+        exclusive=functools.partial(locked, folder / LOCK_FILE),
+        read_rules=lambda: load_site_config(folder / "site.toml"),
+    )
+
+
+def open_cohort_of(folder: Path, study: Study) -> Cohort:
+    """The site's cohort as the study may use it, without the patients who object.
+
+    It has no patient where nothing is prepared, or where images were prepared with other channels or another size than
+    the study's; labels that the study does not have count as none. A site that has nobody must answer as any other, or
+    its answers would tell that somebody is there. Raises `DataError` where the cohort or the list of objections is
+    damaged.
+    """
+    try:
+        cohort = open_cohort(folder / "cohort")
+    except NoCohortError:
+        log.warning("no prepared data here: this site takes part with noise alone; see wardround-site ingest")
+        return nobody(study)
+    found = differences(cohort, study)
+    if found:
+        todo = "call wardround-site ingest again with this study's file"
+        log.warning("the prepared data do not fit the study %s: %s; %s", study.study.name, "; ".join(found), todo)
+    return without_objectors(cohort_for(cohort, study), opted_out(folder))
+
+
+def _data_state(folder: Path) -> str:
+    """A hash of the cohort's seal and the list of objections, so that a change of either counts in the next round."""
+    digest = hashlib.sha256()
+    for path in (folder / "cohort" / SEAL_FILE, folder / OPT_OUT_FILE):
+        digest.update(path.read_bytes() if path.is_file() else b"none")
+    return digest.hexdigest()
+
+
+def choose_device(config: SiteConfig) -> torch.device:
+    """The configured device; `auto` takes a CUDA GPU where torch finds one. Raises `WardroundError` where it is
+    missing.
+
+    On a GPU the same numbers then give the same bits in each call, as clipping by groups needs (`privacy/bookkeeping`).
+    """
+    wanted = config.compute.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise WardroundError("compute.device = cuda, but torch finds no CUDA GPU; use auto or cpu, or mend the driver")
+    if wanted == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    return torch.device(wanted)
+
+
+def approve_study(folder: Path, study: Study) -> str:
+    """Write a study to the site's approved ones; returns its hash."""
+    sha256 = study.sha256()
+    path = folder / "studies" / f"{sha256}.json"
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(study.to_json() + "\n")
+    os.replace(partial, path)
+    return sha256
+
+
+def approved_study(folder: Path, sha256: str) -> Study:
+    """Read an approved study. Raises `PolicyRefusal` where the hash is unknown or the file no longer has it."""
+    path = folder / "studies" / f"{sha256}.json"
+    if not path.is_file() or last_decision(folder, sha256) not in (None, "approved"):
+        raise PolicyRefusal("not_approved", f"no approved study has the hash {sha256[:12]}")
+    study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    weights = study.model.init_sha256
+    if study.sha256() != sha256 or (
+        weights and hashlib.sha256(Path(study.model.init).read_bytes()).hexdigest() != weights
+    ):
+        raise PolicyRefusal("altered", f"the approved study {sha256[:12]} was altered after its approval")
+    return study
+
+
+class ReplyFolder(MutableMapping[int, Weights]):
+    """Replies by attempt, each a hashed file, fsynced before the call returns. A new reply replaces older ones of
+    the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, attempt: int) -> Path:
+        return self._folder / f"reply-{attempt:06d}.safetensors"
+
+    def __getitem__(self, attempt: int) -> Weights:
+        path = self._path(attempt)
+        if not path.is_file():
+            raise KeyError(attempt)
+        return load_checkpoint(path)[0]
+
+    def __setitem__(self, attempt: int, weights: Weights) -> None:
+        make_folder(self._folder)
+        save_checkpoint(self._path(attempt), weights, {"attempt": attempt})
+
+    def __delitem__(self, attempt: int) -> None:
+        self._path(attempt).unlink()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(int(path.stem.removeprefix("reply-")) for path in self._folder.glob("reply-*.safetensors")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,81 @@
+"""What a site knows of itself on one page: studies, last round, budget, cohort, objections, the daemon if it is there.
+
+Counts of patients are for the hospital's own eyes: nothing here is ever sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import WardroundError
+from wardround.operations.health import asked
+from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround_client.ledger.ledger import Ledger
+from wardround_client.site.checks import ca
+from wardround_client.site.config import load_site_config
+from wardround_client.sources.cohort import open_cohort
+from wardround_client.sources.opt_out import opted_out
+from wardround_client.studies.approvals import known_studies
+
+ANSWER_TIMEOUT_S = 3.0
+
+
+def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
+    """The page as plain JSON. A part that cannot be read says so under `fault` and hides no other.
+
+    Raises `UsageError` where `site.toml` cannot be read: then this is no site.
+    """
+    config = load_site_config(folder / "site.toml")
+    cap = config.privacy.cap()
+    return {
+        "site": config.name,
+        "studies": _part(lambda: {"known": [_study(one) for one in known_studies(folder)]}),
+        "last_release": _part(lambda: {"entry": _last(folder, "released")}),
+        "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused", "refusals", released=False)}),
+        "budget": _part(
+            lambda: {
+                "cap": cap.epsilon if math.isfinite(cap.epsilon) else "inf",
+                "spent": ledger.spent(cap.delta).to_json(),
+                "held": ledger.committed(cap.delta).to_json(),
+                "left": ledger.remaining(cap).to_json(),
+            }
+        ),
+        "cohort": _part(lambda: _cohort(folder)),
+        "objections": _part(lambda: {"patients": len(opted_out(folder))}),
+        "certificates": _part(
+            lambda: {"ca": ca(folder, config).found} if config.server else {"ca": "no federation yet"}
+        ),
+        "daemon": _part(lambda: asked(folder, ANSWER_TIMEOUT_S).to_json()),
+    }
+
+
+def _part(read: Any) -> dict[str, Any]:
+    try:
+        return read()
+    except (WardroundError, OSError) as error:
+        return {"fault": " ".join(str(error).split())}
+
+
+def _study(known: Any) -> dict[str, Any]:
+    last = known.decisions[-1] if known.decisions else None
+    name = known.study.study.name if known.study else ""
+    said = {"sha256": known.sha256, "name": name, "state": known.state, "last_decision": last}
+    return said if known.fault is None else {**said, "fault": known.fault}
+
+
+def _last(folder: Path, *events: str, released: bool = True) -> dict[str, Any] | None:
+    """The last entry of these kinds; without `released` none that counts replies sent again."""
+    path = folder / AUDIT_FILE
+    if not path.exists():
+        return None
+    found = (entry for entry in reversed(verified(path).entries) if entry["event"] in events)
+    return next((entry for entry in found if released or entry.get("refused") != "released"), None)
+
+
+def _cohort(folder: Path) -> dict[str, Any]:
+    cohort = open_cohort(folder / "cohort")
+    labels = Counter(cohort.label_names[label] for label in cohort.labels_N.tolist())
+    return {"patients": cohort.patient_count, "images": len(cohort.labels_N), "images_of": dict(sorted(labels.items()))}

@@ -1,0 +1,331 @@
+"""A cohort: a site's prepared images as one memory-mapped array, and one table beside it.
+
+A cohort folder holds
+
+    images.npy    uint8, N x C x H x W
+    table.csv     a line an image: row, pseudonym, label, hu, pixels_sha256
+    cohort.json   the seal, written last: shape, label names, patients with their hold-out ranks, hashes
+
+`cohort.json` is removed before and written after the other two change, so a half-written cohort is never opened; and
+`.cohort.lock` is held meanwhile, so that who opens the cohort gets the old one or the new one. No file here can name a
+patient: identity ends at `pseudonym`.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import hmac
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wardround.errors import DataError
+from wardround.storage.private_files import make_folder
+
+SCHEMA_VERSION = 1
+IMAGES_FILE, TABLE_FILE, SEAL_FILE = "images.npy", "table.csv", "cohort.json"
+LOCK_FILE = ".cohort.lock"
+TABLE_COLUMNS = ("row", "pseudonym", "label", "hu", "pixels_sha256")
+
+
+class NoCohortError(DataError):
+    """No finished cohort is in the folder."""
+
+
+class Rows:
+    """Chosen rows of an array that stays on disk: each is read when it is asked for, into memory of its own.
+
+    Indexed like the array that it stands for, along the first axis. So what a site holds in memory does not grow with
+    the images of its patients.
+    """
+
+    def __init__(self, array: np.ndarray | Rows, rows_N: np.ndarray) -> None:
+        self._array: np.ndarray = array._array if isinstance(array, Rows) else array
+        self._rows_N = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._rows_N), *self._array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows_N)
+
+    def __getitem__(self, chosen: int | slice | np.ndarray) -> np.ndarray:
+        return np.array(self._array[self._rows_N[chosen]])
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """An opened cohort: N images of P patients. Arrays are read-only; images stay on disk until they are asked for."""
+
+    images_NCHW: np.ndarray | Rows  # uint8, grey values 0..255
+    labels_N: np.ndarray  # int16, index into label_names; -1: no label
+    patient_N: np.ndarray  # int32, index into pseudonyms
+    pseudonyms: tuple[str, ...]  # hex HMAC-SHA256(site key, PatientID + issuer), P of them
+    holdout_rank_P: np.ndarray  # float64 in [0, 1); held out for ever when below study.evaluation.holdout
+    hu_N: np.ndarray  # bool: the grey values are windowed Hounsfield units
+    label_names: tuple[str, ...]  # the study's data.labels
+    key: str  # SHA-256 over the pixels in their order and how they were prepared; labels are not in it
+    prepared_by: str  # the preprocessing's version and settings
+
+    @property
+    def patient_count(self) -> int:
+        """Number of patients P."""
+        return len(self.pseudonyms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortRow:
+    """What the table says of one image."""
+
+    pseudonym: str
+    label: int  # index into label_names; -1: no label
+    hu: bool = False
+
+
+def pseudonym(key: bytes, patient_id: str, issuer: str = "") -> str:
+    """The patient's name from here on: hex HMAC-SHA256 (RFC 2104) of the site's key over PatientID and its issuer.
+
+    Spaces that DICOM pads with are ignored. The lengths are hashed too, so that ("ab", "c") and ("a", "bc") differ.
+    """
+    parts = [text.strip(" \0").encode() for text in (patient_id, issuer)]
+    message = b"patient" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
+def holdout_rank(key: bytes, patient_pseudonym: str) -> float:
+    """A number in [0, 1) that stays with the patient for ever: 53 bits of HMAC-SHA256 under the site's key."""
+    digest = hmac.new(key, b"holdout" + patient_pseudonym.encode(), hashlib.sha256).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def pixels_sha256(image_CHW: np.ndarray) -> str:
+    """Hex SHA-256 of one prepared image (uint8, C x H x W) with its shape."""
+    content = np.ascontiguousarray(image_CHW, dtype=np.uint8).tobytes()
+    return hashlib.sha256(repr(image_CHW.shape).encode() + content).hexdigest()
+
+
+def cohort_key(pixel_hashes: Iterable[str], prepared_by: str) -> str:
+    """The cache key: SHA-256 over `prepared_by` (preprocessing version, settings) and the images' hashes in order."""
+    return hashlib.sha256("\n".join(["wardround cohort", prepared_by, *pixel_hashes]).encode()).hexdigest()
+
+
+def write_cohort(
+    folder: Path,
+    rows: Sequence[CohortRow],
+    images: Iterable[np.ndarray],
+    *,
+    shape_CHW: tuple[int, int, int],
+    label_names: tuple[str, ...],
+    site_key: bytes,
+    prepared_by: str = "",
+) -> str:
+    """Write a cohort and seal it. Returns its key.
+
+    `images` yields one uint8 array of `shape_CHW` for each row, in the order of `rows`; only one is held at a time.
+    Raises `ValueError` when an image has another shape or dtype, or when there are fewer images than rows.
+    """
+    make_folder(folder)
+    new_images = folder / (IMAGES_FILE + ".new")
+    hashes = _write_images(new_images, len(rows), images, shape_CHW)
+    table = table_bytes(rows, hashes, label_names)
+    new_table = folder / (TABLE_FILE + ".new")
+    write_durably(new_table, table)
+    patients = dict.fromkeys(row.pseudonym for row in rows)
+    key = cohort_key(hashes, prepared_by)
+    seal = {
+        "schema": SCHEMA_VERSION,
+        "key": key,
+        "prepared_by": prepared_by,
+        "shape_NCHW": [len(rows), *shape_CHW],
+        "labels": list(label_names),
+        "patients": [[name, holdout_rank(site_key, name)] for name in patients],
+        "table_sha256": hashlib.sha256(table).hexdigest(),
+    }
+    with _locked(folder, fcntl.LOCK_EX):
+        (folder / SEAL_FILE).unlink(missing_ok=True)
+        sync_folder(folder)
+        os.replace(new_images, folder / IMAGES_FILE)
+        os.replace(new_table, folder / TABLE_FILE)
+        write_atomically(folder / SEAL_FILE, json.dumps(seal, indent=1).encode())
+    return key
+
+
+def open_cohort(folder: Path) -> Cohort:
+    """Open a sealed cohort. Images are memory-mapped read-only.
+
+    Raises `NoCohortError` when the folder holds no finished cohort, `DataError` when its files do not belong together.
+    """
+    try:
+        with _locked(folder, fcntl.LOCK_SH):
+            seal = json.loads((folder / SEAL_FILE).read_bytes())
+            table = (folder / TABLE_FILE).read_bytes()
+            images_NCHW = np.load(folder / IMAGES_FILE, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise NoCohortError(f"{folder}: no finished cohort here; run ingest (again)") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: the cohort cannot be read ({type(error).__name__}); run ingest again") from None
+    if seal.get("schema") != SCHEMA_VERSION:
+        raise DataError(f"{folder}/{SEAL_FILE}: schema is not {SCHEMA_VERSION}; run ingest again with this version")
+    if hashlib.sha256(table).hexdigest() != seal["table_sha256"] or list(images_NCHW.shape) != seal["shape_NCHW"]:
+        raise DataError(f"{folder}: table, images and seal do not belong together; run ingest again")
+    if images_NCHW.dtype != np.uint8:
+        raise DataError(f"{folder}/{IMAGES_FILE}: holds {images_NCHW.dtype}, not uint8; run ingest again")
+    pseudonyms = tuple(name for name, _ in seal["patients"])
+    labels = tuple(seal["labels"])
+    patient_index = {name: index for index, name in enumerate(pseudonyms)}
+    label_index = {"": -1, **{name: index for index, name in enumerate(labels)}}
+    lines = list(csv.DictReader(io.StringIO(table.decode(), newline="")))
+    return Cohort(
+        images_NCHW=images_NCHW,
+        labels_N=_frozen([label_index[line["label"]] for line in lines], np.int16),
+        patient_N=_frozen([patient_index[line["pseudonym"]] for line in lines], np.int32),
+        pseudonyms=pseudonyms,
+        holdout_rank_P=_frozen([rank for _, rank in seal["patients"]], np.float64),
+        hu_N=_frozen([line["hu"] == "1" for line in lines], np.bool_),
+        label_names=labels,
+        key=seal["key"],
+        prepared_by=seal["prepared_by"],
+    )
+
+
+def empty_cohort(shape_CHW: tuple[int, int, int], label_names: tuple[str, ...]) -> Cohort:
+    """A cohort without a patient: what a study finds at a site that has prepared nothing, or has nobody left."""
+    return Cohort(
+        images_NCHW=_frozen(np.empty((0, *shape_CHW)), np.uint8),
+        labels_N=_frozen([], np.int16),
+        patient_N=_frozen([], np.int32),
+        pseudonyms=(),
+        holdout_rank_P=_frozen([], np.float64),
+        hu_N=_frozen([], np.bool_),
+        label_names=label_names,
+        key=cohort_key([], ""),
+        prepared_by="",
+    )
+
+
+def remove_cohort(folder: Path) -> None:
+    """Remove a cohort's files, the seal first."""
+    with _locked(folder, fcntl.LOCK_EX):
+        for name in (SEAL_FILE, IMAGES_FILE, TABLE_FILE):
+            (folder / name).unlink(missing_ok=True)
+            sync_folder(folder)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold the cohort's files together, for as long as it takes to replace them or to open them."""
+    writes = how == fcntl.LOCK_EX
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY, 0o600)
+    except FileNotFoundError:  # nobody has written a cohort here with this version
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
+    """The cohort of those patients where `keep_P` (bool, one a patient) is true. The key changes with the choice.
+
+    Images stay where they are: `Rows` reads those that are asked for.
+    Raises `ValueError` when `keep_P` is not one bool a patient.
+    """
+    keep_P = np.asarray(keep_P)
+    if keep_P.dtype != np.bool_ or keep_P.shape != (cohort.patient_count,):
+        raise ValueError(f"keep_P must be {cohort.patient_count} bools, one a patient")
+    if keep_P.all():
+        return cohort
+    kept = np.flatnonzero(keep_P[cohort.patient_N])
+    new_index_P = np.cumsum(keep_P) - 1
+    images_NCHW = Rows(cohort.images_NCHW, kept)
+    chosen = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
+    return replace(
+        cohort,
+        images_NCHW=images_NCHW,
+        labels_N=_frozen(cohort.labels_N[kept], np.int16),
+        patient_N=_frozen(new_index_P[cohort.patient_N[kept]], np.int32),
+        pseudonyms=tuple(name for name, keep in zip(cohort.pseudonyms, keep_P, strict=True) if keep),
+        holdout_rank_P=_frozen(cohort.holdout_rank_P[keep_P], np.float64),
+        hu_N=_frozen(cohort.hu_N[kept], np.bool_),
+        key=hashlib.sha256(f"{cohort.key} {chosen}".encode()).hexdigest(),
+    )
+
+
+def table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: tuple[str, ...]) -> bytes:
+    """The content of `table.csv`: a line an image with its pixels' hash."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(TABLE_COLUMNS)
+    for index, (row, sha256) in enumerate(zip(rows, hashes, strict=True)):
+        label = "" if row.label < 0 else label_names[row.label]
+        writer.writerow((index, row.pseudonym, label, int(row.hu), sha256))
+    return text.getvalue().encode()
+
+
+def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file so that a crash leaves the old or the new one, whole."""
+    new = path.with_name(path.name + ".new")
+    write_durably(new, content, mode)
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, int, int]) -> list[str]:
+    """Stream the images into a .npy file; the hash of each, in order."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape_CHW)}
+    hashes: list[str] = []
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image_CHW in images:
+            if image_CHW.shape != shape_CHW or image_CHW.dtype != np.uint8:
+                raise ValueError(f"image {len(hashes)} is {image_CHW.dtype} {image_CHW.shape}, not uint8 {shape_CHW}")
+            file.write(np.ascontiguousarray(image_CHW).data)
+            hashes.append(pixels_sha256(image_CHW))
+        if len(hashes) != count:
+            raise ValueError(f"{count} rows but {len(hashes)} images")
+        file.flush()
+        os.fsync(file.fileno())
+    return hashes
+
+
+def _frozen(values: Any, dtype: Any) -> np.ndarray:
+    array = np.array(values, dtype=dtype)
+    array.flags.writeable = False
+    return array

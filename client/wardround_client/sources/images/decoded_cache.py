@@ -1,0 +1,140 @@
+"""What was decoded before, so that nothing is decoded twice, and where new pixels wait until the cohort is written.
+
+`decoded.csv` holds one line an image: the hash of what it was made from (content, frame, point, settings), and what
+came of it. Pixels themselves are found by their hash, in the cohort that is there already or among those of this run.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from wardround.errors import DataError
+from wardround_client.sources.cohort import TABLE_FILE, open_cohort, write_atomically
+from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
+
+DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
+PASSING_FAULTS = frozenset({"decoder_crashed", "too_slow"})
+COLUMNS = ("request", "fault", "pixels_sha256", "source_sha256", "hu")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of a request: a fault, or the hash of the pixels it gave."""
+
+    request: str
+    fault: str = ""
+    pixels_sha256: str = ""
+    source_sha256: str = ""
+    hu: bool = False
+
+
+def request_key(request: ImageRequest, scanned: Sequence[ScannedFile], prepared_by: str) -> str:
+    """Hex SHA-256 over everything that decides an image's pixels: the files' contents, frames, point and settings."""
+    places = [(request.file, request.frame), request.below, request.above]
+    parts = [None if place is None else (scanned[place[0]].content_sha256, place[1]) for place in places]
+    return hashlib.sha256(repr((prepared_by, parts, request.mark_xy)).encode()).hexdigest()
+
+
+class Memory:
+    """The pixels at hand while a cohort is made: `with Memory(...) as memory`. The waiting file is gone at its end."""
+
+    def __init__(self, folder: Path, shape_CHW: tuple[int, int, int]) -> None:
+        self._folder = folder
+        self._shape = shape_CHW
+        self._bytes = int(np.prod(shape_CHW))
+        self._waiting_rows: dict[str, int] = {}
+        self._known = _read_outcomes(folder / DECODED_FILE)
+        self._cohort_images: np.ndarray | None = None
+        self._cohort_rows: dict[str, int] = {}
+        self._open_cohort()
+
+    def __enter__(self) -> Memory:
+        descriptor = os.open(self._folder / WAITING_FILE, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._waiting = open(descriptor, "w+b")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._waiting.close()
+        (self._folder / WAITING_FILE).unlink(missing_ok=True)
+
+    @property
+    def has_cohort(self) -> bool:
+        """Whether a finished cohort of this shape is in the folder."""
+        return self._cohort_images is not None
+
+    def recall(self, request: str) -> Outcome | None:
+        """What came of the same request before, or None."""
+        return self._known.get(request)
+
+    def has(self, pixels_sha256: str) -> bool:
+        """Whether these pixels can be had without decoding."""
+        return pixels_sha256 in self._waiting_rows or pixels_sha256 in self._cohort_rows
+
+    def keep(self, image: PreparedImage) -> None:
+        """Put the pixels of a decoded image aside."""
+        if image.pixels_CHW is None or self.has(image.pixels_sha256):
+            return
+        self._waiting.seek(len(self._waiting_rows) * self._bytes)
+        self._waiting.write(np.ascontiguousarray(image.pixels_CHW).data)
+        self._waiting_rows[image.pixels_sha256] = len(self._waiting_rows)
+
+    def pixels(self, pixels_sha256: str) -> np.ndarray:
+        """uint8 C x H x W. Raises `KeyError` for pixels that are not at hand."""
+        if pixels_sha256 not in self._waiting_rows:
+            return np.asarray(self._cohort_images[self._cohort_rows[pixels_sha256]])
+        self._waiting.seek(self._waiting_rows[pixels_sha256] * self._bytes)
+        return np.frombuffer(self._waiting.read(self._bytes), dtype=np.uint8).reshape(self._shape)
+
+    def save(self, outcomes: Iterable[Outcome]) -> None:
+        """Remember these outcomes and no others; not those that may have had a passing cause."""
+        lasting = [outcome for outcome in dict.fromkeys(outcomes) if outcome.fault not in PASSING_FAULTS]
+        write_atomically(self._folder / DECODED_FILE, _outcome_bytes(lasting))
+
+    def _open_cohort(self) -> None:
+        try:
+            cohort = open_cohort(self._folder)
+        except DataError:
+            return  # none yet, or not finished: everything is decoded again
+        if cohort.images_NCHW.shape[1:] != self._shape:
+            return
+        self._cohort_images = cohort.images_NCHW
+        with open(self._folder / TABLE_FILE, newline="") as file:
+            self._cohort_rows = {line["pixels_sha256"]: int(line["row"]) for line in csv.DictReader(file)}
+
+
+def forget_pixels(path: Path, pixel_hashes: set[str]) -> None:
+    """Forget the outcomes that gave these pixels; `path` is a `DECODED_FILE`, or not there."""
+    known = _read_outcomes(path)
+    if known:
+        kept = [outcome for outcome in known.values() if outcome.pixels_sha256 not in pixel_hashes]
+        write_atomically(path, _outcome_bytes(kept))
+
+
+def _outcome_bytes(outcomes: Iterable[Outcome]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for outcome in outcomes:
+        line = (outcome.request, outcome.fault, outcome.pixels_sha256, outcome.source_sha256, int(outcome.hu))
+        writer.writerow(line)
+    return text.getvalue().encode()
+
+
+def _read_outcomes(path: Path) -> dict[str, Outcome]:
+    if not path.is_file():
+        return {}
+    with open(path, newline="") as file:
+        return {
+            line["request"]: Outcome(**{**line, "hu": line["hu"] == "1"})
+            for line in csv.DictReader(file)
+            if set(line) == set(COLUMNS)
+        }

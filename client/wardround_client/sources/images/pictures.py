@@ -1,0 +1,77 @@
+"""Ordinary pictures (PNG, JPEG, TIFF, BMP, GIF, WebP): 8-bit grey or colour, no Hounsfield units, no patient inside."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from wardround.study.schema import DataSection
+from wardround_client.sources.images.crop import (
+    cut,
+    luminance,
+    refuse_blank,
+    region_box,
+    robust_window,
+    stack_channels,
+    to_grey,
+)
+from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+MAX_PIXELS = 200_000_000  # a decompression bomb announces more
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
+    """A first look: is it a picture, how large. Raises `UnfitImage`, or Pillow's error on a damaged file."""
+    with _open(path) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UnfitImage("too_large")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise UnfitImage("several_pictures")
+        return ScannedFile(content_sha256=content_sha256, rows=picture.height, columns=picture.width)
+
+
+def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
+    """Decode, cut and scale one picture. HU windows are ignored; `marked` means the picture is a crop around the mark.
+
+    Raises `UnfitImage`, or Pillow's error on a damaged file.
+    """
+    pixels = read_picture(path)
+    if pixels.min() == pixels.max():
+        raise UnfitImage("blank")
+    if pixels.ndim == 2 or data.channels != "rgb":
+        planes = [pixels if pixels.ndim == 2 else luminance(pixels)]
+    else:
+        planes = [pixels[:, :, channel] for channel in range(3)]
+    # A picture's pixels have no size in millimetres, so the study's spacing cannot apply.
+    box = region_box(planes[0].shape, data.model_copy(update={"spacing_mm": None}), None, None)
+    squares = [to_grey(cut(plane, box, data.image_size, 0.0), (0.0, 255.0)) for plane in planes]
+    pixels_CHW = stack_channels(squares, data)
+    refuse_blank(pixels_CHW)
+    source = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    return PreparedImage(pixels_CHW=pixels_CHW, source_sha256=source)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8, H x W grey or H x W x 3 colour, turned upright. Deeper pictures are scaled image by image."""
+    with _open(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in DEEP_MODES:
+            values = np.asarray(upright, dtype=np.float32)
+            if not np.isfinite(values).all():
+                raise UnfitImage("unreadable")
+            return to_grey(values, robust_window(values))
+        if upright.mode in ("1", "L"):
+            return np.asarray(upright.convert("L"))
+        if "A" in upright.getbands() or "transparency" in upright.info:
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright.convert("RGBA"))
+        return np.asarray(upright.convert("RGB"))
+
+
+def _open(path: Path) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # the limit is checked by `scan_picture`, as a reason and not as a warning
+    return Image.open(path, formats=FORMATS)

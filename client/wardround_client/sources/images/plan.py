@@ -1,0 +1,277 @@
+"""Which images to make from the files of a site: series put in order, labels matched, marked points found.
+
+Pure functions over `ScannedFile`s; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wardround.study.schema import DataSection
+from wardround_client.sources.images.layout import SiteSource
+from wardround_client.sources.images.records import Frame, ImageRequest, ScannedFile, keyed
+from wardround_client.sources.images.tables import LabelRow, LabelTable
+
+MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that become images of the patient too,
+MARK_REACH_MM = 3.0  # where they lie this near to it: with thick slices the neighbour may not show the finding any more
+MARK_DISTANCE_MM = 5.0  # a point farther than this (or one slice distance) from every slice lies outside the series
+GAP_FACTOR = 1.5  # a step this much larger than the usual one means that a slice is missing
+
+Place = tuple[int, int]  # file, frame
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something to report. `file` is an index into the site's files, None for the site as a whole."""
+
+    code: str
+    file: int | None = None
+    place: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Frames of one orientation of one series, in order along their normal; `at_mm` is None without positions."""
+
+    places: tuple[Place, ...]
+    at_mm: np.ndarray | None
+
+    @property
+    def step_mm(self) -> float:
+        """The usual distance between neighbouring slices, 0 when there is none."""
+        steps = np.diff(np.unique(np.round(self.at_mm, 3))) if self.at_mm is not None else np.empty(0)
+        return float(np.median(steps)) if steps.size else 0.0
+
+    def neighbour(self, index: int, direction: int) -> Place | None:
+        """The next slice at another position, below (-1) or above (+1); None at the end of the series."""
+        here = index + direction
+        while 0 <= here < len(self.places):
+            if self.at_mm is None or abs(self.at_mm[here] - self.at_mm[index]) > 1e-3:
+                return self.places[here]
+            here += direction
+        return None
+
+    def has_gap(self, index: int) -> bool:
+        """Whether a slice is missing next to this one."""
+        if self.at_mm is None or len(self.places) < 4:
+            return False
+        positions = np.unique(np.round(self.at_mm, 3))
+        steps = np.abs(positions - round(float(self.at_mm[index]), 3))
+        sides = (steps[positions > self.at_mm[index] + 1e-3], steps[positions < self.at_mm[index] - 1e-3])
+        return any(side.size > 0 and side.min() > GAP_FACTOR * self.step_mm for side in sides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The images to be made, in the order they will have in the cohort, and what was noticed on the way."""
+
+    requests: tuple[ImageRequest, ...]
+    findings: tuple[Finding, ...]
+
+
+def plan_images(
+    source: SiteSource, scanned: Sequence[ScannedFile], owners: Sequence[str | None], data: DataSection, key: bytes
+) -> Plan:
+    """Decide on the images of a site. `owners` holds each file's pseudonym. Files with a `fault` are left aside."""
+    series = group_series(scanned, owners)
+    findings: list[Finding] = []
+    if source.labels is None:
+        labels = [file.label for file in source.files]
+        places = [place for one in series for place in one.places]
+        chosen = [ImageRequest(file=file, frame=frame, label=labels[file]) for file, frame in places]
+        if data.region == "marked":
+            chosen = [
+                replace(request, fault="no_mark") if scanned[request.file].kind == "dicom" else request
+                for request in chosen
+            ]
+    else:
+        chosen = _labelled(source.labels, series, scanned, data, key, findings)
+    if data.channels == "slices":
+        chosen = _with_neighbours(chosen, series)
+    findings.extend(_gaps(series, data))
+    return Plan(requests=tuple(chosen), findings=tuple(findings))
+
+
+def group_series(scanned: Sequence[ScannedFile], owners: Sequence[str | None]) -> list[Series]:
+    """Frames by patient, series, orientation and size, each group sorted along its normal, groups in file order.
+
+    Frames without a position keep the order of their instance numbers.
+    """
+    groups: dict[tuple, list[Place]] = defaultdict(list)
+    for index, file in enumerate(scanned):
+        if file.fault:
+            continue
+        for number, frame in enumerate(file.frames):
+            turned = tuple(round(cosine, 2) + 0.0 for cosine in frame.orientation or ())
+            own = index if file.kind == "picture" else file.series_key
+            groups[(owners[index], own, turned, file.rows, file.columns)].append((index, number))
+    return [_sorted(places, scanned) for places in groups.values()]
+
+
+def _sorted(places: list[Place], scanned: Sequence[ScannedFile]) -> Series:
+    frames = [scanned[file].frames[number] for file, number in places]
+    numbers = [(scanned[file].instance_number, file, number) for file, number in places]
+    if any(frame.position_mm is None or frame.orientation is None for frame in frames):
+        order = sorted(range(len(places)), key=lambda index: numbers[index])
+        return Series(places=tuple(places[index] for index in order), at_mm=None)
+    direction = _normal(frames[0].orientation)
+    at_mm = np.array([float(np.dot(direction, frame.position_mm)) for frame in frames])
+    order = sorted(range(len(places)), key=lambda index: (round(at_mm[index], 3), numbers[index]))
+    return Series(places=tuple(places[index] for index in order), at_mm=at_mm[order])
+
+
+def _labelled(
+    table: LabelTable,
+    series: Sequence[Series],
+    scanned: Sequence[ScannedFile],
+    data: DataSection,
+    key: bytes,
+    findings: list[Finding],
+) -> list[ImageRequest]:
+    """Requests for the frames that labels.csv speaks of, and for the others where it names no points."""
+    subjects = [_subject(file, table.subject_kind) for file in scanned]
+    rows_of: dict[str, list[LabelRow]] = defaultdict(list)
+    for row in table.rows:
+        rows_of[keyed(key, table.subject_kind, row.subject)].append(row)
+    unmatched = sum(len(rows) for subject, rows in rows_of.items() if subject not in set(subjects))
+    if unmatched:
+        findings.append(Finding(code="unmatched_label", count=unmatched))
+    known = {"": -1, **{label: index for index, label in enumerate(data.labels)}}
+    left_out = sum(row.label not in known for row in table.rows)
+    if left_out:
+        findings.append(Finding(code="label_left_out", count=left_out))
+    chosen: list[ImageRequest] = []
+    for one in series:
+        for index, (file, frame) in enumerate(one.places):
+            rows = rows_of.get(subjects[file], [])
+            if not table.has_points:
+                chosen.extend(_whole_frame(rows, file, frame, known))
+                continue
+            for row in rows:
+                if row.label in known:
+                    chosen.extend(_at_point(row, one, index, scanned, data, known[row.label], findings))
+    if table.has_points:
+        findings.extend(_points_outside(rows_of, subjects, series, scanned))
+    return chosen
+
+
+def _subject(file: ScannedFile, kind: str) -> str:
+    return {"image": file.image_key, "series": file.series_key, "patient": file.patient_key}[kind]
+
+
+def _whole_frame(rows: list[LabelRow], file: int, frame: int, known: dict[str, int]) -> list[ImageRequest]:
+    names = {row.label for row in rows}
+    if len(names) > 1:
+        return [ImageRequest(file=file, frame=frame, fault="two_labels")]
+    if names and not names & set(known):
+        return []  # counted as left out
+    return [ImageRequest(file=file, frame=frame, label=known[names.pop()] if names else -1)]
+
+
+def _at_point(
+    row: LabelRow,
+    series: Series,
+    index: int,
+    scanned: Sequence[ScannedFile],
+    data: DataSection,
+    label: int,
+    findings: list[Finding],
+) -> list[ImageRequest]:
+    """The request of one row for one frame; none when the row speaks of another frame."""
+    file, number = series.places[index]
+    place = f"labels.csv row {row.row}"
+    if row.point_mm is not None:
+        nearest = _nearest(row, series, scanned)
+        if nearest is None or abs(index - nearest) > MARK_NEIGHBOURS:
+            return []
+        if index != nearest and _distances_mm(row, series, scanned)[index] > MARK_REACH_MM:
+            return []
+        mark_xy = _project(row, scanned[file].frames[number])
+        fault = "no_spacing" if mark_xy is None else ""
+        return [ImageRequest(file=file, frame=number, label=label, mark_xy=mark_xy, fault=fault)]
+    if row.xy is None:
+        fault = "no_mark" if data.region == "marked" else ""
+        return [ImageRequest(file=file, frame=number, label=label, fault=fault)]
+    if row.frame is None and len(scanned[file].frames) > 1:
+        if number == 0:
+            findings.append(Finding(code="mark_unclear", file=file, place=place))
+        return []
+    if (row.frame or 0) >= len(scanned[file].frames) and number == 0:
+        findings.append(Finding(code="mark_outside", file=file, place=place))
+    return [ImageRequest(file=file, frame=number, label=label, mark_xy=row.xy)] if (row.frame or 0) == number else []
+
+
+def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> int | None:
+    """The index of the slice nearest to a point in mm; None when the point lies before the first or after the last."""
+    if series.at_mm is None:
+        return None
+    distance = _distances_mm(row, series, scanned)
+    index = int(np.argmin(distance))
+    return index if distance[index] <= max(MARK_DISTANCE_MM, series.step_mm) else None
+
+
+def _distances_mm(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> np.ndarray:
+    """How far each slice of a series is from a point, along the normal."""
+    file, number = series.places[0]
+    return np.abs(series.at_mm - float(np.dot(_normal(scanned[file].frames[number].orientation), row.point_mm)))
+
+
+def _project(row: LabelRow, frame: Frame) -> tuple[float, float] | None:
+    """The pixel under a point in mm (inverse of PS3.3 equation C.7.6.2.1-1)."""
+    if frame.spacing_mm is None:
+        return None
+    offset = np.subtract(row.point_mm, frame.position_mm)
+    x = float(np.dot(offset, frame.orientation[:3])) / frame.spacing_mm[1]
+    y = float(np.dot(offset, frame.orientation[3:])) / frame.spacing_mm[0]
+    return x, y
+
+
+def _points_outside(
+    rows_of: dict[str, list[LabelRow]],
+    subjects: Sequence[str],
+    series: Sequence[Series],
+    scanned: Sequence[ScannedFile],
+) -> list[Finding]:
+    """Rows whose point in mm is near no slice of its series."""
+    findings = []
+    by_subject: dict[str, list[Series]] = defaultdict(list)
+    for one in series:
+        by_subject[subjects[one.places[0][0]]].append(one)
+    for subject, rows in rows_of.items():
+        for row in rows:
+            own = by_subject.get(subject, [])
+            if row.point_mm is not None and own and all(_nearest(row, one, scanned) is None for one in own):
+                findings.append(
+                    Finding(code="mark_outside", file=own[0].places[0][0], place=f"labels.csv row {row.row}")
+                )
+    return findings
+
+
+def _with_neighbours(chosen: list[ImageRequest], series: Sequence[Series]) -> list[ImageRequest]:
+    where = {place: (one, index) for one in series for index, place in enumerate(one.places)}
+    result = []
+    for request in chosen:
+        one, index = where[(request.file, request.frame)]
+        fault = request.fault or ("slice_gap" if one.has_gap(index) else "")
+        result.append(replace(request, below=one.neighbour(index, -1), above=one.neighbour(index, +1), fault=fault))
+    return result
+
+
+def _gaps(series: Sequence[Series], data: DataSection) -> list[Finding]:
+    """A remark for each series with a gap, unless the study reads slices together: then its images have the fault."""
+    if data.channels == "slices":
+        return []
+    return [
+        Finding(code="slice_gap_seen", file=one.places[0][0])
+        for one in series
+        if any(one.has_gap(index) for index in range(len(one.places)))
+    ]
+
+
+def _normal(orientation: tuple[float, ...]) -> np.ndarray:
+    return np.cross(orientation[:3], orientation[3:])

@@ -1,0 +1,127 @@
+"""What a worker process does with a file: look at it (`scan`), and make images from it (`prepare`)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wardround.study.schema import DataSection
+from wardround_client.sources.cohort import pixels_sha256
+from wardround_client.sources.images.crop import cut, luminance, refuse_blank, region_box, stack_channels, to_grey
+from wardround_client.sources.images.files import PICTURE, file_kind
+from wardround_client.sources.images.pictures import prepare_picture, scan_picture
+from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
+
+if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
+    from wardround_client.sources.images.pixels import FramePixels
+
+PREPROCESSING_VERSION = 1  # raise it when the same file would give other pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameAddress:
+    """Where a frame is on disk."""
+
+    path: Path = field(repr=False)
+    frame: int = 0
+    spacing_mm: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One image to be made by a worker: `ImageRequest` with paths instead of indices."""
+
+    kind: str
+    here: FrameAddress
+    below: FrameAddress | None = None
+    above: FrameAddress | None = None
+    mark_xy: tuple[float, float] | None = None
+
+
+def prepared_by(data: DataSection) -> str:
+    """Everything that decides the pixels beside the file: version and settings, as canonical JSON."""
+    settings = data.model_dump(include={"image_size", "region", "spacing_mm", "channels", "window_hu"})
+    return json.dumps({"preprocessing": PREPROCESSING_VERSION, **settings}, sort_keys=True)
+
+
+def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
+    """Hash a file and look at its header. A file that cannot be used has a `fault` instead of an exception."""
+    content_sha256 = ""
+    try:
+        with open(path, "rb") as file:
+            content_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if file_kind(path) == PICTURE:
+            return scan_picture(path, content_sha256)
+        from wardround_client.sources.images.header import scan_dicom
+
+        return scan_dicom(path, content_sha256, data, key)
+    except Exception as error:
+        return ScannedFile(content_sha256=content_sha256, fault=_reason(error))
+
+
+def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
+    """Decode, cut and scale one image. One that cannot be used has a `fault` instead of an exception."""
+    try:
+        image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
+        return replace(image, pixels_sha256=pixels_sha256(image.pixels_CHW))
+    except Exception as error:
+        return PreparedImage(fault=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """The reason code of what went wrong with a file. Decoders raise almost anything on damaged input: one file's fault
+    must not stop the others, and the text of the error may quote the file."""
+    if isinstance(error, UnfitImage):
+        return error.code
+    return "too_large" if isinstance(error, MemoryError) else "unreadable"
+
+
+def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:
+    frame = _frame(recipe.here)
+    box = region_box(frame.values.shape[:2], data, recipe.here.spacing_mm, recipe.mark_xy)
+    if data.channels == "slices":
+        planes = [_neighbour(recipe.below, frame), frame.values, _neighbour(recipe.above, frame)]
+    else:
+        planes = [frame.values]
+    windows = list(data.window_hu) if data.channels == "windows" else [data.window_hu[0]]
+    outside_hu = min(low for low, _ in windows)
+    squares: list[np.ndarray] = []
+    for plane in planes:
+        if frame.hu:
+            square = cut(plane, box, data.image_size, outside_hu)
+            squares.extend(to_grey(square, window) for window in windows)
+        elif plane.ndim == 3 and data.channels == "rgb":
+            colours = (cut(plane[:, :, channel], box, data.image_size, 0.0) for channel in range(3))
+            squares.extend(to_grey(colour, (0.0, 255.0)) for colour in colours)
+        else:
+            grey = luminance(plane) if plane.ndim == 3 else plane
+            squares.append(to_grey(cut(grey, box, data.image_size, 0.0), (0.0, 255.0)))
+    pixels_CHW = stack_channels(squares, data)
+    refuse_blank(pixels_CHW)
+    return PreparedImage(pixels_CHW=pixels_CHW, source_sha256=frame.source_sha256, hu=frame.hu)
+
+
+def _neighbour(address: FrameAddress | None, frame: FramePixels) -> np.ndarray:
+    """The slice beside this one; at the ends of a series, and where the neighbour differs in kind, the slice itself."""
+    if address is None:
+        return frame.values
+    other = _frame(address)
+    return other.values if other.values.shape == frame.values.shape and other.hu == frame.hu else frame.values
+
+
+def _frame(address: FrameAddress) -> FramePixels:
+    return _decoded(address.path, address.frame, address.path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(path: Path, index: int, changed_ns: int) -> FramePixels:
+    """The last few frames stay decoded: neighbours are asked for three times in a row."""
+    from wardround_client.sources.images.pixels import read_frame
+
+    return read_frame(path, index)

@@ -1,0 +1,183 @@
+"""Worker processes that may die: a decoder that crashes or hangs costs its file, never the run.
+
+`WorkerPool.map` yields one result an item, in the order of the items, whatever the timing. Items go out in short
+batches and each is answered by itself, so the parent knows which item a dead worker was at: it is tried once more (the
+system may have killed the worker for another reason) and then given up as `Lost("decoder_crashed")`; past its time
+limit, as `Lost("too_slow")`. Workers start fresh (spawn), with no inherited state, no torch, and no voice: what a
+decoder prints could quote a tag.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from types import TracebackType
+from typing import Any
+
+from wardround.errors import WardroundError
+from wardround.processes.spawn import FreshContext
+
+BATCH = 8  # items sent at once: enough to hide the pipe, few enough to share the work evenly
+AHEAD = 4  # batches a worker may be ahead of what was yielded: bounds the memory held in the parent
+START_LIMIT_S = 60.0
+MEMORY_LIMIT_BYTES = 16 * 2**30  # address space of a worker: a bomb becomes a MemoryError
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In place of a result: why there is none."""
+
+    code: str
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    pipe: connection.Connection
+    busy: deque[int] = field(default_factory=deque)  # indices sent and not yet answered, in order
+    deadline: float = 0.0
+    ready: bool = False
+
+
+class WorkerPool:
+    """`workers` processes, started by `with` and gone at its end."""
+
+    def __init__(self, workers: int, *, item_limit_s: float = 60.0) -> None:
+        self._count = max(1, workers)
+        self._item_limit_s = item_limit_s
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+
+    def __enter__(self) -> WorkerPool:
+        self._workers = [self._start() for _ in range(self._count)]
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
+        self._workers = []
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        """`function(item)` for each item, in order. `function` must be importable in a fresh process.
+
+        An exception raised by `function` is a fault of the program and ends the run with `WardroundError`.
+        """
+        waiting = deque(range(len(items)))
+        results: dict[int, Any] = {}
+        tries: dict[int, int] = {}
+        try:
+            for wanted in range(len(items)):
+                while wanted not in results:
+                    horizon = wanted + BATCH * AHEAD * self._count
+                    self._hand_out(function, items, waiting, horizon)
+                    self._collect(results, waiting, tries)
+                yield results.pop(wanted)
+        finally:  # given up half-way: answers still to come must not reach the next `map`
+            for worker in [worker for worker in self._workers if worker.busy]:
+                self._replace(worker, waiting)
+
+    def _hand_out(self, function: Callable, items: Sequence, waiting: deque[int], horizon: int) -> None:
+        for worker in self._workers:
+            if worker.busy or not waiting or waiting[0] >= horizon:
+                continue
+            share = max(1, min(BATCH, len(waiting) // self._count))
+            batch = [waiting.popleft() for _ in range(share)]
+            worker.busy.extend(batch)
+            worker.deadline = time.monotonic() + self._item_limit_s + (0 if worker.ready else START_LIMIT_S)
+            with suppress(OSError):  # it has died: `_collect` finds the end of its pipe
+                worker.pipe.send((function, [items[index] for index in batch]))
+
+    def _collect(self, results: dict[int, Any], waiting: deque[int], tries: dict[int, int]) -> None:
+        """Wait for the next answers, deaths or deadlines."""
+        busy = [worker for worker in self._workers if worker.busy]
+        left_s = min(worker.deadline for worker in busy) - time.monotonic()
+        ready = connection.wait([worker.pipe for worker in busy], timeout=max(0.0, left_s))
+        for worker in busy:
+            if worker.pipe in ready:
+                self._read(worker, results, waiting, tries)
+            elif time.monotonic() >= worker.deadline:
+                worker.process.kill()
+                if worker.ready:
+                    results[worker.busy.popleft()] = Lost("too_slow")
+                self._replace(worker, waiting)
+
+    def _read(self, worker: _Worker, results: dict[int, Any], waiting: deque[int], tries: dict[int, int]) -> None:
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, OSError):
+            if worker.ready:
+                suspect = worker.busy.popleft()
+                tries[suspect] = tries.get(suspect, 0) + 1
+                if tries[suspect] > 1:
+                    results[suspect] = Lost("decoder_crashed")
+                else:
+                    worker.busy.appendleft(suspect)
+            self._replace(worker, waiting)
+            return
+        if kind == "ready":
+            worker.ready, self._failed_starts = True, 0
+        elif kind == "done":
+            results[worker.busy.popleft()] = value
+        else:
+            raise WardroundError(f"a worker process failed: {value}")
+        worker.deadline = time.monotonic() + self._item_limit_s
+
+    def _replace(self, worker: _Worker, waiting: deque[int]) -> None:
+        """Put a dead worker's items back in front and start another in its place."""
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts > 2 * self._count:
+                raise WardroundError("worker processes cannot be started here; is there memory left?")
+        waiting.extendleft(reversed(worker.busy))
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _start(self) -> _Worker:
+        context = FreshContext()
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True, name="wardround-decoder")
+        process.start()
+        theirs.close()
+        return _Worker(process=process, pipe=ours)
+
+
+def _serve(pipe: connection.Connection) -> None:
+    """A worker's life: answer batches, item by item, until the parent goes away."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    _limit_memory()
+    try:
+        pipe.send(("ready", None))
+        while True:
+            function, items = pipe.recv()
+            for item in items:
+                pipe.send(_answer(function, item))
+    except (EOFError, OSError):
+        return
+
+
+def _answer(function: Callable[[Any], Any], item: Any) -> tuple[str, Any]:
+    try:
+        return "done", function(item)
+    except Exception as error:
+        # The type alone: an exception's text may quote what it read.
+        return "failed", type(error).__name__
+
+
+def _limit_memory() -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(hard, MEMORY_LIMIT_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -1,0 +1,362 @@
+"""From a site's files to its cohort: scan, plan, decode in worker processes, gate, write. In that order.
+
+Source files are opened read-only. A second ingest of the same files decodes nothing: what was made from which content
+is remembered by hashes (`sources/images/decoded_cache.py`). What is wrong with a file never stops the others; it is in
+the quality report.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wardround.errors import DataError
+from wardround.storage.private_files import make_folder
+from wardround.study.schema import DataSection
+from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
+from wardround_client.sources.images.decoded_cache import Memory, Outcome, request_key
+from wardround_client.sources.images.layout import SiteSource, SourceFile
+from wardround_client.sources.images.plan import Finding, Plan, plan_images
+from wardround_client.sources.images.prepare import FrameAddress, Recipe, prepare, prepared_by, scan
+from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
+from wardround_client.sources.images.workers import Lost, WorkerPool
+from wardround_client.sources.quality.gate import Candidate, Quality, gate, summarise
+from wardround_client.sources.quality.report import REPORT_HTML, write_quality
+
+Progress = Callable[[int, int], None]
+FILES_WORTH_A_WORKER = 64  # starting a worker takes about as long as this many small files
+SPARE_BYTES = 64 * 2**20  # beyond the arrays: tables, reports, and room for the neighbours on the disk
+LOCK_FILE = ".ingest.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """What ingest did. Everything about the data is in `quality`; nothing here or there can name a patient."""
+
+    folder: Path
+    key: str  # of the cohort
+    quality: Quality
+    decoded: int  # images decoded now
+    reused: int  # images known from before
+    seconds: float
+
+    def to_json(self) -> dict:
+        """Plain values, for `--json` and a run's report."""
+        figures = {"key": self.key, "decoded": self.decoded, "reused": self.reused, "seconds": round(self.seconds, 3)}
+        return {**figures, "quality": self.quality.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Site:
+    """The files of a site after a first look: records and owners (pseudonyms) in the order of `source.files`."""
+
+    source: SiteSource
+    data: DataSection
+    key: bytes
+    scanned: Sequence[ScannedFile]
+    owners: Sequence[str | None]
+
+
+def ingest(
+    source: SiteSource,
+    data: DataSection,
+    folder: Path,
+    key: bytes,
+    *,
+    workers: int,
+    objectors: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+    pool: WorkerPool | None = None,
+) -> IngestReport:
+    """Prepare a site's cohort in `folder`, with its quality report. `key` is the site's own secret; no image of a
+    patient in `objectors` (pseudonyms) is decoded.
+
+    `progress(done, total)` counts files looked at and images made. Memory grows with `workers`, not with the data. Rows
+    come in the order of the source's files (slices in the order of their series), whatever the workers' timing. Many
+    small sites can share one open `pool` (then `workers` is ignored) and save its start.
+    Raises `DataError` when no image is fit, when the disk cannot hold the cohort, or when another ingest is at work.
+    """
+    start = time.monotonic()
+    with claimed_cohort(folder), _open_pool(pool, workers, len(source.files)) as pool:
+        count = _Counter(progress, len(source.files))
+        site = _look(source, data, key, objectors, pool, count)
+        plan = plan_images(source, site.scanned, site.owners, data, key)
+        with Memory(folder, _shape(data)) as memory:
+            asked = [request for request in plan.requests if not request.fault]
+            _refuse_full_disk(folder, len(asked), data)
+            outcomes, decoded = _make(asked, site, memory, pool, count)
+            faults = _faults(asked, outcomes, site.owners)
+            kept = [index for index, fault in enumerate(faults) if not fault]
+            # Pixels that an earlier gate refused are not kept; where it lets them pass now, they are made once more.
+            decoded += _make_missing(kept, asked, outcomes, site, memory, pool)
+            memory.save(outcomes)
+            findings = _findings(site, plan, asked, faults)
+            quality = _quality(site, [(asked[index], outcomes[index]) for index in kept], findings)
+            write_quality(folder, quality, findings, [file.path for file in source.files], key)
+            if not kept:
+                raise DataError(
+                    f"{source.root}: none of the {len(source.files)} files of {source.name} is fit for the study; "
+                    f"{folder / REPORT_HTML} says why"
+                )
+            rows = [
+                CohortRow(pseudonym=site.owners[asked[index].file], label=asked[index].label, hu=outcomes[index].hu)
+                for index in kept
+            ]
+            made_key = _write(folder, rows, [outcomes[index].pixels_sha256 for index in kept], site, memory)
+    return IngestReport(
+        folder=folder,
+        key=made_key,
+        quality=quality,
+        decoded=decoded,
+        reused=len(asked) - decoded,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _open_pool(pool: WorkerPool | None, workers: int, files: int) -> AbstractContextManager[WorkerPool]:
+    if pool is not None:
+        return nullcontext(pool)
+    return WorkerPool(min(workers, 1 + files // FILES_WORTH_A_WORKER))
+
+
+class _Counter:
+    """Progress over two stages: every file is looked at, every image is made."""
+
+    def __init__(self, report: Progress | None, files: int) -> None:
+        self._report = report
+        self._total = 2 * files  # until the number of images is known
+        self._done = 0
+        self._files = files
+
+    def images(self, count: int) -> None:
+        self._total = self._files + count
+
+    def step(self, count: int = 1) -> None:
+        self._done += count
+        if self._report is not None and count:
+            self._report(self._done, self._total)
+
+
+def _look(
+    source: SiteSource,
+    data: DataSection,
+    key: bytes,
+    objectors: frozenset[str],
+    pool: WorkerPool,
+    count: _Counter,
+) -> _Site:
+    """Scan every file; one without an owner gets the fault `no_patient`, one whose owner objects `opted_out`."""
+    scanned, owners = [], []
+    paths = [source.root / file.path for file in source.files]
+    for file, record in zip(source.files, pool.map(functools.partial(scan, data=data, key=key), paths), strict=True):
+        if isinstance(record, Lost):
+            record = ScannedFile(content_sha256="", fault=record.code)
+        owner = _owner(file, record, key)
+        if owner is None and not record.fault:
+            record = replace(record, fault="no_patient")
+        if owner in objectors:
+            record = replace(record, fault="opted_out")
+        scanned.append(record)
+        owners.append(owner)
+        count.step()
+    return _Site(source=source, data=data, key=key, scanned=scanned, owners=owners)
+
+
+def _owner(file: SourceFile, record: ScannedFile, key: bytes) -> str | None:
+    """The pseudonym: of the patient the manifest names, else of the one in the header."""
+    return record.pseudonym if file.patient_id is None else pseudonym(key, file.patient_id, file.issuer)
+
+
+def _make(
+    asked: Sequence[ImageRequest], site: _Site, memory: Memory, pool: WorkerPool, count: _Counter
+) -> tuple[list[Outcome], int]:
+    """The outcome of each request, and how many had to be decoded."""
+    count.images(len(asked))
+    settings = prepared_by(site.data)
+    keys = [request_key(request, site.scanned, settings) for request in asked]
+    known = {key: memory.recall(key) for key in keys}
+    new = [index for index, key in enumerate(keys) if known[key] is None]
+    count.step(len(asked) - len(new))
+    function = functools.partial(prepare, data=site.data)
+    recipes = [_recipe(asked[index], site) for index in new]
+    for index, image in zip(new, pool.map(function, recipes), strict=True):
+        known[keys[index]] = _outcome(keys[index], image)
+        if isinstance(image, PreparedImage):
+            memory.keep(image)
+        count.step()
+    return [known[key] for key in keys], len(new)
+
+
+def _make_missing(
+    kept: Sequence[int],
+    asked: Sequence[ImageRequest],
+    outcomes: Sequence[Outcome],
+    site: _Site,
+    memory: Memory,
+    pool: WorkerPool,
+) -> int:
+    """Decode those images again whose outcome is known and whose pixels are not at hand. Returns how many."""
+    missing = [index for index in kept if not memory.has(outcomes[index].pixels_sha256)]
+    recipes = [_recipe(asked[index], site) for index in missing]
+    for index, image in zip(missing, pool.map(functools.partial(prepare, data=site.data), recipes), strict=True):
+        if isinstance(image, Lost) or image.pixels_sha256 != outcomes[index].pixels_sha256:
+            raise DataError(f"{site.source.root}: a file changed while it was read; run ingest again")
+        memory.keep(image)
+    return len(missing)
+
+
+def _recipe(request: ImageRequest, site: _Site) -> Recipe:
+    def address(place: tuple[int, int] | None) -> FrameAddress | None:
+        if place is None:
+            return None
+        path = site.source.root / site.source.files[place[0]].path
+        spacing_mm = site.scanned[place[0]].frames[place[1]].spacing_mm
+        return FrameAddress(path=path, frame=place[1], spacing_mm=spacing_mm)
+
+    return Recipe(
+        kind=site.scanned[request.file].kind,
+        here=address((request.file, request.frame)),
+        below=address(request.below),
+        above=address(request.above),
+        mark_xy=request.mark_xy,
+    )
+
+
+def _outcome(key: str, image: PreparedImage | Lost) -> Outcome:
+    if isinstance(image, Lost):
+        return Outcome(request=key, fault=image.code)
+    return Outcome(
+        request=key,
+        fault=image.fault,
+        pixels_sha256=image.pixels_sha256,
+        source_sha256=image.source_sha256,
+        hu=image.hu,
+    )
+
+
+def _faults(asked: Sequence[ImageRequest], outcomes: Sequence[Outcome], owners: Sequence[str | None]) -> list[str]:
+    """A reason code for each request, "" where its image enters the cohort: its own fault, else the gate's."""
+    faults = [outcome.fault for outcome in outcomes]
+    passed = [index for index, fault in enumerate(faults) if not fault]
+    candidates = [
+        Candidate(
+            pseudonym=owners[asked[index].file],
+            label=asked[index].label,
+            pixels_sha256=outcomes[index].pixels_sha256,
+            source_sha256=outcomes[index].source_sha256,
+        )
+        for index in passed
+    ]
+    for index, fault in zip(passed, gate(candidates), strict=True):
+        faults[index] = fault
+    return faults
+
+
+def _findings(site: _Site, plan: Plan, asked: Sequence[ImageRequest], faults: Sequence[str]) -> list[Finding]:
+    """Everything to report, in the order of the files; what concerns the whole site comes last."""
+    findings = [Finding(code=record.fault, file=index) for index, record in enumerate(site.scanned) if record.fault]
+    refused = [(request, request.fault) for request in plan.requests if request.fault]
+    refused += [(request, fault) for request, fault in zip(asked, faults, strict=True) if fault]
+    for request, code in refused:
+        several = len(site.scanned[request.file].frames) > 1
+        place = f"frame {request.frame + 1}" if several else ""
+        findings.append(Finding(code=code, file=request.file, place=place))
+    findings += plan.findings
+    if site.source.left_out:
+        findings.append(Finding(code="label_left_out", count=site.source.left_out))
+    return sorted(findings, key=lambda finding: (finding.file is None, finding.file or 0, finding.code, finding.place))
+
+
+def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings: list[Finding]) -> Quality:
+    without_hu = sum(not outcome.hu for _, outcome in made)
+    if without_hu and (site.data.modality == "CT" or without_hu < len(made)):
+        findings.append(Finding(code="no_hu", count=without_hu))
+    notes = [note[0].upper() + note[1:] + "." for note in site.source.assumptions]
+    if site.data.region == "marked" and any(record.kind == "picture" for record in site.scanned):
+        notes.append("A picture is taken as already cut around its marked point.")
+    if site.source.ignored:
+        passed = "1 file was" if site.source.ignored == 1 else f"{site.source.ignored} files were"
+        notes.append(f"{passed} passed over by name (texts, tables, hidden files).")
+    return summarise(
+        site=site.source.name,
+        files=len(site.source.files),
+        labels=site.data.labels,
+        accepted=[(site.owners[request.file], request.label) for request, _ in made],
+        findings=findings,
+        notes=tuple(notes),
+    )
+
+
+def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: _Site, memory: Memory) -> str:
+    """Write the cohort, unless the one that is there is the same already. Returns its key."""
+    settings = prepared_by(site.data)
+    made_key = cohort_key(hashes, settings)
+    if memory.has_cohort and _is_sealed(folder, made_key, table_bytes(rows, hashes, site.data.labels)):
+        return made_key
+    return write_cohort(
+        folder,
+        rows,
+        (memory.pixels(sha256) for sha256 in hashes),
+        shape_CHW=_shape(site.data),
+        label_names=site.data.labels,
+        site_key=site.key,
+        prepared_by=settings,
+    )
+
+
+def _is_sealed(folder: Path, made_key: str, table: bytes) -> bool:
+    seal = json.loads((folder / SEAL_FILE).read_bytes())
+    return seal["key"] == made_key and seal["table_sha256"] == hashlib.sha256(table).hexdigest()
+
+
+def _shape(data: DataSection) -> tuple[int, int, int]:
+    return data.channel_count, data.image_size, data.image_size
+
+
+def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
+    """The arrays are held twice for a moment: as they come, and in the order of the cohort."""
+    channels, height, width = _shape(data)
+    needed = 2 * images * channels * height * width + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: {images} images need {needed / 1e9:.1f} GB on this disk and {free / 1e9:.1f} GB are free; "
+            f"make room or choose another folder"
+        )
+
+
+class CohortBusyError(DataError):
+    """Another ingest is at work in the folder."""
+
+
+@contextmanager
+def claimed_cohort(folder: Path) -> Iterator[None]:
+    """Hold the cohort folder for one ingest, and turn what the disk refuses into one line."""
+    try:
+        make_folder(folder)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CohortBusyError(f"{folder}: another ingest is at work here; wait for it") from None
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise DataError(f"{folder}: the disk is full or read-only; make room and run ingest again") from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""The quality report: `quality.json` and `quality.html` without paths, and `quarantine.csv` that leads to the files.
+
+A file's path may hold a patient's name, so the reports call it by a short keyed reference; only `quarantine.csv`, which
+its owner alone can read, says which path that is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from wardround_client.sources.cohort import write_atomically
+from wardround_client.sources.images.plan import Finding
+from wardround_client.sources.images.records import keyed
+from wardround_client.sources.quality.gate import Quality
+from wardround_client.sources.quality.reasons import REASONS
+
+REPORT_JSON, REPORT_HTML, QUARANTINE = "quality.json", "quality.html", "quarantine.csv"
+SHOWN_REFERENCES = 200  # a reason in the HTML; the JSON and the list hold all
+
+
+def reference(key: bytes, path: Path) -> str:
+    """A short name for a file that says nothing about it: ten hex digits of a keyed hash of its path."""
+    return keyed(key, "file", path.as_posix())[:10]
+
+
+def write_quality(
+    folder: Path, quality: Quality, findings: Sequence[Finding], paths: Sequence[Path], key: bytes
+) -> None:
+    """Write the three files. `paths` are the site's files, relative to its folder; findings point into them."""
+    entries = [
+        {
+            "reference": "" if finding.file is None else reference(key, paths[finding.file]),
+            "code": finding.code,
+            "place": finding.place,
+        }
+        for finding in findings
+    ]
+    content = {**quality.to_json(), "findings": entries}
+    write_atomically(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
+    write_atomically(folder / REPORT_HTML, _html(quality, entries).encode())
+    write_atomically(folder / QUARANTINE, _paths_csv(findings, entries, paths).encode(), mode=0o600)
+
+
+def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence[Path]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("reference", "path", "code", "place", "reason", "advice"))
+    for finding, entry in zip(findings, entries, strict=True):
+        if finding.file is not None:
+            reason = REASONS[finding.code]
+            path = paths[finding.file].as_posix()
+            writer.writerow((entry["reference"], path, finding.code, finding.place, reason.title, reason.advice))
+    return text.getvalue()
+
+
+def _by_weight(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """Errors first, then the most frequent."""
+    return sorted(counts.items(), key=lambda item: (not REASONS[item[0]].error, -item[1], item[0]))
+
+
+def _html(quality: Quality, entries: list[dict]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    references: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry["reference"]:
+            references[entry["code"]].append(" · ".join(filter(None, (entry["reference"], entry["place"]))))
+    template = Path(__file__).with_name("quality.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        quality=quality,
+        reasons=REASONS,
+        references=references,
+        shown=SHOWN_REFERENCES,
+        quarantine_file=QUARANTINE,
+        quarantined=_by_weight(quality.quarantined),
+        remarks=_by_weight(quality.remarks),
+        most=max((figures["images"] for figures in quality.classes.values()), default=0),
+    )

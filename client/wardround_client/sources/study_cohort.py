@@ -1,0 +1,69 @@
+"""A prepared cohort as one study may use it: labels matched by name, images only in the study's own shape.
+
+A cohort may have been prepared for another study. If that raised an error in a round, the error would show, without
+noise, that somebody is there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from wardround.study.load import Study
+from wardround_client.sources.cohort import Cohort, empty_cohort
+
+
+def nobody(study: Study) -> Cohort:
+    """A cohort of the study's own labels and shape, without a patient."""
+    return empty_cohort(_shape_CHW(study), study.data.labels)
+
+
+def differences(cohort: Cohort, study: Study) -> list[str]:
+    """How the prepared cohort differs from what the study asks for, one line a difference; none where it fits."""
+    found = []
+    prepared, asked = cohort.images_NCHW.shape[1:], _shape_CHW(study)
+    kind = _channels(cohort)
+    if kind != study.data.channels and kind is not None:
+        found.append(f"images were prepared as {kind}, the study asks for {study.data.channels}: nobody takes part")
+    elif prepared[0] != asked[0]:
+        found.append(f"images have {prepared[0]} channels, the study asks for {asked[0]}: nobody takes part")
+    if prepared[1:] != asked[1:]:
+        sizes = " x ".join(map(str, prepared[1:])), " x ".join(map(str, asked[1:]))
+        found.append(f"images are {sizes[0]} pixels, the study asks for {sizes[1]}: nobody takes part")
+    unknown = [name for name in cohort.label_names if name not in study.data.labels]
+    missing = [name for name in study.data.labels if name not in cohort.label_names]
+    if unknown:
+        found.append(f"labels that the study does not have count as no label: {', '.join(unknown)}")
+    if missing:
+        found.append(f"labels of the study that the prepared data do not have: {', '.join(missing)}")
+    return found
+
+
+def cohort_for(cohort: Cohort, study: Study) -> Cohort:
+    """The cohort with the study's label names and indices; `nobody` where channels or image size differ.
+
+    An image whose label the study does not have gets no label (-1).
+    """
+    if cohort.images_NCHW.shape[1:] != _shape_CHW(study) or _channels(cohort) not in (None, study.data.channels):
+        return nobody(study)
+    if cohort.label_names == study.data.labels:
+        return cohort
+    place = {name: index for index, name in enumerate(study.data.labels)}
+    index_of = np.array([*(place.get(name, -1) for name in cohort.label_names), -1], np.int16)  # [-1]: no label
+    labels_N = index_of[cohort.labels_N]
+    labels_N.flags.writeable = False
+    return replace(cohort, labels_N=labels_N, label_names=study.data.labels)
+
+
+def _channels(cohort: Cohort) -> str | None:
+    """What the images' channels were prepared as; None where the cohort has no record of it."""
+    try:
+        return str(json.loads(cohort.prepared_by)["channels"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _shape_CHW(study: Study) -> tuple[int, int, int]:
+    return (study.data.channel_count, study.data.image_size, study.data.image_size)

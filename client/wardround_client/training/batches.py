@@ -1,0 +1,121 @@
+"""What training reads at a site, and its way from a draw of patients to batches that a network can hold.
+
+Shapes: N rows, C channels, H and W pixels, D features, U drawn patients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wardround_client.clipping.engines import ClippingEngine, PatientBatch
+from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
+from wardround_client.sources.cohort import Rows
+
+IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
+FEATURES_PER_BATCH = 1 << 22  # numbers
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Augmentation = Callable[[Tensor], Tensor]  # images_NCHW -> views_NCHW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What training reads at a site. Rows without a label and patients held out are not in `index`.
+
+    `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) where the network's features are frozen.
+    """
+
+    inputs_N: np.ndarray | Rows
+    labels_N: np.ndarray
+    index: PatientIndex
+
+    @property
+    def reads_images(self) -> bool:
+        return self.inputs_N.dtype == np.uint8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPlan:
+    """How a site does the arithmetic of a study's steps. Nothing here affects privacy."""
+
+    engine: ClippingEngine
+    images_per_batch: int = IMAGES_PER_PHYSICAL_BATCH
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOutImages:
+    """Images of patients that this study never trains on: uint8 (N, C, H, W), their labels, and whose they are."""
+
+    images_NCHW: np.ndarray | Rows
+    labels_N: np.ndarray
+    patient_N: np.ndarray
+
+
+def material_of(inputs_N: np.ndarray, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:
+    """Keep the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
+    kept = np.flatnonzero(rows_N)
+    index = index_patients(patient_N[kept])
+    index = PatientIndex(rows_N=kept[index.rows_N], start_P1=index.start_P1)
+    return Material(inputs_N=inputs_N, labels_N=labels_N, index=index)
+
+
+def physical_batches(
+    material: Material, draw: Draw, device: torch.device, augment: Augmentation, most_images: int
+) -> Iterator[PatientBatch]:
+    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; of
+    features into larger ones. Where a batch cannot be made, its patients come one at a time, without those of whom that
+    is true: whoever cannot be read or viewed counts as zero, like a gradient that is not finite.
+
+    `augment` is called for each patient alone: what it gives is then the same whoever else was drawn, to the last bit.
+    """
+    limit = most_images if material.reads_images else max(1, FEATURES_PER_BATCH // material.inputs_N.shape[1])
+    first = 0
+    while first < draw.units:
+        last = first + 1
+        while last < draw.units and draw.start_U1[last + 1] - draw.start_U1[first] <= limit:
+            last += 1
+        yield from or_one_by_one(
+            partial(_batch, material, draw, range(first, last), device, augment),
+            [partial(_batch, material, draw, range(u, u + 1), device, augment) for u in range(first, last)],
+        )
+        first = last
+
+
+def _batch(material: Material, draw: Draw, units: range, device: torch.device, augment: Augmentation) -> PatientBatch:
+    rows = draw.rows_N[draw.start_U1[units.start] : draw.start_U1[units.stop]]
+    starts = draw.start_U1[units.start : units.stop + 1] - draw.start_U1[units.start]
+    inputs_N = torch.from_numpy(material.inputs_N[rows])
+    spans = zip(starts[:-1], starts[1:], strict=True)
+    return PatientBatch(
+        inputs_N=torch.cat([augment(inputs_N[begin:end].to(device, copy=True)) for begin, end in spans]),
+        labels_N=torch.from_numpy(material.labels_N[rows].astype(np.int64)).to(device),
+        start_U1=torch.from_numpy(starts),
+    )
+
+
+def or_one_by_one(together: Callable[[], T], alone: Sequence[Callable[[], T]]) -> list[T]:
+    """What all patients of a batch give together; where that raises, what each gives alone, without those who raise.
+
+    An error that one patient's data cause must not take the others' part out of a sum: the sum would move by all of
+    theirs. Engines give a patient alone the same bits as among others. The site's log has each error in full.
+    """
+    try:
+        return [together()]
+    except Exception:
+        log.exception("a batch of %d patients failed; its patients are computed one at a time", len(alone))
+    found: list[T] = []
+    for one in alone:
+        try:
+            found.append(one())
+        except Exception:
+            log.exception("a patient failed and counts as zero in this step")
+    return found

@@ -1,0 +1,75 @@
+"""Frozen features of a cohort, computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.errors import DataError, WardroundError
+from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
+from wardround.storage.private_files import make_folder
+from wardround_client.sources.cohort import Cohort
+
+log = logging.getLogger(__name__)
+
+
+def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
+    """Frozen features of every image, float32 (N, D); kept in `cache_folder` by network, weights and cohort.
+
+    Each image goes through the network alone: in a batch, the last bit of its features would depend on the other
+    images, and weights that a server sends for the head could blow that bit up. And one that cannot be read or computed
+    has features that are not numbers, in this round. Raises `DataError` where that is true of all.
+    """
+    path = None
+    if cache_folder is not None:
+        path = cache_folder / f"features-each-{_frozen_sha256(network)[:16]}-{cohort.key[:16]}.safetensors"
+        kept = _kept(path)
+        if kept is not None and len(kept) == len(cohort.images_NCHW):
+            return kept
+    network, images_NCHW = network.to(device).eval(), cohort.images_NCHW
+
+    @torch.no_grad()
+    def of(image_CHW: np.ndarray) -> np.ndarray:
+        return network.features(torch.from_numpy(np.array(image_CHW[None])).to(device)).float().cpu().numpy()[0]
+
+    width = len(of(np.zeros(images_NCHW.shape[1:], np.uint8)))  # also where nobody is there
+    features_ND, failed = np.full((len(images_NCHW), width), np.nan, np.float32), 0
+    for row in range(len(images_NCHW)):
+        try:
+            features_ND[row] = of(images_NCHW[row])
+        except Exception:
+            failed += 1
+            log.exception("image %d has no features: its patient counts as zero", row)
+    if failed and failed == len(images_NCHW):
+        raise DataError("no prepared image can be read or computed; the log above says why")
+    if path is not None and not failed:
+        make_folder(cache_folder)
+        save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
+    return features_ND
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """The features in a file; None where there is none or it is damaged: they are computed anew, and written again."""
+    if not path.is_file():
+        return None
+    try:
+        features_ND = load_checkpoint(path)[0].get("features_ND")
+    except WardroundError as error:
+        log.warning("%s: %s; computing the features again", path.name, error)
+        return None
+    return features_ND if features_ND is not None and features_ND.ndim == 2 else None
+
+
+def _frozen_sha256(network: nn.Module) -> str:
+    """SHA-256 over the names and bytes of everything but the head."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

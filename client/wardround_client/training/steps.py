@@ -1,0 +1,127 @@
+"""A round's local steps: learning rate and optimizer from public numbers, and the noisy steps themselves, the same for
+every task.
+
+Guarantee: a step adds the drawn patients' clipped gradients, sensitivity C, and one noise of deviation sigma C: one
+Gaussian event, as in `noise.py`. Exactly `plan.local_steps` of them happen whatever the data are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from wardround.errors import WardroundError
+from wardround.study.load import Study
+from wardround.study.schema import TrainingSection
+from wardround_client.clipping.engines import ClippedSum, LossPerImage, PatientBatch
+from wardround_client.clipping.select import engine_for
+from wardround_client.privacy.noise import PatientOptimizer
+from wardround_client.privacy.plan import PrivacyPlan
+from wardround_client.privacy.sampling import draw_patients
+from wardround_client.privacy.secure_random import SecretRandom
+from wardround_client.training.batches import Augmentation, Material, SpeedPlan, or_one_by_one, physical_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientsTerm:
+    """What patients move: `parameters` by their names in `part`, by the loss of each image as `augment` makes it."""
+
+    part: nn.Module
+    parameters: dict[str, nn.Parameter]
+    loss_per_image: LossPerImage
+    augment: Augmentation
+
+
+def take_noisy_steps(
+    study: Study,
+    plan: PrivacyPlan,
+    term: PatientsTerm,
+    material: Material,
+    round_: int,
+    randomness: SecretRandom,
+    device: torch.device,
+    speed: SpeedPlan | None,
+    after_noise: Callable[[], None] | None = None,
+) -> None:
+    """The noisy steps of one round, in place: `plan.local_steps`, an empty draw's on noise alone.
+
+    `after_noise` may add to the noised gradients what no patient moves. Without `speed` the engine is the one by rule.
+    Raises `WardroundError` where the steps that were taken are not those that the ledger was charged for.
+    """
+    speed = speed or SpeedPlan(engine=engine_for(term.part, plan.max_grad_norm))
+    moving = list(term.parameters.values())
+    rate = learning_rate(study, plan, sum(parameter.numel() for parameter in moving), round_)
+    optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, term.parameters, randomness)
+    most = speed.images_per_batch if material.reads_images and math.isfinite(plan.max_grad_norm) else None
+
+    def clipped(batch: PatientBatch) -> ClippedSum:
+        return speed.engine(term.part, term.parameters, batch, term.loss_per_image, plan.max_grad_norm)
+
+    tried, counted = 0, 0
+    for _ in range(plan.local_steps):
+        draw = draw_patients(plan, material.index, randomness, most)
+        tried += draw.units
+        for batch in physical_batches(material, draw, device, term.augment, speed.images_per_batch):
+            sums = or_one_by_one(partial(clipped, batch), [partial(clipped, unit) for unit in batch.each()])
+            counted += len(sums)
+            for one in sums:
+                optimizer.accumulate_sum(one)
+        optimizer.noisy_step(after_noise)
+    if tried and not counted:  # nobody's part is in any sum: what was released is noise alone, whoever was there
+        raise WardroundError("training failed with each patient; the log above says why")
+    if optimizer.noisy_steps != plan.local_steps:
+        raise WardroundError(
+            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
+        )
+
+
+def pull_to_start(
+    study: Study, parameters: dict[str, nn.Parameter], received: list[Tensor]
+) -> Callable[[], None] | None:
+    """FedProx's term mu (w - w_received) for `after_noise` (Li et al. 2020): it needs no patient. None where the study
+    has another strategy.
+    """
+    if study.aggregation.strategy != "fedprox":
+        return None
+
+    def pull() -> None:
+        for parameter, start in zip(parameters.values(), received, strict=True):
+            parameter.grad.add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
+
+    return pull
+
+
+def learning_rate(study: Study, plan: PrivacyPlan, parameters: int, round_: int) -> float:
+    """The learning rate of a round (1-based), from public numbers only.
+
+    `"rule"`: min(32, 3 N / (C s sqrt(d T K))) with N the federation's nominal patients, C the clipping norm, s the
+    noise multiplier, d the parameters that move, T the steps of the study, K the nominal sites: the noise of all
+    steps together then moves the weights by a bounded length. `cosine` scales by a linear warm-up and half a cosine
+    over the rounds.
+    """
+    training, rounds = study.training, study.study.rounds
+    if training.learning_rate == "rule":
+        sites = study.aggregation.nominal_sites
+        spread = plan.max_grad_norm * plan.noise_multiplier * math.sqrt(parameters * rounds * plan.local_steps * sites)
+        peak = 32.0 if spread == 0 else min(32.0, 3 * sites * plan.nominal_patients / spread)
+    else:
+        peak = float(training.learning_rate)
+    if training.schedule == "constant":
+        return peak
+    if round_ <= training.warmup_rounds:
+        return peak * round_ / (training.warmup_rounds + 1)
+    done = (round_ - training.warmup_rounds) / max(1, rounds - training.warmup_rounds)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done) * 0.97))
+
+
+def optimizer_of(training: TrainingSection, rate: float, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The study's optimizer, new in every round: no state outlives one."""
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay)
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=rate, weight_decay=training.weight_decay)

@@ -1,0 +1,35 @@
+"""`wardround-server`: what the operator of a federation runs. Each group of commands is a file of its own, added here.
+
+Heavy imports happen inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from wardround.cli.app import program, run_program
+from wardround.cli.audit import audit_app
+from wardround.cli.health import add_health
+from wardround_server.cli import folder, logs, models, runs, sites
+
+app = program(
+    "wardround-server",
+    "The server of a federation: its certificates, its sites, its runs. Research software, no medical device.",
+)
+app.add_typer(folder.app)
+app.add_typer(runs.app)
+app.command(epilog="Example: wardround-server logs --site north --follow --server federation")(logs.logs)
+app.add_typer(sites.app, name="sites")
+app.add_typer(models.app, name="model")
+app.add_typer(audit_app("wardround-server"), name="audit")
+add_health(app, "wardround-server", "--server", "federation")
+
+
+def main() -> NoReturn:
+    """Entry point: every error on purpose becomes one line and its exit code."""
+    full_disk = "the disk is full or read-only; make room, then run the same command again"
+    run_program(app, "wardround-server", full_disk=full_disk)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""`wardround-server start`, `submit`, `runs`, `show`, `stop`: the server itself, and what runs on it.
+
+`submit`, `stop` and `resume` write into the server's folder; the daemon brings it about, also when it is down now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wardround.cli.app import print_table, require_person
+from wardround.printable import escaped
+
+if TYPE_CHECKING:
+    from wardround_server.runs.folder import RunFolder
+
+app = typer.Typer(rich_markup_mode=None)
+ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `runs` shows it.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
+]
+LOOK_S = 1.0
+STOP_LIMIT_S = 15.0
+
+
+@app.command(epilog="Example: wardround-server start --server federation")
+def start(
+    server: ServerOption = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Say that it started as one line of JSON.")] = False,
+) -> None:
+    """Serve the federation until stopped (SIGTERM or Ctrl-C): let sites in, ask for approvals, train, average."""
+    import threading
+
+    from wardround.processes.supervisor import stop_on_signals
+    from wardround_server.flower.superlink import Ports, SuperLink
+    from wardround_server.operations.config import load_server_config
+    from wardround_server.operations.daemon import run_daemon
+    from wardround_server.sites.registry import Registry
+
+    folder = server.resolve()
+    settings = load_server_config(folder).server
+    registry, stopped = Registry(folder), threading.Event()
+    ports = Ports(listen=settings.listen, fleet=settings.fleet_port, control=settings.control_port)
+
+    def ready() -> None:
+        started = {"server": settings.name, "port": settings.fleet_port, "process": os.getpid()}
+        print(json.dumps(started) if as_json else f"{settings.name} listens on port {settings.fleet_port}", flush=True)
+
+    stop_on_signals(stopped)
+    run_daemon(
+        SuperLink(folder=folder, ports=ports),
+        lambda: {site.name: site.public_key for site in registry.sites()},
+        stopped,
+        ready,
+    )
+
+
+@app.command(epilog="Example: wardround-server submit studies/lidc.toml --wait --server federation")
+def submit(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Put a study before every site. It is trained as soon as min_sites of them approved; that may take days."""
+    from wardround.errors import StudyError
+    from wardround.study.load import load_study
+    from wardround_server.operations.config import load_server_config
+    from wardround_server.runs.audit import RunRecord
+    from wardround_server.runs.folder import create_run
+
+    require_person(by)
+    load_server_config(server)
+    asked = load_study(study)
+    if asked.model.init not in ("phantom", "random"):
+        raise StudyError(
+            f"{study}: model.init: a study that starts from a file cannot be proposed over the network yet"
+        )
+    run = create_run(server, asked, lambda new: RunRecord(new, asked).decided("submitted", by))
+    while wait and run.state() in ("proposed", "training"):
+        time.sleep(LOOK_S)
+    _say(run, as_json)
+
+
+@app.command(epilog="Example: wardround-server runs --server federation")
+def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """All runs: what they are at, and who approved."""
+    from wardround_server.operations.config import load_server_config
+    from wardround_server.runs.folder import runs as all_runs
+    from wardround_server.runs.summary import facts_of
+
+    load_server_config(server)
+    found = [facts_of(run) for run in all_runs(server)]
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = [(one["run"], one["state"], f"{one['round']}/{one['rounds']}", ", ".join(one["approved"])) for one in found]
+    print_table(("run", "state", "round", "approved by"), rows or [("none", "", "", "")])
+
+
+@app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
+def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """One run: each site's word and since when, the round under way, who was missing from the last rounds and why."""
+    from wardround_server.runs.folder import find_run
+
+    _say(find_run(server, run), as_json)
+
+
+@app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
+def stop(run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """Stop a run within seconds, in the middle of a round. Its checkpoints stay, and `resume` goes on from them."""
+    from wardround_server.runs.audit import RunRecord
+    from wardround_server.runs.folder import find_run
+
+    require_person(by)
+    found = find_run(server, run)
+    found.stop()
+    RunRecord(found, found.study()).decided("stopped", by)  # afterwards: a full disk must not keep a run going
+    ends = time.monotonic() + STOP_LIMIT_S
+    while found.at_work() and time.monotonic() < ends:
+        time.sleep(LOOK_S / 4)
+    if found.at_work():
+        print(f"{run}: a process still works on it after {STOP_LIMIT_S:.0f} s; see the log", file=sys.stderr)
+    _say(found, as_json)
+
+
+@app.command(epilog="Example: wardround-server resume lidc-20261124-220105-e0b46f --server federation")
+def resume(
+    run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
+) -> None:
+    """Go on with a run that was stopped, from its last checkpoint. One that a failure ended goes on by itself."""
+    from wardround_server.runs.audit import RunRecord
+    from wardround_server.runs.folder import find_run
+
+    require_person(by)
+    found = find_run(server, run)
+    found.resume(lambda: RunRecord(found, found.study()).decided("resumed", by))
+    _say(found, as_json)
+
+
+def _say(run: RunFolder, as_json: bool) -> None:
+    from wardround_server.runs.summary import facts_of, headlines, round_rows, site_rows
+
+    facts = facts_of(run)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for line in headlines(facts):
+        print(escaped(line))
+    columns = ("site", "says", "since", "runs", "counted")
+    print_table(columns, site_rows(facts) or [("none is enrolled", "", "", "", "")])
+    if rows := round_rows(facts):
+        print_table(("round", "site", "reply", "after", "size"), rows)

@@ -1,0 +1,217 @@
+"""`wardround-server sites`: who may take part."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from wardround.cli.app import print_table, require_person
+from wardround.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wardround.wire.packets import LedgerHead
+    from wardround_server.sites.registry import EnrolledSite, Registry
+
+app = typer.Typer(
+    help="Who may take part: enrolled by a key whose fingerprint was compared by telephone.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The site's name, as `sites list` shows it.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@app.command(
+    epilog="Example: wardround-server sites add north.enrol.json --fingerprint "
+    "04b29c7e51d3f8a604b29c7e51d3f8a604b29c7e51d3f8a604b29c7e51d3f8a6 --server federation"
+)
+def add(
+    request: Annotated[Path, typer.Argument(metavar="REQUEST_FILE", help="What the site's `init` wrote.")],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Another name than the one asked for.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option("--fingerprint", metavar="DIGITS", help="The fingerprint as the site reads it out by telephone."),
+    ] = None,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Enrol a site. Its key's fingerprint is typed in, or shown and confirmed, as the site reads it out."""
+    from wardround.identity import in_groups, read_request, typed_fingerprint
+    from wardround_server.sites.certificates import check_site_key
+
+    registry = _registry(server)
+    asked = read_request(request)
+    check_site_key(asked.public_key)
+    if fingerprint is not None:
+        if typed_fingerprint(fingerprint) != asked.fingerprint:
+            raise UsageError(f"{request}: its key has another fingerprint than the one given; do not enrol it")
+    elif as_json or not sys.stdin.isatty():
+        raise UsageError("--fingerprint is missing: have the site read its key's fingerprint out by telephone")
+    else:
+        print(f"{asked.name} asks with the key  {in_groups(asked.fingerprint)}")
+        if not typer.confirm("Does the site read out the same 64 digits by telephone?"):
+            raise UsageError(f"{request}: was not enrolled")
+    record = _recorder(server, "added", by)
+    _say(registry.add(name or asked.name, asked.public_key, record), "is enrolled", as_json)
+
+
+@app.command("list", epilog="Example: wardround-server sites list --server federation")
+def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+    """All sites with their keys' fingerprints, what they said they run and how many entries their ledgers had when they
+    last replied, those that are out too.
+    """
+    from dataclasses import asdict
+
+    from wardround_server.sites.ledger_heads import LedgerHeads
+    from wardround_server.sites.software import heard_of
+
+    sites, heard = _registry(server).sites(revoked=True), heard_of(server)
+    ledgers = LedgerHeads(server).known()
+    if as_json:
+        beside = [
+            {
+                "software": asdict(heard[site.name].software) if site.name in heard else None,
+                "ledger": asdict(ledgers[site.name]) if site.name in ledgers else None,
+            }
+            for site in sites
+        ]
+        print(json.dumps([site.to_json() | more for site, more in zip(sites, beside, strict=True)]))
+        return
+    from wardround.identity import in_groups
+
+    rows = []
+    for site in sites:
+        state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended or "", site.revoked_at)
+        runs = str(heard[site.name].software) if site.name in heard and site.revoked_at is None else ""
+        ledger = str(ledgers[site.name].entries) if site.name in ledgers and site.revoked_at is None else ""
+        rows.append((site.name, state, since[:10], runs, ledger, in_groups(site.fingerprint)))
+    columns = ("site", "state", "since", "runs", "ledger", "key's fingerprint")
+    print_table(columns, rows or [("none", "", "", "", "", "")])
+
+
+@app.command(epilog="Example: wardround-server sites revoke north --yes --server federation")
+def revoke(
+    name: NameArgument,
+    yes: YesOption = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Refuse a site's key from now on and for ever, as after a theft. With a new key it may be enrolled again."""
+    _end(server, name, "revoked", f"Refuse the key of {name} for ever?", yes, by, as_json)
+
+
+@app.command(epilog="Example: wardround-server sites remove north --yes --server federation")
+def remove(
+    name: NameArgument,
+    yes: YesOption = False,
+    by: ByOption = None,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Let a site in no more, as when it leaves in peace. To come back it makes a new key, in a new folder."""
+    _end(server, name, "removed", f"Let {name} in no more?", yes, by, as_json)
+
+
+@app.command(
+    "accept-ledger",
+    epilog='Example: wardround-server sites accept-ledger north --by "Ada Lovelace" --server federation',
+)
+def accept_ledger(
+    name: NameArgument,
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")],
+    yes: YesOption = False,
+    server: ServerOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site's ledger as its next reply shows it, though it went back or is another one.
+
+    Only after the site accepted the loss (`wardround-site ledger accept-loss`) or is another hospital under this name:
+    telephone. A site that has its newest copy needs nothing of this.
+    """
+    from dataclasses import asdict
+
+    from wardround.records.audit_events import LedgerAccepted
+    from wardround.records.audit_log import AUDIT_FILE, AuditLog
+    from wardround_server.sites.ledger_heads import LedgerHeads
+
+    if name not in [site.name for site in _registry(server).sites()]:
+        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` shows who is")
+    require_person(by)
+    heads = LedgerHeads(server)
+    seen = heads.known().get(name)
+    last = f"entry {seen.entries}, hash {seen.sha256[:12]}…" if seen and seen.entries else "none"
+    _confirm(f"{name}: last seen of its ledger: {last}. Take any ledger in its next reply?", yes or as_json)
+
+    def record(before: LedgerHead) -> None:
+        event = LedgerAccepted(site=name, who=by, ledger_entries=before.entries, ledger_head=before.sha256)
+        AuditLog(server / AUDIT_FILE).append(event)
+
+    before = heads.accept(name, record)
+    if as_json:
+        print(json.dumps({"name": name, "was": asdict(before)}))
+    else:
+        print(f"{name}: its next reply counts whatever its ledger is; entry {before.entries} need not be in it")
+
+
+def _end(
+    server: Path, name: str, how: Literal["removed", "revoked"], question: str, yes: bool, by: str | None, as_json: bool
+) -> None:
+    registry = _registry(server)
+    _confirm(question, yes or as_json)
+    record = _recorder(server, how, by)
+    site = registry.end(name, how)
+    record(site)  # afterwards: a full disk must not keep a stolen key in
+    _say(site, f"is {how}", as_json)
+
+
+def _registry(server: Path) -> Registry:
+    from wardround_server.operations.config import load_server_config
+    from wardround_server.sites.registry import Registry
+
+    load_server_config(server)  # looking into a folder that is no server's must not make a registry there
+    return Registry(server)
+
+
+def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
+    """What writes a decision about a site into the audit log. Raises `UsageError` where `by` is no person's name."""
+    from wardround.records.audit_events import SiteDecided
+    from wardround.records.audit_log import AUDIT_FILE, AuditLog
+
+    require_person(by)
+
+    def record(site: EnrolledSite) -> None:
+        event = SiteDecided(decision=decision, site=site.name, fingerprint=site.fingerprint, who=by)
+        AuditLog(server / AUDIT_FILE).append(event)
+
+    return record
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Call it again with --yes")
+    if not typer.confirm(question):
+        raise UsageError("nothing was changed")
+
+
+def _say(site: EnrolledSite, what: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(site.to_json()))
+    else:
+        print(f"{site.name} {what}, key {site.fingerprint[:12]}…")

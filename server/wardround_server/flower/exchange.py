@@ -1,0 +1,226 @@
+"""The thin side of the server that speaks Flower: the round loop's `Exchange` over a Grid. It holds no logic of its
+own.
+
+A round is one message a site and one pull a site in the order of names, so that the server holds one reply at a time.
+All sites share one deadline; nothing waits longer. Who a site is says the `directory` (site name -> node id), which
+comes from the registered keys in a federation and from the engine's own list in a simulation, never from a reply's
+content. Errors that Flower reports become codes; their texts, which a client may have written, are dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+
+from wardround.errors import RoundError, WireError
+from wardround.flower.array_limit import arrays_at_most
+from wardround.wire.evaluation import SiteRelease, unpack_release
+from wardround.wire.packets import (
+    Broadcast,
+    Packet,
+    SiteReply,
+    pack_broadcast,
+    packet_from,
+    payload_bytes,
+    unpack_answer,
+)
+
+TRAIN, EVALUATE = "train", "evaluate"
+TTL_BEYOND_DEADLINE_S = 60.0
+
+NO_ARRAYS_BYTES = 2**20  # what arrays may hold where none or few numbers are asked for
+TOO_LARGE = 1000  # the error that `fleet_api.py` puts in the place of such an answer; Flower's own codes end far below
+
+_CODES = {
+    TOO_LARGE: "invalid:size",
+    ErrorCode.NODE_UNAVAILABLE: "unreachable",
+    ErrorCode.MESSAGE_UNAVAILABLE: "late",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polling:
+    """How long to pause before asking for a reply again: `share` of the time waited so far, within the two limits.
+
+    Affects speed only. The defaults are those of a federation; where asking costs nothing (a simulation) they are
+    shorter.
+    """
+
+    shortest_s: float = 1.0
+    longest_s: float = 3.0
+    share: float = 0.02
+
+    def pause_s(self, waited_s: float) -> float:
+        return min(max(self.share * waited_s, self.shortest_s), self.longest_s)
+
+
+class FlowerExchange:
+    """The round loop's way to the sites over Flower's grid; a site whose node is None is not connected. Once `stopped`
+    is set, each wait ends with `RoundError`.
+    """
+
+    def __init__(
+        self, grid: Grid, directory: Mapping[str, int | None], polling: Polling, stopped: threading.Event | None = None
+    ) -> None:
+        self._grid = grid
+        self._directory = dict(sorted(directory.items()))
+        self._polling = polling
+        self._stopped = stopped or threading.Event()
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        """Send a broadcast to every site and yield the replies in the order of names; see `rounds.Exchange`.
+
+        A reply's `seconds` runs until the server took it, so it is at least that of the site before it in the order.
+        Raises `WireError` when the weights to send are not finite.
+        """
+        started = time.monotonic()
+        for site, message_id, message in self._ask(broadcast, TRAIN, deadline_s):
+            reply = _reply(site, message_id, message, broadcast, time.monotonic() - started)
+            del message  # before the wait for the next one
+            yield reply
+            del reply
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        """Ask every site for its noised counts and yield them in the order of names; see `evaluation`."""
+        for site, message_id, message in self._ask(question, EVALUATE, deadline_s):
+            yield _release(site, message_id, message, question, bins)
+
+    def _ask(
+        self, broadcast: Broadcast, kind: str, deadline_s: float
+    ) -> Iterator[tuple[str, str | None, Message | WireError | None]]:
+        """(site, id of what was sent to it, what it answered or why that is no message), in the order of names."""
+        started = time.monotonic()
+        content = record_of(pack_broadcast(broadcast))
+        ttl = deadline_s + TTL_BEYOND_DEADLINE_S
+        asked = self._push(content, kind, ttl, broadcast.round)
+        del content
+        for site, message_id in asked.items():
+            most_bytes = payload_bytes(broadcast.weights) + NO_ARRAYS_BYTES
+            ends = started + deadline_s
+            yield site, message_id, self._pull(message_id, started, ends, most_bytes) if message_id else None
+
+    def _push(self, content: RecordDict, kind: str, ttl: float, round: int) -> dict[str, str | None]:
+        """Put one question to every site; its id by site, None where the site is not there or Flower refuses it.
+
+        All at once: what they share is sent to the SuperLink once, before the first site keeps that busy.
+        """
+        messages = {
+            site: Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
+            for site, node in self._directory.items()
+            if node is not None
+        }
+        taken = set(self._grid.push_messages(list(messages.values()))) if messages else set()
+        sent = {site: message.metadata.message_id for site, message in messages.items()}
+        return {site: sent[site] if sent.get(site) in taken else None for site in self._directory}
+
+    def _pull(self, message_id: str, began: float, ends: float, most_bytes: int) -> Message | WireError | None:
+        while True:
+            try:
+                message = pull_reply(self._grid, message_id, most_bytes)
+            except WireError as error:
+                return error
+            if message is not None:
+                return message
+            now = time.monotonic()
+            if now >= ends:
+                return None
+            if self._stopped.wait(min(self._polling.pause_s(now - began), ends - now)):
+                raise RoundError("the run was stopped while it waited for its sites")
+
+
+def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -> Message | None:
+    """The answer to one question, or None where it is not there yet; what answers another question is dropped.
+
+    Raises `WireError` "message" for what is no message at all, "size" for one whose arrays hold more than `most_bytes`:
+    it comes from a peer, and must not end the run. Where the grid itself does not answer, its own error.
+    """
+    try:
+        with arrays_at_most(most_bytes):
+            found = list(grid.pull_messages([message_id]))
+    except WireError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__):
+            raise  # the link to the SuperLink, not the message
+        raise WireError("message", "what came cannot be read as a message") from None
+    return next((message for message in found if message.metadata.reply_to_message_id == message_id), None)
+
+
+def make_server_app(main: Callable[[Grid], None]) -> ServerApp:
+    """A ServerApp that does nothing but call `main` with its grid."""
+    app = ServerApp()
+
+    @app.main()
+    def run(grid: Grid, context: Context) -> None:
+        main(grid)
+
+    return app
+
+
+def record_of(packet: Packet) -> RecordDict:
+    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
+    arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
+    return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})
+
+
+def _reply(
+    site: str, message_id: str | None, message: Message | WireError | None, broadcast: Broadcast, seconds: float
+) -> SiteReply:
+    weights, head, recent, code, size = None, None, "", transport_code(message_id, message), 0
+    if code is None:
+        try:
+            packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
+            size = packet.payload_bytes
+            answer, said = unpack_answer(packet, broadcast)
+            if answer is not None:
+                weights, head, recent = answer.weights, answer.head, answer.recent
+            code = _said_code(said)
+        except WireError as error:
+            code = f"invalid:{error.code}"
+    return SiteReply(
+        site=site,
+        weights=weights,
+        code=code,
+        seconds=seconds,
+        bytes_up=size,
+        ledger_head=head,
+        ledger_recent=recent,
+    )
+
+
+def _release(
+    site: str, message_id: str | None, message: Message | WireError | None, question: Broadcast, bins: int
+) -> SiteRelease:
+    release, code, size = None, transport_code(message_id, message), 0
+    if code is None:
+        try:
+            packet = packet_from(message.content)
+            size = packet.payload_bytes
+            release, said = unpack_release(packet, question, bins)
+            code = _said_code(said)
+        except WireError as error:
+            code = f"invalid:{error.code}"
+    return SiteRelease(site=site, release=release, code=code, bytes_up=size)
+
+
+def transport_code(message_id: str | None, message: Message | WireError | None) -> str | None:
+    """Why nothing came that could be read, or None."""
+    if isinstance(message, WireError):
+        return f"invalid:{message.code}"
+    if message_id is None:
+        return "unreachable"
+    if message is None:
+        return "late"
+    return _CODES.get(message.error.code, "failed") if message.has_error() else None
+
+
+def _said_code(said: str | None) -> str | None:
+    """A site's own code: a refusal, unless it failed or was late."""
+    return said if said is None or said in ("failed", "late") else f"refused:{said}"

@@ -1,0 +1,217 @@
+"""What a hospital may send: Flower's Fleet API behind bounds of ours, in one file with all that it replaces in Flower.
+
+Flower checks that a call is signed with a registered key, and little of what the call says. As it comes, the holder of
+any key could speak as the server or as another site, fill the disk of the server, and hold up a round for hours with an
+answer that never ends. Here a site may
+
+    activate   the node of the key that signed the call, and no other
+    answer     a question that was put to itself and is still open, once, under its own number
+    send       as many pieces and bytes as the largest network of this server's runs, and an allowance
+
+and an answer exists for the server's other processes only when all of it has arrived. One that grows too large is
+thrown away and replaced by an error that names the fault; one that stops on its way is forgotten with the next.
+
+    python -I -m wardround_server.flower.fleet_api flower-superlink ARGUMENTS OF FLOWER'S
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+from flwr.app import Error, Metadata
+from flwr.app.message import make_message
+from flwr.common.constant import PUBLIC_KEY_HEADER, SUPERLINK_NODE_ID
+from flwr.common.serde import message_from_proto
+from flwr.proto.fleet_pb2 import PushMessagesResponse
+from flwr.proto.message_pb2 import PushObjectResponse
+from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
+from flwr.supercore.date import now
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.superlink.cli import flower_superlink
+
+from wardround_server.flower.exchange import TOO_LARGE
+from wardround_server.flower.superlink import SERVER_FOLDER
+from wardround_server.runs.folder import largest_network
+
+ALLOWANCE_BYTES = 8 * 2**20  # beyond the tensors: names, shapes and the hashes that tie an answer together
+PIECE_BYTES = 5 * 2**20  # a tensor is a record and a piece for each 5 MiB of it
+ALLOWANCE_OBJECTS = 16  # the message and its records. Each object costs the database work, while it takes no other
+CALL_BYTES = 8 * 2**20  # each call is held in memory
+CALLS_AT_ONCE = 100
+
+inside = sys.modules[flower_superlink.__module__]  # the module; the package gives its name to the function
+
+log = logging.getLogger("flwr.wardround")
+
+
+@dataclass(kw_only=True)
+class Upload:
+    """An answer on its way: whose it is, the pieces that have yet to come, the bytes of those that came."""
+
+    node: int
+    message: Any
+    question: dict[str, Any]
+    left: set[str]
+    limit: int
+    arrived: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class BoundedFleet(FleetServicer):
+    """Flower's Fleet API with the bounds of this file. Whoever calls has proved to hold the key of `request.node`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._uploads: dict[str, Upload] = {}  # by Flower's id of the session
+        self._guard = threading.Lock()
+
+    def ActivateNode(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Say that a node is there: only who holds its key may, or its hospital could be kept out for ever."""
+        if dict(context.invocation_metadata()).get(PUBLIC_KEY_HEADER) != request.public_key:
+            log.warning("somebody tried to connect under a key that is not theirs")
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "this key is not yours")
+        return super().ActivateNode(request, context)
+
+    def PushMessages(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Begin an answer. What answers no open question of the sender's gets no place; Flower's own client goes on."""
+        state, node = self.state_factory.state(), request.node.node_id
+        nothing = PushMessagesResponse(objects_to_push=[])
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            return nothing
+        message, tree = message_from_proto(request.messages_list[0]), request.message_object_trees[0]
+        question = self._question_of(message, node)
+        if question is None or tree.object_id != message.metadata.message_id:
+            log.warning("node %s sent what answers no open question to it; it is not taken", node)
+            return nothing
+        tensors, size = largest_network(Path(os.environ[SERVER_FOLDER]))
+        if sum(1 for _ in iterate_object_tree(tree)) > 2 * tensors + size // PIECE_BYTES + ALLOWANCE_OBJECTS:
+            log.warning("node %s announced more pieces than a network has; its answer is not taken", node)
+            self._say_too_large(question, node)
+            return nothing
+        arrived = self._make_room(node, tree.object_id)
+        session = state.start_session(message.metadata.run_id)
+        missing = state.preregister_object_tree(tree, session)
+        limit = size + ALLOWANCE_BYTES
+        upload = Upload(node=node, message=message, question=question, left=set(missing), limit=limit, arrived=arrived)
+        with self._guard:
+            self._uploads[session] = upload
+        self._finish_if_whole(session, upload)
+        if request.clientapp_runtime_list:
+            state.add_clientapp_runtime(message.metadata.run_id, request.clientapp_runtime_list[0])
+        return PushMessagesResponse(objects_to_push=missing, session_id=session)
+
+    def PushObject(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Take one piece of an answer that this node began."""
+        with self._guard:
+            upload = self._uploads.get(request.session_id)
+        if upload is None or upload.node != request.node.node_id:
+            return PushObjectResponse(stored=False)
+        with upload.lock:
+            upload.arrived += len(request.object_content)
+            too_large = upload.arrived > upload.limit
+        if too_large:
+            log.warning("node %s sends more than %s bytes; its answer is thrown away", upload.node, upload.limit)
+            self._forget(request.session_id)
+            self._say_too_large(upload.question, upload.node)
+            return PushObjectResponse(stored=False)
+        response = super().PushObject(request, context)
+        with upload.lock:
+            if response.stored:
+                upload.left.discard(request.object_id)
+            else:
+                upload.arrived -= len(request.object_content)
+        self._finish_if_whole(request.session_id, upload)
+        return response
+
+    def _question_of(self, message: Any, node: int) -> dict[str, Any] | None:
+        """The open question to `node` that the message answers, or None."""
+        said, state = message.metadata, self.state_factory.state()
+        if said.src_node_id != node or said.dst_node_id != SUPERLINK_NODE_ID or not said.reply_to_message_id:
+            return None
+        question = state.get_valid_message_ins(said.reply_to_message_id)
+        if question is None or question["dst_node_id"] % 2**64 != node or question["run_id"] % 2**64 != said.run_id:
+            return None
+        return question
+
+    def _finish_if_whole(self, session: str, upload: Upload) -> None:
+        """Once all has arrived, let the server's other processes see it; if it comes too late or twice, remove it."""
+        with upload.lock:
+            if upload.left:
+                return
+        with self._guard:
+            if self._uploads.pop(session, None) is None:
+                return
+        state = self.state_factory.state()
+        if state.store_message_res(upload.message) is None:
+            log.warning("node %s answered twice or too late; it is not taken", upload.node)
+            state.object_store.delete(upload.message.metadata.message_id)
+
+    def _make_room(self, node: int, root: str) -> int:
+        """Forget what this node began before. The same answer once more, after a line that was cut, goes on where it
+        was: its pieces stay, and the bytes of them, which are returned.
+        """
+        with self._guard:
+            begun = [(session, upload) for session, upload in self._uploads.items() if upload.node == node]
+            same = [session for session, upload in begun if upload.message.metadata.message_id == root]
+            arrived = sum(self._uploads.pop(session).arrived for session in same)
+        for session, _ in begun:
+            self._forget(session)
+        return arrived
+
+    def _forget(self, session: str) -> None:
+        """Remove an upload with all pieces that came."""
+        with self._guard:
+            upload = self._uploads.pop(session, None)
+        if upload is not None:
+            state = self.state_factory.state()
+            state._cleanup_push_session(session, cleanup_messages=False)
+            state.object_store.delete(upload.message.metadata.message_id)
+
+    def _say_too_large(self, question: dict[str, Any], node: int) -> None:
+        """Answer in the site's place, so that the round learns at once what is wrong."""
+        state, at = self.state_factory.state(), now().timestamp()
+        error = make_message(
+            metadata=Metadata(
+                run_id=question["run_id"] % 2**64,
+                message_id="",
+                src_node_id=node,
+                dst_node_id=SUPERLINK_NODE_ID,
+                reply_to_message_id=question["message_id"],
+                group_id=question["group_id"],
+                message_type=question["message_type"],
+                created_at=at,
+                ttl=question["created_at"] + question["ttl"] - at,
+            ),
+            error=Error(code=TOO_LARGE, reason=""),
+        )
+        error.metadata.__dict__["_message_id"] = error.object_id
+        state._store_generated_message(error)  # first: the round may look for it as soon as it is known
+        if state.store_message_res(error) is None:
+            state.object_store.delete(error.object_id)
+
+
+def bound_the_fleet() -> None:
+    """From here on the SuperLink of this process serves hospitals through `BoundedFleet`."""
+    inside.FleetServicer = BoundedFleet
+    inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES
+    inside.generic_create_grpc_server = partial(inside.generic_create_grpc_server, max_concurrent_workers=CALLS_AT_ONCE)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be Flower's SuperLink, with bounds."""
+    bound_the_fleet()
+    sys.argv = list(arguments)
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,133 @@
+"""The installed ServerApp: what the thin bundle of a run names. It does one phase of one of our runs and ends.
+
+Which server folder this is comes from the environment that the server's supervisor set; the run config holds the run's
+id and the phase and nothing else, for it travels to every site. Who a node is says Flower's list of registered keys.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from wardround.errors import RoundError, UsageError, WireError
+from wardround.operations.logs import at, log_to
+from wardround.study.load import Study
+from wardround.wire.packets import PROTOCOL_VERSION, is_code
+from wardround.wire.proposal import PROPOSE, pack_proposal, unpack_state
+from wardround.wire.versions import older_side, told
+from wardround_server.flower.exchange import FlowerExchange, Polling, pull_reply, transport_code
+from wardround_server.flower.superlink import SERVER_FOLDER
+from wardround_server.rounds.evaluation import SitesExchange
+from wardround_server.runs.attendance import Attended
+from wardround_server.runs.folder import RunFolder, find_run
+from wardround_server.runs.phases import STOPPED, ask, train
+from wardround_server.sites import software as heard
+from wardround_server.sites.certificates import key_pem
+from wardround_server.sites.registry import Registry
+
+ONLINE = "online"
+LOOK_S = 0.5
+RUN_LOGS_KEPT = 2
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Do the phase that the run config names."""
+    folder = Path(os.environ[SERVER_FOLDER])
+    run = find_run(folder, str(context.run_config["run"]))
+    federation = FlowerFederation(grid, run, stop_watch(run))
+    phase = context.run_config["phase"]
+    # A log of its own: Flower throws away what this process prints. Its own chatter stays out.
+    log_to(folder / "logs" / f"{run.run_id}.log", kept=RUN_LOGS_KEPT, names=("wardround", "wardround_server"))
+    with at(run=run.run_id):
+        if phase == "propose":
+            ask(run, federation)
+        elif phase == "train":
+            train(run, federation)
+        else:
+            raise UsageError("a run has two phases: propose and train")
+
+
+class FlowerFederation:
+    """The sites over Flower's grid; see `phases.Federation`."""
+
+    def __init__(self, grid: Grid, run: RunFolder, stopped: threading.Event) -> None:
+        """Once `stopped` is set, each wait ends with `RoundError`."""
+        self._grid, self._stopped = grid, stopped
+        self._run, self._registry = run, Registry(run.server)
+
+    def online(self) -> dict[str, int]:
+        """Name -> node id of the enrolled sites that are connected: the node signs with the key that the registry has
+        for the name now, whatever Flower's own list says of it.
+        """
+        names = {key_pem(site.public_key): site.name for site in self._registry.sites()}
+        nodes = [node for node in self._grid.get_nodes() if node.status == ONLINE and node.public_key in names]
+        return dict(sorted((names[node.public_key], node.node_id) for node in nodes))
+
+    def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
+        """The way to these sites."""
+        exchange = FlowerExchange(self._grid, directory, Polling(), self._stopped)
+        return Attended(exchange, self._run, directory, self.online)
+
+    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
+        """Put a study before those of `sites` that are connected; name -> its word, or a code."""
+        record = {name: ConfigRecord(dict(fields)) for name, fields in pack_proposal(study).items()}
+        asked: dict[str, str] = {}
+        for site, node in ((site, node) for site, node in self.online().items() if site in sites):
+            message = Message(RecordDict(dict(record)), dst_node_id=node, message_type=PROPOSE, ttl=limit_s)
+            for message_id in self._grid.push_messages([message]):
+                asked[message_id] = site
+        words = dict.fromkeys(asked.values(), "late")
+        ends = time.monotonic() + limit_s
+        while asked and time.monotonic() < ends:
+            for message_id, site in list(asked.items()):
+                try:
+                    reply = pull_reply(self._grid, message_id)
+                    word = None if reply is None else _word(reply, study)
+                    if reply is not None and reply.has_content() and (software := told(reply.content)) is not None:
+                        heard.keep(self._run.server, site, software)
+                except WireError as error:
+                    word = f"invalid:{error.code}"
+                if word is not None:
+                    words[site] = word
+                    del asked[message_id]
+            if self._stopped.wait(LOOK_S):
+                raise RoundError(STOPPED)
+        return words
+
+
+def stop_watch(run: RunFolder) -> threading.Event:
+    """Set as soon as the operator stops the run; a thread looks, so that no wait for a site delays it."""
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not run.is_stopped:
+            time.sleep(LOOK_S)
+        stopped.set()
+
+    threading.Thread(target=look, name="stopped", daemon=True).start()
+    return stopped
+
+
+def _word(reply: Message, study: Study) -> str:
+    """A site's word on a study; a code where it gave none. No text that a site wrote comes through."""
+    if (code := transport_code("asked", reply)) is not None:
+        return code
+    try:
+        if set(reply.content) == {"header", "tensors"}:
+            header = reply.content["header"]
+            if (said := header.get("code")) == "wire-protocol":  # of a version that does not say who must move
+                older = older_side(site_protocol=header.get("protocol"), server_protocol=PROTOCOL_VERSION)
+                said = f"version-{older}-older"
+            return f"refused:{said}" if isinstance(said, str) and is_code(said) else "invalid:code"
+        return unpack_state(reply.content, study.sha256())
+    except WireError as error:
+        return f"invalid:{error.code}"

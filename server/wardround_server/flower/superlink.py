@@ -1,0 +1,163 @@
+"""Flower's SuperLink as the server runs it, and the few questions that its command line answers for us.
+
+Hospitals see the Fleet API alone: gRPC under TLS on the public port, for registered keys only, and within the bounds of
+`fleet_api.py`. Control and Runtime API stay on loopback. State is in SQLite under flower/, so that nodes and keys
+survive a restart. Nothing is installed at run time and nothing calls out. The executor, which starts a phase's
+ServerApp, is a child of ours: a SuperLink starts its own once, and where that dies every later phase waits for ever.
+What a run ships to the sites is a bundle without code: its project file names modules that are installed on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import WardroundError
+from wardround.flower.environment import flower_environment
+from wardround.processes.supervisor import Child
+from wardround.storage.private_files import make_folder, write_private
+from wardround_server.runs.folder import write_text
+
+LINK = "wardround"
+SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for the folder, in all that the SuperLink starts
+PROGRAMS = Path(sys.executable).parent
+ANSWER_LIMIT_S = 60.0
+
+BUNDLE = """[project]
+name = "wardround-run"
+version = "{version}"
+description = "One phase of a run of Wardround. It ships no code: both components are installed already."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "wardround"
+fab-include = ["/README.md"]
+
+[tool.flwr.app.components]
+serverapp = "wardround_server.flower.server_app:app"
+clientapp = "wardround_client.flower.site_app:app"
+
+[tool.flwr.app.config]
+run = ""
+phase = ""
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the server listens: `fleet` on the address `listen` for hospitals, `control` on loopback."""
+
+    listen: str = "0.0.0.0"
+    fleet: int
+    control: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperLink:
+    """The SuperLink of a server folder."""
+
+    folder: Path
+    ports: Ports
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "flower"
+
+    def children(self) -> list[Child]:
+        """The programs to keep running, the SuperLink first. Writes what they need under flower/."""
+        superlink, environment = self.child(), self._environment()
+        command = (
+            str(PROGRAMS / "flower-superexec"),
+            *("--runtime-api-address", f"127.0.0.1:{self.ports.control}"),
+            *("--root-certificates", str(self.folder / "ca" / "ca.crt")),
+            *("--superexec-auth-secret-file", str(self._secret)),
+        )
+        return [superlink, Child(name="executor", command=command, environment=environment, folder=self.home)]
+
+    def child(self) -> Child:
+        """The SuperLink alone: hospitals can connect, but no phase begins."""
+        self._write_bundle()
+        write_private(self._secret, secrets.token_bytes(32))  # of this start
+        command = (
+            *(sys.executable, "-I", "-m", "wardround_server.flower.fleet_api", "flower-superlink"),
+            *("--ssl-ca-certfile", str(self.folder / "ca" / "ca.crt")),
+            *("--ssl-certfile", str(self.folder / "tls" / "server.crt")),
+            *("--ssl-keyfile", str(self.folder / "tls" / "server.key")),
+            "--enable-supernode-auth",
+            *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
+            *("--database", str(self.home / "superlink.db")),
+            *("--host", "127.0.0.1", "--port", str(self.ports.control)),
+            *("--fleet-api-address", f"{self.ports.listen}:{self.ports.fleet}"),
+            "--disable-runtime-dependency-installation",
+        )
+        environment = self._environment()
+        return Child(
+            name="superlink", command=command, environment=environment, folder=self.home, up_when="Uvicorn running"
+        )
+
+    def register(self, name: str, public_key: str) -> str:
+        """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it; returns the node's number.
+
+        Raises `WardroundError`; also for a key that was unregistered once, which Flower never takes again.
+        """
+        path = self.home / "registering.pub"
+        write_text(path, public_key.strip() + "\n")
+        return str(self._flwr("supernode", "register", str(path), LINK, "--name", name)["node-id"])
+
+    def unregister(self, node_id: str) -> None:
+        """Let a node in no more. Raises `WardroundError`."""
+        self._flwr("supernode", "unregister", node_id, LINK)
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """Flower's list of nodes, those let in no more among them; without names and keys. Raises `WardroundError`."""
+        return self._flwr("supernode", "list", LINK).get("nodes", [])
+
+    def start_phase(self, run_id: str, phase: str) -> str:
+        """Start one phase of one of our runs; returns Flower's id of it. Raises `WardroundError`."""
+        config = f'run="{run_id}" phase="{phase}"'
+        return str(self._flwr("run", str(self.home / "bundle"), LINK, "--run-config", config)["run-id"])
+
+    def stop_phase(self, flower_id: str) -> None:
+        """End a phase. Raises `WardroundError`."""
+        self._flwr("stop", flower_id, LINK)
+
+    def _flwr(self, *words: str) -> dict[str, Any]:
+        """What Flower's own command line says, as JSON."""
+        command = [str(PROGRAMS / "flwr"), *words, "--format", "json"]
+        try:
+            done = subprocess.run(
+                command, env=self._environment(), cwd=self.home, capture_output=True, text=True, timeout=ANSWER_LIMIT_S
+            )
+            answer = json.loads(done.stdout[done.stdout.find("{") :])
+        except subprocess.TimeoutExpired:
+            raise WardroundError(f"flwr {words[0]}: no answer within {ANSWER_LIMIT_S:.0f} s") from None
+        except ValueError:
+            said = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise WardroundError(f"flwr {words[0]}: {said or 'it said nothing'}") from None
+        if not answer.get("success", False):
+            raise WardroundError(f"flwr {words[0]}: {answer.get('error-message', 'refused')}")
+        return answer
+
+    @property
+    def _secret(self) -> Path:
+        return self.home / "executor.secret"
+
+    def _environment(self) -> dict[str, str]:
+        return {**flower_environment(self.home), SERVER_FOLDER: str(self.folder)}
+
+    def _write_bundle(self) -> None:
+        bundle = self.home / "bundle"
+        make_folder(bundle)
+        write_text(bundle / "pyproject.toml", BUNDLE.format(version=version("wardround")))
+        write_text(bundle / "README.md", "A run of Wardround. No code.\n")
+        ca = json.dumps(str(self.folder / "ca" / "ca.crt"))
+        link = f'[superlink.{LINK}]\naddress = "127.0.0.1:{self.ports.control}"\nroot-certificates = {ca}\n'
+        write_text(self.home / "config.toml", f'[superlink]\ndefault = "{LINK}"\n\n{link}')

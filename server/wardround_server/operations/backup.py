@@ -1,0 +1,229 @@
+"""A server's folder as one tar file, and back: for a new machine, or after a broken disk.
+
+The first member of the tar lists all others with size, mode and SHA-256. `restore` believes nothing else in it: only
+plain files with names from that list, each inside the folder, are written, and the folder appears in one rename after
+every hash was right. SQLite files are copied through SQLite's own backup, so that one in use is whole too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import sqlite3
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wardround.errors import UsageError, WardroundError
+from wardround.identity import SHA256
+from wardround.storage.private_files import make_folder
+from wardround_server.operations.config import CONFIG_FILE
+
+CONTENTS = "wardround-backup.json"
+CONTENTS_BYTES = 64 * 2**20
+LEFT_OUT = "logs"
+SQLITE_BEGINS = b"SQLite format 3\0"
+SQLITE_BESIDE = ("-wal", "-shm", "-journal")
+_PIECE = 1 << 20
+
+
+class BackedUp(BaseModel):
+    """One file of a backup."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    size: Annotated[int, Field(ge=0)]
+    mode: Annotated[int, Field(ge=0, le=0o777)]
+    sha256: Annotated[str, Field(pattern=SHA256)]
+
+
+class Contents(BaseModel):
+    """The list at the beginning of a backup."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wardround_backup: Literal[1] = 1
+    made: str
+    files: list[BackedUp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What was written: how many files, how many bytes, and when the backup was made (ISO 8601, UTC)."""
+
+    files: int
+    size_bytes: int
+    made: str
+
+
+def backup(folder: Path, file: Path) -> Transfer:
+    """Write the folder without its logs to a new tar file (0600: it holds the private keys).
+
+    Raises `UsageError` where the file is there already or lies inside the folder, `WardroundError` where something
+    cannot be read. The file appears under its name when it is whole.
+    """
+    if file.exists():
+        raise UsageError(f"{file}: is there already; a backup never replaces another")
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{file}: lies inside the folder that is backed up; put it elsewhere")
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".wardround-backup-", dir=file.parent) as temporary:
+            copies = list(_copies(folder, Path(temporary)))
+            listed = [_listed(name, path) for name, path in copies]
+            contents = Contents(made=datetime.now(UTC).isoformat(timespec="seconds"), files=listed)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive:
+                _add(archive, CONTENTS, contents.model_dump_json(indent=1).encode())
+                for entry, (_, path) in zip(listed, copies, strict=True):
+                    _add_file(archive, entry, path)
+                archive.close()
+                raw.flush()
+                os.fsync(raw.fileno())
+        os.rename(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WardroundError(f"{error.filename or file}: cannot be backed up: {error.strerror}") from None
+    return Transfer(files=len(listed), size_bytes=sum(entry.size for entry in listed), made=contents.made)
+
+
+def restore(file: Path, folder: Path) -> Transfer:
+    """Write a backup into a folder that is not there yet or is empty.
+
+    Raises `UsageError` for a folder with anything in it and for a file that is no backup, is damaged, or was made to
+    write elsewhere (absolute paths, `..`, links, devices, files that are not listed or not as listed). Then nothing is
+    left behind.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is not empty; a backup is restored into a new folder only")
+    partial = folder.parent / f".{folder.name}.restoring"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
+        partial.mkdir(mode=0o700)
+        with tarfile.open(file, mode="r:") as archive:
+            contents = _contents(archive, file)
+            _write_all(archive, contents, partial, file)
+        os.rename(partial, folder)
+    except tarfile.TarError:
+        raise UsageError(f"{file}: is no backup, or a damaged one") from None
+    except OSError as error:
+        raise UsageError(f"{error.filename or file}: cannot be restored: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Transfer(files=len(contents.files), size_bytes=sum(e.size for e in contents.files), made=contents.made)
+
+
+def _copies(folder: Path, temporary: Path) -> Iterator[tuple[str, Path]]:
+    """(name in the backup, file to read): the file itself, or a snapshot of a database."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.parts[0] == LEFT_OUT or path.is_symlink() or not path.is_file():
+            continue
+        if path.name.startswith(".") or path.name.endswith(SQLITE_BESIDE):
+            continue  # half-written files, locks, and what belongs to a database at work
+        if _is_database(path):
+            snapshot = temporary / f"{len(list(temporary.iterdir()))}.sqlite3"
+            _snapshot(path, snapshot)
+            path = snapshot
+        yield name.as_posix(), path
+
+
+def _is_database(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(SQLITE_BEGINS)) == SQLITE_BEGINS
+
+
+def _snapshot(path: Path, snapshot: Path) -> None:
+    """A whole copy of a database that others may be writing to."""
+    snapshot.touch(mode=0o600)
+    try:
+        with closing(sqlite3.connect(path, timeout=10)) as source, closing(sqlite3.connect(snapshot)) as target:
+            source.backup(target)
+    except sqlite3.Error as error:
+        raise WardroundError(f"{path}: cannot be backed up: {error}") from None
+    snapshot.chmod(stat.S_IMODE(path.stat().st_mode))
+
+
+def _listed(name: str, path: Path) -> BackedUp:
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    return BackedUp(path=name, size=size, mode=stat.S_IMODE(path.stat().st_mode), sha256=sha256)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = len(content), 0o600
+    archive.addfile(header, io.BytesIO(content))
+
+
+def _add_file(archive: tarfile.TarFile, entry: BackedUp, path: Path) -> None:
+    header = tarfile.TarInfo(entry.path)
+    header.size, header.mode = entry.size, entry.mode
+    with open(path, "rb") as source:
+        if os.fstat(source.fileno()).st_size < entry.size:
+            raise WardroundError(f"{path}: changed while it was backed up; run backup again")
+        archive.addfile(header, source)
+
+
+def _contents(archive: tarfile.TarFile, file: Path) -> Contents:
+    first = archive.next()
+    if first is None or first.name != CONTENTS or not first.isreg() or first.size > CONTENTS_BYTES:
+        raise UsageError(f"{file}: is no backup of wardround-server")
+    try:
+        contents = Contents.model_validate_json(_opened(archive, first).read())
+    except ValidationError:
+        raise UsageError(f"{file}: its list of contents is damaged") from None
+    names = [entry.path for entry in contents.files]
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if "\0" in name or ".." in parts or name != "/".join(parts):  # an absolute one is not its parts either
+            raise UsageError(f"{file}: names a file outside its folder; nothing was restored")
+    if len(set(names)) != len(names) or CONFIG_FILE not in names:
+        raise UsageError(f"{file}: its list of contents is not that of a server's folder")
+    return contents
+
+
+def _write_all(archive: tarfile.TarFile, contents: Contents, target: Path, file: Path) -> None:
+    expected = {entry.path: entry for entry in contents.files}
+    while (member := archive.next()) is not None:
+        entry = expected.pop(member.name, None)
+        if entry is None or not member.isreg() or member.size != entry.size:
+            raise UsageError(f"{file}: holds something that its list does not name; nothing was restored")
+        path = target / entry.path
+        make_folder(path.parent)
+        if _copy(_opened(archive, member), path, entry.mode) != entry.sha256:
+            raise UsageError(f"{file}: one of its files is damaged; nothing was restored")
+    if expected:
+        raise UsageError(f"{file}: is cut short, {len(expected)} files are missing; nothing was restored")
+
+
+def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    opened = archive.extractfile(member)
+    if opened is None:
+        raise tarfile.TarError
+    return opened
+
+
+def _copy(source: BinaryIO, path: Path, mode: int) -> str:
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode & 0o700)
+    with os.fdopen(descriptor, "wb") as target:
+        while piece := source.read(_PIECE):
+            digest.update(piece)
+            target.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""`server.toml`: what the operator sets. Written by `init` with every key explained, read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from wardround.errors import UsageError
+from wardround.identity import SITE_NAME
+from wardround.storage.toml import read_toml
+
+CONFIG_FILE = "server.toml"
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ServerSection(BaseModel):
+    """`[server]`: its names, its ports, and how long its certificate lives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=SITE_NAME)]
+    host: Annotated[str, Field(min_length=1)]
+    more_hosts: tuple[str, ...] = ()
+    listen: str = "0.0.0.0"
+    fleet_port: Port = 9092
+    control_port: Port = 9093
+    certificate_days: Annotated[int, Field(ge=1, le=825)] = 397
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All names of the server's certificate; the first is the one that sites are told."""
+        return self.host, *self.more_hosts
+
+    @model_validator(mode="after")
+    def _hospitals_do_not_reach_the_control_port(self) -> Self:
+        if self.fleet_port == self.control_port:
+            raise ValueError("fleet_port and control_port must differ")
+        return self
+
+
+class ServerConfig(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: ServerSection
+
+
+def load_server_config(folder: Path) -> ServerConfig:
+    """Read `server.toml` of a server's folder. Raises `UsageError` in one line that names the file and the field."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise UsageError(f"{folder}: is no server's folder; `wardround-server init` makes one")
+    return read_toml(path, ServerConfig)
+
+
+def config_text(name: str, hosts: tuple[str, ...], fleet_port: int) -> str:
+    """A first `server.toml`."""
+    more = ", ".join(f'"{host}"' for host in hosts[1:])
+    return f"""\
+# The server of a federation. Nothing here can change what a hospital allows: that stands in its own site.toml.
+
+[server]
+# The federation's name, as it appears in certificates and reports.
+name = "{name}"
+
+# The name or address under which the hospitals reach this server, and further ones. All of them stand in the server's
+# certificate: after a change here call `wardround-server init DIR --renew`.
+host = "{hosts[0]}"
+more_hosts = [{more}]
+
+# The address to listen on for hospitals; 0.0.0.0 is every network interface.
+listen = "0.0.0.0"
+
+# The one port that hospitals connect to. It is all that a firewall has to let in.
+fleet_port = {fleet_port}
+
+# A port on this machine itself (127.0.0.1), for submitting and running studies. Never to be opened.
+control_port = 9093
+
+# For how many days the server's certificate is made at `init` and `--renew`. The CA's own lives ten years.
+certificate_days = 397
+"""

@@ -1,0 +1,118 @@
+"""What the operator's `doctor` looks at: files, certificates, ports, clock and disk of one server's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from wardround.errors import WardroundError
+from wardround.identity import sha256_hex
+from wardround.operations.health_checks import Check, clock, days_left, disk, fault, files_closed, looked_at, note, ok
+from wardround.operations.tls_probe import port_is_free, presented_certificate
+from wardround.wire.versions import ours
+from wardround_server.operations.config import ServerConfig, load_server_config
+from wardround_server.operations.folder import CA_CERTIFICATE, CA_KEY, SERVER_CERTIFICATE, SERVER_KEY, whole
+from wardround_server.sites.certificates import facts_of
+from wardround_server.sites.registry import Registry
+from wardround_server.sites.software import heard_of
+
+NEEDED_BYTES = 5 * 10**9  # checkpoints, and Flower's database of three to five models
+LOOPBACK = "127.0.0.1"
+ANSWER_TIMEOUT_S = 3.0
+
+
+def examine(folder: Path) -> Iterator[Check]:
+    """Every check in turn. Raises `UsageError` where the folder is no server's: then there is nothing to look at."""
+    config = load_server_config(folder)
+    yield ok("server.toml", f"{config.server.name}, reached as {config.server.host}:{config.server.fleet_port}")
+    secrets = [CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY]
+    yield files_closed(folder, [*secrets, CA_KEY] if (folder / CA_KEY).exists() else secrets)
+    todo = "put ca/ and tls/ back from a backup"
+    yield looked_at("CA", lambda: authority(folder), todo)
+    yield looked_at("certificate", lambda: certificate(folder, config), todo)
+    yield looked_at("ports", lambda: _ports(folder, config), "")
+    yield looked_at("sites", lambda: sites(folder), "put registry.sqlite3 back from a backup")
+    yield versions(folder)
+    yield clock()
+    yield disk(folder, NEEDED_BYTES)
+
+
+def authority(folder: Path) -> Check:
+    """The days of the CA."""
+    facts = facts_of(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
+    todo = "make a new server folder with a new CA in good time: every site has to pin it"
+    return days_left("CA", facts.not_before, facts.not_after, datetime.now(UTC), todo)
+
+
+def certificate(folder: Path, config: ServerConfig) -> Check:
+    """The server's certificate: its names, its days, its key."""
+    facts, renew = (
+        facts_of(_read(folder / SERVER_CERTIFICATE), SERVER_CERTIFICATE),
+        f"wardround-server init {folder} --renew",
+    )
+    if not whole(folder):
+        return fault(
+            "certificate", "CA, certificate and key do not belong together", "put ca/ and tls/ back from a backup"
+        )
+    missing = [host for host in config.server.hosts if host not in facts.hosts]
+    if missing:
+        return fault("certificate", f"does not name {', '.join(missing)}, which server.toml does", renew)
+    return days_left("certificate", facts.not_before, facts.not_after, datetime.now(UTC), renew)
+
+
+def _ports(folder: Path, config: ServerConfig) -> Check:
+    server = config.server
+    asked = [(server.listen, server.fleet_port), (LOOPBACK, server.control_port)]
+    taken = [port for address, port in asked if not port_is_free(address, port)]
+    if not taken:
+        return ok("ports", f"{', '.join(str(port) for _, port in asked)} are free: the server is not running")
+    if server.fleet_port in taken and _is_ours(folder, server.fleet_port):
+        return ok("ports", f"the server is running on {server.fleet_port}")
+    words = ", ".join(map(str, taken))
+    return fault(
+        "ports", f"taken by another program: {words}", "choose other ports in server.toml, or stop that program"
+    )
+
+
+def _is_ours(folder: Path, port: int) -> bool:
+    """Whether what answers on this machine shows our certificate. It is asked under its first name, as sites do."""
+    try:
+        ca_pem = _read(folder / CA_CERTIFICATE).decode("ascii")
+        shown = presented_certificate(f"{LOOPBACK}:{port}", ca_pem, None, ANSWER_TIMEOUT_S, _host(folder))
+    except WardroundError:
+        return False
+    return sha256_hex(shown) == facts_of(_read(folder / SERVER_CERTIFICATE), SERVER_CERTIFICATE).sha256
+
+
+def _host(folder: Path) -> str:
+    return load_server_config(folder).server.host
+
+
+def sites(folder: Path) -> Check:
+    """How many sites are enrolled."""
+    enrolled = Registry(folder).sites()
+    if not enrolled:
+        return note("sites", "none is enrolled", "wardround-server sites add REQUEST_FILE")
+    return ok("sites", f"{len(enrolled)} enrolled: {', '.join(site.name for site in enrolled)}")
+
+
+def versions(folder: Path) -> Check:
+    """Whether what the sites run fits this server, by what each said when it last answered."""
+    here, enrolled = ours(), {site.name for site in Registry(folder).sites()}
+    known = {site: said for site, said in heard_of(folder).items() if site in enrolled}
+    faults = [f"{site}: {said.fault}" for site, said in known.items() if said.fault is not None]
+    if faults:
+        return fault("versions", "; ".join(faults), "the side that is named has to upgrade; nobody enrols anew")
+    others = sorted({said.software.wardround for said in known.values()} - {here.wardround})
+    if others:
+        words = f"{here}; sites also have wardround {', '.join(others)}: they fit"
+        return note("versions", words, "`wardround-server sites list` shows who has which; nothing must be done now")
+    return ok("versions", f"{here}; {len(known)} of {len(enrolled)} sites have said that they have the same")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WardroundError(f"{path}: cannot be read: {error.strerror}") from None

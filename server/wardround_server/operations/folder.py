@@ -1,0 +1,160 @@
+"""A server's folder: made once, never made anew, its certificate renewed on request.
+
+server.toml              what the operator sets (config.py)
+ca/ca.crt  ca/ca.key     the federation's CA; with a hospital group's own CA its key is not kept here
+tls/server.crt  server.key   what the server shows to sites
+registry.sqlite3         who may take part (sites/registry.py)
+ledger_heads.json        how far each site's ledger had come (sites/ledger_heads.py)
+
+`ca/` and `tls/` appear whole, in one rename each; so a call that was killed is finished by the next one, and what is
+there is never written over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from wardround.errors import UsageError
+from wardround.storage.private_files import folder_at_once, own_folder, write_private
+from wardround_server.operations.config import CONFIG_FILE, ServerConfig, config_text, load_server_config
+from wardround_server.sites.certificates import (
+    Authority,
+    CertificateFacts,
+    belongs_together,
+    facts_of,
+    given_authority,
+    new_authority,
+    new_key_pem,
+    read_hosts,
+    server_certificate,
+)
+from wardround_server.sites.registry import REGISTRY_FILE
+
+CA_CERTIFICATE, CA_KEY = "ca/ca.crt", "ca/ca.key"
+SERVER_CERTIFICATE, SERVER_KEY = "tls/server.crt", "tls/server.key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Founding:
+    """What is in the folder after `found` or `renew`, and which parts were made by this call."""
+
+    config: ServerConfig
+    authority: CertificateFacts
+    certificate: CertificateFacts
+    made: tuple[str, ...]
+
+
+def found(
+    folder: Path, hosts: str | None, name: str, fleet_port: int, given: tuple[Path, Path] | None, now: datetime
+) -> Founding:
+    """Make what is missing of a server's folder, and nothing else.
+
+    `given`: certificate and key of a CA that is there already. Raises `UsageError` where the folder holds other things,
+    where `hosts` or the given CA are not those that the folder has, or where a part of it was lost.
+    """
+    own_folder(folder, CONFIG_FILE)
+    made = []
+    if not (folder / CONFIG_FILE).exists():
+        if hosts is None:
+            raise UsageError("--host is missing: under which name or address do the hospitals reach this server?")
+        authority = _read_given(given, now) if given else None  # before anything is written
+        write_private(folder / CONFIG_FILE, config_text(name, read_hosts(hosts), fleet_port).encode())
+        made.append(CONFIG_FILE)
+    config = load_server_config(folder)
+    if hosts is not None and read_hosts(hosts) != config.server.hosts:
+        raise UsageError(
+            f"{folder / CONFIG_FILE}: its names are {', '.join(config.server.hosts)}; change host and more_hosts "
+            f"there, then call init with --renew"
+        )
+    authority = _authority(folder, given, config, now, made)
+    if not (folder / "tls").exists():
+        if authority is None:
+            raise UsageError(
+                f"{folder / CA_KEY}: is not kept here; give --ca CERT KEY to make the server's certificate"
+            )
+        key_pem = new_key_pem()
+        certificate_pem = _signed(authority, key_pem, config, now)
+        folder_at_once(folder / "tls", {"server.key": key_pem, "server.crt": certificate_pem})
+        made.append("tls")
+    return _state(folder, config, made)
+
+
+def renew(folder: Path, given: tuple[Path, Path] | None, now: datetime) -> Founding:
+    """A new certificate for the server's key and the names in `server.toml`, under the same CA. Raises `UsageError`."""
+    config = load_server_config(folder)
+    if not (folder / "tls").is_dir() or not (folder / "ca").is_dir():
+        raise UsageError(f"{folder}: has no certificate to renew yet; call init without --renew")
+    authority = _authority(folder, given, config, now, [])
+    if authority is None:
+        raise UsageError(f"{folder / CA_KEY}: is not kept here; give --ca CERT KEY to renew")
+    certificate_pem = _signed(authority, _read(folder, SERVER_KEY), config, now)
+    write_private(folder / SERVER_CERTIFICATE, certificate_pem)
+    return _state(folder, config, [SERVER_CERTIFICATE])
+
+
+def whole(folder: Path) -> bool:
+    """Whether CA, server's certificate and server's key belong together. Raises `UsageError` where one is missing."""
+    return belongs_together(*(_read(folder, name) for name in (CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY)))
+
+
+def _authority(
+    folder: Path, given: tuple[Path, Path] | None, config: ServerConfig, now: datetime, made: list[str]
+) -> Authority | None:
+    """The CA with its key; made or taken over where there is none. None where its key is not at hand."""
+    known = None if given is None else _read_given(given, now)
+    if not (folder / "ca").exists():
+        if (folder / "tls").exists() or (folder / REGISTRY_FILE).exists():
+            raise UsageError(
+                f"{folder / 'ca'}: is gone; put it back from a backup, for sites know the CA that was there"
+            )
+        if known is not None:
+            folder_at_once(folder / "ca", {"ca.crt": known.certificate_pem})
+        else:
+            known = new_authority(config.server.name, now)
+            folder_at_once(folder / "ca", {"ca.crt": known.certificate_pem, "ca.key": known.key_pem})
+        made.append("ca")
+        return known
+    certificate_pem = _read(folder, CA_CERTIFICATE)
+    if known is not None:
+        here, there = facts_of(certificate_pem, CA_CERTIFICATE), facts_of(known.certificate_pem, "--ca")
+        if here.sha256 != there.sha256:
+            raise UsageError(
+                f"{folder / CA_CERTIFICATE}: is another CA than --ca; sites have pinned the one that is here"
+            )
+        return known
+    if not (folder / CA_KEY).exists():
+        return None
+    return Authority(certificate_pem=certificate_pem, key_pem=_read(folder, CA_KEY))
+
+
+def _read_given(given: tuple[Path, Path], now: datetime) -> Authority:
+    try:
+        return given_authority(given[0].read_bytes(), given[1].read_bytes(), now)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def _signed(authority: Authority, key_pem: bytes, config: ServerConfig, now: datetime) -> bytes:
+    return server_certificate(authority, key_pem, config.server.hosts, now, config.server.certificate_days)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder / name}: is gone; put it back from a backup, for sites know the one that was there"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{folder / name}: cannot be read: {error.strerror}") from None
+
+
+def _state(folder: Path, config: ServerConfig, made: list[str]) -> Founding:
+    return Founding(
+        config=config,
+        authority=facts_of(_read(folder, CA_CERTIFICATE), CA_CERTIFICATE),
+        certificate=facts_of(_read(folder, SERVER_CERTIFICATE), SERVER_CERTIFICATE),
+        made=tuple(made),
+    )

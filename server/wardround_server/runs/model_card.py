@@ -1,0 +1,246 @@
+"""A released model and its card: what it was trained for, on what, under which promise, by whom, with what missing.
+
+Everything is read from the run's folder (`folder.py`), so a card says what happened and nothing that somebody would
+like to have happened. `written` exports the model's bytes as they are, with the card beside it, and never overwrites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import ModelError, UsageError, WardroundError
+from wardround.storage.checkpoint import load_checkpoint
+from wardround.storage.private_files import make_folder, owner_only
+from wardround.study.describe import learns, network, reads
+from wardround.text import code_text, count_text, epsilon_of, epsilon_text, promise
+from wardround_server.runs.folder import RunFolder, runs
+
+NOTICE = "Research software, no medical device: not for diagnosis or treatment."
+MODEL, CARD, CARD_JSON = "model.safetensors", "model-card.md", "model-card.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """The card of one released model. `content` is plain JSON; see `card_of`."""
+
+    content: Mapping[str, Any]
+
+    @property
+    def run(self) -> str:
+        return self.content["run"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(self.content)
+
+    def to_text(self) -> str:
+        """The card as Markdown, for people."""
+        return _markdown(self.content)
+
+
+def released(server: Path) -> list[RunFolder]:
+    """The runs that have released a model, the oldest first."""
+    return [run for run in runs(server) if run.state() == "finished"]
+
+
+def summary_of(run: RunFolder) -> dict[str, Any]:
+    """One line about a released model: run, study, architecture, epsilon, delta, rounds, finished_at, sha256.
+
+    Raises `UsageError` where the run has released none, `ModelError` where a file of it is gone or damaged.
+    """
+    result, study = _result(run), run.study()
+    return {
+        "run": run.run_id,
+        "study": study.study.name,
+        "architecture": study.model.name,
+        "epsilon": result["privacy"]["epsilon_promised"],
+        "delta": result["privacy"]["delta"],
+        "rounds": result["rounds_completed"],
+        "finished_at": result.get("finished_at"),
+        "sha256": hashlib.sha256(_bytes(run)).hexdigest(),
+    }
+
+
+def card_of(run: RunFolder) -> ModelCard:
+    """The card, after the model was found whole and of this study. Raises as `summary_of`."""
+    result, study = _result(run), run.study()
+    tensors, manifest = load_checkpoint(run.path / MODEL)
+    if manifest.get("study_sha256") != study.sha256() or result["study_sha256"] != study.sha256():
+        raise ModelError(f"{run.path / MODEL}: is not the model of this run's study; put the folder back from a backup")
+    counted = Counter(line["site"] for line in run.metrics() if line["code"] is None)
+    content = {
+        "schema": 1,
+        "notice": NOTICE,
+        **summary_of(run),
+        "study_sha256": study.sha256(),
+        "architecture_sha256": result["architecture_sha256"],
+        "task": study.study.task,
+        "labels": list(study.data.labels),
+        "learns": learns(study),
+        "data": reads(study),
+        "network": network(study),
+        "numbers": sum(int(array.size) for array in tensors.values()),
+        "privacy": result["privacy"],
+        "privacy_statement": privacy_statement(study.privacy.epsilon, study.privacy.delta),
+        "sites": {
+            site: {"rounds_counted": counted[site], "ledger": known["ledger"]}
+            for site, known in sorted(result["sites"].items())
+        },
+        "missing": result["missing"],
+        "federated_test": result.get("federated_test"),
+        "settings": json.loads(study.canonical()),
+    }
+    return ModelCard(content=content)
+
+
+def privacy_statement(epsilon: float, delta: float) -> list[str]:
+    """What the model's training promises a patient, in sentences; or that it promises nothing."""
+    if math.isinf(epsilon):
+        return [
+            "No privacy: this model was trained without noise, and nothing bounds what it tells of single patients."
+        ]
+    return [
+        *promise(epsilon, delta),
+        "Settings of the study that were chosen by looking at private data are not covered by this epsilon.",
+    ]
+
+
+def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
+    """Write the model and its card to `target`, a folder or FILE.safetensors; returns the files. None of them may be
+    there: then `UsageError`, and nothing is written. `WardroundError` where the disk refuses; nothing is left then.
+    """
+    if target.suffix == ".safetensors":
+        model, text, plain = target, target.with_suffix(".md"), target.with_suffix(".json")
+    else:
+        model, text, plain = target / MODEL, target / CARD, target / CARD_JSON
+    contents = {
+        model: _bytes(run),
+        text: card.to_text().encode(),
+        plain: (json.dumps(card.to_json(), indent=1) + "\n").encode(),
+    }
+    there = [str(path) for path in contents if os.path.lexists(path)]
+    if there:
+        raise UsageError(f"{', '.join(there)}: there already, and nothing is overwritten; give another name")
+    made: list[Path] = []
+    try:
+        make_folder(model.parent)
+        for path, content in contents.items():
+            with open(path, "xb", opener=owner_only) as file:
+                made.append(path)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise WardroundError(f"{error.filename or target}: cannot be written: {error.strerror}") from None
+    return made
+
+
+def _result(run: RunFolder) -> dict[str, Any]:
+    try:
+        result = run.result()
+    except (OSError, ValueError):
+        raise ModelError(f"{run.path / 'result.json'}: damaged; put it back from a backup") from None
+    if result is None:
+        raise UsageError(f"run {run.run_id} is {run.state()} and has released no model; `wardround-server model list`")
+    return result
+
+
+def _bytes(run: RunFolder) -> bytes:
+    try:
+        return (run.path / MODEL).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{run.path / MODEL}: cannot be read: {error.strerror}; put it back from a backup") from None
+
+
+def _markdown(card: Mapping[str, Any]) -> str:
+    privacy, figures = card["privacy"], card["federated_test"]
+    missing = [f"- round {one['round']}: {one['site']}, {code_text(one['code'])}" for one in card["missing"]]
+    sites = [
+        f"| {site} | {known['rounds_counted']} of {card['rounds']} | {_ledger(known['ledger'])} |"
+        for site, known in card["sites"].items()
+    ]
+    lines = [
+        f"# Model of the study {card['study']}",
+        "",
+        f"**{card['notice']}**",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| run | `{card['run']}` |",
+        f"| finished | {card['finished_at'] or 'unknown'} |",
+        f"| study, SHA-256 | `{card['study_sha256']}` |",
+        f"| network | {card['architecture']}, `{card['architecture_sha256'][:16]}…` |",
+        f"| file, SHA-256 | `{card['sha256']}` |",
+        "",
+        "## What it is for",
+        "",
+        f"It learned {card['learns']} ({card['task']}). Its network: {card['network']}; "
+        f"{count_text(card['numbers'], 'number')} in all.",
+        "",
+        "## What it was trained on",
+        "",
+        f"At each site: {card['data']}. Images, names and single scores never left the sites.",
+        "",
+        "## Privacy",
+        "",
+        f"Promised: ε {epsilon_text(privacy['epsilon_promised'])} at δ {privacy['delta']:g}, for each "
+        f"{privacy['unit']} of each site ({privacy['relation']}).",
+        "",
+        *(f"- {sentence}" for sentence in card["privacy_statement"]),
+        "",
+        "## Who took part",
+        "",
+        "| site | replies that counted | its ledger, as last seen |",
+        "|---|---|---|",
+        *sites,
+        "",
+        *(missing and ["Missing from these rounds:", "", *missing] or ["No part was missing from any round."]),
+        "",
+        "## Figures",
+        "",
+        *_figures(figures),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ledger(head: Mapping[str, Any] | None) -> str:
+    return "unknown" if head is None else f"{head['entries']} entries, `{head['sha256'][:16]}…`"
+
+
+def _figures(figures: Mapping[str, Any] | None) -> list[str]:
+    if figures is None:
+        return ["None: the study asked the sites for no figures about held-out patients."]
+    epsilon = epsilon_of(figures["epsilon"])
+    cost = f"noised counts, ε {epsilon_text(epsilon)} for each of them" if math.isfinite(epsilon) else "no privacy"
+    sites = ", ".join(figures["sites"]) or "no site"
+    alone = (f"- {site} alone: {_auc(one)}" for site, one in sorted(figures.get("per_site", {}).items()))
+    rows = (
+        f"- sensitivity {row['sensitivity']:.3f} ({row['low']:.3f}–{row['high']:.3f}) at "
+        f"{row['specificity']:.0%} specificity"
+        for row in figures["thresholds"]
+    )
+    return [
+        f"About {figures['patients_noised']} held-out patients of {sites} ({cost}):",
+        "",
+        f"- all together: {_auc(figures)}",
+        *alone,
+        *rows,
+        *(f"- {one['site']} released none: {code_text(one['code'])}" for one in figures["missing"]),
+    ]
+
+
+def _auc(figures: Mapping[str, Any]) -> str:
+    if figures["auc"] is None:
+        return "no AUC, for the noise is too large beside the counts"
+    low, high = figures["auc_ci95"]
+    return f"AUC {figures['auc']:.3f} (95 %: {low:.3f}–{high:.3f})"

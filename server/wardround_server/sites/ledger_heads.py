@@ -1,0 +1,133 @@
+"""How far each site's ledger had come, by site name: `ledger_heads.json` of a server's folder.
+
+It outlives runs, and a site's keys: the name has the same ledger when it is enrolled again. A site that put back an old
+copy of its ledger has forgotten what it spent on its patients, and is refused by name until the copy is one that
+contains the last head seen here, or until the operator accepts another one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from wardround.errors import UsageError, WardroundError, WireError
+from wardround.records.chain import START
+from wardround.storage.private_files import locked, write_private
+from wardround.wire.packets import RECENT_DIGITS, LedgerHead
+
+HEADS_FILE, LOCK_FILE = "ledger_heads.json", ".ledger_heads.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenHead:
+    """The last head seen of a site's ledger, and when. `accepted_at`: when the operator last accepted another one; with
+    `entries` 0 no reply has come since. Times are ISO 8601, UTC.
+    """
+
+    entries: int
+    sha256: str
+    seen_at: str
+    accepted_at: str | None = None
+
+    @property
+    def head(self) -> LedgerHead:
+        return LedgerHead(entries=self.entries, sha256=self.sha256)
+
+
+class LedgerHeads:
+    """The heads of all sites. Every change is durable when the call returns; several runs may share the file."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """`None` keeps them in memory, for simulations that leave nothing behind."""
+        self._path = None if folder is None else folder / HEADS_FILE
+        self._known: dict[str, SeenHead] = {}
+
+    def known(self) -> dict[str, SeenHead]:
+        """By site name. Raises `WardroundError` where the file is damaged."""
+        if self._path is None:
+            return dict(self._known)
+        try:
+            content = json.loads(self._path.read_bytes())
+            return {site: SeenHead(**seen) for site, seen in content.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise WardroundError(
+                f"{self._path}: cannot be read ({type(error).__name__}); put it back from a backup, or every site may "
+                "go back to an older ledger"
+            ) from None
+
+    def take(self, site: str, now: LedgerHead | None, recent: str) -> None:
+        """Keep the head that a site's reply named, where the last one seen is part of the same ledger.
+
+        `recent` as in `wire.Answer`. Raises `WireError` "ledger-rollback" or "ledger-gap", see `check_extends`.
+        """
+        with self._changing() as known:
+            before = known.get(site)
+            check_extends(now, recent, before.head if before else START)
+            if now is not None and (before is None or now != before.head):
+                accepted_at = before.accepted_at if before else None
+                known[site] = SeenHead(entries=now.entries, sha256=now.sha256, seen_at=_now(), accepted_at=accepted_at)
+
+    def take_over(self, heads: Mapping[str, LedgerHead]) -> None:
+        """Keep what a checkpoint knows, of a run that began before this file was kept.
+
+        A later head stays, and so does one that the operator accepted: the checkpoint may be older than that.
+        """
+        with self._changing() as known:
+            for site, head in heads.items():
+                before = known.get(site)
+                if before is None or (before.accepted_at is None and before.entries < head.entries):
+                    known[site] = SeenHead(entries=head.entries, sha256=head.sha256, seen_at=_now())
+
+    def accept(self, site: str, record: Callable[[LedgerHead], object]) -> LedgerHead:
+        """Let the next head of a site be any; returns the last one seen, which `record` gets before it has an effect.
+
+        Raises `UsageError` where none was seen: then any is taken already.
+        """
+        with self._changing() as known:
+            before = known.get(site)
+            if before is None or before.head == START:
+                raise UsageError(f"{site}: any ledger of this site is taken already; there is nothing to accept")
+            record(before.head)
+            known[site] = replace(before, entries=START.entries, sha256=START.sha256, accepted_at=_now())
+        return before.head
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, SeenHead]]:
+        if self._path is None:
+            yield self._known
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self._path.with_name(LOCK_FILE)):
+            known = self.known()
+            before = dict(known)
+            yield known
+            if known != before:
+                content = {site: asdict(seen) for site, seen in sorted(known.items())}
+                write_private(self._path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def check_extends(now: LedgerHead | None, recent: str, before: LedgerHead) -> None:
+    """Raise `WireError` unless the ledger whose head is `now` contains the head `before`; `START` is part of any.
+
+    "ledger-rollback": it has fewer entries, or another one in the place of `before`: an old copy was put back, which
+    may have grown since. "ledger-gap": more entries were added than `recent` shows.
+    """
+    if before == START:
+        return
+    added = -1 if now is None else now.entries - before.entries
+    place = len(recent) - RECENT_DIGITS * (added + 1)  # of the entry `before` among those that the reply shows
+    if added > 0 and place < 0:
+        raise WireError("ledger-gap", f"the site's ledger grew by {added} entries, and its reply shows fewer")
+    same = now == before if added == 0 else recent[place:].startswith(before.sha256[:RECENT_DIGITS])
+    if added < 0 or not same:
+        raise WireError("ledger-rollback", "the site's ledger went back to an older copy; it must restore the newest")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

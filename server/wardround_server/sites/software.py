@@ -1,0 +1,43 @@
+"""What each site said it runs when it last answered: `software/NAME.json` of a server's folder. See `versions`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
+from wardround_server.runs.folder import read_json, write_json
+
+FOLDER = "software"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """A site's software, and when it was heard by this machine's clock (seconds since 1970)."""
+
+    software: Software
+    at: float
+
+    @property
+    def fault(self) -> str | None:
+        """Why it does not fit this server, and who must move; None where it does."""
+        return mismatch(site=self.software, server=ours())
+
+
+def keep(server: Path, site: str, software: Software) -> None:
+    """Remember what a site, known by its key, says it runs."""
+    folder = server / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_json(folder / f"{site}.json", {SOFTWARE: asdict(software), "at": time.time()})
+
+
+def heard_of(server: Path) -> dict[str, Heard]:
+    """By site, what was heard last; sites that never answered are not in it."""
+    found = {}
+    for path in sorted((server / FOLDER).glob("*.json")):
+        content = read_json(path) or {}
+        software, at = told(content), content.get("at")
+        if software is not None and isinstance(at, float):
+            found[path.stem] = Heard(software=software, at=at)
+    return found

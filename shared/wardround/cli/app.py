@@ -1,0 +1,116 @@
+"""What the three programs have in common: how a typer application is made, and how an error becomes one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from types import FrameType
+from typing import NoReturn
+
+import typer
+import typer.core
+
+from wardround.errors import UsageError, WardroundError
+from wardround.printable import escaped
+
+typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
+
+STOPPED = 130
+LATER_S = 0.1
+OTHERS_NOTHING = 0o077  # of all that these programs and their children write: Flower's and SQLite's files too
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def program(name: str, text: str) -> typer.Typer:
+    """An empty application with this project's manners: plain help, no completion, no framed tracebacks."""
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_disk: str) -> NoReturn:
+    """Run a program and end the process: every error on purpose becomes one line on stderr and its exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. What is no error on purpose keeps its
+    traceback: it is a fault of the program.
+    """
+    os.umask(OTHERS_NOTHING)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell wants us deaf to Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
+    exit_code = 0
+    try:
+        exit_code = app(standalone_mode=False) or 0
+    except WardroundError as error:
+        _fail(name, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail(name, stopped, STOPPED)
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a program or group without a word gets its help, in lines
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _fail(name, error.format_message(), 2)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            _fail(name, full_disk, 1)
+        raise
+    if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
+        _fail(name, stopped, STOPPED)
+    sys.exit(exit_code)
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table for people, as wide as the terminal; long cells are folded and never cut. Cells are shown as they
+    are, whatever a peer wrote in them: no markup, no emoji, no control character.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(escaped(cell)) for cell in row))
+    Console().print(table)
+
+
+def require_person(by: str | None) -> None:
+    """Raises `UsageError` unless `by` is None or may stand in an audit log as the one who decided."""
+    from wardround.records.audit_events import is_person
+
+    if by is not None and not is_person(by):
+        raise UsageError("--by: give the name of a person: letters, spaces and . ' - between them")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Stop the program; in the middle of an import a moment later, for a half loaded native library that meets an
+    exception aborts the process.
+    """
+    if not _in_an_import(frame):
+        raise KeyboardInterrupt
+    again = threading.Timer(LATER_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _in_an_import(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _fail(name: str, message: str, exit_code: int) -> NoReturn:
+    print(f"{name}: {escaped(' '.join(message.split()))}", file=sys.stderr)
+    sys.exit(exit_code)

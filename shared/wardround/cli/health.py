@@ -1,0 +1,37 @@
+"""The command `health`, the same in both programs: ask the daemon of a folder how it is."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+def add_health(app: typer.Typer, program: str, option: str, what: str) -> None:
+    """Give `app` the command; `option` names the folder, as the program's other commands do (`--site`)."""
+
+    chosen = typer.Option(Path("."), option, metavar="DIR", help="The daemon's folder.")
+
+    @app.command(epilog=f"Example: {program} health {option} {what}")
+    def health(folder: Path = chosen, as_json: JsonOption = False) -> None:
+        """Ask the running daemon: what it found when it last looked. Exit 0: SERVING; 1: not, or nobody answers."""
+        from rich.console import Console
+
+        from wardround.operations.health import asked
+        from wardround.operations.health_checks import table_of
+
+        answer = asked(folder)
+        if as_json:
+            print(json.dumps(answer.to_json()))
+        else:
+            console = Console(markup=False, highlight=False)
+            console.print(table_of(answer.checks))
+            ago = "" if answer.looked_at is None else f", looked {time.time() - answer.looked_at:.0f} s ago"
+            console.print(f"{'SERVING' if answer.serving else 'NOT SERVING'}{ago}")
+        if not answer.serving:
+            raise typer.Exit(1)

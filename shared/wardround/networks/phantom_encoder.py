@@ -1,0 +1,190 @@
+"""The phantom encoder: a small CNN pre-trained on phantoms, and the public features of an image that it gives.
+
+Shapes: N images, C channels, H rows, W columns, D pooled features, K outputs. Everything in the shipped file, the
+projection's statistics too, comes from phantoms, so using it costs no privacy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from wardround.errors import ModelError
+from wardround.networks.preprocessing import CentreCrop, DihedralViews, OtsuNormalise
+
+CROP_PX = 64
+WIDTHS = (16, 32, 64)
+GROUPS = 8
+POOLED = 2 * WIDTHS[-1]
+COMPONENTS = 32
+WHITENING = 0.7
+PUBLIC_FEATURES = 1 + COMPONENTS
+LOGIT_SCALE = 2.0  # the first public feature is half the phantom logit, so a weight of 2 on it gives the phantom model
+LARGEST_LOGIT_FEATURE = 1.5
+LARGEST_DEVIATION = 5.0
+LARGEST_ROW_NORM = 1.5
+SHIPPED_FILE = "phantom_encoder.safetensors"
+
+
+class PhantomEncoder(nn.Module):
+    """A three-layer CNN over the middle 64 x 64 pixels, normalised per image. About 24,000 parameters; trainable as a
+    whole or by its head.
+
+    No batch statistics and no in-place activations: each image's output depends on that image alone, as per-patient
+    clipping needs.
+    """
+
+    feature_dim = POOLED
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__()
+        self.crop = CentreCrop(CROP_PX)
+        self.normalise = OtsuNormalise()
+        layers: list[nn.Module] = []
+        before = 1
+        for index, width in enumerate(WIDTHS):
+            kernel = 5 if index == 0 else 3
+            layers += [
+                nn.Conv2d(before, width, kernel, stride=2, padding=kernel // 2, bias=False),
+                nn.GroupNorm(GROUPS, width),
+                nn.ReLU(),
+            ]
+            before = width
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(POOLED, outputs)
+
+    def prepare(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255, uint8 or float, any H and W -> normalised (N, 1, 64, 64). Several channels are
+        normalised each, then averaged."""
+        return self.normalise(self.crop(images_NCHW)).mean(1, keepdim=True)
+
+    def pool(self, prepared_N1HW: Tensor) -> Tensor:
+        """Prepared images -> (N, D): the largest response near the centre, where the nodule is, and the mean response
+        everywhere."""
+        maps_NDHW = self.trunk(prepared_N1HW)
+        return torch.cat([maps_NDHW[:, :, 2:6, 2:6].amax((2, 3)), maps_NDHW.mean((2, 3))], 1)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 (N, C, H, W) -> logits (N, K)."""
+        return self.head(self.pool(self.prepare(images_NCHW)))
+
+
+class PublicFeatures(nn.Module):
+    """Image -> 33 public features: half the phantom logit, and 32 partly whitened principal components of the pooled
+    features.
+
+    Both are means over eight flips and turns. The logit feature lies within 1.5, the components' row norm too, so a
+    patient's gradient is bounded before any clipping. A linear head that starts at `initial_head` is the phantom model.
+    Nothing in here is trained.
+    """
+
+    out_features = PUBLIC_FEATURES
+
+    def __init__(self, encoder: PhantomEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.views = DihedralViews()
+        self.register_buffer("mean_D", torch.zeros(POOLED))
+        self.register_buffer("deviation_D", torch.ones(POOLED))
+        self.register_buffer("projection_DC", torch.zeros(POOLED, COMPONENTS))
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 (N, C, H, W), uint8 or float -> features (N, 33)."""
+        return self.of_pooled(self.pooled(images_NCHW))
+
+    def of_pooled(self, pooled_ND: Tensor) -> Tensor:
+        """Pooled features (N, 128) -> features (N, 33)."""
+        logit_N1 = self.encoder.head(pooled_ND) / LOGIT_SCALE
+        logit_N1 = logit_N1.clamp(-LARGEST_LOGIT_FEATURE, LARGEST_LOGIT_FEATURE)
+        components_NC = self.standardise(pooled_ND) @ self.projection_DC
+        norm_N1 = components_NC.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return torch.cat([logit_N1, components_NC * (LARGEST_ROW_NORM / norm_N1).clamp(max=1)], 1)
+
+    def pooled(self, images_NCHW: Tensor) -> Tensor:
+        """Pooled features, averaged over the eight views (N, D)."""
+        views = self.views(self.encoder.prepare(images_NCHW))
+        return DihedralViews.average(self.encoder.pool(views))
+
+    def standardise(self, pooled_ND: Tensor) -> Tensor:
+        """Pooled features in units of their spread over phantoms, within 5 (N, D)."""
+        return ((pooled_ND - self.mean_D) / self.deviation_D).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+
+    @torch.no_grad()
+    def fit_projection(self, pooled_ND: Tensor) -> None:
+        """Sets mean, spread and projection from the pooled features of phantoms: principal components, each divided
+        by its deviation to the power `WHITENING`, on one scale that makes the mean squared row norm 1."""
+        self.mean_D.copy_(pooled_ND.mean(0))
+        self.deviation_D.copy_(pooled_ND.std(0) + 1e-6)
+        standard = self.standardise(pooled_ND).double()
+        _, singular, right = torch.linalg.svd(standard, full_matrices=False)
+        deviations = (singular / len(standard) ** 0.5)[:COMPONENTS]
+        projection = right[:COMPONENTS].T / deviations**WHITENING
+        projection = projection * right[:COMPONENTS].T.sum(0).sign()  # the sign of a component is free: fix it
+        scale = (standard @ projection).square().sum(1).mean().sqrt()
+        self.projection_DC.copy_((projection / scale).float())
+
+
+def initial_head(outputs: int = 1) -> nn.Linear:
+    """A linear head over the public features that starts as the phantom model: its score is the phantom logit (within
+    3).
+
+    With one output the score is for `malignant`. With more there is no phantom model of these classes, so all weights
+    start at zero.
+    """
+    head = nn.Linear(PUBLIC_FEATURES, outputs)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        if outputs == 1:
+            head.weight[0, 0] = LOGIT_SCALE
+    return head
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names: the same for the same tensors wherever
+    they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _layout(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def load_phantom_encoder(path: str | None = None) -> tuple[PhantomEncoder, PublicFeatures]:
+    """The shipped encoder (or the one in `path`, as `wardround-sim pretrain` writes it), as a trainable network and
+    as frozen features.
+
+    The two share no tensor. Raises ModelError when the file is missing, altered, or of another architecture.
+    """
+    source = str(files("wardround.networks") / SHIPPED_FILE) if path is None else path
+    name = SHIPPED_FILE if path is None else path
+    try:
+        with safe_open(source, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{name}: cannot be read as a model file; give the file that `wardround-sim pretrain` wrote"
+        ) from error
+    frozen = PublicFeatures(PhantomEncoder())
+    if _layout(tensors) != _layout(frozen.state_dict()):
+        raise ModelError(
+            f"{name}: not a phantom encoder of this version (names, shapes or types differ); pretrain again"
+        )
+    if tensors_sha256(tensors) != metadata.get("tensors_sha256"):
+        raise ModelError(f"{name}: its tensors do not match its own hash, so it was altered or damaged; get it again")
+    frozen.load_state_dict(tensors, strict=True)
+    trainable = PhantomEncoder()
+    trainable.load_state_dict(frozen.encoder.state_dict(), strict=True)
+    return trainable, frozen.eval()

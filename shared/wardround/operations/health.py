@@ -1,0 +1,170 @@
+"""The health of a daemon, for whoever watches it: gRPC's own health protocol (grpc.health.v1) on loopback.
+
+SERVING means that every named look found no fault, a short while ago; not that a process is up. Each look has a time
+limit; one that hangs counts as a fault, is waited for and never started a second time, so a hung disk costs one thread.
+What was found also stands in `health.json`, which says where the service listens; nobody but its owner may read it.
+Each look is a service of its own too: `grpc_health_probe -service=budget`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from wardround.errors import WardroundError
+from wardround.operations.health_checks import Check, fault
+from wardround.storage.private_files import write_private
+
+HEALTH_FILE = "health.json"
+OVERALL = ""  # the name under which the protocol asks for a whole server
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One thing to look at. `look` returns a `Check`; an exception counts as a fault, by its kind where it is none of
+    ours (its text may hold anything). `todo` is what somebody should do then.
+    """
+
+    name: str
+    look: Callable[[], Check]
+    todo: str
+    limit_s: float = 10.0
+
+
+class Watch:
+    """Looks again and again, each look in a thread of its own that is never doubled."""
+
+    def __init__(self, looks: Sequence[Look]) -> None:
+        self._looks = tuple(looks)
+        self._running: dict[str, threading.Thread] = {}
+
+    def findings(self) -> list[Check]:
+        """What every look finds, in their order; returns after the longest limit at most."""
+        found: dict[str, Check] = {}
+        for look in self._looks:
+            thread = self._running.get(look.name)
+            if thread is None or not thread.is_alive():
+                thread = threading.Thread(target=_into, args=(found, look), name=f"look-{look.name}", daemon=True)
+                self._running[look.name] = thread
+                thread.start()
+        started = time.monotonic()
+        for look in self._looks:
+            self._running[look.name].join(max(0.0, started + look.limit_s - time.monotonic()))
+        late = {look.name: fault(look.name, f"no answer within {look.limit_s:g} s", look.todo) for look in self._looks}
+        return [found.get(look.name, late[look.name]) for look in self._looks]
+
+
+def _into(found: dict[str, Check], look: Look) -> None:
+    try:
+        check = look.look()
+    except WardroundError as error:
+        check = fault(look.name, " ".join(str(error).split()), look.todo)
+    except Exception as error:
+        log.exception("look %s", look.name)
+        check = fault(look.name, f"cannot be told ({type(error).__name__})", look.todo)
+    found[look.name] = check
+
+
+class HealthService:
+    """Serves the findings on 127.0.0.1 and refreshes them in the background until `stop`."""
+
+    def __init__(self, looks: Sequence[Look], folder: Path, port: int = 0, every_s: float = 30.0) -> None:
+        """Nothing listens before `start`. `port` 0 takes a free one."""
+        self._watch, self._names = Watch(looks), tuple(look.name for look in looks)
+        self._folder, self._port, self._every_s = folder, port, every_s
+        self._stopped = threading.Event()
+        self._servicer = health.HealthServicer()
+        options = (("grpc.so_reuseport", 0),)  # a second daemon on the same port is told, not answered for
+        self._server = grpc.server(ThreadPoolExecutor(max_workers=4), options=options, maximum_concurrent_rpcs=16)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
+        self._thread = threading.Thread(target=self._refresh, name="health", daemon=True)
+
+    def start(self) -> int:
+        """Listen, and look for the first time; until that is done nothing is SERVING. Returns the port.
+
+        Raises `WardroundError` where the port is taken.
+        """
+        for name in (OVERALL, *self._names):
+            self._servicer.set(name, NOT_SERVING)
+        try:
+            self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        except RuntimeError:
+            raise WardroundError(f"health: port {self._port} of 127.0.0.1 is taken; give another one") from None
+        self._server.start()
+        self._thread.start()
+        return self._port
+
+    def stop(self) -> None:
+        """Stop listening; a look that hangs is left behind, and ends with the process."""
+        self._stopped.set()
+        self._servicer.enter_graceful_shutdown()
+        self._server.stop(grace=1.0).wait(5.0)
+        (self._folder / HEALTH_FILE).unlink(missing_ok=True)
+
+    def _refresh(self) -> None:
+        while not self._stopped.is_set():
+            checks = self._watch.findings()
+            for check in checks:
+                self._servicer.set(check.name, NOT_SERVING if check.state == "fault" else SERVING)
+            well = checks and all(check.state != "fault" for check in checks)
+            self._servicer.set(OVERALL, SERVING if well else NOT_SERVING)
+            if not self._stopped.is_set():
+                self._write(checks)
+            self._stopped.wait(self._every_s)
+
+    def _write(self, checks: list[Check]) -> None:
+        content = {"port": self._port, "at": time.time(), "checks": [check.to_json() for check in checks]}
+        try:
+            write_private(self._folder / HEALTH_FILE, json.dumps(content).encode())
+        except WardroundError:
+            log.exception("health: the findings cannot be written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a daemon says of itself: whether it is SERVING, when it last looked (None: it has not), what it found."""
+
+    serving: bool
+    looked_at: float | None
+    checks: tuple[Check, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        return {
+            "serving": self.serving,
+            "looked_at": self.looked_at,
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+
+def asked(folder: Path, timeout_s: float = 5.0) -> Answer:
+    """Ask the daemon of this folder over gRPC. Raises `WardroundError` in one line where none answers."""
+    try:
+        content = json.loads((folder / HEALTH_FILE).read_text(encoding="utf-8"))
+        port, at = int(content["port"]), float(content["at"])
+        checks = tuple(Check(**check) for check in content["checks"])
+    except FileNotFoundError:
+        raise WardroundError(f"{folder}: no daemon is at work here, or it has not looked yet") from None
+    except (OSError, ValueError, TypeError, KeyError):
+        raise WardroundError(f"{folder / HEALTH_FILE}: cannot be read; start the daemon again") from None
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            request = health_pb2.HealthCheckRequest(service=OVERALL)
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            code = error.code().name if isinstance(error, grpc.Call) else "unknown"
+            raise WardroundError(f"{folder}: the daemon does not answer on port {port} ({code}); start it") from None
+    return Answer(serving=reply.status == SERVING, looked_at=at, checks=checks)

@@ -1,0 +1,123 @@
+"""What `doctor` says on both sides: checks with a tick or a cross, what was found, and what to do."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wardround.errors import WardroundError
+from wardround.printable import escaped
+from wardround.storage.private_files import too_open
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MARKS = {"ok": "✓", "note": "!", "fault": "✗"}
+DAYS_TO_RENEW = 30
+_CLOCK_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at. `note`: nothing is broken, and somebody should know. `todo` is empty where all is well."""
+
+    name: str
+    state: Literal["ok", "note", "fault"]
+    found: str
+    todo: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        return {"name": self.name, "state": self.state, "found": self.found, "todo": self.todo}
+
+
+def ok(name: str, found: str) -> Check:
+    return Check(name=name, state="ok", found=found)
+
+
+def note(name: str, found: str, todo: str) -> Check:
+    return Check(name=name, state="note", found=found, todo=todo)
+
+
+def fault(name: str, found: str, todo: str) -> Check:
+    return Check(name=name, state="fault", found=found, todo=todo)
+
+
+def looked_at(name: str, look: Callable[[], Check], todo: str) -> Check:
+    """The check that `look` makes; an error on purpose becomes a cross with its text, so that the others go on."""
+    try:
+        return look()
+    except WardroundError as error:
+        return fault(name, " ".join(str(error).split()), todo)
+
+
+def files_closed(folder: Path, names: Iterable[str]) -> Check:
+    """Whether the folder (0700) and its secrets (0600) are their owner's alone."""
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        return fault("files", f"{', '.join(missing)} missing", "put them back from a backup; nothing else can")
+    found = [path.relative_to(folder).as_posix() for path in too_open(folder, *(folder / name for name in names))]
+    if found:
+        return fault("files", f"others may read {', '.join(found)}", f"chmod go= {' '.join(found)} in {folder}")
+    return ok("files", "keys are readable by their owner only")
+
+
+def disk(folder: Path, needed_bytes: int) -> Check:
+    """Free space where the folder lies."""
+    free = shutil.disk_usage(folder).free
+    said = f"{free / 1e9:.1f} GB free"
+    if free < needed_bytes:
+        return fault("disk", said, f"make room: at least {needed_bytes / 1e9:.0f} GB")
+    return ok("disk", said)
+
+
+def days_left(name: str, not_before: datetime, not_after: datetime, now: datetime, todo: str) -> Check:
+    """A certificate's days."""
+    days = (not_after - now).days
+    if now < not_before:
+        return fault(name, f"not valid before {not_before:%Y-%m-%d %H:%M} UTC", "set this machine's clock")
+    if now >= not_after:
+        return fault(name, f"expired on {not_after:%Y-%m-%d}", todo)
+    said = f"valid until {not_after:%Y-%m-%d}, {days} days left"
+    return note(name, said, todo) if days < DAYS_TO_RENEW else ok(name, said)
+
+
+def clock() -> Check:
+    """Whether something keeps this machine's clock right, as the kernel knows it (adjtimex(2), without changing it).
+
+    Sites sign with the time: calls are refused where a site's clock runs more than five seconds ahead of the server's.
+    """
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024))  # a zeroed struct timex only asks
+    except AttributeError:  # not Linux
+        return note("clock", f"{now}; whether it is kept right is unknown here", "compare it with a clock you trust")
+    if state in (-1, _CLOCK_UNSYNCHRONISED):
+        return note("clock", f"{now}; nothing keeps it right", "switch on NTP: systemd-timesyncd or chrony")
+    return ok("clock", f"{now}, kept right by the system")
+
+
+def table_of(checks: Iterable[Check]) -> Table:
+    """The checks as a table for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column("")
+    table.add_column("name")
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        table.add_row(MARKS[check.state], check.name, Text(escaped(check.found)))
+        if check.todo:
+            table.add_row("", "", Text(escaped(f"→ {check.todo}")))
+    return table
+
+
+def exit_code(checks: Iterable[Check]) -> int:
+    """1 where something is broken."""
+    return int(any(check.state == "fault" for check in checks))

@@ -1,0 +1,170 @@
+"""Logs as JSON lines: when, how bad, from where, what; and the site, run and round where they are known. Rotated, 0600.
+
+{"run":"…","round":3,"at":"2026-11-24T21:50:03.120Z","level":"warning","logger":"wardround_client.flower.client_app","text":"…"}
+
+A process that a daemon started prints such lines (`print_lines`), and the daemon puts them into its own log as they are
+(`relayed`), so that one file holds them all with their site, run and round. Each begins with a secret that the daemon
+gave the process in its environment: what a program prints of its peer's words can be any text, also one of our form.
+
+A text is cut, so that nobody rotates a log away with a few huge lines.
+
+At a server no text comes from a site's data, because none reaches it: the wire has codes only (`wire/packets.py`). At a
+site the log is the hospital's own, holds whole tracebacks, and never leaves.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import logging.handlers
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wardround.printable import json_line
+from wardround.storage.private_files import make_folder
+
+LOG_BYTES, LOGS_KEPT = 10_000_000, 10
+TEXT_CHARACTERS, TRACEBACK_CHARACTERS = 4096, 16384
+SECRET = "WARDROUND_LOG_SECRET"  # the variable with what a process of a daemon begins its entries with
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_place: contextvars.ContextVar[dict[str, str | int]] = contextvars.ContextVar("place", default={})  # noqa: B039
+
+
+@contextmanager
+def at(**place: str | int) -> Iterator[None]:
+    """Everything that is logged inside the block, by this thread or task, names this site, run or round."""
+    token = _place.set({**_place.get(), **place})
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record; a traceback is in it as text, so a line stays a line, and every character of it is
+    printable, so that it may be read with any tool.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        if (content := getattr(record, "relayed", None)) is not None:
+            return json_line(_bounded(content))
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        content = {
+            **_place.get(),
+            "at": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return json_line(_bounded(content))
+
+
+def cut(text: str, characters: int = TEXT_CHARACTERS) -> str:
+    """`text`, or its beginning and its end where it has more `characters`."""
+    if len(text) <= characters:
+        return text
+    half = characters // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
+
+
+def _bounded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry whose texts are cut: a traceback keeps the most, and has the error at its end."""
+    most = {"traceback": TRACEBACK_CHARACTERS}
+    return {
+        name: cut(value, most.get(name, TEXT_CHARACTERS)) if isinstance(value, str) else value
+        for name, value in content.items()
+    }
+
+
+class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
+    """A rotated file that nobody but its owner reads, from its first byte on."""
+
+    def _open(self):  # type: ignore[no-untyped-def]
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.fchmod(descriptor, 0o600)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
+def log_to(
+    path: Path,
+    *,
+    level: int = logging.INFO,
+    max_bytes: int = LOG_BYTES,
+    kept: int = LOGS_KEPT,
+    names: Sequence[str] = ("",),
+) -> None:
+    """Send this process's log to `path`: at most `kept` older files of `max_bytes` each beside it. One process a file.
+
+    `names`: of these loggers and those below them; of all without it. Asked again for the same file nothing changes.
+    """
+    loggers = [logging.getLogger(name or None) for name in names]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, OwnersRotatingFile) and handler.baseFilename == os.path.abspath(path):
+            return
+    make_folder(path.parent)
+    handler = OwnersRotatingFile(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
+    handler.setFormatter(JsonLines())
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+
+
+class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
+    """To whatever standard output is at the moment: Flower puts another one in its place and back."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self._secret = os.environ.get(SECRET, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._secret + super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def print_lines(*names: str, level: int = logging.INFO) -> None:
+    """Print what the loggers `names` and those below them say as JSON lines, for a daemon that relays them."""
+    for logger in map(logging.getLogger, names):
+        if not any(isinstance(handler, _Stdout) for handler in logger.handlers):
+            handler = _Stdout()
+            handler.setFormatter(JsonLines())
+            logger.addHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = False
+
+
+def relayed(line: str, secret: str) -> bool:
+    """Whether `line` is one that `print_lines` printed in a process that was given `secret`; then it is in this
+    process's log, as it is.
+    """
+    content = _entry(line.removeprefix(secret)) if secret and line.startswith(secret) else None
+    if content is None:
+        return False
+    level = getattr(logging, content["level"].upper())
+    record = logging.LogRecord(content["logger"], level, "", 0, content["text"], None, None)
+    record.relayed = content
+    logging.getLogger(content["logger"]).handle(record)
+    return True
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    texts = ("at", "level", "logger", "text")
+    if any(not isinstance(content.get(key), str) for key in texts) or content["level"] not in _LEVELS:
+        return None
+    return content

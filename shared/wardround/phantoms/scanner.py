@@ -1,0 +1,68 @@
+"""What a CT scanner, and then an export to grey values, makes of a phantom: blur, kernel, noise, window.
+
+Shapes: N pictures, H rows, W columns. Values are in Hounsfield units until `window`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wardround.phantoms.anatomy import Dice, column, grain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanner:
+    """Scanner and protocol (N,): the kernel's blur and edge enhancement, and the strength, grain and streaks of the
+    noise."""
+
+    blur_px: Tensor
+    sharpening: Tensor
+    noise_hu: Tensor
+    noise_blur_px: Tensor
+    streak: Tensor
+    streak_angle: Tensor
+
+
+def draw_scanner(dice: Dice) -> Scanner:
+    """Any scanner: smooth to sharp, five to sixty HU of noise, one in eight low dose, one in three with (mostly
+    horizontal) streaks."""
+    return Scanner(
+        blur_px=dice.uniform(0.3, 0.9),
+        sharpening=dice.chance(0.25) * dice.uniform(0.2, 1.2),
+        noise_hu=dice.uniform(5, 60) + dice.chance(0.12) * dice.uniform(0, 90),
+        noise_blur_px=dice.uniform(0.35, 0.9),
+        streak=1 + dice.chance(0.35) * dice.uniform(0.5, 5),
+        streak_angle=0.15 * dice.normal() + dice.chance(0.2) * dice.uniform(0, math.pi),
+    )
+
+
+def acquire(scanner: Scanner, dice: Dice, scene_NHW: Tensor) -> Tensor:
+    """The scene as this scanner shows it (N, H, W), in HU."""
+    picture = blur(scene_NHW, scanner.blur_px)
+    picture = picture + column(scanner.sharpening) * (picture - blur(picture, torch.ones_like(scanner.blur_px)))
+    noise = grain(dice, tuple(picture.shape[1:]), scanner.noise_blur_px, scanner.streak, scanner.streak_angle)
+    return picture + noise * column(scanner.noise_hu)
+
+
+def blur(pictures_NHW: Tensor, deviation_px: Tensor) -> Tensor:
+    """Gaussian blur, a deviation (N,) for each picture; five taps each way, the border repeated."""
+    taps = torch.exp(-(torch.arange(-2, 3) ** 2)[None] / 2 / deviation_px[:, None] ** 2)
+    taps = taps / taps.sum(1, keepdim=True)
+    rows, columns = pictures_NHW.shape[1:]
+    padded = F.pad(pictures_NHW[None], (2, 2, 2, 2), mode="replicate")[0]
+    across = sum(padded[:, :, k : k + columns] * column(taps[:, k]) for k in range(5))
+    return sum(across[:, k : k + rows] * column(taps[:, k]) for k in range(5))
+
+
+def window(dice: Dice, hu_NHW: Tensor) -> Tensor:
+    """Grey values 0..255 (uint8) under a random window; three in ten reach down to a padding value far below air, as
+    exports do."""
+    air, padding, deep_padding = dice.uniform(-1050, -950), dice.uniform(-2100, -1900), dice.uniform(-3100, -2900)
+    low = torch.where(dice.chance(0.7) > 0, air, torch.where(dice.chance(0.7) > 0, padding, deep_padding))
+    high = dice.uniform(math.log(200), math.log(2000)).exp()
+    return ((hu_NHW - column(low)) / column(high - low) * 255).clamp(0, 255).round().to(torch.uint8)

@@ -1,0 +1,192 @@
+"""Child processes that are kept running: restarted with a bounded pause when they die, ended together, never orphaned.
+
+Both daemons use it: the site's around its SuperNode, the server's around its SuperLink. Every child leads a session of
+its own, so that whatever it started ends with it, and is tied to this process by the kernel (`tied`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, cast
+
+from wardround.errors import WardroundError
+from wardround.operations.logs import SECRET, cut, relayed
+from wardround.printable import escaped
+from wardround.processes.parent_death import tied
+
+SHORTEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0  # a node that was killed is refused for about a minute: keep trying
+STEADY_S = 60.0  # a child that ran this long starts again at once
+GRACE_S = 15.0
+LOOK_S = 0.2
+LINE_BYTES = 2**20  # of a line of a child's output; an entry of ours has less, and no more is ever in memory
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NOISE = ("[uvicorn.access]", "httpx: HTTP Request:")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Child:
+    """A program that should run. `command` starts with a full path; its output goes line by line to the log, as entries
+    of its own where it knows the secret of this start, else as text of the program, which may hold a peer's words. It
+    is up (`is_up`) from the line that holds `up_when` on until it ends.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    up_when: str = ""
+    restarts: int = 0
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _started: float = field(default=0.0, init=False)
+    _pause_s: float = field(default=0.0, init=False)
+    _up: int | None = field(default=None, init=False)  # the process that said so
+    _next_start: float = field(default=0.0, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The running process, or None."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the running process has said that it is up."""
+        return self.pid is not None and self._up == self.pid
+
+    def look(self, now: float) -> None:
+        """Start the program where it does not run and its pause is over. Call it from the main thread."""
+        if self._process is not None and (code := self._process.poll()) is not None:
+            _kill_group(self._process.pid, signal.SIGKILL)  # whatever it had started
+            self._pause_s = 0.0 if now - self._started > STEADY_S else self._pause_s
+            self._pause_s = min(max(2 * self._pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+            log.warning("%s ended with %s; it starts again in %.0f s", self.name, code, self._pause_s)
+            self._process, self._next_start, self.restarts = None, now + self._pause_s, self.restarts + 1
+        if self._process is None and now >= self._next_start:
+            self._start(now)
+
+    def ask_to_end(self) -> None:
+        """SIGTERM, to this process alone: it ends what it started itself."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill its whole session; the next look starts it again."""
+        if self.pid is not None:
+            _kill_group(self.pid, signal.SIGKILL)
+
+    def end(self, deadline: float) -> None:
+        """Wait until `deadline` (monotonic), then kill its whole session. Afterwards nothing of it runs."""
+        if self._process is None:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(deadline - time.monotonic(), 0.0))
+        _kill_group(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _start(self, now: float) -> None:
+        secret = secrets.token_hex(16)
+        self._process = subprocess.Popen(
+            tied(self.command),
+            env={**self.environment, SECRET: secret},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._started = now
+        log.info("%s started as process %s", self.name, self._process.pid)
+        threading.Thread(target=self._pump, args=(self._process, secret), daemon=True).start()
+
+    def _pump(self, process: subprocess.Popen[bytes], secret: str) -> None:
+        """Bring the lines to the log until the output is closed, without colours and lists of requests."""
+        lines = logging.getLogger(f"{__name__}.{self.name}")
+        for line in lines_of(cast(BinaryIO, process.stdout)):
+            text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
+            if self.up_when and self.up_when in text:
+                self._up = process.pid
+            if text and not relayed(text, secret) and not any(noise in text for noise in NOISE):
+                lines.info("%s", cut(escaped(cut(text.replace(secret, "")))))
+
+
+def lines_of(output: BinaryIO) -> Iterator[bytes]:
+    """The lines of a program's output; of a longer one its first `LINE_BYTES`."""
+    while line := output.readline(LINE_BYTES):
+        more = line
+        while len(more) == LINE_BYTES and not more.endswith(b"\n"):
+            more = output.readline(LINE_BYTES)
+        yield line
+
+
+def supervise(children: Sequence[Child], stopped: threading.Event, each: Callable[[], None] = lambda: None) -> None:
+    """Keep `children` running until `stopped` is set, calling `each` between looks; then end them, last one first.
+
+    `each` must return soon. Nothing of the children runs when this returns or raises.
+    """
+    try:
+        while not stopped.wait(LOOK_S):
+            for child in children:
+                child.look(time.monotonic())
+            each()
+    finally:
+        for child in reversed(children):
+            child.ask_to_end()
+        deadline = time.monotonic() + GRACE_S
+        for child in reversed(children):
+            child.end(deadline)
+
+
+@contextmanager
+def sole(folder: Path, why: str = "a daemon is at work here already", patience_s: float = 0.0) -> Iterator[None]:
+    """Be the one daemon of a folder. Raises `WardroundError` that says `why` where another is at work for longer than
+    `patience_s`.
+    """
+    descriptor, ends = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT, 0o600), time.monotonic() + patience_s
+    try:
+        while not _locked(descriptor):
+            if time.monotonic() >= ends:
+                raise WardroundError(f"{folder}: {why}")
+            time.sleep(LOOK_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def stop_on_signals(stopped: threading.Event) -> None:
+    """SIGTERM and SIGINT set `stopped`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _kill_group(leader: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)

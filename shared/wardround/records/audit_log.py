@@ -1,0 +1,230 @@
+"""The audit log: what was decided, refused and released, a JSON line each, in a chain of hashes that anyone can check.
+
+    {"entry":{"at":"2026-11-24T21:50:03Z","event":"forgot","count":3},"number":7,"previous":"9f…","sha256":"41…"}
+
+Lines are only ever added, each is on the disk before the call returns, and processes may share the file. A line cut
+short by a kill stays where it is; the entry behind it (`torn`) counts and hashes its bytes. `audit.head` beside the log
+remembers how far it had come, so that a missing end is noticed too. What a chain cannot show: that someone who may
+write both files wrote them anew from some entry on. Noting the head elsewhere (`audit verify` prints it) shows that.
+
+`append` checks the log from the entry on that `audit.head` names, so its cost does not grow with the log. It notices a
+missing or torn end and another history. A byte altered further back is found by `verified` and at the start of a
+daemon, which read all of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import AuditError, RecordError
+from wardround.records.audit_events import Event, Started, Torn
+from wardround.records.chain import START, Row, Witness, body_of, fsync_folder, linked, walked
+from wardround.records.refusal_counts import RefusalFile
+from wardround.wire.packets import LedgerHead
+
+AUDIT_FILE = "audit.jsonl"
+RESTORE = "put the newest copy back, with its .head file, and keep this one for comparison"
+TAIL_BYTES = 64 * 2**10  # read by an append; the entry that the witness has seen is the last one, or the one before it
+_KEYS = {"entry", "number", "previous", "sha256"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What a part of a log holds: its entries in order with their hashes, and the head behind the last of them.
+
+    `torn`: bytes at the end that are no entry. `unended`: the last entry is whole, only its line end is missing.
+    """
+
+    entries: tuple[dict[str, Any], ...]
+    hashes: tuple[str, ...]
+    head: LedgerHead
+    torn: bytes = b""
+    unended: bool = False
+
+
+def read_entries(content: bytes, head: LedgerHead = START) -> Stretch:
+    """Follow the chain from `head` over the lines of `content`.
+
+    Raises `AuditError` that names the first entry which is missing or was altered, or bytes that are no entry and that
+    the entry behind them does not name as torn.
+    """
+    entries: list[dict[str, Any]] = []
+    hashes: list[str] = []
+    torn, unended = b"", False
+    for line in _lines(content):
+        row, previous = _row(line)
+        if row is None:
+            torn += line
+            continue
+        before = head
+        try:
+            ((head, entry),) = walked([row], before)
+        except RecordError as error:
+            raise AuditError(str(error)) from None
+        if previous != before.sha256:
+            raise AuditError(f"entry {head.entries} was altered: it names another entry before it")
+        named = (entry.get("count"), entry.get("sha256")) if entry.get("event") == Torn.kind else (0, _hash(b""))
+        if named != (len(torn), _hash(torn)):
+            raise AuditError(f"before entry {head.entries} are {len(torn)} bytes that are no entry, against its word")
+        entries.append({"number": head.entries, **entry})
+        hashes.append(head.sha256)
+        torn, unended = b"", not line.endswith(b"\n")
+    return Stretch(entries=tuple(entries), hashes=tuple(hashes), head=head, torn=torn, unended=unended)
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """Lines with their ends, by \\n alone: what was torn may hold any byte."""
+    *ended, rest = content.split(b"\n")
+    return [line + b"\n" for line in ended] + ([rest] if rest else [])
+
+
+def _row(line: bytes) -> tuple[Row | None, str]:
+    """The entry of a line as the chain has it, and the hash it says it follows; None where the line is no entry."""
+    try:
+        content = json.loads(line)
+        row, previous = (content["number"], body_of(content["entry"]), content["sha256"]), content["previous"]
+        as_written = set(content) == _KEYS and body_of(content).encode() == line.rstrip(b"\n")
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None, ""
+    return (row, previous) if as_written and type(row[0]) is int else (None, "")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class AuditLog:
+    """One open log. Threads and processes may share the file: each append excludes all others."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Nothing is made or read before the first `append`."""
+        self._path, self._clock = path, clock
+        self._witness = Witness(path.with_suffix(".head"), AuditError)
+        self._refusals = RefusalFile(path.with_suffix(".refused"))
+        self._appended, self._lock = START, threading.Lock()  # the last entry that this process wrote
+
+    def append(self, event: Event) -> LedgerHead:
+        """Record one event; it is durable, and the witness has seen it, when the call returns. Returns the head.
+
+        Of many equal refusals on one day only the first are entries; the others are counted (refusal_counts.py).
+
+        Raises `AuditError` where the log was altered or shortened, or cannot be written. Then what the event stands
+        for must not happen: a site that cannot record what it sends does not send.
+        """
+        with self._lock, self._exclusive() as descriptor:
+            found = self._taken_in(descriptor, whole=isinstance(event, Started))
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
+            events = self._refusals.entries_of(event, at[:10])
+            head = self._written(descriptor, found, events, at) if events else found.head
+            self._refusals.keep()  # after the log: a kill in between leaves one entry that is not counted
+            return head
+
+    def _written(self, descriptor: int, found: Stretch, events: list[Event], at: str) -> LedgerHead:
+        """Put the events behind what the log holds, in one write."""
+        head, text = found.head, b"\n" if found.unended else b""
+        if found.torn:
+            text = b"" if found.torn.endswith(b"\n") else b"\n"
+            torn = found.torn + text
+            events = [Torn(count=len(torn), sha256=_hash(torn)), *events]
+        for event in events:
+            head, line = _line(head, event, at)
+            text += line
+        if os.write(descriptor, text) != len(text):
+            raise AuditError(f"{self._path}: could be written in part only; free some space")
+        os.fsync(descriptor)
+        self._appended = head
+        self._witness.advance(head)
+        return head
+
+    def _taken_in(self, descriptor: int, whole: bool) -> Stretch:
+        """The log from the entry on that was seen last, by the witness or by this process; all of it where that entry
+        is not near the end, or where `whole` asks for it.
+        """
+        seen = max(self._witness.read() or START, self._appended, key=lambda head: head.entries)
+        size = os.fstat(descriptor).st_size
+        near = _from_entry(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)), seen)
+        if near is not None and not whole:
+            with suppress(AuditError):  # reading all of it names the fault
+                return read_entries(*near)
+        return _checked(self._path, os.pread(descriptor, size, 0), seen)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[int]:
+        new = not self._path.exists()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            if new:
+                fsync_folder(self._path.parent)
+        except OSError as error:
+            raise AuditError(
+                f"{self._path}: cannot be written: {error.strerror}; see the disk and its rights"
+            ) from None
+
+
+def _line(head: LedgerHead, event: Event, at: str) -> tuple[LedgerHead, bytes]:
+    entry = {"at": at, **event.to_json()}
+    after = linked(head, body_of(entry))
+    content = {"entry": entry, "number": after.entries, "previous": head.sha256, "sha256": after.sha256}
+    return after, f"{body_of(content)}\n".encode()
+
+
+def _from_entry(tail: bytes, seen: LedgerHead) -> tuple[bytes, LedgerHead] | None:
+    """The end of a log from the entry `seen` on, and the head before it; None where `tail` does not hold it."""
+    lines = _lines(tail)
+    for at in range(len(lines) - 1, -1, -1):
+        row, previous = _row(lines[at])
+        if row is None or row[0] > seen.entries:
+            continue
+        if (row[0], row[2]) != (seen.entries, seen.sha256):
+            return None
+        return b"".join(lines[at:]), LedgerHead(entries=row[0] - 1, sha256=previous)
+    return None
+
+
+def verified(path: Path) -> Stretch:
+    """Read a whole log, anywhere, and check it: the chain, and the witness where `FILE.head` stands beside it.
+
+    Raises `AuditError` in one line: the file, the first fault, what to do.
+    """
+    witness = Witness(path.with_suffix(".head"), AuditError)
+    seen = witness.read()  # first: what a daemon appends meanwhile must not look like a loss
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise AuditError(f"{path}: cannot be read: {error.strerror}") from None
+    return _checked(path, content, seen or START)
+
+
+def _checked(path: Path, content: bytes, seen: LedgerHead) -> Stretch:
+    try:
+        found = read_entries(content)
+    except AuditError as error:
+        raise AuditError(f"{path}: {error}; {RESTORE}") from None
+    if found.head.entries < seen.entries:
+        raise AuditError(
+            f"{path}: ends at entry {found.head.entries}, its .head file has seen {seen.entries}; {RESTORE}"
+        )
+    if seen.entries and found.hashes[seen.entries - 1] != seen.sha256:
+        raise AuditError(
+            f"{path}: another history: its .head file has seen {seen.entries}, and that one is not here; {RESTORE}"
+        )
+    return found
+
+
+def _past(seen: LedgerHead) -> str:
+    return f"its .head file has seen {seen.entries}"

@@ -1,0 +1,124 @@
+"""A chain of entries: each entry's hash covers the one before it, and a witness beside the file remembers the last.
+
+    sha256(entry n) = SHA-256("<sha256 of entry n-1>\\n<n>\\n<body>"), the body being canonical JSON
+
+So the hash of the last entry, the head, fixes them all: an entry changed, left out or put in is found by walking the
+chain. What a chain cannot show is that its end is missing. For that the head is kept elsewhere too: in a witness
+beside the file, and for the ledger at every server that got a reply. The ledger and the audit log are such chains.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import LedgerError, RecordError
+from wardround.wire.packets import LedgerHead
+
+START = LedgerHead(entries=0, sha256="0" * 64)
+Row = tuple[int, str, str]  # an entry as it is stored: its number from 1 up, its body, its sha256
+_WITNESS = re.compile(r"(\d{15}) ([0-9a-f]{64})\n")
+
+
+def linked(head: LedgerHead, body: str) -> LedgerHead:
+    """The head after an entry of this body is put behind `head`."""
+    number = head.entries + 1
+    return LedgerHead(entries=number, sha256=hashlib.sha256(f"{head.sha256}\n{number}\n{body}".encode()).hexdigest())
+
+
+def body_of(content: Mapping[str, Any]) -> str:
+    """The canonical JSON of an entry. Floats are written so that they come back bit for bit; infinity as "inf"."""
+    return json.dumps(_plain(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
+    """Follow the chain from `head` over the rows behind it; yields each entry's head and content.
+
+    Raises `RecordError` that names the first entry which is missing or was altered.
+    """
+    for number, body, sha256 in rows:
+        if number != head.entries + 1:
+            raise RecordError(f"entry {head.entries + 1} is missing: entry {number} follows entry {head.entries}")
+        after = linked(head, body)
+        if after.sha256 != sha256:
+            raise RecordError(f"entry {number} was altered: it does not have the hash it was written with")
+        head = after
+        yield head, json.loads(body)
+
+
+class Witness:
+    """The file that remembers the head: one line, fsynced, moved forward. Processes may share it."""
+
+    def __init__(self, path: Path, error: type[RecordError] = LedgerError) -> None:
+        self._path, self._error = path, error
+
+    def read(self) -> LedgerHead | None:
+        """The last head it saw; None where there is no such file. Raises where it is damaged."""
+        try:
+            text = self._path.read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error(f"{self._path}: cannot be read: {error.strerror}") from None
+        return self._parsed(text)
+
+    def advance(self, head: LedgerHead) -> None:
+        """Remember `head`, unless a later one is remembered already; durable on return.
+
+        The line has a fixed length and is overwritten in place, in one write within one sector: a kill leaves the old
+        line or the new one. Raises the error of its record where the disk refuses.
+        """
+        new = not self._path.exists()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                text = os.pread(descriptor, 4096, 0).decode("ascii", errors="replace")
+                seen = self._parsed(text) if text else None
+                if seen is None or seen.entries < head.entries:
+                    os.pwrite(descriptor, f"{head.entries:015d} {head.sha256}\n".encode(), 0)
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if new:
+                fsync_folder(self._path.parent)
+        except OSError as error:
+            raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
+
+    def go_back_to(self, head: LedgerHead) -> None:
+        """Remember `head` whatever was seen before: the one way back, for a loss that a person has accepted by name."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._error(f"{self._path}: cannot be written: {error.strerror}") from None
+        self.advance(head)
+
+    def _parsed(self, text: str) -> LedgerHead | None:
+        if not text:  # made, but a kill came before its first line
+            return None
+        found = _WITNESS.fullmatch(text)
+        if found is None:
+            raise self._error(f"{self._path}: damaged; restore it together with the newest copy of its record")
+        return LedgerHead(entries=int(found[1]), sha256=found[2])
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

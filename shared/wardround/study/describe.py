@@ -1,0 +1,217 @@
+"""A study in plain words: what it reads, what it costs, what leaves. Shown before anyone approves it.
+
+Pure text from the study and a few numbers; nothing here opens a file or knows a network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wardround.accounting import Epsilon
+from wardround.printable import quoted
+from wardround.study.load import Study
+from wardround.text import bytes_text, count_text, epsilon_text, promise, seconds_text
+
+BYTES_OF_A_NUMBER = 4
+MOST_ALIKE, MOST_KEYS = 4, 12  # named on the screen, which what a server proposes must not make long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an approval of `runs` runs, of which `begun` began already, would do to a site's budget: spent or held
+    `now`, `after` all of them, the site's `cap`, and why it would be refused, if it would.
+
+    `together`: the epsilon of all `runs` runs for one patient, at the study's delta and by the study alone.
+    """
+
+    runs: int
+    begun: int
+    noise_multiplier: float
+    together: float
+    now: Epsilon
+    after: Epsilon
+    cap_epsilon: float
+    refusal: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alike:
+    """Another study of the same name that this site knows, and what was decided about it."""
+
+    study: Study
+    state: str
+
+
+def describe(
+    study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, releases: str, alike: Sequence[Alike] = ()
+) -> list[tuple[str, str]]:
+    """(what, said) for each thing that somebody who approves must know, in the order in which they would ask.
+
+    `numbers_leaving`: how many weights travel a round. `releases`: the site's own `[release] evaluation`.
+    `alike`: the other studies of its name, those that matter most first.
+    """
+    return [
+        ("study", study.study.name),
+        ("asked by", asked_by),
+        ("hash", study.sha256()),
+        *([("differs", differs(study, alike))] if alike else []),
+        ("learns", learns(study)),
+        ("reads", reads(study)),
+        ("network", _network(study, numbers_leaving)),
+        ("rounds", _rounds(study)),
+        ("runs", _runs(cost)),
+        ("steps", _steps(study, cost.noise_multiplier)),
+        ("leaves", _leaves(study, numbers_leaving, releases)),
+        ("stays", "images, names, pseudonyms, single scores; what the ledger and the audit log hold; this site's keys"),
+        ("costs", _costs(study, cost)),
+        ("means", _means(study, cost)),
+        ("answer", f"would be refused: {cost.refusal}" if cost.refusal else "within this site's budget"),
+    ]
+
+
+def differs(study: Study, alike: Sequence[Alike]) -> str:
+    """In which keys a study is another one than those of the same name."""
+    said = [
+        f"from {one.study.sha256()[:12]} ({one.state}) in: {_some(_differing_keys(study, one.study))}"
+        for one in alike[:MOST_ALIKE]
+    ]
+    more = len(alike) - MOST_ALIKE
+    return "; ".join([*said, f"and from {more} more of this name"] if more > 0 else said)
+
+
+def _some(keys: list[str]) -> str:
+    more = len(keys) - MOST_KEYS
+    return ", ".join(keys[:MOST_KEYS]) + (f" and {count_text(more, 'other key')}" if more > 0 else "")
+
+
+def _differing_keys(study: Study, other: Study) -> list[str]:
+    """The keys, as `section.key`, whose values are not the same, by what the hash covers."""
+    ours, theirs = _values(study), _values(other)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+
+
+def _values(study: Study) -> dict[str, str]:
+    sections = json.loads(study.canonical())
+    return {
+        f"{name}.{key}": json.dumps(value)
+        for name, section in sections.items()
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }
+
+
+def _in_full(number: float) -> str:
+    """A number of a study with all its digits, so that two that differ are seen to differ; `∞` for infinity."""
+    return "∞" if math.isinf(number) else repr(number).removesuffix(".0")
+
+
+def learns(study: Study) -> str:
+    """What the study asks for."""
+    *first, last = map(quoted, study.data.labels)
+    named = f"{', '.join(first)} and {last}"
+    if study.study.task == "synthesis":
+        return f"to make new images, of no patient, that look like those labelled {named}"
+    if study.study.task == "reconstruction":
+        return f"to restore images that lost something: {study.reconstruction.degradation.replace('-', ' ')}"
+    return f"to tell {named} apart"
+
+
+def reads(study: Study) -> str:
+    """Which images of a site it reads, and of which patients."""
+    data, what = study.data, "images of any kind" if study.data.modality == "any" else f"{study.data.modality} images"
+    part = f" of the body part {quoted(data.body_part)}" if data.body_part else ""
+    cut = {"whole": "the whole image", "centre": "its centre", "marked": "what is cut out around marked points"}
+    each = study.privacy.images_per_patient
+    images = "all images" if each == "all" else f"at most {count_text(each, 'image')} a step"
+    return (
+        f"{what}{part} of this site's prepared data, {cut[data.region]}, at {data.image_size} x {data.image_size} "
+        f"pixels; {images} of each patient. {study.evaluation.holdout:.0%} of the patients, always the same, are never "
+        "trained on"
+    )
+
+
+def _network(study: Study, numbers: int) -> str:
+    return f"{network(study)}: {count_text(numbers, 'number')}"
+
+
+def network(study: Study) -> str:
+    """Which network, where its weights start, and which of them are trained."""
+    start = {"phantom": "weights learned from generated phantoms", "random": "random weights"}
+    moved = {"head": "its last layer", "norm+head": "its last layer and its normalisation layers", "all": "all of it"}
+    return (
+        f"{study.model.name}, starting from {start.get(study.model.init, 'a given file')}; "
+        f"{moved[study.model.trainable]} is trained"
+    )
+
+
+def _rounds(study: Study) -> str:
+    spare, sites = study.study.spare_rounds, study.aggregation
+    steps = count_text(study.training.local_steps, "step")
+    rounds = count_text(study.study.rounds, "round")
+    return (
+        f"{rounds} and {spare} spare, of {steps} each, with at least {sites.min_sites} "
+        f"of {count_text(sites.nominal_sites, 'site')}; a round waits {seconds_text(sites.round_deadline_s)} at most"
+    )
+
+
+def _runs(cost: Cost) -> str:
+    begun = {0: "none has begun", 1: "1 has begun"}.get(cost.begun, f"{cost.begun} have begun")
+    allowed = f"an approval of {count_text(cost.runs, 'run')} in all; {begun} at this site"
+    if cost.begun >= cost.runs:
+        return f"{allowed} and may go on. No other begins: --runs {cost.begun + 1} allows one more"
+    return f"{allowed}. Any further one needs another approval by a person: the server cannot begin it"
+
+
+def _steps(study: Study, noise_multiplier: float) -> str:
+    privacy, each = study.privacy, study.privacy.images_per_patient
+    images = "all images" if each == "all" else f"at most {count_text(each, 'image')}"
+    cut = f"cut to the length {_in_full(privacy.max_grad_norm)} at most (max_grad_norm)"
+    noise = f"noise of {noise_multiplier:.4g} times that length is added to their sum (noise multiplier)"
+    return (
+        f"in each step every patient takes part with the probability {_in_full(privacy.sampling_rate)} (sampling_rate)"
+        f"; what {images} of a patient say together is {cut if math.isfinite(privacy.max_grad_norm) else 'NOT CUT'}; "
+        f"{noise if noise_multiplier > 0 else 'NO NOISE is added'}; the sum is divided by the probability times "
+        f"{count_text(privacy.nominal_patients, 'patient')} (nominal_patients, a number agreed on). A run makes "
+        f"{count_text(study.budgeted_steps, 'step')} at most"
+    )
+
+
+def _leaves(study: Study, numbers: int, releases: str) -> str:
+    noise = "with noise" if math.isfinite(study.privacy.epsilon) else "WITHOUT noise"
+    weights = (
+        f"each round {count_text(numbers, 'number')} ({bytes_text(numbers * BYTES_OF_A_NUMBER)}), the trained weights, "
+        f"{noise}; how many entries the ledger has, and their hash; where a round fails, a code without text"
+    )
+    asked = study.evaluation.epsilon
+    if asked == 0:
+        return f"{weights}. No figures about patients"
+    allowed = releases == "exact" or (releases == "noised" and math.isfinite(asked))
+    if not allowed:
+        return f"{weights}. The study asks for figures about held-out patients; this site's rules refuse them"
+    kind = "noised" if math.isfinite(asked) else "EXACT"
+    return f"{weights}. Once, {kind} counts of the scores of held-out patients, in {study.evaluation.bins} bins a label"
+
+
+def _costs(study: Study, cost: Cost) -> str:
+    figures = ""
+    if study.evaluation.epsilon > 0:
+        figures = f", and ε {_in_full(study.evaluation.epsilon)} for each release of figures, of which two are held"
+    per = f"per {cost.after.unit}, {cost.after.relation}, δ {cost.after.delta:g}, {cost.after.accountant}"
+    return (
+        f"each run ε {_in_full(study.privacy.epsilon)} at δ {_in_full(study.privacy.delta)}{figures}. This site: "
+        f"spent or held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}"
+        f", of ε {cost.cap_epsilon:g} ({per})"
+    )
+
+
+def _all_runs(cost: Cost) -> str:
+    return "the one run of this approval" if cost.runs == 1 else f"all {cost.runs} runs of this approval"
+
+
+def _means(study: Study, cost: Cost) -> str:
+    if not math.isfinite(cost.together):
+        return "NO PRIVACY: what leaves may tell what single patients' images look like, or whose are there"
+    return " ".join([f"By {_all_runs(cost)} alone:", *promise(cost.together, study.privacy.delta)])

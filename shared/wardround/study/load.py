@@ -1,0 +1,243 @@
+"""The study file: what is to be learned, on which data, how private, in how many rounds.
+
+A study is a TOML file of seven sections, and for the generative tasks one more (`docs/studies.md` lists every key). It
+is declarative: no code travels. Its identity is the SHA-256 of its canonical form, with every default written out, so
+that a site which approves a hash has approved all of it. `load_study` is the only way in: unknown keys, values out of
+range and contradictions raise `StudyError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from wardround.errors import StudyError
+from wardround.printable import escaped
+from wardround.study.schema import (
+    TASK_OF_MODEL,
+    AggregationSection,
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    PrivacySection,
+    ReconstructionSection,
+    Section,
+    StudySection,
+    SynthesisSection,
+    TrainingSection,
+)
+
+SCHEMA_VERSION = 1
+MOST_OF_A_KEY = 64  # of a key that a message quotes: an unknown one may be of any length
+OF_ONE_TASK = {"synthesis": SynthesisSection, "reconstruction": ReconstructionSection}
+
+
+class Study(Section):
+    """A whole study. Frozen; compare two by `sha256()`."""
+
+    study: StudySection
+    data: DataSection
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection
+    aggregation: AggregationSection
+    evaluation: EvaluationSection = EvaluationSection()
+    synthesis: SynthesisSection | None = None  # of this task only, and then always there
+    reconstruction: ReconstructionSection | None = None
+
+    @model_validator(mode="after")
+    def _network_and_sections_fit_the_task(self) -> Study:
+        task, name = self.study.task, self.model.name
+        if TASK_OF_MODEL.get(name, "classification") != task:
+            raise ValueError(f"model.name: {name} is no network for {task}")
+        for of_task, section in OF_ONE_TASK.items():
+            if of_task == task and getattr(self, of_task) is None:
+                object.__setattr__(self, of_task, section())
+            if of_task != task and getattr(self, of_task) is not None:
+                raise ValueError(f"{of_task}: this section is for study.task = {of_task!r} only")
+        return self
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Study:
+        if self.training.learning_rate == "rule" and not math.isfinite(self.privacy.max_grad_norm):
+            raise ValueError(
+                'training.learning_rate: "rule" divides by max_grad_norm; give a finite norm, or a number as the rate'
+            )
+        if self.model.init == "phantom" and self.data.channels != "grey":
+            raise ValueError(
+                "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
+            )
+        if self.reconstruction is not None:
+            if self.data.channels != "grey":
+                raise ValueError("data.channels: a restorer reads grey images; use channels = 'grey'")
+            if self.data.image_size % 8 or self.data.image_size < 32:
+                raise ValueError("data.image_size: a restorer needs a multiple of 8, at least 32")
+            if self.reconstruction.crop_px > self.data.image_size:
+                raise ValueError("reconstruction.crop_px: larger than data.image_size")
+            if self.evaluation.epsilon > 0 and self.evaluation.logit_scale > 0.5:
+                raise ValueError("evaluation.logit_scale: the accept test counts gains in dB; use 0.1, or at most 0.5")
+            if self.training.augmentation == "light":
+                raise ValueError("training.augmentation: light would blur what is to be restored; use none or flips")
+        elif self.evaluation.epsilon > 0 and len(self.data.labels) > 2:
+            raise ValueError("evaluation.epsilon: figures are released for two labels only; set it to 0")
+        if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
+            raise ValueError("training.warmup_rounds: must be fewer than the rounds")
+        return self
+
+    @property
+    def budgeted_steps(self) -> int:
+        """Noisy steps the privacy plan pays for at one site: (rounds + spare_rounds) x local_steps."""
+        return (self.study.rounds + self.study.spare_rounds) * self.training.local_steps
+
+    @property
+    def degradation(self) -> str | None:
+        """The kind of degradation that a reconstruction restores; None for other tasks."""
+        return self.reconstruction.degradation if self.reconstruction else None
+
+    def canonical(self) -> str:
+        """The canonical form: JSON with sorted keys, every default written out, a model file by its hash and not
+        its path.
+        """
+        content = self._content()
+        if content["model"]["init_sha256"]:
+            content["model"]["init"] = "file"
+        return json.dumps(
+            {"schema": SCHEMA_VERSION, **_plain(content)}, sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+
+    def to_json(self) -> str:
+        """All fields as JSON, a model file by its path; `study_from_json` reads it back."""
+        return json.dumps(_plain(self._content()), indent=1, allow_nan=False)
+
+    def _content(self) -> dict[str, Any]:
+        """All sections that the task has, with every default."""
+        return {name: section for name, section in self.model_dump(mode="python").items() if section is not None}
+
+    def sha256(self) -> str:
+        """Identity of the study: SHA-256 of `canonical()`, in hex."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def enhancing(study: Study) -> dict[str, Any]:
+    """What a restored model must say of itself to be used (`wardround-site enhance`); nothing for other tasks."""
+    if study.reconstruction is None:
+        return {}
+    return {"reconstruction": study.reconstruction.model_dump(), "window_hu": list(study.data.window_hu[0])}
+
+
+def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
+    """Read a study file and apply `section.key=value` overrides in their order.
+
+    Raises `StudyError` with one line that names the file, the field and the mend.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such study file; `ls studies/` shows the ready ones") from None
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, deep nesting
+        raise StudyError(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
+    for override in overrides:
+        _override(content, override)
+    study = parse_study(content, source=str(path))
+    if study.model.init in ("phantom", "random"):
+        return study
+    weights = (path.parent / study.model.init).resolve()
+    if not weights.is_file():
+        raise StudyError(f"{path}: model.init: no such file: {study.model.init}")
+    content.setdefault("model", {}).update(
+        init=str(weights), init_sha256=hashlib.sha256(weights.read_bytes()).hexdigest()
+    )
+    return parse_study(content, source=str(path))
+
+
+def parse_study(content: dict[str, Any], source: str = "study") -> Study:
+    """Validate a study given as nested dicts. Raises `StudyError`, one printable line, with the nearest spelling of
+    an unknown key.
+    """
+    if not isinstance(content, dict):
+        raise StudyError(f"{source}: is no study: it has no sections")
+    try:
+        return Study.model_validate(_numbers(content))
+    except ValidationError as error:
+        raise StudyError(f"{source}: {_first_fault(error)}") from None
+
+
+def study_from_json(text: str, source: str = "study") -> Study:
+    """Read what `Study.to_json` wrote. Raises `StudyError` where it is not a study, whatever it is instead."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
+        raise StudyError(f"{source}: not JSON that can be read: {error}") from None
+    return parse_study(content, source)
+
+
+def _numbers(content: dict[str, Any]) -> dict[str, Any]:
+    """The string "inf" (JSON knows no infinity) becomes the number, where a number is meant."""
+    for name in ("privacy", "evaluation"):
+        section = content.get(name)
+        if isinstance(section, dict):
+            content = {**content, name: {k: math.inf if v == "inf" else v for k, v in section.items()}}
+    return content
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not separator or not dot or not field:
+        raise StudyError(f"--set {override}: write section.key=value, for instance privacy.epsilon=3")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except (ValueError, RecursionError):
+        value = text.strip()
+    table = content.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise StudyError(f"--set {override}: {section} is not a section")
+    table[field] = value
+
+
+def _first_fault(error: ValidationError) -> str:
+    """One line for the first fault: an unknown key before anything else, for it often causes the rest."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    place = escaped(
+        ".".join(
+            str(part)[:MOST_OF_A_KEY]
+            for part in fault["loc"]
+            if not str(part).startswith(("float", "literal", "constrained", "int"))
+        )
+    )
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1])[:MOST_OF_A_KEY], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {place}; {hint}"
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Study
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        model = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
+    return sorted(model.model_fields)

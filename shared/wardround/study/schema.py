@@ -1,0 +1,279 @@
+"""The sections of a study file: their keys, defaults and bounds. `load.py` holds them together.
+
+A study may come from a server that lies, and a person decides by what the screen says of it. So every text is short and
+plain (`printable.py`), and every number has a bound from above: far beyond what a study can use, and far within
+what the arithmetic and the screen can bear.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from wardround.printable import is_plain, is_printable
+
+LEAST_EPSILON = 0.001  # below, the noise is larger than any hospital
+MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf, which a site must allow by name
+# A clipping norm's square is taken in float32, whose smallest and largest numbers are 1e-38 and 3e38: within these
+# limits the squares of single weights (C / 1e4 of each, where 1e8 weights share the norm), the noise (1e-2 to 1e4 times
+# C) and its grid (2^-13 of the noise at the least) all stay at least 1e15 away from both.
+LEAST_NORM, MOST_NORM = 1e-4, 1e4
+LEAST_DELTA = 1e-15  # below, a probability is lost in the rounding of float64
+MOST_LABELS, MOST_WINDOWS, MOST_SITES = 64, 16, 10_000
+MOST_OF_ALL_LABELS = 200  # characters: what stands above them must still be on the screen
+MOST_ROUNDS, MOST_STEPS, MOST_PATIENTS, MOST_IMAGES = 100_000, 100_000, 10_000_000, 10_000
+WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; preparing an image takes memory with its square
+
+
+def _printable(text: str) -> str:
+    if not is_printable(text):
+        raise ValueError("has a character that does not show as itself (control, line break, invisible or reordering)")
+    return text
+
+
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError(
+            "may have letters written from left to right (composed: NFC), the digits 0 to 9, the punctuation of ASCII "
+            "but ^ and `, and single spaces between them"
+        )
+    return text
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+# Steps and weights are post-processing of what was noised, so any number of them is private.
+StepSize = Annotated[float, Field(ge=1e-30, le=1e15)]  # `attack` stretches a step by up to 1000 x patients / norm
+Weight = Annotated[float, Field(ge=1e-9, le=1e9)]
+
+# Networks of the generative tasks; every other one classifies.
+TASK_OF_MODEL = {"phantom-sampler": "synthesis", "dcgan": "synthesis", "restorer": "reconstruction"}
+SHIPS_PHANTOM_WEIGHTS = ("phantom-encoder", "phantom-sampler", "dcgan", "restorer")
+
+
+class Section(BaseModel):
+    """A section of the study: frozen, strict about unknown keys; NaN is refused everywhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _refuse_nan(self) -> Section:
+        for name, value in self:
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name} is not a number")
+        return self
+
+
+class StudySection(Section):
+    """`[study]`: name, task and length. `seed` draws initial weights, never samples or noise."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    task: Literal["classification", "synthesis", "reconstruction"] = "classification"
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
+    spare_rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = 2
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class DataSection(Section):
+    """`[data]`: which images, and what is cut out of them. HU windows apply to DICOM with a rescale; 8-bit images
+    ignore them.
+    """
+
+    modality: Literal["CT", "CR", "DX", "MG", "MR", "PT", "any"] = "CT"
+    body_part: Text | None = None
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 128
+    region: Literal["whole", "centre", "marked"] = "whole"
+    spacing_mm: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    channels: Literal["grey", "rgb", "windows", "slices"] = "grey"
+    window_hu: Annotated[tuple[tuple[float, float], ...], Field(max_length=MOST_WINDOWS)] = ((-1000.0, 400.0),)
+    labels: Annotated[tuple[Text, ...], Field(min_length=2, max_length=MOST_LABELS)]
+
+    @field_validator("window_hu")
+    @classmethod
+    def _windows_ascend(cls, windows: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if not windows:
+            raise ValueError("needs at least one window [low, high]")
+        for low, high in windows:
+            if not (abs(low) <= 1e6 and abs(high) <= 1e6 and high - low >= 1e-3):
+                raise ValueError("each window is [low, high] with low < high, in HU, between -1e6 and 1e6")
+        return windows
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels) or not all(label.strip() == label and label for label in labels):
+            raise ValueError("labels must be different, not empty and without outer spaces")
+        if sum(map(len, labels)) > MOST_OF_ALL_LABELS:
+            raise ValueError(f"all labels together must have at most {MOST_OF_ALL_LABELS} characters")
+        return labels
+
+    @model_validator(mode="after")
+    def _cut_fits_a_body(self) -> DataSection:
+        if self.spacing_mm is not None and self.spacing_mm * self.image_size > WIDEST_CUT_MM:
+            raise ValueError(f"spacing_mm: image_size pixels of it are more than {WIDEST_CUT_MM:g} mm")
+        return self
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of an image: grey 1, rgb and slices (below, at, above) 3, windows one each."""
+        return {"grey": 1, "rgb": 3, "slices": 3, "windows": len(self.window_hu)}[self.channels]
+
+
+class ModelSection(Section):
+    """`[model]`: the network, where its weights start, and which of them the patients may move."""
+
+    name: Literal[
+        "phantom-encoder",
+        "seed-cnn",
+        "resnet-small",
+        "resnet-large",
+        "densenet121",
+        "phantom-sampler",
+        "dcgan",
+        "restorer",
+    ] = "phantom-encoder"
+    init: Annotated[str, Field(max_length=1024), AfterValidator(_printable)] = "phantom"
+    init_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    trainable: Literal["head", "norm+head", "all"] = "head"
+
+    @model_validator(mode="after")
+    def _init_exists(self) -> ModelSection:
+        if self.init == "phantom" and self.name not in SHIPS_PHANTOM_WEIGHTS:
+            known = ", ".join(SHIPS_PHANTOM_WEIGHTS)
+            raise ValueError(f"init: only {known} ship phantom weights; {self.name} needs 'random' or a file")
+        if self.init not in ("phantom", "random") and not self.init.endswith(".safetensors"):
+            raise ValueError("init must be 'phantom', 'random' or the path of a .safetensors file")
+        if self.init_sha256 is not None and self.init in ("phantom", "random"):
+            raise ValueError("init_sha256 belongs to a file: leave it out where init is 'phantom' or 'random'")
+        return self
+
+
+class TrainingSection(Section):
+    """`[training]`: the local steps of a round. `learning_rate = "rule"` derives it from public numbers
+    (`docs/studies.md`).
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: StepSize | Literal["rule"] = "rule"
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = 0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    augmentation: Literal["none", "flips", "light"] = "none"
+    local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 1
+
+    @model_validator(mode="after")
+    def _rule_is_for_sgd(self) -> TrainingSection:
+        if self.learning_rate == "rule" and self.optimizer != "sgd":
+            raise ValueError('learning_rate: "rule" is derived for sgd; give a number')
+        return self
+
+
+class PrivacySection(Section):
+    """`[privacy]`: the promise for one patient, and the public numbers it is computed from."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(ge=LEAST_DELTA, le=1e-2)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    sampling_rate: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
+    images_per_patient: Annotated[int, Field(ge=1, le=MOST_IMAGES)] | Literal["all"] = "all"
+    nominal_patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)]
+
+    @model_validator(mode="after")
+    def _numbers_are_of_use(self) -> PrivacySection:
+        if math.isfinite(self.epsilon) and not LEAST_EPSILON <= self.epsilon <= MOST_EPSILON:
+            raise ValueError(f"epsilon: inf, or between {LEAST_EPSILON:g} and {MOST_EPSILON:g}")
+        if math.isfinite(self.max_grad_norm) and not LEAST_NORM <= self.max_grad_norm <= MOST_NORM:
+            raise ValueError(f"max_grad_norm: inf, or between {LEAST_NORM:g} and {MOST_NORM:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_needs_a_clip(self) -> PrivacySection:
+        if math.isfinite(self.epsilon) and not math.isfinite(self.max_grad_norm):
+            raise ValueError("max_grad_norm: a finite epsilon needs a finite clipping norm")
+        if self.delta * self.nominal_patients > 1:
+            raise ValueError("delta: must be below 1 / nominal_patients, or it promises nothing")
+        return self
+
+
+class AggregationSection(Section):
+    """`[aggregation]`: how replies become the next model, who must be there, and how long a round waits."""
+
+    strategy: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    nominal_sites: Annotated[int, Field(ge=1, le=MOST_SITES)]
+    min_sites: Annotated[int, Field(ge=1, le=MOST_SITES)] | None = None
+    site_weights: Annotated[dict[Text, Weight], Field(max_length=MOST_SITES)] = {}
+    round_deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0  # a month
+    max_update_norm: Weight = 1000.0
+    release: Literal["last", "ema", "tail_mean"] = "last"
+    tail_fraction: Fraction = 0.5
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    server_learning_rate: Rate = 0.1
+
+    @model_validator(mode="after")
+    def _quorum_is_reachable(self) -> AggregationSection:
+        if self.min_sites is None:
+            object.__setattr__(self, "min_sites", self.nominal_sites)
+        if self.min_sites > self.nominal_sites:
+            raise ValueError("min_sites: cannot be more than nominal_sites")
+        if self.strategy == "fedprox" and self.proximal_mu == 0:
+            raise ValueError("proximal_mu: fedprox needs a value above 0")
+        return self
+
+
+class EvaluationSection(Section):
+    """`[evaluation]`: the share of patients held out for ever, the budget for releasing figures about them (0: none,
+    inf: exact counts, no privacy), and the public bins of their scores (`score_bins`).
+    """
+
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    epsilon: Annotated[float, Field(ge=0)] = 0.0
+    bins: Annotated[int, Field(ge=8, le=64)] = 16
+    logit_scale: Annotated[float, Field(ge=0.01, le=100)] = 2.0
+
+    @model_validator(mode="after")
+    def _a_release_has_a_meaning(self) -> EvaluationSection:
+        if math.isfinite(self.epsilon) and self.epsilon != 0 and not LEAST_EPSILON <= self.epsilon <= MOST_EPSILON:
+            raise ValueError(f"epsilon: 0 for no figures, inf, or between {LEAST_EPSILON:g} and {MOST_EPSILON:g}")
+        if self.epsilon > 0 and self.holdout == 0:
+            raise ValueError("epsilon: figures need held-out patients; raise holdout, or set epsilon = 0")
+        return self
+
+
+class SynthesisSection(Section):
+    """`[synthesis]`: what only the synthesis of images has. All of it is public, and all but `realness_weight` is for
+    the GAN.
+    """
+
+    fakes_per_step: Annotated[int, Field(ge=1, le=4096)] = 64  # of the discriminator's step, and of the generator's
+    generator_steps: Annotated[int, Field(ge=0, le=1000)] = 1  # at the end of each round
+    generator_learning_rate: Rate = 2e-4
+    realness_weight: Annotated[float, Field(gt=0, le=10)] = 0.3  # of the sampler's realness beside its label
+
+
+class ReconstructionSection(Section):
+    """`[reconstruction]`: how images are degraded on the fly, and what restoring them well means. All of it is public.
+
+    Only the strength of the chosen degradation counts: `factor` of lower resolution, `dose` as a share of the full one,
+    `blur_px` the deviation of a Gaussian blur, `missing` the share of the area. `crop_px` is the side of what training
+    cuts out of an image at random; 0 takes it whole.
+    """
+
+    degradation: Literal["super-resolution", "low-dose", "blur", "missing"] = "super-resolution"
+    factor: Literal[2, 4] = 4
+    dose: Annotated[float, Field(ge=0.02, lt=1)] = 0.1
+    blur_px: Annotated[float, Field(ge=0.5, le=4)] = 1.5
+    missing: Annotated[float, Field(ge=0.02, le=0.6)] = 0.2
+    adversarial_weight: Annotated[float, Field(ge=0, le=1)] = 0.001
+    ssim_weight: Annotated[float, Field(ge=0, le=10)] = 0.02
+    crop_px: Annotated[int, Field(ge=0, le=1024, multiple_of=8)] = 64
+
+    @model_validator(mode="after")
+    def _crop_is_large_enough(self) -> ReconstructionSection:
+        if 0 < self.crop_px < 32:
+            raise ValueError("crop_px: 0 for the whole image, or at least 32")
+        return self

@@ -1,0 +1,73 @@
+"""The accept test of a reconstruction: is the model that patients moved no worse than its public start?
+
+Each held-out patient's gain (dB of peak signal-to-noise ratio, trained less start) is counted in a bin at their site;
+what leaves is the noised histogram that `evaluation.epsilon` pays for, charged like any other release. The decision
+is a function of the sum of these histograms over the sites, so it costs nothing more. Shapes: B bins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, TypeVar
+
+import numpy as np
+
+from wardround.metrics.noised_auc import LEAST_SIGNAL, ScoreHistogram
+
+MARGIN_DB = 0.05  # a model that is worse by less is not worse: nobody can see it
+CONFIDENCE = 0.9  # one-sided
+
+Weights = TypeVar("Weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptTest:
+    """What the noised counts say: the mean gain in dB with the lower bound that decides, and the decision in words. The
+    figures are None where the patients do not stand out of the noise."""
+
+    accepted: bool
+    gain_db: float | None
+    low_db: float | None
+    patients_noised: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def accept_test(histogram: ScoreHistogram) -> AcceptTest:
+    """Accept the trained model where the one-sided 90 % lower bound of the mean gain is above -0.05 dB: a test of
+    non-inferiority, on the ratio of two noisy sums. Where it cannot tell, the public start stays.
+
+    A patient counts as the middle of their bin, so gains beyond the outermost bins count as theirs.
+    """
+    counts_B, noise = histogram.counts_2B.sum(0).astype(np.float64), 2 * histogram.noise_variance
+    total = float(counts_B.sum())
+    if total < max(1.0, LEAST_SIGNAL * math.sqrt(histogram.bins * noise)):
+        reason = "the held-out patients do not stand out of the noise: nothing can be said, so the public start stays"
+        return AcceptTest(accepted=False, gain_db=None, low_db=None, patients_noised=int(total), reason=reason)
+    place_B = (np.arange(histogram.bins) + 0.5) / histogram.bins
+    gain_B = histogram.logit_scale * (np.log(place_B) - np.log1p(-place_B))
+    gain = float(counts_B @ gain_B / total)
+    spread_B = (gain_B - gain) ** 2
+    sampling = max(float(counts_B @ spread_B), 0.0)  # of the patients; the noise below is on top
+    deviation = math.sqrt(sampling + noise * float(spread_B.sum())) / total
+    low = gain - NormalDist().inv_cdf(CONFIDENCE) * deviation
+    accepted = low >= -MARGIN_DB
+    said = f"the gain over the public start is {gain:+.3f} dB, at least {low:+.3f} dB with {CONFIDENCE:.0%} confidence"
+    verdict = "no worse than its start, so it is released" if accepted else "it may be worse, so the public start stays"
+    return AcceptTest(
+        accepted=accepted, gain_db=gain, low_db=low, patients_noised=int(total), reason=f"{said}: {verdict}"
+    )
+
+
+def released_model(figures: Mapping[str, Any] | None, trained: Weights, start: Weights) -> tuple[Weights, str]:
+    """Which weights a run releases, by `federated_test` of its result, and its name: "trained" or "start".
+
+    Without an accept test (another task, or no budget for one) the trained ones.
+    """
+    test = (figures or {}).get("accept_test")
+    return (trained, "trained") if test is None or test["accepted"] else (start, "start")

@@ -1,0 +1,97 @@
+"""The phantom sampler: which phantoms look like a federation's patients, and what their label is there.
+
+Two linear heads over the frozen public features of the phantom encoder. `label` is the classifier of `PhantomHead`;
+`realness` tilts the phantoms: a phantom x is kept with odds exp(realness(x)). The tilt is the discriminator of a
+generator that can only choose: it rises until the phantoms that are kept have the patients' mean features. A bank of
+public phantoms' features comes with it, so that a hospital can train against phantoms which it never paints.
+Shapes: N images, M phantoms of the bank, D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wardround.errors import ModelError
+from wardround.networks.phantom_encoder import PUBLIC_FEATURES, PublicFeatures, initial_head, load_phantom_encoder
+from wardround.networks.public_head import POSITIVE_PHANTOM
+from wardround.tasks.synthesis.gan import read_phantom_file
+
+SHIPPED_FILE = "phantom_bank.safetensors"
+FEATURES = "features_MD"
+BANK_PHANTOMS = 4_000
+LABELS = 2
+
+
+class SamplerHeads(nn.Module):
+    """Features (N, D) -> (N, 2): the logit of the second label, and realness, which is zero everywhere at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = initial_head()
+        self.realness = nn.Linear(PUBLIC_FEATURES, 1, bias=False)
+        nn.init.zeros_(self.realness.weight)
+        self.register_buffer("centre_D", torch.zeros(PUBLIC_FEATURES))
+        self.register_buffer("spread_D", torch.ones(PUBLIC_FEATURES))
+
+    def tilted(self, features_ND: Tensor) -> Tensor:
+        """What realness reads (N, D): features in units of their spread over phantoms, so that noise tilts none more
+        than another, and so that a phantom's row norm is about 1."""
+        return (features_ND - self.centre_D) / (self.spread_D * PUBLIC_FEATURES**0.5)
+
+    def forward(self, features_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, 2): logit, realness."""
+        return torch.cat([self.label(features_ND), self.realness(self.tilted(features_ND))], 1)
+
+
+class PhantomSampler(nn.Module):
+    """Public features and the bank, which nothing trains, and two heads, which are all that moves and travels."""
+
+    def __init__(self, public: PublicFeatures, bank_MD: Tensor, labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.public = public
+        self.head = SamplerHeads()
+        self.register_buffer("bank_MD", bank_MD)
+        with torch.no_grad():
+            self.head.centre_D.copy_(bank_MD.mean(0))
+            self.head.spread_D.copy_(bank_MD.std(0) + 1e-6)
+            if labels[0] == POSITIVE_PHANTOM:
+                self.head.label.weight.neg_()
+
+    @torch.no_grad()
+    def features(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 (N, C, H, W), uint8 or float -> (N, 33), without a gradient."""
+        return self.public(images_NCHW)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 (N, C, H, W) -> (N, 2): the logit of the second label, and realness."""
+        return self.head(self.features(images_NCHW))
+
+    def label_logits(self, images_NCHW: Tensor) -> Tensor:
+        """Grey values 0..255 -> the logit of the second label, (N, 1)."""
+        return self(images_NCHW)[:, :1]
+
+    def travelling(self, trainable: str) -> tuple[str, ...]:
+        """The two heads. Raises `ModelError` for more: there is nothing else that patients could move."""
+        if trainable != "head":
+            raise ModelError(f"model.trainable: phantom-sampler has heads only; use 'head', not '{trainable}'")
+        return ("head.label.bias", "head.label.weight", "head.realness.weight")
+
+    def mean_of_kept(self) -> Tensor:
+        """What realness reads (1, D), as the mean over the bank's phantoms with the odds that realness gives them."""
+        tilted_MD = self.head.tilted(self.bank_MD)
+        return torch.softmax(self.head.realness(tilted_MD)[:, 0], 0)[None] @ tilted_MD
+
+
+def phantom_sampler(labels: tuple[str, ...], path: str | None = None) -> PhantomSampler:
+    """The sampler before any patient: all phantoms alike, labelled by the phantom model. The bank is the shipped one,
+    or that in `path`, as `wardround-sim pretrain --network sampler` writes it.
+
+    Raises `ModelError` for other than two labels, or a file that is missing, altered or of another shape.
+    """
+    if len(labels) != LABELS:
+        raise ModelError(f"data.labels: phantom-sampler needs {LABELS} labels, for phantoms are benign or malignant")
+    bank = read_phantom_file(path, SHIPPED_FILE).get(FEATURES)
+    if bank is None or bank.dim() != 2 or bank.shape[1] != PUBLIC_FEATURES:
+        raise ModelError(f"{path or SHIPPED_FILE}: not a bank of phantoms of this version; pretrain again")
+    return PhantomSampler(load_phantom_encoder()[1], bank.float(), labels)

@@ -1,0 +1,145 @@
+"""How the programs say things to people: numbers as text, codes as sentences, epsilon in plain words that stay true.
+
+The promise is Dwork and Roth's (2014, definition 2.4) for neighbours that differ by one patient; what it means for
+somebody who guesses whether a patient took part is theorem 2.1 of Kairouz, Oh and Viswanath (2015): right at most
+(e^ε + δ) / (e^ε + 1) of the time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from wardround.study.load import Study
+
+CODES = {
+    "late": "answered after the deadline, or not at all",
+    "failed": "the site failed; its own log says why",
+    "refused:budget": "the study does not fit what is left of the site's privacy budget",
+    "refused:delta": "the study's δ is above the site's",
+    "refused:altered": "the approved study was altered at the site after its approval",
+    "refused:architecture": "the server's network is not the one that the study names",
+    "refused:other_weights": "this round was asked for before with other weights",
+    "refused:too_many_proposals": "too many proposals wait for a decision at the site",
+    "invalid:not-finite": "its reply held NaN or infinity",
+    "invalid:norm": "its reply changes the weights by more than the study's max_update_norm",
+    "invalid:shape": "its reply held tensors of other shapes",
+    "invalid:names": "its reply held other tensors than were sent out",
+    "invalid:size": "its reply was too large, or not of the size it claimed",
+    "invalid:stale": "it answered another study, run or round",
+    "invalid:ledger-rollback": "its ledger went back to an older copy; the site must restore the newest",
+    "invalid:ledger-gap": "its ledger grew by more entries than a reply shows; telephone, then `sites accept-ledger`",
+    "unknown": "no reason given",
+    "refused:runs_used": "all runs that the site approved of this study have begun; a person there can approve more",
+    "refused:no_spare_rounds": "the site's budget for this run is used up, spare rounds included",
+    "refused:not_approved": "the site has not approved this study",
+    "refused:evaluation_off": "the site releases no figures about held-out patients",
+    "refused:version-site-older": "the site runs an older version than the server: the site must upgrade",
+    "refused:version-server-older": "the server runs an older version than the site: the server must upgrade",
+    "refused:clock": "the server's clock shows no possible time: switch on NTP at the server",
+    "refused:wire-protocol": "site and server speak different protocols: the older of the two must upgrade",
+    "invalid:protocol": "site and server speak different protocols: the older of the two must upgrade",
+    "unreachable": "not connected: its daemon, its network or this server's port",
+    "refused:no_privacy": "the site does not allow ε = ∞",
+}
+
+
+def epsilon_of(value: Any) -> float:
+    """An ε as it stands in JSON, a number or the string "inf". Raises ValueError for anything else."""
+    epsilon = math.inf if value == "inf" else float(value)
+    if not epsilon >= 0:
+        raise ValueError("an epsilon is a number of at least 0, or inf")
+    return epsilon
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 patient`, `1,204 patients`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def epsilon_text(value: Any, decimals: int | None = None) -> str:
+    """At most two decimals (in a column: always `decimals`), rounded up, for an ε is an upper bound; `∞` when there
+    is no privacy.
+    """
+    epsilon = epsilon_of(value)
+    if math.isinf(epsilon):
+        return "∞"
+    return f"{_rounded_up(epsilon, 2):g}" if decimals is None else f"{_rounded_up(epsilon, decimals):.{decimals}f}"
+
+
+def seconds_text(seconds: float) -> str:
+    """`40 ms`, `1.2 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bytes_text(count: float) -> str:
+    """`312 B`, `7.8 kB`, `1.2 GB`: decimal units, as network people count."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    power = min(int(math.log10(count) / 3), 3)
+    return f"{count / 1000**power:,.1f} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def code_text(code: str) -> str:
+    """A reply's code in words; an unknown one as it is."""
+    if code in CODES:
+        return CODES[code]
+    kind, _, detail = code.partition(":")
+    if kind == "refused":
+        return f"the site refused: {detail.replace('_', ' ').replace('-', ' ') or 'no reason given'}"
+    if kind == "invalid":
+        return f"the reply failed its checks: {detail.replace('_', ' ').replace('-', ' ') or 'no detail'}"
+    return code
+
+
+def start_name(study: Study) -> str:
+    """What the model was before any hospital's data."""
+    return {"phantom": "public start", "random": "random start"}.get(study.model.init, "given start")
+
+
+def promise(epsilon: float, delta: float) -> list[str]:
+    """(ε, δ) per patient in sentences, each of them true as it stands. Raises ValueError for ε = inf, where there
+    is no promise.
+    """
+    if math.isinf(epsilon):
+        raise ValueError("there is no promise to put into words")
+    factor = _factor_text(epsilon)
+    guess = (math.exp(epsilon) + delta) / (math.exp(epsilon) + 1) if epsilon < 700 else 1.0
+    return [
+        "Take any one patient of any one hospital, with all images this patient contributed. How much this patient can "
+        "matter is bounded: with or without any one patient, the probability of anything that can be seen in all "
+        f"messages the hospital sends, or concluded from them, differs by at most the factor e^ε = {factor} "
+        f"(ε = {epsilon_text(epsilon)}), apart from a remainder of at most δ = {delta:g}. The model is made from these "
+        "messages, so the same holds for the model.",
+        "Put as a guess: somebody who knows everything else, all other patients included, and has to tell from all "
+        f"messages whether this patient took part, at even odds, is right at most {_percent_up(guess)} of the time "
+        "(a coin is right 50 % of the time). It is a bound on every possible attack, not the measured success of one.",
+    ]
+
+
+def _rounded_up(value: float, decimals: int) -> float:
+    scale = 10**decimals
+    return math.ceil(value * scale - 1e-6) / scale
+
+
+def _factor_text(epsilon: float) -> str:
+    if epsilon > 20:
+        return f"10^{math.ceil(epsilon / math.log(10))}"
+    factor = math.exp(epsilon)
+    return f"{_rounded_up(factor, 2):g}" if factor < 100 else f"{math.ceil(factor):,}"
+
+
+def _percent_up(share: float) -> str:
+    """Rounded up to a tenth, in steps fine enough that a large share does not become 100 % by rounding alone."""
+    for decimals in (1, 2, 3, 4, 6):
+        percent = _rounded_up(share * 100, decimals)
+        if percent < 100:
+            return f"{percent:.{decimals}f}".rstrip("0").rstrip(".") + " %"  # not :g, which rounds to 6 digits
+    return "100 %"

@@ -1,0 +1,323 @@
+"""How good a run's synthetic images are: beside the public start, which cost no privacy, and beside real images.
+
+Exact figures of real patients, as only a simulation can have them. Fidelity is measured on the phantom encoder's pooled
+features. Shapes: N images, C channels, H rows, W columns, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from wardround.errors import DataError
+from wardround.metrics.classification import auc, auc_interval
+from wardround.networks.phantom_encoder import CROP_PX, load_phantom_encoder
+from wardround.networks.preprocessing import CentreCrop, OtsuNormalise
+from wardround.study.load import Study
+from wardround.tasks.synthesis.dcgan import to_grey
+from wardround.tasks.synthesis.gan import SharedGAN
+from wardround_client.site.site import Weights
+from wardround_client.training.task import training_rows
+from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_simulation.assess.assessment import Assessed, AtEnd
+from wardround_simulation.assess.synthesis_measures import (
+    CopyCheck,
+    Measured,
+    copies,
+    frechet,
+    frechet_interval,
+    told_apart,
+)
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.in_process import Hospital
+from wardround_simulation.generate.generation import (
+    SyntheticImages,
+    as_painted,
+    chosen_from,
+    generated,
+    kept_of,
+    paint_pool,
+)
+
+POOL = 1500  # phantoms painted to choose from, and images that a GAN makes at the end
+A_ROUND = 200  # images that a GAN makes after a round
+SHOWN = 24
+SEED = 5
+CLASSIFIERS = 3
+NOTES_FILE = "synthesis.jsonl"
+COPY_PX = 16  # side at which images are held against each other pixel by pixel
+AT_ONCE = 100
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealImages:
+    """Labelled images of real patients with the encoder's features: uint8 (N, C, H, W), patients numbered over all
+    hospitals, and whether each trained.
+    """
+
+    images_NCHW: np.ndarray
+    labels_N: np.ndarray
+    patients_N: np.ndarray
+    trained_N: np.ndarray
+    features_ND: np.ndarray
+
+    @property
+    def held_out_N(self) -> np.ndarray:
+        return ~self.trained_N
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Figures:
+    """What one set of synthetic images came to. `auc` is None where the held-out patients have one label."""
+
+    auc: Measured | None
+    auc_by_classifier: list[float]
+    frechet: Measured
+    told_apart: Measured
+    copies: CopyCheck
+    images: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "auc": self.auc.to_json() if self.auc else None,
+            "auc_by_classifier": [round(one, 4) for one in self.auc_by_classifier],
+            "frechet": self.frechet.to_json(),
+            "told_apart": self.told_apart.to_json(),
+            "copies": self.copies.to_json(),
+            "images": self.images,
+        }
+
+
+class SynthesisAssessment:
+    """The Fréchet distance to the held-out patients round by round; at the end all figures, of the model and of its
+    public start, on images made from the same phantoms or latents.
+    """
+
+    def __init__(self, study: Study, hospitals: Sequence[Hospital], out: Path) -> None:
+        self._study, self._out = study, out
+        self._network, self._start = initial_network(study).eval(), in_process.start_weights(study)
+        self._encoder = load_phantom_encoder()[1]
+        self.real = real_images(study, hospitals, self._features)
+        if len(study.data.labels) == 2 and not self.real.labels_N[self.real.held_out_N].sum() > 0:
+            raise DataError(
+                "the held-out patients have one label only; raise evaluation.holdout, or give more patients"
+            )
+        self._pool = None if self._is_gan else paint_pool(self._network, POOL, SEED)
+        self._pool_ND = None if self._is_gan else self._encoder.standardise(self._pool.pooled_ND).numpy()
+        self.notes = read_notes(out)
+        self._sheets: dict[int, np.ndarray] = {}
+
+    @property
+    def _is_gan(self) -> bool:
+        return isinstance(self._network, SharedGAN)
+
+    def after_round(self, round_: int, weights: Weights) -> str:
+        self._load(weights)
+        held_out_ND = self.real.features_ND[self.real.held_out_N]
+        if self._is_gan:
+            made = generated(self._network, torch.arange(A_ROUND) % len(self._study.data.labels), SEED)
+            note = {"frechet": frechet(self._features(made.images_NCHW), held_out_ND), **self._balance(made)}
+        else:
+            made, kept_N = chosen_from(self._network, self._pool), kept_of(self._network, self._pool)
+            note = {"frechet": frechet(self._pool_ND[kept_N], held_out_ND), "kept": float(kept_N.mean())}
+        self.notes[round_] = note
+        if round_:
+            append_note(self._out, round_, note)
+        if round_ in shown_rounds(self._study.study.rounds):
+            self._sheets[round_] = by_label(made, len(self._study.data.labels), SHOWN)
+        return f"Fréchet distance {note['frechet']:.2f}"
+
+    def at_end(self, end: AtEnd) -> Assessed:
+        from wardround_simulation.assess.synthesis_section import shown
+
+        end.stage("Measuring synthetic images: the public start, the model, and real images")
+        model = self.figures(end.weights)
+        start = self.figures(self._start) if self._is_gan else self._phantoms_as_painted(model.images)
+        floor = self._floor()
+        result = {
+            "synthesis": {
+                "model": model.to_json(),
+                "start": start.to_json(),
+                "real": floor,
+                "frechet_over_start": round(model.frechet.value / start.frechet.value, 4),
+            }
+        }
+        words = shown(self._study, result["synthesis"], self.notes, self._sheets, self.real, end)
+        return Assessed(weights=end.weights, result=result, site_tests={}, **words)
+
+    def figures(self, weights: Weights) -> Figures:
+        """All figures of the images that the model makes with these weights."""
+        self._load(weights)
+        if self._is_gan:
+            made = generated(self._network, torch.arange(POOL) % len(self._study.data.labels), SEED + 1)
+            features_ND = self._features(made.images_NCHW)
+        else:
+            made = chosen_from(self._network, self._pool)
+            features_ND = self._pool_ND[kept_of(self._network, self._pool)]
+        return figures_of(made, features_ND, self.real)
+
+    def _phantoms_as_painted(self, count: int) -> Figures:
+        """The figures of as many phantoms as the model kept, for a Fréchet distance depends on their number."""
+        made = as_painted(self._pool, count, self._study.data.labels)
+        return figures_of(made, self._pool_ND[:count], self.real)
+
+    def _floor(self) -> dict[str, Any]:
+        """The same distances for real images of the patients who trained: what no synthetic image can be expected to
+        beat, and what a classifier trained on real images reaches.
+        """
+        real, trained_N = self.real, self.real.trained_N
+        apart = frechet_interval(real.features_ND[trained_N], real.features_ND[~trained_N], real.patients_N[~trained_N])
+        trained = SyntheticImages(images_NCHW=real.images_NCHW[trained_N], labels_N=real.labels_N[trained_N])
+        found, each = auc_of(trained, real)
+        return {
+            "frechet": apart.to_json(),
+            "auc": found.to_json() if found else None,
+            "auc_by_classifier": [round(one, 4) for one in each],
+            "images": int(trained_N.sum()),
+        }
+
+    def _balance(self, made: SyntheticImages) -> dict[str, float]:
+        """The discriminator's mean logit for held-out patients and for fakes: far apart, it has won."""
+        real = SyntheticImages(
+            images_NCHW=self.real.images_NCHW[self.real.held_out_N], labels_N=self.real.labels_N[self.real.held_out_N]
+        )
+        return {name: self._mean_logit(images) for name, images in (("real_logit", real), ("fake_logit", made))}
+
+    def _mean_logit(self, images: SyntheticImages) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for at in range(0, len(images.labels_N), AT_ONCE):
+                logits_NK = self._network(torch.from_numpy(images.images_NCHW[at : at + AT_ONCE]))
+                labels_N = torch.from_numpy(images.labels_N[at : at + AT_ONCE])
+                total += float(logits_NK.gather(1, labels_N[:, None]).sum())
+        return total / max(1, len(images.labels_N))
+
+    def _load(self, weights: Weights) -> None:
+        load_weights(trained_parameters(self._network, self._study), weights)
+
+    def _features(self, images_NCHW: np.ndarray) -> np.ndarray:
+        """The encoder's pooled features in units of their spread over phantoms, (N, 128)."""
+        parts = []
+        with torch.no_grad():
+            for at in range(0, len(images_NCHW), AT_ONCE):
+                chunk = torch.from_numpy(np.ascontiguousarray(images_NCHW[at : at + AT_ONCE]))
+                parts.append(self._encoder.standardise(self._encoder.pooled(chunk)))
+        return torch.cat(parts).numpy()
+
+
+def real_images(study: Study, hospitals: Sequence[Hospital], features_of) -> RealImages:
+    """All labelled images of all hospitals. Raises `DataError` where nobody trains, or nobody is held out."""
+    images, labels, patients, trained, offset = [], [], [], [], 0
+    for hospital in hospitals:
+        cohort = hospital.cohort
+        trains_N = training_rows(study, cohort)
+        rows = np.flatnonzero(cohort.labels_N >= 0)
+        images.append(np.asarray(cohort.images_NCHW[rows]))
+        labels.append(cohort.labels_N[rows].astype(np.int64))
+        patients.append(cohort.patient_N[rows] + offset)
+        trained.append(trains_N[rows])
+        offset += cohort.patient_count
+    trained_N = np.concatenate(trained)
+    if trained_N.all() or not trained_N.any():
+        raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
+    images_NCHW = np.concatenate(images)
+    return RealImages(
+        images_NCHW=images_NCHW,
+        labels_N=np.concatenate(labels),
+        patients_N=np.concatenate(patients),
+        trained_N=trained_N,
+        features_ND=features_of(images_NCHW),
+    )
+
+
+def figures_of(made: SyntheticImages, features_ND: np.ndarray, real: RealImages) -> Figures:
+    """All figures of one set of synthetic images with their features."""
+    held_out_N = real.held_out_N
+    found, each = auc_of(made, real)
+    held_out_ND, patients_N = real.features_ND[held_out_N], real.patients_N[held_out_N]
+    return Figures(
+        auc=found,
+        auc_by_classifier=each,
+        frechet=frechet_interval(features_ND, held_out_ND, patients_N),
+        told_apart=told_apart(features_ND, held_out_ND, patients_N),
+        copies=copies(small(made.images_NCHW), small(real.images_NCHW), real.patients_N, real.trained_N),
+        images=len(made.labels_N),
+    )
+
+
+def auc_of(made: SyntheticImages, real: RealImages) -> tuple[Measured | None, list[float]]:
+    """AUC on the held-out patients of classifiers trained on `made` alone: of their mean score, with its interval, and
+    of each of them. None for more than two labels, or images of one label.
+    """
+    from wardround_simulation.generate.training import scores_of_classifier
+
+    if real.labels_N.max() > 1 or len(np.unique(made.labels_N)) < 2:
+        return None, []
+    tested_N = real.held_out_N
+    labels_N = real.labels_N[tested_N]
+    scores = [
+        scores_of_classifier(made.images_NCHW, made.labels_N, real.images_NCHW[tested_N], seed)
+        for seed in range(CLASSIFIERS)
+    ]
+    each = [auc(one, labels_N) for one in scores]
+    estimate = auc_interval(np.mean(scores, 0), labels_N, real.patients_N[tested_N])
+    if estimate is None:
+        return None, []
+    return Measured(value=estimate.value, low=estimate.low, high=estimate.high), [
+        one for one in each if one is not None
+    ]
+
+
+def small(images_NCHW: np.ndarray) -> np.ndarray:
+    """Middle 64 x 64 pixels, each image in one contrast, at 16 x 16: how images are held against each other."""
+    crop, normalise = CentreCrop(CROP_PX), OtsuNormalise()
+    parts = []
+    for at in range(0, len(images_NCHW), AT_ONCE):
+        chunk = normalise(crop(torch.from_numpy(np.ascontiguousarray(images_NCHW[at : at + AT_ONCE]))))
+        parts.append(functional.adaptive_avg_pool2d(chunk.mean(1, keepdim=True), COPY_PX).flatten(1))
+    return torch.cat(parts).numpy()
+
+
+def as_made(study: Study, images_NCHW: np.ndarray) -> np.ndarray:
+    """Real images as the model sees them: the middle 64 x 64 pixels that a phantom shows, or a GAN's one contrast."""
+    images = torch.from_numpy(np.ascontiguousarray(images_NCHW))
+    if study.model.name != "dcgan":
+        return CentreCrop(CROP_PX)(images).numpy()
+    return to_grey(initial_network(study).prepare(images)).numpy()
+
+
+def shown_rounds(rounds: int) -> set[int]:
+    """The rounds whose images are kept for the report: the start, the end, and two between."""
+    return {0, rounds // 3, 2 * rounds // 3, rounds}
+
+
+def by_label(made: SyntheticImages, labels: int, count: int) -> np.ndarray:
+    """Up to `count` images, the same number of each label, label after label."""
+    each = count // labels
+    return np.concatenate([made.images_NCHW[made.labels_N == label][:each] for label in range(labels)])
+
+
+def read_notes(out: Path) -> dict[int, dict[str, float]]:
+    """What was noted round by round, so that a resumed run has all of it."""
+    path, notes = out / NOTES_FILE, {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut short by a kill
+            notes[entry.pop("round")] = entry
+    return notes
+
+
+def append_note(out: Path, round_: int, note: dict[str, float]) -> None:
+    """One more line of synthesis.jsonl."""
+    with (out / NOTES_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"round": round_, **note}) + "\n")

@@ -1,0 +1,293 @@
+"""A finished run as an attacker with all its files finds it, and the checks that need nothing but those files.
+
+    replay        the ledgers' events, added up anew, give the epsilon that result.json claims
+    plan-kept     those events have the noise and the rate that the study's plan has
+    sent-noise    the replies on disk, less what the patients' data explain: is what is left as large as the noise?
+    sent-mean     the model of a round is the mean of its replies with public weights
+
+The last two need replies and checkpoints of the last rounds, and a step simple enough to be undone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from wardround.accounting import Epsilon, GaussianEvent, spent, spent_exactly
+from wardround.errors import UsageError
+from wardround.storage.checkpoint import load_checkpoint
+from wardround.study.load import Study, study_from_json
+from wardround.text import epsilon_of
+from wardround_client.clipping.engines import PatientBatch, clip_by_loop
+from wardround_client.ledger.ledger import Attempt, Ledger
+from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.site.site import ReplyFolder
+from wardround_client.training import classification
+from wardround_client.training.batches import material_of
+from wardround_client.training.steps import learning_rate
+from wardround_client.training.task import training_rows
+from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_server.rounds.aggregation import site_weight
+from wardround_simulation.attack.checks import FALSE_ALARM
+from wardround_simulation.attack.system import Finding, Weights, passed
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.in_process import Hospital
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRecord:
+    """One site of a run: what its ledger holds of the run's training, and what result.json claims was spent on it."""
+
+    attempts: tuple[Attempt, ...]
+    events: tuple[GaussianEvent, ...]
+    claimed_epsilon: float
+    claimed_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A finished run. `released` are the released weights, those that travel, by name."""
+
+    folder: Path
+    study: Study
+    result: Mapping[str, Any]
+    sites: Mapping[str, SiteRecord]
+    released: Weights
+
+    @property
+    def phantoms(self) -> bool:
+        """Whether the images are generated, and nobody's. Only a run that says so is believed."""
+        return self.result.get("phantoms") is True
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read the files of a finished run. Raises `UsageError` in one line where there is none, or it is not finished."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name the --out folder of a finished run")
+    if not (folder / "run.json").is_file():
+        raise UsageError(f"{folder}: holds no run; name the --out folder of a finished run")
+    result_path, study_path = folder / "result.json", folder / "study.json"
+    if not result_path.is_file():
+        raise UsageError(f"{folder}: the run is not finished; the command that began it continues it")
+    try:
+        result = json.loads(result_path.read_text(encoding="utf-8"))
+        study = study_from_json(study_path.read_text(encoding="utf-8"), str(study_path))
+        run_id, claims = str(result["run_id"]), dict(result["sites"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder}: result.json or study.json cannot be read ({type(error).__name__})") from None
+    if result.get("status") != "finished" or result.get("study_sha256") != study.sha256():
+        raise UsageError(f"{folder}: result.json is not that of a finished run of the study in study.json")
+    tensors, _ = load_checkpoint(folder / "model.safetensors")
+    names = in_process.start_weights(study)
+    if not names.keys() <= tensors.keys():
+        raise UsageError(f"{folder}/model.safetensors: is not the model of this study")
+    sites = {}
+    for name, claim in sorted(claims.items()):
+        path = folder / "sites" / name / "ledger.sqlite3"
+        if not path.is_file():
+            raise UsageError(f"{path}: the ledger is missing; attack needs the whole folder of the run")
+        ledger = Ledger(path)
+        attempts = ledger.attempts(study.sha256(), run_id)
+        sites[name] = SiteRecord(
+            attempts=tuple(attempt for attempt in attempts if attempt.purpose == TRAIN),
+            events=tuple(event for event in ledger.events(run_id, TRAIN) if isinstance(event, GaussianEvent)),
+            claimed_epsilon=epsilon_of(claim["epsilon"]),
+            claimed_steps=int(claim["steps"]),
+        )
+        ledger.close()
+    return RunRecord(
+        folder=folder, study=study, result=result, sites=sites, released={name: tensors[name] for name in names}
+    )
+
+
+def replay(study: Study, sites: Mapping[str, SiteRecord]) -> Finding:
+    """Every attempt counted one by one and put through the accountant in one go. The claim must be exactly that, at
+    most the promise, and at least the exact epsilon where there is a formula for it (an accountant of another kind).
+    """
+    plan, faults, largest = plan_from_study(study), [], 0.0
+    for name, site in sites.items():
+        steps = sum(plan.local_steps for _ in site.attempts)
+        event = GaussianEvent(noise_multiplier=plan.noise_multiplier, sampling_rate=plan.sampling_rate, steps=steps)
+        replayed, exact = spent([event], study.privacy.delta), spent_exactly([event], study.privacy.delta)
+        largest = max(largest, replayed.value)
+        if not _same(site.claimed_epsilon, replayed.value):
+            faults.append(f"{name} claims ε {site.claimed_epsilon:.3g}, its {steps} steps cost {replayed.value:.3g}")
+        if site.claimed_steps != steps or sum(one.steps for one in site.events) != steps:
+            faults.append(f"{name} claims {site.claimed_steps} steps, {steps} were attempted")
+        if exact is not None and site.claimed_epsilon < exact.value * (1 - 1e-6):
+            faults.append(f"{name} claims less than the exact ε {exact.value:.3g}")
+        if replayed.value > study.privacy.epsilon * (1 + 1e-9):
+            faults.append(f"{name} spent ε {replayed.value:.3g}, more than was promised")
+    shown = "∞" if math.isinf(largest) else f"{largest:.4g}"
+    promised = "∞" if math.isinf(study.privacy.epsilon) else f"{study.privacy.epsilon:g}"
+    rounds = sum(len(site.attempts) for site in sites.values())
+    return Finding(
+        name="replay",
+        question="Does all that the ledgers recorded, added up again from nothing, give the ε that the run claims?",
+        measured="; ".join(faults) if faults else f"ε {shown} from {rounds} rounds, site by site",
+        limit=f"the claim exactly, and at most ε {promised}",
+        verdict=passed(not faults),
+    )  # fmt: skip
+
+
+def _same(claimed: float, counted: float) -> bool:
+    return claimed == counted or math.isclose(claimed, counted, rel_tol=1e-9)
+
+
+def plan_kept(record: RunRecord) -> Finding:
+    """The noise and sampling rate of every event, and those that result.json shows, against the study's plan."""
+    plan, faults = plan_from_study(record.study), []
+    wanted = (plan.noise_multiplier, plan.sampling_rate)
+    for name, site in record.sites.items():
+        if any((event.noise_multiplier, event.sampling_rate) != wanted for event in site.events):
+            faults.append(f"{name}'s ledger holds other noise or another rate")
+    shown = record.result["privacy"]
+    if (shown["noise_multiplier"], shown["sampling_rate"]) != wanted:
+        faults.append(f"result.json says σ {shown['noise_multiplier']:.4g}, q {shown['sampling_rate']:g}")
+    return Finding(
+        name="plan-kept",
+        question="Did this run use the noise and the sampling rate of its study at every hospital?",
+        measured="; ".join(faults) if faults else f"σ {wanted[0]:.4g}, q {wanted[1]:g} at {len(record.sites)} sites",
+        limit=f"σ {wanted[0]:.4g}, q {wanted[1]:g}",
+        verdict=passed(not faults),
+    )
+
+
+def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
+    """What the hospitals really sent in the last rounds, minus what their patients explain, is the noise they added.
+
+    The step is undone and the clipped sum recomputed one patient at a time. Chi-squared at `FALSE_ALARM`, as in
+    `noise_size`; replies of different rounds and sites must not be linked.
+    """
+    study, plan = record.study, plan_from_study(record.study)
+    simple = (
+        plan.private
+        and plan.sampling_rate == 1
+        and plan.images_per_patient is None
+        and plan.local_steps == 1
+        and study.training.optimizer == "sgd"
+        and study.training.weight_decay == 0
+        and classification.reads_features(study)
+    )
+    asked = "Is the noise in the messages that this run's hospitals really sent as strong as planned?"
+    nothing = Finding(name="sent-noise", question=asked, measured="–", limit="–", verdict="does not apply")
+    residues = []
+    if simple:
+        sent = _sent(record)
+        for hospital in hospitals:
+            for round_, before, reply in sent.get(hospital.name, ()):
+                residues.append(_noise_in(study, hospital, round_, before, reply))
+    if not residues:
+        return nothing
+    noise_RD = np.stack(residues)
+    n, total = noise_RD.size, float(np.square(noise_RD).sum())
+    chance = 2 * min(stats.chi2.sf(total, n), stats.chi2.cdf(total, n))
+    links = np.corrcoef(noise_RD)[np.triu_indices(len(noise_RD), 1)] if len(noise_RD) > 1 else np.zeros(1)
+    linked = float(np.abs(links).max())
+    # Fisher's z of a correlation of two rows of D normal values, over all pairs
+    link_limit = math.tanh(
+        stats.norm.isf(FALSE_ALARM / 2 / max(1, len(links))) / math.sqrt(max(1, noise_RD.shape[1] - 3))
+    )
+    reach = math.sqrt(stats.chi2.isf(FALSE_ALARM / 2, n) / n) - 1
+    return Finding(
+        name="sent-noise",
+        question=asked,
+        measured=f"{math.sqrt(total / n):.3f} of the planned size in {len(noise_RD)} messages ({n:,} values); "
+        f"no two alike beyond {linked:.2f}",
+        limit=f"1 within {reach:.0%}; {link_limit:.2f}",
+        verdict=passed(chance > FALSE_ALARM and linked < link_limit),
+    )
+
+
+def sent_mean(record: RunRecord) -> Finding:
+    """Each stored round against the mean of its replies, where FedAvg leaves the mean as it is."""
+    settings = record.study.aggregation
+    asked = "Is the model of the last rounds the mean of the hospitals' messages, each with its public weight?"
+    nothing = Finding(name="sent-mean", question=asked, measured="–", limit="–", verdict="does not apply")
+    if settings.strategy == "fedadam":
+        return nothing
+    after, replies = _checkpoints(record), {}
+    for name, entries in _sent(record).items():
+        for round_, _, reply in entries:
+            replies.setdefault(round_, {})[name] = reply
+    missing = {(int(entry["round"]), str(entry["site"])) for entry in record.result.get("missing") or ()}
+    gaps = []
+    for round_, by_site in replies.items():
+        expected = {name for name in record.sites if (round_, name) not in missing}
+        if round_ not in after or set(by_site) != expected:
+            continue
+        weight = {name: site_weight(settings, name) for name in by_site}
+        for key, array in after[round_].items():
+            mean = sum(weight[name] / sum(weight.values()) * by_site[name][key].astype(np.float64) for name in by_site)
+            gaps.append(float(np.abs(mean - array).max()) / (1e-6 + float(np.abs(array).max())))
+    if not gaps:
+        return nothing
+    return Finding(
+        name="sent-mean",
+        question=asked,
+        measured=f"off by {max(gaps):.1e} of the largest weight at most",
+        limit="1.0e-05",
+        verdict=passed(max(gaps) <= 1e-5),
+    )
+
+
+def _checkpoints(record: RunRecord) -> dict[int, Weights]:
+    """Round -> global weights after it, of the rounds that are still there."""
+    found = {}
+    for path in sorted((record.folder / "checkpoints").glob("round-*.safetensors")):
+        tensors, manifest = load_checkpoint(path)
+        found[int(manifest["round"])] = {
+            name.removeprefix("weights/"): array for name, array in tensors.items() if name.startswith("weights/")
+        }
+    return found
+
+
+def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
+    """Site -> (round, weights received, weights sent) for the settled rounds whose files are still there."""
+    after, sent = _checkpoints(record), {}
+    for name, site in record.sites.items():
+        replies = ReplyFolder(record.folder / "sites" / name / "replies")
+        for attempt in site.attempts:
+            if attempt.reply_sha256 is None or attempt.id not in replies or attempt.round - 1 not in after:
+                continue
+            sent.setdefault(name, []).append((attempt.round, after[attempt.round - 1], replies[attempt.id]))
+    return sent
+
+
+def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, reply: Weights) -> np.ndarray:
+    """The noise of one message in units of sigma C, (D,), by undoing the step and taking the patients' part away."""
+    plan, network = plan_from_study(study), initial_network(study)
+    parameters = trained_parameters(network, study)
+    load_weights(parameters, before)
+    part = classification.trained_part(network, study)
+    local = {name.removeprefix("head."): parameter for name, parameter in parameters.items()}
+    rows_N = training_rows(study, hospital.cohort)
+    index = material_of(hospital.inputs_N, hospital.cohort.labels_N, hospital.cohort.patient_N, rows_N).index
+    batch = PatientBatch(
+        inputs_N=torch.from_numpy(np.array(hospital.inputs_N[index.rows_N])),
+        labels_N=torch.from_numpy(hospital.cohort.labels_N[index.rows_N].astype(np.int64)),
+        start_U1=torch.from_numpy(index.start_P1),
+    )
+    clipped = clip_by_loop(part, local, batch, classification.loss_per_image, plan.max_grad_norm).gradients
+    rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
+    pieces = []
+    for name in parameters:
+        gradient = (np.float64(before[name]) - reply[name]) / rate
+        released = gradient * plan.expected_patients  # FedProx's pull to the start is zero in a round's only step
+        pieces.append((released - clipped[name.removeprefix("head.")].numpy()).ravel())
+    return np.concatenate(pieces) / (plan.noise_multiplier * plan.max_grad_norm)
+
+
+def total_spent(record: RunRecord) -> Epsilon:
+    """The largest epsilon of the sites, from their events."""
+    return max(
+        (spent(site.events, record.study.privacy.delta) for site in record.sites.values()), key=lambda e: e.value
+    )

@@ -1,0 +1,70 @@
+"""`wardround-sim federation`: a server and its sites as real processes on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+SEED = 7
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(epilog="Example: wardround-sim federation studies/demo.toml --sites 3 --out runs/federation")
+def federation(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY]", help="The study file. Default: studies/demo.toml.")
+    ] = None,
+    sites: Annotated[int, typer.Option("--sites", min=1, metavar="N", help="Phantom hospitals.")] = 3,
+    patients: Annotated[int, typer.Option("--patients", min=1, metavar="N", help="Patients at each of them.")] = 60,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folders of all; the same one again continues.")
+    ] = Path("runs/federation"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+) -> None:
+    """A real federation on this machine: a server and sites as processes with keys and TLS. All is stopped at the end.
+
+    Makes and enrols the sites, starts all daemons, submits the study, approves it at each site, trains it on phantom
+    hospitals, and shows the run and each site's ledger. The folders stay.
+    """
+    from wardround.study.load import load_study
+    from wardround_simulation.cli.progress import RunProgress
+    from wardround_simulation.local.federation import LocalFederation
+    from wardround_simulation.run.preflight import check_number_of_sites
+
+    path = (study or STUDIES / "demo.toml").resolve()
+    loaded = load_study(path)
+    check_number_of_sites(loaded, f"--sites {sites}", sites)
+    out = out.resolve()
+    data = out.parent / f"phantom-hospitals-{sites}x{patients}"
+    names = tuple(f"hospital-{number}" for number in range(1, sites + 1))
+    here = LocalFederation(folder=out, data=data, sites=names)
+    run = here.finished(loaded)
+    known = run is not None
+    if run is None:
+        with here.alone(), RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+            if not data.exists():
+                from wardround_simulation.phantoms.dicom import make_once
+
+                progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
+                make_once(data, sites, patients, SEED, progress.pieces)
+            here.found(progress)
+            here.ingest(path, progress)
+            with here.daemons(progress) as running:
+                submitted = here.submit(path)
+                run = submitted["run"]
+                here.approve(submitted["study_sha256"], running, progress)
+                here.watch(run, loaded, running, progress)
+                progress.stage("Stopping the server and the sites")
+    if as_json:
+        print(json.dumps(here.status_json(run)))
+        return
+    print(here.status(run), end="")
+    print(f"\nThe folders: {out}; the model: {here.server / 'runs' / run / 'model.safetensors'}")
+    if known:
+        print("This study is finished there already; choose another --out to train it again.")

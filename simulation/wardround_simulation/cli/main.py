@@ -1,0 +1,354 @@
+"""`wardround-sim`: both sides of a federation on one machine.
+
+Heavy imports (torch, Flower, Ray, matplotlib) happen inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from wardround.cli.app import program, run_program
+from wardround.errors import UsageError
+from wardround_simulation.cli import federation, models
+
+app = program(
+    "wardround-sim",
+    "Federated learning across hospitals, simulated on one machine. Research software, no medical device.",
+)
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 60, 7
+
+StudyArgument = Annotated[
+    Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for instance studies/lidc.toml.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="The data folder; docs/data.md shows its layouts.")
+]
+TestDataOption = Annotated[
+    Path | None, typer.Option("--test-data", metavar="DIR", help="An external test set: other patients.")
+]
+SitesOption = Annotated[
+    int | None, typer.Option("--sites", min=1, metavar="N", help="Split a pool of patients over N sites.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="The folder of results; the same one again continues. Default: in runs/."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the study, for instance privacy.epsilon=3; may be repeated.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+@app.command(epilog="Example: wardround-sim run studies/lidc.toml --data lidc_nodules --set privacy.epsilon=3")
+def run(
+    study: StudyArgument = None,
+    data: DataOption = None,
+    sites: SitesOption = None,
+    test_data: TestDataOption = None,
+    out: OutOption = None,
+    set_: SetOption = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="An existing Ray cluster; default: this machine."),
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Also train each hospital alone, and all data pooled.")] = True,
+    show_images: Annotated[
+        bool,
+        typer.Option(
+            "--show-images",
+            help="Put sample images into the report. Phantoms are always shown; patients only with this.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """One federated run. Without a study and data, or for making or restoring images without data, it makes phantom
+    hospitals and trains on them.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
+    from wardround.study.load import load_study
+
+    path = study or (STUDIES / "demo.toml")
+    loaded = load_study(path, tuple(set_ or ()))
+    out = out or Path("runs") / loaded.study.name
+    if data is None and study is not None and loaded.study.task == "classification":
+        raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
+    phantoms = data is None
+    hospitals = sites or PHANTOM_SITES
+    data = data or out.parent / f"phantom-hospitals-{hospitals}x{PHANTOM_PATIENTS}"
+    from wardround_simulation.run import preflight
+
+    finished = preflight.finished_result(out, loaded, data, test_data)
+    if finished is not None:
+        _show_result(finished, out, as_json, "This run is finished already; choose another --out to train again.")
+        return
+    preflight.check_out(out, loaded, data, test_data)
+    if ray_address is not None:
+        preflight.check_ray_address(ray_address)
+    if phantoms:
+        preflight.check_number_of_sites(loaded, f"--sites {hospitals}", hospitals)
+    from wardround_simulation.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+        if phantoms:
+            if not data.exists():
+                from wardround_simulation.phantoms.dicom import make_once
+
+                progress.stage(f"Writing {hospitals} phantom hospitals as DICOM files")
+                make_once(data, hospitals, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
+            sites = None
+        material = preflight.survey(loaded, data, test_data, sites)
+        with preflight.claimed(out, loaded, data, test_data) as run_id:
+            progress.stage("Loading torch and Flower")
+            from wardround_simulation.run.run import RunSettings, finish
+            from wardround_simulation.run.run import run as run_study
+
+            settings = RunSettings(
+                material=material,
+                out=out,
+                device=device,
+                ray_address=ray_address,
+                phantoms=phantoms,
+                show_images=show_images,
+                baselines=baselines,
+                command=shlex.join(["wardround-sim", *sys.argv[1:]]),
+            )
+            evidence = run_study(loaded, run_id, settings, progress.listener())
+            progress.stage("Writing the report")
+            from wardround_simulation.report.report import write_report
+            from wardround_simulation.report.tensorboard import write_tensorboard
+
+            write_report(out, evidence)
+            write_tensorboard(out, evidence.curve, evidence.metrics, evidence.series, evidence.samples)
+            finish(out, evidence)
+    _show_result(dict(evidence.result), out, as_json)
+
+
+@app.command(
+    epilog="Example: wardround-sim compare studies/lidc.toml --data DIR --folds DIR/folds.csv --epsilon inf,8,3,1"
+)
+def compare(
+    study: StudyArgument = None,
+    data: DataOption = None,
+    sites: SitesOption = None,
+    test_data: TestDataOption = None,
+    folds: Annotated[
+        Path | None,
+        typer.Option("--folds", metavar="CSV", help="patient_id and a column of fold numbers for each split."),
+    ] = None,
+    epsilon: Annotated[
+        str, typer.Option("--epsilon", metavar="LIST", help="Comma-separated; inf is no privacy.")
+    ] = "inf,8,3,1",
+    settings: Annotated[
+        str, typer.Option("--settings", metavar="LIST", help="Which to train.")
+    ] = "federated,pooled,alone",
+    draws: Annotated[int, typer.Option(min=1, metavar="N", help="Draws of samples and noise for each fold.")] = 3,
+    out: OutOption = None,
+    set_: SetOption = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes at once; default: one a core.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Alone, pooled and federated, at each epsilon. Over folds by patient; continues where it was ended."""
+    from wardround.study.load import load_study
+
+    if data is None:
+        raise UsageError("--data is missing: which folder holds the images?")
+    loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
+    if loaded.study.task == "synthesis":
+        raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of synthesis")
+    epsilons = _epsilons(epsilon)
+    chosen_settings = _settings(settings)
+    out = out or Path("runs") / f"compare-{loaded.study.name}"
+    from wardround_simulation.cli.progress import RunProgress
+    from wardround_simulation.run import preflight
+
+    preflight.check_out(out, loaded, data, test_data)
+    material = preflight.survey(loaded, data, test_data, sites)
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress, contextlib.ExitStack() as claim:
+        progress.stage("Preparing the hospitals' data")
+        from wardround_simulation.compare import compare as comparison
+        from wardround_simulation.run.hospitals import check_disjoint, check_federation, prepare_hospitals
+
+        chosen = comparison.read_folds(folds) if folds else None
+        claim.enter_context(preflight.claimed(out, loaded, data, test_data))
+        hospitals = prepare_hospitals(material.train, loaded, out / "sites", progress.ingest)
+        check_federation(loaded, data, hospitals)
+        tests = prepare_hospitals(material.test, loaded, out / "test-sites", progress.ingest)
+        if test_data:
+            check_disjoint(hospitals, tests, test_data)
+        folders = {hospital.name: hospital.folder for hospital in hospitals}
+        test_folders = {hospital.name: hospital.folder for hospital in tests}
+        if chosen is not None:
+            comparison.check_folds(chosen, folds, folders)
+        else:
+            chosen = comparison.holdout_folds(loaded, folders)
+        if loaded.study.task == "reconstruction":
+            if test_data is not None:
+                raise UsageError("--test-data: compare has no external test set for a reconstruction")
+            progress.stage("Training at each epsilon, restoring every fold by every method")
+            from wardround_simulation.assess import restoration_folds
+
+            rows = restoration_folds.compare_restoration(
+                loaded, folders, chosen, epsilons, draws, out, processes or os.cpu_count() or 1, progress.pieces
+            )
+            if as_json:
+                print(json.dumps(rows))
+            else:
+                Console().print(restoration_folds.restoration_table(rows))
+            return
+        progress.stage("Features, then training alone, pooled and federated")
+        rows = comparison.compare(
+            loaded,
+            folders,
+            test_folders,
+            chosen,
+            epsilons,
+            draws,
+            out,
+            processes or os.cpu_count() or 1,
+            chosen_settings,
+            progress.pieces,
+        )
+        progress.stage("Drawing the comparison")
+        from wardround_simulation.compare.report import comparison_table, write_comparison
+
+        notes = list(dict.fromkeys(note for hospital in hospitals for note in hospital.report.quality.notes))
+        page = write_comparison(out, rows, loaded, notes)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    Console().print(comparison_table(rows))
+    Console().print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command(epilog="Example: wardround-sim phantom hospitals --sites 3 --patients 40")
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    sites: Annotated[int, typer.Option(min=1, metavar="N", help="Hospitals.")] = PHANTOM_SITES,
+    patients: Annotated[int, typer.Option(min=1, metavar="N", help="Patients at each hospital.")] = PHANTOM_PATIENTS,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = PHANTOM_SEED,
+    as_json: JsonOption = False,
+) -> None:
+    """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules; no patient is in them."""
+    from wardround_simulation.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Writing phantom hospitals")
+        from wardround_simulation.phantoms.dicom import write_phantom_hospitals
+
+        write_phantom_hospitals(folder, sites, patients, seed, progress.pieces)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
+    else:
+        Console().print(f"{sites} hospitals with {patients} patients each in {folder}", soft_wrap=True)
+
+
+@app.command(epilog="Example: wardround-sim attack runs/demo")
+def attack(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished run.")],
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Audits with planted patients.")] = 5,
+    canaries: Annotated[int, typer.Option(min=50, max=5000, metavar="N", help="Planted patients in each.")] = 500,
+    show_images: Annotated[
+        bool,
+        typer.Option(
+            "--show-images",
+            help="Show rebuilt images in the report. Phantoms are always shown; patients only with this.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack a finished run: is its promise kept? Named checks, planted patients, membership, gradient inversion."""
+    from wardround_simulation.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Reading the run")
+        from wardround_simulation.attack.report import attack_table
+        from wardround_simulation.attack.run import attack_folder, write_attack
+
+        result, run = attack_folder(
+            folder, seeds=seeds, canaries=canaries, stage=progress.stage, pieces=progress.pieces
+        )
+        report = write_attack(run, result, show_images)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        Console().print(attack_table(result))
+        Console().print(f"Report: {report}#attacks", soft_wrap=True)
+    if result.verdict == "FAIL":
+        raise typer.Exit(1)
+
+
+app.add_typer(models.app)
+app.add_typer(federation.app)
+
+
+def _epsilons(text: str) -> list[float]:
+    out: list[float] = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            raise UsageError(
+                f"--epsilon {text}: {part.strip() or 'nothing'} is not a number; write for instance inf,8,3,1"
+            ) from None
+        if not value > 0:
+            raise UsageError(f"--epsilon {text}: each must be above 0")
+        if value not in out:
+            out.append(value)
+    return out
+
+
+def _settings(text: str) -> tuple[str, ...]:
+    known = ("federated", "pooled", "alone")
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for part in chosen:
+        if part not in known:
+            raise UsageError(f"--settings {text}: {part or 'nothing'} is none of {', '.join(known)}")
+    return chosen
+
+
+def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    from wardround_simulation.cli.result_table import result_table
+
+    console = Console()
+    console.print(result_table(result))
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    if remark:
+        console.print(remark, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """Entry point: every error on purpose becomes one line and its exit code."""
+    run_program(
+        app,
+        "wardround-sim",
+        stopped="stopped; the same command continues",
+        full_disk="the disk is full; free some space or choose another --out, then run the same command again",
+    )
+
+
+if __name__ == "__main__":
+    main()

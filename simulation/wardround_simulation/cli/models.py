@@ -1,0 +1,130 @@
+"""`wardround-sim pretrain` and `generate`: models from phantoms, and images from models."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from wardround.errors import UsageError
+
+NETWORKS = ("encoder", "sampler", "gan", "restorer")
+DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
+FORMATS = ("grid", "folder", "dicom")
+
+app = typer.Typer(rich_markup_mode=None)
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+@app.command(epilog="Example: wardround-sim pretrain encoder.safetensors")
+def pretrain(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
+    network: Annotated[
+        str, typer.Option("--network", metavar="NAME", help=f"Which shipped file: {', '.join(NETWORKS)}.")
+    ] = "encoder",
+    degradation: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"What a restorer undoes: {', '.join(DEGRADATIONS)}.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
+    crops: Annotated[
+        int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's; the sampler has none.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a shipped file from nothing. Generated crops go in, weights come out; no patient is involved."""
+    if network not in NETWORKS:
+        raise UsageError(f"--network {network}: is none of {', '.join(NETWORKS)}")
+    if network == "sampler" and epochs is not None:
+        raise UsageError("--epochs: the sampler's bank of phantoms is painted once; leave it out")
+    if network == "restorer" and degradation not in DEGRADATIONS:
+        raise UsageError(f"--degradation {degradation or 'is missing'}: is none of {', '.join(DEGRADATIONS)}")
+    if network != "restorer" and degradation is not None:
+        raise UsageError("--degradation: is for --network restorer")
+    if file.exists():
+        raise UsageError(f"{file}: exists already; choose another name")
+    if file.suffix != ".safetensors":
+        raise UsageError(f"{file}: must end in .safetensors")
+    from wardround_simulation.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Loading torch")
+        chosen = {"seed": seed, "crops": crops, "epochs": epochs}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        metadata = _trainer(network, degradation)(file, **given, progress=progress.named_pieces)
+    if as_json:
+        print(json.dumps(metadata))
+    else:
+        Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
+
+
+def _trainer(network: str, degradation: str | None):
+    if network == "restorer":
+        from wardround_simulation.phantoms.pretrain_restorer import pretrain_restorer
+
+        return functools.partial(pretrain_restorer, kind=degradation)
+    if network == "gan":
+        from wardround_simulation.phantoms.pretrain_gan import pretrain_gan
+
+        return pretrain_gan
+    if network == "sampler":
+        from wardround_simulation.phantoms.pretrain_sampler import pretrain_sampler
+
+        return pretrain_sampler
+    from wardround_simulation.phantoms.pretrain_encoder import pretrain as pretrain_encoder
+
+    return pretrain_encoder
+
+
+@app.command(epilog="Example: wardround-sim generate runs/synthesis --count 200 --format folder")
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished synthesis run.")],
+    count: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Images to make.")] = 64,
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Images of this label only; default: as they come.")
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="NAME", help="grid: one PNG; folder: PNG files and manifest.csv; dicom: marked files."
+        ),
+    ] = "grid",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Where to; nothing is ever overwritten.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same images.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Images of no patient from a trained model, with what they are, its study and its ε in every file."""
+    if format_ not in FORMATS:
+        raise UsageError(f"--format {format_}: is none of {', '.join(FORMATS)}")
+    target = out or folder / ("synthetic.png" if format_ == "grid" else f"synthetic-{format_}")
+    if target.exists():
+        raise UsageError(f"{target}: exists already; choose another --out")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent}: no such folder; choose another --out")
+    if format_ == "grid" and target.suffix.lower() != ".png":
+        raise UsageError(f"{target}: a grid is one picture; its name must end in .png")
+    from wardround_simulation.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+        progress.stage("Reading the run")
+        from wardround_simulation.generate.files import open_model, write_synthetic
+
+        model = open_model(folder)
+        wanted = model.label_number(label)
+        progress.stage("Making images")
+        from wardround_simulation.generate.generation import make_images
+
+        made = make_images(model.network, count, seed, wanted, progress.pieces)
+        written = write_synthetic(target, format_, made, model, seed)
+    if as_json:
+        print(json.dumps({"out": str(target), "files": written, "images": count, **model.origin(seed)}))
+    else:
+        Console().print(f"{count} synthetic images in {target}. {model.says}", soft_wrap=True)

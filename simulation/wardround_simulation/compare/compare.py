@@ -1,0 +1,333 @@
+"""`wardround-sim compare`: alone, pooled and federated at each epsilon, over folds by patient and draws of the noise.
+
+Every model is trained by the round functions of a real site and server (`in_process`). Work is cut into (split, fold,
+epsilon, draw) and spread over processes; each finished piece is a line of comparison.jsonl, so that the same command on
+the same folder goes on where it was ended. `comparison.json` is the list of all rows.
+
+Hyper-parameters that were tuned on these patients are not covered by the epsilon of a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wardround.errors import DataError, UsageError
+from wardround.metrics.classification import auc, macro_auc, patient_scores
+from wardround.study.load import Study, study_from_json
+from wardround_client.sources.cohort import open_cohort, pseudonym
+from wardround_client.training.weights import initial_network
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.in_process import Hospital
+from wardround_simulation.engine.workers import process_pool
+from wardround_simulation.run.hospitals import SIMULATION_KEY
+
+Row = dict[str, Any]
+
+
+SETTINGS = ("federated", "pooled", "alone")
+HOLDOUT = "holdout"  # the only split where no folds are given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One piece: every setting is trained and tested on one fold, at one epsilon, with one draw of the noise."""
+
+    split: str
+    fold: int
+    epsilon: float
+    draw: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}/{self.fold}/{_plain_epsilon(self.epsilon)}/{self.draw}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """`fold_by_split[split][pseudonym]` is the patient's fold; patients without one take no part in that split."""
+
+    fold_by_split: dict[str, dict[str, int]]
+
+
+def read_folds(path: Path) -> Folds:
+    """Read a folds file: `patient_id` and one column of whole numbers a split; a column `site` is ignored.
+
+    Raises `DataError` in one line naming the file, the row and the column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            splits = [name for name in columns if name not in ("patient_id", "site")]
+            if "patient_id" not in columns or not splits:
+                raise DataError(f"{path}: needs the column patient_id and one column a split, for instance split0")
+            fold_by_split: dict[str, dict[str, int]] = {split: {} for split in splits}
+            for number, row in enumerate(reader, start=2):
+                patient = pseudonym(SIMULATION_KEY, row["patient_id"] or "")
+                for split in splits:
+                    text = (row[split] or "").strip()
+                    if not text:
+                        continue
+                    if not text.isdigit():
+                        raise DataError(f"{path}: row {number}, column {split}: a fold is a whole number")
+                    if fold_by_split[split].setdefault(patient, int(text)) != int(text):
+                        raise DataError(f"{path}: row {number}, column {split}: this patient already has another fold")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of folds") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a CSV file: {error}") from None
+    for split, folds in fold_by_split.items():
+        if len(set(folds.values())) < 2:
+            raise DataError(f"{path}: column {split}: needs at least two folds")
+    return Folds(fold_by_split=fold_by_split)
+
+
+def check_folds(folds: Folds, path: Path, site_folders: dict[str, Path]) -> None:
+    """Raises `DataError` where a split names no patient of the data, or leaves nobody to train on or to test on."""
+    known = {name for folder in site_folders.values() for name in open_cohort(folder / "cohort").pseudonyms}
+    for split, by_patient in folds.fold_by_split.items():
+        found = {fold for patient, fold in by_patient.items() if patient in known}
+        if found != set(by_patient.values()):
+            missing = min(set(by_patient.values()) - found)
+            raise DataError(
+                f"{path}: column {split}: none of the patients of fold {missing} is among the {len(known)} in the data"
+            )
+
+
+def holdout_folds(study: Study, site_folders: dict[str, Path]) -> Folds:
+    """Without a folds file: one split, whose only tested fold (0) are the patients that the study holds out."""
+    folds: dict[str, int] = {}
+    for folder in site_folders.values():
+        cohort = open_cohort(folder / "cohort")
+        held_out_P = cohort.holdout_rank_P < study.evaluation.holdout
+        folds.update(zip(cohort.pseudonyms, np.where(held_out_P, 0, 1).tolist(), strict=True))
+    if not 0 < sum(folds.values()) < len(folds):
+        raise DataError(
+            "evaluation.holdout leaves nobody to train on or nobody to test on; give --folds, or another share"
+        )
+    return Folds(fold_by_split={HOLDOUT: folds})
+
+
+def plan_work(study: Study, folds: Folds, epsilons: Sequence[float], draws: int) -> list[Work]:
+    """All pieces. Without any randomness (epsilon = inf, everyone in every step, no augmentation) one draw says it
+    all.
+    """
+    work = []
+    for split, by_patient in folds.fold_by_split.items():
+        tested = [0] if split == HOLDOUT else sorted(set(by_patient.values()))
+        for fold in tested:
+            for epsilon in epsilons:
+                count = draws if _is_random(in_process.with_epsilon(study, epsilon)) else 1
+                work += [Work(split=split, fold=fold, epsilon=epsilon, draw=draw) for draw in range(count)]
+    return work
+
+
+def _is_random(study: Study) -> bool:
+    everyone = study.privacy.sampling_rate == 1 and study.privacy.images_per_patient == "all"
+    return math.isfinite(study.privacy.epsilon) or not everyone or study.training.augmentation != "none"
+
+
+def compare(
+    study: Study,
+    site_folders: dict[str, Path],
+    test_folders: dict[str, Path],
+    folds: Folds,
+    epsilons: Sequence[float],
+    draws: int,
+    folder: Path,
+    processes: int,
+    settings: Sequence[str] = SETTINGS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Train and test every piece that `folder`/comparison.jsonl does not hold yet; write comparison.json; return
+    all rows.
+
+    Raises `UsageError` where the folder holds the comparison of another study, other data or other folds.
+    """
+    work = plan_work(study, folds, epsilons, draws)
+    log = folder / "comparison.jsonl"
+    identity = comparison_identity(study, site_folders, test_folders, folds, settings)
+    done = finished_work(log, identity)
+    if progress:
+        progress(sum(piece.key in done for piece in work), len(work))
+    rest = [piece for piece in work if piece.key not in done]
+    if rest:
+        _open(study.to_json(), _frozen(site_folders), _frozen(test_folders))  # features are computed once, here
+        arguments = (study.to_json(), _frozen(site_folders), _frozen(test_folders), folds, tuple(settings))
+        with process_pool(min(processes, len(rest))) as pool:
+            running = {pool.submit(run_work, piece, *arguments): piece for piece in rest}
+            for future in as_completed(running):
+                piece = running[future]
+                done[piece.key] = future.result()
+                append_work(log, {"identity": identity, "work": piece.key, "rows": done[piece.key]})
+                if progress:
+                    progress(sum(p.key in done for p in work), len(work))
+    rows = [row for piece in work for row in done[piece.key]]
+    write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def _frozen(folders: dict[str, Path]) -> tuple[tuple[str, Path], ...]:
+    return tuple(sorted(folders.items()))
+
+
+@functools.lru_cache(maxsize=2)
+def _open(study_json: str, site_folders, test_folders):
+    study = study_from_json(study_json)
+    hospitals = in_process.open_hospitals(dict(site_folders), study)
+    tests = in_process.open_hospitals(dict(test_folders), study)
+    return study, hospitals, tests
+
+
+def run_work(
+    work: Work, study_json: str, site_folders, test_folders, folds: Folds, settings: Sequence[str] = SETTINGS
+) -> list[Row]:
+    """Train on the other folds and test on this one; rows by setting and unit."""
+    asked, hospitals, tests = _open(study_json, site_folders, test_folders)
+    by_patient = folds.fold_by_split[work.split]
+    study = in_process.with_epsilon(asked, work.epsilon)
+    network = initial_network(study)
+    start = in_process.start_weights(study)
+    training, testing = [], []
+    for hospital in hospitals:
+        fold_P = np.array([by_patient.get(name, -1) for name in hospital.cohort.pseudonyms])
+        training.append((hospital, hospital.rows_of_patients((fold_P >= 0) & (fold_P != work.fold))))
+        testing.append((hospital, hospital.rows_of_patients(fold_P == work.fold)))
+    external = [(hospital, hospital.labelled_N) for hospital in tests]
+    test = _TestSet(study, testing)
+    outside = _TestSet(study, external) if external else None
+    at_start = test.figures(network, study, start)
+    outside_start = outside.figures(network, study, start) if outside else None
+
+    def rows(setting: str, weights, site: str | None = None) -> list[Row]:
+        figures = test.figures(network, study, weights)
+        outside_figures = outside.figures(network, study, weights) if outside else None
+        out = []
+        for unit in ("slice", "patient"):
+            row: Row = {"setting": setting, **({"site": site} if site else {}), "epsilon": _plain_epsilon(work.epsilon)}
+            row |= {"split": work.split, "fold": work.fold, "draw": work.draw, "unit": unit, **figures[unit]["all"]}
+            row["start_auc"] = at_start[unit]["all"]["auc"]
+            row["sites"] = {
+                name: {**figures[unit]["sites"][name], "start_auc": at_start[unit]["sites"][name]["auc"]}
+                for name in figures[unit]["sites"]
+            }
+            if outside_figures and outside_start:
+                row["external_auc"] = outside_figures[unit]["all"]["auc"]
+                row["external_start_auc"] = outside_start[unit]["all"]["auc"]
+                row["external_patients"] = outside_figures[unit]["all"]["patients"]
+            out.append(row)
+        return out
+
+    out = []
+    if "federated" in settings:
+        admitted: dict[str, object] = {}
+        sites = [in_process.temporary_site(study, h.name, [(h, rows_N)], admitted) for h, rows_N in training]
+        out += rows("federated", in_process.train_together(study, sites))
+    if "pooled" in settings:
+        pooled = in_process.pooled_study(study)
+        out += rows("pooled", _train_one(pooled, "pooled", training, {}))
+    if "alone" in settings:
+        alone, admitted = in_process.alone_study(study), {}
+        for hospital, rows_N in training:
+            weights = _train_one(alone, hospital.name, [(hospital, rows_N)], admitted)
+            out += rows("alone", weights, hospital.name)
+    return out
+
+
+def _train_one(study: Study, name: str, parts, admitted: dict[str, object]):
+    site = in_process.temporary_site(study, name, parts, admitted)
+    return in_process.train_together(study, [site])
+
+
+class _TestSet:
+    """Labelled test rows of several hospitals, gathered once; `figures` scores a model on them."""
+
+    def __init__(self, study: Study, parts: Sequence[tuple[Hospital, np.ndarray]]) -> None:
+        self._inputs_N = np.concatenate([hospital.inputs_N[rows_N] for hospital, rows_N in parts])
+        self._labels_N = np.concatenate([hospital.cohort.labels_N[rows_N] for hospital, rows_N in parts])
+        names = [np.array(hospital.cohort.pseudonyms)[hospital.cohort.patient_N[rows_N]] for hospital, rows_N in parts]
+        self._patients_N = np.unique(np.concatenate(names), return_inverse=True)[1]
+        self._sites_N = np.concatenate([np.full(int(rows_N.sum()), hospital.name) for hospital, rows_N in parts])
+        self._sites = [hospital.name for hospital, _ in parts]
+        if not len(self._labels_N):
+            raise DataError("no labelled patient to test on; check the folds and the labels")
+
+    def figures(self, network, study: Study, weights) -> dict[str, dict[str, Any]]:
+        scores = in_process.score(network, study, weights, self._inputs_N)
+        out: dict[str, dict[str, Any]] = {}
+        for unit in ("slice", "patient"):
+            whole = self._figure(unit, scores, np.ones(len(self._labels_N), bool))
+            by_site = {site: self._figure(unit, scores, self._sites_N == site) for site in self._sites}
+            out[unit] = {"all": whole, "sites": by_site}
+        return out
+
+    def _figure(self, unit: str, scores: np.ndarray, rows_N: np.ndarray) -> dict[str, Any]:
+        labels_N, patients_N = self._labels_N[rows_N], self._patients_N[rows_N]
+        patients = int(len(np.unique(patients_N)))
+        if not patients:
+            return {"auc": None, "patients": 0}
+        if scores.ndim == 2:
+            return {"auc": macro_auc(scores[rows_N], labels_N) if unit == "slice" else None, "patients": patients}
+        scores_N = scores[rows_N]
+        if unit == "patient":
+            scores_N, labels_N, _ = patient_scores(scores_N, labels_N, patients_N)
+        return {"auc": auc(scores_N, labels_N), "patients": patients}
+
+
+def _plain_epsilon(epsilon: float) -> float | str:
+    return "inf" if math.isinf(epsilon) else epsilon
+
+
+def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:
+    cohorts = {
+        group: {name: _cohort_identity(folder) for name, folder in sorted(folders.items())}
+        for group, folders in (("train", site_folders), ("test", test_folders))
+    }
+    content = [study.sha256(), cohorts, asdict(folds), sorted(settings)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _cohort_identity(folder: Path) -> list[str]:
+    """The key of a cohort, and a hash of its labels, which are not in the key."""
+    cohort = open_cohort(folder / "cohort")
+    return [cohort.key, hashlib.sha256(np.asarray(cohort.labels_N, np.int32).tobytes()).hexdigest()]
+
+
+def finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
+    done: dict[str, list[Row]] = {}
+    if not log.exists():
+        return done
+    lines = log.read_text(encoding="utf-8").split("\n")
+    for line in lines[:-1]:
+        entry = json.loads(line)
+        if entry["identity"] != identity:
+            raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
+        done[entry["work"]] = entry["rows"]
+    if lines[-1]:  # cut short by a kill: that piece is trained again
+        write_whole(log, "".join(line + "\n" for line in lines[:-1]))
+    return done
+
+
+def append_work(log: Path, entry: dict[str, Any]) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

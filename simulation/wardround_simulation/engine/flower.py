@@ -1,0 +1,361 @@
+"""Flower's simulation engine on Ray, as one call: `with_flower(site_folders, body)`.
+
+The server's part (`body`, usually `run_rounds`) runs in Flower's ServerApp thread and gets the `Exchange` to the sites;
+each site's part runs the ClientApp of a real site, in a worker process that keeps the sites it opened. Everything here
+that leans on Flower's inside is checked by the contract tests in tests/test_engine.py.
+
+    with_flower -> Ray (ray_cluster.py) -> run_simulation -> ServerApp thread: whoami, then body(FlowerExchange)
+                                                          -> worker processes: ClientApp -> open_site, answer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from wardround.errors import RoundError, UsageError, WardroundError
+from wardround_server.rounds.evaluation import SitesExchange
+from wardround_simulation.engine.gpu_share import gpu_share
+from wardround_simulation.engine.ray_cluster import log, quiet_environment, ray_cluster
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+    from flwr.serverapp import Grid
+
+T = TypeVar("T")
+
+WHOAMI = "query.whoami"
+START_LIMIT_S = 300.0  # Ray and the workers, each of which loads torch: a busy machine takes minutes
+END_LIMIT_S = 60.0
+KILL_LIMIT_S = 10.0
+SHORTEST_POLL_S = 0.001
+LONGEST_POLL_S = 0.05
+
+
+class Interrupted(WardroundError):
+    """Ctrl-C or SIGTERM: nothing is lost, and the same command goes on."""
+
+    exit_code = 130
+
+
+def with_flower(
+    site_folders: Sequence[Path],
+    body: Callable[[SitesExchange], T],
+    *,
+    device: str = "cpu",
+    ray_address: str | None = None,
+    log_folder: Path | None = None,
+    cpus_per_site: int | None = None,
+    gpu_step: Callable[[], None] | None = None,
+    open_site: Callable[[Path], Any] | None = None,
+    answer: Callable[[Any, Any], Any] | None = None,
+    release: Callable[[Any, Any], Any] | None = None,
+) -> T:
+    """Run `body` with an exchange to simulated sites, and return what it returns.
+
+    A site is named by its folder. As many sites train at once as cores allow (`cpus_per_site` each; default: cores over
+    sites, at least 1), and on `device = "cuda"` as many as fit beside each other in a GPU's memory by the measured need
+    of `gpu_step` (see `gpu_share`; without it one a GPU). `ray_address` names a Ray cluster instead of this machine;
+    the folders must then be visible to its machines under the same paths. Flower's and Ray's own words go to
+    `log_folder`; each site's log is FOLDER/site.log. `open_site`, `answer` and `release` default to a real site's.
+
+    Must be called from a thread that outlives the call, and Ctrl-C is caught only in the main thread: the workers end
+    within seconds, and `Interrupted` is raised. Other exceptions of `body` come out as they are.
+    """
+    if open_site is None or answer is None:
+        from wardround_client.rounds.evaluation import release_scores
+        from wardround_client.rounds.training import answer as real_answer
+        from wardround_client.site.site import open_site as real_open_site
+
+        open_site, answer, release = open_site or real_open_site, answer or real_answer, release or release_scores
+    folders = {folder.name: folder.resolve() for folder in site_folders}
+    if len(folders) != len(site_folders) or not folders:
+        raise UsageError("the sites of a simulation need folders of different names, at least one")
+    cores = len(os.sched_getaffinity(0))
+    cpus = cpus_per_site or max(1, cores // len(folders))
+    gpus, share = gpu_share(gpu_step) if device == "cuda" else (0, 0.0)
+    at_once = max(1, min(len(folders), cores // cpus))
+    task = _Task(body=body, names=tuple(sorted(folders)))
+    quiet_environment()
+    with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
+        task.take_signals()  # Ray has put a handler of its own in their place
+        cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, a worker a site
+        _simulate(task, _client_app(folders, open_site, answer, release), {"num_cpus": cpus, "num_gpus": share})
+    if task.error is not None:
+        raise task.error
+    return task.result  # type: ignore[return-value]
+
+
+@dataclass(kw_only=True)
+class _Task(Generic[T]):
+    """The body on its way through Flower's thread, and the event that ends all waits."""
+
+    body: Callable[[SitesExchange], T]
+    names: tuple[str, ...]
+    pushed: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    interrupted: bool = False
+    result: T | None = None
+    error: BaseException | None = None
+    take_signals: Callable[[], None] = lambda: None
+
+    def main(self, grid: Grid) -> None:
+        """What the ServerApp does. Nothing may be raised into Flower, which would print it; the caller raises it."""
+        from wardround_server.flower.exchange import FlowerExchange, Polling
+
+        try:
+            grid = _PromptGrid(grid, self.pushed)
+            directory = _who_is_who(grid, self.names, self.stopped)
+            polling = Polling(shortest_s=SHORTEST_POLL_S, longest_s=LONGEST_POLL_S)
+            self.result = self.body(FlowerExchange(grid, directory, polling, self.stopped))
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+
+def _simulate(task: _Task[T], client_app: Any, resources: dict[str, float]) -> None:
+    """Run Flower's engine until the body has ended; leaves its result or its error in `task`."""
+    from flwr.simulation import run_simulation
+
+    from wardround_server.flower.exchange import make_server_app
+
+    began, failure = threading.Event(), None
+
+    def main(grid: Grid) -> None:
+        began.set()
+        task.main(grid)
+
+    try:
+        with warnings.catch_warnings(), _flower_mended(task.pushed):
+            warnings.simplefilter("ignore")
+            run_simulation(
+                server_app=make_server_app(main),
+                client_app=client_app,
+                num_supernodes=len(task.names),
+                backend_config={"client_resources": resources},
+            )
+    except KeyboardInterrupt:
+        task.interrupted = True
+    except Exception as error:
+        if not task.ended.is_set():
+            failure = WardroundError(f"the simulation engine stopped: {_deepest_line(error)}")
+            failure.__cause__ = error
+    finally:
+        task.stopped.set()
+        if began.is_set():
+            task.ended.wait(END_LIMIT_S)
+    if task.interrupted:
+        failure = Interrupted("stopped; the same command continues with the round that was not finished")
+    task.error = failure or task.error  # the body's own error is then only that it was stopped
+
+
+def _deepest_line(error: BaseException) -> str:
+    """The first line of what was raised first; Flower wraps it in messages that say nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _PromptGrid:
+    """Flower's grid, which says when something was pushed."""
+
+    def __init__(self, grid: Grid, pushed: threading.Event) -> None:
+        self._pushed = pushed
+        self._push = grid.push_messages
+        self.pull_messages = grid.pull_messages
+        self.get_node_ids = grid.get_node_ids
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = self._push(messages)
+        self._pushed.set()
+        return ids
+
+
+@contextlib.contextmanager
+def _flower_mended(pushed: threading.Event) -> Iterator[None]:
+    """For the time of a run, mend three things inside Flower's engine; contract tests hold them to what they replace.
+
+    - It gives a worker that died its next message again and again: here another worker takes its place.
+    - It looks for new messages every 0.1 s, so that a round of 0.12 s takes 0.2: here they are handed on as they are
+      pushed.
+    - It ends Ray under threads that wait for a busy worker, which then wait for ever, and so does the exit of the
+      process: here the workers are killed first, so that those threads end.
+    """
+    import ray
+    from flwr.server.superlink.fleet.vce import vce_api
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    waiting: set[int] = set()  # threads that wait for a worker
+
+    class EndingRayBackend(raybackend.RayBackend):
+        def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
+            waiting.add(threading.get_ident())
+            try:
+                return super().process_message(message, context)
+            except ray.exceptions.RayActorError as error:
+                self.replace(error.actor_id)
+                raise
+            finally:
+                waiting.discard(threading.get_ident())
+
+        def replace(self, dead: str) -> None:
+            left = [actor for actor in self.pool.pool if actor._actor_id.hex() != dead]
+            if len(left) < len(self.pool.pool):
+                self.pool.pool[:] = [*left, self.pool.create_actor_fn()]
+
+        def terminate(self) -> None:
+            ends = time.monotonic() + KILL_LIMIT_S
+            for actor in (*self.pool.pool, *self.pool._future_to_actor.values()) if self.pool else ():
+                ray.kill(actor)
+            while waiting and time.monotonic() < ends:
+                time.sleep(0.01)
+            ray.shutdown()
+
+    def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: dict[int, int], f_stop: threading.Event) -> None:
+        while not f_stop.is_set():
+            for node_id in nodes_mapping:
+                for message in state.get_message_ins(node_id=node_id, limit=1):
+                    queue.put(message)
+            pushed.wait(0.1)
+            pushed.clear()
+
+    before = vce_api.add_messages_to_queue, raybackend.RayBackend
+    vce_api.add_messages_to_queue, raybackend.RayBackend = add_messages_to_queue, EndingRayBackend
+    try:
+        yield
+    finally:
+        vce_api.add_messages_to_queue, raybackend.RayBackend = before
+
+
+def _client_app(
+    folders: dict[str, Path],
+    open_site: Callable[[Path], Any],
+    answer: Callable[[Any, Any], Any],
+    release: Callable[[Any, Any], Any] | None,
+) -> Any:
+    from wardround_client.flower.client_app import make_client_app
+
+    places = tuple(str(folders[name]) for name in sorted(folders))
+    app = make_client_app(functools.partial(_opened, places, open_site), answer, release)
+    app.query("whoami")(_say_who)
+    return app
+
+
+_open_sites: dict[str, Any] = {}  # in a worker process: the sites it has opened, by folder
+
+
+def _opened(places: tuple[str, ...], open_site: Callable[[Path], Any], context: Context) -> Any:
+    """The site of this node, opened once a process."""
+    place = places[int(context.node_config["partition-id"])]
+    _log_to(Path(place))
+    if place not in _open_sites:
+        _open_sites[place] = open_site(Path(place))
+    return _open_sites[place]
+
+
+def _log_to(folder: Path) -> None:
+    """Send this process's log to the log of the site that it works for now."""
+    root = logging.getLogger("wardround_client")
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+            handler.close()
+    handler = logging.FileHandler(folder / "site.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _say_who(message: Message, context: Context) -> Message:
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+    partition = int(context.node_config["partition-id"])
+    return Message(RecordDict({"whoami": ConfigRecord({"partition": partition})}), reply_to=message)
+
+
+def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) -> dict[str, int]:
+    """Site name -> node id, by asking each node once for its place in our own list."""
+    from flwr.app import Message, RecordDict
+
+    ends = time.monotonic() + START_LIMIT_S
+    nodes: list[int] = []
+    while len(nodes) < len(names) and time.monotonic() < ends and not stopped.wait(0.01):
+        nodes = list(grid.get_node_ids())
+    messages = [Message(RecordDict(), dst_node_id=node, message_type=WHOAMI, ttl=START_LIMIT_S) for node in nodes]
+    asked, directory = set(grid.push_messages(messages)), {}
+    while asked and time.monotonic() < ends and not stopped.wait(0.01):
+        for reply in grid.pull_messages(asked):
+            asked.discard(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                raise WardroundError("a worker of the simulation engine did not come up; the run's log folder says why")
+            partition = int(reply.content.config_records["whoami"]["partition"])
+            directory[names[partition]] = reply.metadata.src_node_id
+    if stopped.is_set() or len(directory) < len(names):
+        raise RoundError("the simulation engine's workers did not come up in time")
+    return directory
+
+
+@contextlib.contextmanager
+def _signals(task: _Task[T]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM is one KeyboardInterrupt in the main thread; later ones wait for the clean end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        first = not task.stopped.is_set()
+        task.stopped.set()
+        if first:
+            task.interrupted = True
+            raise KeyboardInterrupt
+
+    def take() -> None:
+        for number in before:
+            signal.signal(number, stop)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    take()
+    task.take_signals = take
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command continues with the round that was not finished") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _engine_log(log_folder: Path | None) -> Iterator[None]:
+    """What Flower and Ray say goes to `log_folder`/engine.log, or nowhere, instead of the terminal."""
+    from flwr.supercore.logger import FLOWER_LOGGER
+
+    handler: logging.Handler = logging.NullHandler()
+    if log_folder is not None:
+        log_folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_folder / "engine.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.INFO)
+    loggers = (FLOWER_LOGGER, log)
+    before = [(list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:], logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:], logger.propagate = handlers, propagate
+        handler.close()

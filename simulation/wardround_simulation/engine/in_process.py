@@ -1,0 +1,225 @@
+"""A federation in one process: the same round functions as everywhere, with function calls in place of a network.
+
+`compare` trains hundreds of models this way, and a run's report uses it for its baselines: *alone* (one hospital),
+*pooled* (all data in one place, which only a simulation can do) and *federated*. Plan, sampler, clipping, noise,
+ledger and round loop are those of a real site and server; only the ledger lives in memory, for these sites end with
+the call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.errors import RefusedError, WireError
+from wardround.metrics.classification import probabilities
+from wardround.networks.build import architecture_sha256
+from wardround.study.load import Study, parse_study
+from wardround.wire.evaluation import SiteRelease, pack_release, unpack_release
+from wardround.wire.packets import Broadcast, SiteReply, payload_bytes
+from wardround_client.ledger.ledger import Ledger, cap_of
+from wardround_client.privacy.secure_random import SecretRandom
+from wardround_client.rounds.evaluation import release_scores
+from wardround_client.rounds.training import answer
+from wardround_client.site.site import Site, Weights
+from wardround_client.sources.cohort import Cohort, open_cohort
+from wardround_client.training import classification
+from wardround_client.training.batches import HeldOutImages, material_of
+from wardround_client.training.task import task_of
+from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_server.rounds.loop import Exchange, run_rounds
+from wardround_simulation.run.hospitals import release_of
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hospital:
+    """One hospital's prepared data. `inputs_N` are images, or the study's frozen features of all images."""
+
+    name: str
+    cohort: Cohort
+    inputs_N: np.ndarray
+
+    @property
+    def labelled_N(self) -> np.ndarray:
+        return self.cohort.labels_N >= 0
+
+    def rows_of_patients(self, keep_P: np.ndarray) -> np.ndarray:
+        """Labelled rows of the patients where `keep_P` is true, bool (N,)."""
+        return self.labelled_N & keep_P[self.cohort.patient_N]
+
+
+def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.device = CPU) -> list[Hospital]:
+    """Open the cohorts in `folders` (name -> site folder), in the order of names, with features where the study
+    reads them.
+    """
+    hospitals = []
+    for name, folder in sorted(folders.items()):
+        cohort = open_cohort(folder / "cohort")
+        inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+        hospitals.append(Hospital(name=name, cohort=cohort, inputs_N=inputs_N))
+    return hospitals
+
+
+def alone_study(study: Study) -> Study:
+    """The same study for a hospital that trains alone: one site, the same nominal patients, the same epsilon."""
+    return _with_sites(study, sites=1, nominal_patients=study.privacy.nominal_patients)
+
+
+def pooled_study(study: Study) -> Study:
+    """The same study on all data in one place: one site with everyone's nominal patients, one noise."""
+    together = study.privacy.nominal_patients * study.aggregation.nominal_sites
+    return _with_sites(study, sites=1, nominal_patients=together)
+
+
+def with_epsilon(study: Study, epsilon: float) -> Study:
+    """The same study at another epsilon."""
+    content = study.model_dump()
+    content["privacy"]["epsilon"] = epsilon
+    return parse_study(content)
+
+
+def _with_sites(study: Study, sites: int, nominal_patients: int) -> Study:
+    content = study.model_dump()
+    content["aggregation"].update(nominal_sites=sites, min_sites=sites, site_weights={})
+    content["privacy"].update(nominal_patients=nominal_patients)
+    return parse_study(content)
+
+
+def temporary_site(
+    study: Study,
+    name: str,
+    parts: Sequence[tuple[Hospital, np.ndarray]],
+    admitted: dict[str, object],
+    device: torch.device = CPU,
+) -> Site:
+    """A site that holds the given rows (bool (N,)) of the given hospitals, with an empty ledger in memory.
+
+    `admitted` is shared among the sites of one process, so that a network is built and its clipping checked once.
+    """
+    if len(parts) == 1:
+        inputs_N, labels_N, patient_N = parts[0][0].inputs_N, parts[0][0].cohort.labels_N, parts[0][0].cohort.patient_N
+    else:
+        offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
+        inputs_N = np.concatenate([hospital.inputs_N for hospital, _ in parts])
+        labels_N = np.concatenate([hospital.cohort.labels_N for hospital, _ in parts])
+        patients = [hospital.cohort.patient_N + offset for (hospital, _), offset in zip(parts, offsets, strict=False)]
+        patient_N = np.concatenate(patients)
+    rows_N = np.concatenate([rows for _, rows in parts])
+    material = material_of(inputs_N, labels_N, patient_N, rows_N)
+
+    def held_out_of(_: Study) -> HeldOutImages:
+        return everyone_else(parts)
+
+    return Site(
+        name=name,
+        cap=cap_of(study),
+        ledger=Ledger(None),
+        replies={},
+        study_of=lambda _: study,
+        material_of=lambda _: material,
+        randomness=SecretRandom(),
+        device=device,
+        release=release_of(study),
+        held_out_of=held_out_of,
+        admitted=admitted,
+    )
+
+
+def everyone_else(parts: Sequence[tuple[Hospital, np.ndarray]]) -> HeldOutImages:
+    """The labelled images of the given hospitals that are not among the given rows (bool (N,))."""
+    offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
+    rows = [np.flatnonzero(hospital.labelled_N & ~rows_N) for hospital, rows_N in parts]
+    cohorts = [(hospital.cohort, place) for (hospital, _), place in zip(parts, rows, strict=True)]
+    patients = [cohort.patient_N[place] + offset for (cohort, place), offset in zip(cohorts, offsets, strict=False)]
+    return HeldOutImages(
+        images_NCHW=np.concatenate([cohort.images_NCHW[place] for cohort, place in cohorts]),
+        labels_N=np.concatenate([cohort.labels_N[place] for cohort, place in cohorts]).astype(np.int64),
+        patient_N=np.concatenate(patients),
+    )
+
+
+def in_process_exchange(sites: Sequence[Site]) -> Exchange:
+    """The exchange of a federation in one process: each site answers in the order of names."""
+
+    def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        for site in sorted(sites, key=lambda site: site.name):
+            started = time.monotonic()
+            answered, code = None, None
+            try:
+                answered = answer(broadcast, site)
+            except RefusedError as error:
+                code = f"refused:{error.code}"
+            except WireError as error:  # a diverged model; the code is the one that Flower's client sends
+                code = f"refused:wire-{error.code}"
+            seconds = time.monotonic() - started
+            yield SiteReply(
+                site=site.name,
+                weights=answered.weights if answered else None,
+                code=code,
+                seconds=seconds,
+                bytes_up=payload_bytes(answered.weights) if answered else 0,
+                ledger_head=answered.head if answered else None,
+                ledger_recent=answered.recent if answered else "",
+            )
+
+    return exchange
+
+
+class InProcessFigures:
+    """The question about figures in one process; see `wardround_server.rounds.evaluation.FiguresExchange`."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = sorted(sites, key=lambda site: site.name)
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        """Each site's release through the same packets as over a network, in the order of names."""
+        for site in self._sites:
+            release, code = None, None
+            try:
+                packet = pack_release(question, release_scores(question, site))
+                release, code = unpack_release(packet, question, bins)
+            except RefusedError as error:
+                code = f"refused:{error.code}"
+            yield SiteRelease(site=site.name, release=release, code=code, bytes_up=16 * bins if release else 0)
+
+
+def start_weights(study: Study) -> Weights:
+    """The exchanged parameters of the study's initial network, float32 by name.
+
+    Always of a network built anew: one that was trained or scored holds other weights, and a model that starts from
+    another one's result has learned from that one's patients.
+    """
+    network = initial_network(study)
+    parameters = trained_parameters(network, study)
+    return {name: parameter.detach().cpu().float().numpy().copy() for name, parameter in parameters.items()}
+
+
+def train_together(study: Study, sites: Sequence[Site]) -> Weights:
+    """Run the study's rounds over the sites, from the study's initial weights, and return the released ones."""
+    architecture = architecture_sha256(initial_network(study))
+    outcome = run_rounds(study, "in-process", architecture, start_weights(study), in_process_exchange(sites), None)
+    return outcome.weights
+
+
+def score(
+    network: nn.Module, study: Study, weights: Weights, inputs_N: np.ndarray, device: torch.device = CPU
+) -> np.ndarray:
+    """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
+    network = network.to(device).eval()
+    load_weights(trained_parameters(network, study), weights)
+    part = classification.trained_part(network, study)
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(inputs_N), 256):
+            parts.append(
+                part(torch.from_numpy(np.array(inputs_N[begin : begin + 256])).to(device)).float().cpu().numpy()
+            )
+    return probabilities(np.concatenate(parts)) if parts else np.empty(0)

@@ -1,0 +1,266 @@
+"""A whole federation on this machine: a server and its sites as real processes, with keys and TLS, on 127.0.0.1.
+
+    OUT/server/        the server's folder, as `wardround-server init` makes it
+        hospital-1/ …  each site's folder, as `wardround-site init` makes it
+        logs/          what the daemons printed, by name (what happens in them is in the folders' own logs/)
+
+Everything is done by the two programs' own commands, as an operator and as many hospitals would type them; two things
+they would do with an editor are done here: ports that are free on this machine, and a share of its processors. Nothing
+is done twice: a second call goes on where the first one ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wardround.errors import WardroundError
+from wardround.processes.supervisor import sole
+from wardround.storage.private_files import write_private
+from wardround.study.load import Study
+from wardround_simulation.cli.progress import RunProgress
+from wardround_simulation.local.ports import LOOPBACK, LocalPorts
+from wardround_simulation.local.programs import Daemon, asked, call, call_all, end, start
+
+SERVER, SITE = "wardround-server", "wardround-site"
+PERSON = "Local Demonstrator"  # who enrols and approves here, as the audit logs say
+LOOK_S = 2.0
+ANSWER_LIMIT_S, INGEST_LIMIT_S, START_LIMIT_S, PROPOSAL_LIMIT_S = 120.0, 3600.0, 120.0, 300.0
+ENDING_LIMIT_S = 40.0  # until daemons whose command was killed have ended: each gives its own processes 15 s
+BETWEEN_ROUNDS_S = 180.0  # beyond a round's own deadline: to gather the sites, and to begin a phase anew
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFederation:
+    """The folders of a federation on this machine. `data` holds each site's images, in a folder of its name."""
+
+    folder: Path
+    data: Path
+    sites: tuple[str, ...]
+    ports: LocalPorts = field(default_factory=LocalPorts)
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "server"
+
+    def site(self, name: str) -> Path:
+        return self.folder / name
+
+    def finished(self, study: Study) -> str | None:
+        """The id of a finished run of this study, or None."""
+        if not (self.server / "server.toml").exists():
+            return None
+        runs = self._ask_server("runs")
+        of_study = [run for run in runs if run["study_sha256"] == study.sha256() and run["state"] == "finished"]
+        return of_study[-1]["run"] if of_study else None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one command that works on the folders; daemons of one that was killed are given time to end.
+
+        Raises `WardroundError` where another command is at work, or a daemon that was started by hand.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        other, mend = "this command works on it in another window", "stop it there with Ctrl-C, or choose another --out"
+        with sole(self.folder, f"{other}; {mend}"):
+            ends = time.monotonic() + ENDING_LIMIT_S
+            for folder in filter(Path.is_dir, (self.server, *map(self.site, self.sites))):
+                busy = "a daemon is at work in it; end that process, or choose another --out"
+                with sole(folder, busy, ends - time.monotonic()):
+                    pass
+            try:
+                yield
+            finally:
+                self.ports.release()
+
+    def found(self, progress: RunProgress) -> None:
+        """Make the server and the sites, and enrol them: each one's key is made there, and the server is given its
+        fingerprint.
+        """
+        progress.stage("Making the server and the sites, with their keys and certificates")
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / "logs").mkdir(exist_ok=True)
+        self._keep_ports()
+        new = not (self.server / "server.toml").exists()
+        chosen = ("--host", LOOPBACK, "--port", self.ports.next(), "--name", "local") if new else ()
+        made = asked("server", SERVER, "init", self.server, *chosen, limit_s=ANSWER_LIMIT_S)
+        if 'listen = "0.0.0.0"' in (self.server / "server.toml").read_text(encoding="utf-8"):
+            _set(self.server / "server.toml", {"listen": f'"{LOOPBACK}"', "control_port": self.ports.next()})
+        enrolled = {site["name"] for site in self._ask_server("sites", "list")}
+        ca, threads = self.server / "ca" / "ca.crt", max(1, (os.cpu_count() or 1) // len(self.sites))
+        for number, name in enumerate(self.sites, 1):
+            words = ("--server", made["address"], "--name", name, "--ca", ca, "--site", self.site(name))
+            site = asked(name, SITE, "init", *words, limit_s=ANSWER_LIMIT_S)
+            if "runtime_port = 9094\n" in (self.site(name) / "site.toml").read_text(encoding="utf-8"):
+                _set(self.site(name) / "site.toml", {"runtime_port": self.ports.next(), "threads": threads})
+            if name not in enrolled:
+                self._ask_server("sites", "add", site["request"], "--fingerprint", site["key_sha256"], "--by", PERSON)
+            progress.pieces(number, len(self.sites))
+
+    def ingest(self, study: Path, progress: RunProgress) -> None:
+        """Each site prepares its own images for the study file."""
+        progress.stage("Each site prepares its images")
+        for number, name in enumerate(self.sites, 1):
+            words = (self.data / name, "--study", study, "--site", self.site(name))
+            asked(name, SITE, "ingest", *words, limit_s=INGEST_LIMIT_S)
+            progress.pieces(number, len(self.sites))
+
+    @contextmanager
+    def daemons(self, progress: RunProgress) -> Iterator[list[Daemon]]:
+        """The server and the sites, running. They are ended with the block, however it ends."""
+        progress.stage("Starting the server and the sites")
+        self._keep_ports()
+        running: list[Daemon] = []
+        try:
+            for name, program, option, folder in self._parties():
+                log, printed = folder / "logs" / f"{option[2:]}.log", self.folder / "logs" / f"{name}.log"
+                running.append(start(name, program, "start", option, folder, "--json", printed=printed, log=log))
+            _wait(lambda: all(one.started for one in running), running, START_LIMIT_S, self._who_is_ill)
+            yield running
+        finally:
+            end(running)
+
+    def submit(self, study: Path) -> Mapping[str, Any]:
+        """Put the study file before the sites -> the run, as `wardround-server show` tells it."""
+        return self._ask_server("submit", study)
+
+    def approve(self, sha256: str, running: list[Daemon], progress: RunProgress) -> None:
+        """Wait until the study has reached each site, and approve there by name all runs of it that the server has: an
+        earlier one may have been stopped for good.
+        """
+        progress.stage("The sites receive the study and approve it")
+
+        def received() -> dict[str, Any] | None:
+            known = self._ask_sites("studies", "list")
+            studies = {name: one for name in known for one in known[name] if one["sha256"] == sha256}
+            progress.pieces(len(studies), len(self.sites))
+            return studies if len(studies) == len(self.sites) else None
+
+        studies = _wait(received, running, PROPOSAL_LIMIT_S, self._who_is_ill)
+        runs = sum(run["study_sha256"] == sha256 for run in self._ask_server("runs"))
+        for name, state in ((name, one["state"]) for name, one in studies.items()):
+            if state in ("refused", "revoked"):
+                words = f"{SITE} studies approve {sha256[:12]} --site {self.site(name)} --by NAME"
+                raise WardroundError(f"{name}: the study is {state} there; if that is to change: {words}")
+        undecided = [name for name, one in studies.items() if one["runs"] < runs]
+        # At once: the server may begin as soon as enough of them have.
+        self._ask_sites("studies", "approve", sha256, "--runs", runs, "--yes", "--by", PERSON, sites=undecided)
+
+    def watch(self, run: str, study: Study, running: list[Daemon], progress: RunProgress) -> None:
+        """Follow the run to its end. Raises `WardroundError` where it is stopped, a daemon ends, or nothing moves for
+        longer than two rounds may take.
+        """
+        progress.stage(f"Training {study.study.rounds} rounds at {len(self.sites)} sites")
+        limit_s = 2 * study.aggregation.round_deadline_s + BETWEEN_ROUNDS_S
+        mark, moved, problem = None, time.monotonic(), None
+        while True:
+            facts = self._ask_server("show", run)
+            progress.replies(facts["metrics"], facts["rounds"])
+            if facts["state"] == "finished":
+                return
+            if facts["state"] == "stopped":
+                raise WardroundError(f"server: the run {run} was stopped; `wardround-server resume` goes on with it")
+            if facts["problem"] and facts["problem"] != problem:
+                problem = facts["problem"]
+                progress.warn(f"server, while at {problem['phase']}: {problem['error']}")
+            if mark != (facts["state"], facts["words"], facts["round"]):
+                mark, moved = (facts["state"], facts["words"], facts["round"]), time.monotonic()
+            if time.monotonic() - moved > limit_s:
+                last = f"the server's last problem: {problem['error']}; " if problem else ""
+                raise WardroundError(f"no round ended within {limit_s:.0f} s: {last}{self._who_is_ill()}")
+            for daemon in running:
+                daemon.check()
+            time.sleep(LOOK_S)
+
+    def status(self, run: str) -> str:
+        """What the two programs say of the run and of each site's ledger, as text."""
+        shown = call("server", SERVER, "show", run, "--server", self.server, limit_s=ANSWER_LIMIT_S)
+        words = {name: ("ledger", "show", "--site", self.site(name)) for name in self.sites}
+        ledgers = call_all(SITE, words, limit_s=ANSWER_LIMIT_S)
+        return "\n".join([shown, *(f"The ledger of {name}\n{said}" for name, said in ledgers.items())])
+
+    def status_json(self, run: str) -> dict[str, Any]:
+        """The same for machines."""
+        return {
+            "folder": str(self.folder),
+            "run": self._ask_server("show", run),
+            "ledgers": self._ask_sites("ledger", "show"),
+        }
+
+    def _parties(self) -> Iterator[tuple[str, str, str, Path]]:
+        """Of each daemon: its name, its program, the option that names its folder, the folder."""
+        yield "server", SERVER, "--server", self.server
+        for name in self.sites:
+            yield name, SITE, "--site", self.site(name)
+
+    def _ask_server(self, *words: object) -> Any:
+        return asked("server", SERVER, *words, "--server", self.server, limit_s=ANSWER_LIMIT_S)
+
+    def _ask_sites(self, *words: object, sites: Collection[str] | None = None) -> dict[str, Any]:
+        """The same question to all sites, or to these, at once: their answers by name."""
+        chosen = self.sites if sites is None else sites
+        questions = {name: (*words, "--site", self.site(name), "--json") for name in chosen}
+        answers = call_all(SITE, questions, limit_s=ANSWER_LIMIT_S)
+        return {name: json.loads(answer) for name, answer in answers.items()}
+
+    def _who_is_ill(self) -> str:
+        """In one line: each daemon that is not SERVING, its first fault, and where the logs are."""
+        ill = []
+        for name, program, option, folder in self._parties():
+            said = call(name, program, "health", option, folder, "--json", limit_s=ANSWER_LIMIT_S, codes=(0, 1))
+            health = json.loads(said) if said else {"serving": False, "checks": []}  # 1 without a word: nobody answers
+            faults = [f"{check['name']} {check['found']}" for check in health["checks"] if check["state"] == "fault"]
+            if not health["serving"]:
+                ill.append(f"{name}: {faults[0] if faults else 'does not answer'}")
+        return f"{'; '.join(ill) or 'all daemons say that they are well'}; logs: {self.folder}/*/logs/"
+
+    def _ports(self) -> dict[str, tuple[Path, int]]:
+        """The ports of the folders' files, by what they are for, with the file."""
+        found = {}
+        for path in (self.server / "server.toml", *(self.site(name) / "site.toml" for name in self.sites)):
+            if path.exists():
+                section = tomllib.loads(path.read_text(encoding="utf-8")).get("server", {})
+                for key in ("fleet_port", "control_port", "runtime_port"):
+                    if key in section:
+                        found[f"{path.parent.name} {key}"] = (path, section[key])
+        return found
+
+    def _keep_ports(self) -> None:
+        """Claim the ports of the folders' files, and write others into them where somebody has taken one meanwhile."""
+        for name, (path, port) in self._ports().items():
+            if not self.ports.claim(port):
+                key, other = name.split()[1], self.ports.next()
+                _set(path, {key: other})
+                if key == "fleet_port":
+                    for site in filter(Path.exists, (self.site(name) / "site.toml" for name in self.sites)):
+                        _set(site, {"address": f'"{LOOPBACK}:{other}"'})
+
+
+def _set(path: Path, values: Mapping[str, object]) -> None:
+    """Set keys of a TOML file that are there already, as one would in an editor."""
+    text = path.read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+    write_private(path, text.encode("utf-8"))
+
+
+def _wait(what: Callable[[], T | None], running: list[Daemon], limit_s: float, complaint: Callable[[], str]) -> T:
+    """What `what` gives once that is something. Raises `WardroundError` where a daemon ends, or after `limit_s`."""
+    ends = time.monotonic() + limit_s
+    while not (found := what()):
+        for daemon in running:
+            daemon.check()
+        if time.monotonic() > ends:
+            raise WardroundError(f"nothing came within {limit_s:.0f} s: {complaint()}")
+        time.sleep(LOOK_S / 4)
+    return found

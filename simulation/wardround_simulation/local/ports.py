@@ -1,0 +1,60 @@
+"""Ports of loopback for the daemons of a local federation, chosen so that two federations of one user never meet.
+
+A port that is free when it is chosen may be taken before a daemon listens on it. So each is claimed first, by a lock
+that ends with this process, however it ends; who finds a port claimed, or in use, tries the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wardround.errors import WardroundError
+from wardround.operations.tls_probe import port_is_free
+from wardround.storage.private_files import OWNERS_FOLDER
+
+LOOPBACK = "127.0.0.1"
+PORTS = range(19092, 19492)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPorts:
+    """The ports that this process has claimed."""
+
+    choice: Iterable[int] = PORTS
+    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"wardround-ports-{os.getuid()}")
+    _claims: dict[int, int] = field(default_factory=dict)  # port -> descriptor of its lock, open until the end
+
+    def claim(self, port: int) -> bool:
+        """Take a port, unless another process has claimed it or listens on it. Claimed again: still ours."""
+        if port in self._claims:
+            return True
+        self.folder.mkdir(mode=OWNERS_FOLDER, parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / str(port), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        if not port_is_free(LOOPBACK, port):
+            os.close(descriptor)
+            return False
+        self._claims[port] = descriptor
+        return True
+
+    def next(self) -> int:
+        """Claim the first port that is nobody's. Raises `WardroundError` where there is none."""
+        for port in self.choice:
+            if port not in self._claims and self.claim(port):
+                return port
+        raise WardroundError(f"{LOOPBACK}: no free port from {min(self.choice)} to {max(self.choice)}")
+
+    def release(self) -> None:
+        """Give all back."""
+        for descriptor in self._claims.values():
+            os.close(descriptor)
+        self._claims.clear()

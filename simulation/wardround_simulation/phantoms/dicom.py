@@ -1,0 +1,308 @@
+"""Phantom hospitals as DICOM files: a folder a site, CT series of phantom patients, and a list of the nodules marked
+in them.
+
+The headers carry what a scanner's do (PS3.3 A.3, CT Image IOD) with invented names, so that nothing in them belongs
+to anybody. Sites differ as real ones do: pixel spacing, slice thickness, kernel, dose, and how Hounsfield units are
+stored.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from wardround.errors import DataError
+from wardround_simulation.engine.workers import process_pool
+from wardround_simulation.phantoms.volume import PhantomVolume, Site, paint_volume
+
+LABELS_FILE = "labels.csv"
+LABEL_COLUMNS = ("SeriesInstanceUID", "coordX", "coordY", "coordZ", "label")
+SECOND_NODULE_ONE_IN = 7
+PADDING_HU = -2000
+OLDEST_DAY = datetime.date(2020, 1, 6)
+PATIENTS_A_TASK = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScannerProfile:
+    """One make of scanner: how it images (`site`), what its headers say, and how it stores Hounsfield units."""
+
+    site: Site
+    manufacturer: str
+    model: str
+    kernel: str
+    tube_voltage_kv: int
+    tube_current_ma: int
+    intercept: int
+    signed: bool
+    round_field: bool
+    feet_first: bool
+
+
+PROFILES = (
+    ScannerProfile(
+        site=Site(
+            spacing_mm=(0.64, 0.74),
+            thickness_mm=2.5,
+            slices=8,
+            blur_px=(0.5, 0.7),
+            sharpening=0.0,
+            noise_hu=(12, 28),
+            noise_blur_px=0.6,
+            streak=1.0,
+        ),
+        manufacturer="AURORA IMAGING",
+        model="Helix 64",
+        kernel="STANDARD",
+        tube_voltage_kv=120,
+        tube_current_ma=220,
+        intercept=-1024,
+        signed=True,
+        round_field=True,
+        feet_first=False,
+    ),
+    ScannerProfile(
+        site=Site(
+            spacing_mm=(0.60, 0.68),
+            thickness_mm=2.0,
+            slices=9,
+            blur_px=(0.35, 0.5),
+            sharpening=0.9,
+            noise_hu=(35, 70),
+            noise_blur_px=0.4,
+            streak=2.5,
+        ),
+        manufacturer="BOREAL MEDICAL",
+        model="Spectra 128",
+        kernel="B60f",
+        tube_voltage_kv=120,
+        tube_current_ma=60,
+        intercept=-1024,
+        signed=True,
+        round_field=False,
+        feet_first=True,
+    ),
+    ScannerProfile(
+        site=Site(
+            spacing_mm=(0.72, 0.80),
+            thickness_mm=3.0,
+            slices=7,
+            blur_px=(0.7, 0.9),
+            sharpening=0.0,
+            noise_hu=(8, 18),
+            noise_blur_px=0.9,
+            streak=1.0,
+        ),
+        manufacturer="CASCADE SYSTEMS",
+        model="Orbit 16",
+        kernel="FC10",
+        tube_voltage_kv=135,
+        tube_current_ma=150,
+        intercept=0,
+        signed=True,
+        round_field=False,
+        feet_first=False,
+    ),
+    ScannerProfile(
+        site=Site(
+            spacing_mm=(0.66, 0.78),
+            thickness_mm=1.25,
+            slices=9,
+            blur_px=(0.4, 0.6),
+            sharpening=0.4,
+            noise_hu=(25, 45),
+            noise_blur_px=0.5,
+            streak=4.0,
+        ),
+        manufacturer="DELTA DIAGNOSTICS",
+        model="Scout 40",
+        kernel="L",
+        tube_voltage_kv=120,
+        tube_current_ma=90,
+        intercept=-1024,
+        signed=False,
+        round_field=False,
+        feet_first=True,
+    ),
+)
+
+
+def write_phantom_hospitals(
+    folder: Path, sites: int, patients: int, seed: int, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Writes `folder/hospital-1` ... with `patients` series each and a `labels.csv` beside them.
+
+    Every second patient of a site has a malignant nodule first, so that no site lacks a class. The same arguments
+    give the same files, byte by byte. `progress(done, total)` counts patients. Raises DataError when a count is below
+    one or the folder is not empty.
+    """
+    if sites < 1 or patients < 1:
+        raise DataError("phantom hospitals need at least one site and one patient; give larger numbers")
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: not empty; phantoms are only written into a new or empty folder, so give another")
+    numbers = list(range(1, patients + 1))
+    tasks = [
+        (folder, site, numbers[first : first + PATIENTS_A_TASK], seed)
+        for site in range(1, sites + 1)
+        for first in range(0, patients, PATIENTS_A_TASK)
+    ]
+    rows: dict[int, list[tuple[int, list[str]]]] = {site: [] for site in range(1, sites + 1)}
+    done = 0
+    workers = min(os.cpu_count() or 1, len(tasks))
+    with process_pool(workers) as pool:
+        jobs = {pool.submit(_write_patients, *task): task for task in tasks}
+        for job in as_completed(jobs):
+            rows[jobs[job][1]] += job.result()
+            done += len(jobs[job][2])
+            if progress is not None:
+                progress(done, sites * patients)
+    for site, found in rows.items():
+        with open(folder / f"hospital-{site}" / LABELS_FILE, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(LABEL_COLUMNS)
+            writer.writerows(row for _, row in sorted(found))
+
+
+def make_once(folder: Path, sites: int, patients: int, seed: int, progress: Callable[[int, int], None]) -> None:
+    """Write them beside `folder` and rename: whole or not there. What a killed process left half-written is removed."""
+    for left in folder.parent.glob(f"{folder.name}.*.partial"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    making = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    write_phantom_hospitals(making, sites, patients, seed, progress)
+    making.rename(folder)
+
+
+def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> list[tuple[int, list[str]]]:
+    """Some patients of one site -> (patient number, row of labels.csv) for each of their nodules. Runs in a worker
+    process."""
+    torch.set_num_threads(1)
+    profile = PROFILES[(site - 1) % len(PROFILES)]
+    rows = []
+    for number in numbers:
+        stream = (seed * 1_000 + site) * 100_000 + number
+        kinds = (number % 2 == 0,)
+        if number % SECOND_NODULE_ONE_IN == 0:
+            kinds += (number % (2 * SECOND_NODULE_ONE_IN) != 0,)
+        volume = paint_volume(profile.site, kinds, stream)
+        series_uid = generate_uid(entropy_srcs=["wardround phantom series", str(stream)])
+        origin_mm = (-90.0 + (number % 9) * 20, -20.0, -150.0 + (number % 7) * 25)
+        where = folder / f"hospital-{site}" / f"patient-{number:04d}"
+        where.mkdir(parents=True, exist_ok=True)
+        _write_series(where, profile, volume, site, number, stream, series_uid, origin_mm)
+        for nodule in volume.nodules:
+            point = (origin_mm[0] + nodule.x_mm, origin_mm[1] + nodule.y_mm, origin_mm[2] + nodule.z_mm)
+            label = "malignant" if nodule.malignant else "benign"
+            rows.append((number, [series_uid, *(f"{value:.3f}" for value in point), label]))
+    return rows
+
+
+def _write_series(
+    where: Path,
+    profile: ScannerProfile,
+    volume: PhantomVolume,
+    site: int,
+    number: int,
+    stream: int,
+    series_uid: str,
+    origin_mm: tuple[float, float, float],
+) -> None:
+    """The slices of one patient as files; `origin_mm` is the middle of the stack in the patient's coordinates."""
+    header = _series_header(profile, volume, site, number, stream, series_uid)
+    stored_SHW = _stored_values(profile, volume.hu_SHW.numpy())
+    slices, rows, columns = stored_SHW.shape
+    for index in range(slices):
+        height_mm = (index - (slices - 1) / 2) * volume.thickness_mm
+        position = slices - 1 - index if profile.feet_first else index
+        corner_mm = (
+            origin_mm[0] - (columns - 1) / 2 * volume.spacing_mm,
+            origin_mm[1] - (rows - 1) / 2 * volume.spacing_mm,
+            origin_mm[2] + height_mm,
+        )
+        uid = generate_uid(entropy_srcs=["wardround phantom slice", str(stream), str(index)])
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = uid
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = where / f"IM{position + 1:04d}.dcm"
+        image = FileDataset(str(path), header, file_meta=meta, preamble=b"\0" * 128)
+        image.SOPInstanceUID = uid
+        image.InstanceNumber = position + 1
+        image.ImagePositionPatient = [f"{value:.4f}" for value in corner_mm]
+        image.SliceLocation = f"{corner_mm[2]:.4f}"
+        image.PixelData = stored_SHW[index].tobytes()
+        image.save_as(path, enforce_file_format=True)
+
+
+def _stored_values(profile: ScannerProfile, hu_SHW: np.ndarray) -> np.ndarray:
+    """Hounsfield units as this scanner stores them (16 bits), with padding outside a round field of view where it has
+    one."""
+    hu_SHW = np.clip(np.round(hu_SHW), -1024, 3071)
+    if profile.round_field:
+        steps = np.linspace(-1, 1, hu_SHW.shape[1])
+        hu_SHW = np.where((steps[:, None] ** 2 + steps[None] ** 2 > 1)[None], PADDING_HU, hu_SHW)
+    return (hu_SHW - profile.intercept).astype("<i2" if profile.signed else "<u2")
+
+
+def _series_header(
+    profile: ScannerProfile, volume: PhantomVolume, site: int, number: int, stream: int, series_uid: str
+) -> Dataset:
+    """All that the slices of a series share, as a data set's elements."""
+    day = (OLDEST_DAY + datetime.timedelta(days=stream % 1500)).strftime("%Y%m%d")
+    header = Dataset()
+    header.SpecificCharacterSet = "ISO_IR 192"
+    header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    header.SOPClassUID = CTImageStorage
+    header.StudyDate = header.SeriesDate = header.AcquisitionDate = header.ContentDate = day
+    header.StudyTime = header.SeriesTime = header.ContentTime = f"{8 + number % 9:02d}{number % 60:02d}00"
+    header.AccessionNumber = f"P{site:02d}{number:05d}"
+    header.Modality = "CT"
+    header.Manufacturer = profile.manufacturer
+    header.ManufacturerModelName = profile.model
+    header.InstitutionName = f"Phantom Hospital {site}"
+    header.ReferringPhysicianName = ""
+    header.StudyDescription = "Phantom chest"
+    header.SeriesDescription = f"Axial {volume.thickness_mm:g} mm {profile.kernel}"
+    header.PatientName = f"PHANTOM^SITE {site}^{number:04d}"
+    header.PatientID = f"PHANTOM-{site}-{number:04d}"
+    header.PatientBirthDate = f"{1935 + number % 45}0101"
+    header.PatientSex = "F" if number % 2 else "M"
+    header.BodyPartExamined = "CHEST"
+    header.SliceThickness = f"{volume.thickness_mm:g}"
+    header.SpacingBetweenSlices = f"{volume.thickness_mm:g}"
+    header.KVP = str(profile.tube_voltage_kv)
+    header.XRayTubeCurrent = str(profile.tube_current_ma)
+    header.ConvolutionKernel = profile.kernel
+    header.PatientPosition = "HFS"
+    header.StudyInstanceUID = generate_uid(entropy_srcs=["wardround phantom study", str(stream)])
+    header.SeriesInstanceUID = series_uid
+    header.FrameOfReferenceUID = generate_uid(entropy_srcs=["wardround phantom frame", str(stream)])
+    header.StudyID = str(number)
+    header.SeriesNumber = "2"
+    header.AcquisitionNumber = "1"
+    header.PositionReferenceIndicator = ""
+    header.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
+    header.SamplesPerPixel = 1
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.Rows, header.Columns = volume.hu_SHW.shape[1:]
+    header.PixelSpacing = [f"{volume.spacing_mm:.6f}", f"{volume.spacing_mm:.6f}"]
+    header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+    header.PixelRepresentation = int(profile.signed)
+    if profile.round_field:
+        header.PixelPaddingValue = PADDING_HU - profile.intercept
+    header.WindowCenter, header.WindowWidth = "-600", "1500"
+    header.RescaleIntercept, header.RescaleSlope, header.RescaleType = str(profile.intercept), "1", "HU"
+    return header

@@ -1,0 +1,115 @@
+"""Trains the shipped GAN from nothing: paints phantoms, lets generator and discriminator play on them, writes one file.
+
+Shapes: N images, C channels, H rows, W columns, Z latent numbers. No real image is read anywhere; the same seed gives
+the same weights on one machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wardround.networks.phantom_encoder import tensors_sha256
+from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
+from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real, of_label
+from wardround.tasks.synthesis.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN
+from wardround.tasks.synthesis.image_views import DRAWS, seen
+
+DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 12_000, 20  # the shipped file's, with one thread
+BATCH = 64
+GENERATOR_RATE, DISCRIMINATOR_RATE = 4e-4, 8e-4  # two time scales (M. Heusel et al., arXiv:1706.08500)
+BETAS = (0.0, 0.99)
+AVERAGE_RATE = 0.002
+DECAY_FROM = 0.7  # of the steps; from there both rates fall to a twentieth
+
+Progress = Callable[[str, int, int], None]
+
+
+def pretrain_gan(
+    out_file: Path,
+    seed: int = DEFAULT_SEED,
+    crops: int = DEFAULT_CROPS,
+    epochs: int = DEFAULT_EPOCHS,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Trains on `crops` phantoms for `epochs` and writes `out_file`, the generator as its running average, in float16;
+    returns its metadata. `progress(stage, done, total)` is called often."""
+    report = progress or (lambda stage, done, total: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
+            torch.manual_seed(seed * 1_000)  # away from the seeds of the pictures
+            network = _train(
+                phantoms.images_NHW, phantoms.labels_N, epochs, lambda done, total: report("training", done, total)
+            )
+    finally:
+        torch.set_num_threads(before)
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {
+        "format": "wardround phantom gan 1",
+        "command": f"wardround-sim pretrain --network gan --seed {seed} --crops {crops} --epochs {epochs}",
+        "seed": str(seed),
+        "generator_version": str(GENERATOR_VERSION),
+        "torch": torch.__version__.split("+")[0],
+        "tensors_sha256": tensors_sha256(tensors),
+    }
+    save_file(tensors, out_file, metadata=metadata)
+    return metadata
+
+
+def _train(images_NHW: Tensor, labels_N: Tensor, epochs: int, report: Callable[[int, int], None]) -> SharedGAN:
+    """Hinge loss, one step of each in turn, views on both sides. Returns the pair with the generator's average."""
+    network = SharedGAN(PHANTOM_PX, 1, PHANTOM_LABELS)
+    real_N1HW = torch.cat([network.prepare(chunk[:, None]) for chunk in images_NHW.split(1000)])
+    generator, discriminator = network.generator, network.discriminator
+    average = copy.deepcopy(generator)
+    of_generator = torch.optim.Adam(generator.parameters(), GENERATOR_RATE, BETAS)
+    of_discriminator = torch.optim.Adam(discriminator.parameters(), DISCRIMINATOR_RATE, BETAS)
+    steps = epochs * (len(real_N1HW) // BATCH)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(one, lambda step: _rate(step / steps))
+        for one in (of_generator, of_discriminator)
+    ]
+    for step in range(steps):
+        if step % (len(real_N1HW) // BATCH) == 0:
+            order = torch.randperm(len(real_N1HW))
+        rows = order[(step * BATCH) % (len(order) // BATCH * BATCH) :][:BATCH]
+        labels = labels_N[rows]
+        with torch.no_grad():
+            fakes = generator(torch.randn(BATCH, LATENT), labels)
+        loss = hinge_of_real(discriminator(_seen(real_N1HW[rows], real=True)), labels).mean()
+        loss = loss + hinge_of_fake(discriminator(_seen(fakes)), labels).mean()
+        of_discriminator.zero_grad()
+        loss.backward()
+        of_discriminator.step()
+
+        wanted = torch.randint(0, PHANTOM_LABELS, (BATCH,))
+        loss = -of_label(discriminator(_seen(generator(torch.randn(BATCH, LATENT), wanted))), wanted).mean()
+        of_generator.zero_grad()
+        loss.backward()
+        of_generator.step()
+        for schedule in schedules:
+            schedule.step()
+        with torch.no_grad():
+            rate = max(AVERAGE_RATE, 1 / (step + 1))
+            for kept, current in zip(average.parameters(), generator.parameters(), strict=True):
+                kept.lerp_(current, rate)
+        report(step + 1, steps)
+    generator.load_state_dict(average.state_dict())
+    return network
+
+
+def _seen(images_NCHW: Tensor, real: bool = False) -> Tensor:
+    return seen(images_NCHW, torch.rand(len(images_NCHW), DRAWS), "light", real=real)
+
+
+def _rate(done: float) -> float:
+    return 1.0 if done < DECAY_FROM else max(0.05, 1 - 0.95 * (done - DECAY_FROM) / (1 - DECAY_FROM))

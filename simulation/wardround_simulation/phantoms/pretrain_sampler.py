@@ -1,0 +1,67 @@
+"""Writes the bank of public phantoms that the phantom sampler trains against: their features, not their pixels.
+
+The same seed gives the same features on one machine, and the metadata name the seed, so that anyone can paint the same
+phantoms and look at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_encoder, tensors_sha256
+from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
+from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, FEATURES
+
+DEFAULT_SEED = 21  # the shipped file's, with one thread
+AT_ONCE = 100
+
+Progress = Callable[[str, int, int], None]
+
+
+def pretrain_sampler(
+    out_file: Path,
+    seed: int = DEFAULT_SEED,
+    crops: int = BANK_PHANTOMS,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Paints `crops` phantoms, writes their public features, float16 (M, D), to `out_file`; returns its metadata."""
+    report = progress or (lambda stage, done, total: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
+        with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which the file's replace
+            public = load_phantom_encoder()[1]
+        features_MD = public_features(public, phantoms.images_NHW, lambda done, total: report("features", done, total))
+    finally:
+        torch.set_num_threads(before)
+    tensors = {FEATURES: features_MD.half()}
+    metadata = {
+        "format": "wardround phantom bank 1",
+        "command": f"wardround-sim pretrain --network sampler --seed {seed} --crops {crops}",
+        "seed": str(seed),
+        "crops": str(crops),
+        "generator_version": str(GENERATOR_VERSION),
+        "torch": torch.__version__.split("+")[0],
+        "tensors_sha256": tensors_sha256(tensors),
+    }
+    save_file(tensors, out_file, metadata=metadata)
+    return metadata
+
+
+def public_features(
+    public: PublicFeatures, images_NHW: Tensor, report: Callable[[int, int], None] = lambda done, total: None
+) -> Tensor:
+    """Public features (N, D) of grey images (N, H, W), uint8."""
+    parts = []
+    with torch.no_grad():
+        for first in range(0, len(images_NHW), AT_ONCE):
+            parts.append(public(images_NHW[first : first + AT_ONCE, None]))
+            report(min(first + AT_ONCE, len(images_NHW)), len(images_NHW))
+    return torch.cat(parts)

@@ -1,0 +1,143 @@
+"""The numbers a run's report shows, from the scores: each setting on each site's own held-out patients, and the
+missing rounds.
+
+Every figure comes from `wardround.metrics.classification`, with an interval over patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from wardround.metrics import classification
+from wardround_simulation.report.evidence import SETTINGS, RunEvidence, ScoredSet, Setting
+
+Verdict = Literal["above", "below", "unclear", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An AUC with its 95 % interval; all None when the patients have one label only."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFigures:
+    """One site's held-out patients: how many, the AUC of each setting, and federated minus alone on the same
+    patients.
+    """
+
+    site: str
+    patients: int
+    intervals: Mapping[Setting, Interval]
+    difference: Interval
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the federated model beats the site's own: `unclear` when the interval of the difference holds 0."""
+        if self.difference.value is None:
+            return "unknown"
+        if self.difference.low is not None and self.difference.low > 0:
+            return "above"
+        if self.difference.high is not None and self.difference.high < 0:
+            return "below"
+        return "unclear"
+
+
+def whole_test_set(evidence: RunEvidence) -> dict[Setting, Interval]:
+    """AUC of each setting on all held-out patients. `alone` is left out: its models differ by site."""
+    scored = {setting: evidence.scored(setting) for setting in SETTINGS if setting != "alone"}
+    return {setting: _interval(one, evidence.unit, None) for setting, one in scored.items() if one is not None}
+
+
+def site_figures(evidence: RunEvidence) -> list[SiteFigures]:
+    """One entry a site that has held-out images, in the order of names."""
+    if not evidence.predictions:
+        return []
+    sites = sorted({str(site) for scored in evidence.predictions for site in np.unique(scored.sites_N)})
+    return [_one_site(evidence, site) for site in sites]
+
+
+def rows_by_unit(scored: ScoredSet, unit: str, site: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels and patients as the unit counts them (a patient: the maximum over its images), of one site or
+    of all.
+    """
+    keep_N = np.ones(len(scored.labels_N), dtype=bool) if site is None else np.asarray(scored.sites_N) == site
+    rows = tuple(np.asarray(column)[keep_N] for column in (scored.scores_N, scored.labels_N, scored.patients_N))
+    if unit == "patient" and rows[0].ndim == 1 and len(rows[1]):
+        return classification.patient_scores(*rows)
+    return rows
+
+
+def missing_replies(evidence: RunEvidence) -> dict[tuple[int, str], str]:
+    """(round, site) -> code, for each reply that is not in its round's model."""
+    missing = {(int(row["round"]), str(row["site"])): str(row["code"]) for row in evidence.metrics if row.get("code")}
+    for entry in _entries(evidence.result.get("missing")):
+        missing.setdefault((int(entry["round"]), str(entry["site"])), str(entry.get("code") or "unknown"))
+    return missing
+
+
+def _entries(missing: Any) -> list[Mapping[str, Any]]:
+    """result.json's `missing`: a list of {round, site, code}."""
+    return [entry for entry in missing or () if isinstance(entry, Mapping) and "round" in entry and "site" in entry]
+
+
+def _one_site(evidence: RunEvidence, site: str) -> SiteFigures:
+    own = {setting: evidence.scored(setting, site if setting == "alone" else None) for setting in SETTINGS}
+    known = {setting: scored for setting, scored in own.items() if scored is not None}
+    patients = (
+        max(len(np.unique(np.asarray(s.patients_N)[np.asarray(s.sites_N) == site])) for s in known.values())
+        if known
+        else 0
+    )
+    return SiteFigures(
+        site=site,
+        patients=patients,
+        intervals={setting: _interval(scored, evidence.unit, site) for setting, scored in known.items()},
+        difference=_difference(own["federated"], own["alone"], evidence.unit, site),
+    )
+
+
+def _interval(scored: ScoredSet, unit: str, site: str | None) -> Interval:
+    scores, labels_N, patients_N = rows_by_unit(scored, unit, site)
+    if scores.ndim == 2:
+        estimate = classification.bootstrap(classification.macro_auc, scores, labels_N, patients_N)
+    else:
+        estimate = classification.auc_interval(scores, labels_N, patients_N)
+    return (
+        Interval(value=None)
+        if estimate is None
+        else Interval(value=estimate.value, low=estimate.low, high=estimate.high)
+    )
+
+
+def _difference(first: ScoredSet | None, second: ScoredSet | None, unit: str, site: str) -> Interval:
+    """AUC of `first` minus `second` on the same patients; the interval redraws patients, so what both share cancels."""
+    if first is None or second is None:
+        return Interval(value=None)
+    if not (np.array_equal(first.patients_N, second.patients_N) and np.array_equal(first.labels_N, second.labels_N)):
+        raise ValueError("two settings were scored on different images; a difference between them would mean nothing")
+    one, labels_N, patients_N = rows_by_unit(first, unit, site)
+    two = rows_by_unit(second, unit, site)[0]
+    area = classification.macro_auc if one.ndim == 2 else classification.auc
+
+    def difference(scores_2N: np.ndarray, labels_N: np.ndarray) -> float | None:
+        left, right = area(scores_2N[:, 0], labels_N), area(scores_2N[:, 1], labels_N)
+        return None if left is None or right is None else left - right
+
+    estimate = (
+        classification.bootstrap(difference, np.stack([one, two], axis=1), labels_N, patients_N)
+        if len(labels_N)
+        else None
+    )
+    return (
+        Interval(value=None)
+        if estimate is None
+        else Interval(value=estimate.value, low=estimate.low, high=estimate.high)
+    )

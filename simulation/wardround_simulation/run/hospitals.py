@@ -1,0 +1,133 @@
+"""The hospitals of a simulation: a data folder becomes one prepared site folder each, as a real site would have.
+
+OUT/sites/NAME/    site.toml, studies/, cohort/, later ledger.sqlite3, replies/, cache/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wardround.errors import DataError
+from wardround.storage.private_files import make_folder, owner_only
+from wardround.study.load import Study
+from wardround_client.ledger.ledger import cap_of
+from wardround_client.site.config import ReleaseConfig, load_site_config
+from wardround_client.site.site import approve_study
+from wardround_client.sources.cohort import open_cohort
+from wardround_client.sources.images.layout import SiteSource
+from wardround_client.sources.images.workers import WorkerPool
+from wardround_client.sources.ingest import IngestReport, ingest
+from wardround_client.studies.decisions import MOST_RUNS, add_decision, last_decision
+
+# One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
+# outs the same in every run, and lets a patient of two sites, or of training and test, be found. A real site makes
+# its own key and keeps it.
+SIMULATION_KEY = hashlib.sha256(b"wardround simulation").digest()
+
+SIMULATED_PERSON = "Simulation"  # who approves, as the file of decisions says
+
+Progress = Callable[[str, int, int], None]  # (site, files done, files in all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One prepared hospital: its folder and what the quality gate found."""
+
+    name: str
+    folder: Path
+    report: IngestReport
+
+
+def prepare_hospitals(
+    sources: Sequence[SiteSource], study: Study, folder: Path, progress: Progress | None = None
+) -> list[Prepared]:
+    """Ingest every site into `folder`/NAME, incrementally, in the order given.
+
+    Raises `DataError` in one line where the data cannot make a federation of this study.
+    """
+    prepared = []
+    if not sources:
+        return prepared
+    with WorkerPool(os.cpu_count() or 1) as pool:
+        for source in sources:
+            target = folder / source.name
+            make_folder(target)
+
+            def tell(done: int, total: int, name: str = source.name) -> None:
+                if progress:
+                    progress(name, done, total)
+
+            report = ingest(source, study.data, target / "cohort", SIMULATION_KEY, workers=1, progress=tell, pool=pool)
+            prepared.append(Prepared(name=source.name, folder=target, report=report))
+    return prepared
+
+
+def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:
+    """Hold what passed the quality gate against the study: patients at two sites, labels of one class only."""
+    owner: dict[str, str] = {}
+    labels: set[int] = set()
+    for hospital in hospitals:
+        cohort = open_cohort(hospital.folder / "cohort")
+        labels |= set(np.unique(cohort.labels_N[cohort.labels_N >= 0]).tolist())
+        for patient in cohort.pseudonyms:
+            if owner.setdefault(patient, hospital.name) != hospital.name:
+                raise DataError(
+                    f"{data}: a patient is at both {owner[patient]} and {hospital.name}; a patient belongs to one site"
+                )
+    if len(labels) < 2:
+        names = ", ".join(study.data.labels[label] for label in sorted(labels)) or "none"
+        raise DataError(f"{data}: a classifier needs two labels, and the usable images have: {names}")
+
+
+def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) -> None:
+    """Raises `DataError` where a patient of the external test set is also at a training site."""
+    known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / "cohort").pseudonyms}
+    for hospital in test:
+        if known & set(open_cohort(hospital.folder / "cohort").pseudonyms):
+            raise DataError(
+                f"{data}: a patient of the test data is also in the training data; a test needs other patients"
+            )
+
+
+def release_of(study: Study) -> ReleaseConfig:
+    """What a simulated site releases: what the study asks for. Nothing is asked by default."""
+    if study.evaluation.epsilon == 0:
+        return ReleaseConfig(evaluation="off")
+    return ReleaseConfig(evaluation="exact" if math.isinf(study.evaluation.epsilon) else "noised")
+
+
+def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) -> None:
+    """Write the simulated site's rules and approval: a cap of exactly this study, as its own data-protection
+    officer would set, and figures as the study asks for them. Limits that are there already are the site's own and
+    stay.
+
+    Nobody approves in a simulation, and a folder that another study left may begin a run anew: so any number of runs
+    is allowed, and the cap alone bounds them.
+    """
+    path = hospital.folder / "site.toml"
+    if path.is_file():
+        config = load_site_config(path)
+        cap, release = config.privacy.cap(), config.release
+    else:
+        cap, release = cap_of(study), release_of(study)
+    text = (
+        f'name = "{hospital.name}"\n\n[privacy]\nepsilon_cap = {cap.epsilon!r}\ndelta_cap = {cap.delta!r}\n'
+        f"allow_no_privacy = {str(cap.allow_no_privacy).lower()}\n\n"
+        f'[release]\nevaluation = "{release.evaluation}"\nper_site = {str(release.per_site).lower()}\n'
+        f"minimum_patients = {release.minimum_patients}\n\n"
+        f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
+        file.write(text)
+    os.replace(partial, path)  # in one step: a kill must not leave half of a site's limits
+    sha256 = approve_study(hospital.folder, study)
+    if last_decision(hospital.folder, sha256) is None:
+        add_decision(hospital.folder, "approved", sha256, SIMULATED_PERSON, runs=MOST_RUNS)

@@ -1,0 +1,201 @@
+"""What is checked before anything heavy is loaded and before anything is written: a wrong path or table is answered
+in a second and leaves nothing behind. Then the output folder is claimed, for one process at a time.
+
+    survey -> claimed(out) -> ingest, training, report
+
+Nothing here imports torch, Flower or Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import DataError, StudyError, UsageError, WardroundError
+from wardround.study.load import Study
+from wardround_client.sources.images.layout import SiteSource, discover, shared_patients
+
+CLAIM_FILE, LOCK_FILE = "run.json", ".lock"
+LEFT_BY_A_FULL_DISK = (LOCK_FILE, f".{CLAIM_FILE}.partial")
+RAY_ANSWERS_WITHIN_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Where a run's data come from: the folders as they were given, and the sites found in them."""
+
+    data: Path
+    train: tuple[SiteSource, ...]
+    test_data: Path | None = None
+    test: tuple[SiteSource, ...] = ()
+
+
+def survey(study: Study, data: Path, test_data: Path | None, sites: int | None) -> Material:
+    """Find the sites of a run and hold them against the study. Reads tables and headers, writes nothing.
+
+    Raises `DataError` and `StudyError` in one line: no such folder, a wrong table, a patient at two sites or in both
+    sets, one class only, another number of sites than the study asks for.
+    """
+    train = tuple(discover(data, study.data, sites))
+    check_number_of_sites(study, str(data), len(train))
+    if test_data is None:
+        return Material(data=data, train=train)
+    test = tuple(discover(test_data, study.data, None))
+    if shared_patients(train, test):
+        raise DataError(
+            f"{test_data}: a patient of the test data is also in the training data; a test needs other patients"
+        )
+    return Material(data=data, train=train, test_data=test_data, test=test)
+
+
+def check_number_of_sites(study: Study, place: str, sites: int) -> None:
+    """Raises `StudyError` where there are more or fewer sites than the study allows."""
+    most, least = study.aggregation.nominal_sites, study.aggregation.min_sites or study.aggregation.nominal_sites
+    if not least <= sites <= most:
+        asked = str(most) if least == most else f"{least} to {most}"
+        raise StudyError(
+            f"{place}: has {sites} sites, and the study asks for {asked}; "
+            f"add --set aggregation.nominal_sites={sites} --set aggregation.min_sites={sites}"
+        )
+
+
+def check_ray_address(address: str) -> None:
+    """Raises `UsageError` where no gRPC server answers at HOST:PORT; Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or "/" in host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--ray-address {address}: write HOST:PORT, the address that `ray start` shows")
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=RAY_ANSWERS_WITHIN_S)
+        except grpc.FutureTimeoutError:
+            raise UsageError(
+                f"--ray-address {address}: no Ray cluster answers there; check the address, and that Ray was started"
+            ) from None
+
+
+def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> None:
+    """Raises `UsageError` where a run of this study on these data may not use `out`. Writes nothing."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there}: is a file, not a folder; choose another --out")
+    try:
+        claim = _read_claim(out)
+        if claim is not None and (_is_another(claim, study, data, test_data) and _has_begun(out)):
+            name = claim["name"] if claim["study_sha256"] != study.sha256() else None
+            what = f"a run of another study ({name})" if name else "a run on another --data or --test-data"
+            raise UsageError(f"{out}: holds {what}; choose another --out")
+        if claim is None and out.is_dir() and any(entry.name not in LEFT_BY_A_FULL_DISK for entry in out.iterdir()):
+            raise UsageError(f"{out}: is not empty and holds no run; choose an empty folder for --out")
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be read: {error.strerror}; choose another --out") from None
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{out}: cannot be written; choose another --out")
+
+
+def finished_result(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any] | None:
+    """The result of a finished run of this very study on these very data in `out`, else None."""
+    try:
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        claim = _read_claim(out)
+    except (OSError, ValueError, UsageError):
+        return None
+    if claim is None or _is_another(claim, study, data, test_data) or not isinstance(result, dict):
+        return None
+    return result if result.get("study_sha256") == study.sha256() and result.get("status") == "finished" else None
+
+
+@contextlib.contextmanager
+def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iterator[str]:
+    """Make the run's folder, or take up an earlier run in it, and hold it for this process; gives the run's id.
+
+    A claim under which no round has begun yet binds nobody: another study may take the folder over. Raises
+    `UsageError` as `check_out` does, and where another process is at work in the folder.
+    """
+    check_out(out, study, data, test_data)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out}: another run is at work in this folder; wait for it") from None
+        check_out(out, study, data, test_data)  # it may have become another's since
+        claim = _read_claim(out)
+        if claim is None or _is_another(claim, study, data, test_data):
+            for rules in out.glob("sites/*/site.toml"):
+                rules.unlink()  # they were made for the other study, under which nothing was done
+            (out / "study.json").unlink(missing_ok=True)
+            claim = _write_claim(out, study, data, test_data)
+        if not (out / "study.json").exists():
+            (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
+        yield str(claim["run_id"])
+    finally:
+        os.close(descriptor)
+
+
+def check_disk(out: Path, need_bytes: int) -> None:
+    """Raises `WardroundError` before the work where the disk cannot hold it."""
+    free = shutil.disk_usage(out).free
+    if free < need_bytes:
+        raise WardroundError(
+            f"{out}: the run needs about {need_bytes / 1e6:.0f} MB on this disk and {free / 1e6:.0f} MB are free; "
+            f"make room or choose another --out"
+        )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _write_claim(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any]:
+    claim = {
+        "schema": 1,
+        "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        "name": study.study.name,
+        "study_sha256": study.sha256(),
+        **_places(data, test_data),
+    }
+    write_json(out / CLAIM_FILE, claim)
+    return claim
+
+
+def _read_claim(out: Path) -> dict[str, Any] | None:
+    path = out / CLAIM_FILE
+    try:
+        claim = json.loads(path.read_text(encoding="utf-8"))
+        return {name: claim[name] for name in ("run_id", "name", "study_sha256", "data", "test_data")}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}: damaged, so that nobody can tell whose run this is; choose another --out") from None
+
+
+def _is_another(claim: dict[str, Any], study: Study, data: Path, test_data: Path | None) -> bool:
+    places = _places(data, test_data)
+    return claim["study_sha256"] != study.sha256() or any(claim[name] != place for name, place in places.items())
+
+
+def _places(data: Path, test_data: Path | None) -> dict[str, str | None]:
+    return {"data": str(data.resolve()), "test_data": str(test_data.resolve()) if test_data else None}
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether there is something in the folder that another run would spoil: a round, a comparison, a result."""
+    return any((out / name).exists() for name in ("checkpoints", "comparison.jsonl", "result.json"))

@@ -1,0 +1,332 @@
+"""`wardround-sim run`: one federated run on this machine, from a data folder to a report.
+
+    OUT/
+        run.json             what this folder is a run of; made first, so that another study is refused (preflight.py)
+        sites/NAME/          each hospital as a real site would have it (hospitals.py)
+        checkpoints/  metrics.jsonl   the server's side (wardround_server.rounds.loop)
+        model.safetensors  result.json  report.html  tensorboard/
+        log/                 what Flower and Ray said
+
+The same command on the same folder continues at the next round; a finished run is shown again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.accounting import Epsilon, spent_exactly
+from wardround.errors import RoundError, UsageError, WardroundError
+from wardround.networks.build import architecture_sha256
+from wardround.storage.checkpoint import save_checkpoint
+from wardround.study.load import Study, enhancing
+from wardround_client.ledger.ledger import Ledger
+from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.rounds.training import REPLIES_KEPT
+from wardround_client.site.site import Weights
+from wardround_client.training.task import task_of, training_rows
+from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_server.rounds.evaluation import SitesExchange, federated_test
+from wardround_server.rounds.loop import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
+from wardround_server.sites.ledger_heads import LedgerHeads
+from wardround_simulation.assess.assessment import Assessed, AtEnd, assessment_of
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.flower import with_flower
+from wardround_simulation.engine.in_process import Hospital
+from wardround_simulation.report.evidence import RunEvidence, SiteQuality
+from wardround_simulation.run.hospitals import (
+    Prepared,
+    check_disjoint,
+    check_federation,
+    prepare_hospitals,
+    settle_rules,
+)
+from wardround_simulation.run.preflight import Material, check_disk, write_json
+
+RESULT_SCHEMA = 1
+LOGS_BYTES = 32 * 2**20  # the report, TensorBoard's files and what Flower and Ray say
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What was asked on the command line. Nothing here affects privacy."""
+
+    material: Material
+    out: Path
+    device: str
+    ray_address: str | None
+    phantoms: bool
+    show_images: bool
+    baselines: bool
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """What a person watching gets to see; every part may do nothing."""
+
+    ingest: Callable[[str, int, int], None]
+    stage: Callable[[str], None]
+    round: Callable[[RoundRecord, str], None]
+    warn: Callable[[str], None]
+
+
+def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) -> RunEvidence:
+    """Prepare, train, test, report, in a folder that was claimed. Raises `WardroundError`s with one line; leaves what
+    can be continued.
+    """
+    started = time.monotonic()
+    out, material = settings.out, settings.material
+    device = _device(settings.device)
+    network = initial_network(study)
+    architecture = architecture_sha256(network)
+    start = in_process.start_weights(study)
+    check_disk(out, disk_need_bytes(network, start, len(material.train)))
+    listener.stage("Preparing the hospitals' data")
+    hospitals = prepare_hospitals(material.train, study, out / "sites", listener.ingest)
+    check_federation(study, material.data, hospitals)
+    outside = prepare_hospitals(material.test, study, out / "test-sites", listener.ingest)
+    if material.test_data is not None:
+        check_disjoint(hospitals, outside, material.test_data)
+    ingested_s = time.monotonic() - started
+    threads = max(1, (os.cpu_count() or 1) // min(len(hospitals), os.cpu_count() or 1))
+    for hospital in hospitals:
+        settle_rules(hospital, study, device, threads)
+
+    opened = in_process.open_hospitals({h.name: h.folder for h in hospitals}, study)
+    assessment = assessment_of(study, opened, out)
+    assessment.after_round(0, start)
+
+    def on_round(record: RoundRecord) -> None:
+        listener.round(record, assessment.after_round(record.round, record.weights))
+
+    def body(exchange: SitesExchange) -> tuple[RunOutcome, dict[str, Any] | None]:
+        listener.stage(f"Training {study.study.rounds} rounds at {len(hospitals)} hospitals")
+        outcome = run_rounds(study, run_id, architecture, start, exchange, out, on_round, listener.warn)
+        heads = LedgerHeads(out)
+        return outcome, federated_test(study, run_id, architecture, outcome.weights, exchange, ledgers=heads)
+
+    trained_from = time.monotonic()
+    listener.stage("Starting the simulation engine")
+    folders = [hospital.folder for hospital in hospitals]
+    try:
+        outcome, released = with_flower(
+            folders,
+            body,
+            device=device,
+            ray_address=settings.ray_address,
+            log_folder=out / "log",
+            gpu_step=functools.partial(dummy_step, study, device),
+        )
+    except RoundError as error:
+        raise RoundError(f"{error}. Each site's own words: {out}/sites/NAME/site.log") from None
+    training_s = time.monotonic() - trained_from
+
+    listener.stage("Testing")
+    show_images = settings.phantoms or settings.show_images
+    end = AtEnd(
+        weights=outcome.weights,
+        released=released,
+        others=in_process.open_hospitals({h.name: h.folder for h in outside}, study),
+        baselines=settings.baselines,
+        show_images=show_images,
+        stage=listener.stage,
+    )
+    assessed = assessment.at_end(end)
+    result = result_of(study, hospitals, outcome, assessed, run_id, architecture)
+    if released is not None:
+        result["federated_test"] = released
+    result["phantoms"] = settings.phantoms
+    result["seconds"] = {
+        "ingest": round(ingested_s, 1),
+        "training": round(training_s, 1),
+        "rounds": round(outcome.seconds, 1),
+        "whole": round(time.monotonic() - started, 1),
+    }
+    save_model(out, study, result, network, assessed.weights, architecture)
+    return RunEvidence(
+        study=study,
+        result=result,
+        asked=assessed.asked,
+        headline=assessed.headline,
+        curve=assessed.curve,
+        predictions=assessed.predictions,
+        sections=assessed.sections,
+        series=assessed.series,
+        samples=assessed.samples if settings.phantoms else {},
+        metrics=read_metrics(out),
+        montages={h.name: montage_of(h) for h in opened} if show_images else None,
+        quality={h.name: quality_of(h) for h in hospitals},
+        versions=versions(),
+        command=settings.command,
+        architecture_sha256=architecture,
+        notes=notes_of(study, hospitals, settings),
+    )
+
+
+def result_of(
+    study: Study,
+    hospitals: list[Prepared],
+    outcome: RunOutcome,
+    assessed: Assessed,
+    run_id: str,
+    architecture: str,
+) -> dict[str, Any]:
+    """The content of result.json, schema 1. Epsilons come from the ledgers' events, never from the study."""
+    plan = plan_from_study(study)
+    sites: dict[str, Any] = {}
+    largest: Epsilon | None = None
+    steps = 0
+    for hospital in hospitals:
+        ledger = Ledger(hospital.folder / "ledger.sqlite3")
+        # Of the patients who train; those held out are others, and what is released about them is told beside it.
+        epsilon, events = ledger.spent(study.privacy.delta, run_id, TRAIN), ledger.events(run_id, TRAIN)
+        exact = spent_exactly(events, study.privacy.delta)
+        head = outcome.ledger_heads.get(hospital.name)
+        ledger.close()
+        site_steps = sum(event.releases for event in events)
+        steps = max(steps, site_steps)
+        largest = epsilon if largest is None or epsilon.value >= largest.value else largest
+        sites[hospital.name] = {
+            "epsilon": plain(epsilon.value),
+            "epsilon_exact": plain(exact.value) if exact else None,
+            "steps": site_steps,
+            "ledger": asdict(head) if head else None,
+            "patients": training_patients(hospital, study),
+            "test": assessed.site_tests.get(hospital.name),
+        }
+    if largest is None:
+        raise WardroundError("a run without a hospital has no result")
+    return {
+        "schema": RESULT_SCHEMA,
+        "status": "finished",
+        "run_id": run_id,
+        "study": study.study.name,
+        "study_sha256": study.sha256(),
+        "architecture_sha256": architecture,
+        "rounds_completed": outcome.rounds_completed,
+        "missing": [{"round": m.round, "site": m.site, "code": m.code} for m in outcome.missing],
+        "privacy": {
+            **largest.to_json(),
+            "epsilon_promised": plain(study.privacy.epsilon),
+            "noise_multiplier": plan.noise_multiplier,
+            "sampling_rate": plan.sampling_rate,
+            "max_grad_norm": plain(plan.max_grad_norm),
+            "steps": steps,
+        },
+        "sites": sites,
+        **assessed.result,
+        "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
+    }
+
+
+def training_patients(hospital: Prepared, study: Study) -> int:
+    from wardround_client.sources.cohort import open_cohort
+
+    cohort = open_cohort(hospital.folder / "cohort")
+    return int(len(np.unique(cohort.patient_N[training_rows(study, cohort)])))
+
+
+def save_model(
+    out: Path, study: Study, result: Mapping[str, Any], network: nn.Module, weights: Weights, architecture: str
+) -> None:
+    """The whole network with the released weights, and what it is, in one file: `model.init` of another study can
+    name it.
+    """
+    load_weights(trained_parameters(network, study), weights)
+    tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
+    manifest = {
+        "kind": "model",
+        "study": study.study.name,
+        "study_sha256": study.sha256(),
+        "architecture_sha256": architecture,
+        "trainable": study.model.trainable,
+        **({"released": result["released"]} if "released" in result else {}),
+        **enhancing(study),
+        "privacy": result["privacy"],
+    }
+    save_checkpoint(out / "model.safetensors", tensors, manifest)
+
+
+def finish(out: Path, evidence: RunEvidence) -> None:
+    """Write result.json, after everything else: its presence says that the run is finished."""
+    write_json(out / "result.json", dict(evidence.result))
+
+
+def dummy_step(study: Study, device: str) -> None:
+    """One real clipped step on synthetic images, for measuring in a process of its own what a site needs of a GPU."""
+    network = initial_network(study)
+    task_of(study).plan_speed(network, study, plan_from_study(study), torch.device(device))
+
+
+def _device(asked: str) -> str:
+    """ "cpu" or "cuda". Raises `UsageError` for a GPU that is not there."""
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise UsageError("--device cuda: torch finds no CUDA GPU here; use --device cpu, or mend the driver")
+    return "cuda" if found and asked != "cpu" else "cpu"
+
+
+def disk_need_bytes(network: nn.Module, start: Mapping[str, np.ndarray], sites: int) -> int:
+    """What training will write, roughly and not too little: checkpoints with their moments, each site's kept replies,
+    the model, the report and logs. (The images are `ingest`'s to check, where their number is known.)
+    """
+    travelling = sum(array.nbytes for array in start.values())
+    whole = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return 4 * (KEPT_CHECKPOINTS + 1) * travelling + sites * (REPLIES_KEPT + 2) * travelling + 2 * whole + LOGS_BYTES
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    from wardround_server.runs.metrics_log import read_lines
+
+    return read_lines(out / "metrics.jsonl")
+
+
+def montage_of(hospital: Hospital) -> np.ndarray:
+    """Up to 12 images spread over the cohort, uint8 (n, C, H, W)."""
+    images_NCHW = hospital.cohort.images_NCHW
+    rows = np.unique(np.linspace(0, len(images_NCHW) - 1, 12).astype(int))
+    return np.array(images_NCHW[rows])
+
+
+def quality_of(hospital: Prepared) -> SiteQuality:
+    return SiteQuality(accepted=hospital.report.quality.images, quarantined=dict(hospital.report.quality.quarantined))
+
+
+def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> list[str]:
+    """Honest remarks that belong beside the figures."""
+    notes = []
+    if settings.phantoms:
+        notes.append(
+            "These hospitals are generated phantoms: the figures show that the system works, "
+            "not how good it is on patients."
+        )
+    notes += dict.fromkeys(note for hospital in hospitals for note in hospital.report.quality.notes)
+    if math.isfinite(study.privacy.epsilon):
+        notes.append(
+            "The exact test figures of this report never left this machine and are not covered by epsilon; "
+            "a real site would release figures through its ledger, or none."
+        )
+    return notes
+
+
+def versions() -> dict[str, str]:
+    names = ("wardround", "flwr", "ray", "torch", "opacus", "pydicom", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
+
+
+def plain(value: float) -> float | str:
+    """A number as JSON can hold it: infinity is "inf"."""
+    return "inf" if math.isinf(value) else value

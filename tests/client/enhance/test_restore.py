@@ -1,0 +1,137 @@
+"""`wardround-site enhance`: restored images beside their source, never over it, and marked for what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from wardround.errors import DataError, ModelError
+from wardround.storage.checkpoint import save_checkpoint
+from wardround.tasks.reconstruction.restorer import Restorer
+from wardround_client.cli.main import app
+from wardround_client.enhance.restore import enhance, load_restoring_model, restore
+
+
+def model_file(folder: Path, **section) -> Path:
+    path = folder / "model.safetensors"
+    manifest = {
+        "kind": "model", "study": "sharper", "study_sha256": "ab" * 32, "released": "trained",
+        "reconstruction": section, "window_hu": [-1000, 400],
+        "privacy": {"epsilon": 7.9, "delta": 1e-4, "unit": "patient"},
+    }  # fmt: skip
+    save_checkpoint(path, {name: t.numpy() for name, t in Restorer().state_dict().items()}, manifest)
+    return path
+
+
+def picture(path: Path, rows: int = 37, columns: int = 50) -> Path:
+    y, x = np.mgrid[:rows, :columns]
+    Image.fromarray(((3 * x + 2 * y) % 256).astype(np.uint8)).save(path)
+    return path
+
+
+def dicom(path: Path) -> Path:
+    """pydicom's own small CT, with a name in it."""
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    dataset.PatientName = "CANARY^PATIENT"
+    dataset.save_as(path)
+    return path
+
+
+def test_a_picture_is_restored_beside_its_source_which_stays_as_it_was(tmp_path) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="super-resolution", factor=4))
+    source = picture(tmp_path / "scan.png")
+    before = hashlib.sha256(source.read_bytes()).hexdigest()
+    done = enhance(source, model)
+    assert done.written == (tmp_path / "scan.restored.png",) and not done.refused
+    assert hashlib.sha256(source.read_bytes()).hexdigest() == before
+    with Image.open(done.written[0]) as restored:
+        assert restored.size == (200, 148) and restored.mode == "L"
+        assert "NOT FOR DIAGNOSTIC USE" in restored.text["derived"]
+        assert restored.text["study"].startswith("sharper abababab")
+        assert "epsilon 7.9 per patient" in restored.text["privacy"]
+        assert (
+            restored.text["model_sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+        )
+    with pytest.raises(DataError, match="is there already; nothing is overwritten"):
+        enhance(source, model)
+
+
+def test_a_dicom_file_becomes_a_derived_secondary_capture_of_the_same_patient_in_a_new_series(tmp_path) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="super-resolution", factor=2))
+    source = dicom(tmp_path / "scan.dcm")
+    before, original = source.read_bytes(), pydicom.dcmread(source)
+    (target,) = enhance(source, model).written
+    derived = pydicom.dcmread(target)
+    assert source.read_bytes() == before
+    assert list(derived.ImageType) == ["DERIVED", "SECONDARY"]
+    assert derived.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+    assert (derived.PatientID, derived.StudyInstanceUID) == (original.PatientID, original.StudyInstanceUID)
+    assert derived.SeriesInstanceUID != original.SeriesInstanceUID
+    assert derived.SOPInstanceUID != original.SOPInstanceUID
+    assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == original.SOPInstanceUID
+    for said in ("NOT FOR DIAGNOSTIC USE", "sharper", "epsilon 7.9", "model_sha256"):
+        assert said in derived.DerivationDescription
+    assert derived.pixel_array.shape == (2 * original.Rows, 2 * original.Columns)
+    assert float(derived.PixelSpacing[0]) == pytest.approx(float(original.PixelSpacing[0]) / 2, rel=1e-4)
+
+
+def test_a_folder_is_restored_file_by_file_and_what_cannot_be_is_named_with_its_reason(tmp_path) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="blur"))
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    picture(data / "one.png")
+    dicom(data / "two.dcm")
+    (data / "cut.png").write_bytes((data / "one.png").read_bytes()[:60])
+    (data / "notes.doc").write_bytes(b"no image")
+    done = enhance(data, model, out)
+    assert sorted(path.name for path in done.written) == ["one.restored.png", "two.restored.dcm"]
+    assert sorted(path.name for path, _ in done.refused) == ["cut.png", "notes.doc"]
+    assert all("\n" not in reason and "CANARY" not in reason for _, reason in done.refused)
+    assert sorted(path.name for path in data.iterdir()) == ["cut.png", "notes.doc", "one.png", "two.dcm"]
+
+
+def test_missing_data_need_a_mask_and_what_is_known_is_not_asked_for(tmp_path) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="missing"))
+    source = picture(tmp_path / "scan.png", 40, 40)
+    with pytest.raises(DataError, match="--mask"):
+        enhance(source, model)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (target,) = enhance(source, model, mask=tmp_path / "mask.png").written
+    with Image.open(target) as restored, Image.open(source) as original:
+        known = mask == 0
+        assert np.array_equal(np.asarray(restored)[known], np.asarray(original)[known])  # a fresh network adds nothing
+
+
+def test_an_image_is_as_well_restored_in_any_size_as_padded_by_hand(tmp_path) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="low-dose"))
+    image = np.asarray(Image.open(picture(tmp_path / "a.png", 40, 48)))
+    assert restore(model, image).shape == (40, 48)
+    assert restore(model, image[:37, :43]).shape == (37, 43)
+    with pytest.raises(DataError, match="a side"):
+        restore(model, image[:4])
+
+
+def test_another_model_is_refused_in_one_line(tmp_path) -> None:
+    save_checkpoint(tmp_path / "other.safetensors", {"w": np.zeros(3, np.float32)}, {"kind": "model"})
+    with pytest.raises(ModelError, match="not the model of a reconstruction"):
+        load_restoring_model(tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="no such file"):
+        load_restoring_model(tmp_path / "none.safetensors")
+
+
+def test_the_command_says_what_it_wrote_and_fails_in_one_line(tmp_path) -> None:
+    model, source = model_file(tmp_path, degradation="blur"), picture(tmp_path / "scan.png")
+    done = CliRunner().invoke(app, ["enhance", str(source), "--model", str(model), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"written": [str(tmp_path / "scan.restored.png")], "refused": []}
+    again = CliRunner().invoke(app, ["enhance", str(tmp_path / "nothing"), "--model", str(model)])
+    assert isinstance(again.exception, DataError) and "no such file or folder" in str(again.exception)

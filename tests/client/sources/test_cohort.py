@@ -1,0 +1,132 @@
+"""The cohort: what is written is what is opened, a half-written one never opens, and names do not survive."""
+
+import json
+
+import numpy as np
+import pytest
+
+from wardround.errors import DataError
+from wardround_client.sources.cohort import (
+    CohortRow,
+    Rows,
+    holdout_rank,
+    open_cohort,
+    pseudonym,
+    select_patients,
+    write_cohort,
+)
+
+KEY = b"k" * 32
+LABELS = ("benign", "malignant")
+
+
+def make_cohort(folder, patients=(0, 0, 1, 2), labels=(0, 1, -1, 1), seed=0, prepared_by="v1"):
+    images = np.random.default_rng(seed).integers(0, 256, (len(patients), 1, 8, 8), dtype=np.uint8)
+    pairs = zip(patients, labels, strict=True)
+    rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{p}"), label=label, hu=bool(p)) for p, label in pairs]
+    key = write_cohort(
+        folder, rows, iter(images), shape_CHW=(1, 8, 8), label_names=LABELS, site_key=KEY, prepared_by=prepared_by
+    )
+    return images, key
+
+
+def test_an_opened_cohort_is_what_was_written(tmp_path):
+    images, key = make_cohort(tmp_path / "cohort")
+    cohort = open_cohort(tmp_path / "cohort")
+    assert np.array_equal(cohort.images_NCHW, images) and cohort.key == key
+    assert cohort.labels_N.tolist() == [0, 1, -1, 1] and cohort.labels_N.dtype == np.int16
+    assert cohort.patient_N.tolist() == [0, 0, 1, 2] and cohort.patient_N.dtype == np.int32
+    assert cohort.hu_N.tolist() == [False, False, True, True]
+    assert cohort.pseudonyms == tuple(pseudonym(KEY, f"p{p}") for p in range(3))
+    assert cohort.holdout_rank_P.tolist() == [holdout_rank(KEY, name) for name in cohort.pseudonyms]
+
+
+def test_arrays_of_a_cohort_cannot_be_changed(tmp_path):
+    make_cohort(tmp_path)
+    cohort = open_cohort(tmp_path)
+    part = select_patients(cohort, np.array([True, False, True]))
+    for array in (cohort.images_NCHW, cohort.labels_N, part.images_NCHW):
+        with pytest.raises((ValueError, TypeError)):
+            array[0] = 1
+
+
+def test_chosen_rows_are_read_one_by_one_and_are_the_array_they_stand_for():
+    whole = np.arange(60, dtype=np.uint8).reshape(10, 2, 3)
+    some = Rows(Rows(whole, np.array([9, 1, 4, 7, 0])), np.array([3, 0, 2]))
+    same = whole[[7, 9, 4]]
+    assert some.shape == same.shape and some.dtype == same.dtype and len(some) == 3
+    assert np.array_equal(some, same) and np.array_equal(some[1], same[1]) and np.array_equal(some[1:], same[1:])
+    assert np.array_equal(some[np.array([2, 0])], same[[2, 0]])
+    assert np.array_equal(some[np.array([True, False, True])], same[[0, 2]])
+    some[0][:] = 0
+    assert whole[7].any()
+
+
+def test_the_key_follows_pixels_and_preparation_and_not_labels_or_site(tmp_path):
+    _, key = make_cohort(tmp_path / "a")
+    assert make_cohort(tmp_path / "b", labels=(1, 0, 0, 0))[1] == key
+    assert make_cohort(tmp_path / "c", seed=1)[1] != key
+    assert make_cohort(tmp_path / "d", prepared_by="v2")[1] != key
+
+
+@pytest.mark.parametrize("damage", ["no_seal", "no_images", "short_images", "other_table", "broken_seal", "schema"])
+def test_a_half_written_or_altered_cohort_never_opens(tmp_path, damage):
+    make_cohort(tmp_path)
+    images, seal, table = tmp_path / "images.npy", tmp_path / "cohort.json", tmp_path / "table.csv"
+    if damage == "no_seal":
+        seal.unlink()
+    elif damage == "no_images":
+        images.unlink()
+    elif damage == "short_images":
+        images.write_bytes(images.read_bytes()[:-1])
+    elif damage == "other_table":
+        table.write_text(table.read_text().replace("benign", "malignant"))
+    elif damage == "broken_seal":
+        seal.write_text(seal.read_text()[:40])
+    else:
+        seal.write_text(json.dumps({**json.loads(seal.read_text()), "schema": 99}))
+    with pytest.raises(DataError, match="run ingest"):
+        open_cohort(tmp_path)
+
+
+def test_a_failed_rewrite_leaves_the_old_cohort(tmp_path):
+    images, key = make_cohort(tmp_path)
+    with pytest.raises(ValueError):
+        write_cohort(
+            tmp_path,
+            [CohortRow(pseudonym="0" * 64, label=0)] * 2,
+            iter(images[:1]),
+            shape_CHW=(1, 8, 8),
+            label_names=LABELS,
+            site_key=KEY,
+        )
+    assert open_cohort(tmp_path).key == key
+
+
+def test_selecting_patients_keeps_exactly_their_images(tmp_path):
+    images, _ = make_cohort(tmp_path)
+    cohort = open_cohort(tmp_path)
+    part = select_patients(cohort, np.array([False, True, True]))
+    assert np.array_equal(part.images_NCHW, images[2:]) and part.patient_N.tolist() == [0, 1]
+    assert part.pseudonyms == cohort.pseudonyms[1:] and part.labels_N.tolist() == [-1, 1]
+    assert part.holdout_rank_P.tolist() == cohort.holdout_rank_P[1:].tolist()
+    other = select_patients(cohort, np.array([True, True, False]))
+    assert len({part.key, other.key, cohort.key}) == 3
+    assert select_patients(cohort, np.ones(3, bool)).key == cohort.key
+    with pytest.raises(ValueError):
+        select_patients(cohort, np.array([0, 1, 2]))
+
+
+def test_pseudonyms_depend_on_key_patient_and_issuer_and_not_on_padding():
+    patients = [("ab", ""), ("ab", "c"), ("a", "bc"), ("abc", "")]
+    names = {pseudonym(key, *patient) for key in (KEY, b"x" * 32) for patient in patients}
+    assert len(names) == 8
+    assert pseudonym(KEY, "ab ", "c\0") == pseudonym(KEY, "ab", "c")
+    assert "ab" not in pseudonym(KEY, "CANARY") and len(pseudonym(KEY, "CANARY")) == 64
+
+
+def test_holdout_ranks_are_uniform_and_permanent():
+    ranks = np.array([holdout_rank(KEY, pseudonym(KEY, str(i))) for i in range(4000)])
+    assert ranks.min() >= 0 and ranks.max() < 1
+    assert np.abs(np.histogram(ranks, 10, (0, 1))[0] - 400).max() < 90
+    assert holdout_rank(KEY, "a") == holdout_rank(KEY, "a") != holdout_rank(b"other" * 8, "a")

@@ -1,0 +1,155 @@
+"""A patient who objects takes part in nothing from then on, and nothing prepared of them is left at the site."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wardround.errors import DataError
+from wardround.networks.build import architecture_sha256
+from wardround.study.load import Study, parse_study
+from wardround.wire.packets import Broadcast
+from wardround_client.rounds.training import answer
+from wardround_client.site.site import approve_study, open_site
+from wardround_client.sources.cohort import holdout_rank, open_cohort, pseudonym
+from wardround_client.sources.forget import forget
+from wardround_client.sources.images.layout import discover
+from wardround_client.sources.ingest import ingest
+from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out
+from wardround_client.training.weights import initial_network, trained_parameters
+
+KEY = b"site key of the tests, 32 bytes."
+PATIENTS, IMAGES_EACH = 8, 3
+GONE = "p3"
+
+
+def study_of() -> Study:
+    return parse_study(
+        {
+            "study": {"name": "t", "rounds": 3},
+            "data": {"labels": ["benign", "malignant"], "image_size": 64, "modality": "any"},
+            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
+            "aggregation": {"nominal_sites": 1},
+            "evaluation": {"holdout": 0.0},
+        }
+    )
+
+
+def sources(root: Path) -> Path:
+    folder, generator = root / "source", np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["file,patient_id,site,label"]
+    for patient in range(PATIENTS):
+        for number in range(IMAGES_EACH):
+            Image.fromarray(generator.integers(0, 256, (64, 64), dtype=np.uint8)).save(
+                folder / f"{patient}{number}.png"
+            )
+            lines.append(f"{patient}{number}.png,p{patient},north,{('benign', 'malignant')[patient % 2]}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def prepare(root: Path, study: Study):
+    (source,) = discover(root / "source", study.data)
+    site = root / "site"
+    return ingest(source, study.data, site / "cohort", KEY, workers=1, objectors=opted_out(site))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A site's folder, ingested and ready to train."""
+    sources(tmp_path)
+    site, study = tmp_path / "site", study_of()
+    site.mkdir()
+    prepare(tmp_path, study)
+    (site / "site.toml").write_text('name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
+    approve_study(site, study)
+    return site
+
+
+def ask(site, study: Study, round_: int) -> None:
+    network = initial_network(study)
+    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
+    architecture = architecture_sha256(network)
+    question = Broadcast(
+        study_sha256=study.sha256(), run_id="r", round=round_, weights=weights, architecture_sha256=architecture
+    )
+    answer(question, site)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_who_objects_between_two_rounds_is_in_no_later_draw_of_the_running_site(folder) -> None:
+    study, site, drawn_from = study_of(), open_site(folder), []
+    for round_ in (1, 2):
+        ask(site, study, round_)
+        (material,) = site.materials.values()
+        drawn_from.append(material.index.patients)
+        if round_ == 1:
+            done = forget(folder, KEY, GONE)
+    assert drawn_from == [PATIENTS, PATIENTS - 1]
+    assert (done.already, done.images_removed) == (False, IMAGES_EACH)
+    assert [event.steps for event in site.ledger.events()] == [2]  # what was learned before stays accounted for
+
+
+def test_the_list_alone_keeps_a_patient_out_of_every_draw(folder) -> None:
+    """As after a crash between the list and the removal."""
+    (folder / OPT_OUT_FILE).write_text(pseudonym(KEY, GONE) + "\n")
+    material = open_site(folder).material_of(study_of())
+    assert material.index.patients == PATIENTS - 1 and len(material.index.rows_N) == (PATIENTS - 1) * IMAGES_EACH
+    done = forget(folder, KEY, GONE)
+    assert (done.already, done.images_removed) == (True, IMAGES_EACH)
+
+
+def test_nothing_prepared_of_a_patient_is_left_and_the_sources_are_untouched(folder, tmp_path) -> None:
+    open_site(folder).material_of(study_of())
+    before, cohort = digests(tmp_path / "source"), open_cohort(folder / "cohort")
+    name = pseudonym(KEY, GONE)
+    theirs_N = cohort.patient_N == cohort.pseudonyms.index(name)
+    table = list(csv.DictReader((folder / "cohort" / "table.csv").open()))
+    needles = [np.asarray(cohort.images_NCHW[row]).tobytes() for row in np.flatnonzero(theirs_N)]
+    needles += [table[row]["pixels_sha256"].encode() for row in np.flatnonzero(theirs_N)] + [name.encode()]
+    others = {n: cohort.images_NCHW[cohort.patient_N == i] for i, n in enumerate(cohort.pseudonyms) if n != name}
+    assert list((folder / "cache").glob("features-*"))
+    forget(folder, KEY, GONE)
+    left = [p for p in folder.rglob("*") if p.is_file() and p.name != OPT_OUT_FILE]
+    assert [path for path in left for needle in needles if needle in path.read_bytes()] == []
+    assert not list((folder / "cache").glob("features-*"))
+    after = open_cohort(folder / "cohort")
+    assert set(after.pseudonyms) == set(others) and after.key != cohort.key
+    for index, one in enumerate(after.pseudonyms):
+        assert (after.images_NCHW[after.patient_N == index] == others[one]).all()
+        assert after.holdout_rank_P[index] == holdout_rank(KEY, one)
+    assert digests(tmp_path / "source") == before
+
+
+def test_a_later_ingest_decodes_nothing_of_them_and_says_why(folder, tmp_path) -> None:
+    forget(folder, KEY, GONE)
+    report = prepare(tmp_path, study_of())
+    assert report.decoded == 0 and len(open_cohort(folder / "cohort").pseudonyms) == PATIENTS - 1
+    quality = json.loads((folder / "cohort" / "quality.json").read_text())
+    assert "opted_out" in json.dumps(quality) and GONE not in json.dumps(quality)
+
+
+def test_the_last_patient_leaves_no_cohort(folder) -> None:
+    for patient in range(PATIENTS):
+        forget(folder, KEY, f"p{patient}")
+    with pytest.raises(DataError, match="no finished cohort"):
+        open_cohort(folder / "cohort")
+    assert len(opted_out(folder)) == PATIENTS and forget(folder, KEY, "p0").already
+
+
+def test_an_unreadable_list_stops_training_and_an_empty_id_is_refused(folder) -> None:
+    with pytest.raises(DataError, match="id is empty"):
+        forget(folder, KEY, "  ")
+    (folder / OPT_OUT_FILE).write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="list of objections"):
+        open_site(folder).material_of(study_of())

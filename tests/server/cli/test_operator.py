@@ -1,0 +1,511 @@
+"""What the operator's command line tells of runs is what happened: models and cards, replies, words, stops, failures.
+
+Runs are made by `phases.train` itself, over sites that are plain functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.supercore.task_identity import TaskIdentity
+
+from wardround.errors import AuditError, RoundError
+from wardround.networks.initial_weights import write_start
+from wardround.records.audit_log import verified
+from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
+from wardround.study.load import Study, parse_study
+from wardround.wire.evaluation import ScoreRelease, SiteRelease
+from wardround.wire.packets import Broadcast, LedgerHead, SiteReply, is_code, weights_sha256
+from wardround.wire.versions import ours
+from wardround_server.cli.main import main
+from wardround_server.flower.exchange import FlowerExchange, Polling
+from wardround_server.flower.server_app import stop_watch
+from wardround_server.operations.config import config_text
+from wardround_server.runs.attendance import Attended
+from wardround_server.runs.audit import RunRecord
+from wardround_server.runs.folder import RunFolder, create_run
+from wardround_server.runs.phases import ask, start_of, train
+from wardround_server.sites import software
+from wardround_server.sites.registry import Registry
+
+
+def study_of(name: str = "tiny", *, rounds: int = 2, epsilon: float = 8.0, figures: float = 0.0) -> Study:
+    return parse_study(
+        {
+            "study": {"name": name, "rounds": rounds},
+            "data": {"image_size": 32, "labels": ("benign", "malignant")},
+            "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
+            "privacy": {"epsilon": epsilon, "delta": 1e-5, "max_grad_norm": 1.0, "nominal_patients": 100},
+            "aggregation": {"nominal_sites": 2, "min_sites": 1, "round_deadline_s": 60},
+            "evaluation": {"epsilon": figures},
+        }
+    )
+
+
+@dataclass
+class Sites:
+    """Sites that answer with slightly moved weights, unless `codes[(round, site)]` says why not."""
+
+    names: tuple[str, ...] = ("east", "north")
+    codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    entries: int = 0  # of their ledgers before the run
+
+    def ledger(self, round_: int) -> dict[str, Any]:
+        head = LedgerHead(entries=self.entries + 2 * round_, sha256="a" * 64)
+        return {"head": head, "recent": "a" * 8 * head.entries}
+
+    def online(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names, 1)}
+
+    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
+        return dict.fromkeys((name for name in self.names if name in sites), "approved")
+
+    def exchange(self, directory: Mapping[str, int | None]) -> Sites:
+        return self
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        for site in self.names:
+            code, weights, head = self.codes.get((broadcast.round, site)), None, None
+            if code is None:
+                weights = {name: np.asarray(array + np.float32(0.01)) for name, array in broadcast.weights.items()}
+                head = self.ledger(broadcast.round)["head"]
+            size = 0 if weights is None else sum(array.nbytes for array in weights.values())
+            reply = SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
+            yield replace(reply, ledger_recent="a" * 8 * head.entries if head else "")
+
+    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
+        for site in self.names:
+            code = self.codes.get((question.round, site))
+            counts_2B = np.stack([np.arange(bins, 0, -1), np.arange(bins)]) * 10
+            release = ScoreRelease(
+                counts_2B=counts_2B.astype(np.int64), per_site=site == "north", **self.ledger(question.round)
+            )
+            yield SiteRelease(site=site, release=None if code else release, code=code, bytes_up=0 if code else 99)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Path:
+    """A server's folder with two finished runs, one that is proposed, and figures released by the first."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    codes = {(2, "north"): "refused:no_spare_rounds", (3, "east"): "refused:evaluation_off"}
+    for study, sites in (
+        (study_of("first", figures=1.0), Sites(codes=codes)),
+        (study_of("second", epsilon=math.inf, figures=0.0), Sites(entries=6)),
+    ):
+        trained(create_run(folder, study), sites)
+    create_run(folder, study_of("third"))
+    return folder
+
+
+def trained(run: RunFolder, sites: Sites) -> RunFolder:
+    """The run after both phases. Its first weights are made in this process, which has torch already."""
+    write_start(run.study(), run.path / "start.safetensors")
+    ask(run, sites)
+    train(run, sites)
+    return run
+
+
+def called(monkeypatch, capfd, *words: object) -> tuple[int, str, str]:
+    """The program's own `main` in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["wardround-server", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def run_of(server: Path, name: str) -> RunFolder:
+    (path,) = (server / "runs").glob(f"{name}-*")
+    return RunFolder(path=path)
+
+
+# Models
+
+
+def test_the_list_of_models_is_that_of_the_finished_runs_with_the_hashes_of_their_files(server, monkeypatch, capfd):
+    code, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server, "--json")
+    rows = {row["study"]: row for row in json.loads(said)}
+    assert code == 0 and list(rows) == ["first", "second"]
+    assert (rows["first"]["epsilon"], rows["second"]["epsilon"]) == (8.0, "inf")
+    for name, row in rows.items():
+        content = (run_of(server, name).path / "model.safetensors").read_bytes()
+        assert row["sha256"] == hashlib.sha256(content).hexdigest() and row["rounds"] == 2
+        assert row["finished_at"].endswith("Z") and row["architecture"] == "seed-cnn" and row["delta"] == 1e-5
+    code, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server)
+    assert code == 0 and "∞" in said and "seed-cnn" in said and "third" not in said
+
+
+def test_a_card_says_what_happened_under_which_promise_and_what_is_missing(server, monkeypatch, capfd):
+    run = run_of(server, "first")
+    code, said, _ = called(monkeypatch, capfd, "model", "show", run.run_id, "--server", server, "--json")
+    card, result = json.loads(said), run.result()
+    assert code == 0 and card["privacy"] == result["privacy"] and card["missing"] == result["missing"]
+    assert {site: one["rounds_counted"] for site, one in card["sites"].items()} == {"east": 2, "north": 1}
+    assert card["federated_test"] == result["federated_test"] and card["study_sha256"] == run.study().sha256()
+    tensors, _ = load_checkpoint(run.path / "model.safetensors")
+    assert card["numbers"] == sum(array.size for array in tensors.values())
+    code, text, _ = called(monkeypatch, capfd, "model", "show", run.run_id, "--server", server)
+    for part in (
+        "Research software, no medical device",
+        '"benign" and "malignant"',
+        "ε 8 at δ 1e-05, for each patient of each site (add or remove one)",
+        "differs by at most the factor",
+        "round 2: north, the site's budget for this run is used up",
+        "| north | 1 of 2 |",
+        "north alone: AUC",
+        "east released none: the site releases no figures",
+    ):
+        assert part in text, part
+
+
+def test_a_card_without_privacy_promises_nothing(server, monkeypatch, capfd):
+    words = ("model", "show", run_of(server, "second").run_id, "--server", server)
+    _, text, _ = called(monkeypatch, capfd, *words)
+    assert "No privacy: this model was trained without noise" in text and "Promised: ε ∞" in text
+    assert "differs by at most" not in text and "asked the sites for no figures" in text
+
+
+def test_an_exported_model_is_the_released_one_with_its_card_and_nothing_is_overwritten(
+    server, monkeypatch, capfd, tmp_path
+):
+    run = run_of(server, "first")
+    content = (run.path / "model.safetensors").read_bytes()
+    folder, file = tmp_path / "models" / "first", tmp_path / "first.safetensors"
+    for target, model in ((folder, folder / "model.safetensors"), (file, file)):
+        code, said, _ = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server, "--json")
+        assert code == 0 and model.read_bytes() == content
+        written = {Path(name) for name in json.loads(said)["files"]}
+        assert len(written) == 3 and written == set(model.parent.iterdir()) - {tmp_path / "models"}
+        assert load_checkpoint(model)[1]["study_sha256"] == run.study().sha256()
+        (card,) = (json.loads(path.read_text()) for path in written if path.suffix == ".json")
+        assert card["sha256"] == hashlib.sha256(content).hexdigest()
+        before = {path: path.stat().st_mtime_ns for path in written}
+        code, _, complaint = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server)
+        assert code == 2 and "nothing is overwritten" in complaint and len(complaint.splitlines()) == 1
+        assert {path: path.stat().st_mtime_ns for path in written} == before
+    (tmp_path / "other.md").write_text("mine")
+    code, *_ = called(
+        monkeypatch, capfd, "model", "export", run.run_id, tmp_path / "other.safetensors", "--server", server
+    )
+    assert code == 2 and not (tmp_path / "other.safetensors").exists() and (tmp_path / "other.md").read_text() == "mine"
+
+
+def test_a_run_without_a_model_and_a_damaged_model_are_told_in_one_line_and_hide_no_other(
+    server, monkeypatch, capfd, tmp_path
+):
+    words = ("--server", server)
+    code, _, complaint = called(monkeypatch, capfd, "model", "show", run_of(server, "third").run_id, *words)
+    assert code == 2 and "is proposed and has released no model" in complaint
+    path = run_of(server, "first").path / "model.safetensors"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        code, said, complaint = called(
+            monkeypatch, capfd, "model", "export", run_of(server, "first").run_id, tmp_path / "x", *words
+        )
+        assert code == 2 and "damaged or altered" in complaint and not (tmp_path / "x").exists()
+        path.unlink()
+        code, said, _ = called(monkeypatch, capfd, "model", "list", *words)
+        assert code == 1 and "model.safetensors: cannot be read" in said and "second" in said
+    finally:
+        path.write_bytes(content)
+
+
+# The audit log
+
+
+def events(folder: Path, *kinds: str) -> list[dict]:
+    return [entry for entry in verified(folder / "audit.jsonl").entries if entry["event"] in kinds]
+
+
+def test_the_audit_log_says_of_every_round_whose_reply_counted_with_its_hash_and_whose_not_and_why(server):
+    run, study = run_of(server, "first"), run_of(server, "first").study()
+    told = [entry for entry in events(server, "counted", "not-counted") if entry["run"] == run.run_id]
+    assert [(e["round"], e["purpose"], e["site"], e.get("code")) for e in told] == [
+        (1, "train", "east", None),
+        (1, "train", "north", None),
+        (2, "train", "east", None),
+        (2, "train", "north", "refused:no_spare_rounds"),
+        (3, "evaluate", "east", "refused:evaluation_off"),
+        (3, "evaluate", "north", None),
+    ]
+    start, _ = load_checkpoint(run.path / "start.safetensors")
+    sent = Broadcast(study_sha256="", run_id="", round=1, weights=start, architecture_sha256="")
+    (reply, _) = Sites()(sent, 1.0)
+    assert told[0]["reply"] == told[1]["reply"] == weights_sha256(reply.weights)
+    assert (told[2]["ledger_entries"], told[2]["ledger_head"]) == (4, "a" * 64)
+    assert all(entry["study"] == study.sha256() for entry in told)
+    finished = [entry for entry in events(server, "run") if entry["decision"] == "finished"]
+    content = (run.path / "model.safetensors").read_bytes()
+    assert finished[0]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_audit_log_says_once_what_each_site_decided_and_again_when_it_changes(tmp_path):
+    run = create_run(tmp_path, study_of())
+    record = RunRecord(run, run.study())
+    record.heard({"east": "proposed", "north": "late", "west": "approved"})
+    since = run.approvals()["east"].at
+    record.heard({"east": "proposed", "north": "refused:" + "x" * 64, "west": "late"})
+    assert run.approvals()["east"].at == since and run.approvals()["west"].state == "approved"
+    record.heard({"east": "approved", "west": "revoked"})
+    said = [(entry["site"], entry["decision"]) for entry in events(tmp_path, "said")]
+    assert said == [("east", "proposed"), ("west", "approved"), ("east", "approved"), ("west", "revoked")]
+
+
+def test_a_reply_that_cannot_be_written_down_ends_the_round_before_anything_of_it_is_stored(tmp_path):
+    run = create_run(tmp_path, study_of())
+    write_start(run.study(), run.path / "start.safetensors")
+    ask(run, Sites())
+    altered = (tmp_path / "audit.jsonl").read_bytes().replace(b"north", b"south")
+    (tmp_path / "audit.jsonl").write_bytes(altered)
+    with pytest.raises(AuditError, match="altered"):
+        train(run, Sites())
+    assert run.metrics() == [] and run.result() is None and "altered" in run.problem()["error"]
+
+
+def test_the_longest_code_that_a_site_may_send_fits_into_the_audit_log(tmp_path):
+    code = "refused:" + "x" * 64
+    assert is_code("x" * 64) and not is_code("x" * 65)
+    run = trained(create_run(tmp_path, study_of(rounds=1)), Sites(codes={(1, "north"): code}))
+    assert [entry["code"] for entry in events(tmp_path, "not-counted")] == [code] and run.result() is not None
+
+
+def test_submitting_stopping_and_resuming_are_in_the_audit_log_with_who_decided(server, monkeypatch, capfd, tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    words = ("--server", server, "--json", "--by", "Ada Lovelace")
+    code, said, _ = called(monkeypatch, capfd, "submit", study, *words)
+    run = json.loads(said)["run"]
+    assert code == 0 and called(monkeypatch, capfd, "submit", study, *words)[0] == 0
+    assert [called(monkeypatch, capfd, word, run, *words)[0] for word in ("stop", "resume", "resume")] == [0, 0, 2]
+    entries = [entry for entry in events(server, "run") if entry["run"] == run]
+    assert [entry["decision"] for entry in entries] == ["submitted", "stopped", "resumed"]
+    assert {entry["who"] for entry in entries} == {"Ada Lovelace"}
+    code, _, complaint = called(monkeypatch, capfd, "stop", run, "--server", server, "--by", "PAT-0012345")
+    assert code == 2 and "--by" in complaint and run_of(server, "fourth").state() == "proposed"
+
+
+STUDY = """
+[study]
+name = "fourth"
+rounds = 2
+[data]
+labels = ["benign", "malignant"]
+[privacy]
+epsilon = 8.0
+delta = 1e-5
+max_grad_norm = 1.0
+nominal_patients = 100
+[aggregation]
+nominal_sites = 2
+"""
+
+
+def test_a_study_that_starts_from_a_file_is_refused_in_one_line_and_makes_no_run(server, monkeypatch, capfd, tmp_path):
+    save_checkpoint(tmp_path / "start.safetensors", {"w": np.zeros(3, np.float32)}, {"kind": "model"})
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.replace("fourth", "fifth") + '[model]\ninit = "start.safetensors"\n')
+    before = sorted((server / "runs").iterdir())
+    code, _, complaint = called(monkeypatch, capfd, "submit", study, "--server", server)
+    assert code == 2 and len(complaint.splitlines()) == 1
+    assert "model.init" in complaint and "starts from a file" in complaint
+    assert sorted((server / "runs").iterdir()) == before
+
+
+# Stopping
+
+
+def test_a_stop_ends_a_phase_that_waits_for_its_sites_within_seconds_and_the_run_goes_on_from_there(
+    tmp_path, monkeypatch
+):
+    """The phase is one that waits for a site which never answers, through Flower's exchange itself."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    run = create_run(tmp_path, study_of(rounds=3))
+    stopped_in_round = Silent(silent_from=2, stopped=stop_watch(run))
+    write_start(run.study(), run.path / "start.safetensors")
+    ask(run, stopped_in_round)
+    ended: list[BaseException] = []
+
+    def phase() -> None:
+        try:
+            train(run, stopped_in_round)
+        except RoundError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=phase)
+    thread.start()
+    assert stopped_in_round.waits.wait(60)
+    run.stop()
+    asked = time.monotonic()
+    thread.join(10)
+    assert not thread.is_alive() and time.monotonic() - asked < 10 and "stopped" in str(ended[0])
+    assert run.state() == "stopped" and run.problem() is None and not run.at_work()
+    assert {line["round"] for line in run.metrics()} == {1}
+    run.resume()
+    train(run, Sites())
+    assert run.state() == "finished" and {line["round"] for line in run.metrics()} == {1, 2, 3}
+
+
+class Silent(Sites):
+    """Its sites do not answer from one round on: `FlowerExchange` waits for them over a grid that brings nothing."""
+
+    def __init__(self, silent_from: int, stopped: threading.Event) -> None:
+        super().__init__()
+        self.silent_from, self.stopped, self.waits = silent_from, stopped, threading.Event()
+
+    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
+        if broadcast.round < self.silent_from:
+            return super().__call__(broadcast, deadline_s)
+        return FlowerExchange(SilentGrid(self.waits), self.online(), Polling(), self.stopped)(broadcast, deadline_s)
+
+
+class SilentGrid:
+    def __init__(self, waits: threading.Event) -> None:
+        self.waits = waits
+
+    def push_messages(self, messages):
+        for number, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = f"message-{number}"
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, ids):
+        self.waits.set()
+        return []
+
+
+def test_a_stop_ends_the_making_of_the_first_weights_and_the_wait_for_absent_sites(tmp_path, monkeypatch):
+    run = create_run(tmp_path, study_of())
+    monkeypatch.setattr("wardround_server.runs.phases.LOOK_S", 0.1)
+    run.stop()
+    sleeps = tmp_path / "sleeps"
+    sleeps.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeps.chmod(0o700)
+    monkeypatch.setattr("wardround_server.runs.phases.sys.executable", str(sleeps))
+    began = time.monotonic()
+    with pytest.raises(RoundError, match="stopped"):
+        start_of(run, run.study())
+    assert time.monotonic() - began < 10
+
+
+# What `show` tells
+
+
+FAILURES = {
+    "late": "answered after the deadline, or not at all",
+    "failed": "the site failed; its own log says why",
+    "unreachable": "not connected",
+    "refused:not_approved": "has not approved this study",
+    "refused:budget": "privacy budget",
+    "refused:another_code": "the site refused: another code",
+    "invalid:not-finite": "NaN or infinity",
+    "invalid:norm": "max_update_norm",
+    "invalid:ledger-rollback": "its ledger went back",
+    "invalid:another-code": "the reply failed its checks: another code",
+    "refused:version-site-older": "the site must upgrade",
+}
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_show_names_the_site_that_has_no_part_in_a_round_and_why_in_words_and_by_code(
+    code, tmp_path, monkeypatch, capfd, wide
+):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    run = trained(create_run(tmp_path, study_of(rounds=1)), Sites(codes={(1, "north"): code}))
+    exit_code, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+    (line,) = [line for line in said.splitlines() if FAILURES[code] in line]
+    assert exit_code == 0 and "north" in line and f"({code})" in line
+    (row,) = [line for line in said.splitlines() if line.startswith("north")]
+    assert row.rstrip().endswith("0 of 1")
+
+
+@pytest.fixture
+def wide(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+def test_show_says_who_approved_and_since_when_who_is_silent_who_cannot_speak_with_this_server_and_what_it_costs(
+    tmp_path, monkeypatch, capfd, wide
+):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    for name in ("east", "north", "silent", "west"):
+        key = ec.generate_private_key(ec.SECP384R1()).public_key()
+        Registry(tmp_path).add(name, key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
+    run = create_run(tmp_path, study_of())
+    words = {"east": "approved", "north": "proposed", "west": "refused:version-site-older", "former": "revoked"}
+    RunRecord(run, run.study()).heard(words)
+    software.keep(tmp_path, "east", ours())
+    software.keep(tmp_path, "west", replace(ours(), protocol=1))
+    _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+    row = {line.split()[0]: line for line in said.splitlines() if line.strip()}
+    day = time.strftime("%Y-%m-%d", time.gmtime(run.approvals()["east"].at))
+    assert "approved" in row["east"] and day in row["east"] and str(ours()) in row["east"]
+    assert "nobody decided yet" in row["north"] and "not heard yet" in row["north"]
+    assert "not connected since the study was submitted" in row["silent"]
+    assert row["west"].count("the site must upgrade") == 2 and "protocol 1" in row["west"]
+    assert "no longer enrolled" in row["former"] and "revoked" in row["former"]
+    assert "ε 8 at δ 1e-05 for each patient" in said and "approved by 1 site, 1 needed" in said
+    _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path, "--json")
+    facts = json.loads(said)
+    assert facts["words"] == words and facts["sites"]["silent"]["word"] is None and facts["approved"] == ["east"]
+
+
+def test_show_says_who_is_waited_for_and_who_was_cut_off_while_a_round_is_under_way(tmp_path, monkeypatch, capfd, wide):
+    """A site that was connected when the round began is cut off in the middle of it."""
+    monkeypatch.setattr("wardround_server.runs.attendance.LOOK_EVERY_S", 0.1)
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    run = create_run(tmp_path, study_of())
+    there = {"east": 1, "north": 2, "south": 3}
+    question = Broadcast(study_sha256="", run_id="", round=7, weights={}, architecture_sha256="")
+
+    class Slow(Sites):
+        def __call__(self, broadcast, deadline_s):
+            yield SiteReply(site="east", weights=None, code="refused:budget", seconds=1.0, bytes_up=0)
+            ends = time.monotonic() + 30
+            while (run.path / "round.json").read_text().count("south") < 2 and time.monotonic() < ends:
+                there.pop("south", None)
+                time.sleep(0.1)
+            yield SiteReply(site="north", weights=None, code="late", seconds=1.0, bytes_up=0)
+
+    directory = {"east": 1, "north": 2, "south": 3, "west": None}
+    replies = Attended(Slow(), run, directory, lambda: there)(question, 60.0)
+    with run.phase("train"):
+        assert [next(replies).site, next(replies).site] == ["east", "north"]
+        _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+        assert "round 7 is under way for" in said and "of at most 60 s" in said
+        assert "waiting for south (not connected), west (not connected)" in said
+        assert "east has no part in it: the study does not fit what is left" in said
+        assert list(replies) == [] and not (run.path / "round.json").exists()
+
+
+def test_show_tells_the_last_problem_and_a_killed_phase_leaves_no_round_under_way(tmp_path, monkeypatch, capfd, wide):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    run = create_run(tmp_path, study_of(rounds=1))
+    with pytest.raises(RoundError):
+        trained(run, Sites(codes={(1, "east"): "late", (1, "north"): "invalid:norm"}))
+    (run.path / "round.json").write_text("{}")  # as a kill leaves it
+    _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
+    (line,) = [line for line in said.splitlines() if line.startswith("last problem")]
+    assert "east (late), north (invalid:norm)" in line and "under way" not in said
+
+
+def test_a_later_run_of_the_same_server_refuses_ledgers_that_went_back_since_the_earlier_one(tmp_path):
+    (tmp_path / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    trained(create_run(tmp_path, study_of("first", figures=0.0)), Sites(entries=4))
+    with pytest.raises(RoundError, match=r"east \(invalid:ledger-rollback\), north \(invalid:ledger-rollback\)"):
+        trained(create_run(tmp_path, study_of("second", figures=0.0)), Sites())
+    trained(create_run(tmp_path, study_of("third", figures=0.0)), Sites(entries=8))

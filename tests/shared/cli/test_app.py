@@ -1,0 +1,100 @@
+"""What the three programs have in common: a stop is one line, and never comes in the middle of an import."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, signal
+from wardround.cli.app import program, run_program
+
+app = program("try-this", "A program.")
+
+@app.command()
+def load():
+    import native
+    print("after", flush=True)
+
+@app.command()
+def work():
+    os.kill(os.getpid(), signal.Signals({number}))
+    print("after", flush=True)
+
+run_program(app, "try-this", full_disk="full")
+"""
+NATIVE = """
+import os, signal, time
+os.kill(os.getpid(), signal.Signals({number}))
+ends = time.monotonic() + 0.5
+while time.monotonic() < ends:  # loading; an exception here would abort a native library
+    pass
+print("loaded", flush=True)
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command, printed", [("load", "loaded\n"), ("work", "")])
+def test_a_stop_is_one_line_and_waits_for_the_end_of_an_import(tmp_path, number, command, printed):
+    (tmp_path / "native.py").write_text(NATIVE.format(number=int(number)))
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM.format(number=int(number)).replace('print("after"', 'time.sleep(5); print("after"'))
+    script.write_text("import time\n" + script.read_text())
+    done = subprocess.run([sys.executable, script, command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, printed, "try-this: stopped\n")
+
+
+def test_who_was_started_deaf_to_ctrl_c_stays_deaf(tmp_path):
+    """As in the background of a shell without job control: Ctrl-C is for what runs in front."""
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM.format(number=int(signal.SIGINT)))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        done = subprocess.run([sys.executable, script, "work"], capture_output=True, text=True, timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.returncode, done.stdout) == (0, "after\n")
+
+
+STARTED = """
+import os, signal, time
+from wardround.cli.app import program, run_program
+from wardround.processes.spawn import FreshContext
+
+class Piece:
+    def __getstate__(self):  # the worker is being told what it needs
+        os.kill(os.getpid(), signal.Signals({number}))
+        time.sleep(0.2)
+        return {{"told": "all"}}
+
+def work(piece):
+    print(piece.told, flush=True)
+
+app = program("try-this", "A program.")
+
+@app.command()
+def other():
+    pass
+
+@app.command()
+def start():
+    process = FreshContext().Process(target=work, args=(Piece(),))
+    try:
+        process.start()
+        time.sleep(30)
+    finally:
+        process.join(30)
+
+if __name__ == "__main__":
+    run_program(app, "try-this", full_disk="full")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_until_a_worker_has_been_told_all_it_needs(tmp_path, number):
+    script = tmp_path / "script.py"
+    script.write_text(STARTED.format(number=int(number)))
+    done = subprocess.run([sys.executable, script, "start"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "all\n", "try-this: stopped\n")

@@ -1,0 +1,363 @@
+"""A real federation on this machine: one server and three hospitals as processes of their own, over TLS.
+
+Every process is started by these tests in a session of its own and ended by its id.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wardround.flower.environment import flower_environment
+from wardround.identity import read_request
+from wardround.records.audit_log import verified
+from wardround.storage.checkpoint import load_checkpoint
+from wardround.study.load import load_study
+from wardround.wire.packets import PROTOCOL_VERSION
+from wardround_client.ledger.ledger import Ledger
+from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
+from wardround_server.sites.registry import Registry
+
+pytestmark = pytest.mark.slow
+
+STUDY = """
+[study]
+name = "tiny"
+rounds = {rounds}
+[data]
+image_size = 32
+labels = ["benign", "malignant"]
+[model]
+name = "seed-cnn"
+init = "random"
+trainable = "all"
+[training]
+learning_rate = 0.1
+[privacy]
+epsilon = inf
+delta = 1e-5
+max_grad_norm = 1.0
+sampling_rate = 1.0
+nominal_patients = 8
+[aggregation]
+nominal_sites = 3
+min_sites = {min_sites}
+round_deadline_s = 90
+"""
+NAMES = ("east", "north", "west")
+KEY = b"k" * 32
+
+
+def command(program, *words, timeout=300):
+    """Run a command of ours to its end; its JSON."""
+    module = f"wardround_{program}.cli"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, words), "--json"], capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def approve(study, folder) -> None:
+    command("client", "studies", "approve", study, "--yes", "--by", "Ada Lovelace", "--site", folder)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
+    """A cohort of grey images, two a patient, in which the second label is a bright square."""
+    rows, images = [], []
+    generator = np.random.default_rng(seed)
+    for number in range(2 * patients):
+        label = number // 2 % 2
+        image = generator.integers(0, 120, (1, size, size), dtype=np.uint8)
+        image[:, 8:20, 8:20] += np.uint8(90 * label)
+        images.append(image)
+        rows.append(CohortRow(pseudonym=pseudonym(KEY, f"{seed}-{number // 2}"), label=label))
+    names = ("benign", "malignant")
+    write_cohort(folder / "cohort", rows, iter(images), shape_CHW=(1, size, size), label_names=names, site_key=KEY)
+
+
+def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -> None:
+    """A hospital's folder, made by `init`, its key enrolled at the server; studies without privacy are allowed."""
+    words = ["init", "--server", address, "--name", folder.name, "--ca", server / "ca" / "ca.crt", "--site", folder]
+    subprocess.run(
+        [sys.executable, "-m", "wardround_client.cli.main", *map(str, words)], check=True, capture_output=True
+    )
+    path = folder / "site.toml"
+    text = path.read_text()
+    assert "allow_no_privacy = false" in text and "runtime_port = 9094" in text
+    text = text.replace("allow_no_privacy = false", "allow_no_privacy = true")
+    path.write_text(text.replace("runtime_port = 9094", f"runtime_port = {runtime_port}"))
+    request = read_request(folder / f"{folder.name}.enrol.json")
+    Registry(server).add(request.name, request.public_key)
+
+
+def command_code(program, *words) -> int:
+    words = [sys.executable, "-m", f"wardround_{program}.cli", *map(str, words)]
+    return subprocess.run(words, capture_output=True, timeout=60).returncode
+
+
+class Federation:
+    """The folders and daemons of one server and its hospitals."""
+
+    def __init__(self, root: Path) -> None:
+        self.server = root / "server"
+        self.folders = {name: root / name for name in NAMES}
+        self.processes: dict[str, subprocess.Popen] = {}
+        fleet, control, *ports = free_ports(2 + len(NAMES))
+        command("server", "init", self.server, "--host", "127.0.0.1", "--port", fleet)
+        text = (self.server / "server.toml").read_text()
+        (self.server / "server.toml").write_text(text.replace("control_port = 9093", f"control_port = {control}"))
+        for number, folder in enumerate(self.folders.values()):
+            make_hospital(self.server, folder, f"127.0.0.1:{fleet}", ports[number])
+            write_patients(folder, seed=number)
+
+    def start(self, name: str) -> None:
+        program = ["server", "--server", self.server] if name == "server" else ["client", "--site", self.folders[name]]
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", f"wardround_{program[0]}.cli", "start", *map(str, program[1:])],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def run(self) -> dict:
+        return command("server", "runs", "--server", self.server)[0]
+
+    def wait_for(self, what, limit_s: float):
+        ends = time.monotonic() + limit_s
+        while time.monotonic() < ends:
+            if (run := self.run()) and what(run):
+                return run
+            time.sleep(1)
+        pytest.fail(f"not within {limit_s} s: {self.run()}\n{self.logs()}")
+
+    def logs(self) -> str:
+        paths = [self.server / "logs" / "server.log", *(one / "logs" / "site.log" for one in self.folders.values())]
+        return "\n".join(f"== {path}\n{path.read_text()[-3000:]}" for path in paths if path.is_file())
+
+    def stop(self, name: str) -> int:
+        process = self.processes.pop(name)
+        process.terminate()
+        return process.wait(timeout=40)
+
+
+def descendants(pid: int) -> set[int]:
+    """All living processes that `pid` started, and those which they started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        found, grown = found | more, bool(more)
+    return found - {pid}
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)}
+
+
+def zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def federation(tmp_path):
+    made = Federation(tmp_path)
+    try:
+        yield made
+    finally:
+        for name in list(made.processes):
+            made.stop(name)
+
+
+def in_process(study, folders) -> dict[str, np.ndarray]:
+    """The same run by function calls."""
+    from wardround_client.sources.cohort import open_cohort
+    from wardround_client.training.task import training_rows
+    from wardround_simulation.engine.in_process import Hospital, temporary_site, train_together
+
+    sites, admitted = [], {}
+    for name, folder in folders.items():
+        cohort = open_cohort(folder / "cohort")
+        hospital = Hospital(name=name, cohort=cohort, inputs_N=cohort.images_NCHW)
+        rows_N = training_rows(study, cohort)
+        sites.append(temporary_site(study, name, [(hospital, rows_N)], admitted))
+    return train_together(study, sites)
+
+
+def test_a_federation_of_processes_equals_the_same_run_by_function_calls_bit_for_bit_and_leaves_no_process(
+    federation, tmp_path
+):
+    """From the proposal on: two sites approve before it comes, one after; a SuperNode is killed meanwhile."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY.format(rounds=2, min_sites=3))
+    study = load_study(path)
+    for name in ("east", "north"):
+        command(
+            "client", "studies", "approve", path, "--yes", "--by", "Ada Lovelace", "--site", federation.folders[name]
+        )
+    for name in ("server", *NAMES):
+        federation.start(name)
+    submitted = command("server", "submit", path, "--server", federation.server)
+    assert command("server", "submit", path, "--server", federation.server)["run"] == submitted["run"]
+    run = federation.wait_for(lambda run: len(run["words"]) == 3, 90)
+    assert run["words"] == {"east": "approved", "north": "approved", "west": "proposed"} and run["state"] == "proposed"
+    proposal = federation.folders["west"] / "proposals" / f"{study.sha256()}.json"
+    assert proposal.is_file() and not (federation.folders["west"] / "ledger.sqlite3").exists()
+
+    supernode = next(
+        pid for pid in descendants(federation.processes["east"].pid)
+        if b"flower-supernode" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )  # fmt: skip
+    os.kill(supernode, signal.SIGKILL)
+    approve(study.sha256()[:12], federation.folders["west"])
+    run = federation.wait_for(lambda run: run["state"] == "finished", 300)
+    assert [line["code"] for line in run["metrics"]] == [None] * 6
+
+    model, manifest = load_checkpoint(federation.server / "runs" / run["run"] / "model.safetensors")
+    expected = in_process(study, federation.folders)
+    assert {name: model[name].tobytes() for name in expected} == {n: a.tobytes() for n, a in expected.items()}
+    assert manifest["study_sha256"] == study.sha256()
+    started = {pid for process in federation.processes.values() for pid in descendants(process.pid)}
+    assert len(started) >= 2 * len(NAMES) + 2
+    assert {name: federation.stop(name) for name in list(federation.processes)} == dict.fromkeys(("server", *NAMES), 0)
+    assert alive(started) == set()
+
+
+def test_a_run_goes_on_after_its_server_was_killed_in_the_middle_and_charges_no_attempt_twice(federation, tmp_path):
+    """kill -9 of the SuperLink while a round is on its way, then of the whole daemon, which is started again."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY.format(rounds=3, min_sites=1).replace("nominal_sites = 3", "nominal_sites = 1"))
+    approve(path, federation.folders["east"])
+    federation.start("server")
+    federation.start("east")
+    run = command("server", "submit", path, "--server", federation.server)["run"]
+    federation.wait_for(lambda run: run["round"] == 1, 150)
+    superlink = next(
+        pid for pid in descendants(federation.processes["server"].pid)
+        if b"flower-superlink" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )  # fmt: skip
+    os.kill(superlink, signal.SIGKILL)
+    federation.wait_for(lambda run: run["round"] == 2, 150)
+    federation.processes["server"].kill()
+    federation.processes["server"].wait()
+    federation.start("server")
+    found = federation.wait_for(lambda run: run["state"] == "finished", 200)
+    assert found["run"] == run and [line["round"] for line in found["metrics"] if line["code"] is None] == [1, 2, 3]
+    ledger = Ledger(federation.folders["east"] / "ledger.sqlite3")
+    attempts = ledger.attempts(found["study_sha256"], run)
+    assert len(attempts) == 3 and all(attempt.reply_sha256 for attempt in attempts)
+
+
+def test_nothing_outlives_a_daemon_that_was_killed(federation):
+    federation.start("server")
+    federation.start("east")
+    time.sleep(15)
+    started = {pid for process in federation.processes.values() for pid in descendants(process.pid)}
+    assert len(started) >= 4
+    for process in federation.processes.values():
+        process.kill()
+        process.wait()
+    federation.processes.clear()
+    ends = time.monotonic() + 20
+    while alive(started) and time.monotonic() < ends:
+        time.sleep(0.5)
+    assert alive(started) == set()
+
+
+HOSTILE_SERVER = """
+import json, os, time
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    node = next(iter(grid.get_node_ids()))
+    header = {"protocol": PROTOCOL, "kind": "broadcast", "study_sha256": "a" * 64, "run_id": "run", "round": 1,
+              "architecture_sha256": "b" * 64}
+    zero = Array("float32", (1,), "raw", bytes(4))
+    asked = {
+        "train": RecordDict({"header": ConfigRecord(header), "tensors": ArrayRecord({"w": zero})}),
+        "train.own": RecordDict({}),
+    }
+    said = {}
+    for kind, content in asked.items():
+        (sent,) = grid.push_messages([Message(content, dst_node_id=node, message_type=kind, ttl=120)])
+        ends = time.time() + 100
+        while kind not in said and time.time() < ends:
+            for reply in grid.pull_messages([sent]):
+                said[kind] = dict(reply.content["header"])["code"] if reply.has_content() else str(reply.error)
+            time.sleep(0.5)
+    open(os.path.join(os.environ["WARDROUND_SERVER"], "said.json"), "w").write(json.dumps(said))
+"""
+
+
+def test_a_bundle_with_code_of_its_own_runs_none_of_it_at_a_hospital_and_an_unapproved_study_is_refused(federation):
+    """The operator is the attacker: own server code, and a bundle whose packages have the names of ours and torch's."""
+    ran = federation.server / "ran.txt"  # the attacker's own machine may run it; whose FLWR_HOME it is tells them apart
+    bundle = federation.server / "hostile"
+    runs = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
+    files = {
+        "pyproject.toml": '[project]\nname = "hostile"\nversion = "1.0.0"\nlicense = "MIT"\n'
+        '[tool.flwr.app]\npublisher = "x"\n[tool.flwr.app.components]\nserverapp = "evil:app"\n'
+        'clientapp = "wardround_client.flower.site_app:app"\n',
+        "evil.py": HOSTILE_SERVER.replace("PROTOCOL", str(PROTOCOL_VERSION)),
+        "torch.py": runs,
+        "wardround_client/__init__.py": runs,
+        "wardround_client/flower/site_app.py": runs + "app = None\n",
+    }
+    for name, content in files.items():
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text(content)
+    federation.start("server")
+    federation.start("east")
+    folder = federation.folders["east"]
+    ends = time.monotonic() + 90
+    while command_code("client", "health", "--site", folder) != 0 and time.monotonic() < ends:
+        time.sleep(1)  # SERVING: registered, server answers, data readable, budget left
+    home = federation.server / "flower"
+    environment = flower_environment(home)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "flwr"), "run", str(bundle), "wardround", "--format", "json"],
+        env=environment, cwd=home, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert json.loads(done.stdout[done.stdout.find("{") :])["success"], done.stderr
+    ends = time.monotonic() + 180
+    while not (federation.server / "said.json").exists():
+        assert time.monotonic() < ends, federation.logs()
+        time.sleep(1)
+    time.sleep(0.5)
+    said = json.loads((federation.server / "said.json").read_text())
+    assert said == {"train": "not_approved", "train.own": "question"}
+    assert not ran.exists() or set(ran.read_text().split()) == {str(home)}
+    assert not (folder / "flower" / "apps").exists() and list(Ledger(folder / "ledger.sqlite3").holds()) == []
+    refused = [entry for entry in verified(folder / "audit.jsonl").entries if entry["event"] == "message-refused"]
+    assert [entry["code"] for entry in refused] == ["not_approved", "question"]
