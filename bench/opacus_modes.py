@@ -15,8 +15,8 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from torch import Tensor, nn
 
 from wardround.networks.weight_standardisation import WSConv2d
+from wardround.tasks.classification.objective import loss_per_image
 from wardround_client.clipping.engines import PatientBatch
-from wardround_client.training.classification import loss_per_image
 
 Step = Callable[[], dict[str, Tensor]]
 

@@ -29,10 +29,10 @@ from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ra
 from opacus_modes import NotPossibleError, Step, opacus_step
 from torch import Tensor, nn
 
+from wardround.tasks.classification.objective import loss_per_image
 from wardround_client.clipping.bookkeeping import SpeedSettings
 from wardround_client.clipping.engines import ROUNDING_ROOM, ClippingEngine, PatientBatch, clip_over_one_pass
 from wardround_client.clipping.select import EngineMemory, Sample, candidates_of, checked_engine
-from wardround_client.training.classification import loss_per_image
 
 IMAGE_PX = 128
 MAX_GRAD_NORM = 0.1
@@ -222,7 +222,7 @@ def fresh_processes() -> ProcessPoolExecutor:
     # Large tensors straight from the system and back to it: what a step needs, not what the allocator keeps.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch.func", "opacus.grad_sample", "wardround_client.training.classification"])
+    context.set_forkserver_preload(["torch.func", "opacus.grad_sample", "wardround_client.training.train"])
     return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
 
 

@@ -63,8 +63,8 @@ def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
 
 def run(study, exchange) -> None:
     """All rounds of the study, as the server runs them."""
-    from wardround.networks.build import architecture_sha256
-    from wardround_client.training.weights import initial_network
+    from wardround.networks.build import initial_network
+    from wardround.networks.fingerprint import architecture_sha256
     from wardround_server.rounds.loop import run_rounds
     from wardround_simulation.engine.in_process import start_weights
 

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from measure import Sheet, arguments_of, machine, tell
 
+from wardround.networks.build import initial_network
 from wardround.networks.phantom_encoder import load_phantom_encoder
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study, load_study
 from wardround_client.sources.images.layout import discover
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
 from wardround_simulation.assess.synthesis import AT_ONCE, RealImages, auc_of, figures_of
 from wardround_simulation.assess.synthesis_measures import frechet_interval
 from wardround_simulation.compare.compare import read_folds

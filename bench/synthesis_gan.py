@@ -13,11 +13,11 @@ from pathlib import Path
 
 from measure import Sheet, arguments_of, machine, tell
 
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.study.load import Study, load_study
 from wardround_client.sources.images.layout import discover
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network
+from wardround_client.training.rows import training_rows
 from wardround_server.rounds.loop import run_rounds
 from wardround_simulation.assess.synthesis import SynthesisAssessment
 from wardround_simulation.engine import in_process

@@ -20,16 +20,16 @@ from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, te
 from opacus_modes import opacus_step
 from torch import nn
 
+from wardround.networks.build import initial_network
 from wardround.study.load import parse_study
 from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real
+from wardround.tasks.synthesis.gan_objective import draw_latents, fakes_gradient
 from wardround.tasks.synthesis.phantom_sampler import phantom_sampler
 from wardround_client.clipping.engines import PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
-from wardround_client.training.gan_training import draw_latents, fakes_gradient
-from wardround_client.training.weights import initial_network
 from wardround_simulation.generate.generation import make_images
 
 RATE = 1e-6  # so small that every repeat does the same arithmetic

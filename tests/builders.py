@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from wardround.networks.build import build_model
 from wardround.study.schema import DataSection, ModelSection
+from wardround.tasks.classification.objective import loss_per_image
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
+from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround.tasks.synthesis.dcgan import Discriminator, hinge_of_real
+from wardround.tasks.synthesis.sampler_objective import loss_of
 from wardround_client.clipping.engines import LossPerImage
-from wardround_client.training.classification import loss_per_image
-from wardround_client.training.sampler_training import loss_of
 
 Case = tuple[nn.Module, dict[str, nn.Parameter], LossPerImage, Tensor, int]
 PHANTOM_ONLY = ("phantom-sampler", "restorer")
@@ -34,7 +35,7 @@ def hostile_case(name: str) -> Case:
     init = "phantom" if network_name in PHANTOM_ONLY else "random"
     data = DataSection(labels=("benign", "malignant"), image_size=32)
     model = ModelSection(name=network_name, init=init, trainable=trainable)
-    network = build_model(model, data, 0, "super-resolution")
+    network = build_model(model, data, 0, ReconstructionSection() if network_name == "restorer" else None)
     parameters = {path: p for path, p in network.named_parameters() if p.requires_grad}
     if network_name == "restorer":
         joint = JointLoss(network, LossWeights(adversarial=0.1, ssim=0.02))

@@ -22,19 +22,22 @@ import torch
 from paths import ROOT
 
 from wardround.errors import ModelError
-from wardround.networks.build import architecture_sha256, build_model, exchanged_names
+from wardround.networks.build import build_model, initial_network
+from wardround.networks.exchanged import exchanged_names
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.records.audit_events import PatientForgotten, StudyDecided
 from wardround.records.audit_log import AuditLog
 from wardround.records.chain import START, linked
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, load_study, parse_study
 from wardround.study.schema import DataSection, ModelSection
+from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround.wire.evaluation import evaluation_round
 from wardround.wire.packets import Answer, Broadcast, LedgerHead, Packet, pack_answer, pack_broadcast, weights_sha256
 from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.sources.cohort import Cohort
-from wardround_client.training.task import task_of
+from wardround_client.training.rows import inputs_of, usable_rows
 from wardround_server.rounds.loop import run_rounds
 from wardround_simulation.engine.in_process import Hospital, in_process_exchange, start_weights, temporary_site
 
@@ -44,6 +47,9 @@ NETWORKS = {
     "resnet-small": ("random",), "resnet-large": ("random",), "densenet121": ("random",),
     "dcgan": ("random", "phantom"), "restorer": ("random", "phantom"),
 }  # fmt: skip
+
+
+BLUR = ReconstructionSection(degradation="blur")
 
 
 class Replayed(KnownRandom):
@@ -64,7 +70,12 @@ def architectures() -> dict[str, str]:
         for init in starts:
             for trainable in ("head", "norm+head", "all"):
                 try:
-                    network = build_model(ModelSection(name=name, init=init, trainable=trainable), data, 0, "blur")
+                    network = build_model(
+                        ModelSection(name=name, init=init, trainable=trainable),
+                        data,
+                        0,
+                        BLUR if name == "restorer" else None,
+                    )
                     names = exchanged_names(network, trainable)
                 except ModelError:
                     continue
@@ -165,12 +176,12 @@ def trained(name: str, folder: Path) -> dict[str, str]:
     sites = []
     for seed in (1, 2):
         cohort = cohort_of(seed)
-        inputs_N = task_of(study).inputs_of(study, cohort, torch.device("cpu"), None)
+        inputs_N = inputs_of(study, cohort, torch.device("cpu"), None)
         hospital = Hospital(name=f"site-{seed}", cohort=cohort, inputs_N=inputs_N)
-        training = task_of(study).usable_rows(study, cohort) & (cohort.holdout_rank_P >= 0.3)[cohort.patient_N]
+        training = usable_rows(study, cohort) & (cohort.holdout_rank_P >= 0.3)[cohort.patient_N]
         site = temporary_site(study, hospital.name, [(hospital, training)], {})
         sites.append(dataclasses.replace(site, randomness=Replayed(b"golden %d" % seed)))
-    network = build_model(study.model, study.data, study.study.seed, study.degradation)
+    network = initial_network(study)
     exchange, architecture = in_process_exchange(sites), architecture_sha256(network)
     outcome = run_rounds(study, "golden", architecture, start_weights(study), exchange, folder)
     found = {"released": weights_sha256(outcome.weights)}

@@ -17,13 +17,13 @@ from PIL import Image
 
 from wardround.accounting import GaussianEvent, PureEvent
 from wardround.metrics.classification import auc
+from wardround.networks.build import initial_network
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import load_study, study_from_json
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.site.config import load_site_config
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network
+from wardround_client.training.rows import training_rows
 from wardround_server.rounds.evaluation import federated_test
 from wardround_simulation.compare.compare import compare, read_folds
 from wardround_simulation.engine import in_process

@@ -199,7 +199,7 @@ def federation(tmp_path):
 def in_process(study, folders) -> dict[str, np.ndarray]:
     """The same run by function calls."""
     from wardround_client.sources.cohort import open_cohort
-    from wardround_client.training.task import training_rows
+    from wardround_client.training.rows import training_rows
     from wardround_simulation.engine.in_process import Hospital, temporary_site, train_together
 
     sites, admitted = [], {}

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.errors import UsageError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import trained_parameters
 from wardround.printable import escaped, lines_of
 from wardround_client.cli.ledger import cap_of_site, opened_ledger
 from wardround_client.studies.decisions import MOST_RUNS
-from wardround_client.training.weights import initial_network, trained_parameters
 
 if TYPE_CHECKING:
     from wardround.study.load import Study

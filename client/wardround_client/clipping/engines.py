@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from wardround.errors import WardroundError
+from wardround.tasks.objective import LossPerImage
 from wardround_client.clipping.layer_rules import squared_lengths
 
 IMAGES_AT_ONCE = 64
 ROUNDING_ROOM = 2.0**-14  # of C: what norms and sums may round away, see above
 KINKS = 0.02  # what rounding alone may do, through activations that it carries across zero
-LossPerImage = Callable[[Tensor, Tensor], Tensor]  # (logits_NK, labels_N) -> loss_N
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from wardround.errors import ModelError, WardroundError
-from wardround.networks.build import architecture_sha256
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.storage.private_files import make_folder, owner_only
 from wardround_client.clipping.bookkeeping import (
     GROUP_IMAGES,

@@ -21,10 +21,10 @@ from torch import nn
 from wardround.errors import DataError, ModelError
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.storage.private_files import make_folder
-from wardround.study.schema import ReconstructionSection
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, degradation_of
 from wardround.tasks.reconstruction.image_quality import to_8_bit
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
+from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
 from wardround_client.sources.images.crop import luminance, to_grey
 from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files

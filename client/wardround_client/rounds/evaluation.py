@@ -25,7 +25,8 @@ from wardround_client.rounds.training import Admitted
 from wardround_client.site.config import ReleaseConfig
 from wardround_client.site.site import Site
 from wardround_client.training.batches import HeldOutImages
-from wardround_client.training.task import no_held_out_images, task_of
+from wardround_client.training.rows import no_held_out_images
+from wardround_client.training.scoring import held_out_scores
 
 
 def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
@@ -96,7 +97,5 @@ def _noised_counts(
 
 def _counts(question: Broadcast, admitted: Admitted, site: Site, held_out: HeldOutImages) -> np.ndarray:
     study, settings = admitted.study, admitted.study.evaluation
-    scores_P, positive_P = task_of(study).held_out_scores(
-        admitted.network, study, question.weights, held_out, site.device
-    )
+    scores_P, positive_P = held_out_scores(admitted.network, study, question.weights, held_out, site.device)
     return score_histogram(scores_P, positive_P, settings.bins, settings.logit_scale)

@@ -19,15 +19,17 @@ import numpy as np
 from torch import nn
 
 from wardround.errors import LedgerError, PolicyRefusal, WireError
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
 from wardround.wire.packets import Answer, Broadcast, weights_sha256
 from wardround_client.privacy.plan import TRAIN, PrivacyPlan, plan_from_study
 from wardround_client.rounds.audit import record_release, refusals_recorded
 from wardround_client.site.site import Site, Weights
 from wardround_client.training.batches import Material, SpeedPlan
-from wardround_client.training.task import empty_material, task_of
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.rows import empty_material
+from wardround_client.training.train import plan_speed, train
 
 REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
 
@@ -111,7 +113,7 @@ def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nob
 
 def _trained(broadcast: Broadcast, admitted: Admitted, site: Site, material: Material) -> Weights:
     began = time.monotonic()
-    reply = task_of(admitted.study).train(
+    reply = train(
         admitted.study,
         admitted.plan,
         admitted.network,
@@ -170,7 +172,7 @@ def _open_study(study: Study, site: Site) -> Admitted:
     plan = plan_from_study(study)
     network = initial_network(study)
     memory = site.engine_memory(study.sha256())
-    speed = task_of(study).plan_speed(network, study, plan, site.device, memory, site.precision)
+    speed = plan_speed(network, study, plan, site.device, memory, site.precision)
     architecture = architecture_sha256(network)
     return Admitted(study=study, plan=plan, network=network, architecture_sha256=architecture, speed=speed)
 

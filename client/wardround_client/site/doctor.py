@@ -11,6 +11,8 @@ import torch
 from cryptography.hazmat.primitives import serialization
 
 from wardround.errors import WardroundError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import trained_parameters
 from wardround.operations.health_checks import Check, clock, disk, fault, files_closed, looked_at, ok
 from wardround.study.load import parse_study
 from wardround_client.privacy.plan import plan_from_study
@@ -20,9 +22,8 @@ from wardround_client.site.config import SiteConfig, load_site_config
 from wardround_client.site.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pseudonym_key
 from wardround_client.site.server_info import clock_against_server, version_against_server
 from wardround_client.site.site import choose_device
-from wardround_client.training import classification
 from wardround_client.training.batches import material_of
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import plan_speed, train
 
 NEEDED_BYTES = 2 * 10**9  # replies and features; ingest asks for its own room
 STEP = {
@@ -82,10 +83,10 @@ def _device(config: SiteConfig) -> Check:
     rows = np.arange(8)
     material = material_of(images, rows % 2, rows, rows >= 0)
     try:
-        speed = classification.plan_speed(network, study, plan, device, precision=config.compute.precision)
+        speed = plan_speed(network, study, plan, device, precision=config.compute.precision)
         parameters = trained_parameters(network, study)
         before = {name: p.detach().cpu().numpy().copy() for name, p in parameters.items()}
-        after = classification.train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
+        after = train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
     except RuntimeError as error:  # what torch raises for a driver that does not fit or memory that is taken
         return fault(
             "device", f"{device}: {str(error).splitlines()[0]}", "mend the driver, or free the device's memory"

@@ -42,7 +42,7 @@ from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out, without_ob
 from wardround_client.sources.study_cohort import cohort_for, differences, nobody
 from wardround_client.studies.decisions import last_decision, runs_allowed
 from wardround_client.training.batches import HeldOutImages, Material, material_of
-from wardround_client.training.task import held_out_images, task_of, training_rows
+from wardround_client.training.rows import held_out_images, inputs_of, training_rows
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
             state = _data_state(folder)
             cohort = open_cohort_of(folder, study)
             rows_N = training_rows(study, cohort)
-            inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+            inputs_N = inputs_of(study, cohort, device, folder / "cache")
             if _data_state(folder) == state:
                 return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
             remove_features(folder / "cache")  # of somebody who objected meanwhile, perhaps

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from wardround.tasks.objective import Augmentation
 from wardround_client.clipping.engines import ClippingEngine, PatientBatch
 from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
 from wardround_client.sources.cohort import Rows
@@ -24,7 +24,6 @@ FEATURES_PER_BATCH = 1 << 22  # numbers
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Augmentation = Callable[[Tensor], Tensor]  # images_NCHW -> views_NCHW
 
 
 @dataclass(frozen=True, kw_only=True)

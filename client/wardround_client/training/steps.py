@@ -8,8 +8,7 @@ Gaussian event, as in `noise.py`. Exactly `plan.local_steps` of them happen what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -18,60 +17,55 @@ from torch import Tensor, nn
 from wardround.errors import WardroundError
 from wardround.study.load import Study
 from wardround.study.schema import TrainingSection
-from wardround_client.clipping.engines import ClippedSum, LossPerImage, PatientBatch
+from wardround.tasks.objective import Objective
+from wardround_client.clipping.engines import ClippedSum, PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secure_random import SecretRandom
-from wardround_client.training.batches import Augmentation, Material, SpeedPlan, or_one_by_one, physical_batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatientsTerm:
-    """What patients move: `parameters` by their names in `part`, by the loss of each image as `augment` makes it."""
-
-    part: nn.Module
-    parameters: dict[str, nn.Parameter]
-    loss_per_image: LossPerImage
-    augment: Augmentation
+from wardround_client.training.batches import Material, SpeedPlan, or_one_by_one, physical_batches
 
 
 def take_noisy_steps(
     study: Study,
     plan: PrivacyPlan,
-    term: PatientsTerm,
+    objective: Objective,
     material: Material,
     round_: int,
     randomness: SecretRandom,
     device: torch.device,
     speed: SpeedPlan | None,
-    after_noise: Callable[[], None] | None = None,
+    after_noise: Sequence[Callable[[], None]] = (),
 ) -> None:
     """The noisy steps of one round, in place: `plan.local_steps`, an empty draw's on noise alone.
 
-    `after_noise` may add to the noised gradients what no patient moves. Without `speed` the engine is the one by rule.
-    Raises `WardroundError` where the steps that were taken are not those that the ledger was charged for.
+    Each of `after_noise` may add to the noised gradients what no patient moves. Without `speed` a rule chooses the
+    engine. Raises `WardroundError` where the steps that were taken are not those that the ledger was charged for.
     """
-    speed = speed or SpeedPlan(engine=engine_for(term.part, plan.max_grad_norm))
-    moving = list(term.parameters.values())
+    speed = speed or SpeedPlan(engine=engine_for(objective.part, plan.max_grad_norm))
+    moving = list(objective.parameters.values())
     rate = learning_rate(study, plan, sum(parameter.numel() for parameter in moving), round_)
-    optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, term.parameters, randomness)
+    optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, objective.parameters, randomness)
     most = speed.images_per_batch if material.reads_images and math.isfinite(plan.max_grad_norm) else None
 
     def clipped(batch: PatientBatch) -> ClippedSum:
-        return speed.engine(term.part, term.parameters, batch, term.loss_per_image, plan.max_grad_norm)
+        return speed.engine(objective.part, objective.parameters, batch, objective.loss_per_image, plan.max_grad_norm)
+
+    def add_public_terms() -> None:
+        for add in after_noise:
+            add()
 
     tried, counted = 0, 0
     for _ in range(plan.local_steps):
         draw = draw_patients(plan, material.index, randomness, most)
         tried += draw.units
-        for batch in physical_batches(material, draw, device, term.augment, speed.images_per_batch):
+        for batch in physical_batches(material, draw, device, objective.augment, speed.images_per_batch):
             sums = or_one_by_one(partial(clipped, batch), [partial(clipped, unit) for unit in batch.each()])
             counted += len(sums)
             for one in sums:
                 optimizer.accumulate_sum(one)
-        optimizer.noisy_step(after_noise)
+        optimizer.noisy_step(add_public_terms)
     if tried and not counted:  # nobody's part is in any sum: what was released is noise alone, whoever was there
         raise WardroundError("training failed with each patient; the log above says why")
     if optimizer.noisy_steps != plan.local_steps:

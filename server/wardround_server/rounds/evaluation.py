@@ -20,7 +20,7 @@ from wardround.errors import WireError
 from wardround.metrics.noised_auc import ScoreHistogram, auc_estimate, noise_variance, roc_points, sensitivity_at
 from wardround.metrics.noised_calibration import calibration_estimate
 from wardround.study.load import Study
-from wardround.tasks.reconstruction.accept_test import accept_test
+from wardround.tasks.registry import release_part
 from wardround.wire.evaluation import SiteRelease, evaluation_round
 from wardround.wire.packets import Broadcast
 from wardround_server.rounds.loop import Exchange
@@ -95,9 +95,7 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
     together = [release.counts_2B for release in releases.values()]
     if len(together) == 1 and not alone:
         together = []  # the figures of one site alone, under another name
-    accepted = {}
-    if study.study.task == "reconstruction":  # the counts are of gains over the public start, and decide
-        accepted["accept_test"] = accept_test(merged(study, together)).to_json()
+    of_task = release_part(study.study.task).figures(merged(study, together))
     return {
         "unit": "patient",
         "epsilon": "inf" if math.isinf(epsilon) else epsilon,
@@ -105,7 +103,7 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
         "sites": sorted(releases),
         "missing": [{"site": a.site, "code": a.code} for a in answers if a.release is None],
         **_figures(merged(study, together)),
-        **accepted,
+        **of_task,
         "per_site": alone,
     }
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from wardround.errors import ModelError, RoundError
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
-from wardround.study.load import Study, enhancing
-from wardround.tasks.reconstruction.accept_test import released_model
+from wardround.study.load import Study
+from wardround.tasks.registry import release_part
 from wardround.wire.evaluation import SiteRelease
 from wardround.wire.packets import Broadcast, SiteReply
 from wardround_server.rounds.evaluation import SitesExchange, federated_test
@@ -75,9 +75,8 @@ def train(run: RunFolder, federation: Federation) -> None:
         )
         figures = federated_test(study, run.run_id, architecture, outcome.weights, way, record.released, heads)
         result = result_of(study, run.run_id, architecture, outcome, figures)
-        released, which = released_model(figures, outcome.weights, start)
-        if study.study.task == "reconstruction":
-            result["released"] = which
+        released, choice = release_part(study.study.task).released_weights(figures, outcome.weights, start)
+        result |= choice
         save_model(run.path / "model.safetensors", network, released, study, result)
         record.finished(hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest())
         write_json(run.path / "result.json", result)
@@ -222,7 +221,7 @@ def save_model(
         "architecture_sha256": result["architecture_sha256"],
         "trainable": study.model.trainable,
         **({"released": result["released"]} if "released" in result else {}),
-        **enhancing(study),
+        **release_part(study.study.task).manifest(study),
         "privacy": result["privacy"],
     }
     tensors = {**network, **{name: np.asarray(array).reshape(network[name].shape) for name, array in weights.items()}}

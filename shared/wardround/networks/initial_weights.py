@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wardround.errors import WardroundError
-from wardround.networks.build import architecture_sha256, build_model, exchanged_names
+from wardround.networks.build import initial_network
+from wardround.networks.exchanged import exchanged_names
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.study.load import Study, study_from_json
 
 
 def write_start(study: Study, path: Path) -> None:
     """Write the study's first weights to `path`. Raises `ModelError` where the study's network cannot be built."""
-    network = build_model(study.model, study.data, study.study.seed, study.degradation)
+    network = initial_network(study)
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
     manifest = {
         "kind": "start",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from wardround.accounting import Epsilon
 from wardround.printable import quoted
 from wardround.study.load import Study
+from wardround.tasks import registry
 from wardround.text import bytes_text, count_text, epsilon_text, promise, seconds_text
 
 BYTES_OF_A_NUMBER = 4
@@ -112,11 +113,7 @@ def learns(study: Study) -> str:
     """What the study asks for."""
     *first, last = map(quoted, study.data.labels)
     named = f"{', '.join(first)} and {last}"
-    if study.study.task == "synthesis":
-        return f"to make new images, of no patient, that look like those labelled {named}"
-    if study.study.task == "reconstruction":
-        return f"to restore images that lost something: {study.reconstruction.degradation.replace('-', ' ')}"
-    return f"to tell {named} apart"
+    return registry.study_part(study.study.task).learns(study, named)
 
 
 def reads(study: Study) -> str:

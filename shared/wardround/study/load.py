@@ -15,32 +15,29 @@ import math
 import tomllib
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from wardround.errors import StudyError
 from wardround.printable import escaped
 from wardround.study.schema import (
-    TASK_OF_MODEL,
     AggregationSection,
     DataSection,
     EvaluationSection,
     ModelSection,
     PrivacySection,
-    ReconstructionSection,
     Section,
     StudySection,
-    SynthesisSection,
     TrainingSection,
 )
+from wardround.tasks import TASKS, registry
 
 SCHEMA_VERSION = 1
 MOST_OF_A_KEY = 64  # of a key that a message quotes: an unknown one may be of any length
-OF_ONE_TASK = {"synthesis": SynthesisSection, "reconstruction": ReconstructionSection}
 
 
-class Study(Section):
+class _Study(Section):
     """A whole study. Frozen; compare two by `sha256()`."""
 
     study: StudySection
@@ -50,15 +47,13 @@ class Study(Section):
     privacy: PrivacySection
     aggregation: AggregationSection
     evaluation: EvaluationSection = EvaluationSection()
-    synthesis: SynthesisSection | None = None  # of this task only, and then always there
-    reconstruction: ReconstructionSection | None = None
 
     @model_validator(mode="after")
-    def _network_and_sections_fit_the_task(self) -> Study:
+    def _network_and_sections_fit_the_task(self) -> _Study:
         task, name = self.study.task, self.model.name
-        if TASK_OF_MODEL.get(name, "classification") != task:
+        if registry.networks_of_tasks()[name] != task:
             raise ValueError(f"model.name: {name} is no network for {task}")
-        for of_task, section in OF_ONE_TASK.items():
+        for of_task, section in _task_sections().items():
             if of_task == task and getattr(self, of_task) is None:
                 object.__setattr__(self, of_task, section())
             if of_task != task and getattr(self, of_task) is not None:
@@ -66,7 +61,7 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Study:
+    def _sections_agree(self) -> _Study:
         if self.training.learning_rate == "rule" and not math.isfinite(self.privacy.max_grad_norm):
             raise ValueError(
                 'training.learning_rate: "rule" divides by max_grad_norm; give a finite norm, or a number as the rate'
@@ -75,19 +70,7 @@ class Study(Section):
             raise ValueError(
                 "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
             )
-        if self.reconstruction is not None:
-            if self.data.channels != "grey":
-                raise ValueError("data.channels: a restorer reads grey images; use channels = 'grey'")
-            if self.data.image_size % 8 or self.data.image_size < 32:
-                raise ValueError("data.image_size: a restorer needs a multiple of 8, at least 32")
-            if self.reconstruction.crop_px > self.data.image_size:
-                raise ValueError("reconstruction.crop_px: larger than data.image_size")
-            if self.evaluation.epsilon > 0 and self.evaluation.logit_scale > 0.5:
-                raise ValueError("evaluation.logit_scale: the accept test counts gains in dB; use 0.1, or at most 0.5")
-            if self.training.augmentation == "light":
-                raise ValueError("training.augmentation: light would blur what is to be restored; use none or flips")
-        elif self.evaluation.epsilon > 0 and len(self.data.labels) > 2:
-            raise ValueError("evaluation.epsilon: figures are released for two labels only; set it to 0")
+        registry.study_part(self.study.task).check(self)
         if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
             raise ValueError("training.warmup_rounds: must be fewer than the rounds")
         return self
@@ -98,9 +81,9 @@ class Study(Section):
         return (self.study.rounds + self.study.spare_rounds) * self.training.local_steps
 
     @property
-    def degradation(self) -> str | None:
-        """The kind of degradation that a reconstruction restores; None for other tasks."""
-        return self.reconstruction.degradation if self.reconstruction else None
+    def task_section(self) -> Section | None:
+        """The section of the study's own task, with every default; None for a task without one."""
+        return getattr(self, self.study.task, None)
 
     def canonical(self) -> str:
         """The canonical form: JSON with sorted keys, every default written out, a model file by its hash and not
@@ -126,11 +109,21 @@ class Study(Section):
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
 
-def enhancing(study: Study) -> dict[str, Any]:
-    """What a restored model must say of itself to be used (`wardround-site enhance`); nothing for other tasks."""
-    if study.reconstruction is None:
-        return {}
-    return {"reconstruction": study.reconstruction.model_dump(), "window_hu": list(study.data.window_hu[0])}
+def _task_sections() -> dict[str, type[Section]]:
+    found = {task: registry.study_part(task).SECTION for task in TASKS}
+    return {task: section for task, section in found.items() if section is not None}
+
+
+if TYPE_CHECKING:
+    Study = _Study
+else:  # with a field for each task's own section: None in studies of other tasks, and never None in its own
+    Study = create_model(
+        "Study",
+        __base__=_Study,
+        __module__=__name__,
+        __doc__=_Study.__doc__,
+        **{task: (section | None, None) for task, section in _task_sections().items()},
+    )
 
 
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wardround.printable import is_plain, is_printable
+from wardround.tasks import TASKS, registry
 
 LEAST_EPSILON = 0.001  # below, the noise is larger than any hospital
 MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf, which a site must allow by name
@@ -42,16 +43,27 @@ def _plain(text: str) -> str:
     return text
 
 
+def _known_task(name: str) -> str:
+    return _one_of(name, list(TASKS))
+
+
+def _known_network(name: str) -> str:
+    return _one_of(name, list(registry.networks_of_tasks()))
+
+
+def _one_of(name: str, known: list[str]) -> str:
+    if name not in known:
+        *first, last = map(repr, known)
+        raise ValueError(f"Input should be {', '.join(first)} or {last}")
+    return name
+
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 # Steps and weights are post-processing of what was noised, so any number of them is private.
 StepSize = Annotated[float, Field(ge=1e-30, le=1e15)]  # `attack` stretches a step by up to 1000 x patients / norm
 Weight = Annotated[float, Field(ge=1e-9, le=1e9)]
-
-# Networks of the generative tasks; every other one classifies.
-TASK_OF_MODEL = {"phantom-sampler": "synthesis", "dcgan": "synthesis", "restorer": "reconstruction"}
-SHIPS_PHANTOM_WEIGHTS = ("phantom-encoder", "phantom-sampler", "dcgan", "restorer")
 
 
 class Section(BaseModel):
@@ -71,7 +83,7 @@ class StudySection(Section):
     """`[study]`: name, task and length. `seed` draws initial weights, never samples or noise."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-    task: Literal["classification", "synthesis", "reconstruction"] = "classification"
+    task: Annotated[str, AfterValidator(_known_task)] = "classification"
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
     spare_rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = 2
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -125,24 +137,15 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network, where its weights start, and which of them the patients may move."""
 
-    name: Literal[
-        "phantom-encoder",
-        "seed-cnn",
-        "resnet-small",
-        "resnet-large",
-        "densenet121",
-        "phantom-sampler",
-        "dcgan",
-        "restorer",
-    ] = "phantom-encoder"
+    name: Annotated[str, AfterValidator(_known_network)] = "phantom-encoder"
     init: Annotated[str, Field(max_length=1024), AfterValidator(_printable)] = "phantom"
     init_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     trainable: Literal["head", "norm+head", "all"] = "head"
 
     @model_validator(mode="after")
     def _init_exists(self) -> ModelSection:
-        if self.init == "phantom" and self.name not in SHIPS_PHANTOM_WEIGHTS:
-            known = ", ".join(SHIPS_PHANTOM_WEIGHTS)
+        if self.init == "phantom" and self.name not in registry.with_phantom_weights():
+            known = ", ".join(registry.with_phantom_weights())
             raise ValueError(f"init: only {known} ship phantom weights; {self.name} needs 'random' or a file")
         if self.init not in ("phantom", "random") and not self.init.endswith(".safetensors"):
             raise ValueError("init must be 'phantom', 'random' or the path of a .safetensors file")
@@ -241,39 +244,4 @@ class EvaluationSection(Section):
             raise ValueError(f"epsilon: 0 for no figures, inf, or between {LEAST_EPSILON:g} and {MOST_EPSILON:g}")
         if self.epsilon > 0 and self.holdout == 0:
             raise ValueError("epsilon: figures need held-out patients; raise holdout, or set epsilon = 0")
-        return self
-
-
-class SynthesisSection(Section):
-    """`[synthesis]`: what only the synthesis of images has. All of it is public, and all but `realness_weight` is for
-    the GAN.
-    """
-
-    fakes_per_step: Annotated[int, Field(ge=1, le=4096)] = 64  # of the discriminator's step, and of the generator's
-    generator_steps: Annotated[int, Field(ge=0, le=1000)] = 1  # at the end of each round
-    generator_learning_rate: Rate = 2e-4
-    realness_weight: Annotated[float, Field(gt=0, le=10)] = 0.3  # of the sampler's realness beside its label
-
-
-class ReconstructionSection(Section):
-    """`[reconstruction]`: how images are degraded on the fly, and what restoring them well means. All of it is public.
-
-    Only the strength of the chosen degradation counts: `factor` of lower resolution, `dose` as a share of the full one,
-    `blur_px` the deviation of a Gaussian blur, `missing` the share of the area. `crop_px` is the side of what training
-    cuts out of an image at random; 0 takes it whole.
-    """
-
-    degradation: Literal["super-resolution", "low-dose", "blur", "missing"] = "super-resolution"
-    factor: Literal[2, 4] = 4
-    dose: Annotated[float, Field(ge=0.02, lt=1)] = 0.1
-    blur_px: Annotated[float, Field(ge=0.5, le=4)] = 1.5
-    missing: Annotated[float, Field(ge=0.02, le=0.6)] = 0.2
-    adversarial_weight: Annotated[float, Field(ge=0, le=1)] = 0.001
-    ssim_weight: Annotated[float, Field(ge=0, le=10)] = 0.02
-    crop_px: Annotated[int, Field(ge=0, le=1024, multiple_of=8)] = 64
-
-    @model_validator(mode="after")
-    def _crop_is_large_enough(self) -> ReconstructionSection:
-        if 0 < self.crop_px < 32:
-            raise ValueError("crop_px: 0 for the whole image, or at least 32")
         return self

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from wardround.metrics.classification import summary
+from wardround.networks.build import initial_network
 from wardround.study.load import Study
 from wardround_client.site.site import Weights
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network
+from wardround_client.training.rows import training_rows
 from wardround_simulation.assess.assessment import Assessed, AtEnd
 from wardround_simulation.assess.test_set import HeldOut, OtherPatients
 from wardround_simulation.engine import in_process

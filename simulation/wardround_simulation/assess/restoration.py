@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from wardround import text
 from wardround.errors import DataError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.reconstruction.accept_test import released_model
 from wardround.tasks.reconstruction.degradations import degradation_of
+from wardround.tasks.reconstruction.study import section_of
 from wardround_client.site.site import Weights
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_client.training.rows import training_rows
 from wardround_simulation.assess.assessment import Assessed, AtEnd
 from wardround_simulation.assess.restoration_balance import (
     Balance,
@@ -64,7 +66,7 @@ class RestorationAssessment:
 
     def __init__(self, study: Study, hospitals: Sequence[Hospital], out: Path) -> None:
         self._study, self._hospitals, self._out = study, list(hospitals), out
-        self._degradation = degradation_of(study.reconstruction)
+        self._degradation = degradation_of(section_of(study))
         self._network, self._start = initial_network(study), in_process.start_weights(study)
         images, patients, sites, training = [], [], [], []
         for number, hospital in enumerate(self._hospitals):

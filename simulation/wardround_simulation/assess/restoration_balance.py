@@ -13,6 +13,7 @@ import torch
 from wardround.study.load import Study
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights
 from wardround.tasks.reconstruction.restorer import Restorer
+from wardround.tasks.reconstruction.study import section_of
 from wardround_simulation.assess.restoration_measures import Spoiled
 from wardround_simulation.report.evidence import ReportTable
 
@@ -66,7 +67,7 @@ def balance_series(by_round: Mapping[int, Balance]) -> dict[str, dict[int, float
 def balance_table(study: Study, by_round: Mapping[int, Balance]) -> ReportTable:
     """The terms in the first and the last round known, and what the last ones weigh in an image's loss."""
     first, last = min(by_round), max(by_round)
-    section = study.reconstruction
+    section = section_of(study)
     rows = [
         ("generator: absolute error, in 64 grey levels", "error", 1.0),
         ("generator: 1 − SSIM", "dissimilarity", section.ssim_weight),

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from wardround.errors import DataError
 from wardround.metrics.classification import auc
-from wardround.networks.build import build_model
+from wardround.networks.build import build_model, initial_network
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study, study_from_json
 from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.reconstruction.degradations import degradation_of
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround.tasks.reconstruction.study import section_of
 from wardround_simulation.assess.restoration import START, without_privacy
 from wardround_simulation.assess.restoration_measures import TUNING_IMAGES, compared, mean_over, spoil, spread_rows
 from wardround_simulation.compare.compare import (
@@ -141,7 +142,7 @@ def fold_rows(
         np.asarray(h.cohort.images_NCHW[spread_rows(np.flatnonzero(rows_N), 1 + TUNING_IMAGES // len(training))])
         for h, rows_N in training
     ])  # fmt: skip
-    degradation = degradation_of(study.reconstruction)
+    degradation = degradation_of(section_of(study))
     spoiled = spoil(images, degradation)
     figures, pictures, strengths = compared(spoiled, spoil(tuning, degradation), networks)
     areas = _areas(study, {**pictures, TRUE: torch.from_numpy(images).float()}, labels_N)

@@ -18,14 +18,15 @@ from torch.nn import functional
 
 from wardround.errors import DataError
 from wardround.metrics.classification import auc, auc_interval
+from wardround.networks.build import initial_network
 from wardround.networks.phantom_encoder import CROP_PX, load_phantom_encoder
 from wardround.networks.preprocessing import CentreCrop, OtsuNormalise
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.synthesis.dcgan import to_grey
 from wardround.tasks.synthesis.gan import SharedGAN
 from wardround_client.site.site import Weights
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_client.training.rows import training_rows
 from wardround_simulation.assess.assessment import Assessed, AtEnd
 from wardround_simulation.assess.synthesis_measures import (
     CopyCheck,

@@ -22,16 +22,17 @@ import numpy as np
 import torch
 from scipy import stats
 
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters, weights_of
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.objective import trained_part
 from wardround.wire.packets import Broadcast, SiteReply
 from wardround_client.clipping.hostile_weights import WEIGHTS, set_weights, weights_restored
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import index_patients
 from wardround_client.site.site import Site
-from wardround_client.training import classification
-from wardround_client.training.weights import initial_network, trained_parameters, weights_of
 from wardround_simulation.attack.system import (
     CPU,
     Finding,
@@ -160,7 +161,7 @@ def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
         return replace(asked, measured="not clipped: C = ∞")
     network = initial_network(study)
     parameters = trained_parameters(network, study)
-    part = classification.trained_part(network, plain_training(study, 1.0))
+    part = trained_part(network, plain_training(study, 1.0))
     local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
     material = synthetic_material(study, network, HOSTILE_IMAGES, seed)
     inputs_N = torch.from_numpy(np.array(material.inputs_N))

@@ -24,14 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wardround.networks.build import initial_network
 from wardround.networks.seed_cnn import BRIGHTEST, SeedCNN
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
+from wardround.tasks.classification.objective import loss_per_image, reads_features, trained_part
 from wardround_client.clipping.engines import PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.training import classification
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.rows import training_rows
 from wardround_simulation.attack.system import Finding, System, passed
 from wardround_simulation.engine.in_process import Hospital
 
@@ -80,7 +81,7 @@ def invert(
     return Inversion(
         psnr=ratios,
         images=images,
-        feature_error=_feature_error(system, study, plan, hospitals) if classification.reads_features(study) else None,
+        feature_error=_feature_error(system, study, plan, hospitals) if reads_features(study) else None,
         own_network=study.model.name == "seed-cnn",
         finding=_judge(ratios, bounded is not None and plan.private),
     )
@@ -154,7 +155,7 @@ def _one_step(
         labels_N=torch.ones(1, dtype=torch.int64),
         start_U1=torch.tensor([0, 1]),
     )
-    gradients = engine_for(network, norm)(network, parameters, batch, classification.loss_per_image, norm).gradients
+    gradients = engine_for(network, norm)(network, parameters, batch, loss_per_image, norm).gradients
     return _noised(system, gradients, plan) if kind == "private" else gradients
 
 
@@ -202,7 +203,7 @@ def _feature_error(
 ) -> tuple[float, float]:
     """How far the features that the head's gradient gives away are from the true ones, relative: raw, and as sent."""
     network = initial_network(study)
-    part = classification.trained_part(network, study)
+    part = trained_part(network, study)
     named = trained_parameters(network, study)
     parameters = {name.removeprefix("head."): parameter for name, parameter in named.items()}
     errors = []
@@ -216,8 +217,8 @@ def _feature_error(
         )
         norm = plan.max_grad_norm
         engine = engine_for(part, norm)
-        clipped = engine(part, parameters, batch, classification.loss_per_image, norm).gradients
-        raw = engine_for(part, math.inf)(part, parameters, batch, classification.loss_per_image, math.inf).gradients
+        clipped = engine(part, parameters, batch, loss_per_image, norm).gradients
+        raw = engine_for(part, math.inf)(part, parameters, batch, loss_per_image, math.inf).gradients
         found = [_dense_input(one["weight"], one["bias"]) for one in (raw, _noised(system, clipped, plan))]
         errors.append([float((one - true_D).norm() / true_D.norm()) for one in found])
     raw_error, private_error = np.median(errors, axis=0).tolist()

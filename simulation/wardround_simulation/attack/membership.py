@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from wardround.accounting import GaussianEvent, spent
 from wardround.metrics.classification import auc, auc_interval
+from wardround.networks.build import initial_network
 from wardround.study.load import Study
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network
+from wardround_client.training.rows import training_rows
 from wardround_simulation.attack.system import Finding, Weights, passed
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital

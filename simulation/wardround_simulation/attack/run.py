@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from wardround.errors import UsageError
-from wardround_client.training import classification
+from wardround.tasks.classification.objective import reads_features
 from wardround_simulation.attack import checks, run_files
 from wardround_simulation.attack.canaries import CANARIES, SEEDS, Canaries, audit_canaries
 from wardround_simulation.attack.inversion import Inversion, invert
@@ -79,7 +79,7 @@ def attack_folder(
     study, system = run.study, System()
     if study.study.task != "classification":
         raise UsageError(f"{folder}: attack is for runs of classification; this one is of {study.study.task}")
-    if classification.reads_features(study):
+    if reads_features(study):
         torch.set_num_threads(
             1
         )  # small tensors: more threads wait for each other, five times the work on a busy machine

@@ -23,18 +23,19 @@ from scipy import stats
 
 from wardround.accounting import Epsilon, GaussianEvent, spent, spent_exactly
 from wardround.errors import UsageError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
+from wardround.tasks.classification.objective import loss_per_image, reads_features, trained_part
 from wardround.text import epsilon_of
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Attempt, Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.site.site import ReplyFolder
-from wardround_client.training import classification
 from wardround_client.training.batches import material_of
+from wardround_client.training.rows import training_rows
 from wardround_client.training.steps import learning_rate
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
 from wardround_server.rounds.aggregation import site_weight
 from wardround_simulation.attack.checks import FALSE_ALARM
 from wardround_simulation.attack.system import Finding, Weights, passed
@@ -175,7 +176,7 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
         and plan.local_steps == 1
         and study.training.optimizer == "sgd"
         and study.training.weight_decay == 0
-        and classification.reads_features(study)
+        and reads_features(study)
     )
     asked = "Is the noise in the messages that this run's hospitals really sent as strong as planned?"
     nothing = Finding(name="sent-noise", question=asked, measured="–", limit="–", verdict="does not apply")
@@ -267,7 +268,7 @@ def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, re
     plan, network = plan_from_study(study), initial_network(study)
     parameters = trained_parameters(network, study)
     load_weights(parameters, before)
-    part = classification.trained_part(network, study)
+    part = trained_part(network, study)
     local = {name.removeprefix("head."): parameter for name, parameter in parameters.items()}
     rows_N = training_rows(study, hospital.cohort)
     index = material_of(hospital.inputs_N, hospital.cohort.labels_N, hospital.cohort.patient_N, rows_N).index
@@ -276,7 +277,7 @@ def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, re
         labels_N=torch.from_numpy(hospital.cohort.labels_N[index.rows_N].astype(np.int64)),
         start_U1=torch.from_numpy(index.start_P1),
     )
-    clipped = clip_by_loop(part, local, batch, classification.loss_per_image, plan.max_grad_norm).gradients
+    clipped = clip_by_loop(part, local, batch, loss_per_image, plan.max_grad_norm).gradients
     rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
     pieces = []
     for name in parameters:

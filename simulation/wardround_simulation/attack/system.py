@@ -17,13 +17,14 @@ from torch import nn
 
 from wardround.accounting import Epsilon, spent
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.objective import reads_features
 from wardround.wire.packets import Answer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.training import answer
-from wardround_client.training import classification
 from wardround_client.training.batches import Material, material_of
+from wardround_client.training.train import train
 from wardround_server.rounds.loop import RunOutcome, run_rounds
 from wardround_simulation.engine import in_process
 
@@ -39,7 +40,7 @@ class System:
     """
 
     answer: Callable[..., Answer] = answer
-    train: Callable[..., Weights] = classification.train
+    train: Callable[..., Weights] = train
     draw: Callable[[PrivacyPlan, PatientIndex, SecretRandom], Draw] = draw_patients
     randomness: Callable[[], SecretRandom] = SecretRandom
     spent: Callable[[Iterable, float], Epsilon] = spent
@@ -120,7 +121,7 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
     """
     generator = np.random.default_rng(seed)
     patient_N = np.repeat(np.arange(len(images)), images)
-    if classification.reads_features(plain_training(study, 1.0)):
+    if reads_features(plain_training(study, 1.0)):
         of_patient_PD = 100 * generator.normal(size=(len(images), network.head.in_features))
         inputs_N = of_patient_PD[patient_N] + generator.normal(size=(len(patient_N), network.head.in_features))
         inputs_N = inputs_N.astype(np.float32)

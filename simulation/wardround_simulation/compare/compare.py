@@ -25,9 +25,9 @@ import numpy as np
 
 from wardround.errors import DataError, UsageError
 from wardround.metrics.classification import auc, macro_auc, patient_scores
+from wardround.networks.build import initial_network
 from wardround.study.load import Study, study_from_json
 from wardround_client.sources.cohort import open_cohort, pseudonym
-from wardround_client.training.weights import initial_network
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.engine.workers import process_pool

@@ -19,8 +19,11 @@ from torch import nn
 
 from wardround.errors import RefusedError, WireError
 from wardround.metrics.classification import probabilities
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.objective import trained_part
 from wardround.wire.evaluation import SiteRelease, pack_release, unpack_release
 from wardround.wire.packets import Broadcast, SiteReply, payload_bytes
 from wardround_client.ledger.ledger import Ledger, cap_of
@@ -29,10 +32,8 @@ from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import Site, Weights
 from wardround_client.sources.cohort import Cohort, open_cohort
-from wardround_client.training import classification
 from wardround_client.training.batches import HeldOutImages, material_of
-from wardround_client.training.task import task_of
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_client.training.rows import inputs_of
 from wardround_server.rounds.loop import Exchange, run_rounds
 from wardround_simulation.run.hospitals import release_of
 
@@ -63,7 +64,7 @@ def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.devi
     hospitals = []
     for name, folder in sorted(folders.items()):
         cohort = open_cohort(folder / "cohort")
-        inputs_N = task_of(study).inputs_of(study, cohort, device, folder / "cache")
+        inputs_N = inputs_of(study, cohort, device, folder / "cache")
         hospitals.append(Hospital(name=name, cohort=cohort, inputs_N=inputs_N))
     return hospitals
 
@@ -215,7 +216,7 @@ def score(
     """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
     network = network.to(device).eval()
     load_weights(trained_parameters(network, study), weights)
-    part = classification.trained_part(network, study)
+    part = trained_part(network, study)
     parts = []
     with torch.no_grad():
         for begin in range(0, len(inputs_N), 256):

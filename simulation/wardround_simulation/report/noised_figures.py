@@ -17,11 +17,11 @@ MANY_TIED = 0.2  # of all pairs in one bin: then the bins hide too much of the o
 
 
 def released_section(evidence: RunEvidence) -> dict[str, Any]:
-    """`released_*` of the page: sentences and rows of figures; nothing where the run released none, or no scores of
-    labels: what a reconstruction releases is told by its accept test.
+    """`released_*` of the page: sentences and rows of figures; nothing where the run released none, or has no scores
+    to compare them with: a reconstruction's counts are shown by its accept test.
     """
     released = evidence.result.get("federated_test")
-    if not released or evidence.study.study.task != "classification":
+    if not released or evidence.scored("federated") is None:
         return {"released_rows": [], "released_lines": []}
     exact = _exact(evidence)
     rows = [_auc_row(released, exact), *_threshold_rows(released, exact), *_count_rows(released, exact)]

@@ -29,15 +29,18 @@ from torch import nn
 
 from wardround.accounting import Epsilon, spent_exactly
 from wardround.errors import RoundError, UsageError, WardroundError
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import save_checkpoint
-from wardround.study.load import Study, enhancing
+from wardround.study.load import Study
+from wardround.tasks.registry import release_part
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.site import Weights
-from wardround_client.training.task import task_of, training_rows
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
+from wardround_client.training.rows import training_rows
+from wardround_client.training.train import plan_speed
 from wardround_server.rounds.evaluation import SitesExchange, federated_test
 from wardround_server.rounds.loop import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_server.sites.ledger_heads import LedgerHeads
@@ -254,7 +257,7 @@ def save_model(
         "architecture_sha256": architecture,
         "trainable": study.model.trainable,
         **({"released": result["released"]} if "released" in result else {}),
-        **enhancing(study),
+        **release_part(study.study.task).manifest(study),
         "privacy": result["privacy"],
     }
     save_checkpoint(out / "model.safetensors", tensors, manifest)
@@ -268,7 +271,7 @@ def finish(out: Path, evidence: RunEvidence) -> None:
 def dummy_step(study: Study, device: str) -> None:
     """One real clipped step on synthetic images, for measuring in a process of its own what a site needs of a GPU."""
     network = initial_network(study)
-    task_of(study).plan_speed(network, study, plan_from_study(study), torch.device(device))
+    plan_speed(network, study, plan_from_study(study), torch.device(device))
 
 
 def _device(asked: str) -> str:

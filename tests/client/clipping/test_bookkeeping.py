@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from wardround.errors import WardroundError
-from wardround.networks.build import build_model
+from wardround.networks.build import build_model, initial_network
 from wardround.networks.weight_standardisation import WSConv2d
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
 from wardround.study.schema import DataSection, ModelSection
+from wardround.tasks.classification.objective import loss_per_image
 from wardround.tasks.synthesis.dcgan import Discriminator
 from wardround_client.clipping import batch_size, layer_rules, select
 from wardround_client.clipping.bookkeeping import SpeedSettings, UnknownLayerError, clip_by_bookkeeping
@@ -32,10 +34,8 @@ from wardround_client.clipping.engines import (
 from wardround_client.clipping.select import EngineMemory, Sample, candidates_of, checked_engine, engine_for
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import KnownRandom
-from wardround_client.training import classification
 from wardround_client.training.batches import material_of
-from wardround_client.training.classification import loss_per_image
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import plan_speed, train
 
 NETWORKS = {
     "seed-cnn": ("all", 32),
@@ -467,14 +467,14 @@ def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder
         if turn == 2:
             (path,) = kept.choices.iterdir()
             path.write_text(json.dumps({"engine": "loop"}))
-        speed = classification.plan_speed(network, study, plan, torch.device("cpu"), memory)
+        speed = plan_speed(network, study, plan, torch.device("cpu"), memory)
         arguments = (start, material, 1, KnownRandom(b"k"), torch.device("cpu"), speed)
-        replies.append(classification.train(study, plan, network, *arguments))
+        replies.append(train(study, plan, network, *arguments))
     assert speed.engine.func is clip_by_loop and speed.images_per_batch == 256
     moved = math.sqrt(sum(float(np.square(replies[0][name] - start[name]).sum()) for name in start))
     for other in replies[1:]:
         assert math.sqrt(sum(float(np.square(replies[0][name] - other[name]).sum()) for name in start)) < 1e-5 * moved
-    again = classification.train(study, plan, network, *arguments[:3], KnownRandom(b"k"), *arguments[4:])
+    again = train(study, plan, network, *arguments[:3], KnownRandom(b"k"), *arguments[4:])
     assert all(np.array_equal(again[name], replies[2][name]) for name in start)  # the same engine: the same bits
 
 

@@ -19,7 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wardround.errors import WardroundError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
+from wardround.tasks.augmentation import augmentation
+from wardround.tasks.classification.objective import loss_per_image
 from wardround_client.clipping import bookkeeping, hostile_weights, layer_rules
 from wardround_client.clipping import engines as clipping
 from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping, places_agree
@@ -44,12 +48,9 @@ from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import Draw
 from wardround_client.privacy.secure_random import KnownRandom
-from wardround_client.training import classification
-from wardround_client.training.augmentation import augmentation
 from wardround_client.training.batches import material_of, physical_batches
-from wardround_client.training.classification import loss_per_image
 from wardround_client.training.features import features_of
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import plan_speed
 
 CASES = (
     "phantom-encoder head",
@@ -492,7 +493,7 @@ def test_a_site_refuses_an_engine_that_hostile_weights_break(monkeypatch) -> Non
     plan, cpu = plan_from_study(study), torch.device("cpu")
     network = initial_network(study)
     before = {name: p.detach().clone() for name, p in trained_parameters(network, study).items()}
-    assert classification.plan_speed(network, study, plan, cpu).engine.func is clip_by_bookkeeping
+    assert plan_speed(network, study, plan, cpu).engine.func is clip_by_bookkeeping
     assert all(torch.equal(before[name], p) for name, p in trained_parameters(network, study).items())
     honest = clipping.clip_factors
 
@@ -500,10 +501,10 @@ def test_a_site_refuses_an_engine_that_hostile_weights_break(monkeypatch) -> Non
         return torch.where(squared_norm_U > 1e12, 1.0, honest(squared_norm_U, max_grad_norm))
 
     monkeypatch.setattr(bookkeeping, "clip_factors", fooled)
-    assert classification.plan_speed(network, study, plan, cpu).engine.func is clip_by_loop
+    assert plan_speed(network, study, plan, cpu).engine.func is clip_by_loop
     monkeypatch.setattr(clipping, "clip_factors", fooled)
     with pytest.raises(WardroundError, match="one patient moves the clipped sum by"):
-        classification.plan_speed(network, study, plan, cpu)
+        plan_speed(network, study, plan, cpu)
 
 
 def test_the_few_weights_of_a_sites_start_are_among_those_of_the_tests() -> None:

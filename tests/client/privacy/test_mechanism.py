@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wardround.errors import WardroundError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
+from wardround.tasks.classification.objective import loss_per_image
 from wardround_client.clipping.engines import (
     ClippedSum,
     PatientBatch,
@@ -28,8 +31,6 @@ from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import draw_patients, index_patients
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
-from wardround_client.training.classification import loss_per_image
-from wardround_client.training.weights import initial_network, trained_parameters
 
 NETWORKS = ["phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "densenet121"]
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast, pack_answer, pack_refusal
 from wardround_client.ledger.ledger import Cap, Ledger
@@ -20,9 +22,8 @@ from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import ReplyFolder, Site
-from wardround_client.training import classification
 from wardround_client.training.batches import IMAGES_PER_PHYSICAL_BATCH, Material, material_of
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import train
 
 CPU = torch.device("cpu")
 
@@ -62,7 +63,7 @@ def step(study: Study, material: Material, plan: PrivacyPlan | None = None) -> n
     """How one round moves the weights, as one vector, float64."""
     plan, before = plan or plan_from_study(study), start_of(study)
     network = initial_network(study)
-    after = classification.train(study, plan, network, before, material, 1, KnownRandom(b"k"), CPU)
+    after = train(study, plan, network, before, material, 1, KnownRandom(b"k"), CPU)
     return np.concatenate([(after[name].astype(np.float64) - before[name]).ravel() for name in sorted(before)])
 
 

@@ -16,22 +16,23 @@ from scipy import stats
 from wardround.accounting import PureEvent
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, StudyError, WardroundError, WireError
 from wardround.metrics.noised_auc import noise_variance
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast
 from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.privacy.score_noise import noised, score_histogram, two_sided_geometric
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.rounds import evaluation
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site.config import ReleaseConfig
 from wardround_client.site.site import ReplyFolder, Site, approve_study, open_site
 from wardround_client.sources.cohort import CohortRow, open_cohort, pseudonym, write_cohort
-from wardround_client.training import classification
 from wardround_client.training.batches import HeldOutImages, Material, material_of
-from wardround_client.training.scoring import patient_logits
-from wardround_client.training.task import held_out_images, training_rows
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.rows import held_out_images, training_rows
+from wardround_client.training.scoring import held_out_scores
 
 KEY = b"k" * 32
 DRAWS = 20_000
@@ -162,10 +163,10 @@ def question_of(study: Study, **changes) -> Broadcast:
 def test_a_patient_counts_once_with_the_highest_score_and_any_positive_label():
     study, images = study_of(), held_out()
     network, weights = initial_network(study), question_of(study).weights
-    logits_P, positive_P = patient_logits(network, study, weights, images, torch.device("cpu"))
+    logits_P, positive_P = held_out_scores(network, study, weights, images, torch.device("cpu"))
     assert positive_P.tolist() == [True, False] * 3
     singles = [
-        patient_logits(network, study, weights, some(images, np.array([n])), torch.device("cpu"))[0] for n in range(18)
+        held_out_scores(network, study, weights, some(images, np.array([n])), torch.device("cpu"))[0] for n in range(18)
     ]
     assert logits_P == pytest.approx(np.concatenate(singles).reshape(6, 3).max(axis=1), rel=1e-5)
 
@@ -173,17 +174,17 @@ def test_a_patient_counts_once_with_the_highest_score_and_any_positive_label():
 def test_a_patients_score_is_the_same_bit_for_bit_whoever_else_is_there():
     study, images = study_of(), held_out(9)
     network, weights = initial_network(study), question_of(study).weights
-    everyone, _ = patient_logits(network, study, weights, images, torch.device("cpu"))
+    everyone, _ = held_out_scores(network, study, weights, images, torch.device("cpu"))
     for left_out in range(9):
         rest = some(images, images.patient_N != left_out)
-        others, _ = patient_logits(network, study, weights, rest, torch.device("cpu"))
+        others, _ = held_out_scores(network, study, weights, rest, torch.device("cpu"))
         assert others.tobytes() == np.delete(everyone, left_out).tobytes()
 
 
 def test_a_score_that_is_not_a_number_counts_and_moves_nobody_else():
     study, images = study_of(), held_out()
     network, weights = initial_network(study), question_of(study).weights
-    honest, labels = patient_logits(network, study, weights, images, torch.device("cpu"))
+    honest, labels = held_out_scores(network, study, weights, images, torch.device("cpu"))
 
     class BlindOnce(torch.nn.Module):
         def forward(self, images_NCHW):
@@ -195,7 +196,7 @@ def test_a_score_that_is_not_a_number_counts_and_moves_nobody_else():
             return network.named_parameters(*words, **more)
 
     target = torch.from_numpy(images.images_NCHW[4]).float().mean()
-    found, _ = patient_logits(BlindOnce(), study, weights, images, torch.device("cpu"))
+    found, _ = held_out_scores(BlindOnce(), study, weights, images, torch.device("cpu"))
     assert math.isnan(found[1]) and np.delete(found, 1).tobytes() == np.delete(honest, 1).tobytes()
     assert score_histogram(found, labels, 16, 2.0).sum() == 6
 
@@ -293,7 +294,7 @@ def test_a_release_is_one_pure_event_of_the_epsilon_of_its_noise(site: Site):
 def test_what_leaves_has_the_noise_of_the_epsilon_that_the_ledger_was_charged(site: Site):
     study, images = study_of(), held_out()
     network, weights = initial_network(study), question_of(study).weights
-    logits_P, positive_P = patient_logits(network, study, weights, images, torch.device("cpu"))
+    logits_P, positive_P = held_out_scores(network, study, weights, images, torch.device("cpu"))
     exact_2B = score_histogram(logits_P, positive_P, 16, 2.0)
     drawn = []
     for _ in range(40):
@@ -382,12 +383,12 @@ def test_an_error_with_held_out_patients_is_answered_with_the_noise_alone(site: 
     def fails(network, study, weights, images, device):
         if len(images.labels_N):
             raise RuntimeError("CANARY")
-        return patient_logits(network, study, weights, images, device)
+        return held_out_scores(network, study, weights, images, device)
 
     if where == "reading":
         site = dataclasses.replace(site, held_out_of=unreadable)
     else:
-        monkeypatch.setattr(classification, "held_out_scores", fails)
+        monkeypatch.setattr(evaluation, "held_out_scores", fails)
     question = question_of(study_of())
     counts_2B = release_scores(question, site).counts_2B
     (attempt,) = site.ledger.attempts()

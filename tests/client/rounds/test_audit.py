@@ -13,7 +13,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.errors import AuditError, BudgetRefusal, PolicyRefusal, WireError
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.records.audit_log import verified
 from wardround.records.refusal_counts import IN_FULL, only_counted
 from wardround.study.load import Study, parse_study
@@ -22,14 +24,14 @@ from wardround_client.flower.client_app import record_of
 from wardround_client.flower.site_app import site_app
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
+from wardround_client.rounds import evaluation, training
 from wardround_client.rounds.deadline import OutOfTime, time_limit
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import admit, answer
 from wardround_client.site.site import approve_study, open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.studies.approvals import approve, decide_against, find_study
-from wardround_client.training import classification
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import train
 
 KEY = b"k" * 32
 SITE = 'name = "h"\n[privacy]\nepsilon_cap = 12.0\ndelta_cap = 1e-4\n[release]\nevaluation = "noised"\n'
@@ -215,7 +217,7 @@ def test_what_a_person_revokes_or_lowers_while_a_process_waits_for_its_turn_hold
 
 
 def test_a_round_that_is_charged_and_late_is_in_the_log_with_its_study_run_and_round(folder: Path, monkeypatch) -> None:
-    study, train = study_of(evaluation_epsilon=1.0), classification.train
+    study = study_of(evaluation_epsilon=1.0)
     approve_study(folder, study)
 
     def hangs(*arguments, **keywords):
@@ -223,8 +225,8 @@ def test_a_round_that_is_charged_and_late_is_in_the_log_with_its_study_run_and_r
         return train(*arguments, **keywords)
 
     open_site(folder)
-    monkeypatch.setattr(classification, "train", hangs)
-    monkeypatch.setattr(classification, "held_out_scores", hangs)
+    monkeypatch.setattr(training, "train", hangs)
+    monkeypatch.setattr(evaluation, "held_out_scores", hangs)
     for ask, round_ in ((answer, 1), (release_scores, 4)):
         site = open_site(folder)
         admit(broadcast_of(study, round_), site, range(1, 5))  # builds the network, which takes its time

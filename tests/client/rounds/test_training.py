@@ -11,21 +11,23 @@ import pytest
 import torch
 
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError, WireError
-from wardround.networks import build
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
+from wardround.tasks.reconstruction import networks
 from wardround.tasks.reconstruction.restorer import Restorer
 from wardround.wire.packets import Broadcast, weights_sha256
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.rounds import training
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import ReplyFolder, Site, approve_study, open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.training import classification
 from wardround_client.training.batches import Material, material_of
+from wardround_client.training.rows import training_rows
 from wardround_client.training.steps import learning_rate
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import train
 
 KEY = b"k" * 32
 
@@ -139,7 +141,7 @@ def test_an_error_with_patients_is_answered_with_noise_alone_as_one_charged_atte
     if where == "reading":
         site = dataclasses.replace(site, material_of=unreadable)
     else:
-        monkeypatch.setattr(classification, "train", fails_with_patients(classification.train))
+        monkeypatch.setattr(training, "train", fails_with_patients(train))
     message = broadcast_of(study_of())
     reply = answer(message, site).weights
     assert all((reply[name] != message.weights[name]).any() for name in reply), "the noise is in it"
@@ -154,7 +156,7 @@ def test_an_error_with_nobody_too_and_what_ends_the_process_propagate(site: Site
     def always(*arguments, **keywords):
         raise error
 
-    monkeypatch.setattr(classification, "train", always)
+    monkeypatch.setattr(training, "train", always)
     with pytest.raises(type(error)):
         answer(broadcast_of(study_of()), site)
     (attempt,) = site.ledger.attempts()
@@ -235,7 +237,7 @@ def test_a_site_whose_installed_start_differs_in_what_does_not_travel_refuses(
         "aggregation": {"nominal_sites": 1},
         "reconstruction": {"crop_px": 32},
     })  # fmt: skip
-    message, shipped = broadcast_of(study), build.load_phantom_restorer
+    message, shipped = broadcast_of(study), networks.load_phantom_restorer
 
     def altered(*arguments) -> Restorer:
         restorer = shipped(*arguments)
@@ -243,7 +245,7 @@ def test_a_site_whose_installed_start_differs_in_what_does_not_travel_refuses(
             restorer.generator.stem.weight[0, 0, 0, 0] += 1e-3
         return restorer
 
-    monkeypatch.setattr(build, "load_phantom_restorer", altered)
+    monkeypatch.setattr(networks, "load_phantom_restorer", altered)
     images = np.random.default_rng(1).integers(0, 256, (4, 1, 32, 32), dtype=np.uint8)
     material = material_of(images, np.zeros(4, np.int16), np.arange(4), np.ones(4, bool))
     here = dataclasses.replace(site, study_of=lambda _: study, material_of=lambda _: material)
@@ -409,14 +411,14 @@ def test_fedprox_pulls_towards_the_received_weights_after_the_noise() -> None:
     network = initial_network(study)
     message = broadcast_of(study)
     empty = material_of(np.zeros((0, 33), np.float32), np.zeros(0, np.int16), np.zeros(0, int), np.zeros(0, bool))
-    reply = classification.train(
+    reply = train(
         study, plan_from_study(study), network, message.weights, empty, 1, SecretRandom(), torch.device("cpu")
     )
     assert all((reply[name] == message.weights[name]).all() for name in reply)
     content["aggregation"].update(proximal_mu=2.0)
     full = twelve_images(study)
     near, far = (
-        classification.train(
+        train(
             parse_study(content | {"aggregation": content["aggregation"] | {"proximal_mu": mu}}),
             plan_from_study(study),
             network,

@@ -32,7 +32,6 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site import doctor
 from wardround_client.site.config import SiteConfig, load_site_config
 from wardround_client.site.enrolment import enrol
-from wardround_client.training import classification
 from wardround_server.operations.folder import found
 
 SECRETS = ("keys/site_key", "keys/pseudonym.key")
@@ -420,8 +419,8 @@ def test_the_doctors_step_is_a_real_one(site: Path, monkeypatch) -> None:
         raise RuntimeError("CUDA error: no kernel image is available\nmore lines")
 
     assert doctor._device(config).state == "ok"
-    monkeypatch.setattr(classification, "train", lambda study, plan, network, weights, *rest: weights)
+    monkeypatch.setattr(doctor, "train", lambda study, plan, network, weights, *rest: weights)
     assert doctor._device(config).state == "fault"
-    monkeypatch.setattr(classification, "train", fails)
+    monkeypatch.setattr(doctor, "train", fails)
     check = doctor._device(config)
     assert check.state == "fault" and check.found.endswith("no kernel image is available")

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from wardround.errors import DataError
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast
 from wardround_client.rounds.training import answer
@@ -22,7 +24,6 @@ from wardround_client.sources.forget import forget
 from wardround_client.sources.images.layout import discover
 from wardround_client.sources.ingest import ingest
 from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out
-from wardround_client.training.weights import initial_network, trained_parameters
 
 KEY = b"site key of the tests, 32 bytes."
 PATIENTS, IMAGES_EACH = 8, 3

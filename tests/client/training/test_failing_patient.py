@@ -13,15 +13,19 @@ import pytest
 import torch
 
 from wardround.errors import DataError, WardroundError
+from wardround.networks.build import initial_network
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification import objective
+from wardround.tasks.reconstruction import objective as restoration
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import draw_patients, index_patients
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
 from wardround_client.sources.cohort import CohortRow, open_cohort, write_cohort
-from wardround_client.training import classification, features, reconstruction
+from wardround_client.training import features
 from wardround_client.training.batches import HeldOutImages, material_of, or_one_by_one
-from wardround_client.training.scoring import patient_logits
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.scoring import held_out_scores
+from wardround_client.training.train import train
 
 CPU = torch.device("cpu")
 BAD = 255  # every pixel of the image that fails
@@ -54,7 +58,7 @@ def trained(study: Study, images: np.ndarray, patients: list[int]) -> dict[str, 
     rows = np.array([row for patient in patients for row in (2 * patient, 2 * patient + 1)], dtype=int)
     labels = (rows // 2 % 2).astype(np.int16)
     material = material_of(images[rows], labels, np.repeat(patients, 2), np.ones(len(rows), bool))
-    return classification.train(study, plan, network, start, material, 1, KnownRandom(b"k"), CPU)
+    return train(study, plan, network, start, material, 1, KnownRandom(b"k"), CPU)
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def unviewable(monkeypatch) -> None:
 
         return views
 
-    monkeypatch.setattr(classification, "augmentation", augmentation)
+    monkeypatch.setattr(objective, "augmentation", augmentation)
 
 
 @pytest.mark.parametrize("failing", [0, 3, 6])
@@ -150,7 +154,7 @@ def test_a_held_out_patient_who_cannot_be_scored_changes_no_other_score(monkeypa
     held_out = HeldOutImages(
         images_NCHW=images, labels_N=np.zeros(8, np.int64), patient_N=np.repeat(np.arange(4), 2).astype(np.int32)
     )
-    right, _ = patient_logits(network, study, start, held_out, CPU)
+    right, _ = held_out_scores(network, study, start, held_out, CPU)
     forward = type(network).forward
 
     def fails(self, images_NCHW):
@@ -159,7 +163,7 @@ def test_a_held_out_patient_who_cannot_be_scored_changes_no_other_score(monkeypa
         return forward(self, images_NCHW)
 
     monkeypatch.setattr(type(network), "forward", fails)
-    found, _ = patient_logits(network, study, start, held_out, CPU)
+    found, _ = held_out_scores(network, study, start, held_out, CPU)
     assert math.isnan(found[2]) and np.array_equal(found[[0, 1, 3]], right[[0, 1, 3]])
 
 
@@ -174,13 +178,13 @@ def test_so_is_one_who_cannot_be_restored(monkeypatch) -> None:
         labels_N=np.zeros(6, np.int64),
         patient_N=np.repeat(np.arange(3), 2).astype(np.int32),
     )
-    restored = reconstruction.restored
+    restored = restoration.restored
 
     def fails(network, degradation, images, device):
         if (images == BAD).all():
             raise MemoryError
         return restored(network, degradation, images, device)
 
-    monkeypatch.setattr(reconstruction, "restored", fails)
-    found, _ = reconstruction.held_out_scores(network, study, start, held_out, CPU)
+    monkeypatch.setattr(restoration, "restored", fails)
+    found, _ = held_out_scores(network, study, start, held_out, CPU)
     assert math.isnan(found[1]) and np.isfinite(found[[0, 2]]).all()

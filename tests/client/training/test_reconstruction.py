@@ -9,18 +9,22 @@ import pytest
 import torch
 
 from wardround.errors import StudyError, WardroundError
-from wardround.networks.build import architecture_sha256, build_model, exchanged_names
+from wardround.networks.build import build_model, initial_network
+from wardround.networks.exchanged import exchanged_names
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
+from wardround.tasks.reconstruction.objective import joint_loss
 from wardround.tasks.reconstruction.restorer import INPUTS
 from wardround_client.clipping.bookkeeping import clip_by_bookkeeping
 from wardround_client.clipping.engines import PatientBatch, check_engine, clip_by_loop, sum_unclipped
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import KnownRandom
-from wardround_client.training import reconstruction, steps
+from wardround_client.training import steps
 from wardround_client.training.batches import HeldOutImages, SpeedPlan, material_of
-from wardround_client.training.task import task_of
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.scoring import held_out_scores
+from wardround_client.training.train import plan_speed, train
 
 SIDE = 32
 
@@ -76,7 +80,7 @@ def test_adding_a_patient_moves_the_joint_clipped_sum_by_at_most_c(engine, train
     """Over generator and discriminator together, not each: their two halves share one bound."""
     study = study_of(model__trainable=trainable)
     network = awake(study)
-    joint, parameters = reconstruction.joint_loss(network, study), trained_parameters(network, study)
+    joint, parameters = joint_loss(network, study), trained_parameters(network, study)
     images = quadruples(6)
     images[4:] = 255 * (images[4:] > 127)  # a patient unlike the others
     bound = 1e-3
@@ -93,7 +97,7 @@ def test_adding_a_patient_moves_the_joint_clipped_sum_by_at_most_c(engine, train
 def test_book_keeping_of_the_joint_loss_equals_the_loop(trainable) -> None:
     study = study_of(model__trainable=trainable)
     network = awake(study)
-    joint, parameters = reconstruction.joint_loss(network, study), trained_parameters(network, study)
+    joint, parameters = joint_loss(network, study), trained_parameters(network, study)
     check_engine(clip_by_bookkeeping, joint, parameters, loss_of_image, quadruples(7), 1, 1.0)
 
 
@@ -127,7 +131,7 @@ def test_the_generators_term_moves_no_weight_of_the_discriminator_and_the_other_
 
 def test_an_image_s_loss_depends_on_that_image_alone() -> None:
     study = study_of()
-    joint = reconstruction.joint_loss(awake(study), study)
+    joint = joint_loss(awake(study), study)
     images = quadruples(4)
     others = images.clone()
     others[1:] = 255 - others[1:]
@@ -138,7 +142,7 @@ def test_an_image_s_loss_depends_on_that_image_alone() -> None:
 def test_a_patient_whose_gradient_is_not_a_number_counts_as_zero() -> None:
     study = study_of()
     network = awake(study)
-    joint, parameters = reconstruction.joint_loss(network, study), trained_parameters(network, study)
+    joint, parameters = joint_loss(network, study), trained_parameters(network, study)
     images = quadruples(3)
     images[2, 0, 0, 0] = math.nan
     whole = clip_by_bookkeeping(joint, parameters, batch_of(images, 1, 1, 1), loss_of_image, 1e-3)
@@ -154,7 +158,7 @@ def trained(study: Study, images: np.ndarray, patient_N: np.ndarray, key: bytes 
     material = material_of(images, np.zeros(len(images), np.int64), patient_N, rows_N)
     plan, cpu = plan_from_study(study), torch.device("cpu")
     speed = SpeedPlan(engine=sum_unclipped if math.isinf(plan.max_grad_norm) else clip_by_bookkeeping)
-    return task_of(study).train(study, plan, network, start, material, 1, KnownRandom(key), cpu, speed)
+    return train(study, plan, network, start, material, 1, KnownRandom(key), cpu, speed)
 
 
 def test_an_empty_draw_steps_on_noise_alone_and_what_travels_is_all_that_changes() -> None:
@@ -178,7 +182,7 @@ def test_without_noise_and_bound_it_is_plain_training_and_it_learns() -> None:
     after = trained(study, images, np.arange(6))
     held_out = HeldOutImages(images_NCHW=images, labels_N=np.zeros(6, np.int64), patient_N=np.array([3, 3, 1, 1, 9, 9]))
     network = initial_network(study)
-    gain_P, _ = reconstruction.held_out_scores(network, study, after, held_out, torch.device("cpu"))
+    gain_P, _ = held_out_scores(network, study, after, held_out, torch.device("cpu"))
     assert len(gain_P) == 3 and gain_P.mean() > 0.3
 
 
@@ -190,10 +194,10 @@ def test_a_held_out_patient_s_score_depends_on_that_patient_alone_and_is_zero_fo
     other = {name: value + 0.01 for name, value in start.items()}
     everyone = HeldOutImages(images_NCHW=images, labels_N=labels, patient_N=np.array([0, 1, 1, 2]))
     one = HeldOutImages(images_NCHW=images[1:3], labels_N=labels[:2], patient_N=np.array([1, 1]))
-    scores, _ = reconstruction.held_out_scores(initial_network(study), study, other, everyone, cpu)
-    alone, positive = reconstruction.held_out_scores(initial_network(study), study, other, one, cpu)
+    scores, _ = held_out_scores(initial_network(study), study, other, everyone, cpu)
+    alone, positive = held_out_scores(initial_network(study), study, other, one, cpu)
     assert scores[1] == alone[0] and not positive.any()
-    again, _ = reconstruction.held_out_scores(initial_network(study), study, start, everyone, cpu)
+    again, _ = held_out_scores(initial_network(study), study, start, everyone, cpu)
     assert np.array_equal(again, np.zeros(3))
 
 
@@ -201,12 +205,12 @@ def test_a_site_refuses_to_train_when_its_clipping_differs_from_the_loop(monkeyp
     """Planted: the discriminator's views forgotten, so that half of its gradient is another patient's."""
     study = study_of()
     plan, cpu = plan_from_study(study), torch.device("cpu")
-    assert reconstruction.plan_speed(awake(study), study, plan, cpu).images_per_batch >= 1
+    assert plan_speed(awake(study), study, plan, cpu).images_per_batch >= 1
     from wardround_client.clipping import layer_rules, select
 
     monkeypatch.setattr(layer_rules.Units, "seen", lambda self, views: self)
     monkeypatch.setattr(select, "_loop", lambda speed: clip_by_loop)
-    chosen = reconstruction.plan_speed(awake(study), study, plan, cpu).engine
+    chosen = plan_speed(awake(study), study, plan, cpu).engine
     assert chosen is clip_by_loop  # the book-keeping engine did not pass, and gave way to the oracle
 
 

@@ -12,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardround.errors import BudgetRefusal
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
+from wardround.tasks.synthesis import gan_objective, sampler_objective
 from wardround.tasks.synthesis.dcgan import hinge_of_real
+from wardround.tasks.synthesis.study import section_of
 from wardround.wire.packets import Broadcast
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Cap, Ledger
@@ -22,9 +26,8 @@ from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import Site
-from wardround_client.training import gan_training, sampler_training, synthesis
 from wardround_client.training.batches import Material, material_of
-from wardround_client.training.weights import initial_network, trained_parameters
+from wardround_client.training.train import plan_speed, train
 
 CPU = torch.device("cpu")
 PATIENTS = 5
@@ -72,7 +75,7 @@ def start_of(study: Study) -> dict[str, np.ndarray]:
 
 
 def trained(study: Study, plan: PrivacyPlan, data: Material, key: bytes = b"k") -> dict[str, np.ndarray]:
-    return synthesis.train(study, plan, initial_network(study), start_of(study), data, 1, KnownRandom(key), CPU)
+    return train(study, plan, initial_network(study), start_of(study), data, 1, KnownRandom(key), CPU)
 
 
 def noiseless(study: Study) -> PrivacyPlan:
@@ -100,13 +103,13 @@ def test_adding_a_patient_moves_the_clipped_sum_over_both_heads_or_the_discrimin
     study = study_of(name) if name == "phantom-sampler" else gan_study()
     network, data = initial_network(study), material(seed, name=name)
     parameters = trained_parameters(network, study)
-    speed = synthesis.plan_speed(network, study, plan_from_study(study), CPU)
+    speed = plan_speed(network, study, plan_from_study(study), CPU)
     if name == "dcgan":
-        part, local = network.discriminator, gan_training.part_of(parameters, "discriminator.")
+        part, local = network.discriminator, gan_objective.part_of(parameters, "discriminator.")
         loss = hinge_of_real
     else:
         part, local = network.head, {key.removeprefix("head."): p for key, p in parameters.items()}
-        loss = sampler_training.loss_of(study.synthesis.realness_weight)
+        loss = sampler_objective.loss_of(section_of(study).realness_weight)
     batch = batch_of(data, study)
     more = speed.engine(part, local, batch, loss, CLIP)
     last = int(batch.start_U1[-2])
@@ -148,10 +151,14 @@ def test_unequal_real_and_fake_counts_change_nothing(name: str) -> None:
         data = material(7, patients, name)
         reply, start = trained(study, plan, data), start_of(study)
         if name == "dcgan":
-            part, local, loss = network.discriminator, gan_training.part_of(parameters, "discriminator."), hinge_of_real
+            part, local, loss = (
+                network.discriminator,
+                gan_objective.part_of(parameters, "discriminator."),
+                hinge_of_real,
+            )
         else:
             part, local = network.head, {key.removeprefix("head."): p for key, p in parameters.items()}
-            loss = sampler_training.loss_of(study.synthesis.realness_weight)
+            loss = sampler_objective.loss_of(section_of(study).realness_weight)
         prefix = "discriminator." if name == "dcgan" else "head."
         own = clip_by_loop(part, local, batch_of(data, study), loss, CLIP).gradients
         added.append({
@@ -161,7 +168,7 @@ def test_unequal_real_and_fake_counts_change_nothing(name: str) -> None:
     if name == "phantom-sampler":
         with torch.no_grad():
             network.head.realness.weight.copy_(torch.from_numpy(start["head.realness.weight"]))
-        expected = sampler_training.phantoms_gradient(network, study.synthesis.realness_weight).numpy()
+        expected = sampler_objective.phantoms_gradient(network, section_of(study).realness_weight).numpy()
         np.testing.assert_allclose(added[0]["realness.weight"], expected, atol=2e-6)
     assert max(np.abs(one).max() for one in added[0].values()) > 1e-5
     for key in added[0]:

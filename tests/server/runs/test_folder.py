@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from wardround.errors import ModelError, RoundError, UsageError, WardroundError
-from wardround.networks.build import architecture_sha256, build_model
+from wardround.networks.build import build_model
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.processes.supervisor import sole
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import parse_study

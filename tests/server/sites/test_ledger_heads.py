@@ -18,14 +18,14 @@ from tests.server.sites.test_certificates import public_key
 from typer.testing import CliRunner
 
 from wardround.errors import RoundError, UsageError, WardroundError, WireError
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.study.load import parse_study
 from wardround.wire.evaluation import ScoreRelease, SiteRelease, pack_release, unpack_release
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.site.site import Site
-from wardround_client.training.weights import initial_network
 from wardround_server.cli.main import app
 from wardround_server.operations.backup import backup, restore
 from wardround_server.operations.config import config_text

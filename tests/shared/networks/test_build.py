@@ -15,14 +15,19 @@ from torch import nn
 
 from wardround.errors import ModelError
 from wardround.networks import build
-from wardround.networks.build import architecture_sha256, build_model, exchanged_names
+from wardround.networks.build import build_model
 from wardround.networks.densenet import DenseNet121
+from wardround.networks.exchanged import TRAINABLE, exchanged_names
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.public_head import PhantomHead
 from wardround.networks.weight_standardisation import ImageStandardise, WSConv2d
 from wardround.study.load import load_study
 from wardround.study.schema import DataSection, ModelSection
+from wardround.tasks.classification.networks import FROM_SCRATCH
+from wardround.tasks.reconstruction.study import ReconstructionSection
 
-NAMES = tuple(build.FROM_SCRATCH)
+NAMES = tuple(FROM_SCRATCH)
+LOW_DOSE = ReconstructionSection(degradation="low-dose")
 GREY = DataSection(labels=("benign", "malignant"), image_size=64)
 
 
@@ -257,10 +262,10 @@ def test_frozen_public_features_count_with_their_values_and_the_head_does_not():
     assert architecture_sha256(network) != before
 
 
-@pytest.mark.parametrize("trainable", build.TRAINABLE)
+@pytest.mark.parametrize("trainable", TRAINABLE)
 @pytest.mark.parametrize("name", ["phantom-encoder", "restorer", "dcgan"])
 def test_what_is_frozen_and_comes_from_a_file_counts_with_its_values_and_what_travels_does_not(name, trainable):
-    network = build_model(ModelSection(name=name, trainable=trainable), GREY, seed=0, degradation="low-dose")
+    network = build_model(ModelSection(name=name, trainable=trainable), GREY, seed=0, section=LOW_DOSE)
     before, travels = architecture_sha256(network), exchanged_names(network, trainable)
     counts = set()
     for parameter_name, parameter in network.named_parameters():
@@ -275,17 +280,17 @@ def test_what_is_frozen_and_comes_from_a_file_counts_with_its_values_and_what_tr
 
 
 def test_frozen_weights_of_a_seed_do_not_count_for_their_last_bits_depend_on_the_processor():
-    one, other = (build_model(scratch("restorer", "head"), GREY, seed, "low-dose") for seed in (0, 1))
+    one, other = (build_model(scratch("restorer", "head"), GREY, seed, LOW_DOSE) for seed in (0, 1))
     assert not torch.equal(one.generator.stem.weight, other.generator.stem.weight)
     assert architecture_sha256(one) == architecture_sha256(other)
 
 
 @pytest.mark.parametrize("name", ["restorer", "dcgan"])
 def test_a_file_serves_a_study_in_which_another_part_trains(name, tmp_path):
-    trained = build_model(ModelSection(name=name, trainable="head"), GREY, seed=0, degradation="low-dose")
+    trained = build_model(ModelSection(name=name, trainable="head"), GREY, seed=0, section=LOW_DOSE)
     metadata, path = {"architecture_sha256": architecture_sha256(trained)}, tmp_path / "model.safetensors"
     save_file(trained.state_dict(), path, metadata=metadata)
-    for trainable in build.TRAINABLE:
+    for trainable in TRAINABLE:
         assert same(build_model(from_file(name, path, trainable=trainable), GREY, seed=1), trained)
     with torch.no_grad():
         next(iter(trained.discriminator.parameters())).add_(1)  # another frozen part than the one of that hash

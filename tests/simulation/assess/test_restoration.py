@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from wardround.errors import ModelError
-from wardround.networks.build import architecture_sha256, build_model
+from wardround.networks.build import build_model, initial_network
+from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import load_weights, trained_parameters
 from wardround.phantoms.scenes import generate_scenes
 from wardround.study.load import Study, parse_study
 from wardround.tasks.reconstruction.degradations import Degradation
+from wardround.tasks.reconstruction.objective import joint_loss
 from wardround.tasks.reconstruction.restorer import Restorer, load_phantom_restorer
+from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.training.reconstruction import joint_loss
-from wardround_client.training.weights import initial_network, load_weights, trained_parameters
 from wardround_server.rounds.evaluation import federated_test
 from wardround_simulation.assess import restoration_folds
 from wardround_simulation.assess.assessment import AtEnd, assessment_of
@@ -205,7 +207,7 @@ def test_pre_training_writes_a_file_that_a_study_loads_and_the_same_seed_gives_t
 def test_the_shipped_restorer_beats_the_classical_start_on_phantoms_it_never_saw(kind) -> None:
     study = study_of(degradation=kind).model_copy()
     model = study.model.model_copy(update={"init": "phantom"})
-    network = build_model(model, study.data, 0, kind)
+    network = build_model(model, study.data, 0, ReconstructionSection(degradation=kind))
     spoiled = spoil(generate_scenes(24, 991).numpy()[:, None], Degradation(kind=kind))
     from wardround_simulation.assess.restoration_measures import by_network
 

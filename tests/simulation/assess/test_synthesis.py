@@ -14,11 +14,12 @@ import torch
 from paths import ROOT
 
 from wardround.errors import DataError
+from wardround.networks.build import initial_network
 from wardround.phantoms.crops import generate_crops
 from wardround.study.load import Study, load_study
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.training.task import held_out_images, task_of, training_rows
-from wardround_client.training.weights import initial_network
+from wardround_client.training.rows import held_out_images, training_rows
+from wardround_client.training.scoring import held_out_scores
 from wardround_simulation.assess import synthesis
 from wardround_simulation.assess.assessment import AtEnd, assessment_of
 from wardround_simulation.engine import in_process
@@ -131,14 +132,14 @@ def test_a_held_out_patients_score_is_from_that_patient_alone(tmp_path: Path, ov
     (hospital, _) = hospitals_of(tmp_path, study)
     held_out, weights = held_out_images(study, hospital.cohort), in_process.start_weights(study)
     network, cpu = initial_network(study), torch.device("cpu")
-    scores_P, positive_P = task_of(study).held_out_scores(network, study, weights, held_out, cpu)
+    scores_P, positive_P = held_out_scores(network, study, weights, held_out, cpu)
     assert len(scores_P) == len(np.unique(held_out.patient_N)) == len(positive_P) and np.ptp(scores_P) > 0
     rows = held_out.patient_N == held_out.patient_N[-1]
     alone = type(held_out)(
         images_NCHW=held_out.images_NCHW[rows], labels_N=held_out.labels_N[rows], patient_N=held_out.patient_N[rows]
     )
     last = np.flatnonzero(np.unique(held_out.patient_N) == held_out.patient_N[-1])[0]
-    assert task_of(study).held_out_scores(network, study, weights, alone, cpu)[0][0] == scores_P[last]
+    assert held_out_scores(network, study, weights, alone, cpu)[0][0] == scores_P[last]
 
 
 @pytest.mark.slow

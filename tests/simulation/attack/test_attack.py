@@ -1,7 +1,7 @@
 """The attack: every planted fault is found by its named check, the product passes them all, and the attacks themselves
 work where there is no privacy.
 
-A fault is planted in the product's own training: one part is replaced while the real `classification.train` runs.
+A fault is planted in the product's own training: one part is replaced while the real `train` runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from scipy import stats
 
 from wardround import accounting
-from wardround.networks.build import architecture_sha256
+from wardround.networks.build import initial_network
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.phantoms.crops import generate_crops
 from wardround.study.load import Study, parse_study
 from wardround_client.clipping.engines import ClippedSum, clip_by_loop
@@ -33,9 +34,8 @@ from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.rounds import training
 from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.training import classification, steps
-from wardround_client.training.task import training_rows
-from wardround_client.training.weights import initial_network
+from wardround_client.training import steps
+from wardround_client.training.rows import training_rows
 from wardround_server.rounds import loop
 from wardround_simulation.assess.assessment import AtEnd, assessment_of
 from wardround_simulation.attack import checks, inversion, membership, run_files
@@ -79,7 +79,7 @@ def with_part(**parts):
 
     def train(*arguments):
         with patch.multiple(steps, **parts):
-            return classification.train(*arguments)
+            return train(*arguments)
 
     return train
 
@@ -161,7 +161,7 @@ def _plan_for(study: Study, patients: int):
 def divided_by_patients() -> System:
     def train(study, plan, network, weights, material, *rest):
         other = replace(plan, nominal_patients=max(1, material.index.patients))
-        return classification.train(study, other, network, weights, material, *rest)
+        return train(study, other, network, weights, material, *rest)
 
     return System(train=train)
 

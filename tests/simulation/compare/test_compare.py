@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.training.batches import material_of
-from wardround_client.training.weights import initial_network
 from wardround_simulation.compare import compare
 from wardround_simulation.engine import in_process
 from wardround_simulation.run.hospitals import SIMULATION_KEY

@@ -16,12 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wardround.errors import ModelError, StudyError
-from wardround.networks.build import architecture_sha256, build_model
+from wardround.networks.build import build_model, initial_network
+from wardround.networks.fingerprint import architecture_sha256
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.study.load import Study, load_study, parse_study
 from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, phantom_sampler
-from wardround_client.training.weights import initial_network
 from wardround_simulation.assess.synthesis_measures import copies, frechet, frechet_interval, told_apart
 from wardround_simulation.cli.main import app
 from wardround_simulation.generate import generation

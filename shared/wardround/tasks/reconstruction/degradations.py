@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wardround.study.schema import ReconstructionSection
+from wardround.tasks.objective import Draws
 from wardround.tasks.reconstruction.image_quality import to_8_bit
+from wardround.tasks.reconstruction.study import ReconstructionSection
 
 Kind = Literal["super-resolution", "low-dose", "blur", "missing"]
 KINDS: tuple[Kind, ...] = ("super-resolution", "low-dose", "blur", "missing")
@@ -29,16 +30,8 @@ RECTANGLES, LINES = 3, 6
 LARGEST_BLUR_REACH_PX = 12
 
 
-class Numbers(Protocol):
-    """A source of random numbers: `wardround_client.privacy.secure_random.SecretRandom`, or `SeededNumbers`."""
-
-    def normal(self, count: int) -> Tensor: ...
-
-    def uniform(self, count: int) -> np.ndarray: ...
-
-
 class SeededNumbers:
-    """Numbers that anyone can draw again: for phantoms, for tests, and for the degradation of a known test image."""
+    """Draws that anyone can draw again: for phantoms, for tests, and for the degradation of a known test image."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
@@ -50,6 +43,10 @@ class SeededNumbers:
     def uniform(self, count: int) -> np.ndarray:
         """`count` uniform float64 in [0, 1)."""
         return self._generator.random(count)
+
+    def words(self, count: int) -> np.ndarray:
+        """`count` uniform 64-bit words."""
+        return self._generator.integers(0, 2**64, count, dtype=np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,7 @@ class Degraded:
     known_N1HW: Tensor
 
 
-def degrade(images_N1HW: Tensor, degradation: Degradation, numbers: Numbers) -> Degraded:
+def degrade(images_N1HW: Tensor, degradation: Degradation, numbers: Draws) -> Degraded:
     """Spoil each image by itself. Grey values 0..255, uint8 or float; H and W multiples of the factor."""
     images = images_N1HW.float()
     known = torch.ones_like(images)
@@ -125,7 +122,7 @@ def degrade(images_N1HW: Tensor, degradation: Degradation, numbers: Numbers) -> 
     return Degraded(observed_N1HW=to_8_bit(images * known), known_N1HW=known)
 
 
-def correlated_noise(shape: tuple[int, ...], numbers: Numbers) -> Tensor:
+def correlated_noise(shape: tuple[int, ...], numbers: Draws) -> Tensor:
     """Noise (N, 1, H, W) of deviation 1 in expectation, with the power spectrum of filtered back-projection: it rises
     with the frequency (the ramp) and falls with the kernel's resolution, f exp(-f / peak).
     """
@@ -148,7 +145,7 @@ def gaussian_blur(images_N1HW: Tensor, deviation_px: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
 
-def missing_parts(shape: tuple[int, ...], share: float, numbers: Numbers) -> Tensor:
+def missing_parts(shape: tuple[int, ...], share: float, numbers: Draws) -> Tensor:
     """Masks (N, 1, H, W), 0 where data are missing: three rectangles and up to six lines an image, about `share` of
     it."""
     count, _, rows, columns = shape
@@ -171,7 +168,7 @@ def missing_parts(shape: tuple[int, ...], share: float, numbers: Numbers) -> Ten
 
 
 def numbers_of(image_HW: np.ndarray) -> SeededNumbers:
-    """Numbers that depend on the image alone (its SHA-256): how a test image is spoiled depends on no other image, and
+    """Draws that depend on the image alone (its SHA-256): how a test image is spoiled depends on no other image, and
     is the same each time."""
     digest = hashlib.sha256(np.ascontiguousarray(image_HW).tobytes()).digest()
     return SeededNumbers(int.from_bytes(digest[:8], "little"))

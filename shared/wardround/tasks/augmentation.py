@@ -1,4 +1,4 @@
-"""Views of the drawn images. They are drawn from the site's secret randomness, as the patients are."""
+"""Augmentation: random views of the drawn images, from the site's secret randomness."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from wardround.study.load import Study
-from wardround_client.privacy.secure_random import SecretRandom
-from wardround_client.training.batches import Augmentation
+from wardround.tasks.objective import Augmentation, Draws
 
 
-def augmentation(study: Study, randomness: SecretRandom) -> Augmentation:
+def augmentation(study: Study, draws: Draws) -> Augmentation:
     """Views of the drawn images, (N, C, H, W): `flips`, a random flip and quarter turn each; `light`, also turns by any
     angle, shifts by up to 6 %, scales by up to 15 %, grey values by up to 10 %.
     """
@@ -21,7 +20,7 @@ def augmentation(study: Study, randomness: SecretRandom) -> Augmentation:
         return lambda images_NCHW: images_NCHW
 
     def turn(images_NCHW: Tensor) -> Tensor:
-        code_N = torch.from_numpy((randomness.words(len(images_NCHW)) >> np.uint64(61)).astype(np.int64))
+        code_N = torch.from_numpy((draws.words(len(images_NCHW)) >> np.uint64(61)).astype(np.int64))
         out = torch.empty_like(images_NCHW)
         for code in range(8):
             chosen = (code_N == code).to(images_NCHW.device)
@@ -30,7 +29,7 @@ def augmentation(study: Study, randomness: SecretRandom) -> Augmentation:
         return out
 
     def light(images_NCHW: Tensor) -> Tensor:
-        uniform_N6 = torch.from_numpy(randomness.uniform(6 * len(images_NCHW)).reshape(-1, 6) * 2 - 1)
+        uniform_N6 = torch.from_numpy(draws.uniform(6 * len(images_NCHW)).reshape(-1, 6) * 2 - 1)
         angle, zoom, right, down, gain, shift = uniform_N6.float().to(images_NCHW.device).unbind(1)
         scale, cosine, sine = torch.exp(0.15 * zoom), torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
         rows = [scale * cosine, -scale * sine, 0.06 * right, scale * sine, scale * cosine, 0.06 * down]

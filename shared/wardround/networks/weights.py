@@ -1,4 +1,4 @@
-"""A study's network and the weights of it that move and travel, whatever the task."""
+"""The weights of a study's network that train and travel: found, loaded and copied out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wardround.networks.build import build_model, exchanged_names
+from wardround.networks.exchanged import exchanged_names
 from wardround.study.load import Study
-
-
-def initial_network(study: Study) -> nn.Module:
-    """The study's network with its initial weights, on the CPU."""
-    return build_model(study.model, study.data, study.study.seed, study.degradation)
 
 
 def trained_parameters(network: nn.Module, study: Study) -> dict[str, nn.Parameter]:

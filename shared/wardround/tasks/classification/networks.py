@@ -1,0 +1,53 @@
+"""The networks that classify, with their first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from wardround.networks.densenet import DenseNet121
+from wardround.networks.model_file import load_strictly, read_model_file
+from wardround.networks.phantom_encoder import load_phantom_encoder
+from wardround.networks.public_head import PhantomHead, PhantomNetwork, phantom_network
+from wardround.networks.resnet import LARGE_WIDTHS, SMALL_WIDTHS, ResNet
+from wardround.networks.seed_cnn import SeedCNN
+from wardround.study.schema import DataSection, ModelSection, Section
+
+FROM_SCRATCH: dict[str, Callable[[DataSection, int], nn.Module]] = {
+    "phantom-encoder": lambda data, outputs: PhantomNetwork(outputs),
+    "seed-cnn": lambda data, outputs: SeedCNN(data.channel_count, data.image_size, outputs),
+    "resnet-small": lambda data, outputs: ResNet(data.channel_count, SMALL_WIDTHS, outputs),
+    "resnet-large": lambda data, outputs: ResNet(data.channel_count, LARGE_WIDTHS, outputs),
+    "densenet121": lambda data, outputs: DenseNet121(data.channel_count, outputs),
+}
+
+
+def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
+    """The network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
+    if model.init == "random":
+        return _from_scratch(model, data)
+    if model.init == "phantom":
+        return _from_phantoms(model, data, None)
+    path = Path(model.init)
+    tensors, metadata = read_model_file(path, model.init_sha256)
+    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+        return _from_phantoms(model, data, str(path))
+    network = _from_phantoms(model, data, None) if _is_phantom_head(model) else _from_scratch(model, data)
+    load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
+    return network
+
+
+def _from_scratch(model: ModelSection, data: DataSection) -> nn.Module:
+    return FROM_SCRATCH[model.name](data, 1 if len(data.labels) == 2 else len(data.labels))
+
+
+def _from_phantoms(model: ModelSection, data: DataSection, path: str | None) -> nn.Module:
+    encoder, public = load_phantom_encoder(path)
+    return PhantomHead(public, data.labels) if _is_phantom_head(model) else phantom_network(encoder, data.labels)
+
+
+def _is_phantom_head(model: ModelSection) -> bool:
+    """Whether the features are the frozen public ones. A random encoder has none: its head reads its pooled maps."""
+    return model.name == "phantom-encoder" and model.trainable == "head" and model.init != "random"

@@ -1,0 +1,62 @@
+"""Classification: cross-entropy of the labels, over images, or over frozen features where only the head trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wardround.networks.weights import trained_parameters
+from wardround.study.load import Study
+from wardround.tasks.augmentation import augmentation
+from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
+from wardround.tasks.objective import Objective, StepTools
+
+FEATURE_ROWS = 64  # in one pass: rows of features cost little
+
+usable_rows = labelled_rows
+is_positive = has_positive_label
+patient_score = highest_logit
+
+
+def reads_features(study: Study) -> bool:
+    """Whether training reads frozen features instead of images: only the head trains, and nothing is augmented."""
+    return study.model.trainable == "head" and study.training.augmentation == "none"
+
+
+def trained_part(network: nn.Module, study: Study) -> nn.Module:
+    """The module that training runs: the head alone over frozen features, else the whole network."""
+    return network.head if reads_features(study) else network
+
+
+def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Binary cross-entropy for one output, cross-entropy for more; (N,) losses."""
+    if logits_NK.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(
+            logits_NK[:, 0], labels_N.to(logits_NK.dtype), reduction="none"
+        )
+    return functional.cross_entropy(logits_NK, labels_N, reduction="none")
+
+
+def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objective:
+    """Cross-entropy over the trained part."""
+    part = trained_part(network, study)
+    parameters = trained_parameters(network, study)
+    local = {name.removeprefix("head.") if part is not network else name: p for name, p in parameters.items()}
+
+    def sample() -> Tensor:
+        generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
+        if reads_features(study):
+            return torch.randn(7, network.head.in_features, generator=generator).to(tools.device)
+        size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
+        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(tools.device)
+
+    return Objective(
+        part=part,
+        parameters=local,
+        loss_per_image=loss_per_image,
+        augment=augmentation(study, tools.draws),
+        sample=sample,
+        outputs=network.head.out_features,
+        rows_at_once=FEATURE_ROWS if reads_features(study) else None,
+    )

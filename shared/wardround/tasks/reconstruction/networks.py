@@ -1,0 +1,28 @@
+"""The network that restores images, with its first weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from wardround.networks.model_file import load_strictly, read_model_file
+from wardround.study.schema import DataSection, ModelSection, Section
+from wardround.tasks.reconstruction.restorer import Restorer, load_phantom_restorer
+from wardround.tasks.reconstruction.study import ReconstructionSection
+
+
+def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
+    """The restorer with the weights of `model.init`: random, phantom (by the degradation), or those of a file."""
+    degradation = section.degradation if isinstance(section, ReconstructionSection) else None
+    if model.init == "random":
+        return Restorer()
+    if model.init == "phantom":
+        return load_phantom_restorer(degradation)
+    path = Path(model.init)
+    tensors, metadata = read_model_file(path, model.init_sha256)
+    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+        return load_phantom_restorer(degradation, str(path))
+    network = Restorer()
+    load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
+    return network

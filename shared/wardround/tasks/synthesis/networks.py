@@ -1,0 +1,41 @@
+"""The networks that make images, with their first weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from wardround.errors import ModelError
+from wardround.networks.model_file import load_strictly, read_model_file
+from wardround.study.schema import DataSection, ModelSection, Section
+from wardround.tasks.synthesis.gan import SharedGAN, phantom_gan
+from wardround.tasks.synthesis.phantom_sampler import phantom_sampler
+
+
+def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
+    """The network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
+    if model.init == "random":
+        return _from_scratch(model, data)
+    if model.init == "phantom":
+        return _from_phantoms(model, data, None)
+    path = Path(model.init)
+    tensors, metadata = read_model_file(path, model.init_sha256)
+    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+        return _from_phantoms(model, data, str(path))
+    sampler = model.name == "phantom-sampler"  # the bank of phantoms is the shipped one, and does not travel
+    network = _from_phantoms(model, data, None) if sampler else _from_scratch(model, data)
+    load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
+    return network
+
+
+def _from_scratch(model: ModelSection, data: DataSection) -> nn.Module:
+    if model.name != "dcgan":
+        raise ModelError(f"model.init: {model.name} is made of public phantoms; use 'phantom', or a file of a run")
+    return SharedGAN(data.image_size, data.channel_count, len(data.labels))
+
+
+def _from_phantoms(model: ModelSection, data: DataSection, path: str | None) -> nn.Module:
+    if model.name == "phantom-sampler":
+        return phantom_sampler(data.labels, path)
+    return phantom_gan(data.image_size, data.channel_count, data.labels, path)

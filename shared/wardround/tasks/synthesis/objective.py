@@ -1,0 +1,32 @@
+"""Synthesis: two kinds of model. In both, patients move only what is clipped, noised and charged.
+
+`phantom-sampler` chooses among public phantoms and labels them: patients move two linear heads
+(`sampler_objective.py`). `dcgan` is a generator trained against a discriminator: patients move the discriminator
+(`gan_objective.py`).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from wardround.study.load import Study
+from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
+from wardround.tasks.objective import Objective, StepTools
+from wardround.tasks.synthesis import gan_objective, sampler_objective
+from wardround.tasks.synthesis.gan import SharedGAN
+
+usable_rows = labelled_rows  # what is made has a label
+is_positive = has_positive_label
+patient_score = highest_logit  # how much a patient's image looks like the second label
+
+
+def reads_features(study: Study) -> bool:
+    """The sampler reads features, the GAN images."""
+    return study.model.name != "dcgan"
+
+
+def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objective:
+    """The discriminator's hinge loss, or the loss of the sampler's two heads."""
+    if isinstance(network, SharedGAN):
+        return gan_objective.objective_of(network, study, tools)
+    return sampler_objective.objective_of(network, study, tools)

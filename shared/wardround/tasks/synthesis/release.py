@@ -1,0 +1,34 @@
+"""What leaves a federation that trained a model of images: counts of label scores, and nothing is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from wardround.metrics.noised_auc import ScoreHistogram
+from wardround.study.load import Study
+
+SCORES_LABELS = True
+Weights = TypeVar("Weights")
+
+
+def figures(histogram: ScoreHistogram) -> dict[str, Any]:
+    """No figures beyond those of the scores."""
+    return {}
+
+
+def released_weights(
+    figures: Mapping[str, Any] | None, trained: Weights, start: Weights
+) -> tuple[Weights, dict[str, Any]]:
+    """The trained weights."""
+    return trained, {}
+
+
+def manifest(study: Study) -> dict[str, Any]:
+    """Nothing besides."""
+    return {}
+
+
+def card_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Nothing besides the figures of the scores."""
+    return []
