@@ -37,10 +37,11 @@ def images_per_batch(plan: PrivacyPlan, most: int) -> int:
 
 
 def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> float:
-    """Measured: what autograd keeps of a forward pass over two of `images_NCHW`; and a gradient for each of them, as if
-    every image were a patient of its own.
+    """Measured in a forward pass over two of `images_NCHW`: what autograd keeps, or where that is less (frozen layers
+    keep nothing) what all layers give; and a gradient for each of them, as if every image were a patient of its own.
     """
     kept: dict[int, int] = {}
+    given: list[int] = []
     weights = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -49,12 +50,26 @@ def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], ima
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def note(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            given.append(output.numel() * output.element_size())
+
     images = images_NCHW[:2]
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = network(images)  # held, so that no address comes twice
+    layers = [layer for layer in network.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = network(images)  # held, so that no address comes twice
+    finally:
+        for hook in hooks:
+            hook.remove()
     del outputs
     unit_gradient = sum(4 * parameter.numel() for parameter in parameters.values())
-    return COPIES * sum(kept.values()) / len(images) + UNIT_GRADIENT_COPIES * unit_gradient + images[0].numel()
+    return (
+        COPIES * max(sum(kept.values()), sum(given)) / len(images)
+        + UNIT_GRADIENT_COPIES * unit_gradient
+        + images[0].numel()
+    )
 
 
 def memory_bytes(device: torch.device) -> int:

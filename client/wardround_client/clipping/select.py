@@ -196,13 +196,17 @@ def _prove(
 def speed_of(plan: PrivacyPlan, precision: Precision, images_at_once: int) -> SpeedSettings:
     """How a study's steps are computed, from public numbers: groups of about half of the images that a step expects,
     so that filling up the last one wastes little.
+
+    A patient with more images than a group goes through in passes of a group's size too. Start-up has run a group, so
+    no patient needs more memory in a pass than was tried before anybody was read.
     """
     expected = plan.expected_patients * (plan.images_per_patient or IMAGES_OF_A_UNIT) / 2
     images = min(LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
+    group = max(1, min(images, images_at_once))
     return SpeedSettings(
         precision=precision,
-        images_at_once=images_at_once,
-        group_images=max(1, min(images, images_at_once)),
+        images_at_once=group,
+        group_images=group,
         images_per_unit=plan.images_per_patient,
     )
 

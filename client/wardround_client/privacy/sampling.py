@@ -52,8 +52,8 @@ def draw_patients(
 ) -> Draw:
     """Draw every patient independently with probability `plan.sampling_rate` (Poisson), then k images of each.
 
-    k = `plan.images_per_patient` without replacement, cycled when the patient has fewer, or all of them, of which
-    `most_images` are drawn where there are more: no patient takes more memory than any other may. Whether a patient is
+    k = `plan.images_per_patient` without replacement, cycled when the patient has fewer, or all of them. With
+    `most_images` nobody brings more than that: no patient takes more memory than any other may. Whether a patient is
     drawn depends on nobody else's data, as the subsampled Gaussian's accounting assumes (Mironov, Talwar, Zhang 2019).
     An empty draw is a draw.
     """
@@ -64,7 +64,8 @@ def draw_patients(
     if plan.images_per_patient is None:
         units = [_at_most(index.rows_of(patient), most_images, randomness) for patient in drawn]
     else:
-        units = [_choose(index.rows_of(patient), plan.images_per_patient, randomness) for patient in drawn]
+        count = min(plan.images_per_patient, most_images or plan.images_per_patient)
+        units = [_choose(index.rows_of(patient), count, randomness) for patient in drawn]
     start_U1 = np.concatenate([[0], np.cumsum([len(unit) for unit in units])]).astype(np.int64)
     rows_N = np.concatenate(units) if units else np.empty(0, dtype=np.int64)
     return Draw(rows_N=rows_N, start_U1=start_U1)

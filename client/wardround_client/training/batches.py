@@ -20,7 +20,7 @@ from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
 from wardround_client.sources.cohort import Rows
 
 IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
-FEATURES_PER_BATCH = 1 << 22  # numbers
+PRODUCTS_PER_BATCH = 1 << 22  # of a feature and an output: 32 MiB in the float64 of a head's gradient
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -67,20 +67,28 @@ def material_of(inputs_N: np.ndarray, labels_N: np.ndarray, patient_N: np.ndarra
     return Material(inputs_N=inputs_N, labels_N=labels_N, index=index)
 
 
+def most_rows(material: Material, images_per_batch: int, outputs: int) -> int:
+    """Rows that are computed together, and that a patient brings at most: of images what the memory holds, of features
+    many more, fewer with each output.
+    """
+    if material.reads_images:
+        return images_per_batch
+    return max(IMAGES_PER_PHYSICAL_BATCH, PRODUCTS_PER_BATCH // (material.inputs_N.shape[1] * outputs))
+
+
 def physical_batches(
-    material: Material, draw: Draw, device: torch.device, augment: Augmentation, most_images: int
+    material: Material, draw: Draw, device: torch.device, augment: Augmentation, most_rows: int
 ) -> Iterator[PatientBatch]:
-    """Split a draw at patient boundaries into batches of at most `most_images`, or of one patient with more; of
-    features into larger ones. Where a batch cannot be made, its patients come one at a time, without those of whom that
-    is true: whoever cannot be read or viewed counts as zero, like a gradient that is not finite.
+    """Split a draw at patient boundaries into batches of at most `most_rows`, or of one patient with more. Where a
+    batch cannot be made, its patients come one at a time, without those of whom that is true: whoever cannot be read or
+    viewed counts as zero, like a gradient that is not finite.
 
     `augment` is called for each patient alone: what it gives is then the same whoever else was drawn, to the last bit.
     """
-    limit = most_images if material.reads_images else max(1, FEATURES_PER_BATCH // material.inputs_N.shape[1])
     first = 0
     while first < draw.units:
         last = first + 1
-        while last < draw.units and draw.start_U1[last + 1] - draw.start_U1[first] <= limit:
+        while last < draw.units and draw.start_U1[last + 1] - draw.start_U1[first] <= most_rows:
             last += 1
         yield from or_one_by_one(
             partial(_batch, material, draw, range(first, last), device, augment),

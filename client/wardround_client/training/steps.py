@@ -7,6 +7,7 @@ Gaussian event, as in `noise.py`. Exactly `plan.local_steps` of them happen what
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +25,9 @@ from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secure_random import SecretRandom
-from wardround_client.training.batches import Material, SpeedPlan, or_one_by_one, physical_batches
+from wardround_client.training.batches import Material, SpeedPlan, most_rows, or_one_by_one, physical_batches
+
+log = logging.getLogger(__name__)
 
 
 def take_noisy_steps(
@@ -47,7 +50,8 @@ def take_noisy_steps(
     moving = list(objective.parameters.values())
     rate = learning_rate(study, plan, sum(parameter.numel() for parameter in moving), round_)
     optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, objective.parameters, randomness)
-    most = speed.images_per_batch if material.reads_images and math.isfinite(plan.max_grad_norm) else None
+    most = most_rows(material, speed.images_per_batch, objective.outputs)
+    most_of_a_patient = most if math.isfinite(plan.max_grad_norm) else None
 
     def clipped(batch: PatientBatch) -> ClippedSum:
         return speed.engine(objective.part, objective.parameters, batch, objective.loss_per_image, plan.max_grad_norm)
@@ -58,16 +62,17 @@ def take_noisy_steps(
 
     tried, counted = 0, 0
     for _ in range(plan.local_steps):
-        draw = draw_patients(plan, material.index, randomness, most)
+        draw = draw_patients(plan, material.index, randomness, most_of_a_patient)
         tried += draw.units
-        for batch in physical_batches(material, draw, device, objective.augment, speed.images_per_batch):
+        for batch in physical_batches(material, draw, device, objective.augment, most):
             sums = or_one_by_one(partial(clipped, batch), [partial(clipped, unit) for unit in batch.each()])
             counted += len(sums)
             for one in sums:
                 optimizer.accumulate_sum(one)
         optimizer.noisy_step(add_public_terms)
-    if tried and not counted:  # nobody's part is in any sum: what was released is noise alone, whoever was there
-        raise WardroundError("training failed with each patient; the log above says why")
+    if tried and not counted:
+        # To raise here would throw the noise away and draw it again, for a reason that the patients gave.
+        log.error("training failed with each patient, so this round is noise alone; the log above says why")
     if optimizer.noisy_steps != plan.local_steps:
         raise WardroundError(
             f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -50,6 +51,14 @@ NETWORKS = {
 }
 UNITS = {"k = 1": [1, 1], "k = 2": [2, 2], "k = 4": [4, 4], "all, uneven": [3, 1, 2]}
 BF16 = SpeedSettings(precision="bfloat16")
+SMALL = {
+    "study": {"name": "t", "rounds": 3, "spare_rounds": 1},
+    "data": {"labels": ["a", "b"], "image_size": 32},
+    "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
+    "training": {"learning_rate": 0.5},
+    "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
+    "aggregation": {"nominal_sites": 1},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -446,16 +455,7 @@ def test_an_engine_that_failed_is_not_proved_by_asking_again(tmp_path: Path, mon
 def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder_by_the_rule(tmp_path: Path) -> None:
     """The whole round: with the loop's name in the site's folder the loop trains, and the reply is the same patients'
     step up to rounding (known noise, which only a site without privacy admits)."""
-    study = parse_study(
-        {
-            "study": {"name": "t", "rounds": 3, "spare_rounds": 1},
-            "data": {"labels": ["a", "b"], "image_size": 32},
-            "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
-            "training": {"learning_rate": 0.5},
-            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
-            "aggregation": {"nominal_sites": 1},
-        }
-    )
+    study = parse_study(SMALL)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (18, 1, 32, 32), dtype=np.uint8)
     labels = generator.integers(0, 2, 18).astype(np.int16)
@@ -493,6 +493,32 @@ def test_images_at_once_are_a_power_of_two_that_fits_the_memory(monkeypatch) -> 
     for free, expected in ((need * 1e6, 64), (need * 4 * 11, 8), (need, 1), (0, 1)):
         monkeypatch.setattr(batch_size, "memory_bytes", lambda _, free=free: free)
         assert batch_size.images_at_once(network, parameters, images) == expected
+
+
+def test_layers_that_keep_nothing_for_a_gradient_need_memory_all_the_same() -> None:
+    """Only the head trains: autograd keeps almost nothing, but the maps are there during the pass."""
+    network = copy.deepcopy(network_of("resnet-small")[0])
+    parameters = dict(network.named_parameters())
+    images = nn.functional.interpolate(batch_of("resnet-small", [2]).inputs_N, scale_factor=8)
+    gradients = batch_size.UNIT_GRADIENT_COPIES * sum(4 * parameter.numel() for parameter in parameters.values())
+    maps = batch_size.bytes_per_image(network, parameters, images) - gradients
+    head = {name: parameter for name, parameter in parameters.items() if name.startswith("head.")}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in head)
+    assert batch_size.bytes_per_image(network, head, images) > maps / 4
+
+
+@pytest.mark.parametrize("engine", ["book-keeping", "loop"])
+def test_a_patient_of_many_images_takes_no_larger_pass_than_start_up_tried(engine) -> None:
+    plan = plan_from_study(parse_study(SMALL))
+    speed = select.speed_of(plan, "float32", 64)
+    network, parameters = network_of("seed-cnn")
+    passes = []
+    hook = network.register_forward_hook(lambda layer, inputs, output: passes.append(len(inputs[0])))
+    batch = batch_of("seed-cnn", [3 * speed.group_images + 1])
+    select.candidates_of(speed).get(engine, select._loop(speed))(network, parameters, batch, loss_per_image, 1.0)
+    hook.remove()
+    assert passes and max(passes) <= speed.group_images
 
 
 def test_memory_is_what_the_machine_has_or_its_control_group_allows_and_never_what_is_free(tmp_path: Path) -> None:

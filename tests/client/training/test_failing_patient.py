@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from wardround.errors import DataError, WardroundError
+from wardround.errors import DataError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
@@ -23,7 +23,14 @@ from wardround_client.privacy.sampling import draw_patients, index_patients
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
 from wardround_client.sources.cohort import CohortRow, open_cohort, write_cohort
 from wardround_client.training import features
-from wardround_client.training.batches import HeldOutImages, material_of, or_one_by_one
+from wardround_client.training.batches import (
+    PRODUCTS_PER_BATCH,
+    HeldOutImages,
+    Material,
+    material_of,
+    most_rows,
+    or_one_by_one,
+)
 from wardround_client.training.scoring import held_out_scores
 from wardround_client.training.train import train
 
@@ -85,10 +92,11 @@ def test_a_patient_whose_views_cannot_be_made_counts_as_zero_and_the_others_as_b
     assert all(np.allclose(whole[name], rest[name], rtol=0, atol=1e-7) for name in start)
 
 
-def test_where_everyone_fails_the_round_says_so_as_with_nobody_nothing_is_in_its_sum(unviewable) -> None:
+def test_where_everyone_fails_the_log_says_so_and_the_round_is_that_of_nobody(unviewable, caplog) -> None:
     images = np.full((4, 1, 32, 32), BAD, np.uint8)
-    with pytest.raises(WardroundError, match="failed with each patient"):
-        trained(study_of(), images, [0, 1])
+    found, nobody = trained(study_of(), images, [0, 1]), trained(study_of(), images, [])
+    assert "failed with each patient" in caplog.text
+    assert all(np.array_equal(found[name], nobody[name]) for name in nobody)
 
 
 def test_an_engine_that_fails_on_one_patient_gives_the_others_alone() -> None:
@@ -110,6 +118,17 @@ def test_no_patient_brings_more_images_than_a_batch_holds() -> None:
     assert len(set(draw.rows_N.tolist())) == 259, "without replacement"
     everything = draw_patients(plan, index, SecretRandom())
     assert np.diff(everything.start_U1).tolist() == [3, 5000]
+    asked = dataclasses.replace(plan, images_per_patient=1000)
+    assert np.diff(draw_patients(asked, index, SecretRandom(), 256).start_U1).tolist() == [256, 256]
+
+
+def test_a_patient_brings_no_more_rows_of_features_than_memory_for_their_products_allows() -> None:
+    def features(width: int) -> Material:
+        return material_of(np.zeros((2, width), np.float32), np.zeros(2, np.int16), np.arange(2), np.ones(2, bool))
+
+    assert most_rows(features(33), 64, 1) == PRODUCTS_PER_BATCH // 33
+    assert most_rows(features(1024), 64, 64) == 64
+    assert most_rows(features(1024), 64, 8) == PRODUCTS_PER_BATCH // (1024 * 8)
 
 
 def test_features_of_an_image_that_cannot_be_computed_are_not_numbers_and_are_not_kept(tmp_path, monkeypatch) -> None:
