@@ -169,7 +169,7 @@ def test_every_program_takes_all_rights_of_others_from_what_it_and_its_children_
     assert done.returncode == 0 and {path.name for path in tmp_path.iterdir()} == {"own", "childs"}
     assert open_to_others(tmp_path) == {}
     for room in ("client", "server", "simulation"):
-        assert "run_program(" in (ROOT / room / f"wardround_{room}" / "cli.py").read_text(encoding="utf-8")
+        assert "run_program(" in (ROOT / room / f"wardround_{room}" / "cli" / "main.py").read_text(encoding="utf-8")
 
 
 def test_a_file_of_an_older_version_is_closed_when_it_is_written_again(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_reply_whose_line_is_cut_at_every_other_piece_arrives_whole(ours, monk
 
 STUCK = """
 import threading, time
-from wardround_client import supernode
+from wardround_client.flower import supernode
 
 def loop():
     threading.Thread(target=time.sleep, args=(600,)).start()

@@ -114,8 +114,8 @@ from pathlib import Path
 from flwr.supernode.runtime import run_clientapp as inside
 folder, bundle, closed = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), sys.argv[3] == "closed"
 if closed:
-    from wardround_client import gate
-    gate.close_the_gate(lambda message, context: "ours")
+    from wardround_client.flower import task_process
+    task_process.close_the_gate(lambda message, context: "ours")
 inside.install_from_fab(bundle, skip_prompt=True)
 load = inside.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
 import hashlib
@@ -276,7 +276,8 @@ for name in WARM:
 from wardround_client.privacy.secure_random import SecretRandom
 assert threading.active_count() == 1 and not torch.cuda.is_initialized()
 assert not [one for one in gc.get_objects() if isinstance(one, SecretRandom)]
-from wardround_client import round, site, app, evaluation  # what a round needs is among them
+from wardround_client.flower import client_app  # what a round needs is among them
+from wardround_client.rounds import evaluation, training
 """
     subprocess.run([sys.executable, "-I", "-c", look], check=True, timeout=120)
 
