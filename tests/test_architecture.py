@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from wardround.tasks import TASKS
+
 ROOMS = {
     "shared": "wardround",
     "client": "wardround_client",
@@ -71,6 +73,11 @@ UNPICKLES = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "m
 CALLS_OUT = ("socket", "ssl", "http", "urllib", "ftplib", "smtplib", "requests", "httpx", "aiohttp")
 # For `doctor`: who answers, and which port is free.
 MAY_CALL_OUT = {f"{SHARED}/operations/tls_probe.py": {"socket", "ssl"}}
+CALLS_THAT_RUN_TEXT = (
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen",
+    "torch.load", "torch.jit.load", "torch.hub.load", "importlib.import_module",
+)  # fmt: skip
+MAY_IMPORT_BY_NAME = (f"{SHARED}/tasks/registry.py",)  # of the tasks that tasks/__init__.py lists
 LONGEST_FILE = 400
 MOST_FILES = 12
 
@@ -99,9 +106,17 @@ def modules(root: Path) -> list[Module]:
     return [Module(path=path, text=text, tree=ast.parse(text)) for path, text in texts]
 
 
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes, without those that only a type checker sees."""
+    yield tree
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and dotted(node.test) == "TYPE_CHECKING"):
+            yield from executed(node)
+
+
 def imported(module: Module) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of all that a file imports; `from a import b` gives both `a` and `a.b`."""
-    for node in ast.walk(module.tree):
+    for node in executed(module.tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -178,9 +193,8 @@ def dangerous_code(root: Path) -> list[str]:
             if not isinstance(node, ast.Call):
                 continue
             name = dotted(node.func)
-            if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen") or name in (
-                "torch.load", "torch.jit.load", "torch.hub.load", "importlib.import_module"
-            ):  # fmt: skip
+            allowed = MAY_IMPORT_BY_NAME if name == "importlib.import_module" else ()
+            if name in CALLS_THAT_RUN_TEXT and module.path not in allowed:
                 found.append((node.lineno, name))
             for keyword in node.keywords:
                 if keyword.arg in ("shell", "allow_pickle") and not (
@@ -213,6 +227,19 @@ def guessable_randomness(root: Path) -> list[str]:
     return sorted(set(faults))
 
 
+def tasks_by_name(root: Path) -> list[str]:
+    """Code that asks which task a study is for. It belongs behind `tasks/registry.py`."""
+    return [
+        f"{module.path}:{node.lineno} compares with a task's name"
+        for module in modules(root)
+        if not module.path.startswith(f"{SHARED}/tasks/")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Compare)
+        for side in (node.left, *node.comparators)
+        if dotted(side).endswith(".task") or (isinstance(side, ast.Constant) and side.value in TASKS)
+    ]
+
+
 def long_files(root: Path) -> list[str]:
     return [
         f"{module.path} has {lines} lines"
@@ -237,6 +264,7 @@ RULES: dict[str, Callable[[Path], list[str]]] = {
     "a site draws from secret randomness only": guessable_randomness,
     "no file is longer than 400 lines": long_files,
     "no room has more than 12 files": full_rooms,
+    "no code outside tasks/ asks which task a study is for": tasks_by_name,
 }
 
 
@@ -272,10 +300,14 @@ def test_the_house_keeps(rule: str) -> None:
         (dangerous_code, f"{SERVER}/x.py", "def f():\n    import socket"),
         (dangerous_code, f"{SHARED}/operations/tls_probe.py", "import ssl, http.client"),
         (dangerous_code, f"{SHARED}/x.py", "assert 1"),
+        (dangerous_code, f"{SHARED}/x.py", "import importlib\nimportlib.import_module(name)"),
         (guessable_randomness, f"{CLIENT}/privacy/x.py", "import torch\ntorch.randn(3)"),
         (guessable_randomness, f"{CLIENT}/privacy/x.py", "import numpy as np\nnp.random.default_rng(1).normal()"),
         (guessable_randomness, f"{CLIENT}/training/x.py", "import random"),
         (guessable_randomness, f"{CLIENT}/training/x.py", "noise = tensor.normal_()"),
+        (tasks_by_name, f"{SIM}/x.py", "def f(study):\n    return study.study.task == 'synthesis'"),
+        (tasks_by_name, f"{SERVER}/x.py", "def f(task):\n    return task in ('a', 'b') or task != 'synthesis'"),
+        (full_rooms, f"{SIM}/x.py", None),
         (long_files, f"{SIM}/x.py", "\n" * 401),
     ],
 )  # fmt: skip
@@ -287,7 +319,11 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path, rule, path: str, text: s
     assert rule(tmp_path) == []
     planted = tmp_path / path
     planted.parent.mkdir(parents=True, exist_ok=True)
-    planted.write_text(text + "\n")
+    if text is None:
+        for number in range(MOST_FILES + 1):
+            planted.with_name(f"x{number}.py").write_text("")
+    else:
+        planted.write_text(text + "\n")
     assert rule(tmp_path)
 
 

@@ -23,8 +23,8 @@ from paths import ROOT
 
 from wardround.errors import ModelError
 from wardround.networks.build import build_model, initial_network
-from wardround.networks.exchanged import exchanged_names
 from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import exchanged_names
 from wardround.records.audit_events import PatientForgotten, StudyDecided
 from wardround.records.audit_log import AuditLog
 from wardround.records.chain import START, linked

@@ -57,7 +57,7 @@ KEY = b"k" * 32
 
 def command(program, *words, timeout=300):
     """Run a command of ours to its end; its JSON."""
-    module = f"wardround_{program}.cli"
+    module = f"wardround_{program}.cli.main"
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, words), "--json"], capture_output=True, text=True, timeout=timeout
     )
@@ -110,7 +110,7 @@ def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -
 
 
 def command_code(program, *words) -> int:
-    words = [sys.executable, "-m", f"wardround_{program}.cli", *map(str, words)]
+    words = [sys.executable, "-m", f"wardround_{program}.cli.main", *map(str, words)]
     return subprocess.run(words, capture_output=True, timeout=60).returncode
 
 
@@ -132,7 +132,7 @@ class Federation:
     def start(self, name: str) -> None:
         program = ["server", "--server", self.server] if name == "server" else ["client", "--site", self.folders[name]]
         self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", f"wardround_{program[0]}.cli", "start", *map(str, program[1:])],
+            [sys.executable, "-m", f"wardround_{program[0]}.cli.main", "start", *map(str, program[1:])],
             start_new_session=True,
             stdout=subprocess.DEVNULL,
         )

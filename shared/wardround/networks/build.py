@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wardround.errors import ModelError
-from wardround.networks.exchanged import exchanged_names, not_exchanged
 from wardround.networks.fingerprint import INSTALLED
+from wardround.networks.weights import exchanged_names, not_exchanged
 from wardround.study.load import Study
 from wardround.study.schema import DataSection, ModelSection, Section
 from wardround.tasks import registry

@@ -10,9 +10,9 @@ from contextlib import suppress
 from torch import nn
 
 from wardround.errors import ModelError
-from wardround.networks.exchanged import TRAINABLE, not_exchanged
 from wardround.networks.phantom_encoder import tensors_sha256
 from wardround.networks.public_head import PhantomHead
+from wardround.networks.weights import TRAINABLE, not_exchanged
 
 # Goes into every architecture's hash: raise it when a forward pass changes while layers and shapes stay.
 ARCHITECTURE_REVISION = 1

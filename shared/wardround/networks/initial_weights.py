@@ -15,8 +15,8 @@ from pathlib import Path
 
 from wardround.errors import WardroundError
 from wardround.networks.build import initial_network
-from wardround.networks.exchanged import exchanged_names
 from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import exchanged_names
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.study.load import Study, study_from_json
 

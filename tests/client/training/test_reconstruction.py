@@ -10,9 +10,8 @@ import torch
 
 from wardround.errors import StudyError, WardroundError
 from wardround.networks.build import build_model, initial_network
-from wardround.networks.exchanged import exchanged_names
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
+from wardround.networks.weights import exchanged_names, trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
 from wardround.tasks.reconstruction.objective import joint_loss

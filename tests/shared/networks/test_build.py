@@ -17,10 +17,10 @@ from wardround.errors import ModelError
 from wardround.networks import build
 from wardround.networks.build import build_model
 from wardround.networks.densenet import DenseNet121
-from wardround.networks.exchanged import TRAINABLE, exchanged_names
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.public_head import PhantomHead
 from wardround.networks.weight_standardisation import ImageStandardise, WSConv2d
+from wardround.networks.weights import TRAINABLE, exchanged_names
 from wardround.study.load import load_study
 from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.classification.networks import FROM_SCRATCH

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from wardround.errors import ModelError
 from wardround.networks.build import refuse_batch_statistics
-from wardround.networks.exchanged import exchanged_names
 from wardround.networks.fingerprint import architecture_sha256
+from wardround.networks.weights import exchanged_names
 from wardround.tasks.synthesis.dcgan import Discriminator, Generator, hinge_of_fake, hinge_of_real, to_grey, to_signed
 from wardround.tasks.synthesis.gan import SHIPPED_FILE, SharedGAN, phantom_gan
 from wardround.tasks.synthesis.image_views import DRAWS, seen
