@@ -30,6 +30,7 @@ import numpy as np
 
 from wardround.errors import DataError
 from wardround.storage.private_files import make_folder
+from wardround_client.sources.image_file import ImageFile
 
 SCHEMA_VERSION = 1
 IMAGES_FILE, TABLE_FILE, SEAL_FILE = "images.npy", "table.csv", "cohort.json"
@@ -48,8 +49,8 @@ class Rows:
     the images of its patients.
     """
 
-    def __init__(self, array: np.ndarray | Rows, rows_N: np.ndarray) -> None:
-        self._array: np.ndarray = array._array if isinstance(array, Rows) else array
+    def __init__(self, array: np.ndarray | ImageFile | Rows, rows_N: np.ndarray) -> None:
+        self._array: np.ndarray | ImageFile = array._array if isinstance(array, Rows) else array
         self._rows_N = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
 
     @property
@@ -74,7 +75,7 @@ class Rows:
 class Cohort:
     """An opened cohort: N images of P patients. Arrays are read-only; images stay on disk until they are asked for."""
 
-    images_NCHW: np.ndarray | Rows  # uint8, grey values 0..255
+    images_NCHW: np.ndarray | ImageFile | Rows  # uint8, grey values 0..255
     labels_N: np.ndarray  # int16, index into label_names; -1: no label
     patient_N: np.ndarray  # int32, index into pseudonyms
     pseudonyms: tuple[str, ...]  # hex HMAC-SHA256(site key, PatientID + issuer), P of them
@@ -168,7 +169,7 @@ def write_cohort(
 
 
 def open_cohort(folder: Path) -> Cohort:
-    """Open a sealed cohort. Images are memory-mapped read-only.
+    """Open a sealed cohort. Images stay on disk until they are asked for.
 
     Raises `NoCohortError` when the folder holds no finished cohort, `DataError` when its files do not belong together.
     """
@@ -176,7 +177,7 @@ def open_cohort(folder: Path) -> Cohort:
         with _locked(folder, fcntl.LOCK_SH):
             seal = json.loads((folder / SEAL_FILE).read_bytes())
             table = (folder / TABLE_FILE).read_bytes()
-            images_NCHW = np.load(folder / IMAGES_FILE, mmap_mode="r", allow_pickle=False)
+            images_NCHW = ImageFile(folder / IMAGES_FILE)
     except FileNotFoundError:
         raise NoCohortError(f"{folder}: no finished cohort here; run ingest (again)") from None
     except (OSError, ValueError) as error:

@@ -1,0 +1,64 @@
+"""A cohort's images on disk, read row by row.
+
+A memory map would end the whole process (SIGBUS) where a page cannot be read: a bad sector, a share that is gone. Here
+that raises `OSError`, so that the patient whose image it is counts as zero and the round goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class ImageFile:
+    """The array of an .npy file, N x C x H x W, read-only. Indexed along the first axis; each access reads from disk
+    into memory of its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `OSError` where the file cannot be read, `ValueError` where it is no whole .npy file in C order."""
+        self._path = path
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            self.shape, fortran_order, self.dtype = read_header(file)
+            self._begin = file.tell()
+            size = os.fstat(file.fileno()).st_size
+            self._descriptor = os.dup(file.fileno())
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if fortran_order or self.dtype.hasobject or not self.shape:
+            raise ValueError("not an array of plain numbers in C order")
+        if size != self._begin + len(self) * self._row_bytes:
+            raise ValueError("the file does not have the size that its header says")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple[type[ImageFile], tuple[Path]]:
+        return ImageFile, (self._path,)  # another process opens the file itself
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: int | slice | np.ndarray) -> np.ndarray:
+        """One row (C, H, W) for an integer, else rows (n, C, H, W). Raises `OSError` where a row cannot be read."""
+        rows = np.arange(len(self))[chosen]
+        out = np.empty((rows.size, *self.shape[1:]), self.dtype)
+        for place, row in enumerate(rows.ravel().tolist()):
+            out[place] = self._row(row)
+        return out.reshape((*rows.shape, *self.shape[1:]))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def _row(self, row: int) -> np.ndarray:
+        content = os.pread(self._descriptor, self._row_bytes, self._begin + row * self._row_bytes)
+        if len(content) != self._row_bytes:
+            raise OSError(f"image {row} of the prepared data ends early")
+        return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
