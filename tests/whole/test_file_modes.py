@@ -19,8 +19,9 @@ from tests.whole.test_federation import STUDY, Federation, approve, command
 
 from wardround.operations.logs import log_to
 from wardround.records.chain import START
+from wardround.storage.atomic import write_folder, write_private
 from wardround.storage.checkpoint import save_checkpoint
-from wardround.storage.private_files import folder_at_once, make_folder, write_private
+from wardround.storage.folders import make_folder
 from wardround.wire.versions import ours
 from wardround_client.clipping import select
 from wardround_client.enhance.files import write_png
@@ -124,7 +125,7 @@ def test_the_ledgers_journal_has_the_mode_of_the_ledger_and_an_open_ledger_of_an
 
 def test_what_a_server_writes_in_its_runs_is_its_owners(tmp_path: Path) -> None:
     server = tmp_path / "server"
-    folder_at_once(server, {"server.toml": config_text("fed", ("127.0.0.1",), 9092).encode()})
+    write_folder(server, {"server.toml": config_text("fed", ("127.0.0.1",), 9092).encode()})
     Registry(server).sites()
     software.keep(server, "north", ours())
     study = run_study("first", figures=1.0)

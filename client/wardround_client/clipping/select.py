@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from wardround.errors import ModelError, WardroundError
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.atomic import owner_only
+from wardround.storage.folders import make_folder
 from wardround_client.clipping.bookkeeping import (
     GROUP_IMAGES,
     Precision,

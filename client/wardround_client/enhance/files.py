@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from wardround.errors import DataError
-from wardround.storage.private_files import owner_only
+from wardround.storage.atomic import owner_only
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
 # Whose image it is and to which examination it belongs: copied, so that it is never taken for another patient's.

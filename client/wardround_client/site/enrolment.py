@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import REQUEST_SUFFIX, SITE_NAME, key_fingerprint, request_for, sha256_hex
 from wardround.operations.tls_probe import split_address
-from wardround.storage.private_files import folder_at_once, own_folder, write_private
+from wardround.storage.atomic import write_folder, write_private
+from wardround.storage.folders import own_folder
 from wardround_client.site.config import SiteConfig, load_site_config
 
 CONFIG_FILE = "site.toml"
@@ -70,7 +71,7 @@ def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, 
         _refuse_lost_keys(folder, config)
         if ca is None:
             raise UsageError("--ca is missing: the file of the server's CA")
-        folder_at_once(folder / "keys", _new_keys(config.name, _read(ca)))
+        write_folder(folder / "keys", _new_keys(config.name, _read(ca)))
         made.append("keys")
     certificate = pinned_ca(folder, config)
     public_key = _read(folder / PUBLIC_KEY).decode("ascii", "replace")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wardround.errors import UsageError
 from wardround.operations.health_checks import Check, fault, note, ok
-from wardround.storage.private_files import write_private
+from wardround.storage.atomic import write_private
 from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
 
 SERVER_FILE = "server.json"

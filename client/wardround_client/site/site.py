@@ -28,8 +28,10 @@ import torch
 from wardround.errors import PolicyRefusal, WardroundError
 from wardround.records.audit_events import Event
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround.storage.atomic import owner_only
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
-from wardround.storage.private_files import locked, make_folder, owner_only
+from wardround.storage.folders import make_folder
+from wardround.storage.locks import locked
 from wardround.study.load import Study, study_from_json
 from wardround_client.clipping.bookkeeping import Precision
 from wardround_client.clipping.select import EngineMemory

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 
 SCHEMA_VERSION = 1
 IMAGES_FILE, TABLE_FILE, SEAL_FILE = "images.npy", "table.csv", "cohort.json"

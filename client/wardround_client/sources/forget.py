@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import locked
+from wardround.storage.locks import locked
 from wardround_client.sources.cohort import (
     TABLE_FILE,
     CohortRow,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.errors import DataError
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
 from wardround_client.sources.images.decoded_cache import Memory, Outcome, request_key

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import locked
+from wardround.storage.locks import locked
 from wardround_client.sources.cohort import Cohort, select_patients, sync_folder, write_atomically
 
 OPT_OUT_FILE = "opt_out.txt"

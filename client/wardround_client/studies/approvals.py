@@ -20,7 +20,7 @@ from typing import Any, Literal
 from wardround.errors import StudyError, UsageError
 from wardround.records.audit_events import StudyDecided, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround.study.describe import Alike
 from wardround.study.load import Study, study_from_json
 from wardround_client.ledger.ledger import Cap, Ledger, WhatIf

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import UsageError
-from wardround.storage.private_files import locked, make_folder, write_private
+from wardround.storage.atomic import write_private
+from wardround.storage.folders import make_folder
+from wardround.storage.locks import locked
 
 DECISIONS = "decisions"
 LOCK_FILE, WRITING_FILE = ".deciding.lock", ".writing.lock"  # the first is held around the second, never within

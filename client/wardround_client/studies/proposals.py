@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from wardround.errors import PolicyRefusal
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.atomic import owner_only
+from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround.wire.proposal import State
 from wardround_client.studies.decisions import DECISIONS, last_decision

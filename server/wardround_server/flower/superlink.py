@@ -22,7 +22,8 @@ from typing import Any
 from wardround.errors import WardroundError
 from wardround.flower.environment import flower_environment
 from wardround.processes.supervisor import Child
-from wardround.storage.private_files import make_folder, write_private
+from wardround.storage.atomic import write_private
+from wardround.storage.folders import make_folder
 from wardround_server.runs.folder import write_text
 
 LINK = "wardround"

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SHA256
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround_server.operations.config import CONFIG_FILE
 
 CONTENTS = "wardround-backup.json"

@@ -17,7 +17,8 @@ from datetime import datetime
 from pathlib import Path
 
 from wardround.errors import UsageError
-from wardround.storage.private_files import folder_at_once, own_folder, write_private
+from wardround.storage.atomic import write_folder, write_private
+from wardround.storage.folders import own_folder
 from wardround_server.operations.config import CONFIG_FILE, ServerConfig, config_text, load_server_config
 from wardround_server.sites.certificates import (
     Authority,
@@ -76,7 +77,7 @@ def found(
             )
         key_pem = new_key_pem()
         certificate_pem = _signed(authority, key_pem, config, now)
-        folder_at_once(folder / "tls", {"server.key": key_pem, "server.crt": certificate_pem})
+        write_folder(folder / "tls", {"server.key": key_pem, "server.crt": certificate_pem})
         made.append("tls")
     return _state(folder, config, made)
 
@@ -110,10 +111,10 @@ def _authority(
                 f"{folder / 'ca'}: is gone; put it back from a backup, for sites know the CA that was there"
             )
         if known is not None:
-            folder_at_once(folder / "ca", {"ca.crt": known.certificate_pem})
+            write_folder(folder / "ca", {"ca.crt": known.certificate_pem})
         else:
             known = new_authority(config.server.name, now)
-            folder_at_once(folder / "ca", {"ca.crt": known.certificate_pem, "ca.key": known.key_pem})
+            write_folder(folder / "ca", {"ca.crt": known.certificate_pem, "ca.key": known.key_pem})
         made.append("ca")
         return known
     certificate_pem = _read(folder, CA_CERTIFICATE)

@@ -24,7 +24,7 @@ import numpy as np
 
 from wardround.errors import ModelError, RoundError, UsageError, WireError
 from wardround.storage.checkpoint import latest_checkpoint, save_checkpoint
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround.study.schema import AggregationSection
 from wardround.wire.packets import (

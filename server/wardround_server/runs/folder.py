@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wardround.errors import RoundError, UsageError
+from wardround.storage.atomic import owner_only
 from wardround.storage.checkpoint import fsync
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.folders import make_folder
 from wardround.study.load import Study, study_from_json
 
 State = Literal["proposed", "training", "finished", "stopped"]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import WardroundError
+from wardround.storage.atomic import owner_only
 from wardround.storage.checkpoint import fsync
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.folders import make_folder
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:

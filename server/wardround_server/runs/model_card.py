@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import ModelError, UsageError, WardroundError
+from wardround.storage.atomic import owner_only
 from wardround.storage.checkpoint import load_checkpoint
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.folders import make_folder
 from wardround.study.describe import learns, network, reads
 from wardround.text import code_text, count_text, epsilon_of, epsilon_text, promise
 from wardround_server.runs.folder import RunFolder, runs

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from wardround.errors import UsageError, WardroundError, WireError
 from wardround.records.chain import START
-from wardround.storage.private_files import locked, write_private
+from wardround.storage.atomic import write_private
+from wardround.storage.locks import locked
 from wardround.wire.packets import RECENT_DIGITS, LedgerHead
 
 HEADS_FILE, LOCK_FILE = "ledger_heads.json", ".ledger_heads.lock"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround.printable import json_line
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 TEXT_CHARACTERS, TRACEBACK_CHARACTERS = 4096, 16384

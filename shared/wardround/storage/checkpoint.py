@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from wardround.errors import ModelError, WardroundError
-from wardround.storage.private_files import owner_only
+from wardround.storage.atomic import owner_only
 from wardround.wire.packets import weights_sha256
 
 FORMAT = "wardround-1"

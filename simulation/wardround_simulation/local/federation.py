@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from wardround.errors import WardroundError
 from wardround.processes.supervisor import sole
-from wardround.storage.private_files import write_private
+from wardround.storage.atomic import write_private
 from wardround.study.load import Study
 from wardround_simulation.cli.progress import RunProgress
 from wardround_simulation.local.ports import LOOPBACK, LocalPorts

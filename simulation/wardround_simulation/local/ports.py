@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wardround.errors import WardroundError
 from wardround.operations.tls_probe import port_is_free
-from wardround.storage.private_files import OWNERS_FOLDER
+from wardround.storage.atomic import OWNERS_FOLDER
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(19092, 19492)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.atomic import owner_only
+from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
