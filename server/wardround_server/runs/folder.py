@@ -11,10 +11,8 @@ runs/RUN_ID/study.json            what is run: written once, by `submit`
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wardround.errors import RoundError, UsageError
-from wardround.storage.atomic import owner_only
-from wardround.storage.checkpoint import fsync
+from wardround.storage.atomic import fsync, write_file
 from wardround.storage.folders import make_folder
+from wardround.storage.locks import is_locked, try_locked
 from wardround.study.load import Study, study_from_json
 
+PHASE_LOCK = ".phase.lock"
 State = Literal["proposed", "training", "finished", "stopped"]
 DECIDED = ("approved", "proposed", "refused", "revoked")  # a site's own words; whatever else stands for one is a code
 
@@ -140,12 +139,9 @@ class RunFolder:
         stopped the run. Raises `RoundError` where
         another process is at it.
         """
-        descriptor = os.open(self.path / ".phase.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RoundError(f"run {self.run_id}: another process works on it") from None
+        with try_locked(self.path / PHASE_LOCK) as alone:
+            if not alone:
+                raise RoundError(f"run {self.run_id}: another process works on it")
             try:
                 yield
             except Exception as error:
@@ -155,22 +151,10 @@ class RunFolder:
                 write_json(self.path / "problem.json", {"phase": name, "error": one_line(error), "at": time.time()})
                 raise
             (self.path / "problem.json").unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
 
     def at_work(self) -> bool:
         """Whether a process works on the run now."""
-        try:
-            descriptor = os.open(self.path / ".phase.lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.path / PHASE_LOCK)
 
 
 def create_run(server: Path, study: Study, record: Callable[[RunFolder], object] = bool) -> RunFolder:
@@ -239,9 +223,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, durably."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(text)
-    fsync(partial)
-    os.replace(partial, path)
-    fsync(path.parent)
+    write_file(path, text.encode())

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import WardroundError
-from wardround.storage.atomic import owner_only
-from wardround.storage.checkpoint import fsync
+from wardround.storage.atomic import fsync, owner_only
 from wardround.storage.folders import make_folder
 
 
