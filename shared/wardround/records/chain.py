@@ -9,7 +9,6 @@ beside the file, and for the ledger at every server that got a reply. The ledger
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import LedgerError, RecordError
+from wardround.storage.atomic import fsync
+from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
 
 START = LedgerHead(entries=0, sha256="0" * 64)
@@ -83,9 +84,9 @@ class Witness:
         """
         new = not self._path.exists()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = open_lock(self._path)  # the line is overwritten in place: the file itself is the lock
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)
                 text = os.pread(descriptor, 4096, 0).decode("ascii", errors="replace")
                 seen = self._parsed(text) if text else None
                 if seen is None or seen.entries < head.entries:
@@ -94,7 +95,7 @@ class Witness:
             finally:
                 os.close(descriptor)
             if new:
-                fsync_folder(self._path.parent)
+                fsync(self._path.parent)
         except OSError as error:
             raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
 
@@ -113,12 +114,3 @@ class Witness:
         if found is None:
             raise self._error(f"{self._path}: damaged; restore it together with the newest copy of its record")
         return LedgerHead(entries=int(found[1]), sha256=found[2])
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
