@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wardround.storage.atomic import OWNER_ONLY, unwritable
 
-POLL_S = 0.5  # how often a lock is tried while it is waited for with a time limit
+POLL_S = 0.2  # how often a lock is tried while it is waited for with a time limit
 
 
 def lock(descriptor: int, *, shared: bool = False, timeout_s: float = math.inf) -> bool:
