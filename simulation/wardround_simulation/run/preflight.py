@@ -9,7 +9,6 @@ Nothing here imports torch, Flower or Ray.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -21,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import DataError, StudyError, UsageError, WardroundError
+from wardround.storage.atomic import partial_path, write_file
+from wardround.storage.locks import try_locked
 from wardround.study.load import Study
 from wardround_client.sources.images.layout import SiteSource, discover, shared_patients
 
 CLAIM_FILE, LOCK_FILE = "run.json", ".lock"
-LEFT_BY_A_FULL_DISK = (LOCK_FILE, f".{CLAIM_FILE}.partial")
+LEFT_BY_A_FULL_DISK = (LOCK_FILE, partial_path(Path(CLAIM_FILE)).name)
 RAY_ANSWERS_WITHIN_S = 3.0
 
 
@@ -123,16 +124,14 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
     `UsageError` as `check_out` does, and where another process is at work in the folder.
     """
     check_out(out, study, data, test_data)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{out}: another run is at work in this folder; wait for it") from None
+            out.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(try_locked(out / LOCK_FILE))
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+        if not alone:
+            raise UsageError(f"{out}: another run is at work in this folder; wait for it")
         check_out(out, study, data, test_data)  # it may have become another's since
         claim = _read_claim(out)
         if claim is None or _is_another(claim, study, data, test_data):
@@ -143,8 +142,6 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
         if not (out / "study.json").exists():
             (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
         yield str(claim["run_id"])
-    finally:
-        os.close(descriptor)
 
 
 def check_disk(out: Path, need_bytes: int) -> None:
@@ -158,10 +155,8 @@ def check_disk(out: Path, need_bytes: int) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Write a JSON file in one step, durably. Its mode is the umask's: a run's results are for sharing."""
+    write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), mode=None)
 
 
 def _write_claim(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any]:
