@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.storage.atomic import fsync
 from wardround.storage.locks import locked
 from wardround_client.sources.cohort import (
     TABLE_FILE,
@@ -22,7 +23,6 @@ from wardround_client.sources.cohort import (
     open_cohort,
     pseudonym,
     remove_cohort,
-    sync_folder,
     write_cohort,
 )
 from wardround_client.sources.images.decoded_cache import DECODED_FILE, forget_pixels
@@ -117,4 +117,4 @@ def remove_features(cache: Path) -> None:
     if cache.is_dir():
         for path in cache.glob("features-*"):
             path.unlink(missing_ok=True)
-        sync_folder(cache)
+        fsync(cache)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.storage.atomic import fsync, write_file
 from wardround.storage.locks import locked
-from wardround_client.sources.cohort import Cohort, select_patients, sync_folder, write_atomically
+from wardround_client.sources.cohort import Cohort, select_patients
 
 OPT_OUT_FILE = "opt_out.txt"
 LOCK_FILE, REMOVAL_LOCK_FILE = ".opt_out.lock", ".forget.lock"
@@ -44,9 +45,9 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
             before = opted_out(site_folder)
             after = before | {pseudonym}
             if after == before:
-                sync_folder(site_folder)  # the call that entered them may have been killed before it did
+                fsync(site_folder)  # the call that entered them may have been killed before it did
             else:
-                write_atomically(path, "".join(f"{one}\n" for one in sorted(after)).encode())
+                write_file(path, "".join(f"{one}\n" for one in sorted(after)).encode())
             record(len(after))
     except OSError as error:
         raise DataError(

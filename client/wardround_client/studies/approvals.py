@@ -20,13 +20,13 @@ from typing import Any, Literal
 from wardround.errors import StudyError, UsageError
 from wardround.records.audit_events import StudyDecided, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround.storage.atomic import fsync, write_file
 from wardround.storage.folders import make_folder
 from wardround.study.describe import Alike
 from wardround.study.load import Study, study_from_json
 from wardround_client.ledger.ledger import Cap, Ledger, WhatIf
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site.site import approve_study
-from wardround_client.sources.cohort import sync_folder, write_atomically
 from wardround_client.studies.decisions import MOST_RUNS, add_decision, deciding, read_decisions, runs_approved
 
 PROPOSALS, STUDIES = "proposals", "studies"
@@ -119,7 +119,7 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs
     with deciding(folder):
         _record(folder, "approved", sha256, who, runs)
         approve_study(folder, study)
-        sync_folder(folder / STUDIES)
+        fsync(folder / STUDIES)
         add_decision(folder, "approved", sha256, who, runs)
         (folder / PROPOSALS / f"{sha256}.json").unlink(missing_ok=True)
     return sha256
@@ -185,4 +185,4 @@ def _require_person(who: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     make_folder(path.parent)
-    write_atomically(path, text.encode())
+    write_file(path, text.encode())

@@ -100,7 +100,7 @@ def test_the_objection_is_durable_before_anything_else_happens(folder: Path, mon
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(forgetting, "_remove_prepared", lambda *words: story.append("remove") or real_remove(*words))
     forget(folder, KEY, GONE)
-    assert story[:3] == [OPT_OUT_FILE + ".new", folder.name, "remove"]
+    assert story[:3] == [f".{OPT_OUT_FILE}.partial", folder.name, "remove"]
     story.clear()
     assert forget(folder, KEY, GONE).already and story[:2] == [folder.name, "remove"]
 
@@ -168,7 +168,7 @@ def test_rounds_that_run_while_patients_object_all_succeed(folder: Path) -> None
 
 def test_a_cohort_is_opened_as_the_old_one_or_the_new_one(folder: Path, monkeypatch) -> None:
     """Whoever opens it in the middle of its replacement waits for the end of it."""
-    real, opened = cohort.write_atomically, []
+    real, opened = cohort.write_file, []
 
     def look() -> None:
         opened.append(open_cohort(folder / "cohort").patient_count)
@@ -183,7 +183,7 @@ def test_a_cohort_is_opened_as_the_old_one_or_the_new_one(folder: Path, monkeypa
         real(path, *words)
 
     readers: list[threading.Thread] = []
-    monkeypatch.setattr(cohort, "write_atomically", seal)
+    monkeypatch.setattr(cohort, "write_file", seal)
     forget(folder, KEY, GONE)
     for reader in readers:
         reader.join(10)
