@@ -38,7 +38,7 @@ from wardround.wire.packets import (
 )
 from wardround_server.rounds import aggregation
 from wardround_server.rounds.aggregation import ReleaseState, RunningMean, ServerState, Weights
-from wardround_server.runs.metrics_log import append_lines, trim_lines
+from wardround_server.runs.metrics_log import METRICS_FILE, append_lines, trim_lines
 from wardround_server.sites.ledger_heads import LedgerHeads
 
 KEPT_CHECKPOINTS = 3
@@ -153,7 +153,7 @@ def run_rounds(
     progress = None
     if folder is not None:
         progress = _resume(folder, identity, start_weights, warn or (lambda line: None))
-        trim_lines(folder / "metrics.jsonl", last_round=progress.round if progress else 0)
+        trim_lines(folder / METRICS_FILE, last_round=progress.round if progress else 0)
     if progress is None:
         server = aggregation.start_server(settings, start_weights)
         progress = _Progress(round=0, server=server, release=aggregation.start_release(settings, start_weights))
@@ -189,7 +189,7 @@ def _one_round(
     seconds = time.monotonic() - started
     lines = tuple(sites)
     if folder is not None:
-        append_lines(folder / "metrics.jsonl", [{"round": number, **asdict(line)} for line in lines])
+        append_lines(folder / METRICS_FILE, [{"round": number, **asdict(line)} for line in lines])
     heads = {**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}}
     try:
         _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)

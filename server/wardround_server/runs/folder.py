@@ -25,6 +25,7 @@ from wardround.storage.atomic import fsync, write_file
 from wardround.storage.folders import make_folder
 from wardround.storage.locks import is_locked, try_locked
 from wardround.study.load import Study, study_from_json
+from wardround_server.runs.metrics_log import METRICS_FILE, read_lines
 
 PHASE_LOCK = ".phase.lock"
 State = Literal["proposed", "training", "finished", "stopped"]
@@ -106,11 +107,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: what became of each site in each round."""
-        try:
-            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return read_lines(self.path / METRICS_FILE)
 
     @property
     def is_stopped(self) -> bool:

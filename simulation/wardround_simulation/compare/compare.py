@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -26,6 +25,8 @@ import numpy as np
 from wardround.errors import DataError, UsageError
 from wardround.metrics.classification import auc, macro_auc, patient_scores
 from wardround.networks.build import initial_network
+from wardround.storage.atomic import write_file
+from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.study.load import Study, study_from_json
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_simulation.engine import in_process
@@ -175,7 +176,7 @@ def compare(
                 if progress:
                     progress(sum(p.key in done for p in work), len(work))
     rows = [row for piece in work for row in done[piece.key]]
-    write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
+    write_file(folder / "comparison.json", (json.dumps(rows, indent=1) + "\n").encode(), mode=None)
     return rows
 
 
@@ -306,28 +307,17 @@ def _cohort_identity(folder: Path) -> list[str]:
 
 
 def finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
-    done: dict[str, list[Row]] = {}
-    if not log.exists():
-        return done
-    lines = log.read_text(encoding="utf-8").split("\n")
-    for line in lines[:-1]:
-        entry = json.loads(line)
-        if entry["identity"] != identity:
-            raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
-        done[entry["work"]] = entry["rows"]
-    if lines[-1]:  # cut short by a kill: that piece is trained again
-        write_whole(log, "".join(line + "\n" for line in lines[:-1]))
-    return done
+    """The rows of every finished piece, by its key. A line cut short by a kill is removed: its piece is repeated."""
+    try:
+        entries = read_lines(log)
+    except ValueError as error:
+        raise UsageError(f"{log}: {error}; restore the file from a backup, or choose another --out") from None
+    if any(entry["identity"] != identity for entry in entries):
+        raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
+    trim_lines(log, entries, mode=None)
+    return {entry["work"]: entry["rows"] for entry in entries}
 
 
 def append_work(log: Path, entry: dict[str, Any]) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Note a finished piece, durably; its mode is the umask's, as of all results of a simulation."""
+    append_lines(log, [entry], mode=None)

@@ -292,9 +292,9 @@ def disk_need_bytes(network: nn.Module, start: Mapping[str, np.ndarray], sites: 
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    from wardround_server.runs.metrics_log import read_lines
+    from wardround_server.runs.metrics_log import METRICS_FILE, read_lines
 
-    return read_lines(out / "metrics.jsonl")
+    return read_lines(out / METRICS_FILE)
 
 
 def montage_of(hospital: Hospital) -> np.ndarray:
