@@ -247,7 +247,7 @@ def _remembered(
         return name
     seconds = _trial(network, parameters, loss_per_image, sample, candidates)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")  # not `write_file`: the first process's choice holds
     with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
         file.write(json.dumps({"engine": _winner(seconds), "seconds": seconds}) + "\n")
     try:

@@ -7,7 +7,6 @@ start in a file of mode 0600. What either prints goes to logs/site.log.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import threading
@@ -23,6 +22,7 @@ from wardround.operations.logs import log_to
 from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround.storage.atomic import write_private
 from wardround_client.site.checks import looks_of
 from wardround_client.site.config import ServerConfig, SiteConfig, load_site_config
 from wardround_client.site.enrolment import pinned_ca
@@ -101,8 +101,6 @@ def require_key(folder: Path) -> None:
 
 
 def write_secret(path: Path) -> Path:
-    """A new secret of this start, for this user only."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    """A new secret of this start, for this user only. Raises `UsageError` where the disk refuses."""
+    write_private(path, secrets.token_bytes(32))
     return path

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import ModelError, UsageError, WardroundError
-from wardround.storage.atomic import owner_only
+from wardround.storage.atomic import fsync, owner_only
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.storage.folders import make_folder
 from wardround.study.describe import learns, network, reads
@@ -134,11 +134,12 @@ def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
     try:
         make_folder(model.parent)
         for path, content in contents.items():
-            with open(path, "xb", opener=owner_only) as file:
+            with open(path, "xb", opener=owner_only) as file:  # not `write_file`, which would replace a file
                 made.append(path)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        fsync(model.parent)
     except OSError as error:
         for path in made:
             path.unlink(missing_ok=True)

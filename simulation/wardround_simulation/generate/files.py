@@ -105,6 +105,7 @@ def open_model(folder: Path) -> ReleasedModel:
 
 def write_synthetic(target: Path, format_: str, made: SyntheticImages, model: ReleasedModel, seed: int) -> int:
     """Write the images to `target`, which is not there yet; returns how many files. Raises `UsageError` where it is."""
+    # Not `write_file` or `write_folder`, which hold all of it in memory; and what is there must not be replaced.
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         if format_ == "grid":

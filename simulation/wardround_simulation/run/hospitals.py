@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.atomic import owner_only
+from wardround.storage.atomic import write_file
 from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround_client.ledger.ledger import cap_of
@@ -125,10 +125,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
         f"minimum_patients = {release.minimum_patients}\n\n"
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(text)
-    os.replace(partial, path)  # in one step: a kill must not leave half of a site's limits
+    write_file(path, text.encode())  # in one step: a kill must not leave half of a site's limits
     sha256 = approve_study(hospital.folder, study)
     if last_decision(hospital.folder, sha256) is None:
         add_decision(hospital.folder, "approved", sha256, SIMULATED_PERSON, runs=MOST_RUNS)

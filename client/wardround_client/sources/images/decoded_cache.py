@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from types import TracebackType
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.atomic import write_file
+from wardround.storage.atomic import owner_only, write_file
 from wardround_client.sources.cohort import TABLE_FILE, open_cohort
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 
@@ -59,8 +58,7 @@ class Memory:
         self._open_cohort()
 
     def __enter__(self) -> Memory:
-        descriptor = os.open(self._folder / WAITING_FILE, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._waiting = open(descriptor, "w+b")
+        self._waiting = open(self._folder / WAITING_FILE, "w+b", opener=owner_only)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
