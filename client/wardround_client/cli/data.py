@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wardround.errors import DataError, StudyError, UsageError
+from wardround_client.site.paths import COHORT, CONFIG_FILE
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
@@ -51,7 +52,7 @@ def ingest(
     from wardround_client.sources.ingest import ingest as prepare
     from wardround_client.sources.opt_out import opted_out
 
-    config = load_site_config(site / "site.toml")
+    config = load_site_config(site / CONFIG_FILE)
     key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
     source = _one_site(folder, asked.data)
     if source.assumes_one_image_one_patient and not image_is_patient:
@@ -63,9 +64,7 @@ def ingest(
 
     def work(progress: Progress | None) -> IngestReport:
         workers_ = workers or os.cpu_count() or 1
-        return prepare(
-            source, asked.data, site / "cohort", key, workers=workers_, objectors=objectors, progress=progress
-        )
+        return prepare(source, asked.data, site / COHORT, key, workers=workers_, objectors=objectors, progress=progress)
 
     try:
         report = work(None) if as_json else _with_bar(work)
@@ -102,7 +101,7 @@ def forget(
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import forget as forget_patient
 
-    load_site_config(site / "site.toml")
+    load_site_config(site / CONFIG_FILE)
     key = pseudonym_key(site)
     if patient == "-":
         patient = (

@@ -14,6 +14,7 @@ import typer
 
 from wardround.errors import LedgerError, UsageError
 from wardround.printable import escaped
+from wardround_client.site.paths import CONFIG_FILE, LEDGER_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -201,7 +202,7 @@ def accept_loss(
 
 
 def _path(site: Path) -> Path:
-    return site / "ledger.sqlite3"
+    return site / LEDGER_FILE
 
 
 def opened_ledger(site: Path) -> Ledger:
@@ -222,7 +223,7 @@ def cap_of_site(site: Path) -> Cap:
     """The cap of the site's site.toml."""
     from wardround_client.site.config import load_site_config
 
-    return load_site_config(site / "site.toml").privacy.cap()
+    return load_site_config(site / CONFIG_FILE).privacy.cap()
 
 
 def _beside(events: list[Event], cap: Cap, prv_timeout_s: float) -> list[Epsilon]:

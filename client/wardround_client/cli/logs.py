@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from wardround_client.site.paths import CONFIG_FILE, LOGS
+
 
 def logs(
     run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only what names this run.")] = None,
@@ -21,10 +23,10 @@ def logs(
     from wardround.operations.log_reader import Entry, names_place, show
     from wardround_client.site.config import load_site_config
 
-    load_site_config(site / "site.toml")
+    load_site_config(site / CONFIG_FILE)
 
     def wanted(entry: Entry) -> bool:
         return run is None or names_place(entry, "run", run)
 
     whose = "this site" if run is None else f"run {run}"
-    show(site / "logs", wanted, last=last, follow=follow, as_json=as_json, whose=whose)
+    show(site / LOGS, wanted, last=last, follow=follow, as_json=as_json, whose=whose)

@@ -13,6 +13,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.printable import escaped, lines_of
 from wardround_client.cli.ledger import cap_of_site, opened_ledger
+from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.studies.decisions import MOST_RUNS
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
         refusal=None if said.refusal is None else str(said.refusal),
     )
     numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
-    config = load_site_config(site / "site.toml")
+    config = load_site_config(site / CONFIG_FILE)
     received = received_at(site, study.sha256())
     asked_by = "nobody: it came as a file" if received is None else f"received {received}"
     if received is not None and config.server is not None:
@@ -196,7 +197,7 @@ def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
     from wardround_client.sources.study_cohort import differences
 
     try:
-        found = differences(open_cohort(site / "cohort"), study)
+        found = differences(open_cohort(site / COHORT), study)
     except DataError:  # nothing prepared yet, or damaged: `doctor` says so
         return []
     return (
@@ -241,4 +242,4 @@ def _say_decision(sha256: str, decision: str, who: str, as_json: bool, more: dic
 def _require_site(site: Path) -> None:
     from wardround_client.site.config import load_site_config
 
-    load_site_config(site / "site.toml")
+    load_site_config(site / CONFIG_FILE)

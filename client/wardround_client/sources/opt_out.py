@@ -15,10 +15,8 @@ import numpy as np
 from wardround.errors import DataError
 from wardround.storage.atomic import fsync, write_file
 from wardround.storage.locks import locked
+from wardround_client.site.paths import OPT_OUT_FILE, OPT_OUT_LOCK
 from wardround_client.sources.cohort import Cohort, select_patients
-
-OPT_OUT_FILE = "opt_out.txt"
-LOCK_FILE, REMOVAL_LOCK_FILE = ".opt_out.lock", ".forget.lock"
 
 
 def opted_out(site_folder: Path) -> frozenset[str]:
@@ -41,7 +39,7 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
     """
     path = site_folder / OPT_OUT_FILE
     try:
-        with locked(site_folder / LOCK_FILE):
+        with locked(site_folder / OPT_OUT_LOCK):
             before = opted_out(site_folder)
             after = before | {pseudonym}
             if after == before:

@@ -32,6 +32,7 @@ from wardround.text import epsilon_of
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Attempt, Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.site.paths import LEDGER_FILE, REPLIES
 from wardround_client.site.site import ReplyFolder
 from wardround_client.training.batches import material_of
 from wardround_client.training.rows import training_rows
@@ -92,7 +93,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UsageError(f"{folder}/model.safetensors: is not the model of this study")
     sites = {}
     for name, claim in sorted(claims.items()):
-        path = folder / "sites" / name / "ledger.sqlite3"
+        path = folder / "sites" / name / LEDGER_FILE
         if not path.is_file():
             raise UsageError(f"{path}: the ledger is missing; attack needs the whole folder of the run")
         ledger = Ledger(path)
@@ -255,7 +256,7 @@ def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
     """Site -> (round, weights received, weights sent) for the settled rounds whose files are still there."""
     after, sent = _checkpoints(record), {}
     for name, site in record.sites.items():
-        replies = ReplyFolder(record.folder / "sites" / name / "replies")
+        replies = ReplyFolder(record.folder / "sites" / name / REPLIES)
         for attempt in site.attempts:
             if attempt.reply_sha256 is None or attempt.id not in replies or attempt.round - 1 not in after:
                 continue

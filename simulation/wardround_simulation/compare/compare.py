@@ -28,6 +28,7 @@ from wardround.networks.build import initial_network
 from wardround.storage.atomic import write_file
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.study.load import Study, study_from_json
+from wardround_client.site.paths import COHORT
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
@@ -97,7 +98,7 @@ def read_folds(path: Path) -> Folds:
 
 def check_folds(folds: Folds, path: Path, site_folders: dict[str, Path]) -> None:
     """Raises `DataError` where a split names no patient of the data, or leaves nobody to train on or to test on."""
-    known = {name for folder in site_folders.values() for name in open_cohort(folder / "cohort").pseudonyms}
+    known = {name for folder in site_folders.values() for name in open_cohort(folder / COHORT).pseudonyms}
     for split, by_patient in folds.fold_by_split.items():
         found = {fold for patient, fold in by_patient.items() if patient in known}
         if found != set(by_patient.values()):
@@ -111,7 +112,7 @@ def holdout_folds(study: Study, site_folders: dict[str, Path]) -> Folds:
     """Without a folds file: one split, whose only tested fold (0) are the patients that the study holds out."""
     folds: dict[str, int] = {}
     for folder in site_folders.values():
-        cohort = open_cohort(folder / "cohort")
+        cohort = open_cohort(folder / COHORT)
         held_out_P = cohort.holdout_rank_P < study.evaluation.holdout
         folds.update(zip(cohort.pseudonyms, np.where(held_out_P, 0, 1).tolist(), strict=True))
     if not 0 < sum(folds.values()) < len(folds):
@@ -302,7 +303,7 @@ def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, 
 
 def _cohort_identity(folder: Path) -> list[str]:
     """The key of a cohort, and a hash of its labels, which are not in the key."""
-    cohort = open_cohort(folder / "cohort")
+    cohort = open_cohort(folder / COHORT)
     return [cohort.key, hashlib.sha256(np.asarray(cohort.labels_N, np.int32).tobytes()).hexdigest()]
 
 

@@ -26,6 +26,7 @@ from wardround.errors import WardroundError
 from wardround.processes.supervisor import sole
 from wardround.storage.atomic import write_private
 from wardround.study.load import Study
+from wardround_client.site.paths import CONFIG_FILE
 from wardround_simulation.cli.progress import RunProgress
 from wardround_simulation.local.ports import LOOPBACK, LocalPorts
 from wardround_simulation.local.programs import Daemon, asked, call, call_all, end, start
@@ -101,8 +102,8 @@ class LocalFederation:
         for number, name in enumerate(self.sites, 1):
             words = ("--server", made["address"], "--name", name, "--ca", ca, "--site", self.site(name))
             site = asked(name, SITE, "init", *words, limit_s=ANSWER_LIMIT_S)
-            if "runtime_port = 9094\n" in (self.site(name) / "site.toml").read_text(encoding="utf-8"):
-                _set(self.site(name) / "site.toml", {"runtime_port": self.ports.next(), "threads": threads})
+            if "runtime_port = 9094\n" in (self.site(name) / CONFIG_FILE).read_text(encoding="utf-8"):
+                _set(self.site(name) / CONFIG_FILE, {"runtime_port": self.ports.next(), "threads": threads})
             if name not in enrolled:
                 self._ask_server("sites", "add", site["request"], "--fingerprint", site["key_sha256"], "--by", PERSON)
             progress.pieces(number, len(self.sites))
@@ -227,7 +228,7 @@ class LocalFederation:
     def _ports(self) -> dict[str, tuple[Path, int]]:
         """The ports of the folders' files, by what they are for, with the file."""
         found = {}
-        for path in (self.server / "server.toml", *(self.site(name) / "site.toml" for name in self.sites)):
+        for path in (self.server / "server.toml", *(self.site(name) / CONFIG_FILE for name in self.sites)):
             if path.exists():
                 section = tomllib.loads(path.read_text(encoding="utf-8")).get("server", {})
                 for key in ("fleet_port", "control_port", "runtime_port"):
@@ -242,7 +243,7 @@ class LocalFederation:
                 key, other = name.split()[1], self.ports.next()
                 _set(path, {key: other})
                 if key == "fleet_port":
-                    for site in filter(Path.exists, (self.site(name) / "site.toml" for name in self.sites)):
+                    for site in filter(Path.exists, (self.site(name) / CONFIG_FILE for name in self.sites)):
                         _set(site, {"address": f'"{LOOPBACK}:{other}"'})
 
 

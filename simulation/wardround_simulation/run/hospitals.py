@@ -20,6 +20,7 @@ from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
+from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.site.site import approve_study
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.images.layout import SiteSource
@@ -65,7 +66,7 @@ def prepare_hospitals(
                 if progress:
                     progress(name, done, total)
 
-            report = ingest(source, study.data, target / "cohort", SIMULATION_KEY, workers=1, progress=tell, pool=pool)
+            report = ingest(source, study.data, target / COHORT, SIMULATION_KEY, workers=1, progress=tell, pool=pool)
             prepared.append(Prepared(name=source.name, folder=target, report=report))
     return prepared
 
@@ -75,7 +76,7 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
     owner: dict[str, str] = {}
     labels: set[int] = set()
     for hospital in hospitals:
-        cohort = open_cohort(hospital.folder / "cohort")
+        cohort = open_cohort(hospital.folder / COHORT)
         labels |= set(np.unique(cohort.labels_N[cohort.labels_N >= 0]).tolist())
         for patient in cohort.pseudonyms:
             if owner.setdefault(patient, hospital.name) != hospital.name:
@@ -89,9 +90,9 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
 
 def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) -> None:
     """Raises `DataError` where a patient of the external test set is also at a training site."""
-    known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / "cohort").pseudonyms}
+    known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / COHORT).pseudonyms}
     for hospital in test:
-        if known & set(open_cohort(hospital.folder / "cohort").pseudonyms):
+        if known & set(open_cohort(hospital.folder / COHORT).pseudonyms):
             raise DataError(
                 f"{data}: a patient of the test data is also in the training data; a test needs other patients"
             )
@@ -112,7 +113,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
     Nobody approves in a simulation, and a folder that another study left may begin a run anew: so any number of runs
     is allowed, and the cap alone bounds them.
     """
-    path = hospital.folder / "site.toml"
+    path = hospital.folder / CONFIG_FILE
     if path.is_file():
         config = load_site_config(path)
         cap, release = config.privacy.cap(), config.release

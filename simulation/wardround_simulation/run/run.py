@@ -38,6 +38,7 @@ from wardround.tasks.registry import release_part
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import TRAIN, plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
+from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
 from wardround_client.training.rows import training_rows
 from wardround_client.training.train import plan_speed
@@ -193,7 +194,7 @@ def result_of(
     largest: Epsilon | None = None
     steps = 0
     for hospital in hospitals:
-        ledger = Ledger(hospital.folder / "ledger.sqlite3")
+        ledger = Ledger(hospital.folder / LEDGER_FILE)
         # Of the patients who train; those held out are others, and what is released about them is told beside it.
         epsilon, events = ledger.spent(study.privacy.delta, run_id, TRAIN), ledger.events(run_id, TRAIN)
         exact = spent_exactly(events, study.privacy.delta)
@@ -238,7 +239,7 @@ def result_of(
 def training_patients(hospital: Prepared, study: Study) -> int:
     from wardround_client.sources.cohort import open_cohort
 
-    cohort = open_cohort(hospital.folder / "cohort")
+    cohort = open_cohort(hospital.folder / COHORT)
     return int(len(np.unique(cohort.patient_N[training_rows(study, cohort)])))
 
 

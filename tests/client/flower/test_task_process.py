@@ -46,9 +46,10 @@ from wardround.wire.packets import packet_from, unpack_answer
 from wardround.wire.proposal import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
 from wardround_client.flower import executor as executor_module
 from wardround_client.flower import task_process
-from wardround_client.flower.executor import PROOFS, SiteExecutor, run_executor
+from wardround_client.flower.executor import SiteExecutor, run_executor
 from wardround_client.flower.message_limit import BoundedLink
 from wardround_client.flower.site_app import site_app
+from wardround_client.site.paths import PROOFS
 from wardround_client.site.site import approve_study
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import decide_against, find_study
@@ -180,7 +181,8 @@ LAUNCHED = """
 import pathlib, sys, time
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec
-from wardround_client.flower.executor import PROOFS, SiteExecutor, run_executor
+from wardround_client.site.paths import PROOFS
+from wardround_client.flower.executor import SiteExecutor, run_executor
 
 if __name__ == "__main__":
     executor = SiteExecutor(pathlib.Path(sys.argv[1]))

@@ -25,10 +25,10 @@ from wardround_client.cli.main import app
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site import checks
+from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import approve_study, open_cohort_of, open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.sources.forget import forget
-from wardround_client.sources.opt_out import OPT_OUT_FILE
 from wardround_client.studies.decisions import add_decision
 from wardround_client.training.rows import training_rows
 

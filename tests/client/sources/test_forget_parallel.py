@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from wardround.errors import DataError
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround_client.cli.main import app
+from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import open_cohort_of, open_site
 from wardround_client.sources import cohort, ingest
 from wardround_client.sources import forget as forgetting
 from wardround_client.sources.cohort import SEAL_FILE, open_cohort, pseudonym
 from wardround_client.sources.forget import forget, remove_objectors
-from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out
+from wardround_client.sources.opt_out import opted_out
 from wardround_client.training import features
 
 folder = test_opt_out.folder  # the fixture
