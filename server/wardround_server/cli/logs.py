@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wardround.errors import UsageError
+from wardround_server.operations.paths import LOGS
 
 
 def logs(
@@ -40,4 +41,4 @@ def logs(
 
     named = [f"{name} {value}" for name, value in asked.items() if value is not None]
     whose = " and ".join(named) or "the server"
-    show(server / "logs", wanted, last=last, follow=follow, as_json=as_json, whose=whose)
+    show(server / LOGS, wanted, last=last, follow=follow, as_json=as_json, whose=whose)

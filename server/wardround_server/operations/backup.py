@@ -28,11 +28,10 @@ from wardround.errors import UsageError, WardroundError
 from wardround.identity import SHA256
 from wardround.storage.atomic import fsync, owner_only, partial_path
 from wardround.storage.folders import make_folder
-from wardround_server.operations.config import CONFIG_FILE
+from wardround_server.operations.paths import CONFIG_FILE, LOGS
 
 CONTENTS = "wardround-backup.json"
 CONTENTS_BYTES = 64 * 2**20
-LEFT_OUT = "logs"
 SQLITE_BEGINS = b"SQLite format 3\0"
 SQLITE_BESIDE = ("-wal", "-shm", "-journal")
 _PIECE = 1 << 20
@@ -132,7 +131,7 @@ def _copies(folder: Path, temporary: Path) -> Iterator[tuple[str, Path]]:
     """(name in the backup, file to read): the file itself, or a snapshot of a database."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if name.parts[0] == LEFT_OUT or path.is_symlink() or not path.is_file():
+        if name.parts[0] == LOGS or path.is_symlink() or not path.is_file():
             continue
         if path.name.startswith(".") or path.name.endswith(SQLITE_BESIDE):
             continue  # half-written files, locks, and what belongs to a database at work

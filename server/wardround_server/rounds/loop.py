@@ -38,7 +38,8 @@ from wardround.wire.packets import (
 )
 from wardround_server.rounds import aggregation
 from wardround_server.rounds.aggregation import ReleaseState, RunningMean, ServerState, Weights
-from wardround_server.runs.metrics_log import METRICS_FILE, append_lines, trim_lines
+from wardround_server.runs.metrics_log import append_lines, trim_lines
+from wardround_server.runs.paths import CHECKPOINTS, METRICS_FILE, ROUND_CHECKPOINT, ROUND_CHECKPOINTS
 from wardround_server.sites.ledger_heads import LedgerHeads
 
 KEPT_CHECKPOINTS = 3
@@ -299,10 +300,10 @@ def _save(folder: Path | None, identity: dict[str, str], progress: _Progress) ->
         "seconds": round(progress.seconds, 3),
         "ledger_heads": {site: asdict(head) for site, head in progress.ledger_heads.items()},
     }
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     make_folder(checkpoints)
-    save_checkpoint(checkpoints / f"round-{progress.round:06d}.safetensors", tensors, manifest)
-    for old in sorted(checkpoints.glob("round-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+    save_checkpoint(checkpoints / ROUND_CHECKPOINT.format(progress.round), tensors, manifest)
+    for old in sorted(checkpoints.glob(ROUND_CHECKPOINTS))[:-KEPT_CHECKPOINTS]:
         old.unlink(missing_ok=True)
 
 
@@ -310,7 +311,7 @@ def _resume(
     folder: Path, identity: dict[str, str], start_weights: Weights, warn: Callable[[str], None]
 ) -> _Progress | None:
     """The progress of an earlier call in this folder, or None. Raises when the folder belongs to something else."""
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     found = latest_checkpoint(checkpoints, warn) if checkpoints.is_dir() else None
     if found is None:
         return None

@@ -14,8 +14,6 @@ from wardround.errors import WardroundError
 from wardround.storage import jsonl
 from wardround.storage.folders import make_folder
 
-METRICS_FILE = "metrics.jsonl"  # in a run's folder
-
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append one JSON line a record, and make them durable. Raises `WardroundError` when the disk is full."""

@@ -28,6 +28,7 @@ from wardround_server.rounds.evaluation import SitesExchange, federated_test
 from wardround_server.rounds.loop import RunOutcome, run_rounds
 from wardround_server.runs.audit import RunRecord
 from wardround_server.runs.folder import RunFolder, quorum, write_json
+from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE, START_FILE, STUDY_FILE
 from wardround_server.sites.ledger_heads import LedgerHeads
 
 ASK_LIMIT_S = 60.0
@@ -77,9 +78,9 @@ def train(run: RunFolder, federation: Federation) -> None:
         result = result_of(study, run.run_id, architecture, outcome, figures)
         released, choice = release_part(study.study.task).released_weights(figures, outcome.weights, start)
         result |= choice
-        save_model(run.path / "model.safetensors", network, released, study, result)
-        record.finished(hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest())
-        write_json(run.path / "result.json", result)
+        save_model(run.path / MODEL_FILE, network, released, study, result)
+        record.finished(hashlib.sha256((run.path / MODEL_FILE).read_bytes()).hexdigest())
+        write_json(run.path / RESULT_FILE, result)
 
 
 class Gathering:
@@ -132,14 +133,14 @@ def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mappi
     """The network before training and its manifest, made once for a run by a process of its own: torch stays out of
     this one. Raises `ModelError` where it cannot be made.
     """
-    path = run.path / "start.safetensors"
+    path = run.path / START_FILE
     if not path.is_file():
         command = [
             sys.executable,
             "-I",
             "-m",
             "wardround.networks.initial_weights",
-            str(run.path / "study.json"),
+            str(run.path / STUDY_FILE),
             str(path),
         ]
         _make_start(run, command)

@@ -19,8 +19,8 @@ from typing import Literal
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SITE_NAME, key_fingerprint
 from wardround.storage.atomic import owner_only
+from wardround_server.operations.paths import REGISTRY_FILE
 
-REGISTRY_FILE = "registry.sqlite3"
 WAIT_S = 10.0  # for another process that is writing
 _SITES = """
 CREATE TABLE IF NOT EXISTS sites (

@@ -34,6 +34,7 @@ from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.engine.workers import process_pool
 from wardround_simulation.run.hospitals import SIMULATION_KEY
+from wardround_simulation.run.paths import COMPARISON_FILE, COMPARISON_LOG
 
 Row = dict[str, Any]
 
@@ -159,7 +160,7 @@ def compare(
     Raises `UsageError` where the folder holds the comparison of another study, other data or other folds.
     """
     work = plan_work(study, folds, epsilons, draws)
-    log = folder / "comparison.jsonl"
+    log = folder / COMPARISON_LOG
     identity = comparison_identity(study, site_folders, test_folders, folds, settings)
     done = finished_work(log, identity)
     if progress:
@@ -177,7 +178,7 @@ def compare(
                 if progress:
                     progress(sum(p.key in done for p in work), len(work))
     rows = [row for piece in work for row in done[piece.key]]
-    write_file(folder / "comparison.json", (json.dumps(rows, indent=1) + "\n").encode(), mode=None)
+    write_file(folder / COMPARISON_FILE, (json.dumps(rows, indent=1) + "\n").encode(), mode=None)
     return rows
 
 

@@ -44,6 +44,7 @@ from wardround_client.training.rows import training_rows
 from wardround_client.training.train import plan_speed
 from wardround_server.rounds.evaluation import SitesExchange, federated_test
 from wardround_server.rounds.loop import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
+from wardround_server.runs.paths import METRICS_FILE, MODEL_FILE, RESULT_FILE
 from wardround_server.sites.ledger_heads import LedgerHeads
 from wardround_simulation.assess.assessment import Assessed, AtEnd, assessment_of
 from wardround_simulation.engine import in_process
@@ -57,6 +58,7 @@ from wardround_simulation.run.hospitals import (
     prepare_hospitals,
     settle_rules,
 )
+from wardround_simulation.run.paths import LOG, SITES, TEST_SITES
 from wardround_simulation.run.preflight import Material, check_disk, write_json
 
 RESULT_SCHEMA = 1
@@ -99,9 +101,9 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     start = in_process.start_weights(study)
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
     listener.stage("Preparing the hospitals' data")
-    hospitals = prepare_hospitals(material.train, study, out / "sites", listener.ingest)
+    hospitals = prepare_hospitals(material.train, study, out / SITES, listener.ingest)
     check_federation(study, material.data, hospitals)
-    outside = prepare_hospitals(material.test, study, out / "test-sites", listener.ingest)
+    outside = prepare_hospitals(material.test, study, out / TEST_SITES, listener.ingest)
     if material.test_data is not None:
         check_disjoint(hospitals, outside, material.test_data)
     ingested_s = time.monotonic() - started
@@ -131,7 +133,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
             body,
             device=device,
             ray_address=settings.ray_address,
-            log_folder=out / "log",
+            log_folder=out / LOG,
             gpu_step=functools.partial(dummy_step, study, device),
         )
     except RoundError as error:
@@ -261,12 +263,12 @@ def save_model(
         **release_part(study.study.task).manifest(study),
         "privacy": result["privacy"],
     }
-    save_checkpoint(out / "model.safetensors", tensors, manifest)
+    save_checkpoint(out / MODEL_FILE, tensors, manifest)
 
 
 def finish(out: Path, evidence: RunEvidence) -> None:
     """Write result.json, after everything else: its presence says that the run is finished."""
-    write_json(out / "result.json", dict(evidence.result))
+    write_json(out / RESULT_FILE, dict(evidence.result))
 
 
 def dummy_step(study: Study, device: str) -> None:
@@ -293,7 +295,7 @@ def disk_need_bytes(network: nn.Module, start: Mapping[str, np.ndarray], sites: 
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    from wardround_server.runs.metrics_log import METRICS_FILE, read_lines
+    from wardround_server.runs.metrics_log import read_lines
 
     return read_lines(out / METRICS_FILE)
 
