@@ -31,11 +31,12 @@ from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site import server_info
 from wardround_client.site.config import load_site_config
-from wardround_client.site.site import approve_study, open_site
+from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import approve as decide
+from wardround_client.studies.store import store_approved
 from wardround_server.operations.config import config_text
 from wardround_server.runs.folder import create_run
 from wardround_server.runs.metrics_log import append_lines, trim_lines
@@ -86,7 +87,7 @@ def test_what_a_site_writes_in_its_rounds_is_its_owners(tmp_path: Path, monkeypa
         load_site_config(folder / "site.toml").privacy.cap(),
     )
     assert proposals.receive(folder, study_of(evaluation_epsilon=3.0)) == "proposed", "which stays undecided"
-    approve_study(folder, study)
+    store_approved(folder, study)
     server_info.keep(folder, 1.7e9, ours())
     log_to(folder / "logs" / "site.log", names=("umask",))
     with select._proved_once(folder / "flower" / "proofs" / "a" / "b"):

@@ -135,16 +135,17 @@ def _record_objections(site: Path, count: int) -> None:
 
 def _study(site: Path, text: str) -> Study:
     """A study by its file, or by the hash (or its first letters) of one that was received or approved here."""
-    from wardround.study.load import load_study, study_from_json
+    from wardround.study.load import load_study
+    from wardround_client.studies import store
 
     if Path(text).is_file() or not set(text) <= set("0123456789abcdef") or len(text) < LEAST_OF_A_HASH:
         return load_study(Path(text))
-    found = {path.stem: path for where in ("proposals", "studies") for path in (site / where).glob(f"{text}*.json")}
+    found = store.stored_hashes(site, text)
     if len(found) != 1:
         raise StudyError(f"{site}: {'no study' if not found else 'more than one study'} here has the hash {text}")
-    ((sha256, path),) = found.items()
-    read = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
-    if read.sha256() != sha256:
+    path = store.stored_path(site, found[0])
+    read = store.read_study(path)
+    if read.sha256() != found[0]:
         raise StudyError(f"{path}: was altered; ask the operator for the study again")
     return read
 

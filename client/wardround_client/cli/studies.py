@@ -14,7 +14,7 @@ from wardround.networks.weights import trained_parameters
 from wardround.printable import escaped, lines_of
 from wardround_client.cli.ledger import cap_of_site, opened_ledger
 from wardround_client.site.paths import COHORT, CONFIG_FILE
-from wardround_client.studies.decisions import MOST_RUNS
+from wardround_client.studies.store import MOST_RUNS
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
@@ -65,7 +65,7 @@ def show(
 ) -> None:
     """A study in plain words: what it reads, what leaves, what it costs this site's patients now and after."""
     from wardround_client.studies.approvals import find_study
-    from wardround_client.studies.decisions import runs_allowed
+    from wardround_client.studies.store import runs_allowed
 
     known = find_study(site, study)
     said = _in_words(site, known.study, runs or runs_allowed(site, known.sha256))

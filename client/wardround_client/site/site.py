@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wardround.errors import PolicyRefusal, WardroundError
+from wardround.errors import WardroundError
 from wardround.records.audit_events import Event
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
-from wardround.storage.atomic import owner_only
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
 from wardround.storage.folders import make_folder
 from wardround.storage.locks import locked
-from wardround.study.load import Study, study_from_json
+from wardround.study.load import Study
 from wardround_client.clipping.bookkeeping import Precision
 from wardround_client.clipping.select import EngineMemory
 from wardround_client.ledger.ledger import Cap, Ledger
@@ -35,7 +33,7 @@ from wardround_client.sources.cohort import SEAL_FILE, Cohort, NoCohortError, op
 from wardround_client.sources.forget import remove_features
 from wardround_client.sources.opt_out import opted_out, without_objectors
 from wardround_client.sources.study_cohort import cohort_for, differences, nobody
-from wardround_client.studies.decisions import last_decision, runs_allowed
+from wardround_client.studies.store import approved_study, runs_allowed
 from wardround_client.training.batches import HeldOutImages, Material, material_of
 from wardround_client.training.rows import held_out_images, inputs_of, training_rows
 
@@ -58,9 +56,7 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
-    runs_allowed: Callable[[str], int] = lambda _: (
-        1
-    )  # how many runs of a study may ever begin; see studies/decisions.py
+    runs_allowed: Callable[[str], int] = lambda _: 1  # how many runs of a study may ever begin; see studies/store.py
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutImages] | None = None
@@ -172,32 +168,6 @@ def choose_device(config: SiteConfig) -> torch.device:
     if wanted == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     return torch.device(wanted)
-
-
-def approve_study(folder: Path, study: Study) -> str:
-    """Write a study to the site's approved ones; returns its hash."""
-    sha256 = study.sha256()
-    path = folder / "studies" / f"{sha256}.json"
-    make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(study.to_json() + "\n")
-    os.replace(partial, path)
-    return sha256
-
-
-def approved_study(folder: Path, sha256: str) -> Study:
-    """Read an approved study. Raises `PolicyRefusal` where the hash is unknown or the file no longer has it."""
-    path = folder / "studies" / f"{sha256}.json"
-    if not path.is_file() or last_decision(folder, sha256) not in (None, "approved"):
-        raise PolicyRefusal("not_approved", f"no approved study has the hash {sha256[:12]}")
-    study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
-    weights = study.model.init_sha256
-    if study.sha256() != sha256 or (
-        weights and hashlib.sha256(Path(study.model.init).read_bytes()).hexdigest() != weights
-    ):
-        raise PolicyRefusal("altered", f"the approved study {sha256[:12]} was altered after its approval")
-    return study
 
 
 class ReplyFolder(MutableMapping[int, Weights]):

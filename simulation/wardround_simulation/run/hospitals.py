@@ -21,12 +21,11 @@ from wardround.study.load import Study
 from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
-from wardround_client.site.site import approve_study
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.images.layout import SiteSource
 from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.sources.ingest import IngestReport, ingest
-from wardround_client.studies.decisions import MOST_RUNS, add_decision, last_decision
+from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
 # One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
 # outs the same in every run, and lets a patient of two sites, or of training and test, be found. A real site makes
@@ -127,6 +126,6 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
     write_file(path, text.encode())  # in one step: a kill must not leave half of a site's limits
-    sha256 = approve_study(hospital.folder, study)
+    sha256 = store_approved(hospital.folder, study)
     if last_decision(hospital.folder, sha256) is None:
         add_decision(hospital.folder, "approved", sha256, SIMULATED_PERSON, runs=MOST_RUNS)

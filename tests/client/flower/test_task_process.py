@@ -50,9 +50,9 @@ from wardround_client.flower.executor import SiteExecutor, run_executor
 from wardround_client.flower.message_limit import BoundedLink
 from wardround_client.flower.site_app import site_app
 from wardround_client.site.paths import PROOFS
-from wardround_client.site.site import approve_study
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import decide_against, find_study
+from wardround_client.studies.store import store_approved
 
 STUDY = parse_study(
     {
@@ -348,7 +348,7 @@ def test_a_proposal_is_kept_for_a_person_and_answered_with_one_word(tmp_path):
     decide_against(tmp_path, find_study(tmp_path, sha256), "refused", "Ada Lovelace")
     assert word() == "refused"
     (tmp_path / "decisions" / f"{sha256}.json").unlink()
-    approve_study(tmp_path, STUDY)
+    store_approved(tmp_path, STUDY)
     assert word() == "approved"
     decide_against(tmp_path, find_study(tmp_path, sha256), "revoked", "Ada Lovelace")
     assert word() == "revoked"
