@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wardround.cli.options import JsonOption, SiteOption, YesOption
 from wardround.errors import DataError, StudyError, UsageError
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from wardround_client.sources.ingest import IngestReport, Progress
 
 app = typer.Typer(rich_markup_mode=None)
-SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 LEAST_OF_A_HASH = 8
 
 
@@ -89,7 +88,7 @@ def forget(
     issuer: Annotated[
         str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, where the data state one.")
     ] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardround.cli.options import JsonOption, YesOption
 from wardround.errors import LedgerError, UsageError
 from wardround.printable import escaped
 from wardround_client.site.paths import CONFIG_FILE, LEDGER_FILE
@@ -30,7 +31,6 @@ app = typer.Typer(
 SiteOption = Annotated[
     Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml and ledger.sqlite3.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 WIDTH_OF_A_HASH = 12
 
 
@@ -164,7 +164,7 @@ def accept_loss(
         list[str] | None,
         typer.Option("--run", metavar="HASH=RUN", help="A run since then that the audit log lacks; may be repeated."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
+from wardround.cli.options import JsonOption, SiteOption
 from wardround_client.site.paths import CONFIG_FILE
 
 app = typer.Typer(rich_markup_mode=None)
-SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-site init --server fed.example.org:9092 --name north --ca ca.crt --site north")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardround.cli.options import ByOption, JsonOption, SiteOption
 from wardround.errors import UsageError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
@@ -25,10 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
-ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")]
 RUNS_HELP = "How many runs may ever begin here, those that began included"
 WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
 

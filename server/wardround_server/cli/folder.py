@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardround.cli.options import JsonOption, ServerOption
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
     from wardround_server.operations.folder import Founding
 
 app = typer.Typer(rich_markup_mode=None)
-ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-server init federation --host federation.example.org,192.0.2.10")

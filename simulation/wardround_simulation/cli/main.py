@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from wardround.cli.app import program, run_program
+from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
 from wardround_simulation.cli import federation, models
 from wardround_simulation.run.paths import SITES, TEST_SITES
@@ -54,7 +55,6 @@ SetOption = Annotated[
         help="Override a key of the study, for instance privacy.epsilon=3; may be repeated.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-sim run studies/lidc.toml --data lidc_nodules --set privacy.epsilon=3")
