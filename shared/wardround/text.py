@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from wardround.storage.json_numbers import number_of_json
 from wardround.study.load import Study
 
 CODES = {
@@ -46,7 +47,7 @@ CODES = {
 
 def epsilon_of(value: Any) -> float:
     """An ε as it stands in JSON, a number or the string "inf". Raises ValueError for anything else."""
-    epsilon = math.inf if value == "inf" else float(value)
+    epsilon = float(number_of_json(value))
     if not epsilon >= 0:
         raise ValueError("an epsilon is a number of at least 0, or inf")
     return epsilon

@@ -15,6 +15,7 @@ import typer
 from wardround.cli.options import JsonOption, YesOption
 from wardround.errors import LedgerError, UsageError
 from wardround.printable import escaped
+from wardround.storage.json_numbers import json_number
 from wardround_client.site.paths import CONFIG_FILE, LEDGER_FILE
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def show(
     if as_json:
         content = {
             "holds": [_hold_to_json(hold, cap) for hold in holds],
-            "cap": {"epsilon": _plain(cap.epsilon), "delta": cap.delta, "allow_no_privacy": cap.allow_no_privacy},
+            "cap": {"epsilon": json_number(cap.epsilon), "delta": cap.delta, "allow_no_privacy": cap.allow_no_privacy},
             "spent": spent.to_json(),
             "spent_by_other_accountants": [epsilon.to_json() for epsilon in beside],
             "held": held.to_json(),
@@ -320,7 +321,3 @@ def _print(*tables: Table) -> None:
         if number:
             console.print()
         console.print(table)
-
-
-def _plain(value: float) -> float | str:
-    return "inf" if value == float("inf") else value

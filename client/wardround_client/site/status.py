@@ -5,7 +5,6 @@ Counts of patients are for the hospital's own eyes: nothing here is ever sent.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from wardround.errors import WardroundError
 from wardround.operations.health import asked
 from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.storage.json_numbers import json_number
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.site.checks import ca
 from wardround_client.site.config import load_site_config
@@ -38,7 +38,7 @@ def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
         "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused", "refusals", released=False)}),
         "budget": _part(
             lambda: {
-                "cap": cap.epsilon if math.isfinite(cap.epsilon) else "inf",
+                "cap": json_number(cap.epsilon),
                 "spent": ledger.spent(cap.delta).to_json(),
                 "held": ledger.committed(cap.delta).to_json(),
                 "left": ledger.remaining(cap).to_json(),

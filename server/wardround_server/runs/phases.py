@@ -20,6 +20,7 @@ import numpy as np
 
 from wardround.errors import ModelError, RoundError
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
+from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
 from wardround.wire.evaluation import SiteRelease
@@ -192,10 +193,10 @@ def result_of(
         "privacy": {
             "unit": "patient",
             "relation": "add or remove one",
-            "epsilon_promised": "inf" if math.isinf(privacy.epsilon) else privacy.epsilon,
+            "epsilon_promised": json_number(privacy.epsilon),
             "delta": privacy.delta,
             "sampling_rate": privacy.sampling_rate,
-            "max_grad_norm": "inf" if math.isinf(privacy.max_grad_norm) else privacy.max_grad_norm,
+            "max_grad_norm": json_number(privacy.max_grad_norm),
         },
         "sites": {
             site: {"ledger": asdict(outcome.ledger_heads[site]) if site in outcome.ledger_heads else None}

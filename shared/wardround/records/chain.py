@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from wardround.errors import LedgerError, RecordError
 from wardround.storage.atomic import fsync
+from wardround.storage.json_numbers import json_numbers
 from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
 
@@ -36,13 +36,7 @@ def linked(head: LedgerHead, body: str) -> LedgerHead:
 
 def body_of(content: Mapping[str, Any]) -> str:
     """The canonical JSON of an entry. Floats are written so that they come back bit for bit; infinity as "inf"."""
-    return json.dumps(_plain(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
+    return json.dumps(json_numbers(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:

@@ -26,6 +26,7 @@ from wardround.errors import DataError, UsageError
 from wardround.metrics.classification import auc, macro_auc, patient_scores
 from wardround.networks.build import initial_network
 from wardround.storage.atomic import write_file
+from wardround.storage.json_numbers import json_number
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.study.load import Study, study_from_json
 from wardround_client.site.paths import COHORT
@@ -54,7 +55,7 @@ class Work:
 
     @property
     def key(self) -> str:
-        return f"{self.split}/{self.fold}/{_plain_epsilon(self.epsilon)}/{self.draw}"
+        return f"{self.split}/{self.fold}/{json_number(self.epsilon)}/{self.draw}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +220,7 @@ def run_work(
         outside_figures = outside.figures(network, study, weights) if outside else None
         out = []
         for unit in ("slice", "patient"):
-            row: Row = {"setting": setting, **({"site": site} if site else {}), "epsilon": _plain_epsilon(work.epsilon)}
+            row: Row = {"setting": setting, **({"site": site} if site else {}), "epsilon": json_number(work.epsilon)}
             row |= {"split": work.split, "fold": work.fold, "draw": work.draw, "unit": unit, **figures[unit]["all"]}
             row["start_auc"] = at_start[unit]["all"]["auc"]
             row["sites"] = {
@@ -287,10 +288,6 @@ class _TestSet:
         if unit == "patient":
             scores_N, labels_N, _ = patient_scores(scores_N, labels_N, patients_N)
         return {"auc": auc(scores_N, labels_N), "patients": patients}
-
-
-def _plain_epsilon(epsilon: float) -> float | str:
-    return "inf" if math.isinf(epsilon) else epsilon
 
 
 def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:

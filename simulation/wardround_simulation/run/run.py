@@ -33,6 +33,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import save_checkpoint
+from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
 from wardround_client.ledger.ledger import Ledger
@@ -206,8 +207,8 @@ def result_of(
         steps = max(steps, site_steps)
         largest = epsilon if largest is None or epsilon.value >= largest.value else largest
         sites[hospital.name] = {
-            "epsilon": plain(epsilon.value),
-            "epsilon_exact": plain(exact.value) if exact else None,
+            "epsilon": json_number(epsilon.value),
+            "epsilon_exact": json_number(exact.value) if exact else None,
             "steps": site_steps,
             "ledger": asdict(head) if head else None,
             "patients": training_patients(hospital, study),
@@ -226,10 +227,10 @@ def result_of(
         "missing": [{"round": m.round, "site": m.site, "code": m.code} for m in outcome.missing],
         "privacy": {
             **largest.to_json(),
-            "epsilon_promised": plain(study.privacy.epsilon),
+            "epsilon_promised": json_number(study.privacy.epsilon),
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
-            "max_grad_norm": plain(plan.max_grad_norm),
+            "max_grad_norm": json_number(plan.max_grad_norm),
             "steps": steps,
         },
         "sites": sites,
@@ -331,8 +332,3 @@ def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> 
 def versions() -> dict[str, str]:
     names = ("wardround", "flwr", "ray", "torch", "opacus", "pydicom", "numpy")
     return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
-
-
-def plain(value: float) -> float | str:
-    """A number as JSON can hold it: infinity is "inf"."""
-    return "inf" if math.isinf(value) else value
