@@ -54,7 +54,7 @@ def _release(part: dict[str, Any]) -> list[str]:
 
 
 def _refusal(part: dict[str, Any]) -> list[str]:
-    from wardround.text import code_text
+    from wardround.wire.reply_codes import code_text
 
     entry = part["entry"]
     if entry is None:

@@ -21,7 +21,8 @@ from wardround.storage.atomic import fsync, owner_only
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.storage.folders import make_folder
 from wardround.study.describe import learns, network, reads
-from wardround.text import code_text, count_text, epsilon_of, epsilon_text, promise
+from wardround.text import count_text, epsilon_of, epsilon_text, promise
+from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import RunFolder, runs
 from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wardround.text import bytes_text, code_text, count_text, epsilon_text, seconds_text
+from wardround.text import bytes_text, count_text, epsilon_text, seconds_text
+from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import DECIDED, RunFolder, quorum, read_json
 from wardround_server.runs.paths import ROUND_FILE, STUDY_FILE
 from wardround_server.sites.registry import Registry
