@@ -30,9 +30,8 @@ from wardround.wire.packets import (
     packet_from,
     unpack_broadcast,
 )
+from wardround.wire.protocol import TTL_BEYOND_DEADLINE_S
 from wardround_client.rounds.deadline import OutOfTime, time_limit
-
-TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
 log = logging.getLogger(__name__)
 

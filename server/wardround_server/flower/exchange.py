@@ -30,9 +30,7 @@ from wardround.wire.packets import (
     payload_bytes,
     unpack_answer,
 )
-
-TRAIN, EVALUATE = "train", "evaluate"
-TTL_BEYOND_DEADLINE_S = 60.0
+from wardround.wire.protocol import EVALUATE, TRAIN, TTL_BEYOND_DEADLINE_S
 
 NO_ARRAYS_BYTES = 2**20  # what arrays may hold where none or few numbers are asked for
 TOO_LARGE = 1000  # the error that `fleet_api.py` puts in the place of such an answer; Flower's own codes end far below

@@ -19,7 +19,8 @@ from wardround.errors import RoundError, UsageError, WireError
 from wardround.operations.logs import at, log_to
 from wardround.study.load import Study
 from wardround.wire.packets import PROTOCOL_VERSION, is_code
-from wardround.wire.proposal import PROPOSE, pack_proposal, unpack_state
+from wardround.wire.proposal import pack_proposal, unpack_state
+from wardround.wire.protocol import PROPOSE
 from wardround.wire.versions import older_side, told
 from wardround_server.flower.exchange import FlowerExchange, Polling, pull_reply, transport_code
 from wardround_server.flower.superlink import SERVER_FOLDER

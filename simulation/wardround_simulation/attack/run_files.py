@@ -29,9 +29,10 @@ from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
 from wardround.tasks.classification.objective import loss_per_image, reads_features, trained_part
 from wardround.text import epsilon_of
+from wardround.wire.protocol import TRAIN
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Attempt, Ledger
-from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site.paths import LEDGER_FILE, REPLIES
 from wardround_client.site.site import ReplyFolder
 from wardround_client.training.batches import material_of

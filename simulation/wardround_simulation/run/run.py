@@ -36,8 +36,9 @@ from wardround.storage.checkpoint import save_checkpoint
 from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
+from wardround.wire.protocol import TRAIN
 from wardround_client.ledger.ledger import Ledger
-from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.privacy.plan import plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights

@@ -43,7 +43,8 @@ from wardround.processes.supervisor import Child, supervise
 from wardround.records.audit_log import verified
 from wardround.study.load import parse_study
 from wardround.wire.packets import packet_from, unpack_answer
-from wardround.wire.proposal import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.wire.proposal import pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.wire.protocol import PROPOSE
 from wardround_client.flower import executor as executor_module
 from wardround_client.flower import task_process
 from wardround_client.flower.executor import SiteExecutor, run_executor

@@ -13,11 +13,12 @@ from wardround.errors import AuditError, BudgetRefusal, LedgerError, PolicyRefus
 from wardround.records.audit_events import ReplyReleased
 from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
 from wardround.study.load import Study, parse_study
+from wardround.wire.protocol import EVALUATE, TRAIN
 from wardround_client.cli.main import app
 from wardround_client.ledger.file import LedgerFile
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.ledger.recovery import accept_loss, loss_of
-from wardround_client.privacy.plan import EVALUATE, TRAIN, plan_from_study
+from wardround_client.privacy.plan import plan_from_study
 from wardround_client.studies.store import store_approved
 
 CAP = Cap(epsilon=8.0, delta=1e-4)
