@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.errors import AuditError, BudgetRefusal, PolicyRefusal, WireError
+from wardround.flower.record import record_of
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters
@@ -20,7 +21,6 @@ from wardround.records.audit_log import verified
 from wardround.records.refusal_counts import IN_FULL, only_counted
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast, pack_broadcast, weights_sha256
-from wardround_client.flower.client_app import record_of
 from wardround_client.flower.site_app import site_app
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
