@@ -24,9 +24,9 @@ from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from flwr.serverapp import ServerApp
 from hostile_pieces import COUNT_10_GB, array_piece, bomb, junk_of, large_proposal, missing, name_of
 
+from wardround.flower.record import record_of
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.wire.packets import Broadcast, pack_broadcast, weights_sha256
-from wardround_server.flower.exchange import record_of
 
 LIMIT_S = 240.0
 GB = 10**9

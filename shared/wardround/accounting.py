@@ -23,6 +23,7 @@ from importlib.metadata import version
 import numpy as np
 
 from wardround.errors import StudyError, WardroundError
+from wardround.storage.json_numbers import json_number
 
 # Any set of orders gives a valid bound; more give a tighter one. Fractional orders are slow, so they are sparse
 # above 3.
@@ -139,7 +140,7 @@ class Epsilon:
         """As in `result.json`: infinity is the string "inf"."""
         fields = asdict(self)
         value = fields.pop("value")
-        return {"epsilon": "inf" if math.isinf(value) else value, **fields}
+        return {"epsilon": json_number(value), **fields}
 
 
 def spent(events: Iterable[Event], delta: float) -> Epsilon:

@@ -31,9 +31,8 @@ from wardround.study.load import Study, load_study, parse_study, study_from_json
 from wardround.wire.proposal import unpack_proposal
 from wardround.wire.versions import PROTOCOL_VERSION
 from wardround_client.cli.main import app
-from wardround_client.site.site import approved_study
-from wardround_client.studies.decisions import add_decision
 from wardround_client.studies.proposals import receive
+from wardround_client.studies.store import add_decision, approved_study
 from wardround_server.cli.main import app as server_app
 from wardround_simulation.cli.progress import RunProgress
 

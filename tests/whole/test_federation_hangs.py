@@ -11,10 +11,10 @@ from tests.whole.test_federation import NAMES, STUDY, Federation, alive, approve
 from tests.whole.test_federation_kills import deadline_s
 
 from wardround.study.load import load_study
+from wardround.wire.protocol import TTL_BEYOND_DEADLINE_S
 from wardround_client.flower.executor import BEFORE_TTL_S
 from wardround_client.flower.task_process import PROCESS_NAME
 from wardround_client.ledger.ledger import Ledger
-from wardround_server.flower.exchange import TTL_BEYOND_DEADLINE_S
 
 pytestmark = pytest.mark.slow
 

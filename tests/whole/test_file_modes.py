@@ -19,8 +19,9 @@ from tests.whole.test_federation import STUDY, Federation, approve, command
 
 from wardround.operations.logs import log_to
 from wardround.records.chain import START
+from wardround.storage.atomic import write_folder, write_private
 from wardround.storage.checkpoint import save_checkpoint
-from wardround.storage.private_files import folder_at_once, make_folder, write_private
+from wardround.storage.folders import make_folder
 from wardround.wire.versions import ours
 from wardround_client.clipping import select
 from wardround_client.enhance.files import write_png
@@ -30,11 +31,12 @@ from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site import server_info
 from wardround_client.site.config import load_site_config
-from wardround_client.site.site import approve_study, open_site
+from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import approve as decide
+from wardround_client.studies.store import store_approved
 from wardround_server.operations.config import config_text
 from wardround_server.runs.folder import create_run
 from wardround_server.runs.metrics_log import append_lines, trim_lines
@@ -85,7 +87,7 @@ def test_what_a_site_writes_in_its_rounds_is_its_owners(tmp_path: Path, monkeypa
         load_site_config(folder / "site.toml").privacy.cap(),
     )
     assert proposals.receive(folder, study_of(evaluation_epsilon=3.0)) == "proposed", "which stays undecided"
-    approve_study(folder, study)
+    store_approved(folder, study)
     server_info.keep(folder, 1.7e9, ours())
     log_to(folder / "logs" / "site.log", names=("umask",))
     with select._proved_once(folder / "flower" / "proofs" / "a" / "b"):
@@ -124,7 +126,7 @@ def test_the_ledgers_journal_has_the_mode_of_the_ledger_and_an_open_ledger_of_an
 
 def test_what_a_server_writes_in_its_runs_is_its_owners(tmp_path: Path) -> None:
     server = tmp_path / "server"
-    folder_at_once(server, {"server.toml": config_text("fed", ("127.0.0.1",), 9092).encode()})
+    write_folder(server, {"server.toml": config_text("fed", ("127.0.0.1",), 9092).encode()})
     Registry(server).sites()
     software.keep(server, "north", ours())
     study = run_study("first", figures=1.0)

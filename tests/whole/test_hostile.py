@@ -39,7 +39,7 @@ from wardround.processes.supervisor import supervise
 from wardround.records.audit_log import verified
 from wardround.study.load import load_study
 from wardround.wire.packets import PROTOCOL_VERSION
-from wardround_client.flower.message_limit import CALL_BYTES
+from wardround.wire.protocol import CALL_BYTES
 from wardround_client.flower.task_process import MOST_BYTES
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study

@@ -6,17 +6,17 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from wardround.cli.options import JsonStartOption, SiteOption
 
 if TYPE_CHECKING:
     from wardround_client.site.config import SiteConfig
 
 
 def start(
-    site: Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="Say that it started as one line of JSON.")] = False,
+    site: SiteOption = Path("."),
+    as_json: JsonStartOption = False,
 ) -> None:
     """Take part in the federation until stopped (SIGTERM or Ctrl-C). What happens is in logs/site.log."""
     from wardround.processes.supervisor import stop_on_signals

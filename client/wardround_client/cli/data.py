@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wardround.cli.options import JsonOption, SiteOption, YesOption
 from wardround.errors import DataError, StudyError, UsageError
+from wardround_client.site.paths import COHORT, CONFIG_FILE
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from wardround_client.sources.ingest import IngestReport, Progress
 
 app = typer.Typer(rich_markup_mode=None)
-SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 LEAST_OF_A_HASH = 8
 
 
@@ -51,7 +51,7 @@ def ingest(
     from wardround_client.sources.ingest import ingest as prepare
     from wardround_client.sources.opt_out import opted_out
 
-    config = load_site_config(site / "site.toml")
+    config = load_site_config(site / CONFIG_FILE)
     key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
     source = _one_site(folder, asked.data)
     if source.assumes_one_image_one_patient and not image_is_patient:
@@ -63,9 +63,7 @@ def ingest(
 
     def work(progress: Progress | None) -> IngestReport:
         workers_ = workers or os.cpu_count() or 1
-        return prepare(
-            source, asked.data, site / "cohort", key, workers=workers_, objectors=objectors, progress=progress
-        )
+        return prepare(source, asked.data, site / COHORT, key, workers=workers_, objectors=objectors, progress=progress)
 
     try:
         report = work(None) if as_json else _with_bar(work)
@@ -90,7 +88,7 @@ def forget(
     issuer: Annotated[
         str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, where the data state one.")
     ] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -102,7 +100,7 @@ def forget(
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import forget as forget_patient
 
-    load_site_config(site / "site.toml")
+    load_site_config(site / CONFIG_FILE)
     key = pseudonym_key(site)
     if patient == "-":
         patient = (
@@ -136,16 +134,17 @@ def _record_objections(site: Path, count: int) -> None:
 
 def _study(site: Path, text: str) -> Study:
     """A study by its file, or by the hash (or its first letters) of one that was received or approved here."""
-    from wardround.study.load import load_study, study_from_json
+    from wardround.study.load import load_study
+    from wardround_client.studies import store
 
     if Path(text).is_file() or not set(text) <= set("0123456789abcdef") or len(text) < LEAST_OF_A_HASH:
         return load_study(Path(text))
-    found = {path.stem: path for where in ("proposals", "studies") for path in (site / where).glob(f"{text}*.json")}
+    found = store.stored_hashes(site, text)
     if len(found) != 1:
         raise StudyError(f"{site}: {'no study' if not found else 'more than one study'} here has the hash {text}")
-    ((sha256, path),) = found.items()
-    read = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
-    if read.sha256() != sha256:
+    path = store.stored_path(site, found[0])
+    read = store.read_study(path)
+    if read.sha256() != found[0]:
         raise StudyError(f"{path}: was altered; ask the operator for the study again")
     return read
 

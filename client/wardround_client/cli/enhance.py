@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from wardround.cli.options import JsonOption
+
 
 def enhance(
     source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="PNG, JPEG or DICOM, one file or a folder.")],
@@ -18,7 +20,7 @@ def enhance(
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="FILE", help="For missing data: a picture, white where they are.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Restore images with a released model. Results go beside the source, marked as derived; not for diagnostic use."""
     from wardround_client.enhance.restore import enhance as restore_all

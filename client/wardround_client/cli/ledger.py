@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardround.cli.options import JsonOption, YesOption
 from wardround.errors import LedgerError, UsageError
 from wardround.printable import escaped
+from wardround.storage.json_numbers import json_number
+from wardround_client.site.paths import CONFIG_FILE, LEDGER_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +32,6 @@ app = typer.Typer(
 SiteOption = Annotated[
     Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml and ledger.sqlite3.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 WIDTH_OF_A_HASH = 12
 
 
@@ -53,7 +55,7 @@ def show(
     if as_json:
         content = {
             "holds": [_hold_to_json(hold, cap) for hold in holds],
-            "cap": {"epsilon": _plain(cap.epsilon), "delta": cap.delta, "allow_no_privacy": cap.allow_no_privacy},
+            "cap": {"epsilon": json_number(cap.epsilon), "delta": cap.delta, "allow_no_privacy": cap.allow_no_privacy},
             "spent": spent.to_json(),
             "spent_by_other_accountants": [epsilon.to_json() for epsilon in beside],
             "held": held.to_json(),
@@ -163,7 +165,7 @@ def accept_loss(
         list[str] | None,
         typer.Option("--run", metavar="HASH=RUN", help="A run since then that the audit log lacks; may be repeated."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -201,7 +203,7 @@ def accept_loss(
 
 
 def _path(site: Path) -> Path:
-    return site / "ledger.sqlite3"
+    return site / LEDGER_FILE
 
 
 def opened_ledger(site: Path) -> Ledger:
@@ -222,7 +224,7 @@ def cap_of_site(site: Path) -> Cap:
     """The cap of the site's site.toml."""
     from wardround_client.site.config import load_site_config
 
-    return load_site_config(site / "site.toml").privacy.cap()
+    return load_site_config(site / CONFIG_FILE).privacy.cap()
 
 
 def _beside(events: list[Event], cap: Cap, prv_timeout_s: float) -> list[Epsilon]:
@@ -319,7 +321,3 @@ def _print(*tables: Table) -> None:
         if number:
             console.print()
         console.print(table)
-
-
-def _plain(value: float) -> float | str:
-    return "inf" if value == float("inf") else value

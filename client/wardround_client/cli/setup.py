@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from wardround.cli.options import JsonOption, SiteOption
+from wardround_client.site.paths import CONFIG_FILE
+
 app = typer.Typer(rich_markup_mode=None)
-SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-site init --server fed.example.org:9092 --name north --ca ca.crt --site north")
@@ -29,7 +30,8 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Make a site's folder: keys, site.toml, request to take part. What is there is shown and never made anew."""
-    from wardround_client.site.enrolment import CA_CERTIFICATE, CONFIG_FILE, enrol
+    from wardround_client.site.enrolment import enrol
+    from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE
 
     state = enrol(site, name, server, ca, proxy)
     if as_json:
@@ -70,7 +72,7 @@ def doctor(
     from wardround.operations.health_checks import exit_code, table_of
     from wardround_client.site.config import load_site_config
 
-    load_site_config(site / "site.toml")  # before torch is loaded: a wrong folder is told at once
+    load_site_config(site / CONFIG_FILE)  # before torch is loaded: a wrong folder is told at once
     from wardround_client.site.doctor import examine
 
     checks = list(examine(site, timeout))

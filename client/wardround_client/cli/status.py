@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from wardround.cli.options import JsonOption, SiteOption
 from wardround.printable import escaped
 from wardround_client.cli.ledger import opened_ledger
 from wardround_client.cli.studies import decision_text
 
 
 def status(
-    site: Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
 ) -> None:
     """Studies and decisions, last round, budget, cohort, objections. For this hospital's own eyes: nothing is sent."""
     from wardround_client.site.status import status_of
@@ -55,7 +54,7 @@ def _release(part: dict[str, Any]) -> list[str]:
 
 
 def _refusal(part: dict[str, Any]) -> list[str]:
-    from wardround.text import code_text
+    from wardround.wire.reply_codes import code_text
 
     entry = part["entry"]
     if entry is None:

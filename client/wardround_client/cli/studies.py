@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardround.cli.options import ByOption, JsonOption, SiteOption
 from wardround.errors import UsageError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.printable import escaped, lines_of
 from wardround_client.cli.ledger import cap_of_site, opened_ledger
-from wardround_client.studies.decisions import MOST_RUNS
+from wardround_client.site.paths import COHORT, CONFIG_FILE
+from wardround_client.studies.store import MOST_RUNS
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
@@ -24,10 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
-ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")]
 RUNS_HELP = "How many runs may ever begin here, those that began included"
 WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
 
@@ -64,7 +63,7 @@ def show(
 ) -> None:
     """A study in plain words: what it reads, what leaves, what it costs this site's patients now and after."""
     from wardround_client.studies.approvals import find_study
-    from wardround_client.studies.decisions import runs_allowed
+    from wardround_client.studies.store import runs_allowed
 
     known = find_study(site, study)
     said = _in_words(site, known.study, runs or runs_allowed(site, known.sha256))
@@ -174,7 +173,7 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
         refusal=None if said.refusal is None else str(said.refusal),
     )
     numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
-    config = load_site_config(site / "site.toml")
+    config = load_site_config(site / CONFIG_FILE)
     received = received_at(site, study.sha256())
     asked_by = "nobody: it came as a file" if received is None else f"received {received}"
     if received is not None and config.server is not None:
@@ -196,7 +195,7 @@ def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
     from wardround_client.sources.study_cohort import differences
 
     try:
-        found = differences(open_cohort(site / "cohort"), study)
+        found = differences(open_cohort(site / COHORT), study)
     except DataError:  # nothing prepared yet, or damaged: `doctor` says so
         return []
     return (
@@ -241,4 +240,4 @@ def _say_decision(sha256: str, decision: str, who: str, as_json: bool, more: dic
 def _require_site(site: Path) -> None:
     from wardround_client.site.config import load_site_config
 
-    load_site_config(site / "site.toml")
+    load_site_config(site / CONFIG_FILE)

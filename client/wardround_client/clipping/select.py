@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from wardround.errors import ModelError, WardroundError
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.atomic import owner_only
+from wardround.storage.folders import make_folder
 from wardround_client.clipping.bookkeeping import (
     GROUP_IMAGES,
     Precision,
@@ -246,7 +247,7 @@ def _remembered(
         return name
     seconds = _trial(network, parameters, loss_per_image, sample, candidates)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")  # not `write_file`: the first process's choice holds
     with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
         file.write(json.dumps({"engine": _winner(seconds), "seconds": seconds}) + "\n")
     try:

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from wardround.errors import DataError
-from wardround.storage.private_files import owner_only
+from wardround.storage.atomic import owner_only, partial_path
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
 # Whose image it is and to which examination it belongs: copied, so that it is never taken for another patient's.
@@ -101,14 +101,14 @@ def _new(path: Path) -> Path:
     """Where a file is written before it gets its name."""
     if path.exists():
         raise DataError(f"{path}: is there already; nothing is overwritten. Remove it, or choose another --out")
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     partial.unlink(missing_ok=True)
     return partial
 
 
 def _settle(path: Path) -> None:
-    """Give the whole file its name, unless another one has it by now."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Give the whole file its name, unless another one has it by now. A link, since a rename would replace that one."""
+    partial = partial_path(path)
     try:
         os.link(partial, path)
     except FileExistsError:

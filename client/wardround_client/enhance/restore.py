@@ -20,7 +20,7 @@ from torch import nn
 
 from wardround.errors import DataError, ModelError
 from wardround.storage.checkpoint import load_checkpoint
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, degradation_of
 from wardround.tasks.reconstruction.image_quality import to_8_bit
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded

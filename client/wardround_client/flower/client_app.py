@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from wardround.errors import RefusedError, WireError
+from wardround.flower.record import record_of
 from wardround.operations.logs import at
 from wardround.wire.evaluation import ScoreRelease, pack_release
 from wardround.wire.packets import (
@@ -30,9 +31,8 @@ from wardround.wire.packets import (
     packet_from,
     unpack_broadcast,
 )
+from wardround.wire.protocol import TTL_BEYOND_DEADLINE_S
 from wardround_client.rounds.deadline import OutOfTime, time_limit
-
-TTL_BEYOND_DEADLINE_S = 60.0  # the server gives a message its round's deadline and this
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,3 @@ def _reply(
     if not heard:
         unheard(str(reply.header["code"]))
     return Message(record_of(reply), reply_to=message)
-
-
-def record_of(packet: Packet) -> RecordDict:
-    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
-    arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
-    return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})

@@ -7,7 +7,6 @@ start in a file of mode 0600. What either prints goes to logs/site.log.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import threading
@@ -23,9 +22,11 @@ from wardround.operations.logs import log_to
 from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround.storage.atomic import write_private
 from wardround_client.site.checks import looks_of
 from wardround_client.site.config import ServerConfig, SiteConfig, load_site_config
 from wardround_client.site.enrolment import pinned_ca
+from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE, EXECUTOR_SECRET, FLOWER, SITE_KEY, SITE_LOG
 
 
 def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConfig], None]) -> None:
@@ -36,15 +37,14 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     `WardroundError` where a daemon is at work in it already.
     """
     folder = folder.resolve()
-    config = load_site_config(folder / "site.toml")
+    config = load_site_config(folder / CONFIG_FILE)
     server = require_server(folder, config)
     require_key(folder)
     pinned_ca(folder, config)
-    home = folder / "flower"
-    home.mkdir(mode=0o700, exist_ok=True)
+    (folder / FLOWER).mkdir(mode=0o700, exist_ok=True)
     with sole(folder):
-        log_to(folder / "logs" / "site.log")
-        supernode, executor = children(folder, server, write_secret(home / "executor.secret"))
+        log_to(folder / SITE_LOG)
+        supernode, executor = children(folder, server, write_secret(folder / EXECUTOR_SECRET))
         health = HealthService(looks_of(folder, lambda: registered(supernode)), folder, server.health_port)
         audit = AuditLog(folder / AUDIT_FILE)
         audit.append(Started(program="wardround-site", version=version("wardround")))
@@ -67,11 +67,11 @@ def registered(supernode: Child) -> Check:
 def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
     """The two programs: the SuperNode, then the executor that takes its tasks."""
     runtime = f"127.0.0.1:{server.runtime_port}"
-    environment = flower_environment(folder / "flower", server.proxy)
+    environment = flower_environment(folder / FLOWER, server.proxy)
     supernode = (
         *(sys.executable, "-I", "-m", "wardround_client.flower.supernode", str(folder), "flower-supernode"),
-        *("--superlink", server.address, "--root-certificates", str(folder / "keys" / "ca.crt")),
-        *("--auth-supernode-private-key", str(folder / "keys" / "site_key")),
+        *("--superlink", server.address, "--root-certificates", str(folder / CA_CERTIFICATE)),
+        *("--auth-supernode-private-key", str(folder / SITE_KEY)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--host", "127.0.0.1", "--port", str(server.runtime_port)),
     )
@@ -91,7 +91,7 @@ def require_server(folder: Path, config: SiteConfig) -> ServerConfig:
 
 def require_key(folder: Path) -> None:
     """Raises `UsageError` unless the hospital's private key is there and is its owner's alone."""
-    path = folder / "keys" / "site_key"
+    path = folder / SITE_KEY
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -101,8 +101,6 @@ def require_key(folder: Path) -> None:
 
 
 def write_secret(path: Path) -> Path:
-    """A new secret of this start, for this user only."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    """A new secret of this start, for this user only. Raises `UsageError` where the disk refuses."""
+    write_private(path, secrets.token_bytes(32))
     return path

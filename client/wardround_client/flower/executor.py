@@ -32,11 +32,11 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
 from wardround.operations.logs import print_lines
 from wardround_client.flower.task_process import run_task
+from wardround_client.site.paths import PROOFS
 
 START_LIMIT_S = 300.0  # until a task has its message: a slow disk may take a while to load torch
 BEFORE_TTL_S = 15.0  # a reply after its message's time to live is lost, and client_app.py has had its time by then
 END_LIMIT_S = 10.0  # for a killed process to be gone
-PROOFS = Path("flower") / "proofs"  # in a site's folder: which clipping engines were proved since this start
 WARM = ["wardround_client.flower.preload"]  # what the warm process imports
 
 log = logging.getLogger(__name__)

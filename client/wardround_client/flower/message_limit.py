@@ -35,9 +35,9 @@ from flwr.supernode import start_client_internal as inside
 from flwr.supernode.nodestate import nodestate_factory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
+from wardround.wire.protocol import CALL_BYTES
 from wardround_client.flower.task_process import MOST_BYTES
 
-CALL_BYTES = 8 * 2**20
 RUNS_KEPT = 64  # known to this process at once; one that was forgotten is asked for again
 NO_BUNDLE = Fab(hashlib.sha256(b"").hexdigest(), b"", {})
 NO_BUNDLES_NAME, NO_BUNDLES_VERSION = "wardround/installed", "0"  # of the form that Flower wants

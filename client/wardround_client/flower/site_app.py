@@ -12,16 +12,18 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from wardround.errors import RefusedError, UsageError, WireError
+from wardround.flower.record import record_of
 from wardround.records.audit_events import MessageRefused
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.wire.packets import PROTOCOL_VERSION, is_code, pack_refusal
-from wardround.wire.proposal import PROPOSE, pack_state, unpack_proposal
+from wardround.wire.proposal import pack_state, unpack_proposal
+from wardround.wire.protocol import EVALUATE, PROPOSE, TRAIN
 from wardround.wire.versions import older_side, told
-from wardround_client.flower.client_app import make_client_app, record_of
+from wardround_client.flower.client_app import make_client_app
 from wardround_client.site import server_info
 from wardround_client.studies import proposals
 
-QUESTIONS = ("train", "evaluate", PROPOSE)
+QUESTIONS = (TRAIN, EVALUATE, PROPOSE)
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ takes none that contradicts those before it. The kinds of entries:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wardround.accounting import Event, GaussianEvent, PureEvent
 from wardround.errors import LedgerError
+from wardround.storage.json_numbers import number_of_json
 from wardround_client.privacy.plan import Share
 
 _KINDS_OF_EVENTS: dict[str, type[GaussianEvent] | type[PureEvent]] = {"gaussian": GaussianEvent, "pure": PureEvent}
@@ -171,5 +171,5 @@ def share_from_json(content: dict[str, Any]) -> Share:
     """
     fields = dict(content["event"])
     kind = _KINDS_OF_EVENTS[fields.pop("kind")]
-    numbers = {name: math.inf if value == "inf" else value for name, value in fields.items()}
+    numbers = {name: number_of_json(value) for name, value in fields.items()}
     return Share(attempts=int(content["attempts"]), event=kind(**numbers))

@@ -17,7 +17,7 @@ from typing import Any
 
 from wardround.errors import LedgerError, RecordError
 from wardround.records.chain import START, Row, Witness, body_of, linked, walked
-from wardround.storage.private_files import owner_only
+from wardround.storage.atomic import owner_only
 from wardround.wire.packets import RECENT_DIGITS, RECENT_ENTRIES, LedgerHead
 
 SCHEMA_VERSION = 2

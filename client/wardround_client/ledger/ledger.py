@@ -19,9 +19,10 @@ from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedE
 from wardround.records.chain import START
 from wardround.study.load import Study
 from wardround.wire.packets import LedgerHead
+from wardround.wire.protocol import TRAIN
 from wardround_client.ledger.book import Attempt, Book, Hold, share_to_json
 from wardround_client.ledger.file import LOWEST, LedgerFile
-from wardround_client.privacy.plan import EVALUATION_ATTEMPTS, TRAIN, PrivacyPlan
+from wardround_client.privacy.plan import EVALUATION_ATTEMPTS, PrivacyPlan
 
 _MOST_ROUNDS = 2**20  # where what-if stops to count
 

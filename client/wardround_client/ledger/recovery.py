@@ -17,9 +17,8 @@ from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
 from wardround.records.chain import Witness
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
+from wardround_client.site.paths import LEDGER_FILE
 from wardround_client.studies.approvals import find_study
-
-LEDGER = "ledger.sqlite3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ def loss_of(folder: Path, seen_elsewhere: int, named: Iterable[tuple[str, str]])
     Raises `UsageError` where nothing shows a loss, or a run's study is not known here, and `RecordError` where the copy
     or the audit log is damaged.
     """
-    path = folder / LEDGER
+    path = folder / LEDGER_FILE
     witnessed = Witness(path.with_suffix(".head")).read()
     seen = max(seen_elsewhere, witnessed.entries if witnessed else 0)
     ledger = Ledger(path, lost=True) if path.exists() else Ledger(None)
@@ -75,6 +74,6 @@ def accept_loss(folder: Path, loss: Loss, who: str) -> Ledger:
         raise UsageError(f"--by {who!r}: give the name of a person: letters, spaces and . ' - between them")
     plans = {key: plan_from_study(find_study(folder, key[0]).study) for key in loss.unknown}
     AuditLog(folder / AUDIT_FILE).append(LossAccepted(who=who, count=loss.seen - loss.entries))
-    ledger = Ledger(folder / LEDGER, lost=True)
+    ledger = Ledger(folder / LEDGER_FILE, lost=True)
     ledger.accept_loss(who, plans)
     return ledger

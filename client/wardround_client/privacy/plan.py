@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from wardround.accounting import Epsilon, Event, GaussianEvent, PureEvent, calibrate_noise, spent
 from wardround.study.load import Study
+from wardround.wire.protocol import EVALUATE, TRAIN
 
-TRAIN, EVALUATE = "train", "evaluate"  # what patients are asked for: gradients, or figures about those held out
 EVALUATION_ATTEMPTS = 2  # one, and a spare for a crash between charge and reply
 
 

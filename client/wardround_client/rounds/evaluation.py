@@ -17,7 +17,7 @@ from wardround.errors import PolicyRefusal
 from wardround.study.load import Study
 from wardround.wire.evaluation import COUNTS, ScoreRelease, evaluation_round
 from wardround.wire.packets import Broadcast, weights_sha256
-from wardround_client.privacy.plan import EVALUATE
+from wardround.wire.protocol import EVALUATE
 from wardround_client.privacy.score_noise import noised, score_histogram
 from wardround_client.rounds import training
 from wardround_client.rounds.audit import record_release, refusals_recorded

@@ -24,7 +24,8 @@ from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
 from wardround.wire.packets import Answer, Broadcast, weights_sha256
-from wardround_client.privacy.plan import TRAIN, PrivacyPlan, plan_from_study
+from wardround.wire.protocol import TRAIN
+from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.rounds.audit import record_release, refusals_recorded
 from wardround_client.site.site import Site, Weights
 from wardround_client.training.batches import Material, SpeedPlan

@@ -19,7 +19,8 @@ from wardround.operations.tls_probe import presented_certificate
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.site.config import SiteConfig, load_site_config
-from wardround_client.site.enrolment import CONFIG_FILE, pinned_ca
+from wardround_client.site.enrolment import pinned_ca
+from wardround_client.site.paths import COHORT, CONFIG_FILE, LEDGER_FILE
 from wardround_client.sources.cohort import SEAL_FILE, open_cohort
 from wardround_client.sources.opt_out import opted_out, without_objectors
 from wardround_client.sources.study_cohort import differences
@@ -53,7 +54,7 @@ def readable(folder: Path) -> Check:
     check = cohort(folder)
     if check.state != "ok":
         return fault("data", check.found, check.todo)
-    opened = open_cohort(folder / "cohort")
+    opened = open_cohort(folder / COHORT)
     int(opened.images_NCHW[-1].sum())
     return ok("data", check.found)
 
@@ -102,9 +103,9 @@ def server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
 
 def cohort(folder: Path) -> Check:
     """The prepared data, without those who object; none yet is a note."""
-    if not (folder / "cohort" / SEAL_FILE).exists():
+    if not (folder / COHORT / SEAL_FILE).exists():
         return note("cohort", "none yet", "wardround-site ingest DIR --study FILE")
-    found = without_objectors(open_cohort(folder / "cohort"), opted_out(folder))
+    found = without_objectors(open_cohort(folder / COHORT), opted_out(folder))
     return ok("cohort", f"{found.patient_count} patients, {len(found.labels_N)} images")
 
 
@@ -112,9 +113,9 @@ def studies(folder: Path) -> Check:
     """Whether the prepared data fit each approved study; a study for which they were not prepared is a note."""
     from wardround_client.studies.approvals import known_studies
 
-    if not (folder / "cohort" / SEAL_FILE).exists():
+    if not (folder / COHORT / SEAL_FILE).exists():
         return ok("studies", "nothing is prepared that could differ from a study")
-    prepared = open_cohort(folder / "cohort")
+    prepared = open_cohort(folder / COHORT)
     approved = [one.study for one in known_studies(folder) if one.state == "approved" and one.study is not None]
     found = [f"{one.study.name}: {'; '.join(lines)}" for one in approved if (lines := differences(prepared, one))]
     if found:
@@ -124,7 +125,7 @@ def studies(folder: Path) -> Check:
 
 def opened(folder: Path) -> Ledger | None:
     """The site's ledger; None where none was made yet. Raises where it is gone, or `Ledger` finds it altered."""
-    path = folder / "ledger.sqlite3"
+    path = folder / LEDGER_FILE
     if path.exists():
         return Ledger(path)
     if path.with_suffix(".head").exists():

@@ -19,7 +19,8 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.site import checks
 from wardround_client.site.config import SiteConfig, load_site_config
-from wardround_client.site.enrolment import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY, pseudonym_key
+from wardround_client.site.enrolment import pseudonym_key
+from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE, PSEUDONYM_KEY, SITE_KEY
 from wardround_client.site.server_info import clock_against_server, version_against_server
 from wardround_client.site.site import choose_device
 from wardround_client.training.batches import material_of

@@ -1,10 +1,6 @@
 """A site's keys, its first `site.toml` and its request to take part. Keys are made here and never leave.
 
-site.toml                the site's own rules (config.py)
-keys/site_key            the site's identity towards the server: EC P-384, OpenSSH     keys/site_key.pub
-keys/pseudonym.key       32 random bytes: the key of pseudonyms and hold-outs (sources/cohort.py)
-keys/ca.crt              the server's CA, pinned in site.toml by its fingerprint
-NAME.enrol.json          the request for the operator: name, public key, fingerprint
+The site's key is EC P-384 in OpenSSH's form; the key of pseudonyms is 32 random bytes. The names are in `paths.py`.
 
 `keys/` appears whole, in one rename; a call that was killed is finished by the next one, and no key is made twice.
 """
@@ -24,13 +20,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import REQUEST_SUFFIX, SITE_NAME, key_fingerprint, request_for, sha256_hex
 from wardround.operations.tls_probe import split_address
-from wardround.storage.private_files import folder_at_once, own_folder, write_private
+from wardround.storage.atomic import write_folder, write_private
+from wardround.storage.folders import own_folder
 from wardround_client.site.config import SiteConfig, load_site_config
-
-CONFIG_FILE = "site.toml"
-SITE_KEY, PUBLIC_KEY, PSEUDONYM_KEY, CA_CERTIFICATE = (
-    f"keys/{name}" for name in ("site_key", "site_key.pub", "pseudonym.key", "ca.crt")
+from wardround_client.site.paths import (
+    CA_CERTIFICATE,
+    COHORT,
+    CONFIG_FILE,
+    KEYS,
+    LEDGER_FILE,
+    PSEUDONYM_KEY,
+    PUBLIC_KEY,
+    SITE_KEY,
+    STUDIES,
 )
+
 PSEUDONYM_KEY_BYTES = 32
 
 
@@ -66,12 +70,12 @@ def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, 
         made.append(CONFIG_FILE)
     config = load_site_config(folder / CONFIG_FILE)
     _same(folder, config, name, address, ca)
-    if not (folder / "keys").exists():
+    if not (folder / KEYS).exists():
         _refuse_lost_keys(folder, config)
         if ca is None:
             raise UsageError("--ca is missing: the file of the server's CA")
-        folder_at_once(folder / "keys", _new_keys(config.name, _read(ca)))
-        made.append("keys")
+        write_folder(folder / KEYS, _new_keys(config.name, _read(ca)))
+        made.append(KEYS)
     certificate = pinned_ca(folder, config)
     public_key = _read(folder / PUBLIC_KEY).decode("ascii", "replace")
     if not (folder / SITE_KEY).exists():
@@ -171,17 +175,18 @@ def _new_keys(name: str, ca_pem: bytes) -> dict[str, bytes]:
     openssh = serialization.PrivateFormat.OpenSSH
     private = key.private_bytes(serialization.Encoding.PEM, openssh, serialization.NoEncryption())
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return {
-        "site_key": private,
-        "site_key.pub": public + f" {name}\n".encode(),
-        "pseudonym.key": os.urandom(PSEUDONYM_KEY_BYTES),
-        "ca.crt": ca_pem,
+    files = {
+        SITE_KEY: private,
+        PUBLIC_KEY: public + f" {name}\n".encode(),
+        PSEUDONYM_KEY: os.urandom(PSEUDONYM_KEY_BYTES),
+        CA_CERTIFICATE: ca_pem,
     }
+    return {Path(path).name: content for path, content in files.items()}
 
 
 def _refuse_lost_keys(folder: Path, config: SiteConfig) -> None:
     """New keys are made for a new site only: with another key of pseudonyms every patient would be another."""
-    later = (f"{config.name}{REQUEST_SUFFIX}", "cohort", "ledger.sqlite3", "studies")
+    later = (f"{config.name}{REQUEST_SUFFIX}", COHORT, LEDGER_FILE, STUDIES)
     if any((folder / name).exists() for name in later):
         raise UsageError(f"{folder / 'keys'}: is gone; put it back from a backup, or enrol anew in a new folder")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from wardround.errors import UsageError
 from wardround.operations.health_checks import Check, fault, note, ok
-from wardround.storage.private_files import write_private
+from wardround.storage.atomic import write_private
 from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
+from wardround_client.site.paths import SERVER_FILE
 
-SERVER_FILE = "server.json"
 MOST_DELAY_S = (
     90.0  # a proposal lives a minute, a SuperNode looks every few seconds, and its task takes a while to start
 )

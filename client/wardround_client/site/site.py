@@ -1,14 +1,6 @@
 """A site as one round sees it: its rules, its ledger, its data, its secret randomness. Opened from a folder.
 
-site.toml        the site's own rules (config.py)
-studies/         approved studies, one JSON file named by its hash
-decisions/       who approved, refused or revoked each, and when (studies/approvals.py)
-cohort/          the prepared data (sources/cohort.py)
-opt_out.txt      pseudonyms of patients who object (sources/opt_out.py)
-ledger.sqlite3   the privacy spent (ledger/ledger.py); ledger.head: how far it has come
-audit.jsonl      what was decided, refused and released (records/audit_log.py); audit.head: how far it has come
-replies/         replies on disk, so that a round asked for twice gets the same bytes
-cache/           frozen features, by network and cohort; the fastest clipping engine, by network and machine
+`paths.py` lists what a site's folder holds.
 """
 
 from __future__ import annotations
@@ -16,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,29 +16,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wardround.errors import PolicyRefusal, WardroundError
+from wardround.errors import WardroundError
 from wardround.records.audit_events import Event
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
-from wardround.storage.private_files import locked, make_folder, owner_only
-from wardround.study.load import Study, study_from_json
+from wardround.storage.folders import make_folder
+from wardround.storage.locks import locked
+from wardround.study.load import Study
 from wardround_client.clipping.bookkeeping import Precision
 from wardround_client.clipping.select import EngineMemory
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.site.config import ReleaseConfig, SiteConfig, load_site_config
+from wardround_client.site.paths import CACHE, COHORT, CONFIG_FILE, LEDGER_FILE, OPT_OUT_FILE, REPLIES, ROUND_LOCK
 from wardround_client.sources.cohort import SEAL_FILE, Cohort, NoCohortError, open_cohort
 from wardround_client.sources.forget import remove_features
-from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out, without_objectors
+from wardround_client.sources.opt_out import opted_out, without_objectors
 from wardround_client.sources.study_cohort import cohort_for, differences, nobody
-from wardround_client.studies.decisions import last_decision, runs_allowed
+from wardround_client.studies.store import approved_study, runs_allowed
 from wardround_client.training.batches import HeldOutImages, Material, material_of
 from wardround_client.training.rows import held_out_images, inputs_of, training_rows
 
 log = logging.getLogger(__name__)
 
 Weights = dict[str, np.ndarray]
-LOCK_FILE = ".round.lock"
 
 
 @dataclass(kw_only=True)
@@ -64,9 +56,7 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
-    runs_allowed: Callable[[str], int] = lambda _: (
-        1
-    )  # how many runs of a study may ever begin; see studies/decisions.py
+    runs_allowed: Callable[[str], int] = lambda _: 1  # how many runs of a study may ever begin; see studies/store.py
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutImages] | None = None
@@ -100,7 +90,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
     """Open a site's folder. `proofs` is a folder of this start of the daemon, for what it has proved of engines. Raises
     `UsageError` or `LedgerError` in one line where something in it is wrong.
     """
-    config = load_site_config(folder / "site.toml")
+    config = load_site_config(folder / CONFIG_FILE)
     torch.set_num_threads(config.compute.threads)
     device = choose_device(config)
 
@@ -109,16 +99,16 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
             state = _data_state(folder)
             cohort = open_cohort_of(folder, study)
             rows_N = training_rows(study, cohort)
-            inputs_N = inputs_of(study, cohort, device, folder / "cache")
+            inputs_N = inputs_of(study, cohort, device, folder / CACHE)
             if _data_state(folder) == state:
                 return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
-            remove_features(folder / "cache")  # of somebody who objected meanwhile, perhaps
+            remove_features(folder / CACHE)  # of somebody who objected meanwhile, perhaps
 
     return Site(
         name=config.name,
         cap=config.privacy.cap(),
-        ledger=Ledger(folder / "ledger.sqlite3"),
-        replies=ReplyFolder(folder / "replies"),
+        ledger=Ledger(folder / LEDGER_FILE),
+        replies=ReplyFolder(folder / REPLIES),
         study_of=lambda sha256: approved_study(folder, sha256),
         material_of=read_material,
         randomness=SecretRandom(),
@@ -127,12 +117,12 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         data_state=lambda: _data_state(folder),
         release=config.release,
         held_out_of=lambda study: held_out_images(study, open_cohort_of(folder, study)),
-        cache=folder / "cache",
+        cache=folder / CACHE,
         proofs=proofs,
         precision=config.compute.precision,
         record=AuditLog(folder / AUDIT_FILE).append,
-        exclusive=functools.partial(locked, folder / LOCK_FILE),
-        read_rules=lambda: load_site_config(folder / "site.toml"),
+        exclusive=functools.partial(locked, folder / ROUND_LOCK),
+        read_rules=lambda: load_site_config(folder / CONFIG_FILE),
     )
 
 
@@ -145,7 +135,7 @@ def open_cohort_of(folder: Path, study: Study) -> Cohort:
     damaged.
     """
     try:
-        cohort = open_cohort(folder / "cohort")
+        cohort = open_cohort(folder / COHORT)
     except NoCohortError:
         log.warning("no prepared data here: this site takes part with noise alone; see wardround-site ingest")
         return nobody(study)
@@ -159,7 +149,7 @@ def open_cohort_of(folder: Path, study: Study) -> Cohort:
 def _data_state(folder: Path) -> str:
     """A hash of the cohort's seal and the list of objections, so that a change of either counts in the next round."""
     digest = hashlib.sha256()
-    for path in (folder / "cohort" / SEAL_FILE, folder / OPT_OUT_FILE):
+    for path in (folder / COHORT / SEAL_FILE, folder / OPT_OUT_FILE):
         digest.update(path.read_bytes() if path.is_file() else b"none")
     return digest.hexdigest()
 
@@ -178,32 +168,6 @@ def choose_device(config: SiteConfig) -> torch.device:
     if wanted == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     return torch.device(wanted)
-
-
-def approve_study(folder: Path, study: Study) -> str:
-    """Write a study to the site's approved ones; returns its hash."""
-    sha256 = study.sha256()
-    path = folder / "studies" / f"{sha256}.json"
-    make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(study.to_json() + "\n")
-    os.replace(partial, path)
-    return sha256
-
-
-def approved_study(folder: Path, sha256: str) -> Study:
-    """Read an approved study. Raises `PolicyRefusal` where the hash is unknown or the file no longer has it."""
-    path = folder / "studies" / f"{sha256}.json"
-    if not path.is_file() or last_decision(folder, sha256) not in (None, "approved"):
-        raise PolicyRefusal("not_approved", f"no approved study has the hash {sha256[:12]}")
-    study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
-    weights = study.model.init_sha256
-    if study.sha256() != sha256 or (
-        weights and hashlib.sha256(Path(study.model.init).read_bytes()).hexdigest() != weights
-    ):
-        raise PolicyRefusal("altered", f"the approved study {sha256[:12]} was altered after its approval")
-    return study
 
 
 class ReplyFolder(MutableMapping[int, Weights]):

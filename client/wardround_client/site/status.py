@@ -5,7 +5,6 @@ Counts of patients are for the hospital's own eyes: nothing here is ever sent.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 from wardround.errors import WardroundError
 from wardround.operations.health import asked
 from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.storage.json_numbers import json_number
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.site.checks import ca
 from wardround_client.site.config import load_site_config
+from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.opt_out import opted_out
 from wardround_client.studies.approvals import known_studies
@@ -28,7 +29,7 @@ def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
 
     Raises `UsageError` where `site.toml` cannot be read: then this is no site.
     """
-    config = load_site_config(folder / "site.toml")
+    config = load_site_config(folder / CONFIG_FILE)
     cap = config.privacy.cap()
     return {
         "site": config.name,
@@ -37,7 +38,7 @@ def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
         "last_refusal": _part(lambda: {"entry": _last(folder, "message-refused", "refusals", released=False)}),
         "budget": _part(
             lambda: {
-                "cap": cap.epsilon if math.isfinite(cap.epsilon) else "inf",
+                "cap": json_number(cap.epsilon),
                 "spent": ledger.spent(cap.delta).to_json(),
                 "held": ledger.committed(cap.delta).to_json(),
                 "left": ledger.remaining(cap).to_json(),
@@ -76,6 +77,6 @@ def _last(folder: Path, *events: str, released: bool = True) -> dict[str, Any] |
 
 
 def _cohort(folder: Path) -> dict[str, Any]:
-    cohort = open_cohort(folder / "cohort")
+    cohort = open_cohort(folder / COHORT)
     labels = Counter(cohort.label_names[label] for label in cohort.labels_N.tolist())
     return {"patients": cohort.patient_count, "images": len(cohort.labels_N), "images_of": dict(sorted(labels.items()))}

@@ -14,14 +14,13 @@ patient: identity ends at `pseudonym`.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import hmac
 import io
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ from typing import Any
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import make_folder
+from wardround.storage.atomic import fsync, owner_only, write_file, write_synced
+from wardround.storage.folders import make_folder
+from wardround.storage.locks import locked_if_there, try_locked
 from wardround_client.sources.image_file import ImageFile
 
 SCHEMA_VERSION = 1
@@ -147,7 +148,7 @@ def write_cohort(
     hashes = _write_images(new_images, len(rows), images, shape_CHW)
     table = table_bytes(rows, hashes, label_names)
     new_table = folder / (TABLE_FILE + ".new")
-    write_durably(new_table, table)
+    write_synced(new_table, table)
     patients = dict.fromkeys(row.pseudonym for row in rows)
     key = cohort_key(hashes, prepared_by)
     seal = {
@@ -159,12 +160,12 @@ def write_cohort(
         "patients": [[name, holdout_rank(site_key, name)] for name in patients],
         "table_sha256": hashlib.sha256(table).hexdigest(),
     }
-    with _locked(folder, fcntl.LOCK_EX):
+    with try_locked(folder / LOCK_FILE, timeout_s=math.inf):
         (folder / SEAL_FILE).unlink(missing_ok=True)
-        sync_folder(folder)
+        fsync(folder)
         os.replace(new_images, folder / IMAGES_FILE)
         os.replace(new_table, folder / TABLE_FILE)
-        write_atomically(folder / SEAL_FILE, json.dumps(seal, indent=1).encode())
+        write_file(folder / SEAL_FILE, json.dumps(seal, indent=1).encode())
     return key
 
 
@@ -174,7 +175,7 @@ def open_cohort(folder: Path) -> Cohort:
     Raises `NoCohortError` when the folder holds no finished cohort, `DataError` when its files do not belong together.
     """
     try:
-        with _locked(folder, fcntl.LOCK_SH):
+        with locked_if_there(folder / LOCK_FILE):
             seal = json.loads((folder / SEAL_FILE).read_bytes())
             table = (folder / TABLE_FILE).read_bytes()
             images_NCHW = ImageFile(folder / IMAGES_FILE)
@@ -223,26 +224,10 @@ def empty_cohort(shape_CHW: tuple[int, int, int], label_names: tuple[str, ...]) 
 
 def remove_cohort(folder: Path) -> None:
     """Remove a cohort's files, the seal first."""
-    with _locked(folder, fcntl.LOCK_EX):
+    with try_locked(folder / LOCK_FILE, timeout_s=math.inf):
         for name in (SEAL_FILE, IMAGES_FILE, TABLE_FILE):
             (folder / name).unlink(missing_ok=True)
-            sync_folder(folder)
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Hold the cohort's files together, for as long as it takes to replace them or to open them."""
-    writes = how == fcntl.LOCK_EX
-    try:
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY, 0o600)
-    except FileNotFoundError:  # nobody has written a cohort here with this version
-        yield
-        return
-    try:
-        fcntl.flock(descriptor, how)
-        yield
-    finally:
-        os.close(descriptor)
+            fsync(folder)
 
 
 def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
@@ -283,36 +268,11 @@ def table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: t
     return text.getvalue().encode()
 
 
-def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file and wait until the disk has it."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace a file so that a crash leaves the old or the new one, whole."""
-    new = path.with_name(path.name + ".new")
-    write_durably(new, content, mode)
-    os.replace(new, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, int, int]) -> list[str]:
     """Stream the images into a .npy file; the hash of each, in order."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape_CHW)}
     hashes: list[str] = []
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with open(path, "wb", opener=owner_only) as file:  # streamed: it may be larger than the memory
         np.lib.format.write_array_header_1_0(file, header)
         for image_CHW in images:
             if image_CHW.shape != shape_CHW or image_CHW.dtype != np.uint8:

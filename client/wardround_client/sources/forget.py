@@ -15,19 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import locked
+from wardround.storage.atomic import fsync
+from wardround.storage.locks import locked
+from wardround_client.site.paths import CACHE, COHORT, FORGET_LOCK
 from wardround_client.sources.cohort import (
     TABLE_FILE,
     CohortRow,
     open_cohort,
     pseudonym,
     remove_cohort,
-    sync_folder,
     write_cohort,
 )
 from wardround_client.sources.images.decoded_cache import DECODED_FILE, forget_pixels
 from wardround_client.sources.ingest import CohortBusyError, claimed_cohort
-from wardround_client.sources.opt_out import REMOVAL_LOCK_FILE, enter, opted_out
+from wardround_client.sources.opt_out import enter, opted_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,11 @@ def remove_objectors(site_folder: Path, key: bytes) -> int:
 
 
 def _remove_prepared(site_folder: Path, key: bytes, names: Collection[str]) -> int:
-    if not names or not (site_folder / "cohort").is_dir():
+    if not names or not (site_folder / COHORT).is_dir():
         return 0
-    with locked(site_folder / REMOVAL_LOCK_FILE), claimed_cohort(site_folder / "cohort"):
-        removed = _remove_from_cohort(site_folder / "cohort", key, names)
-        remove_features(site_folder / "cache")  # also where an earlier call was killed before this line
+    with locked(site_folder / FORGET_LOCK), claimed_cohort(site_folder / COHORT):
+        removed = _remove_from_cohort(site_folder / COHORT, key, names)
+        remove_features(site_folder / CACHE)  # also where an earlier call was killed before this line
     return removed
 
 
@@ -117,4 +118,4 @@ def remove_features(cache: Path) -> None:
     if cache.is_dir():
         for path in cache.glob("features-*"):
             path.unlink(missing_ok=True)
-        sync_folder(cache)
+        fsync(cache)

@@ -8,20 +8,19 @@ the quality report.
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.errors import DataError
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
+from wardround.storage.locks import try_locked
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
 from wardround_client.sources.images.decoded_cache import Memory, Outcome, request_key
@@ -342,21 +341,17 @@ class CohortBusyError(DataError):
 @contextmanager
 def claimed_cohort(folder: Path) -> Iterator[None]:
     """Hold the cohort folder for one ingest, and turn what the disk refuses into one line."""
-    try:
-        make_folder(folder)
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CohortBusyError(f"{folder}: another ingest is at work here; wait for it") from None
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        raise DataError(f"{folder}: the disk is full or read-only; make room and run ingest again") from None
-    finally:
-        os.close(descriptor)
+    with ExitStack() as stack:
+        try:
+            make_folder(folder)
+            alone = stack.enter_context(try_locked(folder / LOCK_FILE))
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+        if not alone:
+            raise CohortBusyError(f"{folder}: another ingest is at work here; wait for it")
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise DataError(f"{folder}: the disk is full or read-only; make room and run ingest again") from None

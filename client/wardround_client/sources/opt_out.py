@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import locked
-from wardround_client.sources.cohort import Cohort, select_patients, sync_folder, write_atomically
-
-OPT_OUT_FILE = "opt_out.txt"
-LOCK_FILE, REMOVAL_LOCK_FILE = ".opt_out.lock", ".forget.lock"
+from wardround.storage.atomic import fsync, write_file
+from wardround.storage.locks import locked
+from wardround_client.site.paths import OPT_OUT_FILE, OPT_OUT_LOCK
+from wardround_client.sources.cohort import Cohort, select_patients
 
 
 def opted_out(site_folder: Path) -> frozenset[str]:
@@ -40,13 +39,13 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
     """
     path = site_folder / OPT_OUT_FILE
     try:
-        with locked(site_folder / LOCK_FILE):
+        with locked(site_folder / OPT_OUT_LOCK):
             before = opted_out(site_folder)
             after = before | {pseudonym}
             if after == before:
-                sync_folder(site_folder)  # the call that entered them may have been killed before it did
+                fsync(site_folder)  # the call that entered them may have been killed before it did
             else:
-                write_atomically(path, "".join(f"{one}\n" for one in sorted(after)).encode())
+                write_file(path, "".join(f"{one}\n" for one in sorted(after)).encode())
             record(len(after))
     except OSError as error:
         raise DataError(

@@ -1,7 +1,4 @@
-"""What a site decides about studies: proposed, approved, refused, revoked; by whom and when.
-
-proposals/HASH.json   received (proposals.py)      studies/HASH.json     approved; what rounds read (site/site.py)
-decisions/HASH.json   every decision about it in order: decision, who, at, runs; the last one counts
+"""What a site decides about studies: proposed, approved, refused, revoked; by whom and when. The files: `store.py`.
 
 An approval names how many runs of the study may ever begin here. The ledger counts those that did (`Ledger.hold`), so
 that neither a name that the server makes up nor a revocation starts the count anew: only a person allows more.
@@ -20,16 +17,21 @@ from typing import Any, Literal
 from wardround.errors import StudyError, UsageError
 from wardround.records.audit_events import StudyDecided, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
-from wardround.storage.private_files import make_folder
 from wardround.study.describe import Alike
-from wardround.study.load import Study, study_from_json
+from wardround.study.load import Study
 from wardround_client.ledger.ledger import Cap, Ledger, WhatIf
 from wardround_client.privacy.plan import plan_from_study
-from wardround_client.site.site import approve_study
-from wardround_client.sources.cohort import sync_folder, write_atomically
-from wardround_client.studies.decisions import MOST_RUNS, add_decision, deciding, read_decisions, runs_approved
+from wardround_client.studies import store
+from wardround_client.studies.store import (
+    MOST_RUNS,
+    add_decision,
+    deciding,
+    read_decisions,
+    runs_approved,
+    store_approved,
+    store_proposed,
+)
 
-PROPOSALS, STUDIES = "proposals", "studies"
 SHORTEST_PREFIX = 4
 State = Literal["proposed", "approved", "refused", "revoked", "unreadable"]
 
@@ -55,16 +57,14 @@ class KnownStudy:
 
 def received_at(folder: Path, sha256: str) -> str | None:
     """When an undecided study was put before this site (UTC); None where it was decided, or never received."""
-    path = folder / PROPOSALS / f"{sha256}.json"
-    if not path.exists() or read_decisions(folder, sha256):
+    if not store.is_proposed(folder, sha256) or read_decisions(folder, sha256):
         return None
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(path.stat().st_mtime))
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(store.received_at(folder, sha256)))
 
 
 def known_studies(folder: Path) -> list[KnownStudy]:
     """All studies of this site by name and hash, those whose file cannot be read at the end."""
-    hashes = {path.stem for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json")}
-    found = [_known_or_fault(folder, sha256) for sha256 in hashes]
+    found = [_known_or_fault(folder, sha256) for sha256 in store.stored_hashes(folder)]
     return sorted(found, key=lambda one: (one.study is None, one.study.study.name if one.study else "", one.sha256))
 
 
@@ -82,10 +82,9 @@ def alike(folder: Path, study: Study) -> list[Alike]:
 
 def find_study(folder: Path, prefix: str) -> KnownStudy:
     """The one study whose hash begins so. Raises `UsageError` in one line where there is none, or more than one."""
-    paths = (path for name in (PROPOSALS, STUDIES) for path in (folder / name).glob("*.json"))
-    hashes = sorted({path.stem for path in paths if len(prefix) >= SHORTEST_PREFIX and path.stem.startswith(prefix)})
     if len(prefix) < SHORTEST_PREFIX:
         raise UsageError(f"{prefix}: give at least {SHORTEST_PREFIX} letters of the study's hash")
+    hashes = store.stored_hashes(folder, prefix)
     if not hashes:
         raise UsageError(f"{prefix}: no study has this hash here; `wardround-site studies list` shows those it has")
     if len(hashes) > 1:
@@ -118,10 +117,9 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs
         raise refusal
     with deciding(folder):
         _record(folder, "approved", sha256, who, runs)
-        approve_study(folder, study)
-        sync_folder(folder / STUDIES)
+        store_approved(folder, study)
         add_decision(folder, "approved", sha256, who, runs)
-        (folder / PROPOSALS / f"{sha256}.json").unlink(missing_ok=True)
+        store.remove_proposed(folder, sha256)
     return sha256
 
 
@@ -142,17 +140,16 @@ def _decide_against(folder: Path, known: KnownStudy, decision: Literal["refused"
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
     if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
-    _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")
+    store_proposed(folder, known.study)
     add_decision(folder, decision, known.sha256, who)
-    (folder / STUDIES / f"{known.sha256}.json").unlink(missing_ok=True)
+    store.remove_approved(folder, known.sha256)
     _record(folder, decision, known.sha256, who)
 
 
 def _known(folder: Path, sha256: str) -> KnownStudy:
-    approved = folder / STUDIES / f"{sha256}.json"
-    path = approved if approved.exists() else folder / PROPOSALS / f"{sha256}.json"
+    path, approved = store.stored_path(folder, sha256), store.is_approved(folder, sha256)
     try:
-        study = study_from_json(path.read_text(encoding="utf-8"), source=str(path))
+        study = store.read_study(path)
     except (StudyError, UnicodeDecodeError) as error:
         why = error if isinstance(error, StudyError) else f"{path}: is no text"
         raise UsageError(f"{why}; this version does not take such a study: remove the file") from None
@@ -160,7 +157,7 @@ def _known(folder: Path, sha256: str) -> KnownStudy:
         raise UsageError(f"{path}: is not the study that its name says; it was altered, put the original back")
     decisions = read_decisions(folder, sha256)
     last = decisions[-1]["decision"] if decisions else None
-    if approved.exists():
+    if approved:
         state: State = "approved" if last in (None, "approved") else last
     else:
         state = last if last in ("refused", "revoked") else "proposed"
@@ -181,8 +178,3 @@ def _record(folder: Path, decision: str, sha256: str, who: str, runs: int | None
 def _require_person(who: str) -> None:
     if not is_person(who):
         raise UsageError(f"--by {who!r}: give the name of a person: letters, spaces and . ' - between them")
-
-
-def _write(path: Path, text: str) -> None:
-    make_folder(path.parent)
-    write_atomically(path, text.encode())

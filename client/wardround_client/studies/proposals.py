@@ -1,19 +1,13 @@
-"""Proposed studies: a server may put one before this hospital, and ask what has become of it. Only a person decides.
-
-proposals/HASH.json   received and undecided      studies/HASH.json   approved (site/site.py)
-decisions/HASH.json   who decided what, when, and for how many runs
-"""
+"""Proposed studies: a server may put one before this hospital, and ask what has become of it. Only a person decides."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from wardround.errors import PolicyRefusal
-from wardround.storage.private_files import make_folder, owner_only
 from wardround.study.load import Study
 from wardround.wire.proposal import State
-from wardround_client.studies.decisions import DECISIONS, last_decision
+from wardround_client.studies import store
 
 MOST_UNDECIDED = 100  # a server cannot fill a hospital's disk, nor its list of studies; what was refused is not counted
 
@@ -25,23 +19,17 @@ def receive(folder: Path, study: Study) -> State:
     """
     sha256 = study.sha256()
     state = state_of(folder, sha256)
-    path = folder / "proposals" / f"{sha256}.json"
-    if state != "proposed" or path.is_file():
+    if state != "proposed" or store.is_proposed(folder, sha256):
         return state
-    make_folder(path.parent)
-    undecided = [one for one in path.parent.glob("*.json") if not (folder / DECISIONS / one.name).exists()]
-    if len(undecided) >= MOST_UNDECIDED:
+    if store.undecided(folder) >= MOST_UNDECIDED:
         raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(study.to_json() + "\n")
-    os.replace(partial, path)
+    store.store_proposed(folder, study)
     return state
 
 
 def state_of(folder: Path, sha256: str) -> State:
     """What this hospital has decided about a study, as `approvals` sees it, without loading what reads patients."""
-    last = last_decision(folder, sha256)
+    last = store.last_decision(folder, sha256)
     if last in ("refused", "revoked"):
         return "refused" if last == "refused" else "revoked"
-    return "approved" if (folder / "studies" / f"{sha256}.json").is_file() else "proposed"
+    return "approved" if store.is_approved(folder, sha256) else "proposed"

@@ -12,7 +12,7 @@ from torch import nn
 
 from wardround.errors import DataError, WardroundError
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround_client.sources.cohort import Cohort
 
 log = logging.getLogger(__name__)

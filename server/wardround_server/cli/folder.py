@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wardround.cli.options import JsonOption, ServerOption
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
     from wardround_server.operations.folder import Founding
 
 app = typer.Typer(rich_markup_mode=None)
-ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-server init federation --host federation.example.org,192.0.2.10")
@@ -41,6 +40,7 @@ def init(
 ) -> None:
     """Make a server's folder: CA, certificate, server.toml. What is there is shown and never made anew."""
     from wardround_server.operations import folder as server_folder
+    from wardround_server.operations.paths import CA_CERTIFICATE
 
     now = datetime.now(UTC)
     if renew and host is not None:
@@ -55,7 +55,7 @@ def init(
     print(f"{folder}: {'made ' + ', '.join(state.made) if state.made else 'all was there; nothing was changed'}")
     print(f"hospitals connect to  {server.host}:{server.fleet_port}")
     print(f"certificate           for {', '.join(state.certificate.hosts)}, until {state.certificate.not_after:{days}}")
-    print(f"CA                    {folder / server_folder.CA_CERTIFICATE}, until {state.authority.not_after:{days}}")
+    print(f"CA                    {folder / CA_CERTIFICATE}, until {state.authority.not_after:{days}}")
     print(f"CA's fingerprint      {in_groups(state.authority.sha256)}")
     print("Give each hospital the CA file, and read the fingerprint to them by telephone.")
 

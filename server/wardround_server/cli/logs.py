@@ -7,20 +7,18 @@ from typing import Annotated
 
 import typer
 
+from wardround.cli.options import FollowOption, JsonLinesOption, LastOption, OfRunOption, ServerOption
 from wardround.errors import UsageError
+from wardround_server.operations.paths import LOGS
 
 
 def logs(
-    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only what names this run.")] = None,
+    run: OfRunOption = None,
     site: Annotated[str | None, typer.Option("--site", metavar="NAME", help="Only what names this site.")] = None,
-    last: Annotated[
-        int | None, typer.Option("--last", min=1, metavar="N", help="Only the last N of them; all without it.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")] = False,
-    server: Annotated[
-        Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")
-    ] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="Print each entry as a line of JSON.")] = False,
+    last: LastOption = None,
+    follow: FollowOption = False,
+    server: ServerOption = Path("."),
+    as_json: JsonLinesOption = False,
 ) -> None:
     """The logs of the server and of its runs as one, in the order of time, rotated files included."""
     from wardround.operations.log_reader import Entry, names_place, show
@@ -40,4 +38,4 @@ def logs(
 
     named = [f"{name} {value}" for name, value in asked.items() if value is not None]
     whose = " and ".join(named) or "the server"
-    show(server / "logs", wanted, last=last, follow=follow, as_json=as_json, whose=whose)
+    show(server / LOGS, wanted, last=last, follow=follow, as_json=as_json, whose=whose)

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from wardround.cli.options import JsonOption, ServerOption
+
 app = typer.Typer(
     help="The released models: what each was trained for, under which promise, and a copy to take away.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `model list` shows it.")]
 
 

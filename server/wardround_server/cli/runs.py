@@ -15,18 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wardround.cli.app import print_table, require_person
+from wardround.cli.options import ByForAuditOption, JsonOption, JsonStartOption, ServerOption
 from wardround.printable import escaped
 
 if TYPE_CHECKING:
     from wardround_server.runs.folder import RunFolder
 
 app = typer.Typer(rich_markup_mode=None)
-ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `runs` shows it.")]
-ByOption = Annotated[
-    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
-]
 LOOK_S = 1.0
 STOP_LIMIT_S = 15.0
 
@@ -34,7 +30,7 @@ STOP_LIMIT_S = 15.0
 @app.command(epilog="Example: wardround-server start --server federation")
 def start(
     server: ServerOption = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="Say that it started as one line of JSON.")] = False,
+    as_json: JsonStartOption = False,
 ) -> None:
     """Serve the federation until stopped (SIGTERM or Ctrl-C): let sites in, ask for approvals, train, average."""
     import threading
@@ -67,7 +63,7 @@ def start(
 def submit(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
-    by: ByOption = None,
+    by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -116,7 +112,9 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
 
 
 @app.command(epilog="Example: wardround-server stop lidc-20261124-220105-e0b46f --server federation")
-def stop(run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
+def stop(
+    run: RunArgument, by: ByForAuditOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
+) -> None:
     """Stop a run within seconds, in the middle of a round. Its checkpoints stay, and `resume` goes on from them."""
     from wardround_server.runs.audit import RunRecord
     from wardround_server.runs.folder import find_run
@@ -135,7 +133,7 @@ def stop(run: RunArgument, by: ByOption = None, server: ServerOption = Path(".")
 
 @app.command(epilog="Example: wardround-server resume lidc-20261124-220105-e0b46f --server federation")
 def resume(
-    run: RunArgument, by: ByOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
+    run: RunArgument, by: ByForAuditOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
 ) -> None:
     """Go on with a run that was stopped, from its last checkpoint. One that a failure ended goes on by itself."""
     from wardround_server.runs.audit import RunRecord

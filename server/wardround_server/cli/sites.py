@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wardround.cli.app import print_table, require_person
+from wardround.cli.options import ByForAuditOption, ByOption, JsonOption, ServerOption, YesOption
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,13 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-ServerOption = Annotated[Path, typer.Option("--server", metavar="DIR", help="The server's folder, with server.toml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The site's name, as `sites list` shows it.")]
-ByOption = Annotated[
-    str | None, typer.Option("--by", metavar="NAME", help="Who decides this, for the audit log: the name of a person.")
-]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @app.command(
@@ -45,7 +40,7 @@ def add(
         str | None,
         typer.Option("--fingerprint", metavar="DIGITS", help="The fingerprint as the site reads it out by telephone."),
     ] = None,
-    by: ByOption = None,
+    by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -107,7 +102,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
 def revoke(
     name: NameArgument,
     yes: YesOption = False,
-    by: ByOption = None,
+    by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -119,7 +114,7 @@ def revoke(
 def remove(
     name: NameArgument,
     yes: YesOption = False,
-    by: ByOption = None,
+    by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
@@ -133,7 +128,7 @@ def remove(
 )
 def accept_ledger(
     name: NameArgument,
-    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this: the name of a person.")],
+    by: ByOption,
     yes: YesOption = False,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,

@@ -14,25 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from wardround.errors import RoundError, WireError
 from wardround.flower.array_limit import arrays_at_most
+from wardround.flower.record import record_of
 from wardround.wire.evaluation import SiteRelease, unpack_release
 from wardround.wire.packets import (
     Broadcast,
-    Packet,
     SiteReply,
     pack_broadcast,
     packet_from,
     payload_bytes,
     unpack_answer,
 )
-
-TRAIN, EVALUATE = "train", "evaluate"
-TTL_BEYOND_DEADLINE_S = 60.0
+from wardround.wire.protocol import EVALUATE, TRAIN, TTL_BEYOND_DEADLINE_S
 
 NO_ARRAYS_BYTES = 2**20  # what arrays may hold where none or few numbers are asked for
 TOO_LARGE = 1000  # the error that `fleet_api.py` puts in the place of such an answer; Flower's own codes end far below
@@ -162,12 +160,6 @@ def make_server_app(main: Callable[[Grid], None]) -> ServerApp:
         main(grid)
 
     return app
-
-
-def record_of(packet: Packet) -> RecordDict:
-    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
-    arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
-    return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})
 
 
 def _reply(

@@ -38,14 +38,13 @@ from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.superlink.cli import flower_superlink
 
+from wardround.wire.protocol import CALL_BYTES, PIECE_BYTES
 from wardround_server.flower.exchange import TOO_LARGE
 from wardround_server.flower.superlink import SERVER_FOLDER
 from wardround_server.runs.folder import largest_network
 
 ALLOWANCE_BYTES = 8 * 2**20  # beyond the tensors: names, shapes and the hashes that tie an answer together
-PIECE_BYTES = 5 * 2**20  # a tensor is a record and a piece for each 5 MiB of it
 ALLOWANCE_OBJECTS = 16  # the message and its records. Each object costs the database work, while it takes no other
-CALL_BYTES = 8 * 2**20  # each call is held in memory
 CALLS_AT_ONCE = 100
 
 inside = sys.modules[flower_superlink.__module__]  # the module; the package gives its name to the function

@@ -19,10 +19,12 @@ from wardround.errors import RoundError, UsageError, WireError
 from wardround.operations.logs import at, log_to
 from wardround.study.load import Study
 from wardround.wire.packets import PROTOCOL_VERSION, is_code
-from wardround.wire.proposal import PROPOSE, pack_proposal, unpack_state
+from wardround.wire.proposal import pack_proposal, unpack_state
+from wardround.wire.protocol import PROPOSE
 from wardround.wire.versions import older_side, told
 from wardround_server.flower.exchange import FlowerExchange, Polling, pull_reply, transport_code
 from wardround_server.flower.superlink import SERVER_FOLDER
+from wardround_server.operations.paths import LOGS
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_server.runs.attendance import Attended
 from wardround_server.runs.folder import RunFolder, find_run
@@ -46,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
     federation = FlowerFederation(grid, run, stop_watch(run))
     phase = context.run_config["phase"]
     # A log of its own: Flower throws away what this process prints. Its own chatter stays out.
-    log_to(folder / "logs" / f"{run.run_id}.log", kept=RUN_LOGS_KEPT, names=("wardround", "wardround_server"))
+    log_to(folder / LOGS / f"{run.run_id}.log", kept=RUN_LOGS_KEPT, names=("wardround", "wardround_server"))
     with at(run=run.run_id):
         if phase == "propose":
             ask(run, federation)

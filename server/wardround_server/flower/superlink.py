@@ -22,7 +22,9 @@ from typing import Any
 from wardround.errors import WardroundError
 from wardround.flower.environment import flower_environment
 from wardround.processes.supervisor import Child
-from wardround.storage.private_files import make_folder, write_private
+from wardround.storage.atomic import write_private
+from wardround.storage.folders import make_folder
+from wardround_server.operations.paths import CA_CERTIFICATE, EXECUTOR_SECRET, FLOWER, SERVER_CERTIFICATE, SERVER_KEY
 from wardround_server.runs.folder import write_text
 
 LINK = "wardround"
@@ -69,7 +71,7 @@ class SuperLink:
 
     @property
     def home(self) -> Path:
-        return self.folder / "flower"
+        return self.folder / FLOWER
 
     def children(self) -> list[Child]:
         """The programs to keep running, the SuperLink first. Writes what they need under flower/."""
@@ -77,7 +79,7 @@ class SuperLink:
         command = (
             str(PROGRAMS / "flower-superexec"),
             *("--runtime-api-address", f"127.0.0.1:{self.ports.control}"),
-            *("--root-certificates", str(self.folder / "ca" / "ca.crt")),
+            *("--root-certificates", str(self.folder / CA_CERTIFICATE)),
             *("--superexec-auth-secret-file", str(self._secret)),
         )
         return [superlink, Child(name="executor", command=command, environment=environment, folder=self.home)]
@@ -88,9 +90,9 @@ class SuperLink:
         write_private(self._secret, secrets.token_bytes(32))  # of this start
         command = (
             *(sys.executable, "-I", "-m", "wardround_server.flower.fleet_api", "flower-superlink"),
-            *("--ssl-ca-certfile", str(self.folder / "ca" / "ca.crt")),
-            *("--ssl-certfile", str(self.folder / "tls" / "server.crt")),
-            *("--ssl-keyfile", str(self.folder / "tls" / "server.key")),
+            *("--ssl-ca-certfile", str(self.folder / CA_CERTIFICATE)),
+            *("--ssl-certfile", str(self.folder / SERVER_CERTIFICATE)),
+            *("--ssl-keyfile", str(self.folder / SERVER_KEY)),
             "--enable-supernode-auth",
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
             *("--database", str(self.home / "superlink.db")),
@@ -148,7 +150,7 @@ class SuperLink:
 
     @property
     def _secret(self) -> Path:
-        return self.home / "executor.secret"
+        return self.folder / EXECUTOR_SECRET
 
     def _environment(self) -> dict[str, str]:
         return {**flower_environment(self.home), SERVER_FOLDER: str(self.folder)}
@@ -158,6 +160,6 @@ class SuperLink:
         make_folder(bundle)
         write_text(bundle / "pyproject.toml", BUNDLE.format(version=version("wardround")))
         write_text(bundle / "README.md", "A run of Wardround. No code.\n")
-        ca = json.dumps(str(self.folder / "ca" / "ca.crt"))
+        ca = json.dumps(str(self.folder / CA_CERTIFICATE))
         link = f'[superlink.{LINK}]\naddress = "127.0.0.1:{self.ports.control}"\nroot-certificates = {ca}\n'
         write_text(self.home / "config.toml", f'[superlink]\ndefault = "{LINK}"\n\n{link}')

@@ -26,12 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SHA256
-from wardround.storage.private_files import make_folder
-from wardround_server.operations.config import CONFIG_FILE
+from wardround.storage.atomic import fsync, owner_only, partial_path
+from wardround.storage.folders import make_folder
+from wardround_server.operations.paths import CONFIG_FILE, LOGS
 
 CONTENTS = "wardround-backup.json"
 CONTENTS_BYTES = 64 * 2**20
-LEFT_OUT = "logs"
 SQLITE_BEGINS = b"SQLite format 3\0"
 SQLITE_BESIDE = ("-wal", "-shm", "-journal")
 _PIECE = 1 << 20
@@ -77,14 +77,14 @@ def backup(folder: Path, file: Path) -> Transfer:
         raise UsageError(f"{file}: is there already; a backup never replaces another")
     if file.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{file}: lies inside the folder that is backed up; put it elsewhere")
-    partial = file.with_name(f".{file.name}.partial")
+    partial = partial_path(file)
     try:
         with tempfile.TemporaryDirectory(prefix=".wardround-backup-", dir=file.parent) as temporary:
             copies = list(_copies(folder, Path(temporary)))
             listed = [_listed(name, path) for name, path in copies]
             contents = Contents(made=datetime.now(UTC).isoformat(timespec="seconds"), files=listed)
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive:
+            # Streamed, since it may be larger than the memory; else as `write_file` does it.
+            with open(partial, "wb", opener=owner_only) as raw, tarfile.open(fileobj=raw, mode="w") as archive:
                 _add(archive, CONTENTS, contents.model_dump_json(indent=1).encode())
                 for entry, (_, path) in zip(listed, copies, strict=True):
                     _add_file(archive, entry, path)
@@ -92,6 +92,7 @@ def backup(folder: Path, file: Path) -> Transfer:
                 raw.flush()
                 os.fsync(raw.fileno())
         os.rename(partial, file)
+        fsync(file.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise WardroundError(f"{error.filename or file}: cannot be backed up: {error.strerror}") from None
@@ -116,6 +117,7 @@ def restore(file: Path, folder: Path) -> Transfer:
             contents = _contents(archive, file)
             _write_all(archive, contents, partial, file)
         os.rename(partial, folder)
+        fsync(folder.parent)
     except tarfile.TarError:
         raise UsageError(f"{file}: is no backup, or a damaged one") from None
     except OSError as error:
@@ -129,7 +131,7 @@ def _copies(folder: Path, temporary: Path) -> Iterator[tuple[str, Path]]:
     """(name in the backup, file to read): the file itself, or a snapshot of a database."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if name.parts[0] == LEFT_OUT or path.is_symlink() or not path.is_file():
+        if name.parts[0] == LOGS or path.is_symlink() or not path.is_file():
             continue
         if path.name.startswith(".") or path.name.endswith(SQLITE_BESIDE):
             continue  # half-written files, locks, and what belongs to a database at work
@@ -218,6 +220,7 @@ def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
 
 
 def _copy(source: BinaryIO, path: Path, mode: int) -> str:
+    """Write one file of a backup, which is not to be trusted: never through a link, never over a file."""
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode & 0o700)
     with os.fdopen(descriptor, "wb") as target:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from wardround.errors import UsageError
 from wardround.identity import SITE_NAME
 from wardround.storage.toml import read_toml
+from wardround_server.operations.paths import CONFIG_FILE
 
-CONFIG_FILE = "server.toml"
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -24,6 +24,7 @@ from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround_server.flower.superlink import SuperLink
 from wardround_server.operations.health import looks_of
+from wardround_server.operations.paths import SERVER_LOG
 from wardround_server.runs.folder import RunFolder, State, runs
 from wardround_server.sites.flower_nodes import keep_nodes
 
@@ -44,7 +45,7 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
     the work begins. Raises `WardroundError` where a daemon is at work in the folder already.
     """
     with sole(superlink.folder):
-        log_to(superlink.folder / "logs" / "server.log")
+        log_to(superlink.folder / SERVER_LOG)
         (child, executor), audit = superlink.children(), AuditLog(superlink.folder / AUDIT_FILE)
         coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
         health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)

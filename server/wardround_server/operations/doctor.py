@@ -12,7 +12,8 @@ from wardround.operations.health_checks import Check, clock, days_left, disk, fa
 from wardround.operations.tls_probe import port_is_free, presented_certificate
 from wardround.wire.versions import ours
 from wardround_server.operations.config import ServerConfig, load_server_config
-from wardround_server.operations.folder import CA_CERTIFICATE, CA_KEY, SERVER_CERTIFICATE, SERVER_KEY, whole
+from wardround_server.operations.folder import whole
+from wardround_server.operations.paths import CA_CERTIFICATE, CA_KEY, CONFIG_FILE, SERVER_CERTIFICATE, SERVER_KEY
 from wardround_server.sites.certificates import facts_of
 from wardround_server.sites.registry import Registry
 from wardround_server.sites.software import heard_of
@@ -25,7 +26,7 @@ ANSWER_TIMEOUT_S = 3.0
 def examine(folder: Path) -> Iterator[Check]:
     """Every check in turn. Raises `UsageError` where the folder is no server's: then there is nothing to look at."""
     config = load_server_config(folder)
-    yield ok("server.toml", f"{config.server.name}, reached as {config.server.host}:{config.server.fleet_port}")
+    yield ok(CONFIG_FILE, f"{config.server.name}, reached as {config.server.host}:{config.server.fleet_port}")
     secrets = [CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY]
     yield files_closed(folder, [*secrets, CA_KEY] if (folder / CA_KEY).exists() else secrets)
     todo = "put ca/ and tls/ back from a backup"

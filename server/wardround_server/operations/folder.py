@@ -1,24 +1,30 @@
 """A server's folder: made once, never made anew, its certificate renewed on request.
 
-server.toml              what the operator sets (config.py)
-ca/ca.crt  ca/ca.key     the federation's CA; with a hospital group's own CA its key is not kept here
-tls/server.crt  server.key   what the server shows to sites
-registry.sqlite3         who may take part (sites/registry.py)
-ledger_heads.json        how far each site's ledger had come (sites/ledger_heads.py)
-
-`ca/` and `tls/` appear whole, in one rename each; so a call that was killed is finished by the next one, and what is
-there is never written over.
+`paths.py` lists what the folder holds. `ca/` and `tls/` appear whole, in one rename each; so a call that was killed is
+finished by the next one, and what is there is never written over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from wardround.errors import UsageError
-from wardround.storage.private_files import folder_at_once, own_folder, write_private
-from wardround_server.operations.config import CONFIG_FILE, ServerConfig, config_text, load_server_config
+from wardround.storage.atomic import write_folder, write_private
+from wardround.storage.folders import own_folder
+from wardround_server.operations.config import ServerConfig, config_text, load_server_config
+from wardround_server.operations.paths import (
+    CA,
+    CA_CERTIFICATE,
+    CA_KEY,
+    CONFIG_FILE,
+    REGISTRY_FILE,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+    TLS,
+)
 from wardround_server.sites.certificates import (
     Authority,
     CertificateFacts,
@@ -30,10 +36,6 @@ from wardround_server.sites.certificates import (
     read_hosts,
     server_certificate,
 )
-from wardround_server.sites.registry import REGISTRY_FILE
-
-CA_CERTIFICATE, CA_KEY = "ca/ca.crt", "ca/ca.key"
-SERVER_CERTIFICATE, SERVER_KEY = "tls/server.crt", "tls/server.key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +71,22 @@ def found(
             f"there, then call init with --renew"
         )
     authority = _authority(folder, given, config, now, made)
-    if not (folder / "tls").exists():
+    if not (folder / TLS).exists():
         if authority is None:
             raise UsageError(
                 f"{folder / CA_KEY}: is not kept here; give --ca CERT KEY to make the server's certificate"
             )
         key_pem = new_key_pem()
         certificate_pem = _signed(authority, key_pem, config, now)
-        folder_at_once(folder / "tls", {"server.key": key_pem, "server.crt": certificate_pem})
-        made.append("tls")
+        write_folder(folder / TLS, _named({SERVER_KEY: key_pem, SERVER_CERTIFICATE: certificate_pem}))
+        made.append(TLS)
     return _state(folder, config, made)
 
 
 def renew(folder: Path, given: tuple[Path, Path] | None, now: datetime) -> Founding:
     """A new certificate for the server's key and the names in `server.toml`, under the same CA. Raises `UsageError`."""
     config = load_server_config(folder)
-    if not (folder / "tls").is_dir() or not (folder / "ca").is_dir():
+    if not (folder / TLS).is_dir() or not (folder / CA).is_dir():
         raise UsageError(f"{folder}: has no certificate to renew yet; call init without --renew")
     authority = _authority(folder, given, config, now, [])
     if authority is None:
@@ -104,17 +106,17 @@ def _authority(
 ) -> Authority | None:
     """The CA with its key; made or taken over where there is none. None where its key is not at hand."""
     known = None if given is None else _read_given(given, now)
-    if not (folder / "ca").exists():
-        if (folder / "tls").exists() or (folder / REGISTRY_FILE).exists():
+    if not (folder / CA).exists():
+        if (folder / TLS).exists() or (folder / REGISTRY_FILE).exists():
             raise UsageError(
                 f"{folder / 'ca'}: is gone; put it back from a backup, for sites know the CA that was there"
             )
         if known is not None:
-            folder_at_once(folder / "ca", {"ca.crt": known.certificate_pem})
+            write_folder(folder / CA, _named({CA_CERTIFICATE: known.certificate_pem}))
         else:
             known = new_authority(config.server.name, now)
-            folder_at_once(folder / "ca", {"ca.crt": known.certificate_pem, "ca.key": known.key_pem})
-        made.append("ca")
+            write_folder(folder / CA, _named({CA_CERTIFICATE: known.certificate_pem, CA_KEY: known.key_pem}))
+        made.append(CA)
         return known
     certificate_pem = _read(folder, CA_CERTIFICATE)
     if known is not None:
@@ -127,6 +129,11 @@ def _authority(
     if not (folder / CA_KEY).exists():
         return None
     return Authority(certificate_pem=certificate_pem, key_pem=_read(folder, CA_KEY))
+
+
+def _named(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files by their names within their own folder."""
+    return {Path(path).name: content for path, content in files.items()}
 
 
 def _read_given(given: tuple[Path, Path], now: datetime) -> Authority:

@@ -9,7 +9,6 @@ A patient is held out at one site, so the sites' releases compose in parallel: e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ import numpy as np
 from wardround.errors import WireError
 from wardround.metrics.noised_auc import ScoreHistogram, auc_estimate, noise_variance, roc_points, sensitivity_at
 from wardround.metrics.noised_calibration import calibration_estimate
+from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
 from wardround.wire.evaluation import SiteRelease, evaluation_round
@@ -98,7 +98,7 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
     of_task = release_part(study.study.task).figures(merged(study, together))
     return {
         "unit": "patient",
-        "epsilon": "inf" if math.isinf(epsilon) else epsilon,
+        "epsilon": json_number(epsilon),
         "bins": study.evaluation.bins,
         "sites": sorted(releases),
         "missing": [{"site": a.site, "code": a.code} for a in answers if a.release is None],

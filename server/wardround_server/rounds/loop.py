@@ -24,7 +24,7 @@ import numpy as np
 
 from wardround.errors import ModelError, RoundError, UsageError, WireError
 from wardround.storage.checkpoint import latest_checkpoint, save_checkpoint
-from wardround.storage.private_files import make_folder
+from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround.study.schema import AggregationSection
 from wardround.wire.packets import (
@@ -39,6 +39,7 @@ from wardround.wire.packets import (
 from wardround_server.rounds import aggregation
 from wardround_server.rounds.aggregation import ReleaseState, RunningMean, ServerState, Weights
 from wardround_server.runs.metrics_log import append_lines, trim_lines
+from wardround_server.runs.paths import CHECKPOINTS, METRICS_FILE, ROUND_CHECKPOINT, ROUND_CHECKPOINTS
 from wardround_server.sites.ledger_heads import LedgerHeads
 
 KEPT_CHECKPOINTS = 3
@@ -153,7 +154,7 @@ def run_rounds(
     progress = None
     if folder is not None:
         progress = _resume(folder, identity, start_weights, warn or (lambda line: None))
-        trim_lines(folder / "metrics.jsonl", last_round=progress.round if progress else 0)
+        trim_lines(folder / METRICS_FILE, last_round=progress.round if progress else 0)
     if progress is None:
         server = aggregation.start_server(settings, start_weights)
         progress = _Progress(round=0, server=server, release=aggregation.start_release(settings, start_weights))
@@ -189,7 +190,7 @@ def _one_round(
     seconds = time.monotonic() - started
     lines = tuple(sites)
     if folder is not None:
-        append_lines(folder / "metrics.jsonl", [{"round": number, **asdict(line)} for line in lines])
+        append_lines(folder / METRICS_FILE, [{"round": number, **asdict(line)} for line in lines])
     heads = {**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}}
     try:
         _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
@@ -299,10 +300,10 @@ def _save(folder: Path | None, identity: dict[str, str], progress: _Progress) ->
         "seconds": round(progress.seconds, 3),
         "ledger_heads": {site: asdict(head) for site, head in progress.ledger_heads.items()},
     }
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     make_folder(checkpoints)
-    save_checkpoint(checkpoints / f"round-{progress.round:06d}.safetensors", tensors, manifest)
-    for old in sorted(checkpoints.glob("round-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+    save_checkpoint(checkpoints / ROUND_CHECKPOINT.format(progress.round), tensors, manifest)
+    for old in sorted(checkpoints.glob(ROUND_CHECKPOINTS))[:-KEPT_CHECKPOINTS]:
         old.unlink(missing_ok=True)
 
 
@@ -310,7 +311,7 @@ def _resume(
     folder: Path, identity: dict[str, str], start_weights: Weights, warn: Callable[[str], None]
 ) -> _Progress | None:
     """The progress of an earlier call in this folder, or None. Raises when the folder belongs to something else."""
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     found = latest_checkpoint(checkpoints, warn) if checkpoints.is_dir() else None
     if found is None:
         return None

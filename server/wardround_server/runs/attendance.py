@@ -17,8 +17,8 @@ from wardround.wire.evaluation import SiteRelease
 from wardround.wire.packets import Broadcast, SiteReply
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_server.runs.folder import RunFolder, write_json
+from wardround_server.runs.paths import ROUND_FILE
 
-ROUND_FILE = "round.json"
 LOOK_EVERY_S = 15.0
 
 log = logging.getLogger(__name__)

@@ -14,13 +14,12 @@ from wardround.operations.logs import at
 from wardround.records.audit_events import Event, ReplyCounted, ReplyRefused, RunDecided, SiteSaid
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.study.load import Study
-from wardround.text import code_text
 from wardround.wire.evaluation import COUNTS, SiteRelease, evaluation_round
 from wardround.wire.packets import weights_sha256
+from wardround.wire.protocol import EVALUATE, TRAIN
+from wardround.wire.reply_codes import code_text
 from wardround_server.rounds.loop import SiteRound
 from wardround_server.runs.folder import DECIDED, RunFolder
-
-TRAIN, EVALUATE = "train", "evaluate"
 
 log = logging.getLogger(__name__)
 

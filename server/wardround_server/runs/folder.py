@@ -1,20 +1,12 @@
 """A run's folder at the server. The run has our own id, and outlives Flower's runs, processes and cuts of power.
 
-runs/RUN_ID/study.json            what is run: written once, by `submit`
-            approvals.json        what each site has said, and when: written by the process of a phase alone
-            start.safetensors     the network before training     checkpoints/ metrics.jsonl    see rounds/loop.py
-            problem.json          why the last phase ended without success; gone when the next one succeeds
-            stopped               there is one: the operator stopped it
-            .phase.lock           held by the process that works on the run
-            model.safetensors     result.json: written last, its presence says that the run is finished
+`paths.py` lists what it holds.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +15,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wardround.errors import RoundError, UsageError
-from wardround.storage.checkpoint import fsync
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.atomic import fsync, write_file
+from wardround.storage.folders import make_folder
+from wardround.storage.locks import is_locked, try_locked
 from wardround.study.load import Study, study_from_json
+from wardround_server.operations.paths import RUNS
+from wardround_server.runs.metrics_log import read_lines
+from wardround_server.runs.paths import (
+    APPROVALS_FILE,
+    CHECKPOINTS,
+    METRICS_FILE,
+    PHASE_LOCK,
+    PROBLEM_FILE,
+    RESULT_FILE,
+    ROUND_CHECKPOINTS,
+    START_FILE,
+    STOPPED_FILE,
+    STUDY_FILE,
+)
 
 State = Literal["proposed", "training", "finished", "stopped"]
 DECIDED = ("approved", "proposed", "refused", "revoked")  # a site's own words; whatever else stands for one is a code
@@ -60,7 +67,7 @@ class RunFolder:
 
     def study(self) -> Study:
         """The study of this run. Raises `UsageError` where the folder holds none."""
-        path = self.path / "study.json"
+        path = self.path / STUDY_FILE
         try:
             return study_from_json(path.read_text(encoding="utf-8"), source=str(path))
         except OSError:
@@ -68,7 +75,7 @@ class RunFolder:
 
     def approvals(self) -> dict[str, Said]:
         """The sites' last words, by name."""
-        return {site: Said(**said) for site, said in (read_json(self.path / "approvals.json") or {}).items()}
+        return {site: Said(**said) for site, said in (read_json(self.path / APPROVALS_FILE) or {}).items()}
 
     def approved(self) -> tuple[str, ...]:
         """The sites that approved, in the order of names."""
@@ -81,11 +88,11 @@ class RunFolder:
             before = known.get(site, {"state": ""})["state"]
             if state != before and (state in DECIDED or before not in DECIDED):
                 known[site] = {"state": state, "at": time.time()}
-        write_json(self.path / "approvals.json", known)
+        write_json(self.path / APPROVALS_FILE, known)
 
     def state(self) -> State:
         """Where the run is, from what lies in its folder."""
-        if (self.path / "result.json").is_file():
+        if (self.path / RESULT_FILE).is_file():
             return "finished"
         if self.is_stopped:
             return "stopped"
@@ -93,35 +100,31 @@ class RunFolder:
 
     def rounds_done(self) -> int:
         """How many rounds have their checkpoint."""
-        names = [path.stem for path in (self.path / "checkpoints").glob("round-*.safetensors")]
+        names = [path.stem for path in (self.path / CHECKPOINTS).glob(ROUND_CHECKPOINTS)]
         return max((int(name.removeprefix("round-")) for name in names), default=0)
 
     def problem(self) -> dict[str, Any] | None:
         """Why the last phase ended without success: `phase`, `error` (one line), `at`; None where none did."""
-        return read_json(self.path / "problem.json")
+        return read_json(self.path / PROBLEM_FILE)
 
     def result(self) -> dict[str, Any] | None:
         """result.json of a finished run, or None."""
-        return read_json(self.path / "result.json")
+        return read_json(self.path / RESULT_FILE)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: what became of each site in each round."""
-        try:
-            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return read_lines(self.path / METRICS_FILE)
 
     @property
     def is_stopped(self) -> bool:
         """Whether the operator wants no more of it now."""
-        return (self.path / "stopped").is_file()
+        return (self.path / STOPPED_FILE).is_file()
 
     def stop(self) -> None:
         """Say that the operator wants no more of it. Durable on return. Raises `UsageError` where it is finished."""
         if self.state() == "finished":
             raise UsageError(f"run {self.run_id} is finished")
-        write_text(self.path / "stopped", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+        write_text(self.path / STOPPED_FILE, time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
     def resume(self, record: Callable[[], object] = bool) -> None:
         """Say that a stopped run should go on; `record` writes it down before. Raises `UsageError` where it was not
@@ -130,7 +133,7 @@ class RunFolder:
         if self.state() != "stopped":
             raise UsageError(f"run {self.run_id} is {self.state()}, not stopped")
         record()
-        (self.path / "stopped").unlink()
+        (self.path / STOPPED_FILE).unlink()
         fsync(self.path)
 
     @contextmanager
@@ -139,37 +142,22 @@ class RunFolder:
         stopped the run. Raises `RoundError` where
         another process is at it.
         """
-        descriptor = os.open(self.path / ".phase.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RoundError(f"run {self.run_id}: another process works on it") from None
+        with try_locked(self.path / PHASE_LOCK) as alone:
+            if not alone:
+                raise RoundError(f"run {self.run_id}: another process works on it")
             try:
                 yield
             except Exception as error:
                 log.error("%s ended without success: %s", name, one_line(error))
                 if self.is_stopped:
                     raise
-                write_json(self.path / "problem.json", {"phase": name, "error": one_line(error), "at": time.time()})
+                write_json(self.path / PROBLEM_FILE, {"phase": name, "error": one_line(error), "at": time.time()})
                 raise
-            (self.path / "problem.json").unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+            (self.path / PROBLEM_FILE).unlink(missing_ok=True)
 
     def at_work(self) -> bool:
         """Whether a process works on the run now."""
-        try:
-            descriptor = os.open(self.path / ".phase.lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.path / PHASE_LOCK)
 
 
 def create_run(server: Path, study: Study, record: Callable[[RunFolder], object] = bool) -> RunFolder:
@@ -182,18 +170,18 @@ def create_run(server: Path, study: Study, record: Callable[[RunFolder], object]
         if run.study().sha256() == sha256 and run.state() in ("proposed", "training"):
             return run
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    path = server / "runs" / f"{study.study.name[:40]}-{stamp}-{sha256[:6]}"
+    path = server / RUNS / f"{study.study.name[:40]}-{stamp}-{sha256[:6]}"
     make_folder(path.parent)
     path.mkdir(mode=0o700)
     record(RunFolder(path=path))
-    write_text(path / "study.json", study.to_json() + "\n")
+    write_text(path / STUDY_FILE, study.to_json() + "\n")
     return RunFolder(path=path)
 
 
 def runs(server: Path) -> list[RunFolder]:
     """All runs, the oldest first."""
-    found = [RunFolder(path=path.parent) for path in (server / "runs").glob("*/study.json")]
-    return sorted(found, key=lambda run: ((run.path / "study.json").stat().st_mtime, run.run_id))
+    found = [RunFolder(path=path.parent) for path in (server / RUNS).glob(f"*/{STUDY_FILE}")]
+    return sorted(found, key=lambda run: ((run.path / STUDY_FILE).stat().st_mtime, run.run_id))
 
 
 def find_run(server: Path, run_id: str) -> RunFolder:
@@ -207,7 +195,7 @@ def find_run(server: Path, run_id: str) -> RunFolder:
 def largest_network(server: Path) -> tuple[int, int]:
     """(tensors, bytes) of the largest networks among all runs: no site has more than that to send in one answer."""
     tensors, size = 0, 0
-    for path in (server / "runs").glob("*/start.safetensors"):
+    for path in (server / RUNS).glob(f"*/{START_FILE}"):
         with path.open("rb") as file:
             names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         tensors, size = max(tensors, len(names)), max(size, path.stat().st_size)
@@ -238,9 +226,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, durably."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(text)
-    fsync(partial)
-    os.replace(partial, path)
-    fsync(path.parent)
+    write_file(path, text.encode())

@@ -6,26 +6,20 @@ rounds after its checkpoint, which will be written again.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wardround.errors import WardroundError
-from wardround.storage.checkpoint import fsync
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage import jsonl
+from wardround.storage.folders import make_folder
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append one JSON line a record, and make them durable. Raises `WardroundError` when the disk is full."""
-    text = _as_text(records)
     try:
         make_folder(path.parent)
-        with open(path, "a", encoding="utf-8", opener=owner_only) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        jsonl.append_lines(path, records)
     except OSError as error:
         mend = "free some space and start the same run again"
         raise WardroundError(f"{path}: cannot be written: {error.strerror}; {mend}") from None
@@ -36,35 +30,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises `WardroundError` for a damaged line anywhere else.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is cut short, or empty
-        try:
-            record = json.loads(line)
-            if not isinstance(record["round"], int):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise WardroundError(f"{path}: line {number} is damaged; restore the file from a backup") from None
-        records.append(record)
+    try:
+        records = jsonl.read_lines(path)
+        for number, record in enumerate(records, start=1):
+            if not isinstance(record.get("round"), int):
+                raise ValueError(f"line {number} is damaged")
+    except ValueError as error:
+        raise WardroundError(f"{path}: {error}; restore the file from a backup") from None
     return records
 
 
 def trim_lines(path: Path, last_round: int) -> None:
     """Drop the lines of rounds after `last_round`, and a last line cut short; in one step, durably."""
-    if not path.exists():
-        return
-    kept = _as_text(record for record in read_lines(path) if record["round"] <= last_round)
-    if kept == path.read_text(encoding="utf-8", errors="replace"):
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(kept)
-    fsync(partial)
-    os.replace(partial, path)
-    fsync(path.parent)
-
-
-def _as_text(records: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    jsonl.trim_lines(path, (record for record in read_lines(path) if record["round"] <= last_round))

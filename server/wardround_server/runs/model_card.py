@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import ModelError, UsageError, WardroundError
+from wardround.storage.atomic import fsync, owner_only
 from wardround.storage.checkpoint import load_checkpoint
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.folders import make_folder
 from wardround.study.describe import learns, network, reads
-from wardround.text import code_text, count_text, epsilon_of, epsilon_text, promise
+from wardround.text import count_text, epsilon_of, epsilon_text, promise
+from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import RunFolder, runs
+from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE
 
 NOTICE = "Research software, no medical device: not for diagnosis or treatment."
-MODEL, CARD, CARD_JSON = "model.safetensors", "model-card.md", "model-card.json"
+CARD, CARD_JSON = "model-card.md", "model-card.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,11 @@ def summary_of(run: RunFolder) -> dict[str, Any]:
 def card_of(run: RunFolder) -> ModelCard:
     """The card, after the model was found whole and of this study. Raises as `summary_of`."""
     result, study = _result(run), run.study()
-    tensors, manifest = load_checkpoint(run.path / MODEL)
+    tensors, manifest = load_checkpoint(run.path / MODEL_FILE)
     if manifest.get("study_sha256") != study.sha256() or result["study_sha256"] != study.sha256():
-        raise ModelError(f"{run.path / MODEL}: is not the model of this run's study; put the folder back from a backup")
+        raise ModelError(
+            f"{run.path / MODEL_FILE}: is not the model of this run's study; put the folder back from a backup"
+        )
     counted = Counter(line["site"] for line in run.metrics() if line["code"] is None)
     content = {
         "schema": 1,
@@ -120,7 +125,7 @@ def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
     if target.suffix == ".safetensors":
         model, text, plain = target, target.with_suffix(".md"), target.with_suffix(".json")
     else:
-        model, text, plain = target / MODEL, target / CARD, target / CARD_JSON
+        model, text, plain = target / MODEL_FILE, target / CARD, target / CARD_JSON
     contents = {
         model: _bytes(run),
         text: card.to_text().encode(),
@@ -133,11 +138,12 @@ def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
     try:
         make_folder(model.parent)
         for path, content in contents.items():
-            with open(path, "xb", opener=owner_only) as file:
+            with open(path, "xb", opener=owner_only) as file:  # not `write_file`, which would replace a file
                 made.append(path)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        fsync(model.parent)
     except OSError as error:
         for path in made:
             path.unlink(missing_ok=True)
@@ -149,7 +155,7 @@ def _result(run: RunFolder) -> dict[str, Any]:
     try:
         result = run.result()
     except (OSError, ValueError):
-        raise ModelError(f"{run.path / 'result.json'}: damaged; put it back from a backup") from None
+        raise ModelError(f"{run.path / RESULT_FILE}: damaged; put it back from a backup") from None
     if result is None:
         raise UsageError(f"run {run.run_id} is {run.state()} and has released no model; `wardround-server model list`")
     return result
@@ -157,9 +163,11 @@ def _result(run: RunFolder) -> dict[str, Any]:
 
 def _bytes(run: RunFolder) -> bytes:
     try:
-        return (run.path / MODEL).read_bytes()
+        return (run.path / MODEL_FILE).read_bytes()
     except OSError as error:
-        raise ModelError(f"{run.path / MODEL}: cannot be read: {error.strerror}; put it back from a backup") from None
+        raise ModelError(
+            f"{run.path / MODEL_FILE}: cannot be read: {error.strerror}; put it back from a backup"
+        ) from None
 
 
 def _markdown(card: Mapping[str, Any]) -> str:

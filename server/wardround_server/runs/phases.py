@@ -20,6 +20,7 @@ import numpy as np
 
 from wardround.errors import ModelError, RoundError
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
+from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
 from wardround.wire.evaluation import SiteRelease
@@ -28,6 +29,7 @@ from wardround_server.rounds.evaluation import SitesExchange, federated_test
 from wardround_server.rounds.loop import RunOutcome, run_rounds
 from wardround_server.runs.audit import RunRecord
 from wardround_server.runs.folder import RunFolder, quorum, write_json
+from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE, START_FILE, STUDY_FILE
 from wardround_server.sites.ledger_heads import LedgerHeads
 
 ASK_LIMIT_S = 60.0
@@ -77,9 +79,9 @@ def train(run: RunFolder, federation: Federation) -> None:
         result = result_of(study, run.run_id, architecture, outcome, figures)
         released, choice = release_part(study.study.task).released_weights(figures, outcome.weights, start)
         result |= choice
-        save_model(run.path / "model.safetensors", network, released, study, result)
-        record.finished(hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest())
-        write_json(run.path / "result.json", result)
+        save_model(run.path / MODEL_FILE, network, released, study, result)
+        record.finished(hashlib.sha256((run.path / MODEL_FILE).read_bytes()).hexdigest())
+        write_json(run.path / RESULT_FILE, result)
 
 
 class Gathering:
@@ -132,14 +134,14 @@ def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mappi
     """The network before training and its manifest, made once for a run by a process of its own: torch stays out of
     this one. Raises `ModelError` where it cannot be made.
     """
-    path = run.path / "start.safetensors"
+    path = run.path / START_FILE
     if not path.is_file():
         command = [
             sys.executable,
             "-I",
             "-m",
             "wardround.networks.initial_weights",
-            str(run.path / "study.json"),
+            str(run.path / STUDY_FILE),
             str(path),
         ]
         _make_start(run, command)
@@ -191,10 +193,10 @@ def result_of(
         "privacy": {
             "unit": "patient",
             "relation": "add or remove one",
-            "epsilon_promised": "inf" if math.isinf(privacy.epsilon) else privacy.epsilon,
+            "epsilon_promised": json_number(privacy.epsilon),
             "delta": privacy.delta,
             "sampling_rate": privacy.sampling_rate,
-            "max_grad_norm": "inf" if math.isinf(privacy.max_grad_norm) else privacy.max_grad_norm,
+            "max_grad_norm": json_number(privacy.max_grad_norm),
         },
         "sites": {
             site: {"ledger": asdict(outcome.ledger_heads[site]) if site in outcome.ledger_heads else None}

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wardround.text import bytes_text, code_text, count_text, epsilon_text, seconds_text
-from wardround_server.runs.attendance import ROUND_FILE
+from wardround.text import bytes_text, count_text, epsilon_text, seconds_text
+from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import DECIDED, RunFolder, quorum, read_json
+from wardround_server.runs.paths import ROUND_FILE, STUDY_FILE
 from wardround_server.sites.registry import Registry
 from wardround_server.sites.software import heard_of
 
@@ -35,7 +36,7 @@ def facts_of(run: RunFolder) -> dict[str, Any]:
         "at_work": at_work,
         "round": max((line["round"] for line in lines), default=0),
         "rounds": study.study.rounds,
-        "submitted_at": (run.path / "study.json").stat().st_mtime,
+        "submitted_at": (run.path / STUDY_FILE).stat().st_mtime,
         "min_sites": quorum(study),
         "approved": list(run.approved()),
         "words": {site: one.state for site, one in sorted(said.items())},

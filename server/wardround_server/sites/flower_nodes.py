@@ -15,9 +15,9 @@ from pathlib import Path
 from wardround.errors import WardroundError
 from wardround.identity import key_fingerprint
 from wardround_server.flower.superlink import SuperLink
+from wardround_server.operations.paths import NODES_FILE
 from wardround_server.runs.folder import write_text
 
-NODES_FILE = "nodes.json"
 UNREGISTERED, USED_UP = "unregistered", "already in use"  # Flower's words
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def keep_nodes(superlink: SuperLink, sites: Mapping[str, str]) -> None:
     others out. Raises `WardroundError` where the SuperLink does not answer: then the same call goes on where it was.
     """
     names = {key_fingerprint(key): name for name, key in sites.items()}
-    path = superlink.home / NODES_FILE
+    path = superlink.folder / NODES_FILE
     number_of = _read(path)
     there = {str(node["node-id"]) for node in superlink.nodes() if node["status"] != UNREGISTERED}
     unknown = there - set(number_of.values())

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from wardround.errors import UsageError, WardroundError, WireError
 from wardround.records.chain import START
-from wardround.storage.private_files import locked, write_private
+from wardround.storage.atomic import write_private
+from wardround.storage.locks import locked
 from wardround.wire.packets import RECENT_DIGITS, LedgerHead
-
-HEADS_FILE, LOCK_FILE = "ledger_heads.json", ".ledger_heads.lock"
+from wardround_server.operations.paths import HEADS_FILE, HEADS_LOCK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class LedgerHeads:
             yield self._known
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._path.with_name(LOCK_FILE)):
+        with locked(self._path.with_name(HEADS_LOCK)):
             known = self.known()
             before = dict(known)
             yield known

@@ -18,8 +18,9 @@ from typing import Literal
 
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SITE_NAME, key_fingerprint
+from wardround.storage.atomic import owner_only
+from wardround_server.operations.paths import REGISTRY_FILE
 
-REGISTRY_FILE = "registry.sqlite3"
 WAIT_S = 10.0  # for another process that is writing
 _SITES = """
 CREATE TABLE IF NOT EXISTS sites (
@@ -127,7 +128,7 @@ class Registry:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction, which holds the file against other writers from its beginning."""
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(owner_only(self._path, os.O_RDWR | os.O_CREAT))
         database = None
         try:
             database = sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)

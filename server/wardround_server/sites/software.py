@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
+from wardround_server.operations.paths import SOFTWARE_FOLDER
 from wardround_server.runs.folder import read_json, write_json
-
-FOLDER = "software"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Heard:
 
 def keep(server: Path, site: str, software: Software) -> None:
     """Remember what a site, known by its key, says it runs."""
-    folder = server / FOLDER
+    folder = server / SOFTWARE_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     write_json(folder / f"{site}.json", {SOFTWARE: asdict(software), "at": time.time()})
 
@@ -35,7 +34,7 @@ def keep(server: Path, site: str, software: Software) -> None:
 def heard_of(server: Path) -> dict[str, Heard]:
     """By site, what was heard last; sites that never answered are not in it."""
     found = {}
-    for path in sorted((server / FOLDER).glob("*.json")):
+    for path in sorted((server / SOFTWARE_FOLDER).glob("*.json")):
         content = read_json(path) or {}
         software, at = told(content), content.get("at")
         if software is not None and isinstance(at, float):

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
 from wardround.printable import escaped
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The log: audit.jsonl of the folder, or a copy.")]
 HASHES = ("study", "reply", "sha256", "ledger_head", "fingerprint")
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 def audit_app(program: str) -> typer.Typer:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+from wardround.cli.options import JsonOption
 
 
 def add_health(app: typer.Typer, program: str, option: str, what: str) -> None:

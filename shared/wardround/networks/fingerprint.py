@@ -1,4 +1,7 @@
-"""The hash of a network's architecture, by which sites and server know that they train the same network."""
+"""The hash of a network's architecture, by which sites and server know that they train the same network.
+
+A model file fits a network when its tensors do and it was written for the same architecture (`load_strictly`).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 
-from torch import nn
+from torch import Tensor, nn
 
 from wardround.errors import ModelError
-from wardround.networks.phantom_encoder import tensors_sha256
+from wardround.networks.model_file import tensors_sha256
 from wardround.networks.public_head import PhantomHead
 from wardround.networks.weights import TRAINABLE, not_exchanged
 
@@ -64,6 +67,40 @@ def possible_architectures(network: nn.Module) -> Iterator[str]:
     for trainable in TRAINABLE:
         with suppress(ModelError):  # this network has no such part
             yield _architecture_sha256(network, not_exchanged(network, trainable))
+
+
+def load_strictly(network: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], complaint: str) -> None:
+    """Copies the tensors in. Raises `ModelError` that names the first mismatch by the order of names."""
+    wanted = network.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors:
+            raise ModelError(f"{complaint} {name} is missing")
+        if name not in wanted:
+            raise ModelError(f"{complaint} {name} is not part of it")
+        found, right = tensors[name], wanted[name]
+        if found.shape != right.shape:
+            raise ModelError(f"{complaint} {name} has shape {tuple(found.shape)}, needs {tuple(right.shape)}")
+        if found.dtype != right.dtype:
+            raise ModelError(f"{complaint} {name} has type {found.dtype}, needs {right.dtype}")
+        if not found.isfinite().all():
+            raise ModelError(f"{complaint} {name} holds values that are not finite")
+    network.load_state_dict(tensors, strict=True)
+    written = _written_architecture(metadata)
+    if written is not None and written not in possible_architectures(network):
+        raise ModelError(f"{complaint} its names and shapes fit, but it was written for another architecture")
+
+
+def _written_architecture(metadata: dict[str, str]) -> str | None:
+    """The architecture's hash in a file's metadata, or in the manifest `storage/checkpoint.py` puts there; None when
+    absent.
+    """
+    if "architecture_sha256" in metadata:
+        return metadata["architecture_sha256"]
+    try:
+        manifest = json.loads(metadata.get("manifest", "{}"))
+    except json.JSONDecodeError:
+        return None
+    return manifest.get("architecture_sha256") if isinstance(manifest, dict) else None
 
 
 def _hyper_parameters(layer: nn.Module) -> dict[str, object]:

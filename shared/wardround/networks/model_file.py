@@ -1,17 +1,57 @@
-"""Reading the weights of a model file: a run's released model, or what `wardround-sim pretrain` wrote."""
+"""Reading model files: those that ship with the package, and those that a study names.
+
+What ships, and what `wardround-sim pretrain` writes in its place, comes from phantoms alone, so using it costs no
+privacy. Such a file holds the SHA-256 of its own tensors, so that damage is noticed whatever the file is called.
+A study names a file, such as a run's released model, by its content's hash.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from wardround.errors import ModelError
-from wardround.networks.fingerprint import possible_architectures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedWeights:
+    """What one file holds. `name` is the file as an error names it."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    def check_hash(self) -> None:
+        """Raises `ModelError` where the tensors are not those that were written."""
+        if tensors_sha256(self.tensors) != self.metadata.get("tensors_sha256"):
+            raise ModelError(
+                f"{self.name}: its tensors do not match its own hash, so it was altered or damaged; get it again"
+            )
+
+
+def read_shipped(package: str, shipped: str, path: str | None = None) -> ShippedWeights:
+    """The file `shipped` of a package, or the one in `path`. Its hash is not checked yet: see `check_hash`.
+
+    Raises `ModelError` where it is missing or no safetensors file.
+    """
+    source, name = (str(files(package) / shipped), shipped) if path is None else (path, path)
+    try:
+        with safe_open(source, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{name}: cannot be read as a model file; give the file that `wardround-sim pretrain` wrote"
+        ) from error
+    return ShippedWeights(name=name, tensors=tensors, metadata=metadata)
 
 
 def read_model_file(path: Path, expected_sha256: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -29,35 +69,13 @@ def read_model_file(path: Path, expected_sha256: str | None) -> tuple[dict[str, 
     return tensors, header.get("__metadata__", {})
 
 
-def load_strictly(network: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], complaint: str) -> None:
-    """Copies the tensors in. Raises `ModelError` that names the first mismatch by the order of names."""
-    wanted = network.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ModelError(f"{complaint} {name} is missing")
-        if name not in wanted:
-            raise ModelError(f"{complaint} {name} is not part of it")
-        found, right = tensors[name], wanted[name]
-        if found.shape != right.shape:
-            raise ModelError(f"{complaint} {name} has shape {tuple(found.shape)}, needs {tuple(right.shape)}")
-        if found.dtype != right.dtype:
-            raise ModelError(f"{complaint} {name} has type {found.dtype}, needs {right.dtype}")
-        if not found.isfinite().all():
-            raise ModelError(f"{complaint} {name} holds values that are not finite")
-    network.load_state_dict(tensors, strict=True)
-    written = _written_architecture(metadata)
-    if written is not None and written not in possible_architectures(network):
-        raise ModelError(f"{complaint} its names and shapes fit, but it was written for another architecture")
-
-
-def _written_architecture(metadata: dict[str, str]) -> str | None:
-    """The architecture's hash in a file's metadata, or in the manifest `storage/checkpoint.py` puts there; None when
-    absent.
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names: the same for the same tensors wherever
+    they are stored.
     """
-    if "architecture_sha256" in metadata:
-        return metadata["architecture_sha256"]
-    try:
-        manifest = json.loads(metadata.get("manifest", "{}"))
-    except json.JSONDecodeError:
-        return None
-    return manifest.get("architecture_sha256") if isinstance(manifest, dict) else None
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

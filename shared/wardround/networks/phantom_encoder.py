@@ -6,14 +6,11 @@ projection's statistics too, comes from phantoms, so using it costs no privacy.
 
 from __future__ import annotations
 
-import hashlib
-from importlib.resources import files
-
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wardround.errors import ModelError
+from wardround.networks.model_file import read_shipped
 from wardround.networks.preprocessing import CentreCrop, DihedralViews, OtsuNormalise
 
 CROP_PX = 64
@@ -146,17 +143,6 @@ def initial_head(outputs: int = 1) -> nn.Linear:
     return head
 
 
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of names: the same for the same tensors wherever
-    they are stored."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _layout(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
@@ -167,24 +153,14 @@ def load_phantom_encoder(path: str | None = None) -> tuple[PhantomEncoder, Publi
 
     The two share no tensor. Raises ModelError when the file is missing, altered, or of another architecture.
     """
-    source = str(files("wardround.networks") / SHIPPED_FILE) if path is None else path
-    name = SHIPPED_FILE if path is None else path
-    try:
-        with safe_open(source, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{name}: cannot be read as a model file; give the file that `wardround-sim pretrain` wrote"
-        ) from error
+    stored = read_shipped("wardround.networks", SHIPPED_FILE, path)
     frozen = PublicFeatures(PhantomEncoder())
-    if _layout(tensors) != _layout(frozen.state_dict()):
+    if _layout(stored.tensors) != _layout(frozen.state_dict()):
         raise ModelError(
-            f"{name}: not a phantom encoder of this version (names, shapes or types differ); pretrain again"
+            f"{stored.name}: not a phantom encoder of this version (names, shapes or types differ); pretrain again"
         )
-    if tensors_sha256(tensors) != metadata.get("tensors_sha256"):
-        raise ModelError(f"{name}: its tensors do not match its own hash, so it was altered or damaged; get it again")
-    frozen.load_state_dict(tensors, strict=True)
+    stored.check_hash()
+    frozen.load_state_dict(stored.tensors, strict=True)
     trainable = PhantomEncoder()
     trainable.load_state_dict(frozen.encoder.state_dict(), strict=True)
     return trainable, frozen.eval()

@@ -23,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from wardround.errors import WardroundError
 from wardround.operations.health_checks import Check, fault
-from wardround.storage.private_files import write_private
+from wardround.storage.atomic import write_private
 
 HEALTH_FILE = "health.json"
 OVERALL = ""  # the name under which the protocol asks for a whole server

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wardround.errors import WardroundError
 from wardround.printable import escaped
-from wardround.storage.private_files import too_open
+from wardround.storage.folders import too_open
 
 if TYPE_CHECKING:
     from rich.table import Table

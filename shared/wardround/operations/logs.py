@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from wardround.printable import json_line
-from wardround.storage.private_files import make_folder
+from wardround.storage.atomic import owner_only
+from wardround.storage.folders import make_folder
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 TEXT_CHARACTERS, TRACEBACK_CHARACTERS = 4096, 16384
@@ -88,9 +89,7 @@ class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
     """A rotated file that nobody but its owner reads, from its first byte on."""
 
     def _open(self):  # type: ignore[no-untyped-def]
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.fchmod(descriptor, 0o600)
-        return os.fdopen(descriptor, "a", encoding="utf-8")
+        return open(self.baseFilename, "a", encoding="utf-8", opener=owner_only)
 
 
 def log_to(

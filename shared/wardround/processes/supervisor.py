@@ -6,7 +6,6 @@ its own, so that whatever it started ends with it, and is tied to this process b
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -26,12 +25,14 @@ from wardround.errors import WardroundError
 from wardround.operations.logs import SECRET, cut, relayed
 from wardround.printable import escaped
 from wardround.processes.parent_death import tied
+from wardround.storage.locks import try_locked
 
 SHORTEST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0  # a node that was killed is refused for about a minute: keep trying
 STEADY_S = 60.0  # a child that ran this long starts again at once
 GRACE_S = 15.0
 LOOK_S = 0.2
+DAEMON_LOCK = ".daemon.lock"  # in the folder of a site or a server
 LINE_BYTES = 2**20  # of a line of a child's output; an entry of ours has less, and no more is ever in memory
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -158,23 +159,10 @@ def sole(folder: Path, why: str = "a daemon is at work here already", patience_s
     """Be the one daemon of a folder. Raises `WardroundError` that says `why` where another is at work for longer than
     `patience_s`.
     """
-    descriptor, ends = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT, 0o600), time.monotonic() + patience_s
-    try:
-        while not _locked(descriptor):
-            if time.monotonic() >= ends:
-                raise WardroundError(f"{folder}: {why}")
-            time.sleep(LOOK_S)
+    with try_locked(folder / DAEMON_LOCK, timeout_s=patience_s) as alone:
+        if not alone:
+            raise WardroundError(f"{folder}: {why}")
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def stop_on_signals(stopped: threading.Event) -> None:

@@ -15,6 +15,7 @@ from wardround.accounting import Epsilon
 from wardround.errors import AuditError
 from wardround.printable import is_plain
 from wardround.wire.packets import MAX_ROUND
+from wardround.wire.protocol import EVALUATE, TRAIN
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -69,7 +70,7 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
         *("proposed", "approved", "refused", "revoked", "added", "removed"),
         *("submitted", "stopped", "resumed", "finished"),
     ),
-    "purpose": _one_of("train", "evaluate"),
+    "purpose": _one_of(TRAIN, EVALUATE),
     "again": lambda value: type(value) is bool,
     "count": _count,
     "day": _matches(_DAY),

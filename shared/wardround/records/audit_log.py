@@ -14,7 +14,6 @@ daemon, which read all of it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,8 +27,10 @@ from typing import Any
 
 from wardround.errors import AuditError, RecordError
 from wardround.records.audit_events import Event, Started, Torn
-from wardround.records.chain import START, Row, Witness, body_of, fsync_folder, linked, walked
+from wardround.records.chain import START, Row, Witness, body_of, linked, walked
 from wardround.records.refusal_counts import RefusalFile
+from wardround.storage.atomic import fsync
+from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
 
 AUDIT_FILE = "audit.jsonl"
@@ -162,14 +163,14 @@ class AuditLog:
     def _exclusive(self) -> Iterator[int]:
         new = not self._path.exists()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            descriptor = open_lock(self._path, os.O_APPEND)  # lines are only ever added: the log itself is the lock
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)
                 yield descriptor
             finally:
                 os.close(descriptor)
             if new:
-                fsync_folder(self._path.parent)
+                fsync(self._path.parent)
         except OSError as error:
             raise AuditError(
                 f"{self._path}: cannot be written: {error.strerror}; see the disk and its rights"

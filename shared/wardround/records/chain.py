@@ -9,10 +9,8 @@ beside the file, and for the ledger at every server that got a reply. The ledger
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import LedgerError, RecordError
+from wardround.storage.atomic import fsync
+from wardround.storage.json_numbers import json_numbers
+from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
 
 START = LedgerHead(entries=0, sha256="0" * 64)
@@ -35,13 +36,7 @@ def linked(head: LedgerHead, body: str) -> LedgerHead:
 
 def body_of(content: Mapping[str, Any]) -> str:
     """The canonical JSON of an entry. Floats are written so that they come back bit for bit; infinity as "inf"."""
-    return json.dumps(_plain(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
+    return json.dumps(json_numbers(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
@@ -83,9 +78,9 @@ class Witness:
         """
         new = not self._path.exists()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = open_lock(self._path)  # the line is overwritten in place: the file itself is the lock
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)
                 text = os.pread(descriptor, 4096, 0).decode("ascii", errors="replace")
                 seen = self._parsed(text) if text else None
                 if seen is None or seen.entries < head.entries:
@@ -94,7 +89,7 @@ class Witness:
             finally:
                 os.close(descriptor)
             if new:
-                fsync_folder(self._path.parent)
+                fsync(self._path.parent)
         except OSError as error:
             raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
 
@@ -113,12 +108,3 @@ class Witness:
         if found is None:
             raise self._error(f"{self._path}: damaged; restore it together with the newest copy of its record")
         return LedgerHead(entries=int(found[1]), sha256=found[2])
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

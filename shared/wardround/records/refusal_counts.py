@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 
 from wardround.errors import AuditError, UsageError
 from wardround.records.audit_events import Event, MessageRefused, RefusalsCounted, ReplyRefused, ReplyReleased
-from wardround.storage.private_files import write_private
+from wardround.storage.atomic import write_private
 
 IN_FULL = 20
 MOST_CODES = 40

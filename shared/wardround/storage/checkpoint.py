@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wardround.errors import ModelError, WardroundError
-from wardround.storage.private_files import owner_only
+from wardround.storage.atomic import write_file
 from wardround.wire.packets import weights_sha256
 
 FORMAT = "wardround-1"
@@ -47,18 +46,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Map
     metadata = {"format": FORMAT, "manifest": text, "sha256": _digest(text, tensors)}
     # Not safetensors' own save_file: its temporary file has a random name, so each kill would leave one behind.
     content = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, metadata=metadata)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        try:
-            with open(partial, "wb", opener=owner_only) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            fsync(path.parent)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        write_file(path, content)
     except OSError as error:
         mend = "free some space or choose another folder"
         raise WardroundError(f"{path}: cannot be written: {error.strerror}; {mend}") from None
@@ -102,15 +91,6 @@ def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint |
     if paths:
         raise ModelError(f"{folder}: none of its {len(paths)} checkpoints can be read; restore it from a backup")
     return None
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(manifest: str, tensors: Mapping[str, np.ndarray]) -> str:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from wardround.errors import StudyError
 from wardround.printable import escaped
+from wardround.storage.json_numbers import json_numbers, number_of_json
 from wardround.study.schema import (
     AggregationSection,
     DataSection,
@@ -93,12 +94,12 @@ class _Study(Section):
         if content["model"]["init_sha256"]:
             content["model"]["init"] = "file"
         return json.dumps(
-            {"schema": SCHEMA_VERSION, **_plain(content)}, sort_keys=True, separators=(",", ":"), allow_nan=False
+            {"schema": SCHEMA_VERSION, **json_numbers(content)}, sort_keys=True, separators=(",", ":"), allow_nan=False
         )
 
     def to_json(self) -> str:
         """All fields as JSON, a model file by its path; `study_from_json` reads it back."""
-        return json.dumps(_plain(self._content()), indent=1, allow_nan=False)
+        return json.dumps(json_numbers(self._content()), indent=1, allow_nan=False)
 
     def _content(self) -> dict[str, Any]:
         """All sections that the task has, with every default."""
@@ -179,16 +180,8 @@ def _numbers(content: dict[str, Any]) -> dict[str, Any]:
     for name in ("privacy", "evaluation"):
         section = content.get(name)
         if isinstance(section, dict):
-            content = {**content, name: {k: math.inf if v == "inf" else v for k, v in section.items()}}
+            content = {**content, name: {key: number_of_json(value) for key, value in section.items()}}
     return content
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -19,7 +19,6 @@ from wardround.study.load import Study, study_from_json
 from wardround.wire.packets import PROTOCOL_VERSION
 from wardround.wire.versions import SOFTWARE, ours
 
-PROPOSE = "query.propose"
 MAX_STUDY_BYTES = 256 * 1024
 
 State = Literal["proposed", "approved", "refused", "revoked"]

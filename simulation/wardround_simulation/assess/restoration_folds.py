@@ -25,6 +25,7 @@ from wardround.errors import DataError
 from wardround.metrics.classification import auc
 from wardround.networks.build import build_model, initial_network
 from wardround.networks.weights import load_weights, trained_parameters
+from wardround.storage.atomic import write_file
 from wardround.study.load import Study, study_from_json
 from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.reconstruction.degradations import degradation_of
@@ -37,7 +38,6 @@ from wardround_simulation.compare.compare import (
     append_work,
     comparison_identity,
     finished_work,
-    write_whole,
 )
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
@@ -87,7 +87,7 @@ def compare_restoration(
                 if progress:
                     progress(sum(k in done for k in keys.values()), len(pieces))
     rows = [row for piece in pieces for row in done[keys[piece]]]
-    write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
+    write_file(folder / "comparison.json", (json.dumps(rows, indent=1) + "\n").encode(), mode=None)
     return rows
 
 

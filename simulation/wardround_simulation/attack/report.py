@@ -15,6 +15,7 @@ from wardround_simulation.attack.inversion import SIDE_PX, Inversion
 from wardround_simulation.attack.membership import Attack, Membership
 from wardround_simulation.attack.run import AttackResult
 from wardround_simulation.report.page import render
+from wardround_simulation.run.paths import REPORT_PAGE
 
 BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
 TILE_PX = 150
@@ -44,7 +45,7 @@ def attack_table(result: AttackResult) -> Table:
 
 def put_section(folder: Path, study: Study, result: AttackResult, show_images: bool) -> Path:
     """Put the section into `folder`/report.html, between its marks or before its end, in one step; returns the page."""
-    path = folder / "report.html"
+    path = folder / REPORT_PAGE
     page = path.read_text(encoding="utf-8") if path.is_file() else f"<main>{BEGIN}{END}</main>"
     section = f"{BEGIN}\n{render('attacks.html.j2', section_content(study, result, show_images))}\n{END}"
     if BEGIN in page and END in page:

@@ -17,12 +17,14 @@ import torch
 
 from wardround.errors import UsageError
 from wardround.tasks.classification.objective import reads_features
+from wardround_server.runs.paths import RESULT_FILE
 from wardround_simulation.attack import checks, run_files
 from wardround_simulation.attack.canaries import CANARIES, SEEDS, Canaries, audit_canaries
 from wardround_simulation.attack.inversion import Inversion, invert
 from wardround_simulation.attack.membership import Attack, Membership, attack_run
 from wardround_simulation.attack.system import Finding, System
 from wardround_simulation.engine import in_process
+from wardround_simulation.run.paths import ATTACK_FILE, SITES
 from wardround_simulation.run.preflight import write_json
 
 SCHEMA = 1
@@ -83,7 +85,7 @@ def attack_folder(
         torch.set_num_threads(
             1
         )  # small tensors: more threads wait for each other, five times the work on a busy machine
-    hospitals = in_process.open_hospitals({name: folder / "sites" / name for name in run.sites}, study)
+    hospitals = in_process.open_hospitals({name: folder / SITES / name for name in run.sites}, study)
     stage("Checking the system's parts")
     findings = []
     for number, check in enumerate(checks.CHECKS):
@@ -125,9 +127,9 @@ def write_attack(run: run_files.RunRecord, result: AttackResult, show_images: bo
 
     content = result.to_json()
     try:
-        write_json(run.folder / "attack.json", content)
+        write_json(run.folder / ATTACK_FILE, content)
         report = put_section(run.folder, run.study, result, show_images or result.phantoms)
-        write_json(run.folder / "result.json", {**run.result, "attack": content})
+        write_json(run.folder / RESULT_FILE, {**run.result, "attack": content})
     except PermissionError as error:
         raise UsageError(f"{run.folder}: cannot be written: {error.strerror}") from None
     return report

@@ -29,18 +29,22 @@ from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
 from wardround.tasks.classification.objective import loss_per_image, reads_features, trained_part
 from wardround.text import epsilon_of
+from wardround.wire.protocol import TRAIN
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Attempt, Ledger
-from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.site.paths import LEDGER_FILE, REPLIES
 from wardround_client.site.site import ReplyFolder
 from wardround_client.training.batches import material_of
 from wardround_client.training.rows import training_rows
 from wardround_client.training.steps import learning_rate
 from wardround_server.rounds.aggregation import site_weight
+from wardround_server.runs.paths import CHECKPOINTS, MODEL_FILE, RESULT_FILE, ROUND_CHECKPOINTS, STUDY_FILE
 from wardround_simulation.attack.checks import FALSE_ALARM
 from wardround_simulation.attack.system import Finding, Weights, passed
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
+from wardround_simulation.run.paths import CLAIM_FILE, SITES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +77,9 @@ def read_run(folder: Path) -> RunRecord:
     """Read the files of a finished run. Raises `UsageError` in one line where there is none, or it is not finished."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name the --out folder of a finished run")
-    if not (folder / "run.json").is_file():
+    if not (folder / CLAIM_FILE).is_file():
         raise UsageError(f"{folder}: holds no run; name the --out folder of a finished run")
-    result_path, study_path = folder / "result.json", folder / "study.json"
+    result_path, study_path = folder / RESULT_FILE, folder / STUDY_FILE
     if not result_path.is_file():
         raise UsageError(f"{folder}: the run is not finished; the command that began it continues it")
     try:
@@ -86,13 +90,13 @@ def read_run(folder: Path) -> RunRecord:
         raise UsageError(f"{folder}: result.json or study.json cannot be read ({type(error).__name__})") from None
     if result.get("status") != "finished" or result.get("study_sha256") != study.sha256():
         raise UsageError(f"{folder}: result.json is not that of a finished run of the study in study.json")
-    tensors, _ = load_checkpoint(folder / "model.safetensors")
+    tensors, _ = load_checkpoint(folder / MODEL_FILE)
     names = in_process.start_weights(study)
     if not names.keys() <= tensors.keys():
         raise UsageError(f"{folder}/model.safetensors: is not the model of this study")
     sites = {}
     for name, claim in sorted(claims.items()):
-        path = folder / "sites" / name / "ledger.sqlite3"
+        path = folder / SITES / name / LEDGER_FILE
         if not path.is_file():
             raise UsageError(f"{path}: the ledger is missing; attack needs the whole folder of the run")
         ledger = Ledger(path)
@@ -243,7 +247,7 @@ def sent_mean(record: RunRecord) -> Finding:
 def _checkpoints(record: RunRecord) -> dict[int, Weights]:
     """Round -> global weights after it, of the rounds that are still there."""
     found = {}
-    for path in sorted((record.folder / "checkpoints").glob("round-*.safetensors")):
+    for path in sorted((record.folder / CHECKPOINTS).glob(ROUND_CHECKPOINTS)):
         tensors, manifest = load_checkpoint(path)
         found[int(manifest["round"])] = {
             name.removeprefix("weights/"): array for name, array in tensors.items() if name.startswith("weights/")
@@ -255,7 +259,7 @@ def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
     """Site -> (round, weights received, weights sent) for the settled rounds whose files are still there."""
     after, sent = _checkpoints(record), {}
     for name, site in record.sites.items():
-        replies = ReplyFolder(record.folder / "sites" / name / "replies")
+        replies = ReplyFolder(record.folder / SITES / name / REPLIES)
         for attempt in site.attempts:
             if attempt.reply_sha256 is None or attempt.id not in replies or attempt.round - 1 not in after:
                 continue

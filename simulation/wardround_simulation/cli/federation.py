@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from wardround.cli.options import JsonOption
+
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 SEED = 7
 
@@ -25,7 +27,7 @@ def federation(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The folders of all; the same one again continues.")
     ] = Path("runs/federation"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """A real federation on this machine: a server and sites as processes with keys and TLS. All is stopped at the end.
 

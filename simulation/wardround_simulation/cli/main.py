@@ -17,8 +17,10 @@ import typer
 from rich.console import Console
 
 from wardround.cli.app import program, run_program
+from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
 from wardround_simulation.cli import federation, models
+from wardround_simulation.run.paths import SITES, TEST_SITES
 
 app = program(
     "wardround-sim",
@@ -53,7 +55,6 @@ SetOption = Annotated[
         help="Override a key of the study, for instance privacy.epsilon=3; may be repeated.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-sim run studies/lidc.toml --data lidc_nodules --set privacy.epsilon=3")
@@ -191,9 +192,9 @@ def compare(
 
         chosen = comparison.read_folds(folds) if folds else None
         claim.enter_context(preflight.claimed(out, loaded, data, test_data))
-        hospitals = prepare_hospitals(material.train, loaded, out / "sites", progress.ingest)
+        hospitals = prepare_hospitals(material.train, loaded, out / SITES, progress.ingest)
         check_federation(loaded, data, hospitals)
-        tests = prepare_hospitals(material.test, loaded, out / "test-sites", progress.ingest)
+        tests = prepare_hospitals(material.test, loaded, out / TEST_SITES, progress.ingest)
         if test_data:
             check_disjoint(hospitals, tests, test_data)
         folders = {hospital.name: hospital.folder for hospital in hospitals}

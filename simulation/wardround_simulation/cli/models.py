@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
 
 NETWORKS = ("encoder", "sampler", "gan", "restorer")
@@ -17,7 +18,6 @@ DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
 FORMATS = ("grid", "folder", "dicom")
 
 app = typer.Typer(rich_markup_mode=None)
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 @app.command(epilog="Example: wardround-sim pretrain encoder.safetensors")

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -26,12 +25,17 @@ import numpy as np
 from wardround.errors import DataError, UsageError
 from wardround.metrics.classification import auc, macro_auc, patient_scores
 from wardround.networks.build import initial_network
+from wardround.storage.atomic import write_file
+from wardround.storage.json_numbers import json_number
+from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.study.load import Study, study_from_json
+from wardround_client.site.paths import COHORT
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.engine.workers import process_pool
 from wardround_simulation.run.hospitals import SIMULATION_KEY
+from wardround_simulation.run.paths import COMPARISON_FILE, COMPARISON_LOG
 
 Row = dict[str, Any]
 
@@ -51,7 +55,7 @@ class Work:
 
     @property
     def key(self) -> str:
-        return f"{self.split}/{self.fold}/{_plain_epsilon(self.epsilon)}/{self.draw}"
+        return f"{self.split}/{self.fold}/{json_number(self.epsilon)}/{self.draw}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ def read_folds(path: Path) -> Folds:
 
 def check_folds(folds: Folds, path: Path, site_folders: dict[str, Path]) -> None:
     """Raises `DataError` where a split names no patient of the data, or leaves nobody to train on or to test on."""
-    known = {name for folder in site_folders.values() for name in open_cohort(folder / "cohort").pseudonyms}
+    known = {name for folder in site_folders.values() for name in open_cohort(folder / COHORT).pseudonyms}
     for split, by_patient in folds.fold_by_split.items():
         found = {fold for patient, fold in by_patient.items() if patient in known}
         if found != set(by_patient.values()):
@@ -110,7 +114,7 @@ def holdout_folds(study: Study, site_folders: dict[str, Path]) -> Folds:
     """Without a folds file: one split, whose only tested fold (0) are the patients that the study holds out."""
     folds: dict[str, int] = {}
     for folder in site_folders.values():
-        cohort = open_cohort(folder / "cohort")
+        cohort = open_cohort(folder / COHORT)
         held_out_P = cohort.holdout_rank_P < study.evaluation.holdout
         folds.update(zip(cohort.pseudonyms, np.where(held_out_P, 0, 1).tolist(), strict=True))
     if not 0 < sum(folds.values()) < len(folds):
@@ -157,7 +161,7 @@ def compare(
     Raises `UsageError` where the folder holds the comparison of another study, other data or other folds.
     """
     work = plan_work(study, folds, epsilons, draws)
-    log = folder / "comparison.jsonl"
+    log = folder / COMPARISON_LOG
     identity = comparison_identity(study, site_folders, test_folders, folds, settings)
     done = finished_work(log, identity)
     if progress:
@@ -175,7 +179,7 @@ def compare(
                 if progress:
                     progress(sum(p.key in done for p in work), len(work))
     rows = [row for piece in work for row in done[piece.key]]
-    write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
+    write_file(folder / COMPARISON_FILE, (json.dumps(rows, indent=1) + "\n").encode(), mode=None)
     return rows
 
 
@@ -216,7 +220,7 @@ def run_work(
         outside_figures = outside.figures(network, study, weights) if outside else None
         out = []
         for unit in ("slice", "patient"):
-            row: Row = {"setting": setting, **({"site": site} if site else {}), "epsilon": _plain_epsilon(work.epsilon)}
+            row: Row = {"setting": setting, **({"site": site} if site else {}), "epsilon": json_number(work.epsilon)}
             row |= {"split": work.split, "fold": work.fold, "draw": work.draw, "unit": unit, **figures[unit]["all"]}
             row["start_auc"] = at_start[unit]["all"]["auc"]
             row["sites"] = {
@@ -286,10 +290,6 @@ class _TestSet:
         return {"auc": auc(scores_N, labels_N), "patients": patients}
 
 
-def _plain_epsilon(epsilon: float) -> float | str:
-    return "inf" if math.isinf(epsilon) else epsilon
-
-
 def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:
     cohorts = {
         group: {name: _cohort_identity(folder) for name, folder in sorted(folders.items())}
@@ -301,33 +301,22 @@ def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, 
 
 def _cohort_identity(folder: Path) -> list[str]:
     """The key of a cohort, and a hash of its labels, which are not in the key."""
-    cohort = open_cohort(folder / "cohort")
+    cohort = open_cohort(folder / COHORT)
     return [cohort.key, hashlib.sha256(np.asarray(cohort.labels_N, np.int32).tobytes()).hexdigest()]
 
 
 def finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
-    done: dict[str, list[Row]] = {}
-    if not log.exists():
-        return done
-    lines = log.read_text(encoding="utf-8").split("\n")
-    for line in lines[:-1]:
-        entry = json.loads(line)
-        if entry["identity"] != identity:
-            raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
-        done[entry["work"]] = entry["rows"]
-    if lines[-1]:  # cut short by a kill: that piece is trained again
-        write_whole(log, "".join(line + "\n" for line in lines[:-1]))
-    return done
+    """The rows of every finished piece, by its key. A line cut short by a kill is removed: its piece is repeated."""
+    try:
+        entries = read_lines(log)
+    except ValueError as error:
+        raise UsageError(f"{log}: {error}; restore the file from a backup, or choose another --out") from None
+    if any(entry["identity"] != identity for entry in entries):
+        raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
+    trim_lines(log, entries, mode=None)
+    return {entry["work"]: entry["rows"] for entry in entries}
 
 
 def append_work(log: Path, entry: dict[str, Any]) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Note a finished piece, durably; its mode is the umask's, as of all results of a simulation."""
+    append_lines(log, [entry], mode=None)

@@ -30,6 +30,7 @@ from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
+from wardround_client.site.paths import CACHE, COHORT
 from wardround_client.site.site import Site, Weights
 from wardround_client.sources.cohort import Cohort, open_cohort
 from wardround_client.training.batches import HeldOutImages, material_of
@@ -63,8 +64,8 @@ def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.devi
     """
     hospitals = []
     for name, folder in sorted(folders.items()):
-        cohort = open_cohort(folder / "cohort")
-        inputs_N = inputs_of(study, cohort, device, folder / "cache")
+        cohort = open_cohort(folder / COHORT)
+        inputs_N = inputs_of(study, cohort, device, folder / CACHE)
         hospitals.append(Hospital(name=name, cohort=cohort, inputs_N=inputs_N))
     return hospitals
 

@@ -27,6 +27,7 @@ from wardround.networks.build import build_model
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
 from wardround.text import epsilon_text
+from wardround_server.runs.paths import MODEL_FILE, STUDY_FILE
 from wardround_simulation.generate.generation import SyntheticImages
 
 MANIFEST = "manifest.csv"
@@ -79,7 +80,7 @@ class ReleasedModel:
 
 def open_model(folder: Path) -> ReleasedModel:
     """The model of a finished run. Raises `UsageError` where there is none, or it makes no images."""
-    path, study_path = folder / "model.safetensors", folder / "study.json"
+    path, study_path = folder / MODEL_FILE, folder / STUDY_FILE
     if not path.is_file() or not study_path.is_file():
         raise UsageError(f"{folder}: holds no finished run; name the --out folder of one")
     study = study_from_json(study_path.read_text(encoding="utf-8"), str(study_path))
@@ -105,6 +106,7 @@ def open_model(folder: Path) -> ReleasedModel:
 
 def write_synthetic(target: Path, format_: str, made: SyntheticImages, model: ReleasedModel, seed: int) -> int:
     """Write the images to `target`, which is not there yet; returns how many files. Raises `UsageError` where it is."""
+    # Not `write_file` or `write_folder`, which hold all of it in memory; and what is there must not be replaced.
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         if format_ == "grid":

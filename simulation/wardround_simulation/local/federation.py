@@ -24,8 +24,11 @@ from typing import Any, TypeVar
 
 from wardround.errors import WardroundError
 from wardround.processes.supervisor import sole
-from wardround.storage.private_files import write_private
+from wardround.storage.atomic import write_private
 from wardround.study.load import Study
+from wardround_client.site.paths import CONFIG_FILE
+from wardround_server.operations.paths import CA_CERTIFICATE, LOGS
+from wardround_server.operations.paths import CONFIG_FILE as SERVER_CONFIG
 from wardround_simulation.cli.progress import RunProgress
 from wardround_simulation.local.ports import LOOPBACK, LocalPorts
 from wardround_simulation.local.programs import Daemon, asked, call, call_all, end, start
@@ -58,7 +61,7 @@ class LocalFederation:
 
     def finished(self, study: Study) -> str | None:
         """The id of a finished run of this study, or None."""
-        if not (self.server / "server.toml").exists():
+        if not (self.server / SERVER_CONFIG).exists():
             return None
         runs = self._ask_server("runs")
         of_study = [run for run in runs if run["study_sha256"] == study.sha256() and run["state"] == "finished"]
@@ -91,18 +94,18 @@ class LocalFederation:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / "logs").mkdir(exist_ok=True)
         self._keep_ports()
-        new = not (self.server / "server.toml").exists()
+        new = not (self.server / SERVER_CONFIG).exists()
         chosen = ("--host", LOOPBACK, "--port", self.ports.next(), "--name", "local") if new else ()
         made = asked("server", SERVER, "init", self.server, *chosen, limit_s=ANSWER_LIMIT_S)
-        if 'listen = "0.0.0.0"' in (self.server / "server.toml").read_text(encoding="utf-8"):
-            _set(self.server / "server.toml", {"listen": f'"{LOOPBACK}"', "control_port": self.ports.next()})
+        if 'listen = "0.0.0.0"' in (self.server / SERVER_CONFIG).read_text(encoding="utf-8"):
+            _set(self.server / SERVER_CONFIG, {"listen": f'"{LOOPBACK}"', "control_port": self.ports.next()})
         enrolled = {site["name"] for site in self._ask_server("sites", "list")}
-        ca, threads = self.server / "ca" / "ca.crt", max(1, (os.cpu_count() or 1) // len(self.sites))
+        ca, threads = self.server / CA_CERTIFICATE, max(1, (os.cpu_count() or 1) // len(self.sites))
         for number, name in enumerate(self.sites, 1):
             words = ("--server", made["address"], "--name", name, "--ca", ca, "--site", self.site(name))
             site = asked(name, SITE, "init", *words, limit_s=ANSWER_LIMIT_S)
-            if "runtime_port = 9094\n" in (self.site(name) / "site.toml").read_text(encoding="utf-8"):
-                _set(self.site(name) / "site.toml", {"runtime_port": self.ports.next(), "threads": threads})
+            if "runtime_port = 9094\n" in (self.site(name) / CONFIG_FILE).read_text(encoding="utf-8"):
+                _set(self.site(name) / CONFIG_FILE, {"runtime_port": self.ports.next(), "threads": threads})
             if name not in enrolled:
                 self._ask_server("sites", "add", site["request"], "--fingerprint", site["key_sha256"], "--by", PERSON)
             progress.pieces(number, len(self.sites))
@@ -123,7 +126,7 @@ class LocalFederation:
         running: list[Daemon] = []
         try:
             for name, program, option, folder in self._parties():
-                log, printed = folder / "logs" / f"{option[2:]}.log", self.folder / "logs" / f"{name}.log"
+                log, printed = folder / LOGS / f"{option[2:]}.log", self.folder / "logs" / f"{name}.log"
                 running.append(start(name, program, "start", option, folder, "--json", printed=printed, log=log))
             _wait(lambda: all(one.started for one in running), running, START_LIMIT_S, self._who_is_ill)
             yield running
@@ -227,7 +230,7 @@ class LocalFederation:
     def _ports(self) -> dict[str, tuple[Path, int]]:
         """The ports of the folders' files, by what they are for, with the file."""
         found = {}
-        for path in (self.server / "server.toml", *(self.site(name) / "site.toml" for name in self.sites)):
+        for path in (self.server / SERVER_CONFIG, *(self.site(name) / CONFIG_FILE for name in self.sites)):
             if path.exists():
                 section = tomllib.loads(path.read_text(encoding="utf-8")).get("server", {})
                 for key in ("fleet_port", "control_port", "runtime_port"):
@@ -242,7 +245,7 @@ class LocalFederation:
                 key, other = name.split()[1], self.ports.next()
                 _set(path, {key: other})
                 if key == "fleet_port":
-                    for site in filter(Path.exists, (self.site(name) / "site.toml" for name in self.sites)):
+                    for site in filter(Path.exists, (self.site(name) / CONFIG_FILE for name in self.sites)):
                         _set(site, {"address": f'"{LOOPBACK}:{other}"'})
 
 

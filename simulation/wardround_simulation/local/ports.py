@@ -6,7 +6,6 @@ that ends with this process, however it ends; who finds a port claimed, or in us
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterable
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from wardround.errors import WardroundError
 from wardround.operations.tls_probe import port_is_free
-from wardround.storage.private_files import OWNERS_FOLDER
+from wardround.storage.atomic import OWNERS_FOLDER
+from wardround.storage.locks import lock, open_lock
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(19092, 19492)
@@ -34,13 +34,9 @@ class LocalPorts:
         if port in self._claims:
             return True
         self.folder.mkdir(mode=OWNERS_FOLDER, parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / str(port), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        if not port_is_free(LOOPBACK, port):
+        # Others may write to the temporary folder, and a link there must not make a lock file elsewhere.
+        descriptor = open_lock(self.folder / str(port), os.O_NOFOLLOW)
+        if not (lock(descriptor, timeout_s=0.0) and port_is_free(LOOPBACK, port)):
             os.close(descriptor)
             return False
         self._claims[port] = descriptor

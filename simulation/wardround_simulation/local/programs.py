@@ -21,7 +21,7 @@ from typing import Any
 
 from wardround.errors import WardroundError
 from wardround.processes.parent_death import tied
-from wardround.storage.private_files import owner_only
+from wardround.storage.atomic import owner_only
 
 PROGRAMS = Path(sys.executable).parent
 GRACE_S = 30.0  # a daemon gives its own processes 15 s

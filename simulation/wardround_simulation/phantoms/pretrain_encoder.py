@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wardround.networks.phantom_encoder import POOLED, PhantomEncoder, PublicFeatures, tensors_sha256
+from wardround.networks.model_file import tensors_sha256
+from wardround.networks.phantom_encoder import POOLED, PhantomEncoder, PublicFeatures
 from wardround.networks.preprocessing import DARKEST, LUNG_LEVEL
 from wardround.phantoms.crops import CONCEPTS, GENERATOR_VERSION, PhantomCrops, generate_crops
 

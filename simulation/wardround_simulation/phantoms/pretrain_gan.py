@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wardround.networks.phantom_encoder import tensors_sha256
+from wardround.networks.model_file import tensors_sha256
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real, of_label
 from wardround.tasks.synthesis.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wardround.networks.phantom_encoder import tensors_sha256
+from wardround.networks.model_file import tensors_sha256
 from wardround.phantoms.scenes import SCENES_VERSION, generate_scenes
 from wardround.tasks.reconstruction.degradations import KINDS, Degradation, Kind, SeededNumbers, degrade
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights

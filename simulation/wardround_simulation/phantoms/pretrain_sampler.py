@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_encoder, tensors_sha256
+from wardround.networks.model_file import tensors_sha256
+from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_encoder
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, FEATURES
 

@@ -9,6 +9,7 @@ from typing import Any
 from wardround import text
 from wardround.metrics import classification
 from wardround.text import epsilon_of
+from wardround.wire.reply_codes import code_text
 from wardround_simulation.report import text as words
 from wardround_simulation.report.evidence import RunEvidence
 from wardround_simulation.report.measures import Interval, rows_by_unit
@@ -93,7 +94,7 @@ def _lines(released: Mapping[str, Any]) -> list[str]:
             f"{text.epsilon_text(epsilon)} per held-out patient (add or remove one, δ = 0), charged to the ledgers. "
             "The server made these figures from the sum of the counts; it saw no score."
         ]
-    lines += [f"{row['site']}: {text.code_text(row['code'])}." for row in released.get("missing") or ()]
+    lines += [f"{row['site']}: {code_text(row['code'])}." for row in released.get("missing") or ()]
     if (released.get("tied_pairs") or 0) > MANY_TIED:
         lines.append(
             f"{released['tied_pairs']:.0%} of all pairs lie in one bin: the bins are too wide for these scores. A "

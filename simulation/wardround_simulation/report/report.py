@@ -20,6 +20,7 @@ from wardround_simulation.report.evidence import CurvePoint, RunEvidence, Scored
 from wardround_simulation.report.measures import Interval, missing_replies, site_figures, whole_test_set
 from wardround_simulation.report.noised_figures import released_section
 from wardround_simulation.report.page import write_page
+from wardround_simulation.run.paths import REPORT_PAGE
 
 __all__ = ["CurvePoint", "RunEvidence", "ScoredSet", "SiteQuality", "result_table", "write_report"]
 
@@ -56,7 +57,7 @@ def write_report(folder: Path, evidence: RunEvidence) -> Path:
         "repeat": _repeat(evidence),
         "study_text": json.dumps(json.loads(evidence.study.canonical()), indent=2),
     }
-    return write_page(folder / "report.html", "report.html.j2", content)
+    return write_page(folder / REPORT_PAGE, "report.html.j2", content)
 
 
 def _asked(evidence: RunEvidence) -> str:

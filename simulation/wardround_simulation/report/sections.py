@@ -10,6 +10,7 @@ import numpy as np
 
 from wardround import text
 from wardround.metrics import classification
+from wardround.wire.reply_codes import code_text
 from wardround_simulation.report import run_plots, style
 from wardround_simulation.report import text as words
 from wardround_simulation.report.evidence import SETTINGS, ReportSection, RunEvidence, SiteQuality
@@ -136,7 +137,7 @@ def _round_row(evidence: RunEvidence, site: str, rounds: int, missing: Mapping[t
         "longest": text.seconds_text(max(seconds)) if seconds else "–",
         "up": text.bytes_text(up) if up else "–",
         "down": text.bytes_text(down) if down else "–",
-        "missing": "; ".join(f"{words.rounds_text(at)}: {text.code_text(code)}" for code, at in lost.items()) or "–",
+        "missing": "; ".join(f"{words.rounds_text(at)}: {code_text(code)}" for code, at in lost.items()) or "–",
     }
 
 

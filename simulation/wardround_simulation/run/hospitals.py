@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.storage.private_files import make_folder, owner_only
+from wardround.storage.atomic import write_file
+from wardround.storage.folders import make_folder
 from wardround.study.load import Study
 from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
-from wardround_client.site.site import approve_study
+from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.images.layout import SiteSource
 from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.sources.ingest import IngestReport, ingest
-from wardround_client.studies.decisions import MOST_RUNS, add_decision, last_decision
+from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
 # One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
 # outs the same in every run, and lets a patient of two sites, or of training and test, be found. A real site makes
@@ -64,7 +65,7 @@ def prepare_hospitals(
                 if progress:
                     progress(name, done, total)
 
-            report = ingest(source, study.data, target / "cohort", SIMULATION_KEY, workers=1, progress=tell, pool=pool)
+            report = ingest(source, study.data, target / COHORT, SIMULATION_KEY, workers=1, progress=tell, pool=pool)
             prepared.append(Prepared(name=source.name, folder=target, report=report))
     return prepared
 
@@ -74,7 +75,7 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
     owner: dict[str, str] = {}
     labels: set[int] = set()
     for hospital in hospitals:
-        cohort = open_cohort(hospital.folder / "cohort")
+        cohort = open_cohort(hospital.folder / COHORT)
         labels |= set(np.unique(cohort.labels_N[cohort.labels_N >= 0]).tolist())
         for patient in cohort.pseudonyms:
             if owner.setdefault(patient, hospital.name) != hospital.name:
@@ -88,9 +89,9 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
 
 def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) -> None:
     """Raises `DataError` where a patient of the external test set is also at a training site."""
-    known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / "cohort").pseudonyms}
+    known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / COHORT).pseudonyms}
     for hospital in test:
-        if known & set(open_cohort(hospital.folder / "cohort").pseudonyms):
+        if known & set(open_cohort(hospital.folder / COHORT).pseudonyms):
             raise DataError(
                 f"{data}: a patient of the test data is also in the training data; a test needs other patients"
             )
@@ -111,7 +112,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
     Nobody approves in a simulation, and a folder that another study left may begin a run anew: so any number of runs
     is allowed, and the cap alone bounds them.
     """
-    path = hospital.folder / "site.toml"
+    path = hospital.folder / CONFIG_FILE
     if path.is_file():
         config = load_site_config(path)
         cap, release = config.privacy.cap(), config.release
@@ -124,10 +125,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
         f"minimum_patients = {release.minimum_patients}\n\n"
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
-        file.write(text)
-    os.replace(partial, path)  # in one step: a kill must not leave half of a site's limits
-    sha256 = approve_study(hospital.folder, study)
+    write_file(path, text.encode())  # in one step: a kill must not leave half of a site's limits
+    sha256 = store_approved(hospital.folder, study)
     if last_decision(hospital.folder, sha256) is None:
         add_decision(hospital.folder, "approved", sha256, SIMULATED_PERSON, runs=MOST_RUNS)

@@ -9,7 +9,6 @@ Nothing here imports torch, Flower or Ray.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -21,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from wardround.errors import DataError, StudyError, UsageError, WardroundError
+from wardround.storage.atomic import partial_path, write_file
+from wardround.storage.locks import try_locked
 from wardround.study.load import Study
+from wardround_client.site.paths import CONFIG_FILE
 from wardround_client.sources.images.layout import SiteSource, discover, shared_patients
+from wardround_server.runs.paths import CHECKPOINTS, RESULT_FILE, STUDY_FILE
+from wardround_simulation.run.paths import CLAIM_FILE, COMPARISON_LOG, OUT_LOCK, SITES
 
-CLAIM_FILE, LOCK_FILE = "run.json", ".lock"
-LEFT_BY_A_FULL_DISK = (LOCK_FILE, f".{CLAIM_FILE}.partial")
+LEFT_BY_A_FULL_DISK = (OUT_LOCK, partial_path(Path(CLAIM_FILE)).name)
 RAY_ANSWERS_WITHIN_S = 3.0
 
 
@@ -106,7 +109,7 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
 def finished_result(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any] | None:
     """The result of a finished run of this very study on these very data in `out`, else None."""
     try:
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
         claim = _read_claim(out)
     except (OSError, ValueError, UsageError):
         return None
@@ -123,28 +126,24 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
     `UsageError` as `check_out` does, and where another process is at work in the folder.
     """
     check_out(out, study, data, test_data)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{out}: another run is at work in this folder; wait for it") from None
+            out.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(try_locked(out / OUT_LOCK))
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+        if not alone:
+            raise UsageError(f"{out}: another run is at work in this folder; wait for it")
         check_out(out, study, data, test_data)  # it may have become another's since
         claim = _read_claim(out)
         if claim is None or _is_another(claim, study, data, test_data):
-            for rules in out.glob("sites/*/site.toml"):
+            for rules in out.glob(f"{SITES}/*/{CONFIG_FILE}"):
                 rules.unlink()  # they were made for the other study, under which nothing was done
-            (out / "study.json").unlink(missing_ok=True)
+            (out / STUDY_FILE).unlink(missing_ok=True)
             claim = _write_claim(out, study, data, test_data)
-        if not (out / "study.json").exists():
-            (out / "study.json").write_text(study.to_json() + "\n", encoding="utf-8")
+        if not (out / STUDY_FILE).exists():
+            (out / STUDY_FILE).write_text(study.to_json() + "\n", encoding="utf-8")
         yield str(claim["run_id"])
-    finally:
-        os.close(descriptor)
 
 
 def check_disk(out: Path, need_bytes: int) -> None:
@@ -158,10 +157,8 @@ def check_disk(out: Path, need_bytes: int) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Write a JSON file in one step, durably. Its mode is the umask's: a run's results are for sharing."""
+    write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), mode=None)
 
 
 def _write_claim(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any]:
@@ -198,4 +195,4 @@ def _places(data: Path, test_data: Path | None) -> dict[str, str | None]:
 
 def _has_begun(out: Path) -> bool:
     """Whether there is something in the folder that another run would spoil: a round, a comparison, a result."""
-    return any((out / name).exists() for name in ("checkpoints", "comparison.jsonl", "result.json"))
+    return any((out / name).exists() for name in (CHECKPOINTS, COMPARISON_LOG, RESULT_FILE))

@@ -33,16 +33,20 @@ from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import save_checkpoint
+from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
+from wardround.wire.protocol import TRAIN
 from wardround_client.ledger.ledger import Ledger
-from wardround_client.privacy.plan import TRAIN, plan_from_study
+from wardround_client.privacy.plan import plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
+from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
 from wardround_client.training.rows import training_rows
 from wardround_client.training.train import plan_speed
 from wardround_server.rounds.evaluation import SitesExchange, federated_test
 from wardround_server.rounds.loop import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
+from wardround_server.runs.paths import METRICS_FILE, MODEL_FILE, RESULT_FILE
 from wardround_server.sites.ledger_heads import LedgerHeads
 from wardround_simulation.assess.assessment import Assessed, AtEnd, assessment_of
 from wardround_simulation.engine import in_process
@@ -56,6 +60,7 @@ from wardround_simulation.run.hospitals import (
     prepare_hospitals,
     settle_rules,
 )
+from wardround_simulation.run.paths import LOG, SITES, TEST_SITES
 from wardround_simulation.run.preflight import Material, check_disk, write_json
 
 RESULT_SCHEMA = 1
@@ -98,9 +103,9 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     start = in_process.start_weights(study)
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
     listener.stage("Preparing the hospitals' data")
-    hospitals = prepare_hospitals(material.train, study, out / "sites", listener.ingest)
+    hospitals = prepare_hospitals(material.train, study, out / SITES, listener.ingest)
     check_federation(study, material.data, hospitals)
-    outside = prepare_hospitals(material.test, study, out / "test-sites", listener.ingest)
+    outside = prepare_hospitals(material.test, study, out / TEST_SITES, listener.ingest)
     if material.test_data is not None:
         check_disjoint(hospitals, outside, material.test_data)
     ingested_s = time.monotonic() - started
@@ -130,7 +135,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
             body,
             device=device,
             ray_address=settings.ray_address,
-            log_folder=out / "log",
+            log_folder=out / LOG,
             gpu_step=functools.partial(dummy_step, study, device),
         )
     except RoundError as error:
@@ -193,7 +198,7 @@ def result_of(
     largest: Epsilon | None = None
     steps = 0
     for hospital in hospitals:
-        ledger = Ledger(hospital.folder / "ledger.sqlite3")
+        ledger = Ledger(hospital.folder / LEDGER_FILE)
         # Of the patients who train; those held out are others, and what is released about them is told beside it.
         epsilon, events = ledger.spent(study.privacy.delta, run_id, TRAIN), ledger.events(run_id, TRAIN)
         exact = spent_exactly(events, study.privacy.delta)
@@ -203,8 +208,8 @@ def result_of(
         steps = max(steps, site_steps)
         largest = epsilon if largest is None or epsilon.value >= largest.value else largest
         sites[hospital.name] = {
-            "epsilon": plain(epsilon.value),
-            "epsilon_exact": plain(exact.value) if exact else None,
+            "epsilon": json_number(epsilon.value),
+            "epsilon_exact": json_number(exact.value) if exact else None,
             "steps": site_steps,
             "ledger": asdict(head) if head else None,
             "patients": training_patients(hospital, study),
@@ -223,10 +228,10 @@ def result_of(
         "missing": [{"round": m.round, "site": m.site, "code": m.code} for m in outcome.missing],
         "privacy": {
             **largest.to_json(),
-            "epsilon_promised": plain(study.privacy.epsilon),
+            "epsilon_promised": json_number(study.privacy.epsilon),
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
-            "max_grad_norm": plain(plan.max_grad_norm),
+            "max_grad_norm": json_number(plan.max_grad_norm),
             "steps": steps,
         },
         "sites": sites,
@@ -238,7 +243,7 @@ def result_of(
 def training_patients(hospital: Prepared, study: Study) -> int:
     from wardround_client.sources.cohort import open_cohort
 
-    cohort = open_cohort(hospital.folder / "cohort")
+    cohort = open_cohort(hospital.folder / COHORT)
     return int(len(np.unique(cohort.patient_N[training_rows(study, cohort)])))
 
 
@@ -260,12 +265,12 @@ def save_model(
         **release_part(study.study.task).manifest(study),
         "privacy": result["privacy"],
     }
-    save_checkpoint(out / "model.safetensors", tensors, manifest)
+    save_checkpoint(out / MODEL_FILE, tensors, manifest)
 
 
 def finish(out: Path, evidence: RunEvidence) -> None:
     """Write result.json, after everything else: its presence says that the run is finished."""
-    write_json(out / "result.json", dict(evidence.result))
+    write_json(out / RESULT_FILE, dict(evidence.result))
 
 
 def dummy_step(study: Study, device: str) -> None:
@@ -294,7 +299,7 @@ def disk_need_bytes(network: nn.Module, start: Mapping[str, np.ndarray], sites: 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     from wardround_server.runs.metrics_log import read_lines
 
-    return read_lines(out / "metrics.jsonl")
+    return read_lines(out / METRICS_FILE)
 
 
 def montage_of(hospital: Hospital) -> np.ndarray:
@@ -328,8 +333,3 @@ def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> 
 def versions() -> dict[str, str]:
     names = ("wardround", "flwr", "ray", "torch", "opacus", "pydicom", "numpy")
     return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
-
-
-def plain(value: float) -> float | str:
-    """A number as JSON can hold it: infinity is "inf"."""
-    return "inf" if math.isinf(value) else value

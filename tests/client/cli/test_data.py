@@ -17,9 +17,10 @@ from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.study.load import load_study
 from wardround_client.cli.main import app
 from wardround_client.site.enrolment import enrol, pseudonym_key
-from wardround_client.site.site import approve_study, open_cohort_of
+from wardround_client.site.site import open_cohort_of
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_client.sources.opt_out import opted_out
+from wardround_client.studies.store import store_approved
 from wardround_server.operations.folder import found
 
 CANARY = "CANARY-4711"
@@ -98,7 +99,7 @@ def test_ingest_makes_the_cohort_under_the_sites_own_key_and_names_nobody(site: 
 
 def test_a_study_is_found_by_its_hash_and_an_altered_one_is_refused(site: Path, tmp_path: Path) -> None:
     data = manifest(tmp_path / "data")
-    sha256 = approve_study(site, load_study(tmp_path / "t.toml"))
+    sha256 = store_approved(site, load_study(tmp_path / "t.toml"))
     assert run("ingest", data, "--study", sha256[:8], "--workers", 1, "--site", site)[0] == 0
     with pytest.raises(StudyError, match="no study here has the hash"):
         run("ingest", data, "--study", "0" * 12, "--site", site)

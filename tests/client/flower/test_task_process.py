@@ -43,15 +43,17 @@ from wardround.processes.supervisor import Child, supervise
 from wardround.records.audit_log import verified
 from wardround.study.load import parse_study
 from wardround.wire.packets import packet_from, unpack_answer
-from wardround.wire.proposal import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.wire.proposal import pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.wire.protocol import PROPOSE
 from wardround_client.flower import executor as executor_module
 from wardround_client.flower import task_process
-from wardround_client.flower.executor import PROOFS, SiteExecutor, run_executor
+from wardround_client.flower.executor import SiteExecutor, run_executor
 from wardround_client.flower.message_limit import BoundedLink
 from wardround_client.flower.site_app import site_app
-from wardround_client.site.site import approve_study
+from wardround_client.site.paths import PROOFS
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import decide_against, find_study
+from wardround_client.studies.store import store_approved
 
 STUDY = parse_study(
     {
@@ -180,7 +182,8 @@ LAUNCHED = """
 import pathlib, sys, time
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec
-from wardround_client.flower.executor import PROOFS, SiteExecutor, run_executor
+from wardround_client.site.paths import PROOFS
+from wardround_client.flower.executor import SiteExecutor, run_executor
 
 if __name__ == "__main__":
     executor = SiteExecutor(pathlib.Path(sys.argv[1]))
@@ -346,7 +349,7 @@ def test_a_proposal_is_kept_for_a_person_and_answered_with_one_word(tmp_path):
     decide_against(tmp_path, find_study(tmp_path, sha256), "refused", "Ada Lovelace")
     assert word() == "refused"
     (tmp_path / "decisions" / f"{sha256}.json").unlink()
-    approve_study(tmp_path, STUDY)
+    store_approved(tmp_path, STUDY)
     assert word() == "approved"
     decide_against(tmp_path, find_study(tmp_path, sha256), "revoked", "Ada Lovelace")
     assert word() == "revoked"

@@ -15,8 +15,8 @@ from tests.client.rounds.test_training import broadcast_of, study_of
 from wardround.accounting import spent
 from wardround.errors import BudgetRefusal, PolicyRefusal
 from wardround.wire.packets import weights_sha256
+from wardround.wire.protocol import EVALUATE, TRAIN
 from wardround_client.ledger.ledger import Cap, Ledger
-from wardround_client.privacy.plan import EVALUATE, TRAIN
 from wardround_client.rounds.training import answer
 
 site = test_round.site  # the fixture

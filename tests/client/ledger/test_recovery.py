@@ -13,12 +13,13 @@ from wardround.errors import AuditError, BudgetRefusal, LedgerError, PolicyRefus
 from wardround.records.audit_events import ReplyReleased
 from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
 from wardround.study.load import Study, parse_study
+from wardround.wire.protocol import EVALUATE, TRAIN
 from wardround_client.cli.main import app
 from wardround_client.ledger.file import LedgerFile
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.ledger.recovery import accept_loss, loss_of
-from wardround_client.privacy.plan import EVALUATE, TRAIN, plan_from_study
-from wardround_client.site.site import approve_study
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.studies.store import store_approved
 
 CAP = Cap(epsilon=8.0, delta=1e-4)
 FILES = ("ledger.sqlite3", "ledger.head")
@@ -55,7 +56,7 @@ def lost(request, tmp_path: Path) -> tuple[Path, float, str]:
     """A site with an older copy of its ledger, or none; what was really spent, and how the copy is wrong."""
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
     for study in (FIRST, SECOND, THIRD):
-        approve_study(tmp_path, study)
+        store_approved(tmp_path, study)
     trained(tmp_path, FIRST, "run-1", 1)
     for name in FILES:
         shutil.copy2(tmp_path / name, tmp_path / f"{name}.old")

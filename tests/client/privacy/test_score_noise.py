@@ -28,8 +28,9 @@ from wardround_client.rounds import evaluation
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site.config import ReleaseConfig
-from wardround_client.site.site import ReplyFolder, Site, approve_study, open_site
+from wardround_client.site.site import ReplyFolder, Site, open_site
 from wardround_client.sources.cohort import CohortRow, open_cohort, pseudonym, write_cohort
+from wardround_client.studies.store import store_approved
 from wardround_client.training.batches import HeldOutImages, Material, material_of
 from wardround_client.training.rows import held_out_images, training_rows
 from wardround_client.training.scoring import held_out_scores
@@ -445,7 +446,7 @@ def site_folder(root: Path, study: Study, release: str) -> Path:
     )
     text = f'name = "site"\n[privacy]\nepsilon_cap = 99.0\ndelta_cap = 1e-4\nallow_no_privacy = true\n{release}\n'
     (folder / "site.toml").write_text(text)
-    approve_study(folder, study)
+    store_approved(folder, study)
     return folder
 
 

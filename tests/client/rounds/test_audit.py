@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.errors import AuditError, BudgetRefusal, PolicyRefusal, WireError
+from wardround.flower.record import record_of
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters
@@ -20,7 +21,6 @@ from wardround.records.audit_log import verified
 from wardround.records.refusal_counts import IN_FULL, only_counted
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast, pack_broadcast, weights_sha256
-from wardround_client.flower.client_app import record_of
 from wardround_client.flower.site_app import site_app
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
@@ -28,9 +28,10 @@ from wardround_client.rounds import evaluation, training
 from wardround_client.rounds.deadline import OutOfTime, time_limit
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import admit, answer
-from wardround_client.site.site import approve_study, open_site
+from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.studies.approvals import approve, decide_against, find_study
+from wardround_client.studies.store import store_approved
 from wardround_client.training.train import train
 
 KEY = b"k" * 32
@@ -79,7 +80,7 @@ def entries(folder: Path) -> tuple[dict, ...]:
 
 
 def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_says(folder: Path) -> None:
-    approve_study(folder, study_of())
+    store_approved(folder, study_of())
     site, message = open_site(folder), broadcast_of(study_of())
     reply = answer(message, site).weights
     first = site.ledger.spent(1e-4)
@@ -93,7 +94,7 @@ def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_say
 
 
 def test_a_settled_round_asked_for_all_day_is_counted_and_not_written_down_each_time(folder: Path) -> None:
-    approve_study(folder, study_of())
+    store_approved(folder, study_of())
     site, message = open_site(folder), broadcast_of(study_of())
     for _ in range(1 + IN_FULL + 30):
         answer(message, site)
@@ -135,14 +136,14 @@ def test_one_approval_answers_one_run_and_a_server_that_renames_it_gets_no_more(
 
 def test_released_figures_are_in_the_log_too(folder: Path) -> None:
     study = study_of(evaluation_epsilon=1.0)
-    approve_study(folder, study)
+    store_approved(folder, study)
     release_scores(broadcast_of(study, 4), open_site(folder))
     release_scores(broadcast_of(study, 4), open_site(folder))
     assert [(one["purpose"], one["again"]) for one in entries(folder)] == [("evaluate", False), ("evaluate", True)]
 
 
 def test_nothing_leaves_that_cannot_be_written_down(folder: Path) -> None:
-    approve_study(folder, study_of())
+    store_approved(folder, study_of())
     (folder / "audit.jsonl").write_text("not what was written\n")
     (folder / "audit.head").write_text(f"{3:015d} {'0' * 64}\n")
     with pytest.raises(AuditError):
@@ -164,7 +165,7 @@ def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Pa
 
     with pytest.raises(PolicyRefusal):
         answer(broadcast_of(study_of()), open_site(folder))
-    approve_study(folder, study_of())
+    store_approved(folder, study_of())
     site = open_site(folder)
     with pytest.raises(PolicyRefusal):
         answer(broadcast_of(study_of(), architecture_sha256="0" * 64), site)
@@ -218,7 +219,7 @@ def test_what_a_person_revokes_or_lowers_while_a_process_waits_for_its_turn_hold
 
 def test_a_round_that_is_charged_and_late_is_in_the_log_with_its_study_run_and_round(folder: Path, monkeypatch) -> None:
     study = study_of(evaluation_epsilon=1.0)
-    approve_study(folder, study)
+    store_approved(folder, study)
 
     def hangs(*arguments, **keywords):
         time.sleep(60)

@@ -25,11 +25,11 @@ from wardround_client.cli.main import app
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site import checks
-from wardround_client.site.site import approve_study, open_cohort_of, open_site
+from wardround_client.site.paths import OPT_OUT_FILE
+from wardround_client.site.site import open_cohort_of, open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.sources.forget import forget
-from wardround_client.sources.opt_out import OPT_OUT_FILE
-from wardround_client.studies.decisions import add_decision
+from wardround_client.studies.store import add_decision, store_approved
 from wardround_client.training.rows import training_rows
 
 KEY = b"k" * 32
@@ -165,7 +165,7 @@ def replies_of(folder: Path, task: str, kind: str) -> tuple[list[tuple], list[tu
     rules = 'name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n'
     rules += '[release]\nevaluation = "noised"\nper_site = true\nminimum_patients = 1000\n'
     (folder / "site.toml").write_text(rules)
-    approve_study(folder, study)
+    store_approved(folder, study)
     site = open_site(folder)
     site.admitted = admitted
     trained = answer(question, site)
@@ -212,7 +212,7 @@ def test_images_of_another_kind_take_no_part_and_the_site_is_warned(
     (warning,) = caplog.messages
     assert difference in warning and "nobody takes part" in warning
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
-    sha256 = approve_study(tmp_path, study)
+    sha256 = store_approved(tmp_path, study)
     add_decision(tmp_path, "approved", sha256, "Marie", 1)
     check = checks.studies(tmp_path)
     assert check.state == "note" and difference in check.found and "ingest" in check.todo

@@ -22,8 +22,9 @@ from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
 from wardround_client.rounds import training
 from wardround_client.rounds.training import answer
-from wardround_client.site.site import ReplyFolder, Site, approve_study, open_site
+from wardround_client.site.site import ReplyFolder, Site, open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.studies.store import store_approved
 from wardround_client.training.batches import Material, material_of
 from wardround_client.training.rows import training_rows
 from wardround_client.training.steps import learning_rate
@@ -336,7 +337,7 @@ def folder(tmp_path: Path) -> Path:
     names = ("benign", "malignant")
     write_cohort(tmp_path / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=names, site_key=KEY)
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
-    approve_study(tmp_path, study_of())
+    store_approved(tmp_path, study_of())
     return tmp_path
 
 

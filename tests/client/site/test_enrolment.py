@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import read_request
 from wardround.operations.tls_probe import presented_certificate
-from wardround.storage import private_files
+from wardround.storage import atomic
 from wardround_client.cli.main import app
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
@@ -150,8 +150,8 @@ def test_an_init_killed_at_any_step_is_finished_by_the_next_one(
 
     asked = (tmp_path / "s", "north", "localhost:9092", federation / "ca/ca.crt")
     with monkeypatch.context() as patch:
-        patch.setattr(private_files.os, "replace", dies(private_files.os.replace))
-        patch.setattr(private_files.os, "rename", dies(private_files.os.rename))
+        patch.setattr(atomic.os, "replace", dies(atomic.os.replace))
+        patch.setattr(atomic.os, "rename", dies(atomic.os.rename))
         with pytest.raises(KeyboardInterrupt):
             enrol(*asked)
     before = {name: what for name, what in contents(tmp_path / "s").items() if "partial" not in name}

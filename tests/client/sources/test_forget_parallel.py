@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from wardround.errors import DataError
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround_client.cli.main import app
+from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import open_cohort_of, open_site
 from wardround_client.sources import cohort, ingest
 from wardround_client.sources import forget as forgetting
 from wardround_client.sources.cohort import SEAL_FILE, open_cohort, pseudonym
 from wardround_client.sources.forget import forget, remove_objectors
-from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out
+from wardround_client.sources.opt_out import opted_out
 from wardround_client.training import features
 
 folder = test_opt_out.folder  # the fixture
@@ -100,7 +101,7 @@ def test_the_objection_is_durable_before_anything_else_happens(folder: Path, mon
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(forgetting, "_remove_prepared", lambda *words: story.append("remove") or real_remove(*words))
     forget(folder, KEY, GONE)
-    assert story[:3] == [OPT_OUT_FILE + ".new", folder.name, "remove"]
+    assert story[:3] == [f".{OPT_OUT_FILE}.partial", folder.name, "remove"]
     story.clear()
     assert forget(folder, KEY, GONE).already and story[:2] == [folder.name, "remove"]
 
@@ -168,7 +169,7 @@ def test_rounds_that_run_while_patients_object_all_succeed(folder: Path) -> None
 
 def test_a_cohort_is_opened_as_the_old_one_or_the_new_one(folder: Path, monkeypatch) -> None:
     """Whoever opens it in the middle of its replacement waits for the end of it."""
-    real, opened = cohort.write_atomically, []
+    real, opened = cohort.write_file, []
 
     def look() -> None:
         opened.append(open_cohort(folder / "cohort").patient_count)
@@ -183,7 +184,7 @@ def test_a_cohort_is_opened_as_the_old_one_or_the_new_one(folder: Path, monkeypa
         real(path, *words)
 
     readers: list[threading.Thread] = []
-    monkeypatch.setattr(cohort, "write_atomically", seal)
+    monkeypatch.setattr(cohort, "write_file", seal)
     forget(folder, KEY, GONE)
     for reader in readers:
         reader.join(10)

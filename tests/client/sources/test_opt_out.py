@@ -18,12 +18,14 @@ from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast
 from wardround_client.rounds.training import answer
-from wardround_client.site.site import approve_study, open_site
+from wardround_client.site.paths import OPT_OUT_FILE
+from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import holdout_rank, open_cohort, pseudonym
 from wardround_client.sources.forget import forget
 from wardround_client.sources.images.layout import discover
 from wardround_client.sources.ingest import ingest
-from wardround_client.sources.opt_out import OPT_OUT_FILE, opted_out
+from wardround_client.sources.opt_out import opted_out
+from wardround_client.studies.store import store_approved
 
 KEY = b"site key of the tests, 32 bytes."
 PATIENTS, IMAGES_EACH = 8, 3
@@ -70,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
     site.mkdir()
     prepare(tmp_path, study)
     (site / "site.toml").write_text('name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
-    approve_study(site, study)
+    store_approved(site, study)
     return site
 
 

@@ -23,10 +23,10 @@ from wardround.study.load import Study, parse_study
 from wardround_client.cli.main import app
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import plan_from_study
-from wardround_client.site.site import approved_study, open_site
+from wardround_client.site.site import open_site
 from wardround_client.studies.approvals import approve, decide_against, find_study, known_studies
-from wardround_client.studies.decisions import read_decisions, runs_allowed
 from wardround_client.studies.proposals import receive
+from wardround_client.studies.store import approved_study, read_decisions, runs_allowed
 
 SITE = 'name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n'
 
@@ -297,7 +297,7 @@ def test_show_says_who_asked(site: Path) -> None:
 DECIDES = """
 import sys
 from pathlib import Path
-from wardround_client.studies.decisions import add_decision
+from wardround_client.studies.store import add_decision
 sys.stdin.readline()
 for _ in range(60):
     add_decision(Path(sys.argv[1]), "revoked", "a" * 64, sys.argv[2])
@@ -354,7 +354,7 @@ def test_a_kill_at_any_point_leaves_no_study_that_trains_without_its_approval_in
     from wardround.records.audit_log import AuditLog
     from wardround_client.studies import approvals
 
-    steps = ["approve_study", "_write", "add_decision"]
+    steps = ["store_approved", "store_proposed", "add_decision"]
     ledger, cap = Ledger(None), Cap(epsilon=8.0, delta=1e-4)
 
     def killed_at(number: int, late: bool) -> None:

@@ -26,7 +26,7 @@ from wardround.errors import AuditError, UsageError, WardroundError
 from wardround.identity import key_fingerprint, request_for, sha256_hex
 from wardround.operations.tls_probe import presented_certificate
 from wardround.records.audit_log import AUDIT_FILE, verified
-from wardround.storage import private_files
+from wardround.storage import atomic
 from wardround_server.cli.main import app
 from wardround_server.operations.config import ServerSection, load_server_config
 from wardround_server.operations.doctor import examine
@@ -193,8 +193,8 @@ def test_an_init_killed_at_any_step_is_finished_by_the_next_one(tmp_path: Path, 
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(private_files.os, "replace", dies(private_files.os.replace))
-        patch.setattr(private_files.os, "rename", dies(private_files.os.rename))
+        patch.setattr(atomic.os, "replace", dies(atomic.os.replace))
+        patch.setattr(atomic.os, "rename", dies(atomic.os.rename))
         with pytest.raises(KeyboardInterrupt):
             federation(tmp_path)
     before = contents(tmp_path)

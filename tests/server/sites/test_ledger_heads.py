@@ -29,9 +29,10 @@ from wardround_client.site.site import Site
 from wardround_server.cli.main import app
 from wardround_server.operations.backup import backup, restore
 from wardround_server.operations.config import config_text
+from wardround_server.operations.paths import HEADS_FILE
 from wardround_server.rounds.evaluation import federated_test
 from wardround_server.rounds.loop import Missing, run_rounds
-from wardround_server.sites.ledger_heads import HEADS_FILE, LedgerHeads, check_extends
+from wardround_server.sites.ledger_heads import LedgerHeads, check_extends
 from wardround_server.sites.registry import Registry
 from wardround_simulation.engine.in_process import in_process_exchange, start_weights
 

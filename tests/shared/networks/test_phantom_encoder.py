@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from wardround.errors import ModelError
+from wardround.networks.model_file import tensors_sha256
 from wardround.networks.phantom_encoder import (
     LARGEST_LOGIT_FEATURE,
     LARGEST_ROW_NORM,
@@ -23,7 +24,6 @@ from wardround.networks.phantom_encoder import (
     PhantomEncoder,
     initial_head,
     load_phantom_encoder,
-    tensors_sha256,
 )
 from wardround.networks.preprocessing import VIEWS, CentreCrop, DihedralViews, OtsuNormalise
 from wardround.networks.public_head import PhantomNetwork

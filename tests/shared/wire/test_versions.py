@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from wardround.errors import UsageError
 from wardround.study.load import parse_study
-from wardround.text import code_text
 from wardround.wire.packets import PROTOCOL_VERSION, pack_refusal
-from wardround.wire.proposal import PROPOSE, pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.wire.proposal import pack_proposal, pack_state, unpack_proposal, unpack_state
+from wardround.wire.protocol import PROPOSE
+from wardround.wire.reply_codes import code_text
 from wardround.wire.versions import Software, mismatch, older_side, ours, told
 from wardround_client.flower.site_app import site_app
 from wardround_client.site import server_info

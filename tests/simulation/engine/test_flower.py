@@ -21,7 +21,7 @@ from paths import ROOT
 
 from wardround.errors import PolicyRefusal, RoundError, UsageError, WardroundError
 from wardround.study.load import parse_study
-from wardround.wire.packets import Answer, Broadcast, LedgerHead, SiteReply, pack_broadcast
+from wardround.wire.packets import Answer, Broadcast, LedgerHead, SiteReply
 from wardround_server.rounds.loop import run_rounds
 from wardround_simulation.engine.flower import with_flower
 from wardround_simulation.engine.gpu_share import share_of
@@ -287,15 +287,6 @@ def test_flower_and_ray_have_inside_what_the_engine_mends():
     assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR == "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
     assert "if not ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert PARTITION_ID_KEY == "partition-id"
-
-
-def test_both_adaptors_write_the_same_record():
-    from wardround_client.flower import client_app
-    from wardround_server.flower import exchange as server
-
-    packet = pack_broadcast(QUESTION)
-    assert client_app.record_of(packet) == server.record_of(packet)
-    assert client_app.TTL_BEYOND_DEADLINE_S == server.TTL_BEYOND_DEADLINE_S
 
 
 DRIVER = """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from types import TracebackType
 import numpy as np
 
 from wardround.errors import DataError
-from wardround_client.sources.cohort import TABLE_FILE, open_cohort, write_atomically
+from wardround.storage.atomic import owner_only, write_file
+from wardround_client.sources.cohort import TABLE_FILE, open_cohort
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 
 DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
@@ -58,8 +58,7 @@ class Memory:
         self._open_cohort()
 
     def __enter__(self) -> Memory:
-        descriptor = os.open(self._folder / WAITING_FILE, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._waiting = open(descriptor, "w+b")
+        self._waiting = open(self._folder / WAITING_FILE, "w+b", opener=owner_only)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -97,7 +96,7 @@ class Memory:
     def save(self, outcomes: Iterable[Outcome]) -> None:
         """Remember these outcomes and no others; not those that may have had a passing cause."""
         lasting = [outcome for outcome in dict.fromkeys(outcomes) if outcome.fault not in PASSING_FAULTS]
-        write_atomically(self._folder / DECODED_FILE, _outcome_bytes(lasting))
+        write_file(self._folder / DECODED_FILE, _outcome_bytes(lasting))
 
     def _open_cohort(self) -> None:
         try:
@@ -116,7 +115,7 @@ def forget_pixels(path: Path, pixel_hashes: set[str]) -> None:
     known = _read_outcomes(path)
     if known:
         kept = [outcome for outcome in known.values() if outcome.pixels_sha256 not in pixel_hashes]
-        write_atomically(path, _outcome_bytes(kept))
+        write_file(path, _outcome_bytes(kept))
 
 
 def _outcome_bytes(outcomes: Iterable[Outcome]) -> bytes:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from wardround_client.sources.cohort import write_atomically
+from wardround.storage.atomic import write_file
 from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.images.records import keyed
 from wardround_client.sources.quality.gate import Quality
@@ -41,9 +41,9 @@ def write_quality(
         for finding in findings
     ]
     content = {**quality.to_json(), "findings": entries}
-    write_atomically(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
-    write_atomically(folder / REPORT_HTML, _html(quality, entries).encode())
-    write_atomically(folder / QUARANTINE, _paths_csv(findings, entries, paths).encode(), mode=0o600)
+    write_file(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
+    write_file(folder / REPORT_HTML, _html(quality, entries).encode())
+    write_file(folder / QUARANTINE, _paths_csv(findings, entries, paths).encode(), mode=0o600)
 
 
 def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence[Path]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from wardround.networks.densenet import DenseNet121
-from wardround.networks.model_file import load_strictly, read_model_file
+from wardround.networks.fingerprint import load_strictly
+from wardround.networks.model_file import read_model_file
 from wardround.networks.phantom_encoder import load_phantom_encoder
 from wardround.networks.public_head import PhantomHead, PhantomNetwork, phantom_network
 from wardround.networks.resnet import LARGE_WIDTHS, SMALL_WIDTHS, ResNet

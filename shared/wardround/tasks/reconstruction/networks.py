@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from wardround.networks.model_file import load_strictly, read_model_file
+from wardround.networks.fingerprint import load_strictly
+from wardround.networks.model_file import read_model_file
 from wardround.study.schema import DataSection, ModelSection, Section
 from wardround.tasks.reconstruction.restorer import Restorer, load_phantom_restorer
 from wardround.tasks.reconstruction.study import ReconstructionSection

@@ -10,15 +10,13 @@ No batch statistics, nothing in place. Shapes: N images, H rows, W columns, mult
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wardround.errors import ModelError
-from wardround.networks.phantom_encoder import tensors_sha256
+from wardround.networks.model_file import read_shipped
 from wardround.tasks.reconstruction.classical import classical_start, to_full_size
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, Kind
 
@@ -167,22 +165,14 @@ def load_phantom_restorer(degradation: Kind | None, path: str | None = None) -> 
     """
     if degradation is None:
         raise ModelError("model.init: the phantom weights of a restorer are for one degradation; the study names none")
-    name = f"phantom_restorer_{degradation.replace('-', '_')}.safetensors" if path is None else path
-    source = str(files("wardround.tasks.reconstruction") / name) if path is None else path
-    try:
-        with safe_open(source, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{name}: cannot be read as a model file; give the file that `wardround-sim pretrain` wrote"
-        ) from error
+    shipped = f"phantom_restorer_{degradation.replace('-', '_')}.safetensors"
+    stored = read_shipped("wardround.tasks.reconstruction", shipped, path)
+    tensors, name = stored.tensors, stored.name
     restorer = Restorer()
     if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in restorer.state_dict().items()}:
         raise ModelError(f"{name}: not a restorer of this version (names or shapes differ); pretrain again")
-    if metadata.get("degradation") != degradation:
+    if stored.metadata.get("degradation") != degradation:
         raise ModelError(f"{name}: was trained for another degradation than {degradation}")
-    if tensors_sha256(tensors) != metadata.get("tensors_sha256"):
-        raise ModelError(f"{name}: its tensors do not match its own hash, so it was altered or damaged; get it again")
+    stored.check_hash()
     restorer.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True)
     return restorer

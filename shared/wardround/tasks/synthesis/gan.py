@@ -7,14 +7,11 @@ Shapes: N images, C channels, H rows, W columns, K labels.
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wardround.errors import ModelError
-from wardround.networks.phantom_encoder import tensors_sha256
+from wardround.networks.model_file import read_shipped
 from wardround.networks.preprocessing import OtsuNormalise
 from wardround.networks.public_head import POSITIVE_PHANTOM
 from wardround.tasks.synthesis.dcgan import Discriminator, Generator
@@ -73,33 +70,16 @@ def phantom_gan(image_size: int, channels: int, labels: tuple[str, ...], path: s
             f"model.init: the GAN trained on phantoms is for data.image_size = {PHANTOM_PX}, grey and {PHANTOM_LABELS} "
             f"labels, not {image_size}, {channels} channels and {len(labels)}; use these, or init = 'random'"
         )
-    tensors = read_phantom_file(path, SHIPPED_FILE)
+    stored = read_shipped("wardround.tasks.synthesis", SHIPPED_FILE, path)
+    stored.check_hash()
     network = SharedGAN(*asked)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != wanted:
-        raise ModelError(
-            f"{path or SHIPPED_FILE}: not the GAN of this version (names or shapes differ); pretrain again"
-        )
-    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+    if {name: tuple(tensor.shape) for name, tensor in stored.tensors.items()} != wanted:
+        raise ModelError(f"{stored.name}: not the GAN of this version (names or shapes differ); pretrain again")
+    network.load_state_dict({name: tensor.float() for name, tensor in stored.tensors.items()}, strict=True)
     if labels[0] == POSITIVE_PHANTOM:
         _turn_around(network)
     return network
-
-
-def read_phantom_file(path: str | None, shipped: str) -> dict[str, Tensor]:
-    """Tensors of a file that `wardround-sim pretrain` wrote. Raises `ModelError` where it is missing or altered."""
-    source, name = (str(files("wardround.tasks.synthesis") / shipped), shipped) if path is None else (path, path)
-    try:
-        with safe_open(source, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{name}: cannot be read as a model file; give the file that `wardround-sim pretrain` wrote"
-        ) from error
-    if tensors_sha256(tensors) != metadata.get("tensors_sha256"):
-        raise ModelError(f"{name}: its tensors do not match its own hash, so it was altered or damaged; get it again")
-    return tensors
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from wardround.errors import ModelError
-from wardround.networks.model_file import load_strictly, read_model_file
+from wardround.networks.fingerprint import load_strictly
+from wardround.networks.model_file import read_model_file
 from wardround.study.schema import DataSection, ModelSection, Section
 from wardround.tasks.synthesis.gan import SharedGAN, phantom_gan
 from wardround.tasks.synthesis.phantom_sampler import phantom_sampler

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from wardround.errors import ModelError
+from wardround.networks.model_file import read_shipped
 from wardround.networks.phantom_encoder import PUBLIC_FEATURES, PublicFeatures, initial_head, load_phantom_encoder
 from wardround.networks.public_head import POSITIVE_PHANTOM
-from wardround.tasks.synthesis.gan import read_phantom_file
 
 SHIPPED_FILE = "phantom_bank.safetensors"
 FEATURES = "features_MD"
@@ -91,7 +91,9 @@ def phantom_sampler(labels: tuple[str, ...], path: str | None = None) -> Phantom
     """
     if len(labels) != LABELS:
         raise ModelError(f"data.labels: phantom-sampler needs {LABELS} labels, for phantoms are benign or malignant")
-    bank = read_phantom_file(path, SHIPPED_FILE).get(FEATURES)
+    stored = read_shipped("wardround.tasks.synthesis", SHIPPED_FILE, path)
+    stored.check_hash()
+    bank = stored.tensors.get(FEATURES)
     if bank is None or bank.dim() != 2 or bank.shape[1] != PUBLIC_FEATURES:
-        raise ModelError(f"{path or SHIPPED_FILE}: not a bank of phantoms of this version; pretrain again")
+        raise ModelError(f"{stored.name}: not a bank of phantoms of this version; pretrain again")
     return PhantomSampler(load_phantom_encoder()[1], bank.float(), labels)
