@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from wardround.errors import required
+
 app = typer.Typer(rich_markup_mode=None)
 SiteOption = Annotated[Path, typer.Option("--site", metavar="DIR", help="The site's folder, with site.toml.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -32,11 +34,12 @@ def init(
     from wardround_client.site.enrolment import CA_CERTIFICATE, CONFIG_FILE, enrol
 
     state = enrol(site, name, server, ca, proxy)
+    address = required(state.config.server, "server").address
     if as_json:
         content = {
             "made": list(state.made),
             "name": state.config.name,
-            "address": state.config.server.address,
+            "address": address,
             "key_sha256": state.key_sha256,
             "ca_sha256": state.ca_sha256,
             "request": str(state.request),
@@ -46,7 +49,7 @@ def init(
     from wardround.identity import in_groups
 
     print(f"{site}: {'made ' + ', '.join(state.made) if state.made else 'all was there; nothing was changed'}")
-    print(f"site               {state.config.name}, to the server {state.config.server.address}")
+    print(f"site               {state.config.name}, to the server {address}")
     print(f"key's fingerprint  {in_groups(state.key_sha256)}")
     print(f"CA's fingerprint   {in_groups(state.ca_sha256)}")
     print(f"Send {state.request} to the operator, then telephone: read the key's fingerprint out, and compare the")

@@ -171,5 +171,5 @@ def share_from_json(content: dict[str, Any]) -> Share:
     """
     fields = dict(content["event"])
     kind = _KINDS_OF_EVENTS[fields.pop("kind")]
-    numbers = {name: math.inf if value == "inf" else value for name, value in fields.items()}
+    numbers: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in fields.items()}
     return Share(attempts=int(content["attempts"]), event=kind(**numbers))

@@ -50,7 +50,7 @@ class Rows:
 
     def __init__(self, array: np.ndarray | Rows, rows_N: np.ndarray) -> None:
         self._array: np.ndarray = array._array if isinstance(array, Rows) else array
-        self._rows_N = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
+        self._rows_N: np.ndarray = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,8 +63,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows_N)
 
-    def __getitem__(self, chosen: int | slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, chosen: int | np.integer | slice | np.ndarray) -> np.ndarray:
         return np.array(self._array[self._rows_N[chosen]])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -131,7 +134,7 @@ def write_cohort(
     rows: Sequence[CohortRow],
     images: Iterable[np.ndarray],
     *,
-    shape_CHW: tuple[int, int, int],
+    shape_CHW: tuple[int, ...],
     label_names: tuple[str, ...],
     site_key: bytes,
     prepared_by: str = "",
@@ -205,7 +208,7 @@ def open_cohort(folder: Path) -> Cohort:
     )
 
 
-def empty_cohort(shape_CHW: tuple[int, int, int], label_names: tuple[str, ...]) -> Cohort:
+def empty_cohort(shape_CHW: tuple[int, ...], label_names: tuple[str, ...]) -> Cohort:
     """A cohort without a patient: what a study finds at a site that has prepared nothing, or has nobody left."""
     return Cohort(
         images_NCHW=_frozen(np.empty((0, *shape_CHW)), np.uint8),
@@ -307,7 +310,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, int, int]) -> list[str]:
+def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, ...]) -> list[str]:
     """Stream the images into a .npy file; the hash of each, in order."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape_CHW)}
     hashes: list[str] = []

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wardround.errors import DataError
+from wardround.errors import DataError, required
 from wardround.storage.private_files import make_folder
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
@@ -109,7 +109,11 @@ def ingest(
                     f"{folder / REPORT_HTML} says why"
                 )
             rows = [
-                CohortRow(pseudonym=site.owners[asked[index].file], label=asked[index].label, hu=outcomes[index].hu)
+                CohortRow(
+                    pseudonym=required(site.owners[asked[index].file], "owner"),
+                    label=asked[index].label,
+                    hu=outcomes[index].hu,
+                )
                 for index in kept
             ]
             made_key = _write(folder, rows, [outcomes[index].pixels_sha256 for index in kept], site, memory)
@@ -194,7 +198,7 @@ def _make(
         if isinstance(image, PreparedImage):
             memory.keep(image)
         count.step()
-    return [known[key] for key in keys], len(new)
+    return [required(known[key], "outcome") for key in keys], len(new)
 
 
 def _make_missing(
@@ -216,9 +220,7 @@ def _make_missing(
 
 
 def _recipe(request: ImageRequest, site: _Site) -> Recipe:
-    def address(place: tuple[int, int] | None) -> FrameAddress | None:
-        if place is None:
-            return None
+    def address(place: tuple[int, int]) -> FrameAddress:
         path = site.source.root / site.source.files[place[0]].path
         spacing_mm = site.scanned[place[0]].frames[place[1]].spacing_mm
         return FrameAddress(path=path, frame=place[1], spacing_mm=spacing_mm)
@@ -226,8 +228,8 @@ def _recipe(request: ImageRequest, site: _Site) -> Recipe:
     return Recipe(
         kind=site.scanned[request.file].kind,
         here=address((request.file, request.frame)),
-        below=address(request.below),
-        above=address(request.above),
+        below=None if request.below is None else address(request.below),
+        above=None if request.above is None else address(request.above),
         mark_xy=request.mark_xy,
     )
 
@@ -250,7 +252,7 @@ def _faults(asked: Sequence[ImageRequest], outcomes: Sequence[Outcome], owners: 
     passed = [index for index, fault in enumerate(faults) if not fault]
     candidates = [
         Candidate(
-            pseudonym=owners[asked[index].file],
+            pseudonym=required(owners[asked[index].file], "owner"),
             label=asked[index].label,
             pixels_sha256=outcomes[index].pixels_sha256,
             source_sha256=outcomes[index].source_sha256,
@@ -291,7 +293,7 @@ def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings
         site=site.source.name,
         files=len(site.source.files),
         labels=site.data.labels,
-        accepted=[(site.owners[request.file], request.label) for request, _ in made],
+        accepted=[(required(site.owners[request.file], "owner"), request.label) for request, _ in made],
         findings=findings,
         notes=tuple(notes),
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wardround.errors import StudyError, UsageError
+from wardround.errors import StudyError, UsageError, required
 from wardround.records.audit_events import StudyDecided, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.storage.private_files import make_folder
@@ -77,7 +77,8 @@ def alike(folder: Path, study: Study) -> list[Alike]:
         for one in known_studies(folder)
         if one.study is not None and one.study.study.name == study.study.name and one.sha256 != sha256
     ]
-    return [Alike(study=one.study, state=one.state) for one in sorted(others, key=lambda one: order.index(one.state))]
+    others.sort(key=lambda one: order.index(one.state))
+    return [Alike(study=required(one.study, "study"), state=one.state) for one in others]
 
 
 def find_study(folder: Path, prefix: str) -> KnownStudy:
@@ -142,7 +143,7 @@ def _decide_against(folder: Path, known: KnownStudy, decision: Literal["refused"
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
     if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
-    _write(folder / PROPOSALS / f"{known.sha256}.json", known.study.to_json() + "\n")
+    _write(folder / PROPOSALS / f"{known.sha256}.json", required(known.study, "study").to_json() + "\n")
     add_decision(folder, decision, known.sha256, who)
     (folder / STUDIES / f"{known.sha256}.json").unlink(missing_ok=True)
     _record(folder, decision, known.sha256, who)

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from wardround.cli.app import program, run_program
-from wardround.errors import UsageError
+from wardround.errors import UsageError, required
 from wardround_simulation.cli import federation, models
 
 app = program(
@@ -199,7 +199,7 @@ def compare(
         folders = {hospital.name: hospital.folder for hospital in hospitals}
         test_folders = {hospital.name: hospital.folder for hospital in tests}
         if chosen is not None:
-            comparison.check_folds(chosen, folds, folders)
+            comparison.check_folds(chosen, required(folds, "--folds"), folders)
         else:
             chosen = comparison.holdout_folds(loaded, folders)
         if loaded.study.task == "reconstruction":

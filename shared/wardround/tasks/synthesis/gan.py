@@ -8,6 +8,7 @@ Shapes: N images, C channels, H rows, W columns, K labels.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -105,7 +106,7 @@ def read_phantom_file(path: str | None, shipped: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def _turn_around(network: SharedGAN) -> None:
     """Exchange the two labels."""
-    head, first = network.discriminator.head, network.generator.trunk[0].weight
+    head, first = network.discriminator.head, cast(Tensor, network.generator.trunk[0].weight)
     head.weight.copy_(head.weight.flip(0))
     head.bias.copy_(head.bias.flip(0))
     first[-PHANTOM_LABELS:] = first[-PHANTOM_LABELS:].flip(0)
