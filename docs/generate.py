@@ -23,7 +23,8 @@ Written by `python docs/generate.py` from the commands' own help; do not edit by
 `./run simulate ARGS` is `wardround-sim run ARGS`, `./run compare ARGS` and `./run federation ARGS` are the commands of
 `wardround-sim` with these names, `./run sim COMMAND ARGS` is any command of `wardround-sim`, `./run site COMMAND ARGS`
 any of `wardround-site`, and `./run server COMMAND ARGS` any of `wardround-server`. Each sets up `.venv` first, once.
-`./run test` runs the tests (`--slow`: the long ones too), `./run bench` the benchmarks.
+`./run check` checks format, lint, imports and types, `./run test` runs the tests (`--slow`: the long ones too), and
+`./run bench` the benchmarks.
 
 Exit codes: 0 done · 1 failed · 2 a wrong option, file or field · 3 refused by policy or budget · 130 stopped with
 Ctrl-C. An error is one line: what is wrong, where, what to do. `--json` prints the result for machines, and nothing

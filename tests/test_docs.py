@@ -20,7 +20,8 @@ from wardround_client.cli.main import app
 from wardround_server.cli.main import app as server_app
 from wardround_simulation.cli.main import app as simulation_app
 
-PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md")
+PAGES = [*(ROOT / name for name in GUIDES), *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 PROGRAMS = {
     "wardround-sim": typer.main.get_command(simulation_app),

@@ -225,17 +225,18 @@ def spent_exactly(events: Iterable[Event], delta: float) -> Epsilon | None:
     T steps of multiplier s compose to one of multiplier s / sqrt(T), and delta(epsilon) = Phi(mu/2 - epsilon/mu) -
     exp(epsilon) Phi(-mu/2 - epsilon/mu) with mu = sqrt(sum T/s^2) (Balle, Wang 2018, theorem 8).
     """
-    events = [event for event in events if event.releases]
-    if any(isinstance(event, PureEvent) or event.sampling_rate < 1 for event in events):
+    released = [event for event in events if event.releases]
+    gaussian = [event for event in released if isinstance(event, GaussianEvent) and event.sampling_rate >= 1]
+    if len(gaussian) < len(released):
         return None
     name = "analytic Gaussian"
-    if not events:
+    if not gaussian:
         return Epsilon(value=0.0, delta=delta, accountant=name)
-    if any(event.noise_multiplier == 0 for event in events):
+    if any(event.noise_multiplier == 0 for event in gaussian):
         return Epsilon(value=math.inf, delta=delta, accountant=name)
     from scipy.special import log_ndtr
 
-    mu = math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events))
+    mu = math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in gaussian))
 
     def delta_of(epsilon: float) -> float:
         return math.exp(log_ndtr(mu / 2 - epsilon / mu)) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))

@@ -19,6 +19,10 @@ A message says what is wrong, where, and what to do, in one line, and never carr
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
 
 class WardroundError(Exception):
     """Base of every error this project raises on purpose. `exit_code` is what a command ends with."""
@@ -84,3 +88,13 @@ class AuditError(RecordError):
 
 class RoundError(WardroundError):
     """A round ended without its quorum, or a wait reached its deadline."""
+
+
+def required(value: Value | None, name: str) -> Value:
+    """`value`, where the caller knows that it is not None and its type does not say so.
+
+    Raises `WardroundError` with `name` if it is None after all.
+    """
+    if value is None:
+        raise WardroundError(f"{name} is missing: a defect in this program; please report it")
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -162,7 +163,7 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
     return source
 
 
-def _with_bar(work) -> IngestReport:
+def _with_bar(work: Callable[[Progress], IngestReport]) -> IngestReport:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from wardround.cli.options import JsonOption, SiteOption
+from wardround.errors import required
 from wardround_client.site.paths import CONFIG_FILE
 
 app = typer.Typer(rich_markup_mode=None)
@@ -34,11 +35,12 @@ def init(
     from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE
 
     state = enrol(site, name, server, ca, proxy)
+    address = required(state.config.server, "server").address
     if as_json:
         content = {
             "made": list(state.made),
             "name": state.config.name,
-            "address": state.config.server.address,
+            "address": address,
             "key_sha256": state.key_sha256,
             "ca_sha256": state.ca_sha256,
             "request": str(state.request),
@@ -48,7 +50,7 @@ def init(
     from wardround.identity import in_groups
 
     print(f"{site}: {'made ' + ', '.join(state.made) if state.made else 'all was there; nothing was changed'}")
-    print(f"site               {state.config.name}, to the server {state.config.server.address}")
+    print(f"site               {state.config.name}, to the server {address}")
     print(f"key's fingerprint  {in_groups(state.key_sha256)}")
     print(f"CA's fingerprint   {in_groups(state.ca_sha256)}")
     print(f"Send {state.request} to the operator, then telephone: read the key's fingerprint out, and compare the")

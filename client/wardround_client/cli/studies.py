@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.cli.options import ByOption, JsonOption, SiteOption
-from wardround.errors import UsageError
+from wardround.errors import UsageError, required
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.printable import escaped, lines_of
@@ -66,11 +66,12 @@ def show(
     from wardround_client.studies.store import runs_allowed
 
     known = find_study(site, study)
-    said = _in_words(site, known.study, runs or runs_allowed(site, known.sha256))
+    found = required(known.study, "study")
+    said = _in_words(site, found, runs or runs_allowed(site, known.sha256))
     if as_json:
         print(json.dumps({**study_to_json(known), "words": dict(said)}))
         return
-    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *_identity(known.study)])
+    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *_identity(found)])
 
 
 @app.command(epilog='Example: wardround-site studies approve 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
@@ -132,7 +133,7 @@ def revoke(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_j
 def study_to_json(known: KnownStudy) -> dict[str, Any]:
     """What machines learn of a study and its decisions."""
     name = known.study.study.name if known.study else None
-    said = {"sha256": known.sha256, "name": name, "state": known.state, "runs": known.runs}
+    said: dict[str, Any] = {"sha256": known.sha256, "name": name, "state": known.state, "runs": known.runs}
     said["decisions"] = list(known.decisions)
     return said if known.fault is None else {**said, "fault": known.fault}
 
@@ -149,7 +150,7 @@ def _proposed(site: Path, study: str) -> Study:
     from wardround.study.load import load_study
     from wardround_client.studies.approvals import find_study
 
-    return load_study(Path(study)) if study.endswith(".toml") else find_study(site, study).study
+    return load_study(Path(study)) if study.endswith(".toml") else required(find_study(site, study).study, "study")
 
 
 def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:

@@ -16,9 +16,9 @@ before a patient is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +105,12 @@ class _Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, output, root, take):
+    def forward(ctx: Any, output: Tensor, root: Tensor, take: Callable[[Tensor], None]) -> Tensor:
         ctx.take = take
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         ctx.take(gradient)
         ctx.take = None
         return (gradient if ctx.needs_input_grad[0] else None), None, None
@@ -155,7 +155,8 @@ def clip_by_bookkeeping(
                 _add(total, name, part)
             continue
         contributions = _one_pass(network, layers, group, loss_per_image, speed)
-        factor_U = clip_factors(sum(one.squared_norm_U for _, one in contributions), max_grad_norm)
+        squared_U = cast(Tensor, sum(one.squared_norm_U for _, one in contributions))
+        factor_U = clip_factors(squared_U, max_grad_norm)
         factor_U[group.filled :] = 0.0
         contributions.reverse()
         while contributions:  # what is summed is freed
@@ -275,7 +276,11 @@ def _places_agree(
 
 
 def _one_pass(
-    network: nn.Module, layers: list[TrainedLayer], group: Group, loss_per_image: LossPerImage, speed: SpeedSettings
+    network: nn.Module,
+    layers: list[tuple[TrainedLayer, PreparedLayer]],
+    group: Group,
+    loss_per_image: LossPerImage,
+    speed: SpeedSettings,
 ) -> list[tuple[str, Contribution]]:
     """Forward and backward; (parameter's name, contribution of the group's units) of every parameter."""
     inputs_N = group.inputs_N

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +225,7 @@ def clip_over_one_pass(
 
 def _add_clipped(total: dict[str, Tensor], gradients: Sequence[Tensor], max_grad_norm: float) -> None:
     """Add one unit's gradient, clipped; nothing where it is not finite."""
-    square = sum(squared_lengths(gradient[None]) for gradient in gradients)
+    square = cast(Tensor, sum(squared_lengths(gradient[None]) for gradient in gradients))
     factor = float(clip_factors(square, max_grad_norm))
     if factor > 0:
         for name, gradient in zip(total, gradients, strict=True):

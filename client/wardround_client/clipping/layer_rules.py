@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ def _convolution(
         yield _direct("bias", units.each(_sum_by_unit, g_NOHW))
     if "weight" not in wanted:
         return
-    layer, standard = trained.layer, trained.standard
+    layer, standard = cast(nn.Conv2d, trained.layer), trained.standard
     a, g = a_NCHW.to(g_NOHW.dtype), g_NOHW
     if not ghost_is_cheaper(layer, g[0, 0].numel() * (units.images or IMAGES_OF_A_UNIT), g.device):
         gradient_U = units.each(lambda a, g, images: _unit_gradients(layer, a, g, images), a, g)
@@ -156,7 +157,7 @@ def _linear(
         return values_N.unflatten(0, (-1, images)).flatten(1, -2)
 
     a, g = a_ND.to(g_NO.dtype), g_NO
-    weights = trained.layer.weight.numel()
+    weights = cast(nn.Linear, trained.layer).weight.numel()
     if "bias" in wanted:
         yield _direct("bias", units.each(lambda g, images: rows(g.float(), images).sum(1), g))
     if "weight" not in wanted:
@@ -185,8 +186,10 @@ def _group_norm(
 ) -> Iterator[Contribution]:
     """Scale: the sum over positions of g times the normalised input; shift: that of g."""
 
+    layer = cast(nn.GroupNorm, trained.layer)
+
     def scales(a: Tensor, g: Tensor, images: int) -> Tensor:
-        normal = functional.group_norm(a.float(), trained.layer.num_groups, eps=trained.layer.eps)
+        normal = functional.group_norm(a.float(), layer.num_groups, eps=layer.eps)
         return _sum_by_unit(normal.mul_(g), images)
 
     if "weight" in wanted:
@@ -302,7 +305,7 @@ def _unit_gradients(layer: nn.Conv2d, a: Tensor, g: Tensor, images: int) -> Tens
 
 def _patches(layer: nn.Conv2d, a: Tensor, images: int) -> Tensor:
     """What each output position reads, all images of a unit together: (U, kT, D), float64."""
-    (down, right), (kernel_rows, kernel_columns) = layer.padding, layer.kernel_size
+    (down, right), (kernel_rows, kernel_columns) = cast(tuple[int, int], layer.padding), layer.kernel_size
     windows = functional.pad(a, (right, right, down, down))
     for dim, size, step, apart in zip((2, 3), layer.kernel_size, layer.stride, layer.dilation, strict=True):
         windows = windows.unfold(dim, (size - 1) * apart + 1, step)

@@ -167,7 +167,9 @@ def _prove(
     """Hold an engine against the loop, its places against each other, and its bound against hostile weights. Raises
     `WardroundError`.
     """
-    speed = engine.keywords["speed"] if getattr(engine, "func", None) is clip_by_bookkeeping else None
+    speed = None
+    if isinstance(engine, functools.partial) and engine.func is clip_by_bookkeeping:
+        speed = engine.keywords["speed"]
     k = speed.images_per_unit if speed is not None else None
     check = functools.partial(
         check_engine,
@@ -261,7 +263,7 @@ def _remembered(
 
 def _winner(seconds: dict[str, float]) -> str:
     """The fastest; the first of them, which is the rule's, where that is nearly as fast."""
-    first, fastest = next(iter(seconds)), min(seconds, key=seconds.get)
+    first, fastest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return fastest if seconds[fastest] < WORTH_IT * seconds[first] else first
 
 

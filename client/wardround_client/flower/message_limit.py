@@ -183,4 +183,4 @@ def bound_the_link(folder: Path) -> None:
     inside._init_connection = bounded
     inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES
     inside.get_fused_config_from_fab = lambda *bundle_and_run: {}
-    nodestate_factory.InMemoryNodeState = BoundedState
+    nodestate_factory.InMemoryNodeState = BoundedState  # type: ignore[misc]  # a class of Flower's is replaced

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
@@ -15,13 +16,17 @@ from wardround.errors import RefusedError, UsageError, WireError
 from wardround.flower.record import record_of
 from wardround.records.audit_events import MessageRefused
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
-from wardround.wire.packets import PROTOCOL_VERSION, is_code, pack_refusal
+from wardround.wire.evaluation import ScoreRelease
+from wardround.wire.packets import PROTOCOL_VERSION, Answer, Broadcast, is_code, pack_refusal
 from wardround.wire.proposal import pack_state, unpack_proposal
 from wardround.wire.protocol import EVALUATE, PROPOSE, TRAIN
 from wardround.wire.versions import older_side, told
 from wardround_client.flower.client_app import make_client_app
 from wardround_client.site import server_info
 from wardround_client.studies import proposals
+
+if TYPE_CHECKING:
+    from wardround_client.site.site import Site
 
 QUESTIONS = (TRAIN, EVALUATE, PROPOSE)
 
@@ -87,19 +92,19 @@ def recorded(folder: Path, code: str) -> None:
     AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
 
 
-def _open(folder: Path, proofs: Path | None):
+def _open(folder: Path, proofs: Path | None) -> Site:
     from wardround_client.site.site import open_site
 
     return open_site(folder, proofs)
 
 
-def _answer(broadcast, site):
+def _answer(broadcast: Broadcast, site: Site) -> Answer:
     from wardround_client.rounds.training import answer
 
     return answer(broadcast, site)
 
 
-def _release(question, site):
+def _release(question: Broadcast, site: Site) -> ScoreRelease:
     from wardround_client.rounds.evaluation import release_scores
 
     return release_scores(question, site)

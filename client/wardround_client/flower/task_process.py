@@ -60,9 +60,10 @@ def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
         failed()
         return Error(code=code, reason="failed")
 
-    inside.install_from_fab = lambda *args, **kwargs: None
-    inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app
-    inside.Error = error
+    # Functions and a class of Flower's are replaced by others of the same calls.
+    inside.install_from_fab = lambda *args, **kwargs: None  # type: ignore[assignment]
+    inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app  # type: ignore[assignment]
+    inside.Error = error  # type: ignore[assignment, misc]
 
 
 def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any) -> tuple[Message, Any, Any, Any]:

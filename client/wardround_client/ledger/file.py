@@ -193,8 +193,7 @@ class LedgerFile:
         select = self._connection.execute
         holds = select(
             "SELECT study, run, attempts, noise_multiplier, sampling_rate, steps_per_attempt, unit, at FROM holds"
-        )
-        holds = holds.fetchall()
+        ).fetchall()
         attempts = select(
             "SELECT a.id, a.study, a.run, a.round, a.weights, a.at, s.reply_sha256, s.at FROM attempts AS a "
             "LEFT JOIN settlements AS s ON s.attempt = a.id ORDER BY a.id"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardround.errors import UsageError
+from wardround.errors import UsageError, required
 from wardround.records.audit_events import LossAccepted, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
 from wardround.records.chain import Witness
@@ -72,7 +72,7 @@ def accept_loss(folder: Path, loss: Loss, who: str) -> Ledger:
     """
     if not is_person(who):
         raise UsageError(f"--by {who!r}: give the name of a person: letters, spaces and . ' - between them")
-    plans = {key: plan_from_study(find_study(folder, key[0]).study) for key in loss.unknown}
+    plans = {key: plan_from_study(required(find_study(folder, key[0]).study, "study")) for key in loss.unknown}
     AuditLog(folder / AUDIT_FILE).append(LossAccepted(who=who, count=loss.seen - loss.entries))
     ledger = Ledger(folder / LEDGER_FILE, lost=True)
     ledger.accept_loss(who, plans)

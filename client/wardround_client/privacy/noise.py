@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
@@ -79,6 +80,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
 
     def accumulate(self) -> None:
         """Replaces Opacus' sum: the physical batches of a step add up in float64, see `clipping/engines.py`."""
+        parameter: Any  # a parameter to which Opacus has added summed_grad
         for name, parameter in self._parameters.items():
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)

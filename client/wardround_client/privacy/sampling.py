@@ -22,7 +22,7 @@ class PatientIndex:
         """Number of patients. Private: it may size a loop, never a public number."""
         return len(self.start_P1) - 1
 
-    def rows_of(self, patient: int) -> np.ndarray:
+    def rows_of(self, patient: int | np.integer) -> np.ndarray:
         return self.rows_N[self.start_P1[patient] : self.start_P1[patient + 1]]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class SecretRandom:
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK))).encryptor()
         self._zeros = bytes(12 * DRAWS_PER_NORMAL * _PAIRS_AT_ONCE)
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise WardroundError("secret randomness does not travel between processes")
 
     def _fill(self, out: memoryview, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from wardround.errors import AuditError, RefusedError, WireError
 from wardround.records.audit_events import MessageRefused, ReplyReleased
@@ -42,7 +43,7 @@ def refusals_recorded(question: Broadcast, site: Site) -> Iterator[None]:
     except (Exception, OutOfTime) as error:
         if site.record is not None:
             code = code_of(error)
-            named = {"study": question.study_sha256, "run": question.run_id, "round": question.round}
+            named: dict[str, Any] = {"study": question.study_sha256, "run": question.run_id, "round": question.round}
             site.record(MessageRefused(code=code, **named))
         raise
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from wardround.errors import WardroundError
+from wardround.errors import WardroundError, required
 from wardround.operations.health import Look
 from wardround.operations.health_checks import Check, clock, days_left, fault, note, ok
 from wardround.operations.tls_probe import presented_certificate
@@ -94,7 +94,8 @@ def ca(folder: Path, config: SiteConfig) -> Check:
 def server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
     """A TLS handshake with what answers at the server's address, against the pinned CA."""
     pem = pinned_ca(folder, config).public_bytes(serialization.Encoding.PEM).decode("ascii")
-    address, proxy = config.server.address, config.server.proxy
+    connection = required(config.server, "server")
+    address, proxy = connection.address, connection.proxy
     shown = x509.load_der_x509_certificate(presented_certificate(address, pem, proxy, timeout_s))
     todo = "the operator has to renew the server's certificate"
     check = days_left("server", shown.not_valid_before_utc, shown.not_valid_after_utc, datetime.now(UTC), todo)

@@ -59,9 +59,9 @@ def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, 
     own_folder(folder, CONFIG_FILE)
     made = []
     if not (folder / CONFIG_FILE).exists():
-        given = {"--server": address, "--name": name, "--ca": ca}
-        missing = [option for option, value in given.items() if value is None]
-        if missing:
+        if address is None or name is None or ca is None:
+            given = {"--server": address, "--name": name, "--ca": ca}
+            missing = [option for option, value in given.items() if value is None]
             raise UsageError(
                 f"{', '.join(missing)} missing: a new site needs its name, the server's address and its CA"
             )

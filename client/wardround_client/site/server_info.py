@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from wardround.errors import UsageError
 from wardround.operations.health_checks import Check, fault, note, ok
@@ -51,7 +52,7 @@ def keep(folder: Path, sent_at: float, software: Software | None) -> None:
     software_at = now
     if software is None and last is not None:
         software, software_at = last.software, last.software_at
-    content = {"sent_at": float(sent_at), "read_at": now, "software_at": software_at}
+    content: dict[str, Any] = {"sent_at": float(sent_at), "read_at": now, "software_at": software_at}
     content[SOFTWARE] = None if software is None else asdict(software)
     write_private(folder / SERVER_FILE, (json.dumps(content) + "\n").encode())
 

@@ -20,7 +20,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Rows:
 
     def __init__(self, array: np.ndarray | ImageFile | Rows, rows_N: np.ndarray) -> None:
         self._array: np.ndarray | ImageFile = array._array if isinstance(array, Rows) else array
-        self._rows_N = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
+        self._rows_N: np.ndarray = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,8 +65,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows_N)
 
-    def __getitem__(self, chosen: int | slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, chosen: int | np.integer | slice | np.ndarray) -> np.ndarray:
         return np.array(self._array[self._rows_N[chosen]])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -133,7 +136,7 @@ def write_cohort(
     rows: Sequence[CohortRow],
     images: Iterable[np.ndarray],
     *,
-    shape_CHW: tuple[int, int, int],
+    shape_CHW: tuple[int, ...],
     label_names: tuple[str, ...],
     site_key: bytes,
     prepared_by: str = "",
@@ -207,7 +210,7 @@ def open_cohort(folder: Path) -> Cohort:
     )
 
 
-def empty_cohort(shape_CHW: tuple[int, int, int], label_names: tuple[str, ...]) -> Cohort:
+def empty_cohort(shape_CHW: tuple[int, ...], label_names: tuple[str, ...]) -> Cohort:
     """A cohort without a patient: what a study finds at a site that has prepared nothing, or has nobody left."""
     return Cohort(
         images_NCHW=_frozen(np.empty((0, *shape_CHW)), np.uint8),

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wardround.errors import DataError
+from wardround.errors import DataError, required
 from wardround.storage.folders import make_folder
 from wardround.storage.locks import try_locked
 from wardround.study.schema import DataSection
@@ -108,7 +108,11 @@ def ingest(
                     f"{folder / REPORT_HTML} says why"
                 )
             rows = [
-                CohortRow(pseudonym=site.owners[asked[index].file], label=asked[index].label, hu=outcomes[index].hu)
+                CohortRow(
+                    pseudonym=required(site.owners[asked[index].file], "owner"),
+                    label=asked[index].label,
+                    hu=outcomes[index].hu,
+                )
                 for index in kept
             ]
             made_key = _write(folder, rows, [outcomes[index].pixels_sha256 for index in kept], site, memory)
@@ -193,7 +197,7 @@ def _make(
         if isinstance(image, PreparedImage):
             memory.keep(image)
         count.step()
-    return [known[key] for key in keys], len(new)
+    return [required(known[key], "outcome") for key in keys], len(new)
 
 
 def _make_missing(
@@ -215,9 +219,7 @@ def _make_missing(
 
 
 def _recipe(request: ImageRequest, site: _Site) -> Recipe:
-    def address(place: tuple[int, int] | None) -> FrameAddress | None:
-        if place is None:
-            return None
+    def address(place: tuple[int, int]) -> FrameAddress:
         path = site.source.root / site.source.files[place[0]].path
         spacing_mm = site.scanned[place[0]].frames[place[1]].spacing_mm
         return FrameAddress(path=path, frame=place[1], spacing_mm=spacing_mm)
@@ -225,8 +227,8 @@ def _recipe(request: ImageRequest, site: _Site) -> Recipe:
     return Recipe(
         kind=site.scanned[request.file].kind,
         here=address((request.file, request.frame)),
-        below=address(request.below),
-        above=address(request.above),
+        below=None if request.below is None else address(request.below),
+        above=None if request.above is None else address(request.above),
         mark_xy=request.mark_xy,
     )
 
@@ -249,7 +251,7 @@ def _faults(asked: Sequence[ImageRequest], outcomes: Sequence[Outcome], owners: 
     passed = [index for index, fault in enumerate(faults) if not fault]
     candidates = [
         Candidate(
-            pseudonym=owners[asked[index].file],
+            pseudonym=required(owners[asked[index].file], "owner"),
             label=asked[index].label,
             pixels_sha256=outcomes[index].pixels_sha256,
             source_sha256=outcomes[index].source_sha256,
@@ -290,7 +292,7 @@ def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings
         site=site.source.name,
         files=len(site.source.files),
         labels=site.data.labels,
-        accepted=[(site.owners[request.file], request.label) for request, _ in made],
+        accepted=[(required(site.owners[request.file], "owner"), request.label) for request, _ in made],
         findings=findings,
         notes=tuple(notes),
     )

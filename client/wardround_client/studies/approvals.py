@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wardround.errors import StudyError, UsageError
+from wardround.errors import StudyError, UsageError, required
 from wardround.records.audit_events import StudyDecided, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.study.describe import Alike
@@ -77,7 +77,8 @@ def alike(folder: Path, study: Study) -> list[Alike]:
         for one in known_studies(folder)
         if one.study is not None and one.study.study.name == study.study.name and one.sha256 != sha256
     ]
-    return [Alike(study=one.study, state=one.state) for one in sorted(others, key=lambda one: order.index(one.state))]
+    others.sort(key=lambda one: order.index(one.state))
+    return [Alike(study=required(one.study, "study"), state=one.state) for one in others]
 
 
 def find_study(folder: Path, prefix: str) -> KnownStudy:

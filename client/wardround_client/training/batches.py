@@ -59,7 +59,9 @@ class HeldOutImages:
     patient_N: np.ndarray
 
 
-def material_of(inputs_N: np.ndarray, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:
+def material_of(
+    inputs_N: np.ndarray | Rows, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray
+) -> Material:
     """Keep the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
     kept = np.flatnonzero(rows_N)
     index = index_patients(patient_N[kept])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,9 +35,11 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
             return kept
     network, images_NCHW = network.to(device).eval(), cohort.images_NCHW
 
+    features = cast(Callable[[torch.Tensor], torch.Tensor], network.features)
+
     @torch.no_grad()
     def of(image_CHW: np.ndarray) -> np.ndarray:
-        return network.features(torch.from_numpy(np.array(image_CHW[None])).to(device)).float().cpu().numpy()[0]
+        return features(torch.from_numpy(np.array(image_CHW[None])).to(device)).float().cpu().numpy()[0]
 
     width = len(of(np.zeros(images_NCHW.shape[1:], np.uint8)))  # also where nobody is there
     features_ND, failed = np.full((len(images_NCHW), width), np.nan, np.float32), 0
@@ -48,7 +52,7 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
     if failed and failed == len(images_NCHW):
         raise DataError("no prepared image can be read or computed; the log above says why")
     if path is not None and not failed:
-        make_folder(cache_folder)
+        make_folder(path.parent)
         save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
     return features_ND
 

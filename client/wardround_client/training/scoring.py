@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def held_out_scores(
         for place, patient in enumerate(patients):
             rows = np.flatnonzero(held_out.patient_N == patient)
             images = Rows(held_out.images_NCHW, rows)
-            scores_P[place] = score_or_nan(lambda images=images: score_of(images))
+            scores_P[place] = score_or_nan(partial(score_of, images))
             positive_P[place] = task.is_positive(held_out.labels_N[rows])
     return scores_P, positive_P
 

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from wardround.errors import WardroundError
+from wardround.errors import WardroundError, required
 from wardround.study.load import Study
 from wardround.study.schema import TrainingSection
 from wardround.tasks.objective import Objective
@@ -90,7 +90,7 @@ def pull_to_start(
 
     def pull() -> None:
         for parameter, start in zip(parameters.values(), received, strict=True):
-            parameter.grad.add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
+            required(parameter.grad, "gradient").add_(parameter.detach() - start, alpha=study.aggregation.proximal_mu)
 
     return pull
 

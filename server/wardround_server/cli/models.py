@@ -32,7 +32,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
         print(json.dumps([*found, *damaged]))
     else:
         columns = ("run", "network", "epsilon", "delta", "rounds", "finished", "sha256")
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (one["run"], one["architecture"], epsilon_text(one["epsilon"]), f"{one['delta']:g}", str(one["rounds"]),
              one["finished_at"] or "unknown", f"{one['sha256'][:16]}…")
             for one in found

@@ -168,7 +168,8 @@ def _reply(
     weights, head, recent, code, size = None, None, "", transport_code(message_id, message), 0
     if code is None:
         try:
-            packet = packet_from(message.content)  # not its `.array_records`: that makes a cycle which keeps the arrays
+            # Not the content's `.array_records`: that makes a cycle which keeps the arrays.
+            packet = packet_from(_content(message))
             size = packet.payload_bytes
             answer, said = unpack_answer(packet, broadcast)
             if answer is not None:
@@ -193,13 +194,20 @@ def _release(
     release, code, size = None, transport_code(message_id, message), 0
     if code is None:
         try:
-            packet = packet_from(message.content)
+            packet = packet_from(_content(message))
             size = packet.payload_bytes
             release, said = unpack_release(packet, question, bins)
             code = _said_code(said)
         except WireError as error:
             code = f"invalid:{error.code}"
     return SiteRelease(site=site, release=release, code=code, bytes_up=size)
+
+
+def _content(message: Message | WireError | None) -> RecordDict:
+    """The content of a message that `transport_code` found readable."""
+    if message is None or isinstance(message, WireError):
+        raise WireError("kind", "no readable message came")
+    return message.content
 
 
 def transport_code(message_id: str | None, message: Message | WireError | None) -> str | None:

@@ -136,7 +136,8 @@ class BoundedFleet(FleetServicer):
         said, state = message.metadata, self.state_factory.state()
         if said.src_node_id != node or said.dst_node_id != SUPERLINK_NODE_ID or not said.reply_to_message_id:
             return None
-        question = state.get_valid_message_ins(said.reply_to_message_id)
+        # Private to Flower's SQL store, which is the one that its SuperLink uses.
+        question = state.get_valid_message_ins(said.reply_to_message_id)  # type: ignore[attr-defined]
         if question is None or question["dst_node_id"] % 2**64 != node or question["run_id"] % 2**64 != said.run_id:
             return None
         return question
@@ -200,9 +201,11 @@ class BoundedFleet(FleetServicer):
 
 def bound_the_fleet() -> None:
     """From here on the SuperLink of this process serves hospitals through `BoundedFleet`."""
-    inside.FleetServicer = BoundedFleet
-    inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES
-    inside.generic_create_grpc_server = partial(inside.generic_create_grpc_server, max_concurrent_workers=CALLS_AT_ONCE)
+    # These are names that Flower's module imports and does not export.
+    inside.FleetServicer = BoundedFleet  # type: ignore[attr-defined]
+    inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES  # type: ignore[attr-defined]
+    create = inside.generic_create_grpc_server
+    inside.generic_create_grpc_server = partial(create, max_concurrent_workers=CALLS_AT_ONCE)  # type: ignore[attr-defined]
 
 
 def main(arguments: Sequence[str]) -> None:

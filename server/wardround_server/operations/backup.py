@@ -20,7 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, BinaryIO, Literal
+from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -212,14 +212,14 @@ def _write_all(archive: tarfile.TarFile, contents: Contents, target: Path, file:
         raise UsageError(f"{file}: is cut short, {len(expected)} files are missing; nothing was restored")
 
 
-def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     opened = archive.extractfile(member)
     if opened is None:
         raise tarfile.TarError
     return opened
 
 
-def _copy(source: BinaryIO, path: Path, mode: int) -> str:
+def _copy(source: IO[bytes], path: Path, mode: int) -> str:
     """Write one file of a backup, which is not to be trusted: never through a link, never over a file."""
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode & 0o700)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 from wardround.errors import WardroundError
@@ -114,7 +115,7 @@ class Coordinator:
                 self._attempt(self._keep_keys)
                 for run in runs(self.superlink.folder):
                     with at(run=run.run_id):
-                        self._attempt(lambda run=run: self._bring_forward(run))
+                        self._attempt(partial(self._bring_forward, run))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

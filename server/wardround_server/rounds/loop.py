@@ -191,7 +191,8 @@ def _one_round(
     lines = tuple(sites)
     if folder is not None:
         append_lines(folder / METRICS_FILE, [{"round": number, **asdict(line)} for line in lines])
-    heads = {**progress.ledger_heads, **{line.site: line.ledger_head for line in lines if _counts(line)}}
+    heads = dict(progress.ledger_heads)
+    heads |= {line.site: line.ledger_head for line in lines if line.code is None and line.ledger_head is not None}
     try:
         _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
     except RoundError:  # the round does not count, but what its sites said of their ledgers is not forgotten
@@ -214,10 +215,6 @@ def _one_round(
     )
     weights, rounds = server.weights, study.study.rounds
     return after, RoundRecord(round=number, rounds=rounds, sites=lines, weights=weights, seconds=seconds)
-
-
-def _counts(line: SiteRound) -> bool:
-    return line.code is None and line.ledger_head is not None
 
 
 def _take(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from wardround.operations.logs import at
 from wardround.records.audit_events import Event, ReplyCounted, ReplyRefused, RunDecided, SiteSaid
@@ -47,9 +48,10 @@ class RunRecord:
         with at(site=line.site, round=round):
             if line.code is None and line.reply_sha256 is not None:
                 head = line.ledger_head
-                ledger = {} if head is None else {"ledger_entries": head.entries, "ledger_head": head.sha256}
-                named = {**self._named, "round": round, "purpose": TRAIN, "site": line.site}
-                self._append(ReplyCounted(reply=line.reply_sha256, **named, **ledger))
+                named: dict[str, Any] = {**self._named, "round": round, "purpose": TRAIN, "site": line.site}
+                if head is not None:
+                    named |= {"ledger_entries": head.entries, "ledger_head": head.sha256}
+                self._append(ReplyCounted(reply=line.reply_sha256, **named))
                 log.info("its reply counts: %d bytes, after %.1f s", line.bytes_up, line.seconds)
             else:
                 self._refused(round, TRAIN, line.site, line.code or "failed")
@@ -59,7 +61,7 @@ class RunRecord:
         round = evaluation_round(self._study)
         with at(site=answer.site, round=round):
             if answer.release is not None:
-                named = {**self._named, "round": round, "purpose": EVALUATE, "site": answer.site}
+                named: dict[str, Any] = {**self._named, "round": round, "purpose": EVALUATE, "site": answer.site}
                 self._append(ReplyCounted(reply=weights_sha256({COUNTS: answer.release.counts_2B}), **named))
                 log.info("its figures count")
             else:

@@ -99,7 +99,7 @@ def _now(now: Mapping[str, Any]) -> Iterator[str]:
 
 def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(site, what it says of the study, since when, what it runs, rounds in which it counted)."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for site, one in facts["sites"].items():
         word = one["word"]
         if word is None:
@@ -117,7 +117,7 @@ def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def round_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(round, site, what became of its reply, after how long, bytes) of the last rounds."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for line in facts["metrics"]:
         if line["round"] > facts["round"] - ROUNDS_SHOWN:
             code = line["code"]

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wardround.errors import UsageError
@@ -165,7 +165,7 @@ def _general_name(host: str) -> x509.DNSName | x509.IPAddress:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, now: datetime, days: int
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())
@@ -175,8 +175,8 @@ def _builder(
 
 def _usage(**allowed: bool) -> x509.KeyUsage:
     kinds = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    kinds += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
-    return x509.KeyUsage(**(dict.fromkeys(kinds, False) | allowed))
+    more = ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    return x509.KeyUsage(**(dict.fromkeys((*kinds, *more), False) | allowed))
 
 
 def _certificate(pem: bytes, source: str) -> x509.Certificate:
@@ -187,9 +187,11 @@ def _certificate(pem: bytes, source: str) -> x509.Certificate:
         raise UsageError(f"{source}: not exactly one certificate in PEM form") from None
 
 
-def _private_key(pem: bytes, source: str) -> ec.EllipticCurvePrivateKey:
+def _private_key(pem: bytes, source: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
         raise UsageError(f"{source}: not a private key in PEM form without a passphrase") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise UsageError(f"{source}: neither an elliptic-curve nor an RSA key; use a CA with one of these")
     return key

@@ -39,8 +39,8 @@ def arrays_at_most(limit_bytes: int) -> Iterator[None]:
             raise WireError("size", f"the arrays of a message would hold more than {limit_bytes} bytes")
         return plain.__func__(cls, content, children)
 
-    Array.inflate = classmethod(inflate)  # type: ignore[method-assign]
+    Array.inflate = classmethod(inflate)  # type: ignore[assignment]  # replaces a classmethod of Flower's
     try:
         yield
     finally:
-        Array.inflate = plain
+        Array.inflate = plain  # type: ignore[method-assign]  # puts Flower's own back

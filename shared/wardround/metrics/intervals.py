@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from wardround.metrics.ranking import auc, checked, placements, roc_curve
 
+Figure = TypeVar("Figure", float, np.ndarray)
 RESAMPLES = 1000
 RESAMPLING_SEED = 20260101  # fixed and public: these are figures of a model, not draws that protect a patient
 # By simulation with 16 to 120 patients and AUC .75 to .97: coverage .91 to .97, where plain DeLong has .88 to .95.
@@ -150,7 +152,7 @@ def _clustered_variance(
     )
 
 
-def unclustered_variance(area: float, positives: int, negatives: int) -> float:
+def unclustered_variance(area: Figure, positives: float, negatives: float) -> Figure:
     """Hanley & McNeil 1982 with both class sizes replaced by their mean in the bracket (Newcombe 2006, method 5)."""
     others = (positives + negatives) / 2 - 1
     bracket = 1 + others * (1 - area) / (2 - area) + others * area / (1 + area)

@@ -79,6 +79,10 @@ class PublicFeatures(nn.Module):
     Nothing in here is trained.
     """
 
+    mean_D: Tensor
+    deviation_D: Tensor
+    projection_DC: Tensor
+
     out_features = PUBLIC_FEATURES
 
     def __init__(self, encoder: PhantomEncoder) -> None:

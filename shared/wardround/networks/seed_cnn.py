@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from wardround.errors import required
+
 FEATURES = 128
 BRIGHTEST = 255.0
 
@@ -36,7 +38,7 @@ class SeedCNN(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(required(layer.bias, "bias"))
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """Grey values 0..255 (N, C, H, W), uint8 or float, of the size it was built for -> (N, 128)."""

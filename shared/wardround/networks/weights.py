@@ -20,8 +20,8 @@ def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
 
     Raises `ModelError` for `norm+head` on a network without normalisation layers.
     """
-    if hasattr(network, "travelling"):
-        return tuple(sorted(network.travelling(trainable)))
+    if callable(travelling := getattr(network, "travelling", None)):
+        return tuple(sorted(travelling(trainable)))
     names = {name for name, _ in network.named_parameters()}
     head = {name for name in names if name.startswith("head.")}
     if trainable == "head" or isinstance(network, PhantomHead):

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _bounded(content: Mapping[str, Any]) -> dict[str, Any]:
 class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
     """A rotated file that nobody but its owner reads, from its first byte on."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=owner_only)
 
 
@@ -116,7 +117,7 @@ def log_to(
         logger.setLevel(level)
 
 
-class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
+class _Stdout(logging.StreamHandler):
     """To whatever standard output is at the moment: Flower puts another one in its place and back."""
 
     def __init__(self) -> None:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 VESSELS = 10
 DOTS = 10
@@ -22,7 +25,7 @@ MASSES = 2
 RIBS = 2
 FULL_TURN = 2 * math.pi
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound="DataclassInstance")
 
 
 class Dice:
@@ -52,6 +55,12 @@ class Dice:
 def column(values_N: Tensor) -> Tensor:
     """(N,) -> (N, 1, 1), to meet a grid."""
     return values_N[:, None, None]
+
+
+def size_of(pictures_NHW: Tensor) -> tuple[int, int]:
+    """The height and width of pictures."""
+    _, height, width = pictures_NHW.shape
+    return height, width
 
 
 def grain(
@@ -290,9 +299,7 @@ def paint_wall(wall: Wall, dice: Dice, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Te
 
 def paint_wall_tissue(wall: Wall, dice: Dice, depth_NHW: Tensor, along_NHW: Tensor) -> Tensor:
     """Muscle, fat and ribs in HU (N, H, W), at these mm behind the lung's surface and along it."""
-    tissue = column(wall.tissue_hu) + grain(dice, tuple(depth_NHW.shape[1:]), wall.grain_blur_px) * column(
-        wall.grain_hu
-    )
+    tissue = column(wall.tissue_hu) + grain(dice, size_of(depth_NHW), wall.grain_blur_px) * column(wall.grain_hu)
     tissue = tissue - torch.sigmoid((depth_NHW - column(wall.fat_depth_mm)) / 0.7) * column(wall.fat_hu)
     nearest = _nearest_rib(wall, along_NHW)
     along, behind, half_length, half_width, hu = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wardround.phantoms.anatomy import FULL_TURN, Dice, bump, column, grain, pick
+from wardround.phantoms.anatomy import FULL_TURN, Dice, bump, column, grain, pick, size_of
 
 HARMONICS = (2, 3, 4, 5, 7)
 SPICULES = 12
@@ -172,13 +172,13 @@ def _outline(nodule: Nodule, dice: Dice, dx_NHW: Tensor, dy_NHW: Tensor) -> tupl
     outline = torch.ones_like(from_centre)
     for k, order in enumerate(HARMONICS):
         outline = outline + column(nodule.wave[:, k]) * torch.cos(order * direction + column(nodule.wave_phase[:, k]))
-    rough = grain(dice, tuple(from_centre.shape[1:]), torch.full((dice.count,), 1.6)) * column(nodule.roughness)
+    rough = grain(dice, size_of(from_centre), torch.full((dice.count,), 1.6)) * column(nodule.roughness)
     return column(nodule.radius_mm) * (outline + rough).clamp(0.35, 2), from_centre
 
 
 def _density(nodule: Nodule, dice: Dice, core_NHW: Tensor) -> Tensor:
     """The nodule's HU (N, H, W): solid, glass, glass about a solid core, calcium in one of four patterns, or hollow."""
-    shape = tuple(core_NHW.shape[1:])
+    shape = size_of(core_NHW)
     glass, part = column(nodule.ground_glass), column(nodule.part_solid)
     solid_hu, glass_hu = column(nodule.solid_hu), column(nodule.glass_hu)
     hu = (1 - glass - part) * solid_hu + glass * glass_hu + part * (glass_hu + (solid_hu - glass_hu) * core_NHW)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wardround.phantoms.anatomy import Dice, column, grain
+from wardround.phantoms.anatomy import Dice, column, grain, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def acquire(scanner: Scanner, dice: Dice, scene_NHW: Tensor) -> Tensor:
     """The scene as this scanner shows it (N, H, W), in HU."""
     picture = blur(scene_NHW, scanner.blur_px)
     picture = picture + column(scanner.sharpening) * (picture - blur(picture, torch.ones_like(scanner.blur_px)))
-    noise = grain(dice, tuple(picture.shape[1:]), scanner.noise_blur_px, scanner.streak, scanner.streak_angle)
+    noise = grain(dice, size_of(picture), scanner.noise_blur_px, scanner.streak, scanner.streak_angle)
     return picture + noise * column(scanner.noise_hu)
 
 
@@ -55,8 +56,8 @@ def blur(pictures_NHW: Tensor, deviation_px: Tensor) -> Tensor:
     taps = taps / taps.sum(1, keepdim=True)
     rows, columns = pictures_NHW.shape[1:]
     padded = F.pad(pictures_NHW[None], (2, 2, 2, 2), mode="replicate")[0]
-    across = sum(padded[:, :, k : k + columns] * column(taps[:, k]) for k in range(5))
-    return sum(across[:, k : k + rows] * column(taps[:, k]) for k in range(5))
+    across = cast(Tensor, sum(padded[:, :, k : k + columns] * column(taps[:, k]) for k in range(5)))
+    return cast(Tensor, sum(across[:, k : k + rows] * column(taps[:, k]) for k in range(5)))
 
 
 def window(dice: Dice, hu_NHW: Tensor) -> Tensor:

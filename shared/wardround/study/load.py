@@ -224,6 +224,6 @@ def _first_fault(error: ValidationError) -> str:
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     model: type[BaseModel] = Study
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        annotation: Any = model.model_fields[str(part)].annotation
         model = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
     return sorted(model.model_fields)

@@ -221,7 +221,7 @@ class AggregationSection(Section):
     def _quorum_is_reachable(self) -> AggregationSection:
         if self.min_sites is None:
             object.__setattr__(self, "min_sites", self.nominal_sites)
-        if self.min_sites > self.nominal_sites:
+        if (self.min_sites or self.nominal_sites) > self.nominal_sites:
             raise ValueError("min_sites: cannot be more than nominal_sites")
         if self.strategy == "fedprox" and self.proximal_mu == 0:
             raise ValueError("proximal_mu: fedprox needs a value above 0")

@@ -33,7 +33,7 @@ def augmentation(study: Study, draws: Draws) -> Augmentation:
         angle, zoom, right, down, gain, shift = uniform_N6.float().to(images_NCHW.device).unbind(1)
         scale, cosine, sine = torch.exp(0.15 * zoom), torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
         rows = [scale * cosine, -scale * sine, 0.06 * right, scale * sine, scale * cosine, 0.06 * down]
-        grid = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), images_NCHW.shape, align_corners=False)
+        grid = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images_NCHW.shape), align_corners=False)
         moved = functional.grid_sample(turn(images_NCHW).float(), grid, padding_mode="reflection", align_corners=False)
         return (moved * (1 + 0.1 * gain)[:, None, None, None] + 25.5 * shift[:, None, None, None]).clamp(0, 255)
 

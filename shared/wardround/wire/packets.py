@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
         little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
         head = f"{len(name)}:{name}|{little.dtype.str}|{','.join(map(str, array.shape))}|{array.nbytes};"
         digest.update(head.encode())
-        digest.update(memoryview(little.reshape(-1)).cast("B") if little.size else b"")
+        digest.update(little.reshape(-1).data.cast("B") if little.size else b"")
     return digest.hexdigest()
 
 
@@ -168,7 +168,8 @@ def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
     """The packet of a site that has no weights to give; `broadcast` is None when that itself could not be read."""
     if not _CODE.fullmatch(code):
         raise WireError("code", "a refusal's code holds lower-case letters, digits and _:.- only")
-    identity = _identity(broadcast) if broadcast else {"study_sha256": "", "run_id": "", "round": 0}
+    nothing = {"study_sha256": "", "run_id": "", "round": 0}
+    identity: Mapping[str, Any] = _identity(broadcast) if broadcast else nothing
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **identity, "code": code}
     return Packet(header={**header, "ledger_entries": 0, "ledger_head": "", "ledger_recent": ""})
 

@@ -70,7 +70,7 @@ def assessment_of(study: Study, hospitals: Sequence[Hospital], out: Path) -> Ass
     from wardround_simulation.assess.restoration import RestorationAssessment
     from wardround_simulation.assess.synthesis import SynthesisAssessment
 
-    kinds = {
+    kinds: dict[str, Callable[[Study, Sequence[Hospital], Path], Assessment]] = {
         "classification": ClassificationAssessment,
         "reconstruction": RestorationAssessment,
         "synthesis": SynthesisAssessment,

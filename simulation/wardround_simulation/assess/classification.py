@@ -67,7 +67,8 @@ class ClassificationAssessment:
         """The same epsilon and the same round functions, without Flower."""
         study, test, network = self._study, self._test, self._network
         parts = [(hospital, training_rows(study, hospital.cohort)) for hospital in self._hospitals]
-        alone, admitted, scored = in_process.alone_study(study), {}, []
+        alone, scored = in_process.alone_study(study), []
+        admitted: dict[str, object] = {}
         for hospital, rows_N in parts:
             site = in_process.temporary_site(alone, hospital.name, [(hospital, rows_N)], admitted)
             weights = in_process.train_together(alone, [site])

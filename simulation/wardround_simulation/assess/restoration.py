@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.reconstruction.accept_test import released_model
 from wardround.tasks.reconstruction.degradations import degradation_of
+from wardround.tasks.reconstruction.restorer import Restorer
 from wardround.tasks.reconstruction.study import section_of
 from wardround_client.site.site import Weights
 from wardround_client.training.rows import training_rows
@@ -92,7 +93,8 @@ class RestorationAssessment:
         """PSNR of the global model on a few held-out images, and its gain over the start."""
         restored = by_network(self._with(weights), self._few)
         found = quality_of(restored, self._few.true_N1HW)
-        note = RoundNote(psnr_db=float(found.psnr_N.mean()), balance=balance_of(self._network, self._few))
+        balance = balance_of(cast(Restorer, self._network), self._few)
+        note = RoundNote(psnr_db=float(found.psnr_N.mean()), balance=balance)
         self._notes[round_] = note
         self._shown[round_] = restored[:SHOWN_IMAGES]
         if round_:

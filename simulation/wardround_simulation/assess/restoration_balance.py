@@ -113,11 +113,11 @@ def balance_picture(by_round: Mapping[int, Balance]) -> Picture:
             middle, span = (max(values) + min(values)) / 2, max(values) - min(values)
             half = 0.65 * max(span, LEAST_SPAN * abs(middle), 1e-9)  # what hardly moves shall not look wild
             axes.set_ylim(middle - half, middle + half)
-            axes.yaxis.get_major_locator().set_params(nbins=3)
-            axes.yaxis.get_major_formatter().set_useOffset(False)
+            style.locator_of(axes.yaxis).set_params(nbins=3)
+            axes.ticklabel_format(axis="y", useOffset=False)
             axes.set_ylabel(label)
         figure.align_ylabels(axes_list)
-        axes_list[-1].xaxis.get_major_locator().set_params(integer=True)
+        style.locator_of(axes_list[-1].xaxis).set_params(integer=True)
         axes_list[-1].set_xlabel("round (0: before training)")
         svg = style.to_svg(figure, "balance", "Terms of the loss by round")
     caption = (

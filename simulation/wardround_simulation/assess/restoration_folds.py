@@ -79,7 +79,7 @@ def compare_restoration(
         progress(len(pieces) - len(rest), len(pieces))
     if rest:
         with process_pool(min(processes, len(rest))) as pool:
-            running = {pool.submit(run_piece, *piece, *arguments): piece for piece in rest}
+            running = {pool.submit(run_piece, *piece, *arguments): piece for piece in rest}  # type: ignore[arg-type]  # two tuples in a row
             for future in as_completed(running):
                 key = keys[running[future]]
                 done[key] = future.result()
@@ -92,7 +92,13 @@ def compare_restoration(
 
 
 def run_piece(
-    split: str, fold: int, draw: int, study_json: str, site_folders, folds: Folds, epsilons: Sequence[float]
+    split: str,
+    fold: int,
+    draw: int,
+    study_json: str,
+    site_folders: tuple[tuple[str, Path], ...],
+    folds: Folds,
+    epsilons: Sequence[float],
 ) -> list[Row]:
     """One fold, in a process of the pool."""
     study = study_from_json(study_json)

@@ -7,16 +7,16 @@ features. Shapes: N images, C channels, H rows, W columns, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from wardround.errors import DataError
+from wardround.errors import DataError, required
 from wardround.metrics.classification import auc, auc_interval
 from wardround.networks.build import initial_network
 from wardround.networks.phantom_encoder import CROP_PX, load_phantom_encoder
@@ -25,6 +25,7 @@ from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.synthesis.dcgan import to_grey
 from wardround.tasks.synthesis.gan import SharedGAN
+from wardround.tasks.synthesis.phantom_sampler import PhantomSampler
 from wardround_client.site.site import Weights
 from wardround_client.training.rows import training_rows
 from wardround_simulation.assess.assessment import Assessed, AtEnd
@@ -39,6 +40,7 @@ from wardround_simulation.assess.synthesis_measures import (
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.generate.generation import (
+    PhantomPool,
     SyntheticImages,
     as_painted,
     chosen_from,
@@ -110,8 +112,10 @@ class SynthesisAssessment:
             raise DataError(
                 "the held-out patients have one label only; raise evaluation.holdout, or give more patients"
             )
-        self._pool = None if self._is_gan else paint_pool(self._network, POOL, SEED)
-        self._pool_ND = None if self._is_gan else self._encoder.standardise(self._pool.pooled_ND).numpy()
+        self._pool: PhantomPool | None = None
+        if not self._is_gan:
+            self._pool = paint_pool(self._sampler, POOL, SEED)
+            self._pool_ND: np.ndarray = self._encoder.standardise(self._pool.pooled_ND).numpy()
         self.notes = read_notes(out)
         self._sheets: dict[int, np.ndarray] = {}
 
@@ -119,14 +123,26 @@ class SynthesisAssessment:
     def _is_gan(self) -> bool:
         return isinstance(self._network, SharedGAN)
 
+    @property
+    def _gan(self) -> SharedGAN:
+        return cast(SharedGAN, self._network)
+
+    @property
+    def _sampler(self) -> PhantomSampler:
+        return cast(PhantomSampler, self._network)
+
+    @property
+    def _phantoms(self) -> PhantomPool:
+        return required(self._pool, "pool")
+
     def after_round(self, round_: int, weights: Weights) -> str:
         self._load(weights)
         held_out_ND = self.real.features_ND[self.real.held_out_N]
         if self._is_gan:
-            made = generated(self._network, torch.arange(A_ROUND) % len(self._study.data.labels), SEED)
+            made = generated(self._gan, torch.arange(A_ROUND) % len(self._study.data.labels), SEED)
             note = {"frechet": frechet(self._features(made.images_NCHW), held_out_ND), **self._balance(made)}
         else:
-            made, kept_N = chosen_from(self._network, self._pool), kept_of(self._network, self._pool)
+            made, kept_N = chosen_from(self._sampler, self._phantoms), kept_of(self._sampler, self._phantoms)
             note = {"frechet": frechet(self._pool_ND[kept_N], held_out_ND), "kept": float(kept_N.mean())}
         self.notes[round_] = note
         if round_:
@@ -157,16 +173,16 @@ class SynthesisAssessment:
         """All figures of the images that the model makes with these weights."""
         self._load(weights)
         if self._is_gan:
-            made = generated(self._network, torch.arange(POOL) % len(self._study.data.labels), SEED + 1)
+            made = generated(self._gan, torch.arange(POOL) % len(self._study.data.labels), SEED + 1)
             features_ND = self._features(made.images_NCHW)
         else:
-            made = chosen_from(self._network, self._pool)
-            features_ND = self._pool_ND[kept_of(self._network, self._pool)]
+            made = chosen_from(self._sampler, self._phantoms)
+            features_ND = self._pool_ND[kept_of(self._sampler, self._phantoms)]
         return figures_of(made, features_ND, self.real)
 
     def _phantoms_as_painted(self, count: int) -> Figures:
         """The figures of as many phantoms as the model kept, for a Fréchet distance depends on their number."""
-        made = as_painted(self._pool, count, self._study.data.labels)
+        made = as_painted(self._phantoms, count, self._study.data.labels)
         return figures_of(made, self._pool_ND[:count], self.real)
 
     def _floor(self) -> dict[str, Any]:
@@ -213,7 +229,9 @@ class SynthesisAssessment:
         return torch.cat(parts).numpy()
 
 
-def real_images(study: Study, hospitals: Sequence[Hospital], features_of) -> RealImages:
+def real_images(
+    study: Study, hospitals: Sequence[Hospital], features_of: Callable[[np.ndarray], np.ndarray]
+) -> RealImages:
     """All labelled images of all hospitals. Raises `DataError` where nobody trains, or nobody is held out."""
     images, labels, patients, trained, offset = [], [], [], [], 0
     for hospital in hospitals:
@@ -291,7 +309,7 @@ def as_made(study: Study, images_NCHW: np.ndarray) -> np.ndarray:
     images = torch.from_numpy(np.ascontiguousarray(images_NCHW))
     if study.model.name != "dcgan":
         return CentreCrop(CROP_PX)(images).numpy()
-    return to_grey(initial_network(study).prepare(images)).numpy()
+    return to_grey(cast(SharedGAN, initial_network(study)).prepare(images)).numpy()
 
 
 def shown_rounds(rounds: int) -> set[int]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from wardround.errors import DataError
 from wardround.metrics.classification import auc_interval, summary
 from wardround.study.load import Study
+from wardround_client.site.site import Weights
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
-from wardround_simulation.report.evidence import CurvePoint, ScoredSet
+from wardround_simulation.report.evidence import CurvePoint, ScoredSet, Setting
 
 
 class HeldOut:
@@ -33,9 +35,11 @@ class HeldOut:
         if not len(self.labels_N):
             raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
 
-    def scored(self, setting: str, site: str | None, network, study: Study, weights) -> ScoredSet:
+    def scored(
+        self, setting: Setting, site: str | None, network: nn.Module, study: Study, weights: Weights
+    ) -> ScoredSet:
         return ScoredSet(
-            setting=setting,  # type: ignore[arg-type]
+            setting=setting,
             site=site,
             scores_N=in_process.score(network, study, weights, self.inputs_N),
             labels_N=self.labels_N,
@@ -43,7 +47,7 @@ class HeldOut:
             sites_N=self.sites_N,
         )
 
-    def curve_point(self, round_: int, network, study: Study, weights) -> CurvePoint:
+    def curve_point(self, round_: int, network: nn.Module, study: Study, weights: Weights) -> CurvePoint:
         scores = in_process.score(network, study, weights, self.inputs_N)
         if scores.ndim == 2:
             figures = summary(scores, self.labels_N, self.patients_N, "slice")
@@ -62,7 +66,7 @@ class OtherPatients:
         if not any(hospital.labelled_N.any() for hospital in hospitals):
             raise DataError("the test data have no labelled image of this study; check their labels")
 
-    def figures(self, network, study: Study, weights) -> dict[str, Any]:
+    def figures(self, network: nn.Module, study: Study, weights: Weights) -> dict[str, Any]:
         rows = [hospital.labelled_N for hospital in self._hospitals]
         offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital in self._hospitals])
         inputs_N = np.concatenate([h.inputs_N[r] for h, r in zip(self._hospitals, rows, strict=True)])

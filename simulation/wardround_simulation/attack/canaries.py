@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,11 @@ class _CanaryNetwork(nn.Module):
 
 
 def audit_canaries(
-    system: System, study: Study, canaries: int = CANARIES, seeds: int = SEEDS, told=lambda done, total: None
+    system: System,
+    study: Study,
+    canaries: int = CANARIES,
+    seeds: int = SEEDS,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Canaries | None:
     """Audit `seeds` trainings with `canaries` canaries each; None where the study promises nothing."""
     plan = plan_from_study(study)
@@ -127,7 +132,14 @@ def audit_canaries(
     )
 
 
-def _judge(audits, plan, band, right_limit, expected, signal_limit) -> Finding:
+def _judge(
+    audits: Sequence[Audit],
+    plan: PrivacyPlan,
+    band: tuple[float, float],
+    right_limit: float,
+    expected: float,
+    signal_limit: float,
+) -> Finding:
     bound, signal = max(a.epsilon_bound for a in audits), float(np.mean([a.signal for a in audits]))
     broken = any(audit.surely_bound > plan.epsilon_asked for audit in audits)
     above = any(audit.right > right_limit for audit in audits) or signal > expected + signal_limit

@@ -17,11 +17,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
 from scipy import stats
+from torch import nn
 
+from wardround.accounting import GaussianEvent
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters, weights_of
@@ -32,7 +35,8 @@ from wardround_client.clipping.hostile_weights import WEIGHTS, set_weights, weig
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import index_patients
-from wardround_client.site.site import Site
+from wardround_client.site.site import Site, Weights
+from wardround_client.training.batches import Material
 from wardround_simulation.attack.system import (
     CPU,
     Finding,
@@ -128,7 +132,7 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
     images = (1, MANY_IMAGES, 3, 2)
     material = synthetic_material(study, network, images, seed)
     if material.inputs_N.dtype == np.float32:
-        material.inputs_N[material.index.rows_of(2)[0]] = np.nan
+        np.asarray(material.inputs_N)[material.index.rows_of(2)[0]] = np.nan
     bare = _without_noise(plan)
     bare = replace(bare, max_grad_norm=_clip_that_bites(system, study, bare, network, material, start))
     whole = released_sums(system, study, bare, network, material, 1, start)[0]
@@ -194,7 +198,9 @@ def _without_noise(plan: PrivacyPlan) -> PrivacyPlan:
     return replace(plan, noise_multiplier=0.0, sampling_rate=1.0)
 
 
-def _clip_that_bites(system, study, plan, network, material, start) -> float:
+def _clip_that_bites(
+    system: System, study: Study, plan: PrivacyPlan, network: nn.Module, material: Material, start: Weights
+) -> float:
     """The plan's C, or half of a patient's own gradient where that is shorter: a bound nobody reaches shows nothing."""
     free, lone = replace(plan, max_grad_norm=math.inf), material
     for patient in reversed(range(1, material.index.patients)):
@@ -238,7 +244,7 @@ def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
     )
 
 
-def _charged(system: System, study: Study, network, material) -> list:
+def _charged(system: System, study: Study, network: nn.Module, material: Material) -> list[GaussianEvent]:
     """The events a site's ledger holds after one real round on `material`."""
     private = math.isfinite(study.privacy.epsilon)
     cap = Cap(epsilon=1e9, delta=study.privacy.delta, allow_no_privacy=not private)  # what is charged, not refused
@@ -254,7 +260,7 @@ def _charged(system: System, study: Study, network, material) -> list:
     )  # fmt: skip
     try:
         system.answer(broadcast, site)
-        return ledger.events("attack")
+        return cast(list[GaussianEvent], ledger.events("attack"))
     finally:
         ledger.close()
 
@@ -276,7 +282,7 @@ def _drawn_share(system: System, plan: PrivacyPlan, patients: int) -> tuple[floa
     return share, "" if abs(spread - 1) < 1.2 * reach else f"draws of {patients} patients spread {spread:.2f} times"
 
 
-def _divisor(system: System, study: Study, plan: PrivacyPlan, network, patients: int, seed: int) -> float:
+def _divisor(system: System, study: Study, plan: PrivacyPlan, network: nn.Module, patients: int, seed: int) -> float:
     """What a clipped patient's step is divided by, at q = 1, measured as C over the length of that patient's step."""
     bare, start = _without_noise(plan), start_of(study)
     material = synthetic_material(study, network, [1] * patients, seed)

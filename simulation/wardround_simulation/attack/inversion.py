@@ -58,7 +58,11 @@ class Inversion:
 
 
 def invert(
-    system: System, study: Study, hospitals: Sequence[Hospital], seed: int = 0, told=lambda done, total: None
+    system: System,
+    study: Study,
+    hospitals: Sequence[Hospital],
+    seed: int = 0,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inversion | None:
     """Attack the step of `PATIENTS` patients of the run's hospitals; None where there are fewer training images."""
     plan = plan_from_study(study)

@@ -23,9 +23,11 @@ from torch import nn
 from torch.nn import functional
 
 from wardround.accounting import GaussianEvent, spent
+from wardround.errors import required
 from wardround.metrics.classification import auc, auc_interval
 from wardround.networks.build import initial_network
 from wardround.study.load import Study
+from wardround_client.sources.cohort import Rows
 from wardround_client.training.rows import training_rows
 from wardround_simulation.attack.system import Finding, Weights, passed
 from wardround_simulation.engine import in_process
@@ -136,8 +138,9 @@ def attack(scores_P: np.ndarray, member_P: np.ndarray) -> Attack:
     """The figures of scores, higher for members. Needs at least one patient of each kind."""
     members, others = int(member_P.sum()), int((~member_P).sum())
     patients_P = np.arange(len(scores_P))
-    area = auc_interval(scores_P, member_P.astype(np.int64), patients_P)
-    surely = auc_interval(scores_P, member_P.astype(np.int64), patients_P, ALARM_CONFIDENCE)
+    kinds_P = member_P.astype(np.int64)
+    area = required(auc_interval(scores_P, kinds_P, patients_P), "AUC")
+    surely = required(auc_interval(scores_P, kinds_P, patients_P, ALARM_CONFIDENCE), "AUC")
     accused = math.floor(FALSE_POSITIVE_RATE * others)
     threshold = np.sort(scores_P[~member_P])[::-1][accused]
     right = int((scores_P[member_P] > threshold).sum())
@@ -211,7 +214,7 @@ def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack 
     return attack(scores_P, member_P) if auc(scores_P, member_P.astype(np.int64)) is not None else None
 
 
-def _small(images_NCHW: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _small(images_NCHW: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray:
     """Images in a few pixels, float32 (n, D), each with mean 0 and deviation 1."""
     parts = []
     for begin in range(0, len(rows), 128):

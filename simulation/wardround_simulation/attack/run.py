@@ -28,7 +28,8 @@ from wardround_simulation.run.paths import ATTACK_FILE, SITES
 from wardround_simulation.run.preflight import write_json
 
 SCHEMA = 1
-Stage, Pieces = Callable[[str], None], Callable[[int, int], None]
+Stage = Callable[[str], None]
+Pieces = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -219,7 +219,8 @@ def sent_mean(record: RunRecord) -> Finding:
     nothing = Finding(name="sent-mean", question=asked, measured="–", limit="–", verdict="does not apply")
     if settings.strategy == "fedadam":
         return nothing
-    after, replies = _checkpoints(record), {}
+    after = _checkpoints(record)
+    replies: dict[int, dict[str, Weights]] = {}
     for name, entries in _sent(record).items():
         for round_, _, reply in entries:
             replies.setdefault(round_, {})[name] = reply
@@ -257,7 +258,8 @@ def _checkpoints(record: RunRecord) -> dict[int, Weights]:
 
 def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
     """Site -> (round, weights received, weights sent) for the settled rounds whose files are still there."""
-    after, sent = _checkpoints(record), {}
+    after = _checkpoints(record)
+    sent: dict[str, list[tuple[int, Weights, Weights]]] = {}
     for name, site in record.sites.items():
         replies = ReplyFolder(record.folder / SITES / name / REPLIES)
         for attempt in site.attempts:

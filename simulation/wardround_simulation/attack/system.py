@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -122,8 +122,9 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
     generator = np.random.default_rng(seed)
     patient_N = np.repeat(np.arange(len(images)), images)
     if reads_features(plain_training(study, 1.0)):
-        of_patient_PD = 100 * generator.normal(size=(len(images), network.head.in_features))
-        inputs_N = of_patient_PD[patient_N] + generator.normal(size=(len(patient_N), network.head.in_features))
+        features = cast(nn.Linear, network.head).in_features
+        of_patient_PD = 100 * generator.normal(size=(len(images), features))
+        inputs_N = of_patient_PD[patient_N] + generator.normal(size=(len(patient_N), features))
         inputs_N = inputs_N.astype(np.float32)
     else:
         size = (study.data.channel_count, study.data.image_size, study.data.image_size)

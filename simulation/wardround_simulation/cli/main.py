@@ -18,7 +18,7 @@ from rich.console import Console
 
 from wardround.cli.app import program, run_program
 from wardround.cli.options import JsonOption
-from wardround.errors import UsageError
+from wardround.errors import UsageError, required
 from wardround_simulation.cli import federation, models
 from wardround_simulation.run.paths import SITES, TEST_SITES
 
@@ -200,7 +200,7 @@ def compare(
         folders = {hospital.name: hospital.folder for hospital in hospitals}
         test_folders = {hospital.name: hospital.folder for hospital in tests}
         if chosen is not None:
-            comparison.check_folds(chosen, folds, folders)
+            comparison.check_folds(chosen, required(folds, "--folds"), folders)
         else:
             chosen = comparison.holdout_folds(loaded, folders)
         if loaded.study.task == "reconstruction":

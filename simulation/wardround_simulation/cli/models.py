@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
+
+if TYPE_CHECKING:
+    from wardround.tasks.reconstruction.degradations import Kind
 
 NETWORKS = ("encoder", "sampler", "gan", "restorer")
 DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
@@ -64,11 +68,11 @@ def pretrain(
         Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
 
 
-def _trainer(network: str, degradation: str | None):
+def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, str]]:
     if network == "restorer":
         from wardround_simulation.phantoms.pretrain_restorer import pretrain_restorer
 
-        return functools.partial(pretrain_restorer, kind=degradation)
+        return functools.partial(pretrain_restorer, kind=cast("Kind", degradation))
     if network == "gan":
         from wardround_simulation.phantoms.pretrain_gan import pretrain_gan
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from wardround.printable import escaped
+
+if TYPE_CHECKING:
+    from wardround_server.rounds.loop import RoundRecord
+    from wardround_simulation.run.run import Listener
 
 
 class RunProgress:
@@ -52,7 +56,7 @@ class RunProgress:
         """Pieces of a named part."""
         self._advance(f"  {name}"[:34], done, total)
 
-    def round(self, record, note: str) -> None:
+    def round(self, record: RoundRecord, note: str) -> None:
         """A finished round, and how good the model is by then (a simulation may look)."""
         missing = [line.site for line in record.sites if line.code is not None]
         self._advance(
@@ -74,7 +78,7 @@ class RunProgress:
         if not self._quiet:
             self._progress.console.print(Text(escaped(f"warning: {line}"), style="yellow"))
 
-    def listener(self):
+    def listener(self) -> Listener:
         """This progress as what `run` tells its stages to."""
         from wardround_simulation.run.run import Listener
 

@@ -14,13 +14,14 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from wardround.errors import DataError, UsageError
 from wardround.metrics.classification import auc, macro_auc, patient_scores
@@ -30,6 +31,7 @@ from wardround.storage.json_numbers import json_number
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.study.load import Study, study_from_json
 from wardround_client.site.paths import COHORT
+from wardround_client.site.site import Weights
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
@@ -63,6 +65,9 @@ class Folds:
     """`fold_by_split[split][pseudonym]` is the patient's fold; patients without one take no part in that split."""
 
     fold_by_split: dict[str, dict[str, int]]
+
+
+Folders = tuple[tuple[str, Path], ...]  # site -> its folder, as a key of a cache
 
 
 def read_folds(path: Path) -> Folds:
@@ -183,12 +188,14 @@ def compare(
     return rows
 
 
-def _frozen(folders: dict[str, Path]) -> tuple[tuple[str, Path], ...]:
+def _frozen(folders: dict[str, Path]) -> Folders:
     return tuple(sorted(folders.items()))
 
 
 @functools.lru_cache(maxsize=2)
-def _open(study_json: str, site_folders, test_folders):
+def _open(
+    study_json: str, site_folders: Folders, test_folders: Folders
+) -> tuple[Study, list[Hospital], list[Hospital]]:
     study = study_from_json(study_json)
     hospitals = in_process.open_hospitals(dict(site_folders), study)
     tests = in_process.open_hospitals(dict(test_folders), study)
@@ -196,7 +203,12 @@ def _open(study_json: str, site_folders, test_folders):
 
 
 def run_work(
-    work: Work, study_json: str, site_folders, test_folders, folds: Folds, settings: Sequence[str] = SETTINGS
+    work: Work,
+    study_json: str,
+    site_folders: Folders,
+    test_folders: Folders,
+    folds: Folds,
+    settings: Sequence[str] = SETTINGS,
 ) -> list[Row]:
     """Train on the other folds and test on this one; rows by setting and unit."""
     asked, hospitals, tests = _open(study_json, site_folders, test_folders)
@@ -215,7 +227,7 @@ def run_work(
     at_start = test.figures(network, study, start)
     outside_start = outside.figures(network, study, start) if outside else None
 
-    def rows(setting: str, weights, site: str | None = None) -> list[Row]:
+    def rows(setting: str, weights: Weights, site: str | None = None) -> list[Row]:
         figures = test.figures(network, study, weights)
         outside_figures = outside.figures(network, study, weights) if outside else None
         out = []
@@ -250,7 +262,9 @@ def run_work(
     return out
 
 
-def _train_one(study: Study, name: str, parts, admitted: dict[str, object]):
+def _train_one(
+    study: Study, name: str, parts: Sequence[tuple[Hospital, np.ndarray]], admitted: dict[str, object]
+) -> Weights:
     site = in_process.temporary_site(study, name, parts, admitted)
     return in_process.train_together(study, [site])
 
@@ -268,7 +282,7 @@ class _TestSet:
         if not len(self._labels_N):
             raise DataError("no labelled patient to test on; check the folds and the labels")
 
-    def figures(self, network, study: Study, weights) -> dict[str, dict[str, Any]]:
+    def figures(self, network: nn.Module, study: Study, weights: Weights) -> dict[str, dict[str, Any]]:
         scores = in_process.score(network, study, weights, self._inputs_N)
         out: dict[str, dict[str, Any]] = {}
         for unit in ("slice", "patient"):
@@ -290,7 +304,13 @@ class _TestSet:
         return {"auc": auc(scores_N, labels_N), "patients": patients}
 
 
-def comparison_identity(study: Study, site_folders, test_folders, folds: Folds, settings: Sequence[str]) -> str:
+def comparison_identity(
+    study: Study,
+    site_folders: Mapping[str, Path],
+    test_folders: Mapping[str, Path],
+    folds: Folds,
+    settings: Sequence[str],
+) -> str:
     cohorts = {
         group: {name: _cohort_identity(folder) for name, folder in sorted(folders.items())}
         for group, folders in (("train", site_folders), ("test", test_folders))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from wardround_simulation.report.measures import Interval
 
 SETTINGS = ("alone", "federated", "pooled")
 NAMES = {"start": "start", "alone": "alone, mean of the sites", "federated": "federated", "pooled": "pooled"}
+
+Value = Callable[[Row], float | None]  # what is taken of a row
 
 
 def write_comparison(folder: Path, rows: Sequence[Row], study: Study, notes: Sequence[str] = ()) -> Path:
@@ -77,7 +79,9 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _means(rows: Sequence[Row], epsilons: Sequence[float], value=statistics.auc_of) -> dict[str, dict[float, FoldMean]]:
+def _means(
+    rows: Sequence[Row], epsilons: Sequence[float], value: Value = statistics.auc_of
+) -> dict[str, dict[float, FoldMean]]:
     """setting -> ε -> mean over folds, without what no row has."""
     out: dict[str, dict[float, FoldMean]] = {}
     for setting in SETTINGS:
@@ -90,7 +94,7 @@ def _means(rows: Sequence[Row], epsilons: Sequence[float], value=statistics.auc_
     return out
 
 
-def _start(rows: Sequence[Row], value=statistics.start_of) -> FoldMean | None:
+def _start(rows: Sequence[Row], value: Value = statistics.start_of) -> FoldMean | None:
     """The public start is the same at every ε and in every setting."""
     return statistics.mean_over_folds(statistics.by_fold(rows, value))
 
@@ -184,8 +188,8 @@ def _site_at(rows: Sequence[Row], site: str, epsilon: float) -> dict[str, Any]:
     )
     federated = statistics.by_fold(federated_rows, statistics.at_site(site))
     start = statistics.by_fold(federated_rows, statistics.at_site(site, "start_auc"))
-    means = {"alone": alone, "federated": federated, "start": start}
-    means = {name: statistics.mean_over_folds(one) for name, one in means.items()}
+    by_fold = {"alone": alone, "federated": federated, "start": start}
+    means = {name: statistics.mean_over_folds(one) for name, one in by_fold.items()}
     difference = statistics.mean_over_folds(statistics.minus(federated, alone))
     return {
         "site": site,

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from wardround.errors import RoundError, UsageError, WardroundError
 from wardround_server.rounds.evaluation import SitesExchange
@@ -94,7 +94,7 @@ def with_flower(
         _simulate(task, _client_app(folders, open_site, answer, release), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
         raise task.error
-    return task.result  # type: ignore[return-value]
+    return cast(T, task.result)  # without an error the body has returned
 
 
 @dataclass(kw_only=True)
@@ -116,7 +116,7 @@ class _Task(Generic[T]):
         from wardround_server.flower.exchange import FlowerExchange, Polling
 
         try:
-            grid = _PromptGrid(grid, self.pushed)
+            grid = cast("Grid", _PromptGrid(grid, self.pushed))  # has what is used of one
             directory = _who_is_who(grid, self.names, self.stopped)
             polling = Polling(shortest_s=SHORTEST_POLL_S, longest_s=LONGEST_POLL_S)
             self.result = self.body(FlowerExchange(grid, directory, polling, self.stopped))
@@ -126,7 +126,7 @@ class _Task(Generic[T]):
             self.ended.set()
 
 
-def _simulate(task: _Task[T], client_app: Any, resources: dict[str, float]) -> None:
+def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> None:
     """Run Flower's engine until the body has ended; leaves its result or its error in `task`."""
     from flwr.simulation import run_simulation
 
@@ -212,13 +212,15 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
                 waiting.discard(threading.get_ident())
 
         def replace(self, dead: str) -> None:
-            left = [actor for actor in self.pool.pool if actor._actor_id.hex() != dead]
-            if len(left) < len(self.pool.pool):
-                self.pool.pool[:] = [*left, self.pool.create_actor_fn()]
+            pool: Any = self.pool  # its actors are Ray's handles, which Flower types as what they stand for
+            left = [actor for actor in pool.pool if actor._actor_id.hex() != dead]
+            if len(left) < len(pool.pool):
+                pool.pool[:] = [*left, pool.create_actor_fn()]
 
         def terminate(self) -> None:
             ends = time.monotonic() + KILL_LIMIT_S
-            for actor in (*self.pool.pool, *self.pool._future_to_actor.values()) if self.pool else ():
+            pool: Any = self.pool
+            for actor in (*pool.pool, *pool._future_to_actor.values()) if pool else ():
                 ray.kill(actor)
             while waiting and time.monotonic() < ends:
                 time.sleep(0.01)
@@ -233,11 +235,12 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
             pushed.clear()
 
     before = vce_api.add_messages_to_queue, raybackend.RayBackend
-    vce_api.add_messages_to_queue, raybackend.RayBackend = add_messages_to_queue, EndingRayBackend
+    vce_api.add_messages_to_queue = add_messages_to_queue
+    raybackend.RayBackend = EndingRayBackend  # type: ignore[misc]  # a class of Flower's is replaced
     try:
         yield
     finally:
-        vce_api.add_messages_to_queue, raybackend.RayBackend = before
+        vce_api.add_messages_to_queue, raybackend.RayBackend = before  # type: ignore[misc]  # and put back
 
 
 def _client_app(
@@ -301,7 +304,7 @@ def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) ->
             asked.discard(reply.metadata.reply_to_message_id)
             if reply.has_error():
                 raise WardroundError("a worker of the simulation engine did not come up; the run's log folder says why")
-            partition = int(reply.content.config_records["whoami"]["partition"])
+            partition = int(cast(int, reply.content.config_records["whoami"]["partition"]))
             directory[names[partition]] = reply.metadata.src_node_id
     if stopped.is_set() or len(directory) < len(names):
         raise RoundError("the simulation engine's workers did not come up in time")

@@ -32,7 +32,7 @@ from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site.paths import CACHE, COHORT
 from wardround_client.site.site import Site, Weights
-from wardround_client.sources.cohort import Cohort, open_cohort
+from wardround_client.sources.cohort import Cohort, Rows, open_cohort
 from wardround_client.training.batches import HeldOutImages, material_of
 from wardround_client.training.rows import inputs_of
 from wardround_server.rounds.loop import Exchange, run_rounds
@@ -47,7 +47,7 @@ class Hospital:
 
     name: str
     cohort: Cohort
-    inputs_N: np.ndarray
+    inputs_N: np.ndarray | Rows
 
     @property
     def labelled_N(self) -> np.ndarray:
@@ -107,7 +107,8 @@ def temporary_site(
     `admitted` is shared among the sites of one process, so that a network is built and its clipping checked once.
     """
     if len(parts) == 1:
-        inputs_N, labels_N, patient_N = parts[0][0].inputs_N, parts[0][0].cohort.labels_N, parts[0][0].cohort.patient_N
+        only = parts[0][0]
+        inputs_N, labels_N, patient_N = only.inputs_N, only.cohort.labels_N, only.cohort.patient_N
     else:
         offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
         inputs_N = np.concatenate([hospital.inputs_N for hospital, _ in parts])
@@ -212,7 +213,7 @@ def train_together(study: Study, sites: Sequence[Site]) -> Weights:
 
 
 def score(
-    network: nn.Module, study: Study, weights: Weights, inputs_N: np.ndarray, device: torch.device = CPU
+    network: nn.Module, study: Study, weights: Weights, inputs_N: np.ndarray | Rows, device: torch.device = CPU
 ) -> np.ndarray:
     """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
     network = network.to(device).eval()

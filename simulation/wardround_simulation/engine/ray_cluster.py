@@ -97,7 +97,7 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 def _settings_read_again() -> Iterator[None]:
     """Ray reads these settings once a process, when first imported, which may have been before: make it look again."""
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, untyped
 
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")
@@ -156,7 +156,7 @@ def _no_chatter() -> Iterator[None]:
         log.warning("%s", " ".join(data["lines"]))
 
     before = worker.print_to_stdstream
-    worker.print_to_stdstream = to_log
+    worker.print_to_stdstream = to_log  # type: ignore[assignment]  # called with the same arguments
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -57,10 +58,11 @@ def make_images(
     if isinstance(network, SharedGAN):
         labels_N = torch.arange(count) % network.generator.labels if label is None else torch.full((count,), label)
         return generated(network, labels_N, seed)
+    sampler = cast(PhantomSampler, network)
     images, labels, have, stream = [], [], 0, 0
     while have < count:
-        pool = paint_pool(network, AT_ONCE, seed * STREAMS + stream)
-        chosen = chosen_from(network, pool)
+        pool = paint_pool(sampler, AT_ONCE, seed * STREAMS + stream)
+        chosen = chosen_from(sampler, pool)
         keep_N = np.ones(len(chosen.labels_N), dtype=bool) if label is None else chosen.labels_N == label
         images.append(chosen.images_NCHW[keep_N])
         labels.append(chosen.labels_N[keep_N])

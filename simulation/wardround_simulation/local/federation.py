@@ -221,7 +221,8 @@ class LocalFederation:
         ill = []
         for name, program, option, folder in self._parties():
             said = call(name, program, "health", option, folder, "--json", limit_s=ANSWER_LIMIT_S, codes=(0, 1))
-            health = json.loads(said) if said else {"serving": False, "checks": []}  # 1 without a word: nobody answers
+            nobody_answers = {"serving": False, "checks": []}  # exit code 1 without a word
+            health: dict[str, Any] = json.loads(said) if said else nobody_answers
             faults = [f"{check['name']} {check['found']}" for check in health["checks"] if check["state"] == "fault"]
             if not health["serving"]:
                 ill.append(f"{name}: {faults[0] if faults else 'does not answer'}")

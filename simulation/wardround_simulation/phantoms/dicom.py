@@ -194,7 +194,7 @@ def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> l
     rows = []
     for number in numbers:
         stream = (seed * 1_000 + site) * 100_000 + number
-        kinds = (number % 2 == 0,)
+        kinds: tuple[bool, ...] = (number % 2 == 0,)
         if number % SECOND_NODULE_ONE_IN == 0:
             kinds += (number % (2 * SECOND_NODULE_ONE_IN) != 0,)
         volume = paint_volume(profile.site, kinds, stream)

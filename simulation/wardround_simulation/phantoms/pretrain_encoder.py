@@ -86,7 +86,7 @@ def _train(phantoms: PhantomCrops, crops: int, epochs: int, report: Callable[[in
     labels_N1 = phantoms.labels_N[:crops, None].float()
     concepts_NK = phantoms.concepts_NK[:crops]
     concepts_NK = (concepts_NK - concepts_NK.mean(0)) / concepts_NK.std(0)
-    encoder.to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
     average = PhantomEncoder()
     average.load_state_dict(encoder.state_dict())
 

@@ -113,7 +113,7 @@ def _train(pairs: Pairs, epochs: int, report: Callable[[int, int], None]) -> Res
     """AdamW under a one-cycle schedule in bfloat16; returns the running average of the weights."""
     network = Restorer()
     joint = JointLoss(network, PUBLIC_WEIGHTS)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
     average = Restorer()
     average.load_state_dict(network.state_dict())
     parameters = list(network.parameters())

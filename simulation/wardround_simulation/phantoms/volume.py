@@ -181,8 +181,11 @@ def _draw_chest(one: Dice, side_mm: float) -> Chest:
         wall_thickness_mm=float(one.uniform(14, 26)),
         medial=1.0 if float(one.uniform(0, 1)) < 0.5 else -1.0,
         taper=float(one.uniform(0, 0.004)),
-        wobble=tuple(
-            float(one.uniform(low, high)) for low, high in ((0, 0.05), (0, FULL_TURN), (0, 0.05), (0, FULL_TURN))
+        wobble=(
+            float(one.uniform(0, 0.05)),
+            float(one.uniform(0, FULL_TURN)),
+            float(one.uniform(0, 0.05)),
+            float(one.uniform(0, FULL_TURN)),
         ),
     )
 

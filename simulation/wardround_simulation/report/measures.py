@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wardround.metrics import classification
-from wardround_simulation.report.evidence import SETTINGS, RunEvidence, ScoredSet, Setting
+from wardround_simulation.report.evidence import SETTINGS, RunEvidence, ScoredSet
 
 Verdict = Literal["above", "below", "unclear", "unknown"]
 
@@ -35,7 +35,7 @@ class SiteFigures:
 
     site: str
     patients: int
-    intervals: Mapping[Setting, Interval]
+    intervals: Mapping[str, Interval]  # by setting
     difference: Interval
 
     @property
@@ -50,7 +50,7 @@ class SiteFigures:
         return "unclear"
 
 
-def whole_test_set(evidence: RunEvidence) -> dict[Setting, Interval]:
+def whole_test_set(evidence: RunEvidence) -> dict[str, Interval]:
     """AUC of each setting on all held-out patients. `alone` is left out: its models differ by site."""
     scored = {setting: evidence.scored(setting) for setting in SETTINGS if setting != "alone"}
     return {setting: _interval(one, evidence.unit, None) for setting, one in scored.items() if one is not None}

@@ -6,6 +6,7 @@ Each function takes numbers that are ready to be shown and returns a `Picture`; 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from wardround_simulation.report.measures import Interval
 from wardround_simulation.report.style import COLOUR, INK, LABEL_COLOURS, MARKER, MUTED, RULE, WARN, Picture
 
 DODGE = {"alone": -0.24, "federated": -0.08, "pooled": 0.08, "start": 0.24}
+
+
+def _aucs(points: Sequence[CurvePoint]) -> list[float]:
+    return [point.auc for point in points if point.auc is not None]
 
 
 def learning_curve(curve: Sequence[CurvePoint], references: Mapping[str, float]) -> Picture:
@@ -29,33 +34,30 @@ def learning_curve(curve: Sequence[CurvePoint], references: Mapping[str, float])
             by_site.setdefault(point.site, []).append(point)
     with style.canvas() as (figure, (axes,)):
         for points in by_site.values():
-            axes.plot([p.round for p in points], [p.auc for p in points], color=MUTED, linewidth=0.7, alpha=0.55)
+            axes.plot([p.round for p in points], _aucs(points), color=MUTED, linewidth=0.7, alpha=0.55)
         banded = [p for p in whole if p.auc_low is not None and p.auc_high is not None]
         rounds = [p.round for p in banded]
+        lows = [p.auc_low for p in banded if p.auc_low is not None]
+        highs = [p.auc_high for p in banded if p.auc_high is not None]
         axes.fill_between(
             rounds,
-            [p.auc_low for p in banded],
-            [p.auc_high for p in banded],
+            lows,
+            highs,
             color=COLOUR["federated"],
             alpha=0.14,
             linewidth=0,
         )
         axes.plot(
             [p.round for p in whole],
-            [p.auc for p in whole],
+            _aucs(whole),
             color=COLOUR["federated"],
             marker="o",
             markersize=2.6,
             linewidth=1.8,
         )
-        shown = (
-            [p.auc for p in whole]
-            + [p.auc_low for p in banded]
-            + [p.auc_high for p in banded]
-            + list(references.values())
-        )
-        style.auc_axis(axes, shown + [p.auc for points in by_site.values() for p in points])
-        labels = [("federated", whole[-1].auc)] if whole else []
+        shown = _aucs(whole) + lows + highs + list(references.values())
+        style.auc_axis(axes, shown + [value for points in by_site.values() for value in _aucs(points)])
+        labels = [("federated", _aucs(whole)[-1])] if whole else []
         for name, value in references.items():
             axes.axhline(value, color=COLOUR[name], linewidth=1.1, linestyle=(0, (4, 3)))
             labels.append((name, value))
@@ -71,7 +73,7 @@ def learning_curve(curve: Sequence[CurvePoint], references: Mapping[str, float])
                 fontsize=8.5,
                 annotation_clip=False,
             )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        style.locator_of(axes.xaxis).set_params(integer=True)
         axes.set_xlabel("round (0: before training)" if whole and whole[0].round == 0 else "round")
         axes.set_ylabel("AUC")
         title = "The model round by round"
@@ -151,7 +153,7 @@ def roc(curves: Mapping[str, RocCurve], band: RocBand | None) -> Picture:
                 band.false_positive_rate, band.low, band.high, color=COLOUR["federated"], alpha=0.15, linewidth=0
             )
         for name in sorted(curves, key=lambda name: name == "federated"):
-            line = {"color": palette[name], "label": style.shorten(name, 24)}
+            line: dict[str, Any] = {"color": palette[name], "label": style.shorten(name, 24)}
             line |= {
                 "linewidth": 2.0 if name == "federated" else 1.2,
                 "linestyle": (0, (4, 2)) if name == "start" else "-",
@@ -197,7 +199,7 @@ def calibration(curve: CalibrationCurve, scores_N: np.ndarray, event: str, ece: 
         )
         below.set_ylabel("count")
         below.set_xlim(-0.01, 1.01)
-        below.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+        style.locator_of(below.yaxis).set_params(integer=True, nbins=3)
         below.set_xlabel(f"predicted probability of {event}")
         title = "Do the probabilities mean what they say?"
         caption = (
@@ -250,7 +252,7 @@ def rounds_and_sites(
         axes.set_xlim(0.4, rounds + 0.6)
         if seconds:
             _seconds_panel(axes_list[1], seconds, rounds)
-        axes_list[-1].xaxis.get_major_locator().set_params(integer=True)
+        style.locator_of(axes_list[-1].xaxis).set_params(integer=True)
         axes_list[-1].set_xlabel("round")
         title = "Rounds"
         caption = "Bars: the site's reply is in the round's model. A cross: it is not; the table says why."
@@ -270,7 +272,7 @@ def _seconds_panel(axes: style.Axes, seconds: Mapping[tuple[int, str], float], r
         label="median site",
     )
     axes.set_ylim(0, max((max(v) for _, v in known), default=1.0) * 1.45 or 1.0)
-    axes.yaxis.get_major_locator().set_params(nbins=4)
+    style.locator_of(axes.yaxis).set_params(nbins=4)
     axes.set_ylabel("seconds")
     axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
 

@@ -53,9 +53,8 @@ def quality_pictures(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> lis
     """Learning curve, scores, ROC and calibration of the federated model, as far as the evidence holds them."""
     pictures = []
     if any(point.site is None and point.auc is not None for point in evidence.curve):
-        references = {
-            name: aucs[name].value for name in ("pooled", "start") if name in aucs and aucs[name].value is not None
-        }
+        found = {name: aucs[name].value for name in ("pooled", "start") if name in aucs}
+        references = {name: value for name, value in found.items() if value is not None}
         pictures.append(run_plots.learning_curve(evidence.curve, references))
     federated = evidence.scored("federated")
     if federated is None or not len(federated.labels_N):
@@ -64,19 +63,19 @@ def quality_pictures(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> lis
     labels = evidence.study.data.labels
     ece = (evidence.result.get("test") or {}).get("ece")
     if scores.ndim == 2:
-        curves = {label: classification.roc_curve(scores[:, k], labels_N == k) for k, label in enumerate(labels)}
+        maybe = {label: classification.roc_curve(scores[:, k], labels_N == k) for k, label in enumerate(labels)}
         band, likeliest_N = None, scores.argmax(axis=1)
         event, probability_N, happened_N = "the likeliest label", scores.max(axis=1), likeliest_N == labels_N
     else:
         known = {name: evidence.scored(name) for name in ("start", "pooled", "federated")}
-        curves = {
+        maybe = {
             name: classification.roc_curve(*rows_by_unit(one, evidence.unit)[:2])
             for name, one in known.items()
             if one is not None
         }
         band = classification.roc_band(scores, labels_N, patients_N)
         event, probability_N, happened_N = f"“{style.shorten(labels[1], 20)}”", scores, labels_N
-    curves = {name: curve for name, curve in curves.items() if curve is not None}
+    curves = {name: curve for name, curve in maybe.items() if curve is not None}
     probable = probability_N.min() >= 0 and probability_N.max() <= 1
     if probable and scores.ndim == 1:
         by_label = {label: scores[labels_N == k] for k, label in enumerate(labels)}

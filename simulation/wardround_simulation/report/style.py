@@ -13,12 +13,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 INK, MUTED, RULE, PAPER, WARN = "#1b1f24", "#667080", "#dde1e6", "#fefefd", "#b3261e"
@@ -31,7 +34,7 @@ VARIABLES = {
     LABEL_COLOURS[0]: "negative", LABEL_COLOURS[1]: "positive",
 }  # fmt: skip
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a site may be called "a$b$"
     "font.family": "sans-serif",
@@ -88,6 +91,11 @@ def canvas(
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         axes = figure.subplots(len(rows), 1, sharex=share_x, squeeze=False, height_ratios=list(rows))
         yield figure, list(axes[:, 0])
+
+
+def locator_of(axis: Axis) -> MaxNLocator:
+    """What places the ticks of an axis: by default a `MaxNLocator`, with its settings."""
+    return cast(MaxNLocator, axis.get_major_locator())
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:

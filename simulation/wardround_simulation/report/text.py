@@ -34,7 +34,7 @@ def verdict_text(site: SiteFigures) -> str:
         return said[site.verdict]
     if site.difference.value == 0:
         return "the same"
-    return "lower, within chance" if site.difference.value < 0 else "higher, within chance"
+    return "lower, within chance" if (site.difference.value or 0) < 0 else "higher, within chance"
 
 
 def rounds_text(rounds: Sequence[int]) -> str:
@@ -109,7 +109,7 @@ def worth_it(sites: Sequence[SiteFigures]) -> str:
     known = [site for site in sites if site.difference.value is not None]
     if not known:
         return ""
-    above, below = ([s for s in known if s.difference.value * sign > 0] for sign in (1, -1))
+    above, below = ([s for s in known if (s.difference.value or 0) * sign > 0] for sign in (1, -1))
     clear = sum(site.verdict in ("above", "below") for site in known)
     sentence = (
         f"Federated is above the site's own model at {len(above)} of {len(known)} "

@@ -53,7 +53,7 @@ def prepare_hospitals(
 
     Raises `DataError` in one line where the data cannot make a federation of this study.
     """
-    prepared = []
+    prepared: list[Prepared] = []
     if not sources:
         return prepared
     with WorkerPool(os.cpu_count() or 1) as pool:

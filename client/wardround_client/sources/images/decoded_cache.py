@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast
 
 import numpy as np
 
 from wardround.errors import DataError
 from wardround.storage.atomic import owner_only, write_file
-from wardround_client.sources.cohort import TABLE_FILE, open_cohort
+from wardround_client.sources.cohort import TABLE_FILE, Rows, open_cohort
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 
 DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
@@ -53,7 +54,7 @@ class Memory:
         self._bytes = int(np.prod(shape_CHW))
         self._waiting_rows: dict[str, int] = {}
         self._known = _read_outcomes(folder / DECODED_FILE)
-        self._cohort_images: np.ndarray | None = None
+        self._cohort_images: np.ndarray | Rows | None = None
         self._cohort_rows: dict[str, int] = {}
         self._open_cohort()
 
@@ -89,7 +90,8 @@ class Memory:
     def pixels(self, pixels_sha256: str) -> np.ndarray:
         """uint8 C x H x W. Raises `KeyError` for pixels that are not at hand."""
         if pixels_sha256 not in self._waiting_rows:
-            return np.asarray(self._cohort_images[self._cohort_rows[pixels_sha256]])
+            row = self._cohort_rows[pixels_sha256]
+            return np.asarray(cast("np.ndarray | Rows", self._cohort_images)[row])
         self._waiting.seek(self._waiting_rows[pixels_sha256] * self._bytes)
         return np.frombuffer(self._waiting.read(self._bytes), dtype=np.uint8).reshape(self._shape)
 
@@ -133,7 +135,7 @@ def _read_outcomes(path: Path) -> dict[str, Outcome]:
         return {}
     with open(path, newline="") as file:
         return {
-            line["request"]: Outcome(**{**line, "hu": line["hu"] == "1"})
+            line["request"]: Outcome(**cast(dict[str, Any], {**line, "hu": line["hu"] == "1"}))
             for line in csv.DictReader(file)
             if set(line) == set(COLUMNS)
         }

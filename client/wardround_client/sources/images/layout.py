@@ -127,9 +127,10 @@ def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[Sit
         site, first = home.setdefault(row.patient_id, (row.site, row.row))
         if site != row.site:
             raise DataError(f"{path}: rows {first} and {row.row}: one patient at two sites; a patient belongs to one")
-    names = sorted({row.site for row in rows if row.site is not None})
+    sites_named = sorted({row.site for row in rows if row.site is not None})
+    names: Sequence[str | None] = sites_named or [None]
     groups: list[SiteSource] = []
-    for name in names or [None]:
+    for name in names:
         own = [row for row in rows if row.site == name]
         files = tuple(
             SourceFile(path=row.path, patient_id=row.patient_id, label=known[row.label])

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
+from wardround.errors import required
 from wardround.study.schema import DataSection
 from wardround_client.sources.images.layout import SiteSource
 from wardround_client.sources.images.records import Frame, ImageRequest, ScannedFile, keyed
@@ -119,9 +121,9 @@ def _sorted(places: list[Place], scanned: Sequence[ScannedFile]) -> Series:
     if any(frame.position_mm is None or frame.orientation is None for frame in frames):
         order = sorted(range(len(places)), key=lambda index: numbers[index])
         return Series(places=tuple(places[index] for index in order), at_mm=None)
-    direction = _normal(frames[0].orientation)
-    at_mm = np.array([float(np.dot(direction, frame.position_mm)) for frame in frames])
-    order = sorted(range(len(places)), key=lambda index: (round(at_mm[index], 3), numbers[index]))
+    direction = _normal(required(frames[0].orientation, "orientation"))
+    at_mm = np.array([float(np.dot(direction, required(frame.position_mm, "position"))) for frame in frames])
+    order = sorted(range(len(places)), key=lambda index: (round(cast(float, at_mm[index]), 3), numbers[index]))
     return Series(places=tuple(places[index] for index in order), at_mm=at_mm[order])
 
 
@@ -218,16 +220,19 @@ def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> i
 def _distances_mm(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> np.ndarray:
     """How far each slice of a series is from a point, along the normal."""
     file, number = series.places[0]
-    return np.abs(series.at_mm - float(np.dot(_normal(scanned[file].frames[number].orientation), row.point_mm)))
+    direction = _normal(required(scanned[file].frames[number].orientation, "orientation"))
+    at_mm, point_mm = required(series.at_mm, "position"), required(row.point_mm, "point")
+    return np.abs(at_mm - float(np.dot(direction, point_mm)))
 
 
 def _project(row: LabelRow, frame: Frame) -> tuple[float, float] | None:
     """The pixel under a point in mm (inverse of PS3.3 equation C.7.6.2.1-1)."""
     if frame.spacing_mm is None:
         return None
-    offset = np.subtract(row.point_mm, frame.position_mm)
-    x = float(np.dot(offset, frame.orientation[:3])) / frame.spacing_mm[1]
-    y = float(np.dot(offset, frame.orientation[3:])) / frame.spacing_mm[0]
+    orientation = required(frame.orientation, "orientation")
+    offset = np.subtract(required(row.point_mm, "point"), required(frame.position_mm, "position"))
+    x = float(np.dot(offset, orientation[:3])) / frame.spacing_mm[1]
+    y = float(np.dot(offset, orientation[3:])) / frame.spacing_mm[0]
     return x, y
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wardround.errors import required
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import pixels_sha256
 from wardround_client.sources.images.crop import cut, luminance, refuse_blank, region_box, stack_channels, to_grey
@@ -69,7 +70,7 @@ def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
     """Decode, cut and scale one image. One that cannot be used has a `fault` instead of an exception."""
     try:
         image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
-        return replace(image, pixels_sha256=pixels_sha256(image.pixels_CHW))
+        return replace(image, pixels_sha256=pixels_sha256(required(image.pixels_CHW, "image")))
     except Exception as error:
         return PreparedImage(fault=_reason(error))
 

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from wardround.errors import DataError
 
@@ -114,6 +115,7 @@ def read_label_table(path: Path) -> LabelTable:
             raise DataError(f"{path}: row {row}: the identifier is empty")
         place = f"{path}: row {row}"
         xy = _numbers(cells, ("x", "y"), place) if pixel else None
+        point_mm = _numbers(cells, ("coordx", "coordy", "coordz"), place) if world else None
         frame = _numbers(cells, ("frame",), place) if "frame" in columns else None
         if frame is not None and (frame[0] < 1 or frame[0] != int(frame[0])):
             raise DataError(f"{place}: frame must be a whole number counted from 1")
@@ -122,9 +124,9 @@ def read_label_table(path: Path) -> LabelTable:
                 row=row,
                 subject=cells[key],
                 label=cells["label"],
-                xy=xy,
+                xy=cast(tuple[float, float] | None, xy),
                 frame=int(frame[0]) - 1 if frame else None,
-                point_mm=_numbers(cells, ("coordx", "coordy", "coordz"), place) if world else None,
+                point_mm=cast(tuple[float, float, float] | None, point_mm),
             )
         )
     if not rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,9 +26,14 @@ def reads_features(study: Study) -> bool:
     return study.model.trainable == "head" and study.training.augmentation == "none"
 
 
+def head_of(network: nn.Module) -> nn.Linear:
+    """The last layer, which every classifier calls `head`."""
+    return cast(nn.Linear, network.head)
+
+
 def trained_part(network: nn.Module, study: Study) -> nn.Module:
     """The module that training runs: the head alone over frozen features, else the whole network."""
-    return network.head if reads_features(study) else network
+    return head_of(network) if reads_features(study) else network
 
 
 def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
@@ -47,7 +54,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
     def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
         if reads_features(study):
-            return torch.randn(7, network.head.in_features, generator=generator).to(tools.device)
+            return torch.randn(7, head_of(network).in_features, generator=generator).to(tools.device)
         size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(tools.device)
 
@@ -57,6 +64,6 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
         loss_per_image=loss_per_image,
         augment=augmentation(study, tools.draws),
         sample=sample,
-        outputs=network.head.out_features,
+        outputs=head_of(network).out_features,
         rows_at_once=FEATURE_ROWS if reads_features(study) else None,
     )

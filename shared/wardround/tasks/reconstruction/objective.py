@@ -8,6 +8,7 @@ and one noise covers both: one step, one event. Shapes: N images, H rows, W colu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from wardround.tasks.objective import Augmentation, Draws, Objective, StepTools
 from wardround.tasks.reconstruction.degradations import Degradation, degradation_of, degrade, numbers_of
 from wardround.tasks.reconstruction.image_quality import psnr_db, to_8_bit
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
-from wardround.tasks.reconstruction.restorer import INPUTS, inputs_of_degraded
+from wardround.tasks.reconstruction.restorer import INPUTS, Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import section_of
 
 
@@ -56,7 +57,8 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
 def joint_loss(network: nn.Module, study: Study) -> JointLoss:
     """The network under the study's loss of an image: what the clipping engines run."""
     section = section_of(study)
-    return JointLoss(network, LossWeights(adversarial=section.adversarial_weight, ssim=section.ssim_weight))
+    weights = LossWeights(adversarial=section.adversarial_weight, ssim=section.ssim_weight)
+    return JointLoss(cast(Restorer, network), weights)
 
 
 def degrading(study: Study, draws: Draws) -> Augmentation:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wardround.errors import ModelError
+from wardround.errors import ModelError, required
 from wardround.networks.model_file import read_shipped
 from wardround.tasks.reconstruction.classical import classical_start, to_full_size
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, Kind
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU()
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        nn.init.zeros_(required(self.second.bias, "bias"))
 
     def forward(self, maps_NDHW: Tensor) -> Tensor:
         """Maps of any size, shape kept."""
@@ -62,7 +62,7 @@ class Generator(nn.Module):
         self.leaky = nn.LeakyReLU(LEAK)  # a plain one died where the start is hard to improve
         self.head = nn.Conv2d(LAST, 1, 3, padding=1)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(required(self.head.bias, "bias"))
 
     def features(self, inputs_N3HW: Tensor) -> Tensor:
         """(N, 3, H, W) -> the 16 maps (N, 16, H, W) that the head weighs."""
@@ -106,7 +106,7 @@ class PatchDiscriminator(nn.Module):
         maps = pairs_M2HW / GREY_SCALE - 2
         for layer in (*self.trunk, self.head):
             if isinstance(layer, nn.Conv2d):
-                weight, bias = layer.weight.detach(), layer.bias.detach()
+                weight, bias = layer.weight.detach(), required(layer.bias, "bias").detach()
                 maps = F.conv2d(maps, weight, bias, layer.stride, layer.padding)
             elif isinstance(layer, nn.GroupNorm):
                 maps = F.group_norm(maps, layer.num_groups, layer.weight.detach(), layer.bias.detach(), layer.eps)

@@ -7,6 +7,8 @@ Shapes: N images, C channels, H rows, W columns, K labels.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -85,7 +87,7 @@ def phantom_gan(image_size: int, channels: int, labels: tuple[str, ...], path: s
 @torch.no_grad()
 def _turn_around(network: SharedGAN) -> None:
     """Exchange the two labels."""
-    head, first = network.discriminator.head, network.generator.trunk[0].weight
+    head, first = network.discriminator.head, cast(Tensor, network.generator.trunk[0].weight)
     head.weight.copy_(head.weight.flip(0))
     head.bias.copy_(head.bias.flip(0))
     first[-PHANTOM_LABELS:] = first[-PHANTOM_LABELS:].flip(0)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from wardround.errors import required
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.objective import Draws, Objective, StepTools
@@ -43,7 +44,7 @@ def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objectiv
             fakes_NCHW = network.generator(latents_NZ, labels_N)
         gradients = tools.clipped_mean(part, local, of_fakes(fakes_NCHW), labels_N, hinge_of_fake)
         for name, gradient in gradients.items():
-            local[name].grad.add_(gradient)
+            required(local[name].grad, "gradient").add_(gradient)
 
     def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret

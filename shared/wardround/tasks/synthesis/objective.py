@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from wardround.study.load import Study
@@ -14,6 +16,7 @@ from wardround.tasks.label_scores import has_positive_label, highest_logit, labe
 from wardround.tasks.objective import Objective, StepTools
 from wardround.tasks.synthesis import gan_objective, sampler_objective
 from wardround.tasks.synthesis.gan import SharedGAN
+from wardround.tasks.synthesis.phantom_sampler import PhantomSampler
 
 usable_rows = labelled_rows  # what is made has a label
 is_positive = has_positive_label
@@ -29,4 +32,4 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
     """The discriminator's hinge loss, or the loss of the sampler's two heads."""
     if isinstance(network, SharedGAN):
         return gan_objective.objective_of(network, study, tools)
-    return sampler_objective.objective_of(network, study, tools)
+    return sampler_objective.objective_of(cast(PhantomSampler, network), study, tools)

@@ -26,6 +26,9 @@ LABELS = 2
 class SamplerHeads(nn.Module):
     """Features (N, D) -> (N, 2): the logit of the second label, and realness, which is zero everywhere at the start."""
 
+    centre_D: Tensor
+    spread_D: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.label = initial_head()
@@ -46,6 +49,8 @@ class SamplerHeads(nn.Module):
 
 class PhantomSampler(nn.Module):
     """Public features and the bank, which nothing trains, and two heads, which are all that moves and travels."""
+
+    bank_MD: Tensor
 
     def __init__(self, public: PublicFeatures, bank_MD: Tensor, labels: tuple[str, ...]) -> None:
         super().__init__()

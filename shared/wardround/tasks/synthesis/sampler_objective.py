@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wardround.errors import required
 from wardround.networks.phantom_encoder import PUBLIC_FEATURES
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
@@ -28,7 +29,8 @@ def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Obj
     realness_weight = section_of(study).realness_weight
 
     def add_phantoms() -> None:
-        network.head.realness.weight.grad.add_(phantoms_gradient(network, realness_weight))
+        gradient = required(network.head.realness.weight.grad, "gradient")
+        gradient.add_(phantoms_gradient(network, realness_weight))
 
     def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
