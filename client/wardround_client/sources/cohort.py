@@ -50,7 +50,7 @@ class Rows:
     the images of its patients.
     """
 
-    def __init__(self, array: np.ndarray | ImageFile | Rows, rows_N: np.ndarray) -> None:
+    def __init__(self, array: AnyRows, rows_N: np.ndarray) -> None:
         self._array: np.ndarray | ImageFile = array._array if isinstance(array, Rows) else array
         self._rows_N: np.ndarray = array._rows_N[rows_N] if isinstance(array, Rows) else np.asarray(rows_N)
 
@@ -75,11 +75,14 @@ class Rows:
         return np.asarray(self[:], dtype)
 
 
+AnyRows = np.ndarray | ImageFile | Rows  # rows in memory or on disk, indexed alike
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
     """An opened cohort: N images of P patients. Arrays are read-only; images stay on disk until they are asked for."""
 
-    images_NCHW: np.ndarray | ImageFile | Rows  # uint8, grey values 0..255
+    images_NCHW: AnyRows  # uint8, grey values 0..255
     labels_N: np.ndarray  # int16, index into label_names; -1: no label
     patient_N: np.ndarray  # int32, index into pseudonyms
     pseudonyms: tuple[str, ...]  # hex HMAC-SHA256(site key, PatientID + issuer), P of them
@@ -271,7 +274,7 @@ def table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: t
     return text.getvalue().encode()
 
 
-def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, int, int]) -> list[str]:
+def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, ...]) -> list[str]:
     """Stream the images into a .npy file; the hash of each, in order."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape_CHW)}
     hashes: list[str] = []

@@ -46,7 +46,7 @@ class ImageFile:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, chosen: int | slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, chosen: int | np.integer | slice | np.ndarray) -> np.ndarray:
         """One row (C, H, W) for an integer, else rows (n, C, H, W). Raises `OSError` where a row cannot be read."""
         rows = np.arange(len(self))[chosen]
         out = np.empty((rows.size, *self.shape[1:]), self.dtype)

@@ -141,7 +141,7 @@ def _decide_against(folder: Path, known: KnownStudy, decision: Literal["refused"
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
     if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
-    store_proposed(folder, known.study)
+    store_proposed(folder, required(known.study, "study"))
     add_decision(folder, decision, known.sha256, who)
     store.remove_approved(folder, known.sha256)
     _record(folder, decision, known.sha256, who)

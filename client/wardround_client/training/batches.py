@@ -17,7 +17,7 @@ import torch
 from wardround.tasks.objective import Augmentation
 from wardround_client.clipping.engines import ClippingEngine, PatientBatch
 from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
-from wardround_client.sources.cohort import Rows
+from wardround_client.sources.cohort import AnyRows
 
 IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
 PRODUCTS_PER_BATCH = 1 << 22  # of a feature and an output: 32 MiB in the float64 of a head's gradient
@@ -33,7 +33,7 @@ class Material:
     `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) where the network's features are frozen.
     """
 
-    inputs_N: np.ndarray | Rows
+    inputs_N: AnyRows
     labels_N: np.ndarray
     index: PatientIndex
 
@@ -54,14 +54,12 @@ class SpeedPlan:
 class HeldOutImages:
     """Images of patients that this study never trains on: uint8 (N, C, H, W), their labels, and whose they are."""
 
-    images_NCHW: np.ndarray | Rows
+    images_NCHW: AnyRows
     labels_N: np.ndarray
     patient_N: np.ndarray
 
 
-def material_of(
-    inputs_N: np.ndarray | Rows, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray
-) -> Material:
+def material_of(inputs_N: AnyRows, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:
     """Keep the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
     kept = np.flatnonzero(rows_N)
     index = index_patients(patient_N[kept])

@@ -13,7 +13,7 @@ import torch
 from wardround.networks.build import initial_network
 from wardround.study.load import Study
 from wardround.tasks.registry import objective_part
-from wardround_client.sources.cohort import Cohort, Rows
+from wardround_client.sources.cohort import AnyRows, Cohort, Rows
 from wardround_client.sources.study_cohort import nobody
 from wardround_client.training.batches import HeldOutImages, Material, material_of
 from wardround_client.training.features import features_of
@@ -29,7 +29,7 @@ def training_rows(study: Study, cohort: Cohort) -> np.ndarray:
     return usable_rows(study, cohort) & ~_held_out(study, cohort)
 
 
-def inputs_of(study: Study, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray | Rows:
+def inputs_of(study: Study, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> AnyRows:
     """What training reads of every image: the image, uint8 (N, C, H, W), or its frozen features, float32 (N, D), kept
     in `cache_folder`.
     """

@@ -27,7 +27,7 @@ from wardround.errors import required
 from wardround.metrics.classification import auc, auc_interval
 from wardround.networks.build import initial_network
 from wardround.study.load import Study
-from wardround_client.sources.cohort import Rows
+from wardround_client.sources.cohort import AnyRows
 from wardround_client.training.rows import training_rows
 from wardround_simulation.attack.system import Finding, Weights, passed
 from wardround_simulation.engine import in_process
@@ -214,7 +214,7 @@ def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack 
     return attack(scores_P, member_P) if auc(scores_P, member_P.astype(np.int64)) is not None else None
 
 
-def _small(images_NCHW: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray:
+def _small(images_NCHW: AnyRows, rows: np.ndarray) -> np.ndarray:
     """Images in a few pixels, float32 (n, D), each with mean 0 and deviation 1."""
     parts = []
     for begin in range(0, len(rows), 128):

@@ -32,7 +32,7 @@ from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site.paths import CACHE, COHORT
 from wardround_client.site.site import Site, Weights
-from wardround_client.sources.cohort import Cohort, Rows, open_cohort
+from wardround_client.sources.cohort import AnyRows, Cohort, open_cohort
 from wardround_client.training.batches import HeldOutImages, material_of
 from wardround_client.training.rows import inputs_of
 from wardround_server.rounds.loop import Exchange, run_rounds
@@ -47,7 +47,7 @@ class Hospital:
 
     name: str
     cohort: Cohort
-    inputs_N: np.ndarray | Rows
+    inputs_N: AnyRows
 
     @property
     def labelled_N(self) -> np.ndarray:
@@ -213,7 +213,7 @@ def train_together(study: Study, sites: Sequence[Site]) -> Weights:
 
 
 def score(
-    network: nn.Module, study: Study, weights: Weights, inputs_N: np.ndarray | Rows, device: torch.device = CPU
+    network: nn.Module, study: Study, weights: Weights, inputs_N: AnyRows, device: torch.device = CPU
 ) -> np.ndarray:
     """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
     network = network.to(device).eval()

@@ -19,7 +19,7 @@ import numpy as np
 
 from wardround.errors import DataError
 from wardround.storage.atomic import owner_only, write_file
-from wardround_client.sources.cohort import TABLE_FILE, Rows, open_cohort
+from wardround_client.sources.cohort import TABLE_FILE, AnyRows, open_cohort
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 
 DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
@@ -54,7 +54,7 @@ class Memory:
         self._bytes = int(np.prod(shape_CHW))
         self._waiting_rows: dict[str, int] = {}
         self._known = _read_outcomes(folder / DECODED_FILE)
-        self._cohort_images: np.ndarray | Rows | None = None
+        self._cohort_images: AnyRows | None = None
         self._cohort_rows: dict[str, int] = {}
         self._open_cohort()
 
@@ -91,7 +91,7 @@ class Memory:
         """uint8 C x H x W. Raises `KeyError` for pixels that are not at hand."""
         if pixels_sha256 not in self._waiting_rows:
             row = self._cohort_rows[pixels_sha256]
-            return np.asarray(cast("np.ndarray | Rows", self._cohort_images)[row])
+            return np.asarray(cast("AnyRows", self._cohort_images)[row])
         self._waiting.seek(self._waiting_rows[pixels_sha256] * self._bytes)
         return np.frombuffer(self._waiting.read(self._bytes), dtype=np.uint8).reshape(self._shape)
 
