@@ -13,7 +13,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from builders import hostile_case
+from builders.networks import hostile_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
