@@ -20,6 +20,7 @@ from wardround.errors import ModelError, UsageError, WardroundError
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.storage.private_files import make_folder, owner_only
 from wardround.study.describe import learns, network, reads
+from wardround.tasks.registry import release_part
 from wardround.text import code_text, count_text, epsilon_of, epsilon_text, promise
 from wardround_server.runs.folder import RunFolder, runs
 
@@ -210,7 +211,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         "## Figures",
         "",
         *_released_weights(card.get("released")),
-        *_figures(figures),
+        *_figures(card["task"], figures),
     ]
     return "\n".join(lines) + "\n"
 
@@ -228,30 +229,26 @@ def _released_weights(which: str | None) -> list[str]:
     return [texts[which], ""] if which else []
 
 
-def _figures(figures: Mapping[str, Any] | None) -> list[str]:
+def _figures(task: str, figures: Mapping[str, Any] | None) -> list[str]:
     if figures is None:
         return ["None: the study asked the sites for no figures about held-out patients."]
     epsilon = epsilon_of(figures["epsilon"])
     cost = f"noised counts, ε {epsilon_text(epsilon)} for each of them" if math.isfinite(epsilon) else "no privacy"
     sites = ", ".join(figures["sites"]) or "no site"
+    release = release_part(task)
     return [
         f"About {figures['patients_noised']} held-out patients of {sites} ({cost}):",
         "",
-        *(_accept_test(figures) if "accept_test" in figures else _scores(figures)),
+        *release.card_lines(figures),
+        *(_scores(figures) if release.SCORES_LABELS else _patients_of_sites(figures)),
         *(f"- {one['site']} released none: {code_text(one['code'])}" for one in figures["missing"]),
     ]
 
 
-def _accept_test(figures: Mapping[str, Any]) -> list[str]:
-    """The decision between the trained model and its public start, with the gain in dB that it was based on."""
-    test = figures["accept_test"]
-    decision = "passed" if test["accepted"] else "not passed"
+def _patients_of_sites(figures: Mapping[str, Any]) -> list[str]:
     return [
-        f"- accept test: {decision}; {test['reason']}",
-        *(
-            f"- {site} alone: about {one['patients_noised']} patients"
-            for site, one in sorted(figures.get("per_site", {}).items())
-        ),
+        f"- {site} alone: about {one['patients_noised']} patients"
+        for site, one in sorted(figures.get("per_site", {}).items())
     ]
 
 

@@ -54,8 +54,12 @@ def card(tmp_path: Path, figures: float, bin_: int) -> ModelCard:
 @pytest.mark.parametrize(
     ("bin_", "decision", "weights"),
     [
-        (BINS - 1, "accept test: passed; the gain over the public start is +", "the weights that the sites trained"),
-        (0, "accept test: not passed; the gain over the public start is -", "the public start: nothing that the sites"),
+        (BINS - 1, "accept test: accepted; the gain over the public start is +", "the weights that the sites trained"),
+        (
+            0,
+            "accept test: not accepted; the gain over the public start is -",
+            "the public start: nothing",
+        ),
     ],
 )
 def test_a_reconstructions_card_gives_its_accept_test_and_which_weights_it_holds(
