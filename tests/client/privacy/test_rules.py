@@ -11,6 +11,7 @@ from types import FrameType
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
@@ -19,7 +20,7 @@ from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast, pack_answer, pack_refusal
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import ReplyFolder, Site
 from wardround_client.training.batches import IMAGES_PER_PHYSICAL_BATCH, Material, material_of

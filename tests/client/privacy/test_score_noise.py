@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,7 +24,7 @@ from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast
 from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.privacy.score_noise import noised, score_histogram, two_sided_geometric
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds import evaluation
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError, WireError
 from wardround.networks.build import initial_network
@@ -19,7 +20,7 @@ from wardround.tasks.reconstruction import networks
 from wardround.tasks.reconstruction.restorer import Restorer
 from wardround.wire.packets import Broadcast, weights_sha256
 from wardround_client.ledger.ledger import Cap, Ledger
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds import training
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import ReplyFolder, Site, approve_study, open_site

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from wardround.wire.packets import Broadcast
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import Site
 from wardround_client.training.batches import Material, material_of
