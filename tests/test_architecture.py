@@ -345,6 +345,15 @@ def test_importing_the_server_loads_nothing_that_can_read_an_image() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("package", ["wardround_client", "wardround_server", "wardround_simulation"])
+def test_a_program_begins_without_a_heavy_library(package: str) -> None:
+    """`--help`, mistakes and what only reads a folder answer at once; a command imports what it needs."""
+    heavy = ("torch", "flwr", "ray", "scipy", "matplotlib", "opacus", "pydicom", "grpc")
+    code = f"import sys, {package}.cli.main; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_what_is_imported_is_declared() -> None:
     """No dependency comes in by the back door: what another package happens to bring may go with its next version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
