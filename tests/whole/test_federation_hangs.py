@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.whole.test_federation import NAMES, STUDY, Federation, alive, approve, command, command_code, descendants
-from tests.whole.test_federation_kills import deadline_s
+from builders.federation import NAMES, STUDY, Federation, alive, approve, command, command_code, deadline_s, descendants
 
 from wardround.study.load import load_study
 from wardround_client.flower.executor import BEFORE_TTL_S

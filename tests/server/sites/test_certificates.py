@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from builders.keys import public_key
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -74,12 +75,6 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int, int]]:
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode, path.stat().st_mtime_ns)
         for path in files
     }
-
-
-def public_key(key=None) -> str:
-    key = key or ec.generate_private_key(ec.SECP384R1())
-    form = serialization.PublicFormat.OpenSSH
-    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, form).decode()
 
 
 def said(*words: object) -> str:
