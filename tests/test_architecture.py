@@ -327,6 +327,13 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path, rule, path: str, text: s
     assert rule(tmp_path)
 
 
+def test_no_test_file_imports_another() -> None:
+    """What several test files need is in tests/builders/."""
+    named = re.compile(r"^\s*(?:from|import)\s+(?:tests\.|(?:[\w.]+\.)?test_\w+)", re.MULTILINE)
+    found = [path.name for path in (ROOT / "tests").rglob("*.py") if named.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
 def test_every_door_is_in_use() -> None:
     used = {(top(name), module.path) for module in modules(ROOT) for _, name in imported(module)}
     unused = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.processes import free_ports
 
 from wardround.identity import read_request
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
@@ -60,17 +60,6 @@ def command(program, *words, timeout=300):
 
 def approve(study, folder) -> None:
     command("client", "studies", "approve", study, "--yes", "--by", "Ada Lovelace", "--site", folder)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody uses now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
@@ -149,34 +138,6 @@ class Federation:
         process = self.processes.pop(name)
         process.terminate()
         return process.wait(timeout=40)
-
-
-def descendants(pid: int) -> set[int]:
-    """All living processes that `pid` started, and those which they started."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(stat.parent.name)] = int(fields[1])
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        found, grown = found | more, bool(more)
-    return found - {pid}
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)}
-
-
-def zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def deadline_s() -> int:

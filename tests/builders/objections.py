@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from builders.broadcasts import broadcast_of
 from PIL import Image
 
-from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
-from wardround.wire.packets import Broadcast
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import approve_study
 from wardround_client.sources.images.layout import discover
@@ -60,13 +57,7 @@ def prepare(root: Path, study: Study):
 
 
 def ask(site, study: Study, round_: int) -> None:
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    architecture = architecture_sha256(network)
-    question = Broadcast(
-        study_sha256=study.sha256(), run_id="r", round=round_, weights=weights, architecture_sha256=architecture
-    )
-    answer(question, site)
+    answer(broadcast_of(study, round_, run_id="r"), site)
 
 
 def prepared_site(root: Path) -> Path:

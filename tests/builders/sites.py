@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -10,11 +9,7 @@ import numpy as np
 import torch
 
 from wardround.errors import PolicyRefusal
-from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
-from wardround.wire.packets import Broadcast
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.site.site import ReplyFolder, Site
@@ -33,19 +28,6 @@ def study_of(**privacy) -> Study:
         "aggregation": {"nominal_sites": 1},
     }
     return parse_study(content)
-
-
-def broadcast_of(study: Study, round_: int = 1, **changes) -> Broadcast:
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    message = Broadcast(
-        study_sha256=study.sha256(),
-        run_id="run",
-        round=round_,
-        weights=weights,
-        architecture_sha256=architecture_sha256(network),
-    )
-    return dataclasses.replace(message, **changes)
 
 
 def twelve_images(study: Study, patients: int = 6) -> Material:

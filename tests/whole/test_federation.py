@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.federation import NAMES, STUDY, Federation, alive, approve, command, command_code, descendants
+from builders.federation import NAMES, STUDY, Federation, approve, command, command_code
+from builders.processes import alive, descendants
 
 from wardround.flower.environment import flower_environment
 from wardround.records.audit_log import verified

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from builders.federation import NAMES, STUDY, Federation, alive, approve, command, command_code, deadline_s, descendants
+from builders.federation import NAMES, STUDY, Federation, approve, command, command_code, deadline_s
+from builders.processes import alive, descendants
 
 from wardround.study.load import load_study
 from wardround_client.flower.executor import BEFORE_TTL_S

@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from builders.federation import NAMES, Federation, alive, approve, command, deadline_s, descendants
+from builders.federation import NAMES, Federation, approve, command, deadline_s
+from builders.processes import alive, descendants
 from paths import ROOT
 
 from wardround.records.audit_log import verified

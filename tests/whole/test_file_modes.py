@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.broadcasts import broadcast_of
 from builders.federation import STUDY, Federation, approve, command
 from builders.pictures import manifest, many
 from builders.pictures import run as ingested
 from builders.runs import Sites, run_of, trained
 from builders.runs import study_of as run_study
-from builders.sites import RELEASING_SITE, broadcast_of, releasing_study, write_patients
+from builders.sites import RELEASING_SITE, releasing_study, write_patients
 from paths import ROOT
 
 from wardround.operations.logs import log_to

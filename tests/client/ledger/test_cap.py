@@ -8,8 +8,9 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from builders.broadcasts import broadcast_of
 from builders.ledgers import CAP, STUDY, plan
-from builders.sites import broadcast_of, site_in, study_of
+from builders.sites import site_in, study_of
 
 from wardround.accounting import spent
 from wardround.errors import BudgetRefusal, PolicyRefusal

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.sites import KEY, RELEASING_SITE, broadcast_of, releasing_study, write_patients
+from builders.broadcasts import broadcast_of
+from builders.sites import KEY, RELEASING_SITE, releasing_study, write_patients
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.broadcasts import broadcast_of
 from builders.randomness import KnownRandom
-from builders.sites import broadcast_of, site_in, study_of, twelve_images
+from builders.sites import site_in, study_of, twelve_images
 
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError, WireError
 from wardround.networks.build import initial_network

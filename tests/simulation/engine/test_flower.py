@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import tiny_sites
+from builders.processes import descendants
 from builders.tiny_sites import (
     NAMES,
     QUESTION,
@@ -80,18 +81,7 @@ def listening_abroad():
 
 
 def family(root):
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(stat.parent.name)] = int(fields[1])
-    members = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
-        members |= grown
-    return members
+    return {root} | descendants(root)
 
 
 @pytest.fixture(scope="module")
