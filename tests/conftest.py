@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch or numpy are imported anywhere
+# Read by torch and numpy when they are imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -15,16 +19,26 @@ hypothesis.settings.load_profile("house")
 
 
 # Files of whole runs begin first, so that no core waits for the last of them.
-LONGEST = ("test_end_to_end", "test_engine", "test_attack", "test_histogram_metrics", "test_compare", "test_models")
+LONGEST = (
+    "whole/test_end_to_end.py",
+    "simulation/engine/test_flower.py",
+    "simulation/assess/test_synthesis.py",
+    "simulation/attack/test_attack.py",
+    "simulation/cli/test_bad_input.py",
+    "shared/metrics/test_noised_auc.py",
+    "simulation/compare/test_compare.py",
+    "shared/networks/test_build.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: place.get(item.path.relative_to(tests).as_posix(), len(LONGEST)))
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+    """One thread in torch too, whatever a test before set; torch itself is imported only by tests that need it."""
+    if (torch := sys.modules.get("torch")) is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

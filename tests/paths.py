@@ -7,3 +7,4 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 STUDIES = ROOT / "studies"
+HOSTILE = TESTS / "hostile"  # programs of an attacker, started by tests

@@ -305,12 +305,28 @@ def test_the_import_contracts_see_every_file() -> None:
     assert {module.name for module in modules(ROOT)} - graph.modules == set()
 
 
+def test_no_test_file_imports_another() -> None:
+    """What several test files need is in tests/builders/."""
+    named = re.compile(r"^\s*(?:from|import)\s+(?:tests\.|(?:[\w.]+\.)?test_\w+)", re.MULTILINE)
+    found = [path.name for path in (ROOT / "tests").rglob("*.py") if named.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
 def test_importing_the_server_loads_nothing_that_can_read_an_image() -> None:
     (forbidden,) = [
         one["forbidden_modules"] for name, one in contracts().items() if name.startswith("the server reaches")
     ]
     names = ", ".join(module.name for module in modules(ROOT) if module.room == "server")
     code = f"import sys, {names}; print([n for n in {forbidden!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["wardround_client", "wardround_server", "wardround_simulation"])
+def test_a_program_begins_without_a_heavy_library(package: str) -> None:
+    """`--help`, mistakes and what only reads a folder answer at once; a command imports what it needs."""
+    heavy = ("torch", "flwr", "ray", "scipy", "matplotlib", "opacus", "pydicom", "grpc")
+    code = f"import sys, {package}.cli.main; print([n for n in {heavy} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 from paths import ROOT
 
 from wardround.errors import ModelError
@@ -34,7 +35,6 @@ from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround.wire.evaluation import evaluation_round
 from wardround.wire.packets import Answer, Broadcast, LedgerHead, Packet, pack_answer, pack_broadcast, weights_sha256
-from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.sources.cohort import Cohort
 from wardround_client.training.rows import inputs_of, usable_rows

@@ -240,12 +240,12 @@ def test_a_cut_is_no_wider_than_a_scanner() -> None:
 @pytest.mark.parametrize("norm", [1e-4, 1e4])
 def test_at_both_ends_of_the_clipping_norm_the_noise_has_its_size_and_its_grid(norm: float) -> None:
     import torch
+    from builders.randomness import KnownRandom
     from torch import nn
 
     from wardround_client.clipping.engines import ClippedSum
     from wardround_client.privacy.noise import GRID_PARTS, PatientOptimizer
     from wardround_client.privacy.plan import plan_from_study
-    from wardround_client.privacy.secure_random import KnownRandom
 
     plan = plan_from_study(parse_study(changed("privacy.max_grad_norm", norm)))
     weight = nn.Parameter(torch.zeros(20_000))

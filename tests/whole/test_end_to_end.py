@@ -12,6 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from builders.figures import InProcessFigures
 from paths import STUDIES
 from PIL import Image
 
@@ -229,7 +230,7 @@ def test_exact_figures_through_flower_are_those_in_one_process_and_near_the_scor
     ]
     weights, _ = load_checkpoint(free_run / "model.safetensors")
     exchanged = {name: np.asarray(weights[name]) for name in in_process.start_weights(study)}
-    asked = (study, "in-process", result["architecture_sha256"], exchanged, in_process.InProcessFigures(sites))
+    asked = (study, "in-process", result["architecture_sha256"], exchanged, InProcessFigures(sites))
     assert federated_test(*asked) == result["federated_test"]
     exact, released = result["test_by_patient"], result["federated_test"]
     assert released["epsilon"] == "inf" and released["missing"] == []

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.whole.test_federation import NAMES, STUDY, Federation, alive, approve, command, command_code, descendants
-from tests.whole.test_federation_kills import deadline_s
+from builders.federation import NAMES, STUDY, Federation, approve, command, command_code, deadline_s
+from builders.processes import alive, descendants
 
 from wardround.study.load import load_study
 from wardround.wire.protocol import TTL_BEYOND_DEADLINE_S

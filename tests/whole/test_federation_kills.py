@@ -10,15 +10,14 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from builders.federation import NAMES, Federation, approve, command, deadline_s
+from builders.processes import alive, descendants
 from paths import ROOT
-from tests.whole.test_federation import NAMES, Federation, alive, approve, command, descendants
 
 from wardround.records.audit_log import verified
 from wardround.study.load import load_study
@@ -151,13 +150,6 @@ class Systemd:
                 os.kill(one, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-
-
-def deadline_s() -> int:
-    """A round's deadline that this machine keeps now, whoever else is at work on it: a task must load torch first."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import torch, flwr.clientapp, wardround_client.rounds.training"], check=True)
-    return round(min(max(40.0, 10.0 * (time.monotonic() - began)), 120.0))
 
 
 def kill_through(

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.broadcasts import broadcast_of
+from builders.federation import STUDY, Federation, approve, command
+from builders.pictures import manifest, many
+from builders.pictures import run as ingested
+from builders.runs import Sites, run_of, trained
+from builders.runs import study_of as run_study
+from builders.sites import RELEASING_SITE, releasing_study, write_patients
 from paths import ROOT
-from tests.client.rounds.test_audit import KEY, SITE, broadcast_of, study_of
-from tests.client.sources.test_ingest import manifest, many
-from tests.client.sources.test_ingest import run as ingested
-from tests.server.cli.test_operator import Sites, run_of, trained
-from tests.server.cli.test_operator import study_of as run_study
-from tests.whole.test_federation import STUDY, Federation, approve, command
 
 from wardround.operations.logs import log_to
 from wardround.records.chain import START
@@ -32,7 +33,6 @@ from wardround_client.rounds.training import answer
 from wardround_client.site import server_info
 from wardround_client.site.config import load_site_config
 from wardround_client.site.site import open_site
-from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import approve as decide
@@ -71,13 +71,9 @@ def open_to_others(folder: Path) -> dict[str, str]:
 def test_what_a_site_writes_in_its_rounds_is_its_owners(tmp_path: Path, monkeypatch) -> None:
     folder = tmp_path / "site"
     folder.mkdir(mode=0o700)
-    generator = np.random.default_rng(0)
-    rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{n // 2}"), label=n // 2 % 2) for n in range(24)]
-    images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)
-    names = ("benign", "malignant")
-    write_cohort(folder / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=names, site_key=KEY)
-    write_private(folder / "site.toml", SITE.encode())
-    proposed, study = study_of(), study_of(evaluation_epsilon=1.0)
+    write_patients(folder, "p")
+    write_private(folder / "site.toml", RELEASING_SITE.encode())
+    proposed, study = releasing_study(), releasing_study(evaluation_epsilon=1.0)
     assert proposals.receive(folder, proposed) == "proposed"
     decide(
         folder,
@@ -86,7 +82,7 @@ def test_what_a_site_writes_in_its_rounds_is_its_owners(tmp_path: Path, monkeypa
         Ledger(folder / "ledger.sqlite3"),
         load_site_config(folder / "site.toml").privacy.cap(),
     )
-    assert proposals.receive(folder, study_of(evaluation_epsilon=3.0)) == "proposed", "which stays undecided"
+    assert proposals.receive(folder, releasing_study(evaluation_epsilon=3.0)) == "proposed", "which stays undecided"
     store_approved(folder, study)
     server_info.keep(folder, 1.7e9, ours())
     log_to(folder / "logs" / "site.log", names=("umask",))
@@ -97,7 +93,7 @@ def test_what_a_site_writes_in_its_rounds_is_its_owners(tmp_path: Path, monkeypa
     site = open_site(folder, folder / "flower" / "proofs")
     for number in range(25):  # refusals: in full, then counted
         with pytest.raises(Exception, match="approved study"):
-            answer(broadcast_of(study_of(evaluation_epsilon=2.0), 1 + number % 3), site)
+            answer(broadcast_of(releasing_study(evaluation_epsilon=2.0), 1 + number % 3), site)
     for round_ in (1, 2):
         answer(broadcast_of(study, round_), site)
     release_scores(broadcast_of(study, 4), site)

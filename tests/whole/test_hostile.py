@@ -19,6 +19,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from builders.processes import descendants
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -28,9 +29,9 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS
-from hostile_pieces import COUNT_10_GB, large_proposal
-from paths import TESTS
-from wiretap import tapped
+from hostile.hostile_pieces import COUNT_10_GB, large_proposal
+from hostile.wiretap import tapped
+from paths import HOSTILE
 
 from wardround.accounting import spent
 from wardround.errors import WardroundError
@@ -142,20 +143,6 @@ def said_by(here: LocalFederation) -> str:
     return "\n".join(f"== {path}\n{path.read_text()[-4000:]}" for path in here.folder.glob("*/logs/*.log"))
 
 
-def descendants(pid: int) -> set[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        found, grown = found | more, bool(more)
-    return found - {pid}
-
-
 def peak_mb(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -214,7 +201,7 @@ def test_a_hostile_site_is_refused_by_name_at_every_trick_and_the_run_goes_on(tm
     disk, known = [], -1
     with running(here, "server") as daemons:
         for name, tricks in plays.items():
-            words = ("-u", TESTS / "hostile_site.py", here.site(name), address, ",".join(tricks))
+            words = ("-u", HOSTILE / "hostile_site.py", here.site(name), address, ",".join(tricks))
             log = here.site(name) / "log"
             daemons[name] = start(name, "python", *words, printed=log, log=log)
         run = here.submit(path)["run"]
@@ -380,11 +367,11 @@ app()
 def write_bundle(folder: Path, components: str, ran: Path) -> None:
     """A bundle with the attacker's code, and packages of our names and torch's; whichever runs says so in `ran`."""
     canary = f"import os\nopen({str(ran)!r}, 'a').write(os.environ['FLWR_HOME'] + chr(10))\n"
-    evil = (TESTS / "hostile_server.py").read_text()
+    evil = (HOSTILE / "hostile_server.py").read_text()
     files = {
         "pyproject.toml": BUNDLE.format(components=components),
         "evil.py": evil.replace("import json\n", "import json\n" + canary, 1),
-        "hostile_pieces.py": (TESTS / "hostile_pieces.py").read_text(),
+        "hostile_pieces.py": (HOSTILE / "hostile_pieces.py").read_text(),
         "torch.py": canary,
         "wardround_client/__init__.py": canary,
         "wardround_client/flower/site_app.py": canary + "app = None\n",
@@ -400,7 +387,7 @@ def hostile_superlink(here: LocalFederation) -> Iterator[SuperLink]:
     settings = load_server_config(here.server).server
     superlink = SuperLink(folder=here.server, ports=Ports(fleet=settings.fleet_port, control=settings.control_port))
     child, executor = superlink.children()
-    child.command = (sys.executable, str(TESTS / "hostile_superlink.py"), *child.command[5:])
+    child.command = (sys.executable, str(HOSTILE / "hostile_superlink.py"), *child.command[5:])
     stopped = threading.Event()
     thread = threading.Thread(target=supervise, args=([child, executor], stopped))
     thread.start()

@@ -23,11 +23,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
+from builders.federation import write_patients
 
 from wardround.identity import read_request
-from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_server.runs.folder import find_run
 from wardround_server.sites.registry import Registry
 from wardround_simulation.local.programs import PROGRAMS, Daemon, asked, call_all, end, start
@@ -341,20 +340,6 @@ class Proxy:
 
 
 # A federation in it
-
-
-def write_patients(folder: Path, seed: int) -> None:
-    """Eight patients with two grey images each, in which the second label is a bright square."""
-    rows, images, key = [], [], b"k" * 32
-    generator = np.random.default_rng(seed)
-    for number in range(16):
-        label = number // 2 % 2
-        image = generator.integers(0, 120, (1, 32, 32), dtype=np.uint8)
-        image[:, 8:20, 8:20] += np.uint8(90 * label)
-        images.append(image)
-        rows.append(CohortRow(pseudonym=pseudonym(key, f"{seed}-{number // 2}"), label=label))
-    names = ("benign", "malignant")
-    write_cohort(folder / "cohort", rows, iter(images), shape_CHW=(1, 32, 32), label_names=names, site_key=key)
 
 
 @dataclass

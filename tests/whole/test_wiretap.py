@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import grpc
 import pytest
-from wiretap import forms, tapped
+from hostile.wiretap import forms, tapped
 
 from wardround_server.sites.certificates import new_authority, new_key_pem, server_certificate
 

@@ -32,7 +32,7 @@ class SecretRandom:
     core).
     """
 
-    secret = True
+    secret = True  # a site refuses a source whose key somebody knows, as tests of equality have it
 
     def __init__(self) -> None:
         self._start(os.urandom(32))
@@ -99,12 +99,3 @@ class SecretRandom:
         2^65).
         """
         return np.argsort(self.words(count), kind="stable")
-
-
-class KnownRandom(SecretRandom):
-    """The same stream under a key that the caller knows, for tests of equality. A real site refuses it."""
-
-    secret = False
-
-    def __init__(self, key: bytes) -> None:
-        self._start(key.ljust(32, b"\0"))

@@ -21,6 +21,7 @@ from wardround.storage.atomic import fsync, owner_only
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.storage.folders import make_folder
 from wardround.study.describe import learns, network, reads
+from wardround.tasks.registry import release_part
 from wardround.text import count_text, epsilon_of, epsilon_text, promise
 from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import RunFolder, runs
@@ -101,6 +102,7 @@ def card_of(run: RunFolder) -> ModelCard:
         },
         "missing": result["missing"],
         "federated_test": result.get("federated_test"),
+        **({"released": result["released"]} if "released" in result else {}),
         "settings": json.loads(study.canonical()),
     }
     return ModelCard(content=content)
@@ -216,7 +218,8 @@ def _markdown(card: Mapping[str, Any]) -> str:
         "",
         "## Figures",
         "",
-        *_figures(figures),
+        *_released_weights(card.get("released")),
+        *_figures(card["task"], figures),
     ]
     return "\n".join(lines) + "\n"
 
@@ -225,25 +228,48 @@ def _ledger(head: Mapping[str, Any] | None) -> str:
     return "unknown" if head is None else f"{head['entries']} entries, `{head['sha256'][:16]}…`"
 
 
-def _figures(figures: Mapping[str, Any] | None) -> list[str]:
+def _released_weights(which: str | None) -> list[str]:
+    """Which weights the file holds, for a task that may release its public start instead of the trained model."""
+    texts = {
+        "trained": "The file holds the weights that the sites trained.",
+        "start": "The file holds the public start: nothing that the sites trained is in it.",
+    }
+    return [texts[which], ""] if which else []
+
+
+def _figures(task: str, figures: Mapping[str, Any] | None) -> list[str]:
     if figures is None:
         return ["None: the study asked the sites for no figures about held-out patients."]
     epsilon = epsilon_of(figures["epsilon"])
     cost = f"noised counts, ε {epsilon_text(epsilon)} for each of them" if math.isfinite(epsilon) else "no privacy"
     sites = ", ".join(figures["sites"]) or "no site"
-    alone = (f"- {site} alone: {_auc(one)}" for site, one in sorted(figures.get("per_site", {}).items()))
-    rows = (
-        f"- sensitivity {row['sensitivity']:.3f} ({row['low']:.3f}–{row['high']:.3f}) at "
-        f"{row['specificity']:.0%} specificity"
-        for row in figures["thresholds"]
-    )
+    release = release_part(task)
     return [
         f"About {figures['patients_noised']} held-out patients of {sites} ({cost}):",
         "",
-        f"- all together: {_auc(figures)}",
-        *alone,
-        *rows,
+        *release.card_lines(figures),
+        *(_scores(figures) if release.SCORES_LABELS else _patients_of_sites(figures)),
         *(f"- {one['site']} released none: {code_text(one['code'])}" for one in figures["missing"]),
+    ]
+
+
+def _patients_of_sites(figures: Mapping[str, Any]) -> list[str]:
+    return [
+        f"- {site} alone: about {one['patients_noised']} patients"
+        for site, one in sorted(figures.get("per_site", {}).items())
+    ]
+
+
+def _scores(figures: Mapping[str, Any]) -> list[str]:
+    """AUC, together and of each site that allows it, and sensitivity at fixed specificities."""
+    return [
+        f"- all together: {_auc(figures)}",
+        *(f"- {site} alone: {_auc(one)}" for site, one in sorted(figures.get("per_site", {}).items())),
+        *(
+            f"- sensitivity {row['sensitivity']:.3f} ({row['low']:.3f}–{row['high']:.3f}) at "
+            f"{row['specificity']:.0%} specificity"
+            for row in figures["thresholds"]
+        ),
     ]
 
 

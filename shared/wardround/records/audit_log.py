@@ -225,7 +225,3 @@ def _checked(path: Path, content: bytes, seen: LedgerHead) -> Stretch:
             f"{path}: another history: its .head file has seen {seen.entries}, and that one is not here; {RESTORE}"
         )
     return found
-
-
-def _past(seen: LedgerHead) -> str:
-    return f"its .head file has seen {seen.entries}"

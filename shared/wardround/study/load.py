@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 from wardround.errors import StudyError
 from wardround.printable import escaped
 from wardround.storage.json_numbers import json_numbers, number_of_json
+from wardround.study.ready_studies import ready_folder
 from wardround.study.schema import (
     AggregationSection,
     DataSection,
@@ -135,7 +136,7 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StudyError(f"{path}: no such study file; `ls studies/` shows the ready ones") from None
+        raise StudyError(f"{path}: no such study file; the ready ones are in {ready_folder()}") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, deep nesting
         raise StudyError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:

@@ -52,6 +52,7 @@ from wardround_simulation.generate.generation import (
 POOL = 1500  # phantoms painted to choose from, and images that a GAN makes at the end
 A_ROUND = 200  # images that a GAN makes after a round
 SHOWN = 24
+REAL_SHOWN = 24
 SEED = 5
 CLASSIFIERS = 3
 NOTES_FILE = "synthesis.jsonl"
@@ -166,7 +167,8 @@ class SynthesisAssessment:
                 "frechet_over_start": round(model.frechet.value / start.frechet.value, 4),
             }
         }
-        words = shown(self._study, result["synthesis"], self.notes, self._sheets, self.real, end)
+        real_NCHW = held_out_shown(self._study, self.real) if end.show_images else None
+        words = shown(self._study, result["synthesis"], self.notes, self._sheets, real_NCHW)
         return Assessed(weights=end.weights, result=result, site_tests={}, **words)
 
     def figures(self, weights: Weights) -> Figures:
@@ -310,6 +312,15 @@ def as_made(study: Study, images_NCHW: np.ndarray) -> np.ndarray:
     if study.model.name != "dcgan":
         return CentreCrop(CROP_PX)(images).numpy()
     return to_grey(cast(SharedGAN, initial_network(study)).prepare(images)).numpy()
+
+
+def held_out_shown(study: Study, real: RealImages) -> np.ndarray:
+    """Held-out images for the report, as many of each label, as the model sees them."""
+    rows = [
+        np.flatnonzero(real.held_out_N & (real.labels_N == label))[: REAL_SHOWN // len(study.data.labels)]
+        for label in range(len(study.data.labels))
+    ]
+    return as_made(study, real.images_NCHW[np.concatenate(rows)])
 
 
 def shown_rounds(rounds: int) -> set[int]:

@@ -9,15 +9,12 @@ import numpy as np
 
 from wardround import text
 from wardround.study.load import Study
-from wardround_simulation.assess.assessment import AtEnd
 from wardround_simulation.report.evidence import ReportSection, ReportTable, Sheet
 
 if TYPE_CHECKING:
-    from wardround_simulation.assess.synthesis import RealImages
     from wardround_simulation.report.style import Picture
 
 COLUMNS = 8
-REAL_SHOWN = 24
 SPACE = "the phantom encoder's features"
 
 
@@ -26,17 +23,19 @@ def shown(
     figures: Mapping[str, Any],
     notes: Mapping[int, Mapping[str, float]],
     sheets: Mapping[int, np.ndarray],
-    real: RealImages,
-    end: AtEnd,
+    real_NCHW: np.ndarray | None,
 ) -> dict[str, Any]:
-    """What an `Assessed` shows: `asked`, `headline`, `sections`, `series`, `samples`."""
+    """What an `Assessed` shows: `asked`, `headline`, `sections`, `series`, `samples`.
+
+    `real_NCHW`: held-out images to show beside the synthetic ones, or None to show none.
+    """
     section = ReportSection(
         anchor="synthesis",
         title="Synthetic images",
         lines=_lines(study, figures),
         tables=[_table(figures)],
         pictures=[_curve(notes, figures)],
-        sheets=[*_sheets(sheets, study), *(_real_sheet(study, real) if end.show_images else ())],
+        sheets=[*_sheets(sheets, study), *(() if real_NCHW is None else [_real_sheet(real_NCHW)])],
     )
     series: dict[str, dict[int, float]] = {}
     for round_, note in notes.items():
@@ -172,22 +171,14 @@ def _sheets(sheets: Mapping[int, np.ndarray], study: Study) -> list[Sheet]:
     ]
 
 
-def _real_sheet(study: Study, real: RealImages) -> list[Sheet]:
-    from wardround_simulation.assess.synthesis import as_made
-
-    rows = [
-        np.flatnonzero(real.held_out_N & (real.labels_N == label))[: REAL_SHOWN // len(study.data.labels)]
-        for label in range(len(study.data.labels))
-    ]
-    return [
-        Sheet(
-            title="Held-out images",
-            images_NCHW=as_made(study, real.images_NCHW[np.concatenate(rows)]),
-            columns=COLUMNS,
-            caption="What the synthetic images are held against, in the contrast in which the model sees them.",
-            tile_px=64,
-        )
-    ]
+def _real_sheet(real_NCHW: np.ndarray) -> Sheet:
+    return Sheet(
+        title="Held-out images",
+        images_NCHW=real_NCHW,
+        columns=COLUMNS,
+        caption="What the synthetic images are held against, in the contrast in which the model sees them.",
+        tile_px=64,
+    )
 
 
 def _one_picture(images_NCHW: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from wardround.study.load import Study
 from wardround_simulation.attack.canaries import Canaries
 from wardround_simulation.attack.inversion import SIDE_PX, Inversion
 from wardround_simulation.attack.membership import Attack, Membership
-from wardround_simulation.attack.run import AttackResult
+from wardround_simulation.attack.result import AttackResult
 from wardround_simulation.report.page import render
 from wardround_simulation.run.paths import REPORT_PAGE
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from wardround.accounting import Epsilon, GaussianEvent, spent, spent_exactly
+from wardround.accounting import GaussianEvent, spent, spent_exactly
 from wardround.errors import UsageError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import load_weights, trained_parameters
@@ -291,10 +291,3 @@ def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, re
         released = gradient * plan.expected_patients  # FedProx's pull to the start is zero in a round's only step
         pieces.append((released - clipped[name.removeprefix("head.")].numpy()).ravel())
     return np.concatenate(pieces) / (plan.noise_multiplier * plan.max_grad_norm)
-
-
-def total_spent(record: RunRecord) -> Epsilon:
-    """The largest epsilon of the sites, from their events."""
-    return max(
-        (spent(site.events, record.study.privacy.delta) for site in record.sites.values()), key=lambda e: e.value
-    )

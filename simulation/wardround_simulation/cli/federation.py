@@ -11,7 +11,6 @@ from rich.console import Console
 
 from wardround.cli.options import JsonOption
 
-STUDIES = Path(__file__).resolve().parents[2] / "studies"
 SEED = 7
 
 app = typer.Typer(rich_markup_mode=None)
@@ -35,11 +34,12 @@ def federation(
     hospitals, and shows the run and each site's ledger. The folders stay.
     """
     from wardround.study.load import load_study
+    from wardround.study.ready_studies import ready_study
     from wardround_simulation.cli.progress import RunProgress
     from wardround_simulation.local.federation import LocalFederation
     from wardround_simulation.run.preflight import check_number_of_sites
 
-    path = (study or STUDIES / "demo.toml").resolve()
+    path = (study or ready_study("demo")).resolve()
     loaded = load_study(path)
     check_number_of_sites(loaded, f"--sites {sites}", sites)
     out = out.resolve()

@@ -26,7 +26,6 @@ app = program(
     "wardround-sim",
     "Federated learning across hospitals, simulated on one machine. Research software, no medical device.",
 )
-STUDIES = Path(__file__).resolve().parents[2] / "studies"
 PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 60, 7
 
 StudyArgument = Annotated[
@@ -86,8 +85,9 @@ def run(
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
     from wardround.study.load import load_study
+    from wardround.study.ready_studies import ready_study
 
-    path = study or (STUDIES / "demo.toml")
+    path = study or ready_study("demo")
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
     if data is None and study is not None and loaded.study.task == "classification":
@@ -171,10 +171,11 @@ def compare(
 ) -> None:
     """Alone, pooled and federated, at each epsilon. Over folds by patient; continues where it was ended."""
     from wardround.study.load import load_study
+    from wardround.study.ready_studies import ready_study
 
     if data is None:
         raise UsageError("--data is missing: which folder holds the images?")
-    loaded = load_study(study or (STUDIES / "lidc.toml"), tuple(set_ or ()))
+    loaded = load_study(study or ready_study("lidc"), tuple(set_ or ()))
     if loaded.study.task == "synthesis":
         raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of synthesis")
     epsilons = _epsilons(epsilon)

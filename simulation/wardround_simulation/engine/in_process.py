@@ -24,11 +24,9 @@ from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.tasks.classification.objective import trained_part
-from wardround.wire.evaluation import SiteRelease, pack_release, unpack_release
 from wardround.wire.packets import Broadcast, SiteReply, payload_bytes
 from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.privacy.secure_random import SecretRandom
-from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
 from wardround_client.site.paths import CACHE, COHORT
 from wardround_client.site.site import Site, Weights
@@ -174,24 +172,6 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
             )
 
     return exchange
-
-
-class InProcessFigures:
-    """The question about figures in one process; see `wardround_server.rounds.evaluation.FiguresExchange`."""
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self._sites = sorted(sites, key=lambda site: site.name)
-
-    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
-        """Each site's release through the same packets as over a network, in the order of names."""
-        for site in self._sites:
-            release, code = None, None
-            try:
-                packet = pack_release(question, release_scores(question, site))
-                release, code = unpack_release(packet, question, bins)
-            except RefusedError as error:
-                code = f"refused:{error.code}"
-            yield SiteRelease(site=site.name, release=release, code=code, bytes_up=16 * bins if release else 0)
 
 
 def start_weights(study: Study) -> Weights:

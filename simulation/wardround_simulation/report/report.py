@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from wardround import text as plain
-from wardround_simulation.cli.result_table import result_table
 from wardround_simulation.report import sections
 from wardround_simulation.report import text as words
 from wardround_simulation.report.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
@@ -22,7 +21,7 @@ from wardround_simulation.report.noised_figures import released_section
 from wardround_simulation.report.page import write_page
 from wardround_simulation.run.paths import REPORT_PAGE
 
-__all__ = ["CurvePoint", "RunEvidence", "ScoredSet", "SiteQuality", "result_table", "write_report"]
+__all__ = ["CurvePoint", "RunEvidence", "ScoredSet", "SiteQuality", "write_report"]
 
 NO_PRIVACY = (
     "This run was made with ε = ∞: no noise protects the patients. What left each hospital, and the model itself, may "

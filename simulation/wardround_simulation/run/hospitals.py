@@ -18,6 +18,7 @@ from wardround.errors import DataError
 from wardround.storage.atomic import write_file
 from wardround.storage.folders import make_folder
 from wardround.study.load import Study
+from wardround.tasks.registry import objective_part
 from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
@@ -71,7 +72,7 @@ def prepare_hospitals(
 
 
 def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:
-    """Hold what passed the quality gate against the study: patients at two sites, labels of one class only."""
+    """Raise `DataError` where a patient is at two sites, or where the study needs labels and fewer than two occur."""
     owner: dict[str, str] = {}
     labels: set[int] = set()
     for hospital in hospitals:
@@ -82,9 +83,15 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
                 raise DataError(
                     f"{data}: a patient is at both {owner[patient]} and {hospital.name}; a patient belongs to one site"
                 )
-    if len(labels) < 2:
+    if len(labels) < 2 and not _uses_unlabelled_images(study):
         names = ", ".join(study.data.labels[label] for label in sorted(labels)) or "none"
-        raise DataError(f"{data}: a classifier needs two labels, and the usable images have: {names}")
+        raise DataError(
+            f"{data}: a {study.study.task} study needs images of two labels, and the usable images have: {names}"
+        )
+
+
+def _uses_unlabelled_images(study: Study) -> bool:
+    return bool(objective_part(study.study.task).usable_rows(study, np.array([-1], dtype=np.int16)).all())
 
 
 def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.studies import STUDY
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,22 +25,6 @@ from wardround_client.studies.store import store_approved
 from wardround_server.operations.folder import found
 
 CANARY = "CANARY-4711"
-STUDY = """
-[study]
-name = "t"
-rounds = 2
-[data]
-labels = ["benign", "malignant"]
-image_size = 64
-modality = "any"
-[privacy]
-epsilon = 3.0
-delta = 1e-4
-max_grad_norm = 0.3
-nominal_patients = 8
-[aggregation]
-nominal_sites = 1
-"""
 
 
 def run(*words: object, typed: str | None = None) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 from torch import Tensor, nn
 
 from wardround.errors import WardroundError
@@ -34,7 +35,6 @@ from wardround_client.clipping.engines import (
 )
 from wardround_client.clipping.select import EngineMemory, Sample, candidates_of, checked_engine, engine_for
 from wardround_client.privacy.plan import plan_from_study
-from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.training.batches import material_of
 from wardround_client.training.train import plan_speed, train
 

@@ -13,7 +13,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from builders import hostile_case
+from builders.networks import hostile_case
+from builders.randomness import KnownRandom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -47,7 +48,6 @@ from wardround_client.clipping.hostile_weights import (
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import Draw
-from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.training.batches import material_of, physical_batches
 from wardround_client.training.features import features_of
 from wardround_client.training.train import plan_speed

@@ -8,9 +8,9 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from tests.client.ledger.test_ledger import CAP, STUDY, plan
-from tests.client.rounds import test_training as test_round
-from tests.client.rounds.test_training import broadcast_of, study_of
+from builders.broadcasts import broadcast_of
+from builders.ledgers import CAP, STUDY, plan
+from builders.sites import site_in, study_of
 
 from wardround.accounting import spent
 from wardround.errors import BudgetRefusal, PolicyRefusal
@@ -18,8 +18,12 @@ from wardround.wire.packets import weights_sha256
 from wardround.wire.protocol import EVALUATE, TRAIN
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.rounds.training import answer
+from wardround_client.site.site import Site
 
-site = test_round.site  # the fixture
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return site_in(tmp_path)
 
 
 def lowered(epsilon: float, delta: float = 1e-4) -> Cap:

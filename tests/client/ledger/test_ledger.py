@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+from builders.ledgers import CAP, OTHER, STUDY, plan
 
-from wardround.accounting import PureEvent, calibrate_noise, spent
+from wardround.accounting import PureEvent, spent
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal
 from wardround.records.chain import START, Witness, linked
 from wardround.study.load import parse_study
@@ -24,28 +25,6 @@ from wardround.wire.packets import LedgerHead
 from wardround_client.ledger.file import LedgerFile
 from wardround_client.ledger.ledger import Cap, Ledger, cap_of
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-
-CAP = Cap(epsilon=8.0, delta=1e-4)
-STUDY, OTHER = "a" * 64, "b" * 64
-
-
-def plan(
-    epsilon: float = 8.0, delta: float = 1e-4, rounds: int = 5, spare: int = 1, evaluation: float = 0.0
-) -> PrivacyPlan:
-    noise = calibrate_noise(epsilon=epsilon, delta=delta, sampling_rate=1.0, steps=rounds + spare)
-    return PrivacyPlan(
-        epsilon_asked=epsilon,
-        delta=delta,
-        sampling_rate=1.0,
-        images_per_patient=None,
-        max_grad_norm=1.0,
-        noise_multiplier=noise,
-        nominal_patients=10,
-        rounds=rounds,
-        spare_rounds=spare,
-        local_steps=1,
-        evaluation_epsilon=evaluation,
-    )
 
 
 def test_a_study_above_the_cap_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:

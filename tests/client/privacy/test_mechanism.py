@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from builders.randomness import KnownRandom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -30,7 +31,7 @@ from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import draw_patients, index_patients
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 
 NETWORKS = ["phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "densenet121"]
 

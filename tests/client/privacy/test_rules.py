@@ -11,15 +11,16 @@ from types import FrameType
 import numpy as np
 import pytest
 import torch
+from builders.broadcasts import broadcast_of
+from builders.randomness import KnownRandom
 
 from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
-from wardround.wire.packets import Broadcast, pack_answer, pack_refusal
+from wardround.wire.packets import pack_answer, pack_refusal
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import ReplyFolder, Site
 from wardround_client.training.batches import IMAGES_PER_PHYSICAL_BATCH, Material, material_of
@@ -114,17 +115,6 @@ def site_of(study: Study, folder: Path, material_of) -> Site:
         material_of=material_of,
         randomness=SecretRandom(),
         device=CPU,
-    )
-
-
-def broadcast_of(study: Study) -> Broadcast:
-    architecture = architecture_sha256(initial_network(study))
-    return Broadcast(
-        study_sha256=study.sha256(),
-        run_id="run",
-        round=1,
-        weights=start_of(study),
-        architecture_sha256=architecture,
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.broadcasts import broadcast_of
+from builders.randomness import KnownRandom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -17,13 +19,11 @@ from wardround.accounting import PureEvent
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, StudyError, WardroundError, WireError
 from wardround.metrics.noised_auc import noise_variance
 from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.wire.packets import Broadcast
 from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.privacy.score_noise import noised, score_histogram, two_sided_geometric
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds import evaluation
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
@@ -149,16 +149,7 @@ def some(images: HeldOutImages, rows_N: np.ndarray) -> HeldOutImages:
 
 
 def question_of(study: Study, **changes) -> Broadcast:
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    question = Broadcast(
-        study_sha256=study.sha256(),
-        run_id="run",
-        round=study.study.rounds + 1,
-        weights=weights,
-        architecture_sha256=architecture_sha256(network),
-    )
-    return dataclasses.replace(question, **changes)
+    return broadcast_of(study, study.study.rounds + 1, **changes)
 
 
 def test_a_patient_counts_once_with_the_highest_score_and_any_positive_label():

@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.broadcasts import broadcast_of
+from builders.sites import KEY, RELEASING_SITE, releasing_study, write_patients
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.errors import AuditError, BudgetRefusal, PolicyRefusal, WireError
 from wardround.flower.record import record_of
-from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
 from wardround.records.audit_log import verified
 from wardround.records.refusal_counts import IN_FULL, only_counted
-from wardround.study.load import Study, parse_study
-from wardround.wire.packets import Broadcast, pack_broadcast, weights_sha256
+from wardround.wire.packets import pack_broadcast, weights_sha256
 from wardround_client.flower.site_app import site_app
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
@@ -29,49 +27,17 @@ from wardround_client.rounds.deadline import OutOfTime, time_limit
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import admit, answer
 from wardround_client.site.site import open_site
-from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
+from wardround_client.sources.cohort import pseudonym
 from wardround_client.studies.approvals import approve, decide_against, find_study
 from wardround_client.studies.store import store_approved
 from wardround_client.training.train import train
-
-KEY = b"k" * 32
-SITE = 'name = "h"\n[privacy]\nepsilon_cap = 12.0\ndelta_cap = 1e-4\n[release]\nevaluation = "noised"\n'
-
-
-def study_of(evaluation_epsilon: float = 0.0, epsilon: float = 8.0) -> Study:
-    return parse_study(
-        {
-            "study": {"name": "t", "rounds": 3, "spare_rounds": 1},
-            "data": {"labels": ["benign", "malignant"], "image_size": 64},
-            "privacy": {"epsilon": epsilon, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
-            "aggregation": {"nominal_sites": 1},
-            "evaluation": {"epsilon": evaluation_epsilon, "holdout": 0.5},
-        }
-    )
-
-
-def broadcast_of(study: Study, round_: int = 1, **changes) -> Broadcast:
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    message = Broadcast(
-        study_sha256=study.sha256(),
-        run_id="run",
-        round=round_,
-        weights=weights,
-        architecture_sha256=architecture_sha256(network),
-    )
-    return dataclasses.replace(message, **changes)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A site whose patients are called CANARY."""
-    generator = np.random.default_rng(0)
-    rows = [CohortRow(pseudonym=pseudonym(KEY, f"CANARY^{n // 2}"), label=n // 2 % 2) for n in range(24)]
-    images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)
-    names = ("benign", "malignant")
-    write_cohort(tmp_path / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=names, site_key=KEY)
-    (tmp_path / "site.toml").write_text(SITE)
+    write_patients(tmp_path, "CANARY^")
+    (tmp_path / "site.toml").write_text(RELEASING_SITE)
     return tmp_path
 
 
@@ -80,12 +46,12 @@ def entries(folder: Path) -> tuple[dict, ...]:
 
 
 def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_says(folder: Path) -> None:
-    store_approved(folder, study_of())
-    site, message = open_site(folder), broadcast_of(study_of())
+    store_approved(folder, releasing_study())
+    site, message = open_site(folder), broadcast_of(releasing_study())
     reply = answer(message, site).weights
     first = site.ledger.spent(1e-4)
     answer(message, site)
-    answer(broadcast_of(study_of(), 2), site)
+    answer(broadcast_of(releasing_study(), 2), site)
     one, again, two = entries(folder)
     assert (one["run"], one["round"], one["purpose"], one["again"]) == ("run", 1, "train", False)
     assert one["reply"] == weights_sha256(reply) == again["reply"] and again["again"] is True
@@ -94,8 +60,8 @@ def test_a_reply_is_in_the_log_with_its_hash_and_the_epsilon_that_the_ledger_say
 
 
 def test_a_settled_round_asked_for_all_day_is_counted_and_not_written_down_each_time(folder: Path) -> None:
-    store_approved(folder, study_of())
-    site, message = open_site(folder), broadcast_of(study_of())
+    store_approved(folder, releasing_study())
+    site, message = open_site(folder), broadcast_of(releasing_study())
     for _ in range(1 + IN_FULL + 30):
         answer(message, site)
     assert [one["again"] for one in entries(folder)] == [False] + [True] * IN_FULL
@@ -106,7 +72,7 @@ def test_one_approval_answers_one_run_and_a_server_that_renames_it_gets_no_more(
     folder: Path,
 ) -> None:
     """48 runs are asked for, which the cap would bear. What a person read was the cost of one."""
-    study = study_of(epsilon=0.5)
+    study = releasing_study(epsilon=0.5)
     approve(folder, study, "Marie", Ledger(folder / "ledger.sqlite3"), open_site(folder).cap)
 
     codes = []
@@ -135,7 +101,7 @@ def test_one_approval_answers_one_run_and_a_server_that_renames_it_gets_no_more(
 
 
 def test_released_figures_are_in_the_log_too(folder: Path) -> None:
-    study = study_of(evaluation_epsilon=1.0)
+    study = releasing_study(evaluation_epsilon=1.0)
     store_approved(folder, study)
     release_scores(broadcast_of(study, 4), open_site(folder))
     release_scores(broadcast_of(study, 4), open_site(folder))
@@ -143,15 +109,15 @@ def test_released_figures_are_in_the_log_too(folder: Path) -> None:
 
 
 def test_nothing_leaves_that_cannot_be_written_down(folder: Path) -> None:
-    store_approved(folder, study_of())
+    store_approved(folder, releasing_study())
     (folder / "audit.jsonl").write_text("not what was written\n")
     (folder / "audit.head").write_text(f"{3:015d} {'0' * 64}\n")
     with pytest.raises(AuditError):
-        answer(broadcast_of(study_of()), open_site(folder))
+        answer(broadcast_of(releasing_study()), open_site(folder))
     assert len(Ledger(folder / "ledger.sqlite3").attempts()) == 1, "it is charged; its bytes stay here"
     for name in ("audit.jsonl", "audit.head"):
         (folder / name).unlink()
-    answer(broadcast_of(study_of()), open_site(folder))
+    answer(broadcast_of(releasing_study()), open_site(folder))
     assert [one["again"] for one in entries(folder)] == [True]
     assert len(Ledger(folder / "ledger.sqlite3").attempts()) == 1
 
@@ -164,17 +130,17 @@ def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Pa
             raise OSError(f"/data/CANARY^1.dcm of patient {pseudonym(KEY, 'CANARY^1')}")
 
     with pytest.raises(PolicyRefusal):
-        answer(broadcast_of(study_of()), open_site(folder))
-    store_approved(folder, study_of())
+        answer(broadcast_of(releasing_study()), open_site(folder))
+    store_approved(folder, releasing_study())
     site = open_site(folder)
     with pytest.raises(PolicyRefusal):
-        answer(broadcast_of(study_of(), architecture_sha256="0" * 64), site)
+        answer(broadcast_of(releasing_study(), architecture_sha256="0" * 64), site)
     with pytest.raises(WireError):
-        answer(broadcast_of(study_of(), weights={"head.weight": np.zeros((9, 9), np.float32)}), site)
+        answer(broadcast_of(releasing_study(), weights={"head.weight": np.zeros((9, 9), np.float32)}), site)
     with pytest.raises(OSError):
-        answer(broadcast_of(study_of()), dataclasses.replace(site, replies=Fails()))
+        answer(broadcast_of(releasing_study()), dataclasses.replace(site, replies=Fails()))
     with pytest.raises(PolicyRefusal):
-        release_scores(broadcast_of(study_of(), 4), site)
+        release_scores(broadcast_of(releasing_study(), 4), site)
     codes = ["not_approved", "architecture", "wire-names", "failed", "evaluation_not_asked"]
     assert [(one["event"], one["code"]) for one in entries(folder)] == [("message-refused", code) for code in codes]
     text = (folder / "audit.jsonl").read_text()
@@ -183,20 +149,20 @@ def test_every_refusal_is_in_the_log_by_its_code_and_none_by_its_text(folder: Pa
 
 def test_what_a_person_revokes_or_lowers_while_a_process_waits_for_its_turn_holds_for_it(folder: Path) -> None:
     """Another process of the site is at work; the change is made before the lock is free."""
-    study = study_of(evaluation_epsilon=1.0)
+    study = releasing_study(evaluation_epsilon=1.0)
 
     def approve_again() -> None:
-        (folder / "site.toml").write_text(SITE)
+        (folder / "site.toml").write_text(RELEASING_SITE)
         approve(folder, study, "Marie", Ledger(folder / "ledger.sqlite3"), open_site(folder).cap)
 
     def revoke() -> None:
         decide_against(folder, find_study(folder, study.sha256()[:12]), "revoked", "Marie")
 
     def lower_the_cap() -> None:
-        (folder / "site.toml").write_text(SITE.replace("12.0", "0.5"))
+        (folder / "site.toml").write_text(RELEASING_SITE.replace("12.0", "0.5"))
 
     def release_nothing() -> None:
-        (folder / "site.toml").write_text(SITE.replace('"noised"', '"off"'))
+        (folder / "site.toml").write_text(RELEASING_SITE.replace('"noised"', '"off"'))
 
     def code_of(change, ask, round_: int) -> str:
         @contextmanager
@@ -218,7 +184,7 @@ def test_what_a_person_revokes_or_lowers_while_a_process_waits_for_its_turn_hold
 
 
 def test_a_round_that_is_charged_and_late_is_in_the_log_with_its_study_run_and_round(folder: Path, monkeypatch) -> None:
-    study = study_of(evaluation_epsilon=1.0)
+    study = releasing_study(evaluation_epsilon=1.0)
     store_approved(folder, study)
 
     def hangs(*arguments, **keywords):
@@ -250,8 +216,8 @@ def test_a_message_that_is_none_or_comes_to_a_folder_that_is_none_is_in_the_log(
         context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
         return site_app(tmp_path)(message, context).content["header"]["code"]
 
-    broken = record_of(pack_broadcast(broadcast_of(study_of())))
+    broken = record_of(pack_broadcast(broadcast_of(releasing_study())))
     broken["header"]["round"] = 0
-    codes = [said(RecordDict()), said(broken), said(record_of(pack_broadcast(broadcast_of(study_of()))))]
+    codes = [said(RecordDict()), said(broken), said(record_of(pack_broadcast(broadcast_of(releasing_study()))))]
     assert codes == ["wire-header", "wire-header", "failed"]  # the last: there is no site.toml
     assert [one["code"] for one in entries(tmp_path)] == codes

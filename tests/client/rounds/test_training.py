@@ -9,20 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.broadcasts import broadcast_of
+from builders.randomness import KnownRandom
+from builders.sites import site_in, study_of, twelve_images
 
 from wardround.errors import BudgetRefusal, LedgerError, PolicyRefusal, RefusedError, WireError
 from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.tasks.reconstruction import networks
 from wardround.tasks.reconstruction.restorer import Restorer
-from wardround.wire.packets import Broadcast, weights_sha256
+from wardround.wire.packets import weights_sha256
 from wardround_client.ledger.ledger import Cap, Ledger
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds import training
 from wardround_client.rounds.training import answer
-from wardround_client.site.site import ReplyFolder, Site, open_site
+from wardround_client.site.site import Site, open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.studies.store import store_approved
 from wardround_client.training.batches import Material, material_of
@@ -33,59 +34,9 @@ from wardround_client.training.train import train
 KEY = b"k" * 32
 
 
-def study_of(**privacy) -> Study:
-    settings = {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8}
-    content = {
-        "study": {"name": "t", "rounds": 3, "spare_rounds": 1},
-        "data": {"labels": ["benign", "malignant"], "image_size": 64},
-        "privacy": settings | privacy,
-        "aggregation": {"nominal_sites": 1},
-    }
-    return parse_study(content)
-
-
-def broadcast_of(study: Study, round_: int = 1, **changes) -> Broadcast:
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    message = Broadcast(
-        study_sha256=study.sha256(),
-        run_id="run",
-        round=round_,
-        weights=weights,
-        architecture_sha256=architecture_sha256(network),
-    )
-    return dataclasses.replace(message, **changes)
-
-
-def twelve_images(study: Study, patients: int = 6) -> Material:
-    generator = np.random.default_rng(3)
-    features = generator.normal(size=(2 * patients, 33)).astype(np.float32)
-    labels = generator.integers(0, 2, 2 * patients).astype(np.int16)
-    patient_N = np.repeat(np.arange(patients), 2)
-    return material_of(features, labels, patient_N, np.ones(2 * patients, bool))
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    """A site with a real ledger and reply folder on disk, which fails the test if data are read before admission."""
-    studies = (study_of(), study_of(epsilon=math.inf), study_of(epsilon=9.0), study_of(epsilon=2.0))
-    known = {study.sha256(): study for study in studies}
-
-    def study(sha256: str) -> Study:
-        if sha256 not in known:
-            raise PolicyRefusal("not_approved", "unknown")
-        return known[sha256]
-
-    return Site(
-        name="hospital",
-        cap=Cap(epsilon=8.0, delta=1e-4),
-        ledger=Ledger(tmp_path / "ledger.sqlite3"),
-        replies=ReplyFolder(tmp_path / "replies"),
-        study_of=study,
-        material_of=twelve_images,
-        randomness=SecretRandom(),
-        device=torch.device("cpu"),
-    )
+    return site_in(tmp_path)
 
 
 def test_a_round_is_one_event_and_moves_the_weights(site: Site) -> None:

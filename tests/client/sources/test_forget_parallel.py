@@ -8,9 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.client.cli.test_data import STUDY
-from tests.client.sources import test_opt_out
-from tests.client.sources.test_opt_out import GONE, KEY, PATIENTS, ask, study_of
+from builders.objections import GONE, KEY, PATIENTS, ask, prepared_site, study_of
+from builders.studies import STUDY
 from typer.testing import CliRunner
 
 from wardround.errors import DataError
@@ -25,9 +24,13 @@ from wardround_client.sources.forget import forget, remove_objectors
 from wardround_client.sources.opt_out import opted_out
 from wardround_client.training import features
 
-folder = test_opt_out.folder  # the fixture
 FORK = multiprocessing.get_context("fork")
 AT_ONCE = 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return prepared_site(tmp_path)
 
 
 def keyed(site: Path) -> Path:

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from builders.pictures import KEY, LABELS, manifest, many, pixels, run, study
 from paths import ROOT
 from PIL import Image
 
 from wardround.errors import DataError
-from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.images.layout import discover
 from wardround_client.sources.images.workers import WorkerPool
@@ -26,45 +26,11 @@ from wardround_client.sources.ingest import ingest
 from wardround_client.sources.quality.gate import Candidate, gate
 from wardround_client.sources.quality.reasons import REASONS
 
-KEY = b"site key of the tests, 32 bytes."
-LABELS = ("benign", "malignant")
-
 
 @pytest.fixture(scope="module")
 def pool():
     with WorkerPool(2) as workers:
         yield workers
-
-
-def study(**settings):
-    return DataSection(**{"image_size": 16, "labels": LABELS, "modality": "any", **settings})
-
-
-def pixels(seed, shape=(16, 16)):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def manifest(folder, rows):
-    """`rows`: name, patient, label, pixels (an array, or bytes for a damaged file)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, _, _, content in rows:
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-        else:
-            Image.fromarray(content).save(folder / name)
-    with open(folder / "manifest.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("file", "patient_id", "label"), *(row[:3] for row in rows)])
-    return folder
-
-
-def many(count=40):
-    return [(f"{i:02d}.png", f"patient {i // 4}", LABELS[i % 2], pixels(i)) for i in range(count)]
-
-
-def run(folder, out, pool, progress=None, **settings):
-    data = study(**settings)
-    (source,) = discover(folder, data)
-    return ingest(source, data, out, KEY, workers=1, pool=pool, progress=progress)
 
 
 def test_pictures_of_the_right_size_arrive_bit_by_bit(tmp_path, pool):

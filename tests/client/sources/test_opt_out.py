@@ -9,81 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from builders.objections import GONE, IMAGES_EACH, KEY, PATIENTS, ask, prepare, prepared_site, study_of
 
 from wardround.errors import DataError
-from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
-from wardround.study.load import Study, parse_study
-from wardround.wire.packets import Broadcast
-from wardround_client.rounds.training import answer
 from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import holdout_rank, open_cohort, pseudonym
 from wardround_client.sources.forget import forget
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.ingest import ingest
 from wardround_client.sources.opt_out import opted_out
-from wardround_client.studies.store import store_approved
-
-KEY = b"site key of the tests, 32 bytes."
-PATIENTS, IMAGES_EACH = 8, 3
-GONE = "p3"
-
-
-def study_of() -> Study:
-    return parse_study(
-        {
-            "study": {"name": "t", "rounds": 3},
-            "data": {"labels": ["benign", "malignant"], "image_size": 64, "modality": "any"},
-            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
-            "aggregation": {"nominal_sites": 1},
-            "evaluation": {"holdout": 0.0},
-        }
-    )
-
-
-def sources(root: Path) -> Path:
-    folder, generator = root / "source", np.random.default_rng(0)
-    folder.mkdir()
-    lines = ["file,patient_id,site,label"]
-    for patient in range(PATIENTS):
-        for number in range(IMAGES_EACH):
-            Image.fromarray(generator.integers(0, 256, (64, 64), dtype=np.uint8)).save(
-                folder / f"{patient}{number}.png"
-            )
-            lines.append(f"{patient}{number}.png,p{patient},north,{('benign', 'malignant')[patient % 2]}")
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def prepare(root: Path, study: Study):
-    (source,) = discover(root / "source", study.data)
-    site = root / "site"
-    return ingest(source, study.data, site / "cohort", KEY, workers=1, objectors=opted_out(site))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A site's folder, ingested and ready to train."""
-    sources(tmp_path)
-    site, study = tmp_path / "site", study_of()
-    site.mkdir()
-    prepare(tmp_path, study)
-    (site / "site.toml").write_text('name = "north"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
-    store_approved(site, study)
-    return site
-
-
-def ask(site, study: Study, round_: int) -> None:
-    network = initial_network(study)
-    weights = {name: p.detach().numpy() for name, p in trained_parameters(network, study).items()}
-    architecture = architecture_sha256(network)
-    question = Broadcast(
-        study_sha256=study.sha256(), run_id="r", round=round_, weights=weights, architecture_sha256=architecture
-    )
-    answer(question, site)
+    return prepared_site(tmp_path)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 
 from wardround.errors import DataError
 from wardround.networks.build import initial_network
@@ -20,7 +21,7 @@ from wardround.tasks.classification import objective
 from wardround.tasks.reconstruction import objective as restoration
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import draw_patients, index_patients
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.sources.cohort import CohortRow, open_cohort, write_cohort
 from wardround_client.training import features
 from wardround_client.training.batches import (

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 
 from wardround.errors import StudyError, WardroundError
 from wardround.networks.build import build_model, initial_network
@@ -19,7 +20,6 @@ from wardround.tasks.reconstruction.restorer import INPUTS
 from wardround_client.clipping.bookkeeping import clip_by_bookkeeping
 from wardround_client.clipping.engines import PatientBatch, check_engine, clip_by_loop, sum_unclipped
 from wardround_client.privacy.plan import plan_from_study
-from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.training import steps
 from wardround_client.training.batches import HeldOutImages, SpeedPlan, material_of
 from wardround_client.training.scoring import held_out_scores

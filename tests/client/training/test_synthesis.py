@@ -8,22 +8,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders.broadcasts import broadcast_of
+from builders.randomness import KnownRandom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardround.errors import BudgetRefusal
 from wardround.networks.build import initial_network
-from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study, parse_study
 from wardround.tasks.synthesis import gan_objective, sampler_objective
 from wardround.tasks.synthesis.dcgan import hinge_of_real
 from wardround.tasks.synthesis.study import section_of
-from wardround.wire.packets import Broadcast
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
-from wardround_client.privacy.secure_random import KnownRandom, SecretRandom
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.training import answer
 from wardround_client.site.site import Site
 from wardround_client.training.batches import Material, material_of
@@ -216,16 +216,6 @@ def site_with(studies: list[Study], cap: Cap) -> Site:
     )
 
 
-def broadcast_of(study: Study) -> Broadcast:
-    return Broadcast(
-        study_sha256=study.sha256(),
-        run_id=study.study.name,
-        round=1,
-        weights=start_of(study),
-        architecture_sha256=architecture_sha256(initial_network(study)),
-    )
-
-
 def test_classifier_and_gan_on_one_cohort_add_up_and_the_second_is_refused_when_the_cap_is_reached() -> None:
     classifier = parse_study({
         "study": {"name": "cnn", "rounds": 2, "spare_rounds": 0},
@@ -235,14 +225,14 @@ def test_classifier_and_gan_on_one_cohort_add_up_and_the_second_is_refused_when_
     })  # fmt: skip
     gan = gan_study(study={"name": "gan"}, privacy={"epsilon": 4.0})
     both = site_with([classifier, gan], Cap(epsilon=7.0, delta=1e-4))
-    answer(broadcast_of(classifier), both)
+    answer(broadcast_of(classifier, run_id=classifier.study.name), both)
     alone = both.ledger.spent(1e-4).value
-    answer(broadcast_of(gan), both)
+    answer(broadcast_of(gan, run_id=gan.study.name), both)
     together = both.ledger.spent(1e-4).value
     assert alone < together
     assert sorted(event.steps for event in both.ledger.events()) == [1, 1]
     narrow = site_with([classifier, gan], Cap(epsilon=4.5, delta=1e-4))
-    answer(broadcast_of(classifier), narrow)
+    answer(broadcast_of(classifier, run_id=classifier.study.name), narrow)
     with pytest.raises(BudgetRefusal):
-        answer(broadcast_of(gan), narrow)
+        answer(broadcast_of(gan, run_id=gan.study.name), narrow)
     assert len(narrow.ledger.events()) == 1

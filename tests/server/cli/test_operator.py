@@ -11,13 +11,13 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from builders.runs import Sites, run_of, study_of, trained
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.supercore.task_identity import TaskIdentity
@@ -26,9 +26,7 @@ from wardround.errors import AuditError, RoundError
 from wardround.networks.initial_weights import write_start
 from wardround.records.audit_log import verified
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
-from wardround.study.load import Study, parse_study
-from wardround.wire.evaluation import ScoreRelease, SiteRelease
-from wardround.wire.packets import Broadcast, LedgerHead, SiteReply, is_code, weights_sha256
+from wardround.wire.packets import Broadcast, SiteReply, is_code, weights_sha256
 from wardround.wire.versions import ours
 from wardround_server.cli.main import main
 from wardround_server.flower.exchange import FlowerExchange, Polling
@@ -36,64 +34,10 @@ from wardround_server.flower.server_app import stop_watch
 from wardround_server.operations.config import config_text
 from wardround_server.runs.attendance import Attended
 from wardround_server.runs.audit import RunRecord
-from wardround_server.runs.folder import RunFolder, create_run
+from wardround_server.runs.folder import create_run
 from wardround_server.runs.phases import ask, start_of, train
 from wardround_server.sites import software
 from wardround_server.sites.registry import Registry
-
-
-def study_of(name: str = "tiny", *, rounds: int = 2, epsilon: float = 8.0, figures: float = 0.0) -> Study:
-    return parse_study(
-        {
-            "study": {"name": name, "rounds": rounds},
-            "data": {"image_size": 32, "labels": ("benign", "malignant")},
-            "model": {"name": "seed-cnn", "init": "random", "trainable": "all"},
-            "privacy": {"epsilon": epsilon, "delta": 1e-5, "max_grad_norm": 1.0, "nominal_patients": 100},
-            "aggregation": {"nominal_sites": 2, "min_sites": 1, "round_deadline_s": 60},
-            "evaluation": {"epsilon": figures},
-        }
-    )
-
-
-@dataclass
-class Sites:
-    """Sites that answer with slightly moved weights, unless `codes[(round, site)]` says why not."""
-
-    names: tuple[str, ...] = ("east", "north")
-    codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
-    entries: int = 0  # of their ledgers before the run
-
-    def ledger(self, round_: int) -> dict[str, Any]:
-        head = LedgerHead(entries=self.entries + 2 * round_, sha256="a" * 64)
-        return {"head": head, "recent": "a" * 8 * head.entries}
-
-    def online(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.names, 1)}
-
-    def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        return dict.fromkeys((name for name in self.names if name in sites), "approved")
-
-    def exchange(self, directory: Mapping[str, int | None]) -> Sites:
-        return self
-
-    def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
-        for site in self.names:
-            code, weights, head = self.codes.get((broadcast.round, site)), None, None
-            if code is None:
-                weights = {name: np.asarray(array + np.float32(0.01)) for name, array in broadcast.weights.items()}
-                head = self.ledger(broadcast.round)["head"]
-            size = 0 if weights is None else sum(array.nbytes for array in weights.values())
-            reply = SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=size, ledger_head=head)
-            yield replace(reply, ledger_recent="a" * 8 * head.entries if head else "")
-
-    def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
-        for site in self.names:
-            code = self.codes.get((question.round, site))
-            counts_2B = np.stack([np.arange(bins, 0, -1), np.arange(bins)]) * 10
-            release = ScoreRelease(
-                counts_2B=counts_2B.astype(np.int64), per_site=site == "north", **self.ledger(question.round)
-            )
-            yield SiteRelease(site=site, release=None if code else release, code=code, bytes_up=0 if code else 99)
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +55,6 @@ def server(tmp_path_factory) -> Path:
     return folder
 
 
-def trained(run: RunFolder, sites: Sites) -> RunFolder:
-    """The run after both phases. Its first weights are made in this process, which has torch already."""
-    write_start(run.study(), run.path / "start.safetensors")
-    ask(run, sites)
-    train(run, sites)
-    return run
-
-
 def called(monkeypatch, capfd, *words: object) -> tuple[int, str, str]:
     """The program's own `main` in this process: exit code, what it printed, what it complained of."""
     monkeypatch.setattr(sys, "argv", ["wardround-server", *map(str, words)])
@@ -126,11 +62,6 @@ def called(monkeypatch, capfd, *words: object) -> tuple[int, str, str]:
         main()
     said = capfd.readouterr()
     return int(ended.value.code or 0), said.out, said.err
-
-
-def run_of(server: Path, name: str) -> RunFolder:
-    (path,) = (server / "runs").glob(f"{name}-*")
-    return RunFolder(path=path)
 
 
 # Models

@@ -5,65 +5,17 @@ import math
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from paths import ROOT
+from builders.rounds import START, Sites, WithLedgers, a_study, head, run, same_bits, trained
+from paths import TESTS
 
 from wardround.errors import ModelError, RoundError, UsageError, WardroundError
 from wardround.storage.checkpoint import load_checkpoint
-from wardround.study.load import parse_study
-from wardround.wire.packets import LedgerHead, SiteReply
-from wardround_server.rounds.loop import Missing, run_rounds
+from wardround.wire.packets import SiteReply
+from wardround_server.rounds.loop import Missing
 from wardround_server.runs.metrics_log import append_lines, read_lines, trim_lines
-
-ARCHITECTURE = "b" * 64
-START = {"head.weight": np.zeros((1, 3), np.float32), "head.bias": np.zeros((), np.float32)}
-
-
-def a_study(rounds=4, **aggregation):
-    return parse_study(
-        {
-            "study": {"name": "rounds", "rounds": rounds},
-            "data": {"labels": ["benign", "malignant"]},
-            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 50},
-            "aggregation": {"nominal_sites": 3, "min_sites": 2, **aggregation},
-        }
-    )
-
-
-def trained(weights, site, number):
-    """What a site would send: each pulls halfway to its own target, and a little by the round."""
-    target = 1.0 + len(site) + 0.1 * number
-    return {name: np.asarray(array + 0.5 * (target - array), np.float32) for name, array in weights.items()}
-
-
-class Sites:
-    """An exchange of function calls. `faults[(round, site)]` is a code, or a function of the weights a site sends."""
-
-    def __init__(self, names=("a", "bb", "ccc"), faults=None):
-        self.names, self.faults, self.asked = names, faults or {}, []
-
-    def __call__(self, broadcast, deadline_s):
-        self.asked.append(broadcast.round)
-        for site in self.names:
-            fault = self.faults.get((broadcast.round, site))
-            weights, code = trained(broadcast.weights, site, broadcast.round), None
-            if callable(fault):
-                weights = fault(weights)
-            elif fault:
-                weights, code = None, fault
-            yield SiteReply(site=site, weights=weights, code=code, seconds=0.5, bytes_up=16 if weights else 0)
-
-
-def run(study, sites, folder=None, on_round=None, **other):
-    arguments = {"run_id": "run-1", "architecture_sha256": ARCHITECTURE, "start_weights": START, **other}
-    return run_rounds(study, exchange=sites, folder=folder, on_round=on_round, **arguments)
-
-
-def same_bits(left, right):
-    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
 
 
 def test_a_run_of_one_site_is_that_site_training_by_itself():
@@ -111,28 +63,6 @@ def test_a_bad_site_costs_its_part_and_is_named(fault, code):
     assert outcome.rounds_completed == 2
     one_round = run(a_study(rounds=1), Sites(faults={(1, "bb"): fault}))
     assert same_bits(one_round.weights, without.weights)
-
-
-def head(entries, letter="d"):
-    return LedgerHead(entries=entries, sha256=letter * 64)
-
-
-def recent(now, letter="d"):
-    """What a reply shows of a ledger all of whose entries but the last have hashes of this letter."""
-    return "" if now is None else letter * 8 * (now.entries - 1) + now.sha256[:8]
-
-
-class WithLedgers(Sites):
-    """Sites whose ledgers grow by two entries a round; `heads[(round, site)]` is another head."""
-
-    def __init__(self, heads=None, **other):
-        super().__init__(**other)
-        self.heads = heads or {}
-
-    def __call__(self, broadcast, deadline_s):
-        for reply in super().__call__(broadcast, deadline_s):
-            now = self.heads.get((broadcast.round, reply.site), head(2 * broadcast.round + 2))
-            yield replace(reply, ledger_head=now, ledger_recent=recent(now))
 
 
 ROLLED_BACK = [head(4), head(6, "e"), head(1), None]
@@ -303,7 +233,7 @@ KILLED = """
 import os, signal, sys, threading
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from tests.server.rounds.test_loop import Sites, a_study, run
+from builders.rounds import Sites, a_study, run
 threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 run(a_study(rounds=400, strategy="fedadam", release="ema"), Sites(), Path(sys.argv[1]))
 """
@@ -312,7 +242,7 @@ run(a_study(rounds=400, strategy="fedadam", release="ema"), Sites(), Path(sys.ar
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):
     study = a_study(rounds=400, strategy="fedadam", release="ema")
     delays = ("0.03", "0.11", "0.07")
-    commands = [[sys.executable, "-c", KILLED, str(tmp_path), str(ROOT), delay] for delay in delays]
+    commands = [[sys.executable, "-c", KILLED, str(tmp_path), str(TESTS), delay] for delay in delays]
     ends = [subprocess.run(command).returncode for command in commands]
     assert -signal.SIGKILL in ends
     assert same_bits(run(study, Sites(), tmp_path).weights, run(study, Sites()).weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -17,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from builders.keys import public_key
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -73,12 +75,6 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int, int]]:
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode, path.stat().st_mtime_ns)
         for path in files
     }
-
-
-def public_key(key=None) -> str:
-    key = key or ec.generate_private_key(ec.SECP384R1())
-    form = serialization.PublicFormat.OpenSSH
-    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, form).decode()
 
 
 def said(*words: object) -> str:
@@ -482,6 +478,21 @@ def test_only_a_real_key_on_p384_is_taken() -> None:
             check_site_key(public_key(other))
         with pytest.raises(UsageError, match="not a public key of the kind"):
             key_fingerprint(public_key(other))
+
+
+@pytest.mark.parametrize("damage", ["a compressed point", "an empty point", "no such kind", "not ASCII"])
+def test_a_damaged_key_is_refused_in_one_line_whatever_the_library_raises(damage: str) -> None:
+    kind, text, *_ = public_key().split()
+    raw = base64.b64decode(text)
+    start = len(raw) - 97  # the point: one byte for its form, then x and y of 48 bytes each
+    line = {
+        "a compressed point": f"{kind} {base64.b64encode(raw[:start] + bytes([3]) + raw[start + 1 :]).decode()}",
+        "an empty point": f"{kind} {base64.b64encode(raw[: start - 4] + bytes(4)).decode()}",
+        "no such kind": f"ssh-none {text}",
+        "not ASCII": f"{kind} {text}é",
+    }[damage]
+    with pytest.raises(UsageError, match="public key cannot be read"):
+        check_site_key(line)
 
 
 # Doctor

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.client.rounds.test_training import study_of, twelve_images
-from tests.server.rounds.test_loop import START, Sites, WithLedgers, a_study, head, recent, run
-from tests.server.sites.test_certificates import public_key
+from builders.keys import public_key
+from builders.rounds import START, Sites, WithLedgers, a_study, head, recent, run
+from builders.sites import study_of, twelve_images
 from typer.testing import CliRunner
 
 from wardround.errors import RoundError, UsageError, WardroundError, WireError

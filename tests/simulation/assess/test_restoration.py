@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.figures import InProcessFigures
 
 from wardround.errors import ModelError
 from wardround.networks.build import build_model, initial_network
@@ -130,9 +131,7 @@ def test_sites_release_noised_gains_once_and_the_server_decides(hospitals) -> No
     held_out = {h.name: h.rows_of_patients(h.cohort.holdout_rank_P < study.evaluation.holdout) for h in opened}
     sites = [in_process.temporary_site(study, h.name, [(h, ~held_out[h.name])], admitted) for h in opened]
     weights = in_process.start_weights(study)
-    asked = federated_test(
-        study, "run", architecture_sha256(initial_network(study)), weights, in_process.InProcessFigures(sites)
-    )
+    asked = federated_test(study, "run", architecture_sha256(initial_network(study)), weights, InProcessFigures(sites))
     assert asked["sites"] == ["east", "west"] and asked["missing"] == []
     assert set(asked["accept_test"]) == {"accepted", "gain_db", "low_db", "patients_noised", "reason"}
     assert all(len(site.ledger.events()) == 1 for site in sites)  # charged once at each

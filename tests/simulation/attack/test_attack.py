@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from builders.randomness import KnownRandom
 from scipy import stats
 
 from wardround import accounting
@@ -30,7 +31,6 @@ from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import draw_patients
-from wardround_client.privacy.secure_random import KnownRandom
 from wardround_client.rounds import training
 from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort

@@ -19,7 +19,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from wardround.errors import DataError
 from wardround_simulation.cli.main import main
+from wardround_simulation.compare.compare import read_folds
 
 COMMAND = [sys.executable, "-m", "wardround_simulation.cli.main"]
 STUDY = """
@@ -196,7 +198,6 @@ PREPARING = "Preparing the hospitals' data"
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--set", "model.init=small.safetensors"), ("small.safetensors: not a phantom-encoder for this study",)),
         (("--set", "model.init=cut.safetensors"), ("cut.safetensors: cannot be read",)),
         (("--device", "cuda"), ("--device cuda: torch finds no CUDA GPU", "--device cpu")),
     ],
@@ -211,18 +212,20 @@ def test_what_only_torch_can_tell_is_told_before_any_data_are_prepared(place, tm
     assert names_in(out) == [".lock", "run.json", "study.json"]
 
 
-@pytest.mark.parametrize(
-    ("file", "part"),
-    [
-        ("folds-column.csv", "needs the column patient_id"),
-        ("folds-text.csv", "row 2, column split0: a fold is a whole number"),
-        ("folds-none.csv", "no such file of folds"),
-    ],
-)
-def test_a_wrong_folds_file_is_one_line(place, tmp_path, file, part):
+def test_a_wrong_folds_file_is_one_line(place, tmp_path):
+    file, part = "folds-text.csv", "row 2, column split0: a fold is a whole number"
     done = ask(place, "compare", "tiny.toml", "--data", "good", "--folds", file, "--out", tmp_path / "out")
     is_one_line(done, 2, file, part, after=[PREPARING])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [("folds-column.csv", "needs the column patient_id"), ("folds-none.csv", "no such file of folds")],
+)
+def test_folds_that_cannot_be_read_are_refused_by_file_and_reason(place, file, part):
+    with pytest.raises(DataError, match=f"{file}: .*{part}"):
+        read_folds(place / file)
 
 
 def test_folds_of_unknown_patients_are_refused_before_training(place, tmp_path):
@@ -239,7 +242,8 @@ def test_a_claim_under_which_nothing_was_trained_binds_nobody(place, tmp_path):
     first = {"run_id": "r", "name": "another", "study_sha256": "0" * 64, "data": "elsewhere", "test_data": None}
     (out / "run.json").write_text(json.dumps(first))
     mended = ("run", "tiny.toml", "--data", "good", "--out", out, "--set", "model.init=small.safetensors")
-    is_one_line(ask(place, *mended), 2, "small.safetensors", after=[LOADING])
+    is_one_line(ask(place, *mended), 2, "small.safetensors: not a phantom-encoder for this study", after=[LOADING])
+    assert names_in(out) == [".lock", "run.json", "study.json"]
     second = json.loads((out / "run.json").read_text())
     assert second["study_sha256"] != first["study_sha256"] and second["run_id"] != first["run_id"]
 

@@ -11,49 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
-from paths import ROOT
+from builders import tiny_sites
+from builders.processes import descendants
+from builders.tiny_sites import (
+    NAMES,
+    QUESTION,
+    START,
+    a_study,
+    answer_tiny,
+    open_tiny,
+    said,
+    site_folders,
+    trained,
+)
+from paths import TESTS
 
 from wardround.errors import PolicyRefusal, RoundError, UsageError, WardroundError
-from wardround.study.load import parse_study
-from wardround.wire.packets import Answer, Broadcast, LedgerHead, SiteReply
+from wardround.wire.packets import SiteReply
 from wardround_server.rounds.loop import run_rounds
 from wardround_simulation.engine.flower import with_flower
 from wardround_simulation.engine.gpu_share import share_of
-
-NAMES = ("east", "north", "west")
-START = {"head.weight": np.zeros((1, 3), np.float32), "head.bias": np.zeros((), np.float32)}
-QUESTION = Broadcast(study_sha256="a" * 64, run_id="run-1", round=1, weights=START, architecture_sha256="b" * 64)
-
-
-@dataclass
-class TinySite:
-    """A hospital of one number. `calls` counts the rounds that this process has asked it."""
-
-    name: str
-    calls: int = 0
-
-
-def open_tiny(folder):
-    return TinySite(name=folder.name)
-
-
-def trained(weights, name, number):
-    pull = np.float32(len(name) + 0.1 * number)
-    return {key: np.asarray(array + np.float32(0.5) * (pull - array), np.float32) for key, array in weights.items()}
-
-
-def said(weights):
-    return Answer(weights=weights, head=LedgerHead(entries=1, sha256="c" * 64))
-
-
-def answer_tiny(broadcast, site):
-    return said(trained(broadcast.weights, site.name, broadcast.round))
 
 
 def answer_with_faults(broadcast, site):
@@ -77,12 +60,6 @@ def answer_with_faults(broadcast, site):
     return said(trained(broadcast.weights, name, number))
 
 
-def site_folders(root):
-    for name in reversed(NAMES):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    return [root / name for name in reversed(NAMES)]
-
-
 def listening_abroad():
     """Sockets that this process or its children listen on, other than on loopback: (pid, address in hex)."""
     sockets = {}
@@ -104,18 +81,7 @@ def listening_abroad():
 
 
 def family(root):
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(stat.parent.name)] = int(fields[1])
-    members = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
-        members |= grown
-    return members
+    return {root} | descendants(root)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +90,8 @@ def run_with_faults(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     import ray.cloudpickle
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test module
+    for module in (sys.modules[__name__], tiny_sites):  # the workers cannot import modules of the tests
+        ray.cloudpickle.register_pickle_by_value(module)
     seen = {"folder": folder, "family before": family(os.getpid())}  # other tests leave multiprocessing's tracker
 
     def body(exchange):
@@ -200,17 +167,6 @@ def test_the_engine_listens_on_loopback_only_and_leaves_no_process(run_with_faul
     assert run_with_faults["family after"] - run_with_faults["family before"] == set()
 
 
-def a_study(rounds, **aggregation):
-    return parse_study(
-        {
-            "study": {"name": "engine", "rounds": rounds},
-            "data": {"labels": ["benign", "malignant"]},
-            "privacy": {"epsilon": 8.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 50},
-            "aggregation": {"nominal_sites": 3, **aggregation},
-        }
-    )
-
-
 def plain_exchange(broadcast, deadline_s):
     for name in NAMES:
         weights = trained(broadcast.weights, name, broadcast.round)
@@ -220,7 +176,8 @@ def plain_exchange(broadcast, deadline_s):
 def test_a_run_through_flower_equals_the_plain_loop_and_its_exceptions_come_out_as_they_are(tmp_path):
     import ray.cloudpickle
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], tiny_sites):
+        ray.cloudpickle.register_pickle_by_value(module)
     study, settings = a_study(5, strategy="fedadam", release="ema"), ("run-1", "b" * 64, START)
     plain = run_rounds(study, *settings, plain_exchange, None)
     outcomes = []
@@ -293,12 +250,13 @@ DRIVER = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-import ray.cloudpickle, test_engine
-from tests.simulation.engine.test_flower import QUESTION, open_tiny, site_folders
+import ray.cloudpickle
+from builders import tiny_sites
+from builders.tiny_sites import QUESTION, open_tiny, said, site_folders
 from wardround.errors import WardroundError
 from wardround_simulation.engine.flower import with_flower
 
-ray.cloudpickle.register_pickle_by_value(test_engine)
+ray.cloudpickle.register_pickle_by_value(tiny_sites)
 
 def answer(broadcast, site):
     time.sleep(300)
@@ -321,7 +279,7 @@ except WardroundError as error:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_everything_in_seconds(tmp_path, number):
     """Ctrl-C reaches the whole group, the others the driver; after a SIGKILL, training ends at once."""
-    script = DRIVER.format(tests=str(ROOT))
+    script = DRIVER.format(tests=str(TESTS))
     command = [sys.executable, "-c", script, str(tmp_path)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     driver = subprocess.Popen(command, start_new_session=True, **streams)
@@ -357,14 +315,12 @@ def is_alive(pid):
         return False
 
 
-QUICK = DRIVER.replace("time.sleep(300)", "return test_engine.said(broadcast.weights)").replace(
-    "list(exchange", "print(*exchange"
-)
+QUICK = DRIVER.replace("time.sleep(300)", "return said(broadcast.weights)").replace("list(exchange", "print(*exchange")
 
 
 @pytest.mark.slow
 def test_the_engine_needs_no_network_and_calls_nobody(tmp_path):
-    command = [sys.executable, "-c", QUICK.format(tests=str(ROOT)), str(tmp_path)]
+    command = [sys.executable, "-c", QUICK.format(tests=str(TESTS)), str(tmp_path)]
     alone = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody make a network namespace")
@@ -395,7 +351,7 @@ def test_the_sites_can_run_on_a_cluster_that_is_there_and_it_stays(tmp_path):
         cluster = subprocess.Popen([sys.executable, "-c", CLUSTER, short], **streams)
         try:
             address = cluster.stdout.readline().strip()
-            command = [sys.executable, "-c", QUICK.format(tests=str(ROOT)), str(tmp_path), address]
+            command = [sys.executable, "-c", QUICK.format(tests=str(TESTS)), str(tmp_path), address]
             for _ in range(2):
                 done = subprocess.run(command, capture_output=True, text=True, timeout=180)
                 assert done.returncode == 0 and done.stdout.count("code=None") == 3, done.stdout + done.stderr
@@ -415,12 +371,13 @@ import re, sys, threading, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import numpy as np
-import ray.cloudpickle, test_engine
-from tests.simulation.engine.test_flower import a_study, open_tiny, said
+import ray.cloudpickle
+from builders import tiny_sites
+from builders.tiny_sites import a_study, open_tiny, said
 from wardround_server.rounds.loop import run_rounds
 from wardround_simulation.engine.flower import with_flower
 
-ray.cloudpickle.register_pickle_by_value(test_engine)
+ray.cloudpickle.register_pickle_by_value(tiny_sites)
 count, size, peak = int(sys.argv[2]), {size}, [0]
 folders = [Path(sys.argv[1]) / f"site-{{i:02d}}" for i in range(count)]
 for folder in folders:
@@ -448,7 +405,7 @@ print(peak[0] * 1024)
 def test_the_servers_memory_is_flat_from_2_to_32_sites(tmp_path):
     """What grows is only the replies that wait for their turn: two a worker, and no more workers than cores."""
     values, peaks = 5_000_000, []
-    script = MEMORY.format(tests=str(ROOT), size=values)
+    script = MEMORY.format(tests=str(TESTS), size=values)
     for count in (2, 32):
         folder = tmp_path / str(count)
         folder.mkdir()

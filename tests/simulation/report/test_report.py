@@ -22,12 +22,12 @@ from rich.console import Console
 from wardround import text
 from wardround.metrics import classification
 from wardround.study.load import Study, parse_study
+from wardround_simulation.cli.result_table import result_table
 from wardround_simulation.report.report import (
     CurvePoint,
     RunEvidence,
     ScoredSet,
     SiteQuality,
-    result_table,
     write_report,
 )
 from wardround_simulation.report.tensorboard import write_tensorboard

@@ -109,11 +109,6 @@ def of_label(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return logits_NK.gather(1, labels_N[:, None])[:, 0]
 
 
-def to_signed(images_NCHW: Tensor) -> Tensor:
-    """Grey values 0..255, uint8 or float -> [-1, 1] float32, the range both networks speak."""
-    return images_NCHW.float() / 127.5 - 1
-
-
 def to_grey(images_NCHW: Tensor) -> Tensor:
     """[-1, 1] -> grey values 0..255, uint8."""
     return ((images_NCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

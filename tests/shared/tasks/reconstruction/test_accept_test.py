@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders.randomness import KnownRandom
 
 from wardround.metrics.noised_auc import ScoreHistogram, noise_variance
 from wardround.metrics.score_bins import bins_of
@@ -12,7 +13,6 @@ from wardround.tasks.reconstruction.accept_test import MARGIN_DB, accept_test, r
 from wardround.wire.evaluation import ScoreRelease, SiteRelease
 from wardround.wire.packets import LedgerHead
 from wardround_client.privacy.score_noise import noised, score_histogram
-from wardround_client.privacy.secure_random import KnownRandom
 from wardround_server.rounds.evaluation import figures_of
 
 BINS, SCALE = 16, 0.1

@@ -1,7 +1,7 @@
 """A hostile server's own SuperLink, for test_hostile.py: Flower's, without our bounds, which makes huge questions up as
 they are fetched. None of it is stored anywhere: a site is offered ten gigabytes for as long as it takes them.
 
-    python tests/hostile_superlink.py FLAGS of flower-superlink
+    python tests/hostile/hostile_superlink.py FLAGS of flower-superlink
 
 offers.json of the server's folder says what there is, by the names of the pieces: {name: [question, kind, number]}.
 What was handed out goes to handed.jsonl, a line a piece.

@@ -1,6 +1,6 @@
 """A hostile site, for test_hostile.py: it holds the key of an enrolled site and speaks Flower's Fleet API by itself.
 
-    python tests/hostile_site.py SITE_FOLDER SERVER_ADDRESS TRICK,TRICK,...
+    python tests/hostile/hostile_site.py SITE_FOLDER SERVER_ADDRESS TRICK,TRICK,...
 
 It approves what is proposed once there is a file `go` in its folder, and plays one trick a round; with the trick
 "honest" in every round it is a quick honest site. What it did is in SITE_FOLDER/tricks.jsonl.

@@ -1,4 +1,4 @@
-"""What several test files build: networks with synthetic images, ready for a clipping engine."""
+"""Networks with synthetic images, ready for a clipping engine."""
 
 from __future__ import annotations
 

@@ -1,0 +1,19 @@
+"""The ready studies that ship with the package: `studies/` of the repository, installed as `wardround/study/ready/`.
+
+In a checkout `ready` is a link to `studies/`, so that there is one copy of each file and users find it at the top.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def ready_folder() -> Path:
+    """The folder of the ready studies, wherever the package is installed."""
+    return Path(str(files("wardround.study") / "ready")).resolve()
+
+
+def ready_study(name: str) -> Path:
+    """The file of one of them, for instance "demo"."""
+    return ready_folder() / f"{name}.toml"

@@ -1,0 +1,14 @@
+"""Randomness under a known key, for tests of equality."""
+
+from __future__ import annotations
+
+from wardround_client.privacy.secure_random import SecretRandom
+
+
+class KnownRandom(SecretRandom):
+    """The stream of `SecretRandom` under a key that the caller knows. A real site refuses it."""
+
+    secret = False
+
+    def __init__(self, key: bytes) -> None:
+        self._start(key.ljust(32, b"\0"))
