@@ -4,7 +4,7 @@
 
 A whole step on one thread: gradients of real and generated images, noise where there is some, the optimizer.
 `plain` is the same step without privacy, one backward pass over both sides. `ours` is what a site does
-(`gan_training`). `hooks` is Opacus' per-sample gradients for the real side, a patient's averaged before clipping, with
+(`gan_objective`). `hooks` is Opacus' per-sample gradients for the real side, a patient's averaged before clipping, with
 torch's noise. The discriminator is the study's, all of it trained. Images a second are those of the generator, and of
 the sampler before any training, which then keeps all that it paints; a trained one keeps about a fifth.
 """
@@ -23,13 +23,14 @@ from torch import nn
 from wardround.networks.build import initial_network
 from wardround.study.load import parse_study
 from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real
-from wardround.tasks.synthesis.gan_objective import draw_latents, fakes_gradient
+from wardround.tasks.synthesis.gan_objective import draw_latents
 from wardround.tasks.synthesis.phantom_sampler import phantom_sampler
 from wardround_client.clipping.engines import PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
+from wardround_client.training.train import clipped_mean_of
 from wardround_simulation.generate.generation import make_images
 
 RATE = 1e-6  # so small that every repeat does the same arithmetic
@@ -77,10 +78,11 @@ def works_of(size: int, patients: int, k: int, fakes: int) -> dict:
 
     def ours_of(part: nn.Module):
         local, engine = dict(part.named_parameters()), engine_for(part, plan.max_grad_norm)
+        clipped_mean = clipped_mean_of(plan)
         optimizer = PatientOptimizer(torch.optim.Adam(part.parameters(), RATE), plan, local, randomness)
 
         def add_fakes() -> None:
-            for name, one in fakes_gradient(part, local, *fakes_of(), engine, plan.max_grad_norm).items():
+            for name, one in clipped_mean(part, local, *fakes_of(), hinge_of_fake).items():
                 local[name].grad.add_(one)
 
         def step() -> None:

@@ -35,6 +35,7 @@ from wardround_client.rounds import training
 from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.training import steps
+from wardround_client.training import train as training_loop
 from wardround_client.training.rows import training_rows
 from wardround_server.rounds import loop
 from wardround_simulation.assess.assessment import AtEnd, assessment_of
@@ -79,7 +80,7 @@ def with_part(**parts):
 
     def train(*arguments):
         with patch.multiple(steps, **parts):
-            return train(*arguments)
+            return training_loop.train(*arguments)
 
     return train
 
@@ -161,7 +162,7 @@ def _plan_for(study: Study, patients: int):
 def divided_by_patients() -> System:
     def train(study, plan, network, weights, material, *rest):
         other = replace(plan, nominal_patients=max(1, material.index.patients))
-        return train(study, other, network, weights, material, *rest)
+        return training_loop.train(study, other, network, weights, material, *rest)
 
     return System(train=train)
 
