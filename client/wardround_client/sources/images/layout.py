@@ -127,10 +127,10 @@ def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[Sit
         site, first = home.setdefault(row.patient_id, (row.site, row.row))
         if site != row.site:
             raise DataError(f"{path}: rows {first} and {row.row}: one patient at two sites; a patient belongs to one")
-    sites_named = sorted({row.site for row in rows if row.site is not None})
-    names: Sequence[str | None] = sites_named or [None]
+    names = sorted({row.site for row in rows if row.site is not None})
+    of_sites: Sequence[str | None] = names or [None]
     groups: list[SiteSource] = []
-    for name in names:
+    for name in of_sites:
         own = [row for row in rows if row.site == name]
         files = tuple(
             SourceFile(path=row.path, patient_id=row.patient_id, label=known[row.label])
