@@ -10,8 +10,6 @@ import typer
 
 from wardround.cli.options import ByOption, JsonOption, SiteOption
 from wardround.errors import UsageError, required
-from wardround.networks.build import initial_network
-from wardround.networks.weights import trained_parameters
 from wardround.printable import escaped, lines_of
 from wardround_client.cli.ledger import cap_of_site, opened_ledger
 from wardround_client.site.paths import COHORT, CONFIG_FILE
@@ -154,6 +152,8 @@ def _proposed(site: Path, study: str) -> Study:
 
 
 def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
+    from wardround.networks.build import initial_network
+    from wardround.networks.weights import trained_parameters
     from wardround.study.describe import Cost, describe
     from wardround_client.privacy.plan import plan_from_study
     from wardround_client.site.config import load_site_config

@@ -21,9 +21,10 @@ def receive(folder: Path, study: Study) -> State:
     state = state_of(folder, sha256)
     if state != "proposed" or store.is_proposed(folder, sha256):
         return state
-    if store.undecided(folder) >= MOST_UNDECIDED:
-        raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
-    store.store_proposed(folder, study)
+    with store.deciding(folder):  # tasks that receive at once are counted one after another
+        if store.undecided(folder) >= MOST_UNDECIDED:
+            raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
+        store.store_proposed(folder, study)
     return state
 
 
