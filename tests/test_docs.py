@@ -107,6 +107,7 @@ def test_the_page_of_commands_is_what_the_commands_say() -> None:
     finally:
         sys.path.pop(0)
     assert generate.page() == TEXTS["docs/commands.md"], "stale: run python docs/generate.py"
+    assert generate.extending_page() == TEXTS["docs/extending.md"], "stale: run python docs/generate.py"
 
 
 def commands_of(command: click.Command, name: str) -> dict[str, click.Command]:
