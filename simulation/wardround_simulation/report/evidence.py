@@ -30,8 +30,8 @@ class RunEvidence:
 
     `result` is result.json (schema 1). `metrics` are the lines of metrics.jsonl: `round, site`, and of `seconds,
     bytes_up, bytes_down, code` those that are known (`code` None or absent: the site answered). `montages` (site ->
-    uint8 images_NCHW) only for phantoms or with --show-images. `asked` and `headline` are what a task other than
-    classification says of itself, `sections` what only it has; `series` (name -> round -> number) and `samples` (round
+    uint8 images_NCHW) only for phantoms or with --show-images. `asked` and `headline` are what a task without
+    AUCs says of itself, `sections` what only it has; `series` (name -> round -> number) and `samples` (round
     -> a sheet, uint8 (H, W), of phantoms only) go to TensorBoard.
     """
 
