@@ -24,20 +24,14 @@ from wardround.networks.build import initial_network
 from wardround.networks.phantom_encoder import load_phantom_encoder
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study, load_study
+from wardround.tasks.assessment import SyntheticImages
+from wardround.tasks.synthesis.measures.fidelity import frechet_interval
+from wardround.tasks.synthesis.measures.figures import AT_ONCE, RealImages, auc_of, figures_of
+from wardround.tasks.synthesis.use import PhantomPool, as_painted, chosen_from, kept_of, paint_pool
 from wardround_client.sources.images.layout import discover
-from wardround_simulation.assess.synthesis import AT_ONCE, RealImages, auc_of, figures_of
-from wardround_simulation.assess.synthesis_measures import frechet_interval
 from wardround_simulation.compare.compare import read_folds
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
-from wardround_simulation.generate.generation import (
-    PhantomPool,
-    SyntheticImages,
-    as_painted,
-    chosen_from,
-    kept_of,
-    paint_pool,
-)
 from wardround_simulation.run.hospitals import prepare_hospitals
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"

@@ -16,11 +16,12 @@ from measure import Sheet, arguments_of, machine, tell
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.study.load import Study, load_study
+from wardround.tasks.synthesis.assess import SynthesisAssessment
 from wardround_client.sources.images.layout import discover
 from wardround_client.training.rows import training_rows
 from wardround_server.rounds.loop import run_rounds
-from wardround_simulation.assess.synthesis import SynthesisAssessment
 from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import sites_of
 from wardround_simulation.run.hospitals import prepare_hospitals
 
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "synthesis.toml"
@@ -65,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         prepared = prepare_hospitals(discover(arguments.data, study.data, None), study, Path(place) / "sites")
         hospitals = in_process.open_hospitals({h.name: h.folder for h in prepared}, study)
-        assessment = SynthesisAssessment(study, hospitals, Path(place))
+        assessment = SynthesisAssessment(study, sites_of(study, hospitals), Path(place))
         start = in_process.start_weights(study)
         assessment.after_round(0, start)
         admitted: dict[str, object] = {}

@@ -25,13 +25,13 @@ from wardround.study.load import parse_study
 from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real
 from wardround.tasks.synthesis.gan_objective import draw_latents
 from wardround.tasks.synthesis.phantom_sampler import phantom_sampler
+from wardround.tasks.synthesis.use import make_images
 from wardround_client.clipping.engines import PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.training.train import clipped_mean_of
-from wardround_simulation.generate.generation import make_images
 
 RATE = 1e-6  # so small that every repeat does the same arithmetic
 

@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("house")
 LONGEST = (
     "whole/test_end_to_end.py",
     "simulation/engine/test_flower.py",
-    "simulation/assess/test_synthesis.py",
+    "shared/tasks/synthesis/test_assess.py",
     "simulation/attack/test_attack.py",
     "simulation/cli/test_bad_input.py",
     "shared/metrics/test_noised_auc.py",

@@ -21,6 +21,7 @@ from wardround.metrics.classification import auc
 from wardround.networks.build import initial_network
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import load_study, study_from_json
+from wardround.tasks.classification.scores import score
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.site.config import load_site_config
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
@@ -402,7 +403,7 @@ def test_labels_without_a_meaning_give_half_and_true_ones_do_not(tmp_path):
             sites.append(in_process.temporary_site(study, hospital.name, [(hospital, rows_N)], {}))
             tested.append((hospital.inputs_N[~rows_N], hospital.cohort.labels_N[~rows_N]))
         weights = in_process.train_together(study, sites)
-        scores = in_process.score(network, study, weights, np.concatenate([inputs for inputs, _ in tested]))
+        scores = score(network, study, weights, np.concatenate([inputs for inputs, _ in tested]))
         found[name] = auc(scores, np.concatenate([labels for _, labels in tested]))
     assert found["true"] > 0.9 and abs(found["dealt"] - 0.5) < 0.17  # 3.5 standard errors of about 130 patients
 

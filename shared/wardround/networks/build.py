@@ -8,13 +8,14 @@ patient needs: what holds statistics of a batch is refused.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wardround.errors import ModelError
 from wardround.networks.fingerprint import INSTALLED
-from wardround.networks.weights import exchanged_names, not_exchanged
+from wardround.networks.weights import exchanged_names, not_exchanged, trained_parameters, weights_of
 from wardround.study.load import Study
 from wardround.study.schema import DataSection, ModelSection, Section
 from wardround.tasks import registry
@@ -25,6 +26,15 @@ SMALLEST_IMAGE_PX = {"densenet121": 32}
 def initial_network(study: Study) -> nn.Module:
     """The study's network with its initial weights, on the CPU. Raises `ModelError` as `build_model` does."""
     return build_model(study.model, study.data, study.study.seed, study.task_section)
+
+
+def start_weights(study: Study) -> dict[str, np.ndarray]:
+    """The exchanged parameters of the study's initial network, float32 by name.
+
+    Always of a network built anew: one that was trained or scored holds other weights, and a model that starts from
+    another one's result has learned from that one's patients.
+    """
+    return weights_of(trained_parameters(initial_network(study), study))
 
 
 def build_model(model: ModelSection, data: DataSection, seed: int, section: Section | None = None) -> nn.Module:

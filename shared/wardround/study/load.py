@@ -176,6 +176,13 @@ def study_from_json(text: str, source: str = "study") -> Study:
     return parse_study(content, source)
 
 
+def with_epsilon(study: Study, epsilon: float) -> Study:
+    """The same study at another epsilon."""
+    content = study.model_dump()
+    content["privacy"]["epsilon"] = epsilon
+    return parse_study(content)
+
+
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
     """The string "inf" (JSON knows no infinity) becomes the number, where a number is meant."""
     for name in ("privacy", "evaluation"):

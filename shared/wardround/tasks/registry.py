@@ -5,6 +5,8 @@
     release.py      no       the server and the simulation: what noised counts become, and which model is released
     networks.py     yes      `networks/build.py`: the task's networks with their first weights
     objective.py    yes      a site: which rows train, the loss, how a held-out patient is scored
+    assess.py       yes      the simulation: how good a model is
+    use.py          yes      programs that use a trained model; only tasks with `COMMANDS.generate` have it
 
 Modules satisfy these protocols structurally. They are named by strings and imported on use, because a server must not
 load torch, and because a study's schema is needed before any network.
@@ -13,13 +15,16 @@ load torch, and because a study's schema is needed before any network.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from wardround.tasks import TASKS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from torch import nn
@@ -27,13 +32,32 @@ if TYPE_CHECKING:
     from wardround.metrics.noised_auc import ScoreHistogram
     from wardround.study.load import Study
     from wardround.study.schema import DataSection, ModelSection, Section
+    from wardround.tasks.assessment import Assessment, ReportTable, Row, SiteData, SyntheticImages, Trainer
     from wardround.tasks.objective import Objective, StepTools
 
 Weights = TypeVar("Weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Commands:
+    """What `wardround-sim` can do with a study or a run of a task, beside training and assessing it.
+
+    `run` trains on phantom hospitals where no data are named if `phantoms` is true, and asks for data if it is not.
+    `compare` needs the function of `assess.py` that `TaskAssess` names; None: it refuses. `attack` needs a classifier.
+    `generate` needs `use.py`.
+    """
+
+    phantoms: bool = False
+    compare: Literal["settings", "methods"] | None = None
+    attack: bool = False
+    generate: bool = False
+
+
 class TaskStudy(Protocol):
-    """`study.py`: what a study of this task may ask for."""
+    """`study.py`: what a study of this task may ask for.
+
+    It may also have `COMMANDS: Commands`; without it none of these commands is for the task.
+    """
 
     NETWORKS: tuple[str, ...]  # values of model.name
     PHANTOM_WEIGHTS: tuple[str, ...]  # those of them that ship weights for model.init = "phantom"
@@ -98,6 +122,63 @@ class TaskObjective(Protocol):
         """Whether a held-out patient counts as positive."""
 
 
+class TaskAssess(Protocol):
+    """`assess.py`: how good a model is, by a simulation that may look at every patient. See `assessment.py`.
+
+    `settings_rows` is needed where `COMMANDS.compare` is "settings", the other two where it is "methods".
+    """
+
+    def assessment_of(self, study: Study, sites: Sequence[SiteData], out: Path, trainer: Trainer) -> Assessment:
+        """The assessment of a run, noting in the run's folder `out`.
+
+        Raises:
+            DataError: nobody is held out to test on.
+        """
+
+    def settings_rows(
+        self,
+        study: Study,
+        sites: Sequence[SiteData],
+        others: Sequence[SiteData],
+        settings: Sequence[str],
+        trainer: Trainer,
+    ) -> list[Row]:
+        """A fold of `compare`, for a task that is measured by AUC: train in the settings, test on what is held out.
+
+        Rows as docs/files.md describes them for comparison.json, without epsilon, split, fold and draw.
+        """
+
+    def methods_rows(
+        self, study: Study, sites: Sequence[SiteData], epsilons: Sequence[float], trainer: Trainer
+    ) -> list[Row]:
+        """A fold of `compare`, for a task that is compared with other methods: train at each epsilon, test every
+        method on what is held out. Rows without split, fold and draw.
+        """
+
+    def methods_table(self, rows: Sequence[Row]) -> ReportTable:
+        """The rows of all folds for a terminal."""
+
+
+class TaskUse(Protocol):
+    """`use.py`: what a trained model does for a person."""
+
+    def make_images(
+        self,
+        network: nn.Module,
+        count: int,
+        seed: int,
+        label: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SyntheticImages:
+        """`count` images of no patient, of one label or of those that come; the same arguments give the same images."""
+
+
+def commands_of(task: str) -> Commands:
+    """The task's `COMMANDS`, or none of them."""
+    found: Commands = getattr(study_part(task), "COMMANDS", Commands())
+    return found
+
+
 def study_part(task: str) -> TaskStudy:
     """The task's `study.py`."""
     return cast(TaskStudy, _module(task, "study"))
@@ -116,6 +197,16 @@ def networks_part(task: str) -> TaskNetworks:
 def objective_part(task: str) -> TaskObjective:
     """The task's `objective.py`."""
     return cast(TaskObjective, _module(task, "objective"))
+
+
+def assess_part(task: str) -> TaskAssess:
+    """The task's `assess.py`."""
+    return cast(TaskAssess, _module(task, "assess"))
+
+
+def use_part(task: str) -> TaskUse:
+    """The `use.py` of a task with `COMMANDS.generate`."""
+    return cast(TaskUse, _module(task, "use"))
 
 
 def networks_of_tasks() -> dict[str, str]:

@@ -27,6 +27,7 @@ from wardround.errors import required
 from wardround.metrics.classification import auc, auc_interval
 from wardround.networks.build import initial_network
 from wardround.study.load import Study
+from wardround.tasks.classification.scores import score
 from wardround_client.sources.cohort import AnyRows
 from wardround_client.training.rows import training_rows
 from wardround_simulation.attack.system import Finding, Weights, passed
@@ -82,7 +83,7 @@ def attack_run(
         trained_N = training_rows(study, hospital.cohort)
         rows = np.flatnonzero(hospital.labelled_N)
         loss_2N = [
-            loss(in_process.score(network, study, weights, hospital.inputs_N[rows]), hospital.cohort.labels_N[rows])
+            loss(score(network, study, weights, hospital.inputs_N[rows]), hospital.cohort.labels_N[rows])
             for weights in (start, released)
         ]
         parts.append((hospital, rows, trained_N[rows], loss_2N[0] - loss_2N[1]))

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from wardround.errors import UsageError
+from wardround.tasks import TASKS
 from wardround.tasks.classification.objective import reads_features
+from wardround.tasks.registry import commands_of
 from wardround_server.runs.paths import RESULT_FILE
 from wardround_simulation.attack import checks, run_files
 from wardround_simulation.attack.canaries import CANARIES, SEEDS, audit_canaries
@@ -40,8 +42,9 @@ def attack_folder(
     started = time.monotonic()
     run = run_files.read_run(folder)
     study, system = run.study, System()
-    if study.study.task != "classification":
-        raise UsageError(f"{folder}: attack is for runs of classification; this one is of {study.study.task}")
+    if not commands_of(study.study.task).attack:
+        known = ", ".join(task for task in TASKS if commands_of(task).attack)
+        raise UsageError(f"{folder}: attack is for runs of {known}; this one is of {study.study.task}")
     if reads_features(study):
         torch.set_num_threads(
             1

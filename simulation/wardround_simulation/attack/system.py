@@ -18,6 +18,7 @@ from torch import nn
 from wardround.accounting import Epsilon, spent
 from wardround.study.load import Study, parse_study
 from wardround.tasks.classification.objective import reads_features
+from wardround.tasks.classification.scores import score
 from wardround.wire.packets import Answer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients
@@ -131,7 +132,7 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
         of_patient = generator.integers(0, 250, (len(images), *size))
         inputs_N = (of_patient[patient_N] + generator.integers(0, 6, (len(patient_N), *size))).astype(np.uint8)
     everyone = np.ones(len(patient_N), dtype=bool)
-    believed_N = in_process.score(network, plain_training(study, 1.0), start_of(study), inputs_N)
+    believed_N = score(network, plain_training(study, 1.0), start_of(study), inputs_N)
     labels_N = believed_N.argmin(1) if believed_N.ndim == 2 else (believed_N < 0.5)
     return material_of(inputs_N, labels_N.astype(np.int16), patient_N, everyone)
 

@@ -86,11 +86,12 @@ def run(
         raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
     from wardround.study.load import load_study
     from wardround.study.ready_studies import ready_study
+    from wardround.tasks.registry import commands_of
 
     path = study or ready_study("demo")
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
-    if data is None and study is not None and loaded.study.task == "classification":
+    if data is None and study is not None and not commands_of(loaded.study.task).phantoms:
         raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
     phantoms = data is None
     hospitals = sites or PHANTOM_SITES
@@ -172,12 +173,15 @@ def compare(
     """Alone, pooled and federated, at each epsilon. Over folds by patient; continues where it was ended."""
     from wardround.study.load import load_study
     from wardround.study.ready_studies import ready_study
+    from wardround.tasks.registry import commands_of
 
     if data is None:
         raise UsageError("--data is missing: which folder holds the images?")
     loaded = load_study(study or ready_study("lidc"), tuple(set_ or ()))
-    if loaded.study.task == "synthesis":
-        raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of synthesis")
+    task = loaded.study.task
+    compared_by = commands_of(task).compare
+    if compared_by is None:
+        raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of {task}")
     epsilons = _epsilons(epsilon)
     chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"
@@ -204,19 +208,19 @@ def compare(
             comparison.check_folds(chosen, required(folds, "--folds"), folders)
         else:
             chosen = comparison.holdout_folds(loaded, folders)
-        if loaded.study.task == "reconstruction":
+        if compared_by == "methods":
             if test_data is not None:
-                raise UsageError("--test-data: compare has no external test set for a reconstruction")
-            progress.stage("Training at each epsilon, restoring every fold by every method")
-            from wardround_simulation.assess import restoration_folds
+                raise UsageError(f"--test-data: compare has no external test set for a {task}")
+            progress.stage("Training at each epsilon, testing every fold by every method")
+            from wardround_simulation.compare import methods
 
-            rows = restoration_folds.compare_restoration(
+            rows = methods.compare_methods(
                 loaded, folders, chosen, epsilons, draws, out, processes or os.cpu_count() or 1, progress.pieces
             )
             if as_json:
                 print(json.dumps(rows))
             else:
-                Console().print(restoration_folds.restoration_table(rows))
+                Console().print(methods.methods_table(loaded, rows))
             return
         progress.stage("Features, then training alone, pooled and federated")
         rows = comparison.compare(

@@ -119,14 +119,14 @@ def generate(
 
     with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Reading the run")
-        from wardround_simulation.generate.files import open_model, write_synthetic
+        from wardround.tasks.registry import use_part
+        from wardround_simulation.synthetic_files import open_model, write_synthetic
 
         model = open_model(folder)
         wanted = model.label_number(label)
         progress.stage("Making images")
-        from wardround_simulation.generate.generation import make_images
-
-        made = make_images(model.network, count, seed, wanted, progress.pieces)
+        use = use_part(model.study.study.task)
+        made = use.make_images(model.network, count, seed, wanted, progress.pieces)
         written = write_synthetic(target, format_, made, model, seed)
     if as_json:
         print(json.dumps({"out": str(target), "files": written, "images": count, **model.origin(seed)}))

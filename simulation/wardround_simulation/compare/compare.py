@@ -21,26 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from wardround.errors import DataError, UsageError
-from wardround.metrics.classification import auc, macro_auc, patient_scores
-from wardround.networks.build import initial_network
 from wardround.storage.atomic import write_file
 from wardround.storage.json_numbers import json_number
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
-from wardround.study.load import Study, study_from_json
+from wardround.study.load import Study, study_from_json, with_epsilon
+from wardround.tasks.assessment import Row
+from wardround.tasks.registry import assess_part
 from wardround_client.site.paths import COHORT
-from wardround_client.site.site import Weights
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import InProcessTrainer, other_sites, sites_of_fold
 from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.engine.workers import process_pool
 from wardround_simulation.run.hospitals import SIMULATION_KEY
 from wardround_simulation.run.paths import COMPARISON_FILE, COMPARISON_LOG
-
-Row = dict[str, Any]
-
 
 SETTINGS = ("federated", "pooled", "alone")
 HOLDOUT = "holdout"  # the only split where no folds are given
@@ -138,7 +134,7 @@ def plan_work(study: Study, folds: Folds, epsilons: Sequence[float], draws: int)
         tested = [0] if split == HOLDOUT else sorted(set(by_patient.values()))
         for fold in tested:
             for epsilon in epsilons:
-                count = draws if _is_random(in_process.with_epsilon(study, epsilon)) else 1
+                count = draws if _is_random(with_epsilon(study, epsilon)) else 1
                 work += [Work(split=split, fold=fold, epsilon=epsilon, draw=draw) for draw in range(count)]
     return work
 
@@ -212,96 +208,18 @@ def run_work(
 ) -> list[Row]:
     """Train on the other folds and test on this one; rows by setting and unit."""
     asked, hospitals, tests = _open(study_json, site_folders, test_folders)
-    by_patient = folds.fold_by_split[work.split]
-    study = in_process.with_epsilon(asked, work.epsilon)
-    network = initial_network(study)
-    start = in_process.start_weights(study)
-    training, testing = [], []
-    for hospital in hospitals:
-        fold_P = np.array([by_patient.get(name, -1) for name in hospital.cohort.pseudonyms])
-        training.append((hospital, hospital.rows_of_patients((fold_P >= 0) & (fold_P != work.fold))))
-        testing.append((hospital, hospital.rows_of_patients(fold_P == work.fold)))
-    external = [(hospital, hospital.labelled_N) for hospital in tests]
-    test = _TestSet(study, testing)
-    outside = _TestSet(study, external) if external else None
-    at_start = test.figures(network, study, start)
-    outside_start = outside.figures(network, study, start) if outside else None
-
-    def rows(setting: str, weights: Weights, site: str | None = None) -> list[Row]:
-        figures = test.figures(network, study, weights)
-        outside_figures = outside.figures(network, study, weights) if outside else None
-        out = []
-        for unit in ("slice", "patient"):
-            row: Row = {"setting": setting, **({"site": site} if site else {}), "epsilon": json_number(work.epsilon)}
-            row |= {"split": work.split, "fold": work.fold, "draw": work.draw, "unit": unit, **figures[unit]["all"]}
-            row["start_auc"] = at_start[unit]["all"]["auc"]
-            row["sites"] = {
-                name: {**figures[unit]["sites"][name], "start_auc": at_start[unit]["sites"][name]["auc"]}
-                for name in figures[unit]["sites"]
-            }
-            if outside_figures and outside_start:
-                row["external_auc"] = outside_figures[unit]["all"]["auc"]
-                row["external_start_auc"] = outside_start[unit]["all"]["auc"]
-                row["external_patients"] = outside_figures[unit]["all"]["patients"]
-            out.append(row)
-        return out
-
-    out = []
-    if "federated" in settings:
-        admitted: dict[str, object] = {}
-        sites = [in_process.temporary_site(study, h.name, [(h, rows_N)], admitted) for h, rows_N in training]
-        out += rows("federated", in_process.train_together(study, sites))
-    if "pooled" in settings:
-        pooled = in_process.pooled_study(study)
-        out += rows("pooled", _train_one(pooled, "pooled", training, {}))
-    if "alone" in settings:
-        alone, admitted = in_process.alone_study(study), {}
-        for hospital, rows_N in training:
-            weights = _train_one(alone, hospital.name, [(hospital, rows_N)], admitted)
-            out += rows("alone", weights, hospital.name)
-    return out
+    study = with_epsilon(asked, work.epsilon)
+    sites = sites_of_fold(study, hospitals, folds.fold_by_split[work.split], work.fold)
+    others = other_sites(study, tests)
+    rows = assess_part(study.study.task).settings_rows(study, sites, others, settings, InProcessTrainer(hospitals))
+    piece = {"epsilon": json_number(work.epsilon), "split": work.split, "fold": work.fold, "draw": work.draw}
+    return [_in_order(row, piece) for row in rows]
 
 
-def _train_one(
-    study: Study, name: str, parts: Sequence[tuple[Hospital, np.ndarray]], admitted: dict[str, object]
-) -> Weights:
-    site = in_process.temporary_site(study, name, parts, admitted)
-    return in_process.train_together(study, [site])
-
-
-class _TestSet:
-    """Labelled test rows of several hospitals, gathered once; `figures` scores a model on them."""
-
-    def __init__(self, study: Study, parts: Sequence[tuple[Hospital, np.ndarray]]) -> None:
-        self._inputs_N = np.concatenate([hospital.inputs_N[rows_N] for hospital, rows_N in parts])
-        self._labels_N = np.concatenate([hospital.cohort.labels_N[rows_N] for hospital, rows_N in parts])
-        names = [np.array(hospital.cohort.pseudonyms)[hospital.cohort.patient_N[rows_N]] for hospital, rows_N in parts]
-        self._patients_N = np.unique(np.concatenate(names), return_inverse=True)[1]
-        self._sites_N = np.concatenate([np.full(int(rows_N.sum()), hospital.name) for hospital, rows_N in parts])
-        self._sites = [hospital.name for hospital, _ in parts]
-        if not len(self._labels_N):
-            raise DataError("no labelled patient to test on; check the folds and the labels")
-
-    def figures(self, network: nn.Module, study: Study, weights: Weights) -> dict[str, dict[str, Any]]:
-        scores = in_process.score(network, study, weights, self._inputs_N)
-        out: dict[str, dict[str, Any]] = {}
-        for unit in ("slice", "patient"):
-            whole = self._figure(unit, scores, np.ones(len(self._labels_N), bool))
-            by_site = {site: self._figure(unit, scores, self._sites_N == site) for site in self._sites}
-            out[unit] = {"all": whole, "sites": by_site}
-        return out
-
-    def _figure(self, unit: str, scores: np.ndarray, rows_N: np.ndarray) -> dict[str, Any]:
-        labels_N, patients_N = self._labels_N[rows_N], self._patients_N[rows_N]
-        patients = int(len(np.unique(patients_N)))
-        if not patients:
-            return {"auc": None, "patients": 0}
-        if scores.ndim == 2:
-            return {"auc": macro_auc(scores[rows_N], labels_N) if unit == "slice" else None, "patients": patients}
-        scores_N = scores[rows_N]
-        if unit == "patient":
-            scores_N, labels_N, _ = patient_scores(scores_N, labels_N, patients_N)
-        return {"auc": auc(scores_N, labels_N), "patients": patients}
+def _in_order(row: Row, piece: Row) -> Row:
+    """The row with what its piece of work was, after the setting."""
+    setting: Row = {name: row[name] for name in ("setting", "site") if name in row}
+    return {**setting, **piece, **{name: value for name, value in row.items() if name not in setting}}
 
 
 def comparison_identity(

@@ -15,15 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from wardround.errors import RefusedError, WireError
-from wardround.metrics.classification import probabilities
-from wardround.networks.build import initial_network
+from wardround.networks.build import initial_network, start_weights
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study, parse_study
-from wardround.tasks.classification.objective import trained_part
 from wardround.wire.packets import Broadcast, SiteReply, payload_bytes
 from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.privacy.secure_random import SecretRandom
@@ -77,13 +73,6 @@ def pooled_study(study: Study) -> Study:
     """The same study on all data in one place: one site with everyone's nominal patients, one noise."""
     together = study.privacy.nominal_patients * study.aggregation.nominal_sites
     return _with_sites(study, sites=1, nominal_patients=together)
-
-
-def with_epsilon(study: Study, epsilon: float) -> Study:
-    """The same study at another epsilon."""
-    content = study.model_dump()
-    content["privacy"]["epsilon"] = epsilon
-    return parse_study(content)
 
 
 def _with_sites(study: Study, sites: int, nominal_patients: int) -> Study:
@@ -174,35 +163,8 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
     return exchange
 
 
-def start_weights(study: Study) -> Weights:
-    """The exchanged parameters of the study's initial network, float32 by name.
-
-    Always of a network built anew: one that was trained or scored holds other weights, and a model that starts from
-    another one's result has learned from that one's patients.
-    """
-    network = initial_network(study)
-    parameters = trained_parameters(network, study)
-    return {name: parameter.detach().cpu().float().numpy().copy() for name, parameter in parameters.items()}
-
-
 def train_together(study: Study, sites: Sequence[Site]) -> Weights:
     """Run the study's rounds over the sites, from the study's initial weights, and return the released ones."""
     architecture = architecture_sha256(initial_network(study))
     outcome = run_rounds(study, "in-process", architecture, start_weights(study), in_process_exchange(sites), None)
     return outcome.weights
-
-
-def score(
-    network: nn.Module, study: Study, weights: Weights, inputs_N: AnyRows, device: torch.device = CPU
-) -> np.ndarray:
-    """Probability of the positive label for each input, (N,); with more than two labels (N, K)."""
-    network = network.to(device).eval()
-    load_weights(trained_parameters(network, study), weights)
-    part = trained_part(network, study)
-    parts = []
-    with torch.no_grad():
-        for begin in range(0, len(inputs_N), 256):
-            parts.append(
-                part(torch.from_numpy(np.array(inputs_N[begin : begin + 256])).to(device)).float().cpu().numpy()
-            )
-    return probabilities(np.concatenate(parts)) if parts else np.empty(0)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from wardround.metrics import classification
-from wardround_simulation.report.evidence import SETTINGS, RunEvidence, ScoredSet
+from wardround.tasks.assessment import SETTINGS, ScoredSet
+from wardround_simulation.report.evidence import RunEvidence
 
 Verdict = Literal["above", "below", "unclear", "unknown"]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from wardround import text as plain
+from wardround.tasks.assessment import CurvePoint, ScoredSet
 from wardround_simulation.report import sections
 from wardround_simulation.report import text as words
-from wardround_simulation.report.evidence import CurvePoint, RunEvidence, ScoredSet, SiteQuality
+from wardround_simulation.report.evidence import RunEvidence, SiteQuality
 from wardround_simulation.report.measures import Interval, missing_replies, site_figures, whole_test_set
 from wardround_simulation.report.noised_figures import released_section
 from wardround_simulation.report.page import write_page

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from wardround.metrics.classification import CalibrationCurve, RocBand, RocCurve
+from wardround.tasks.assessment import SETTINGS, CurvePoint
 from wardround_simulation.report import style
-from wardround_simulation.report.evidence import SETTINGS, CurvePoint
 from wardround_simulation.report.measures import Interval
 from wardround_simulation.report.style import COLOUR, INK, LABEL_COLOURS, MARKER, MUTED, RULE, WARN, Picture
 

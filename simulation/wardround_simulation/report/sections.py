@@ -10,11 +10,13 @@ import numpy as np
 
 from wardround import text
 from wardround.metrics import classification
+from wardround.tasks.assessment import SETTINGS, ReportSection
 from wardround.wire.reply_codes import code_text
 from wardround_simulation.report import run_plots, style
 from wardround_simulation.report import text as words
-from wardround_simulation.report.evidence import SETTINGS, ReportSection, RunEvidence, SiteQuality
+from wardround_simulation.report.evidence import RunEvidence, SiteQuality
 from wardround_simulation.report.measures import Interval, SiteFigures, rows_by_unit
+from wardround_simulation.report.task_plots import round_picture
 
 MONTAGE_IMAGES = 12
 MONTAGE_SITES = 16
@@ -164,7 +166,7 @@ def task_section(section: ReportSection) -> dict[str, Any]:
         for sheet in section.sheets
     ]
     return {"anchor": section.anchor, "title": section.title, "lines": section.lines, "tables": section.tables,
-            "pictures": section.pictures, "sheets": sheets}  # fmt: skip
+            "pictures": [round_picture(plot) for plot in section.plots], "sheets": sheets}  # fmt: skip
 
 
 def montage_section(montages: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wardround_simulation.report.evidence import CurvePoint
+from wardround.tasks.assessment import CurvePoint
 
 SITE_FIGURES = ("seconds", "bytes_up", "bytes_down")
 

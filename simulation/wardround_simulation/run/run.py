@@ -29,13 +29,14 @@ from torch import nn
 
 from wardround.accounting import Epsilon, spent_exactly
 from wardround.errors import RoundError, UsageError, WardroundError
-from wardround.networks.build import initial_network
+from wardround.networks.build import initial_network, start_weights
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
-from wardround.tasks.registry import release_part
+from wardround.tasks.assessment import Assessed, AtEnd
+from wardround.tasks.registry import assess_part, release_part
 from wardround.wire.protocol import TRAIN
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
@@ -48,8 +49,8 @@ from wardround_server.rounds.evaluation import SitesExchange, federated_test
 from wardround_server.rounds.loop import KEPT_CHECKPOINTS, RoundRecord, RunOutcome, run_rounds
 from wardround_server.runs.paths import METRICS_FILE, MODEL_FILE, RESULT_FILE
 from wardround_server.sites.ledger_heads import LedgerHeads
-from wardround_simulation.assess.assessment import Assessed, AtEnd, assessment_of
 from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import InProcessTrainer, other_sites, sites_of
 from wardround_simulation.engine.flower import with_flower
 from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.report.evidence import RunEvidence, SiteQuality
@@ -100,7 +101,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     device = _device(settings.device)
     network = initial_network(study)
     architecture = architecture_sha256(network)
-    start = in_process.start_weights(study)
+    start = start_weights(study)
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
     listener.stage("Preparing the hospitals' data")
     hospitals = prepare_hospitals(material.train, study, out / SITES, listener.ingest)
@@ -114,7 +115,9 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         settle_rules(hospital, study, device, threads)
 
     opened = in_process.open_hospitals({h.name: h.folder for h in hospitals}, study)
-    assessment = assessment_of(study, opened, out)
+    assessment = assess_part(study.study.task).assessment_of(
+        study, sites_of(study, opened), out, InProcessTrainer(opened)
+    )
     assessment.after_round(0, start)
 
     def on_round(record: RoundRecord) -> None:
@@ -147,7 +150,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     end = AtEnd(
         weights=outcome.weights,
         released=released,
-        others=in_process.open_hospitals({h.name: h.folder for h in outside}, study),
+        others=other_sites(study, in_process.open_hospitals({h.name: h.folder for h in outside}, study)),
         baselines=settings.baselines,
         show_images=show_images,
         stage=listener.stage,

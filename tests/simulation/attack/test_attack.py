@@ -26,6 +26,8 @@ from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.phantoms.crops import generate_crops
 from wardround.study.load import Study, parse_study
+from wardround.tasks.assessment import AtEnd
+from wardround.tasks.classification.assess import assessment_of
 from wardround_client.clipping.engines import ClippedSum, clip_by_loop
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.noise import PatientOptimizer
@@ -38,13 +40,13 @@ from wardround_client.training import steps
 from wardround_client.training import train as training_loop
 from wardround_client.training.rows import training_rows
 from wardround_server.rounds import loop
-from wardround_simulation.assess.assessment import AtEnd, assessment_of
 from wardround_simulation.attack import checks, inversion, membership, run_files
 from wardround_simulation.attack.canaries import audit_canaries, chance_of_so_many, epsilon_bound
 from wardround_simulation.attack.report import BEGIN, END
 from wardround_simulation.attack.system import System
 from wardround_simulation.cli.main import main
 from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import InProcessTrainer, sites_of
 from wardround_simulation.report.evidence import RunEvidence
 from wardround_simulation.report.report import write_report
 from wardround_simulation.run import preflight, run
@@ -456,7 +458,7 @@ def make_run(out: Path, study: Study) -> None:
         end = AtEnd(
             weights=outcome.weights, released=None, others=[], baselines=False, show_images=True, stage=lambda _: None
         )
-        assessed = assessment_of(study, opened, out).at_end(end)
+        assessed = assessment_of(study, sites_of(study, opened), out, InProcessTrainer(opened)).at_end(end)
         result = run.result_of(study, prepared, outcome, assessed, run_id, architecture)
         run.save_model(out, study, result, network, assessed.weights, architecture)
         evidence = RunEvidence(

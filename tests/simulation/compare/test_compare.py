@@ -12,6 +12,7 @@ import pytest
 
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.scores import score
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.training.batches import material_of
 from wardround_simulation.compare import compare
@@ -143,7 +144,7 @@ def test_shuffled_labels_teach_nothing(hospitals) -> None:
             sites.append(site)
             tests.append((hospital.inputs_N[~train_N], labels_N[~train_N]))
         weights = in_process.train_together(study, sites)
-        scores = in_process.score(network, study, weights, np.concatenate([inputs for inputs, _ in tests]))
+        scores = score(network, study, weights, np.concatenate([inputs for inputs, _ in tests]))
         found.append(auc(scores, np.concatenate([labels for _, labels in tests])))
     assert abs(np.mean(found) - 0.5) < 4.5 * np.std(found) / math.sqrt(len(found))
     assert 0.03 < np.std(found) < 0.3

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wardround.tasks.registry import Commands
+
 if TYPE_CHECKING:
     from wardround.study.load import Study
 
 NETWORKS = ("phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "densenet121")
 PHANTOM_WEIGHTS = ("phantom-encoder",)
 SECTION = None
+COMMANDS = Commands(attack=True, compare="settings")
 
 
 def check(study: Study) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from wardround.study.schema import Section
+from wardround.tasks.registry import Commands
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
@@ -40,6 +41,7 @@ class ReconstructionSection(Section):
 
 
 SECTION = ReconstructionSection
+COMMANDS = Commands(compare="methods", phantoms=True)
 
 
 def section_of(study: Study) -> ReconstructionSection:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from wardround.study.schema import Rate, Section
+from wardround.tasks.registry import Commands
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
@@ -27,6 +28,7 @@ class SynthesisSection(Section):
 
 
 SECTION = SynthesisSection
+COMMANDS = Commands(generate=True, phantoms=True)
 
 
 def section_of(study: Study) -> SynthesisSection:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wardround.networks.public_head import POSITIVE_PHANTOM
 from wardround.phantoms.crops import generate_crops
+from wardround.tasks.assessment import SyntheticImages
 from wardround.tasks.synthesis.dcgan import to_grey
 from wardround.tasks.synthesis.gan import SharedGAN
 from wardround.tasks.synthesis.phantom_sampler import PhantomSampler
@@ -24,14 +25,6 @@ AT_ONCE = 100
 STREAMS = 100_000  # a seed's phantoms are painted from streams of their own
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SyntheticImages:
-    """`images_NCHW` uint8 and `labels_N` int64, index into the study's labels."""
-
-    images_NCHW: np.ndarray
-    labels_N: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

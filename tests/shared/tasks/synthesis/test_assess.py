@@ -17,14 +17,15 @@ from wardround.errors import DataError
 from wardround.networks.build import initial_network
 from wardround.phantoms.crops import generate_crops
 from wardround.study.load import Study, load_study
+from wardround.tasks.assessment import AtEnd
+from wardround.tasks.synthesis import assess
+from wardround.tasks.synthesis.measures import classifiers, figures
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.training.rows import held_out_images, training_rows
 from wardround_client.training.scoring import held_out_scores
-from wardround_simulation.assess import synthesis
-from wardround_simulation.assess.assessment import AtEnd, assessment_of
 from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import InProcessTrainer, sites_of
 from wardround_simulation.engine.in_process import Hospital, open_hospitals
-from wardround_simulation.generate import training
 from wardround_simulation.report.evidence import RunEvidence
 from wardround_simulation.report.report import write_report
 
@@ -42,9 +43,10 @@ SMALL = ("study.rounds=2", "data.image_size=64", "aggregation.nominal_sites=2")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("POOL", 150), ("A_ROUND", 20), ("CLASSIFIERS", 1)):
-        monkeypatch.setattr(synthesis, name, value)
-    monkeypatch.setattr(training, "STEPS", 5)
+    monkeypatch.setattr(assess, "POOL", 150)
+    monkeypatch.setattr(assess, "A_ROUND", 20)
+    monkeypatch.setattr(figures, "CLASSIFIERS", 1)
+    monkeypatch.setattr(classifiers, "STEPS", 5)
 
 
 def hospitals_of(folder: Path, study: Study, patients: int = 16) -> list[Hospital]:
@@ -66,6 +68,11 @@ def hospitals_of(folder: Path, study: Study, patients: int = 16) -> list[Hospita
         write_cohort(where / "cohort", rows, chosen, shape_CHW=(1, 64, 64), label_names=names, site_key=b"k" * 32)
         folders[f"site-{number}"] = where
     return open_hospitals(folders, study)
+
+
+def assessment_of(study: Study, hospitals: list[Hospital], out: Path) -> assess.SynthesisAssessment:
+    """The assessment of a run, as `run` makes it."""
+    return assess.assessment_of(study, sites_of(study, hospitals), out, InProcessTrainer(hospitals))
 
 
 def judged(study: Study, hospitals: list[Hospital], out: Path):
@@ -91,12 +98,12 @@ def test_a_run_is_measured_beside_its_public_start_and_told_in_a_report(
     hospitals = hospitals_of(tmp_path, study)
     said, assessed, weights = judged(study, hospitals, tmp_path)
     assert all(one.startswith("Fréchet distance") for one in said)
-    figures = assessed.result["synthesis"]
+    measured = assessed.result["synthesis"]
     for name in ("model", "start"):
-        figure = figures[name]
+        figure = measured[name]
         assert figure["images"] > 5 and figure["frechet"]["low"] <= figure["frechet"]["value"]
         assert 0 <= figure["auc"]["value"] <= 1 and 0 < figure["copies"]["p_value"] <= 1
-    assert figures["model"]["images"] == figures["start"]["images"]  # a Fréchet distance depends on the number
+    assert measured["model"]["images"] == measured["start"]["images"]  # a Fréchet distance depends on the number
     json.dumps(assessed.result, allow_nan=False)
     notes = [json.loads(line) for line in (tmp_path / "synthesis.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [note["round"] for note in notes] == [1, 2]

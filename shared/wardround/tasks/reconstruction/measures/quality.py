@@ -24,6 +24,7 @@ from wardround.tasks.reconstruction.degradations import Degradation, Degraded, K
 from wardround.tasks.reconstruction.image_quality import psnr_db, ssim, to_8_bit
 from wardround.tasks.reconstruction.restorer import inputs_of_degraded
 
+START = "public start"
 Z_95 = 1.959964
 TUNING_IMAGES = 24
 _AT_ONCE = 16

@@ -1,102 +1,36 @@
 """How good a run's synthetic images are: beside the public start, which cost no privacy, and beside real images.
 
-Exact figures of real patients, as only a simulation can have them. Fidelity is measured on the phantom encoder's pooled
-features. Shapes: N images, C channels, H rows, W columns, D features.
+Shapes: N images, C channels, H rows, W columns, D features.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from wardround.errors import DataError, required
-from wardround.metrics.classification import auc, auc_interval
-from wardround.networks.build import initial_network
-from wardround.networks.phantom_encoder import CROP_PX, load_phantom_encoder
-from wardround.networks.preprocessing import CentreCrop, OtsuNormalise
+from wardround.networks.build import initial_network, start_weights
+from wardround.networks.phantom_encoder import load_phantom_encoder
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
-from wardround.tasks.synthesis.dcgan import to_grey
+from wardround.tasks.assessment import Assessed, AtEnd, SiteData, SyntheticImages, Trainer, Weights
 from wardround.tasks.synthesis.gan import SharedGAN
+from wardround.tasks.synthesis.measures.fidelity import frechet, frechet_interval
+from wardround.tasks.synthesis.measures.figures import AT_ONCE, Figures, auc_of, figures_of, real_images
+from wardround.tasks.synthesis.measures.section import held_out_shown, shown
 from wardround.tasks.synthesis.phantom_sampler import PhantomSampler
-from wardround_client.site.site import Weights
-from wardround_client.training.rows import training_rows
-from wardround_simulation.assess.assessment import Assessed, AtEnd
-from wardround_simulation.assess.synthesis_measures import (
-    CopyCheck,
-    Measured,
-    copies,
-    frechet,
-    frechet_interval,
-    told_apart,
-)
-from wardround_simulation.engine import in_process
-from wardround_simulation.engine.in_process import Hospital
-from wardround_simulation.generate.generation import (
-    PhantomPool,
-    SyntheticImages,
-    as_painted,
-    chosen_from,
-    generated,
-    kept_of,
-    paint_pool,
-)
+from wardround.tasks.synthesis.use import PhantomPool, as_painted, chosen_from, generated, kept_of, paint_pool
 
 POOL = 1500  # phantoms painted to choose from, and images that a GAN makes at the end
 A_ROUND = 200  # images that a GAN makes after a round
 SHOWN = 24
-REAL_SHOWN = 24
 SEED = 5
-CLASSIFIERS = 3
 NOTES_FILE = "synthesis.jsonl"
-COPY_PX = 16  # side at which images are held against each other pixel by pixel
-AT_ONCE = 100
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RealImages:
-    """Labelled images of real patients with the encoder's features: uint8 (N, C, H, W), patients numbered over all
-    hospitals, and whether each trained.
-    """
-
-    images_NCHW: np.ndarray
-    labels_N: np.ndarray
-    patients_N: np.ndarray
-    trained_N: np.ndarray
-    features_ND: np.ndarray
-
-    @property
-    def held_out_N(self) -> np.ndarray:
-        return ~self.trained_N
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Figures:
-    """What one set of synthetic images came to. `auc` is None where the held-out patients have one label."""
-
-    auc: Measured | None
-    auc_by_classifier: list[float]
-    frechet: Measured
-    told_apart: Measured
-    copies: CopyCheck
-    images: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "auc": self.auc.to_json() if self.auc else None,
-            "auc_by_classifier": [round(one, 4) for one in self.auc_by_classifier],
-            "frechet": self.frechet.to_json(),
-            "told_apart": self.told_apart.to_json(),
-            "copies": self.copies.to_json(),
-            "images": self.images,
-        }
 
 
 class SynthesisAssessment:
@@ -104,11 +38,11 @@ class SynthesisAssessment:
     public start, on images made from the same phantoms or latents.
     """
 
-    def __init__(self, study: Study, hospitals: Sequence[Hospital], out: Path) -> None:
+    def __init__(self, study: Study, sites: Sequence[SiteData], out: Path) -> None:
         self._study, self._out = study, out
-        self._network, self._start = initial_network(study).eval(), in_process.start_weights(study)
+        self._network, self._start = initial_network(study).eval(), start_weights(study)
         self._encoder = load_phantom_encoder()[1]
-        self.real = real_images(study, hospitals, self._features)
+        self.real = real_images(sites, self._features)
         if len(study.data.labels) == 2 and not self.real.labels_N[self.real.held_out_N].sum() > 0:
             raise DataError(
                 "the held-out patients have one label only; raise evaluation.holdout, or give more patients"
@@ -153,8 +87,6 @@ class SynthesisAssessment:
         return f"Fréchet distance {note['frechet']:.2f}"
 
     def at_end(self, end: AtEnd) -> Assessed:
-        from wardround_simulation.assess.synthesis_section import shown
-
         end.stage("Measuring synthetic images: the public start, the model, and real images")
         model = self.figures(end.weights)
         start = self.figures(self._start) if self._is_gan else self._phantoms_as_painted(model.images)
@@ -231,96 +163,11 @@ class SynthesisAssessment:
         return torch.cat(parts).numpy()
 
 
-def real_images(
-    study: Study, hospitals: Sequence[Hospital], features_of: Callable[[np.ndarray], np.ndarray]
-) -> RealImages:
-    """All labelled images of all hospitals. Raises `DataError` where nobody trains, or nobody is held out."""
-    images, labels, patients, trained, offset = [], [], [], [], 0
-    for hospital in hospitals:
-        cohort = hospital.cohort
-        trains_N = training_rows(study, cohort)
-        rows = np.flatnonzero(cohort.labels_N >= 0)
-        images.append(np.asarray(cohort.images_NCHW[rows]))
-        labels.append(cohort.labels_N[rows].astype(np.int64))
-        patients.append(cohort.patient_N[rows] + offset)
-        trained.append(trains_N[rows])
-        offset += cohort.patient_count
-    trained_N = np.concatenate(trained)
-    if trained_N.all() or not trained_N.any():
-        raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
-    images_NCHW = np.concatenate(images)
-    return RealImages(
-        images_NCHW=images_NCHW,
-        labels_N=np.concatenate(labels),
-        patients_N=np.concatenate(patients),
-        trained_N=trained_N,
-        features_ND=features_of(images_NCHW),
-    )
-
-
-def figures_of(made: SyntheticImages, features_ND: np.ndarray, real: RealImages) -> Figures:
-    """All figures of one set of synthetic images with their features."""
-    held_out_N = real.held_out_N
-    found, each = auc_of(made, real)
-    held_out_ND, patients_N = real.features_ND[held_out_N], real.patients_N[held_out_N]
-    return Figures(
-        auc=found,
-        auc_by_classifier=each,
-        frechet=frechet_interval(features_ND, held_out_ND, patients_N),
-        told_apart=told_apart(features_ND, held_out_ND, patients_N),
-        copies=copies(small(made.images_NCHW), small(real.images_NCHW), real.patients_N, real.trained_N),
-        images=len(made.labels_N),
-    )
-
-
-def auc_of(made: SyntheticImages, real: RealImages) -> tuple[Measured | None, list[float]]:
-    """AUC on the held-out patients of classifiers trained on `made` alone: of their mean score, with its interval, and
-    of each of them. None for more than two labels, or images of one label.
+def assessment_of(study: Study, sites: Sequence[SiteData], out: Path, trainer: Trainer) -> SynthesisAssessment:
+    """The assessment of a run. Raises `DataError` where nobody is held out to test on. Nothing is trained for it by
+    the simulation: its baseline is the public start.
     """
-    from wardround_simulation.generate.training import scores_of_classifier
-
-    if real.labels_N.max() > 1 or len(np.unique(made.labels_N)) < 2:
-        return None, []
-    tested_N = real.held_out_N
-    labels_N = real.labels_N[tested_N]
-    scores = [
-        scores_of_classifier(made.images_NCHW, made.labels_N, real.images_NCHW[tested_N], seed)
-        for seed in range(CLASSIFIERS)
-    ]
-    each = [auc(one, labels_N) for one in scores]
-    estimate = auc_interval(np.mean(scores, 0), labels_N, real.patients_N[tested_N])
-    if estimate is None:
-        return None, []
-    return Measured(value=estimate.value, low=estimate.low, high=estimate.high), [
-        one for one in each if one is not None
-    ]
-
-
-def small(images_NCHW: np.ndarray) -> np.ndarray:
-    """Middle 64 x 64 pixels, each image in one contrast, at 16 x 16: how images are held against each other."""
-    crop, normalise = CentreCrop(CROP_PX), OtsuNormalise()
-    parts = []
-    for at in range(0, len(images_NCHW), AT_ONCE):
-        chunk = normalise(crop(torch.from_numpy(np.ascontiguousarray(images_NCHW[at : at + AT_ONCE]))))
-        parts.append(functional.adaptive_avg_pool2d(chunk.mean(1, keepdim=True), COPY_PX).flatten(1))
-    return torch.cat(parts).numpy()
-
-
-def as_made(study: Study, images_NCHW: np.ndarray) -> np.ndarray:
-    """Real images as the model sees them: the middle 64 x 64 pixels that a phantom shows, or a GAN's one contrast."""
-    images = torch.from_numpy(np.ascontiguousarray(images_NCHW))
-    if study.model.name != "dcgan":
-        return CentreCrop(CROP_PX)(images).numpy()
-    return to_grey(cast(SharedGAN, initial_network(study)).prepare(images)).numpy()
-
-
-def held_out_shown(study: Study, real: RealImages) -> np.ndarray:
-    """Held-out images for the report, as many of each label, as the model sees them."""
-    rows = [
-        np.flatnonzero(real.held_out_N & (real.labels_N == label))[: REAL_SHOWN // len(study.data.labels)]
-        for label in range(len(study.data.labels))
-    ]
-    return as_made(study, real.images_NCHW[np.concatenate(rows)])
+    return SynthesisAssessment(study, sites, out)
 
 
 def shown_rounds(rounds: int) -> set[int]:

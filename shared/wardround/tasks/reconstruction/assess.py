@@ -18,24 +18,32 @@ from torch import Tensor, nn
 
 from wardround import text
 from wardround.errors import DataError
-from wardround.networks.build import initial_network
+from wardround.networks.build import initial_network, start_weights
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
+from wardround.tasks.assessment import (
+    Assessed,
+    AtEnd,
+    ReportSection,
+    ReportTable,
+    Sheet,
+    SiteData,
+    Trainer,
+    Weights,
+    patient_offsets,
+)
 from wardround.tasks.reconstruction.accept_test import released_model
 from wardround.tasks.reconstruction.degradations import degradation_of
-from wardround.tasks.reconstruction.restorer import Restorer
-from wardround.tasks.reconstruction.study import section_of
-from wardround_client.site.site import Weights
-from wardround_client.training.rows import training_rows
-from wardround_simulation.assess.assessment import Assessed, AtEnd
-from wardround_simulation.assess.restoration_balance import (
+from wardround.tasks.reconstruction.measures.balance import (
     Balance,
     balance_of,
-    balance_picture,
+    balance_plot,
     balance_series,
     balance_table,
 )
-from wardround_simulation.assess.restoration_measures import (
+from wardround.tasks.reconstruction.measures.comparison import methods_rows, methods_table, without_privacy
+from wardround.tasks.reconstruction.measures.quality import (
+    START,
     TUNING_IMAGES,
     Quality,
     by_network,
@@ -45,11 +53,12 @@ from wardround_simulation.assess.restoration_measures import (
     spoil,
     spread_rows,
 )
-from wardround_simulation.engine import in_process
-from wardround_simulation.engine.in_process import Hospital
-from wardround_simulation.report.evidence import ReportSection, ReportTable, Sheet
+from wardround.tasks.reconstruction.restorer import Restorer
+from wardround.tasks.reconstruction.study import section_of
 
-START, TRAINED, PLAIN = "public start", "trained", "trained without privacy"
+__all__ = ["RestorationAssessment", "assessment_of", "methods_rows", "methods_table"]
+
+TRAINED, PLAIN = "trained", "trained without privacy"
 CURVE_IMAGES, MOST_TEST_IMAGES, SHOWN_IMAGES = 24, 300, 5
 CURVE_FILE = "restoration.jsonl"
 
@@ -65,25 +74,23 @@ class RoundNote:
 class RestorationAssessment:
     """PSNR and loss round by round on a few held-out images, and at the end every method on all of them."""
 
-    def __init__(self, study: Study, hospitals: Sequence[Hospital], out: Path) -> None:
-        self._study, self._hospitals, self._out = study, list(hospitals), out
+    def __init__(self, study: Study, data: Sequence[SiteData], out: Path, trainer: Trainer) -> None:
+        self._study, self._sites, self._out, self._trainer = study, list(data), out, trainer
         self._degradation = degradation_of(section_of(study))
-        self._network, self._start = initial_network(study), in_process.start_weights(study)
-        images, patients, sites, training = [], [], [], []
-        for number, hospital in enumerate(self._hospitals):
-            cohort = hospital.cohort
-            held_out_N = (cohort.holdout_rank_P < study.evaluation.holdout)[cohort.patient_N]
-            rows = np.flatnonzero(held_out_N)
-            images.append(np.asarray(cohort.images_NCHW[rows]))
-            patients.append(cohort.patient_N[rows].astype(np.int64) + (number << 32))
-            sites.append(np.full(len(rows), hospital.name))
-            rows = spread_rows(np.flatnonzero(training_rows(study, cohort)), TUNING_IMAGES // len(self._hospitals) + 1)
-            training.append(np.asarray(cohort.images_NCHW[rows]))
+        self._network, self._start = initial_network(study), start_weights(study)
+        images, patients, names, training = [], [], [], []
+        for site, offset in zip(self._sites, patient_offsets(self._sites), strict=True):
+            rows = np.flatnonzero(site.held_out_N)
+            images.append(np.asarray(site.images_NCHW[rows]))
+            patients.append(site.patient_N[rows].astype(np.int64) + offset)
+            names.append(np.full(len(rows), site.name))
+            rows = spread_rows(np.flatnonzero(site.training_N), TUNING_IMAGES // len(self._sites) + 1)
+            training.append(np.asarray(site.images_NCHW[rows]))
         keep = spread_rows(np.arange(sum(map(len, images))), MOST_TEST_IMAGES)
         if not len(keep):
             raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
         self._images, self._patients_N = np.concatenate(images)[keep], np.concatenate(patients)[keep]
-        self._sites_N, self._training = np.concatenate(sites)[keep], np.concatenate(training)
+        self._names_N, self._training = np.concatenate(names)[keep], np.concatenate(training)
         self._few = spoil(self._images[spread_rows(np.arange(len(keep)), CURVE_IMAGES)], self._degradation)
         self._before = quality_of(by_network(initial_network(study), self._few), self._few.true_N1HW)
         self._notes = _read_notes(out)
@@ -124,7 +131,7 @@ class RestorationAssessment:
         return Assessed(
             weights=weights,
             result=result,
-            site_tests={h.name: self._at_site(h.name, quality) for h in self._hospitals},
+            site_tests={site.name: self._at_site(site.name, quality) for site in self._sites},
             asked=self._asked(),
             headline=self._headline(quality, released, reason),
             sections=[self._section(quality, strengths, reason, pictures if end.show_images else {})],
@@ -146,11 +153,8 @@ class RestorationAssessment:
 
     def _trained_plainly(self) -> nn.Module:
         study = without_privacy(self._study)
-        parts = [(hospital, training_rows(study, hospital.cohort)) for hospital in self._hospitals]
-        admitted: dict[str, object] = {}
-        sites = [in_process.temporary_site(study, h.name, [(h, rows_N)], admitted) for h, rows_N in parts]
         network = initial_network(study)
-        load_weights(trained_parameters(network, study), in_process.train_together(study, sites))
+        load_weights(trained_parameters(network, study), self._trainer.federated(study, self._sites))
         return network
 
     def _figures(self, quality: Mapping[str, Quality], strengths: Mapping[str, float]) -> dict[str, Any]:
@@ -172,7 +176,7 @@ class RestorationAssessment:
         }  # fmt: skip
 
     def _at_site(self, site: str, quality: Mapping[str, Quality]) -> dict[str, Any] | None:
-        rows_N = self._sites_N == site
+        rows_N = self._names_N == site
         if not rows_N.any():
             return None
         found, start = quality[TRAINED].psnr_N[rows_N], quality[START].psnr_N[rows_N]
@@ -189,7 +193,7 @@ class RestorationAssessment:
             f"Asked: to restore images that lost something ({self._degradation.words()}). The network starts from "
             f"{start}; {self._study.model.trainable} of it is trained in "
             f"{text.count_text(self._study.study.rounds, 'round')} across "
-            f"{text.count_text(len(self._hospitals), 'hospital')}. No image leaves its hospital."
+            f"{text.count_text(len(self._sites), 'hospital')}. No image leaves its hospital."
         )
 
     def _headline(self, quality: Mapping[str, Quality], released: str, reason: str) -> list[str]:
@@ -236,7 +240,7 @@ class RestorationAssessment:
                 ),
                 balance_table(self._study, balances),
             ],
-            pictures=[balance_picture(balances)],
+            plots=[balance_plot(balances)],
             sheets=self._sheets(pictures),
         )
 
@@ -259,14 +263,9 @@ class RestorationAssessment:
         ]
 
 
-def without_privacy(study: Study) -> Study:
-    """The same study without noise and bound: for comparison in a simulation only."""
-    content = study.model_dump(exclude_none=True)
-    content["privacy"].update(epsilon=float("inf"), max_grad_norm=float("inf"))
-    if content["training"]["learning_rate"] == "rule":
-        content["training"]["learning_rate"] = 1.0
-    content["evaluation"]["epsilon"] = 0.0
-    return in_process.parse_study(content)
+def assessment_of(study: Study, sites: Sequence[SiteData], out: Path, trainer: Trainer) -> RestorationAssessment:
+    """The assessment of a run. Raises `DataError` where nobody is held out to test on."""
+    return RestorationAssessment(study, sites, out, trainer)
 
 
 def _side_by_side(true_N1HW: Tensor, restored_N1HW: Tensor) -> np.ndarray:

@@ -6,19 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from wardround.study.load import Study
+from wardround.tasks.assessment import Panel, ReportTable, RoundPlot
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights
+from wardround.tasks.reconstruction.measures.quality import Spoiled
 from wardround.tasks.reconstruction.restorer import Restorer
 from wardround.tasks.reconstruction.study import section_of
-from wardround_simulation.assess.restoration_measures import Spoiled
-from wardround_simulation.report.evidence import ReportTable
-
-if TYPE_CHECKING:
-    from wardround_simulation.report.style import Picture
 
 EVERY_TERM = LossWeights(adversarial=1.0, ssim=1.0)
 CANNOT_TELL = 2.0  # the hinge loss of a discriminator that gives every patch a logit of 0
@@ -91,37 +87,36 @@ def _at(round_: int) -> str:
     return f"after round {round_}" if round_ else "before training"
 
 
-def balance_picture(by_round: Mapping[int, Balance]) -> Picture:
+def balance_plot(by_round: Mapping[int, Balance]) -> RoundPlot:
     """The four terms round by round, each on an axis of its own."""
-    from wardround_simulation.report import style
-
-    panels = {
+    rounds = sorted(by_round)
+    labels = {
         "error": "absolute\nerror",
         "dissimilarity": "1 − SSIM",
         "fooled": "generator,\nadversarial",
         "told_apart": "discriminator,\nhinge",
     }
-    rounds = sorted(by_round)
-    with style.canvas(height_in=4.6, rows=(1.0,) * len(panels), share_x=True) as (figure, axes_list):
-        for axes, (name, label) in zip(axes_list, panels.items(), strict=True):
-            values = [getattr(by_round[at], name) for at in rounds]
-            colour = style.COLOUR["alone" if name == "told_apart" else "federated"]
-            axes.plot(rounds, values, color=colour, marker="o", markersize=2.6)
-            if name == "told_apart":
-                axes.axhline(CANNOT_TELL, color=style.MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
-                values = [*values, 0.0, CANNOT_TELL]
-            middle, span = (max(values) + min(values)) / 2, max(values) - min(values)
-            half = 0.65 * max(span, LEAST_SPAN * abs(middle), 1e-9)  # what hardly moves shall not look wild
-            axes.set_ylim(middle - half, middle + half)
-            style.locator_of(axes.yaxis).set_params(nbins=3)
-            axes.ticklabel_format(axis="y", useOffset=False)
-            axes.set_ylabel(label)
-        figure.align_ylabels(axes_list)
-        style.locator_of(axes_list[-1].xaxis).set_params(integer=True)
-        axes_list[-1].set_xlabel("round (0: before training)")
-        svg = style.to_svg(figure, "balance", "Terms of the loss by round")
-    caption = (
-        "The terms of the loss on held-out images after each round, before their weights; each axis has a scale of its "
-        "own. The dashed line: a discriminator that cannot tell restored from true."
+    panels = []
+    for name, label in labels.items():
+        values = [getattr(by_round[at], name) for at in rounds]
+        if name == "told_apart":
+            limits = _limits([*values, 0.0, CANNOT_TELL])
+            panels.append(Panel(label=label, values=values, colour="alone", reference=CANNOT_TELL, limits=limits))
+        else:
+            panels.append(Panel(label=label, values=values, limits=_limits(values)))
+    return RoundPlot(
+        name="balance",
+        title="Generator against discriminator",
+        description="Terms of the loss by round",
+        caption="The terms of the loss on held-out images after each round, before their weights; each axis has a "
+        "scale of its own. The dashed line: a discriminator that cannot tell restored from true.",
+        rounds=rounds,
+        panels=panels,
     )
-    return style.Picture(name="balance", title="Generator against discriminator", svg=svg, caption=caption)
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """An axis that shows at least `LEAST_SPAN` of its values: what hardly moves shall not look wild."""
+    middle, span = (max(values) + min(values)) / 2, max(values) - min(values)
+    half = 0.65 * max(span, LEAST_SPAN * abs(middle), 1e-9)
+    return middle - half, middle + half

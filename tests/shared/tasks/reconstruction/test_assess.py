@@ -16,18 +16,28 @@ from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.phantoms.scenes import generate_scenes
 from wardround.study.load import Study, parse_study
+from wardround.tasks.assessment import AtEnd
+from wardround.tasks.reconstruction.assess import RestorationAssessment, assessment_of, methods_rows, methods_table
 from wardround.tasks.reconstruction.degradations import Degradation
+from wardround.tasks.reconstruction.measures.quality import (
+    CLASSICAL,
+    by_classical,
+    by_network,
+    compared,
+    mean_over,
+    quality_of,
+    spoil,
+    tuned,
+)
 from wardround.tasks.reconstruction.objective import joint_loss
 from wardround.tasks.reconstruction.restorer import Restorer, load_phantom_restorer
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_server.rounds.evaluation import federated_test
-from wardround_simulation.assess import restoration_folds
-from wardround_simulation.assess.assessment import AtEnd, assessment_of
-from wardround_simulation.assess.restoration_measures import CLASSICAL, compared, mean_over, quality_of, spoil, tuned
-from wardround_simulation.compare.compare import Folds
 from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import InProcessTrainer, sites_of, sites_of_fold
 from wardround_simulation.phantoms.pretrain_restorer import pretrain_restorer
+from wardround_simulation.report.task_plots import round_picture
 from wardround_simulation.run.hospitals import SIMULATION_KEY
 
 PATIENTS, LABELS = 8, ("benign", "malignant")
@@ -57,6 +67,11 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+def assessed(study: Study, opened: list[in_process.Hospital], out: Path) -> RestorationAssessment:
+    """The assessment of a run, as `run` makes it."""
+    return assessment_of(study, sites_of(study, opened), out, InProcessTrainer(opened))
+
+
 def study_of(**reconstruction) -> Study:
     return parse_study({
         "study": {"name": "restore", "task": "reconstruction", "rounds": 2, "spare_rounds": 0},
@@ -74,7 +89,7 @@ def study_of(**reconstruction) -> Study:
 def test_a_run_is_assessed_and_releases_what_the_accept_test_says(hospitals, tmp_path) -> None:
     study = study_of()
     opened = in_process.open_hospitals(hospitals, study)
-    assessment = assessment_of(study, opened, tmp_path)
+    assessment = assessed(study, opened, tmp_path)
     start = in_process.start_weights(study)
     worse = {name: value + 0.05 for name, value in start.items()}
     assert "+0.000 on the start" in assessment.after_round(0, start)
@@ -92,7 +107,7 @@ def test_a_run_is_assessed_and_releases_what_the_accept_test_says(hospitals, tmp
     assert methods["trained"]["gain_db"] < 0 == methods["public start"]["gain_db"]
     assert methods["public start"]["psnr_db"] == pytest.approx(methods["bicubic"]["psnr_db"], abs=0.01)  # adds nothing
     assert found.samples[1].shape == (128, 320) and found.sections[0].sheets
-    assert set(assessment_of(study, opened, tmp_path)._notes) == {1}  # a resumed run knows it
+    assert set(assessed(study, opened, tmp_path)._notes) == {1}  # a resumed run knows it
     hidden = assessment.at_end(
         AtEnd(weights=worse, released=None, others=(), baselines=False, show_images=False, stage=lambda _: None)
     )
@@ -103,7 +118,7 @@ def test_a_run_is_assessed_and_releases_what_the_accept_test_says(hospitals, tmp
 
 def test_the_terms_of_the_loss_are_shown_round_by_round_and_add_up_to_what_is_trained(hospitals, tmp_path) -> None:
     study = study_of(adversarial_weight=0.5, ssim_weight=0.25)
-    assessment = assessment_of(study, in_process.open_hospitals(hospitals, study), tmp_path)
+    assessment = assessed(study, in_process.open_hospitals(hospitals, study), tmp_path)
     start = in_process.start_weights(study)
     moved = {name: value + 0.02 for name, value in start.items()}
     assessment.after_round(0, start)
@@ -111,8 +126,9 @@ def test_the_terms_of_the_loss_are_shown_round_by_round_and_add_up_to_what_is_tr
     end = AtEnd(weights=moved, released=None, others=(), baselines=False, show_images=False, stage=lambda _: None)
     found = assessment.at_end(end)
     (section,) = found.sections
-    (picture,) = section.pictures
-    assert picture.name == "balance" and "discriminator" in picture.svg
+    (plot,) = section.plots
+    assert plot.name == "balance" and plot.rounds == [0, 1]
+    assert "discriminator" in round_picture(plot).svg
     table = section.tables[1]
     network = initial_network(study)
     load_weights(trained_parameters(network, study), moved)
@@ -141,8 +157,9 @@ def test_a_fold_is_restored_by_every_method_and_the_start_gains_nothing_on_itsel
     study = study_of()
     opened = in_process.open_hospitals(hospitals, study)
     names = [name for hospital in opened for name in hospital.cohort.pseudonyms]
-    folds = Folds(fold_by_split={"split0": {name: number // 2 % 2 for number, name in enumerate(names)}})
-    rows = restoration_folds.fold_rows(study, opened, folds.fold_by_split["split0"], 0, (8.0, math.inf))
+    fold_of = {name: number // 2 % 2 for number, name in enumerate(names)}
+    sites = sites_of_fold(study, opened, fold_of, 0)
+    rows = methods_rows(study, sites, (8.0, math.inf), InProcessTrainer(opened))
     by_method = {row["method"]: row for row in rows}
     assert set(by_method) == {
         "bicubic", "total variation", "public start", "trained, ε = 8", "trained, no privacy",
@@ -150,7 +167,7 @@ def test_a_fold_is_restored_by_every_method_and_the_start_gains_nothing_on_itsel
     assert by_method["public start"]["gain_db"] == 0
     assert by_method["bicubic"]["patients"] == 8 and by_method["bicubic"]["images"] == 16
     assert all(0 <= row["auc"] <= 1 for row in rows)
-    assert "PSNR" in str(restoration_folds.restoration_table(rows).columns[1].header)
+    assert "PSNR" in methods_table(rows).columns[1]
 
 
 def test_tuning_takes_the_strength_that_restores_best() -> None:
@@ -158,8 +175,6 @@ def test_tuning_takes_the_strength_that_restores_best() -> None:
     training = spoil(images, Degradation(kind="low-dose"))
     method = next(one for one in CLASSICAL["low-dose"] if one.name == "non-local means")
     best = tuned(method, training)
-    from wardround_simulation.assess.restoration_measures import by_classical
-
     figures = {
         s: quality_of(by_classical(method, s, training), training.true_N1HW).psnr_N.mean() for s in method.strengths
     }
@@ -208,8 +223,6 @@ def test_the_shipped_restorer_beats_the_classical_start_on_phantoms_it_never_saw
     model = study.model.model_copy(update={"init": "phantom"})
     network = build_model(model, study.data, 0, ReconstructionSection(degradation=kind))
     spoiled = spoil(generate_scenes(24, 991).numpy()[:, None], Degradation(kind=kind))
-    from wardround_simulation.assess.restoration_measures import by_network
-
     restored = quality_of(by_network(network, spoiled), spoiled.true_N1HW)
     start = quality_of(spoiled.inputs_N3HW[:, 1:2].float(), spoiled.true_N1HW)
     assert (restored.psnr_N - start.psnr_N).mean() > 0.1

@@ -1,20 +1,25 @@
-"""How a report tells of synthetic images: sheets over the rounds, figures beside the public start, the curve."""
+"""What a report shows of synthetic images: sheets over the rounds, figures beside the public start, the curve."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
 from wardround import text
+from wardround.networks.build import initial_network
+from wardround.networks.phantom_encoder import CROP_PX
+from wardround.networks.preprocessing import CentreCrop
 from wardround.study.load import Study
-from wardround_simulation.report.evidence import ReportSection, ReportTable, Sheet
-
-if TYPE_CHECKING:
-    from wardround_simulation.report.style import Picture
+from wardround.tasks.assessment import Panel, ReportSection, ReportTable, RoundPlot, Sheet
+from wardround.tasks.synthesis.dcgan import to_grey
+from wardround.tasks.synthesis.gan import SharedGAN
+from wardround.tasks.synthesis.measures.figures import RealImages
 
 COLUMNS = 8
+REAL_SHOWN = 24
 SPACE = "the phantom encoder's features"
 
 
@@ -34,7 +39,7 @@ def shown(
         title="Synthetic images",
         lines=_lines(study, figures),
         tables=[_table(figures)],
-        pictures=[_curve(notes, figures)],
+        plots=[_curve(notes, figures)],
         sheets=[*_sheets(sheets, study), *(() if real_NCHW is None else [_real_sheet(real_NCHW)])],
     )
     series: dict[str, dict[int, float]] = {}
@@ -135,25 +140,23 @@ def _interval(figure: Mapping[str, float], digits: int) -> str:
     return f"{figure['value']:.{digits}f} ({figure['low']:.{digits}f}–{figure['high']:.{digits}f})"
 
 
-def _curve(notes: Mapping[int, Mapping[str, float]], figures: Mapping[str, Any]) -> Picture:
-    from wardround_simulation.report import style
-
+def _curve(notes: Mapping[int, Mapping[str, float]], figures: Mapping[str, Any]) -> RoundPlot:
     rounds = sorted(notes)
-    with style.canvas() as (figure, (axes,)):
-        axes.plot(
-            rounds, [notes[at]["frechet"] for at in rounds], color=style.COLOUR["federated"], marker="o", markersize=2.6
-        )
-        axes.axhline(figures["real"]["frechet"]["value"], color=style.MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.set_ylim(bottom=0)
-        style.locator_of(axes.xaxis).set_params(integer=True)
-        axes.set_xlabel("round (0: before training)")
-        axes.set_ylabel("Fréchet distance")
-        svg = style.to_svg(figure, "frechet", "Fréchet distance by round")
-    caption = (
-        "Fréchet distance of the model's images from held-out patients after each round. The dashed line: other real "
-        "patients, more of them, so that it is a floor and not a goal."
+    distance = Panel(
+        label="Fréchet distance",
+        values=[notes[at]["frechet"] for at in rounds],
+        reference=figures["real"]["frechet"]["value"],
+        limits=(0.0, None),
     )
-    return style.Picture(name="frechet", title="Fidelity round by round", svg=svg, caption=caption)
+    return RoundPlot(
+        name="frechet",
+        title="Fidelity round by round",
+        description="Fréchet distance by round",
+        caption="Fréchet distance of the model's images from held-out patients after each round. The dashed line: "
+        "other real patients, more of them, so that it is a floor and not a goal.",
+        rounds=rounds,
+        panels=[distance],
+    )
 
 
 def _sheets(sheets: Mapping[int, np.ndarray], study: Study) -> list[Sheet]:
@@ -179,6 +182,23 @@ def _real_sheet(real_NCHW: np.ndarray) -> Sheet:
         caption="What the synthetic images are held against, in the contrast in which the model sees them.",
         tile_px=64,
     )
+
+
+def held_out_shown(study: Study, real: RealImages) -> np.ndarray:
+    """Held-out images for the report, as many of each label, as the model sees them."""
+    rows = [
+        np.flatnonzero(real.held_out_N & (real.labels_N == label))[: REAL_SHOWN // len(study.data.labels)]
+        for label in range(len(study.data.labels))
+    ]
+    return as_made(study, real.images_NCHW[np.concatenate(rows)])
+
+
+def as_made(study: Study, images_NCHW: np.ndarray) -> np.ndarray:
+    """Real images as the model sees them: the middle 64 x 64 pixels that a phantom shows, or a GAN's one contrast."""
+    images = torch.from_numpy(np.ascontiguousarray(images_NCHW))
+    if study.model.name != "dcgan":
+        return CentreCrop(CROP_PX)(images).numpy()
+    return to_grey(cast(SharedGAN, initial_network(study)).prepare(images)).numpy()
 
 
 def _one_picture(images_NCHW: np.ndarray) -> np.ndarray:

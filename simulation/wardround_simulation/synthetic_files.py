@@ -26,9 +26,10 @@ from wardround.errors import UsageError
 from wardround.networks.build import build_model
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
+from wardround.tasks.assessment import SyntheticImages
+from wardround.tasks.registry import commands_of
 from wardround.text import epsilon_text
 from wardround_server.runs.paths import MODEL_FILE, STUDY_FILE
-from wardround_simulation.generate.generation import SyntheticImages
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("file", "patient_id", "label", "study", "study_sha256", "epsilon", "delta", "seed")
@@ -84,7 +85,7 @@ def open_model(folder: Path) -> ReleasedModel:
     if not path.is_file() or not study_path.is_file():
         raise UsageError(f"{folder}: holds no finished run; name the --out folder of one")
     study = study_from_json(study_path.read_text(encoding="utf-8"), str(study_path))
-    if study.study.task != "synthesis":
+    if not commands_of(study.study.task).generate:
         raise UsageError(f"{folder}: is a run of the task {study.study.task}, which makes no images")
     tensors, manifest = load_checkpoint(path)
     if manifest.get("study_sha256") != study.sha256():

@@ -1,0 +1,100 @@
+"""`wardround-sim compare` for classification: one fold, tested by models trained on the other folds in each setting.
+
+Shapes: N rows, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from wardround.errors import DataError
+from wardround.metrics.classification import auc, macro_auc, patient_scores
+from wardround.networks.build import initial_network, start_weights
+from wardround.study.load import Study
+from wardround.tasks.assessment import Row, SiteData, Trainer, Weights, patient_offsets
+from wardround.tasks.classification.scores import score
+
+UNITS = ("slice", "patient")
+
+
+def settings_rows(
+    study: Study, sites: Sequence[SiteData], others: Sequence[SiteData], settings: Sequence[str], trainer: Trainer
+) -> list[Row]:
+    """Train in each of the settings (federated, pooled, alone); rows by setting and unit.
+
+    Raises:
+        DataError: there is no labelled patient to test on.
+    """
+    network, start = initial_network(study), start_weights(study)
+    test = _TestRows(sites)
+    outside = _TestRows(others) if others else None
+    at_start = test.figures(network, study, start)
+    outside_start = outside.figures(network, study, start) if outside else None
+
+    def rows(setting: str, weights: Weights, site: str | None = None) -> list[Row]:
+        figures = test.figures(network, study, weights)
+        outside_figures = outside.figures(network, study, weights) if outside else None
+        out = []
+        for unit in UNITS:
+            row: Row = {"setting": setting, **({"site": site} if site else {}), "unit": unit, **figures[unit]["all"]}
+            row["start_auc"] = at_start[unit]["all"]["auc"]
+            row["sites"] = {
+                name: {**figures[unit]["sites"][name], "start_auc": at_start[unit]["sites"][name]["auc"]}
+                for name in figures[unit]["sites"]
+            }
+            if outside_figures and outside_start:
+                row["external_auc"] = outside_figures[unit]["all"]["auc"]
+                row["external_start_auc"] = outside_start[unit]["all"]["auc"]
+                row["external_patients"] = outside_figures[unit]["all"]["patients"]
+            out.append(row)
+        return out
+
+    out = []
+    if "federated" in settings:
+        out += rows("federated", trainer.federated(study, sites))
+    if "pooled" in settings:
+        out += rows("pooled", trainer.pooled(study, sites))
+    if "alone" in settings:
+        for site in sites:
+            out += rows("alone", trainer.alone(study, site), site.name)
+    return out
+
+
+class _TestRows:
+    """The held-out rows of several sites, gathered once; `figures` scores a model on them."""
+
+    def __init__(self, sites: Sequence[SiteData]) -> None:
+        parts = list(zip(sites, patient_offsets(sites), strict=True))
+        self._inputs_N = np.concatenate([site.inputs_N[site.held_out_N] for site in sites])
+        self._labels_N = np.concatenate([site.labels_N[site.held_out_N] for site in sites])
+        self._patients_N = np.concatenate([site.patient_N[site.held_out_N] + offset for site, offset in parts])
+        self._sites_N = np.concatenate([np.full(int(site.held_out_N.sum()), site.name) for site in sites])
+        self._sites = [site.name for site in sites]
+        if not len(self._labels_N):
+            raise DataError("no labelled patient to test on; check the folds and the labels")
+
+    def figures(self, network: nn.Module, study: Study, weights: Weights) -> dict[str, dict[str, Any]]:
+        """By unit: of all rows, and of each site's."""
+        scores = score(network, study, weights, self._inputs_N)
+        out: dict[str, dict[str, Any]] = {}
+        for unit in UNITS:
+            whole = self._figure(unit, scores, np.ones(len(self._labels_N), bool))
+            by_site = {site: self._figure(unit, scores, self._sites_N == site) for site in self._sites}
+            out[unit] = {"all": whole, "sites": by_site}
+        return out
+
+    def _figure(self, unit: str, scores: np.ndarray, rows_N: np.ndarray) -> dict[str, Any]:
+        labels_N, patients_N = self._labels_N[rows_N], self._patients_N[rows_N]
+        patients = int(len(np.unique(patients_N)))
+        if not patients:
+            return {"auc": None, "patients": 0}
+        if scores.ndim == 2:
+            return {"auc": macro_auc(scores[rows_N], labels_N) if unit == "slice" else None, "patients": patients}
+        scores_N = scores[rows_N]
+        if unit == "patient":
+            scores_N, labels_N, _ = patient_scores(scores_N, labels_N, patients_N)
+        return {"auc": auc(scores_N, labels_N), "patients": patients}
