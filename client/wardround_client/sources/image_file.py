@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+Index = int | np.integer | slice | np.ndarray  # along the first axis
 
 
 class ImageFile:
@@ -46,8 +49,14 @@ class ImageFile:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, chosen: int | np.integer | slice | np.ndarray) -> np.ndarray:
-        """One row (C, H, W) for an integer, else rows (n, C, H, W). Raises `OSError` where a row cannot be read."""
+    def __getitem__(self, chosen: Index | tuple[Any, ...]) -> np.ndarray:
+        """One row (C, H, W) for an integer, else rows (n, C, H, W); of a tuple the rest applies to each row.
+
+        Raises `OSError` where a row cannot be read.
+        """
+        if isinstance(chosen, tuple):
+            first, *rest = chosen
+            return self[first][tuple(rest)] if isinstance(first, (int, np.integer)) else self[first][:, *rest]
         rows = np.arange(len(self))[chosen]
         out = np.empty((rows.size, *self.shape[1:]), self.dtype)
         for place, row in enumerate(rows.ravel().tolist()):

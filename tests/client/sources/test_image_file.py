@@ -21,10 +21,21 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "chosen", [0, -1, slice(1, 4), slice(None), np.array([3, 0, 3]), np.array([True, False, True, False, True]), []]
+    "chosen",
+    [
+        0,
+        -1,
+        slice(1, 4),
+        slice(None),
+        np.array([3, 0, 3]),
+        np.array([True, False, True, False, True]),
+        np.array([], int),
+        (2, 0),
+        (slice(0, 3), 1),
+        (np.array([4, 1]), slice(None), 2),
+    ],
 )
 def test_every_way_of_choosing_rows_gives_those_of_the_array(path: Path, chosen) -> None:
-    chosen = np.array(chosen, int) if chosen == [] else chosen
     found = ImageFile(path)[chosen]
     assert found.dtype == np.uint8 and np.array_equal(found, IMAGES[chosen])
 
