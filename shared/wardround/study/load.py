@@ -56,10 +56,12 @@ class _Study(Section):
         if registry.networks_of_tasks()[name] != task:
             raise ValueError(f"model.name: {name} is no network for {task}")
         for of_task, section in _task_sections().items():
-            if of_task == task and getattr(self, of_task) is None:
+            given = getattr(self, of_task)
+            if of_task != task:
+                if given is not None:
+                    raise ValueError(f"{of_task}: this section is for study.task = {of_task!r} only")
+            elif given is None:
                 object.__setattr__(self, of_task, section())
-            if of_task != task and getattr(self, of_task) is not None:
-                raise ValueError(f"{of_task}: this section is for study.task = {of_task!r} only")
         return self
 
     @model_validator(mode="after")
