@@ -28,7 +28,7 @@ from wardround.processes.parent_death import tied
 from wardround.storage.locks import try_locked
 
 SHORTEST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 15.0  # the server refuses a node that was killed for about a minute, so retries continue
+LONGEST_PAUSE_S = 15.0  # after a kill the server refuses the node for about a minute, so retries continue
 STEADY_S = 60.0  # a child that ran this long restarts after the shortest pause
 GRACE_S = 15.0
 LOOK_S = 0.2
