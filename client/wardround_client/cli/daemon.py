@@ -1,4 +1,4 @@
-"""`wardround-site start`: the daemon."""
+"""`wardround-site start`: runs the site's daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wardround-site ingest` and `forget`: patients enter the cohort, and leave it when they object."""
+"""`wardround-site ingest` and `forget`: prepare patients' images, and remove those of a patient who objects."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def ingest(
     try:
         report = work(None) if as_json else _with_bar(work)
     finally:
-        remove_objectors(site, key)  # who objected meanwhile
+        remove_objectors(site, key)  # patients who objected during the ingest
     if as_json:
         print(json.dumps(report.to_json()))
         return
@@ -122,7 +122,7 @@ def forget(
 
 
 def _record_objections(site: Path, count: int) -> None:
-    """Have it in the audit log that so many patients object, once."""
+    """Record in the audit log how many patients object, unless the number is there already."""
     from wardround.records.audit_events import PatientForgotten
     from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
 
@@ -134,7 +134,7 @@ def _record_objections(site: Path, count: int) -> None:
 
 
 def _study(site: Path, text: str) -> Study:
-    """A study by its file, or by the hash (or its first letters) of one that was received or approved here."""
+    """Load a study from its file, or by the hash (or its first letters) of one that was received or approved here."""
     from wardround.study.load import load_study
     from wardround_client.studies import store
 
@@ -151,13 +151,13 @@ def _study(site: Path, text: str) -> Study:
 
 
 def _one_site(folder: Path, data: DataSection) -> SiteSource:
-    """The data of this hospital, one site whatever their layout. Raises `DataError` where they are several."""
+    """Return this hospital's data as one site, whatever their layout. Raises `DataError` if they are several sites."""
     from wardround_client.sources.images.layout import discover
 
     try:
         (source,) = discover(folder, data, sites=1)
     except DataError:
-        if len(discover(folder, data)) == 1:  # raises itself where the fault is another one
+        if len(discover(folder, data)) == 1:  # `discover` itself raises if the fault is a different one
             raise
         raise DataError(f"{folder}: holds the data of several sites; give the folder of this hospital") from None
     return source

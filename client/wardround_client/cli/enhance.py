@@ -1,4 +1,4 @@
-"""`wardround-site enhance`: restore images here with a released model."""
+"""`wardround-site enhance`: restore images at this site with a released model."""
 
 from __future__ import annotations
 

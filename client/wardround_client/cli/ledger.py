@@ -1,6 +1,4 @@
-"""`wardround-site ledger`: what was spent on the patients of this site, what may still be, and whether the record is
-whole.
-"""
+"""`wardround-site ledger`: the privacy spent on this site's patients, the budget left, and the ledger's integrity."""
 
 from __future__ import annotations
 
@@ -207,7 +205,13 @@ def _path(site: Path) -> Path:
 
 
 def opened_ledger(site: Path) -> Ledger:
-    """The site's ledger; an empty one in memory where there is none yet: looking must not make one."""
+    """Open the site's ledger.
+
+    If there is none yet, the result is an empty ledger in memory, because a read must not create the file.
+
+    Raises:
+        LedgerError: The ledger's file is missing although its .head file exists.
+    """
     from wardround_client.ledger.ledger import Ledger
 
     path = _path(site)
@@ -221,14 +225,18 @@ def opened_ledger(site: Path) -> Ledger:
 
 
 def cap_of_site(site: Path) -> Cap:
-    """The cap of the site's site.toml."""
+    """Return the cap from the site's site.toml."""
     from wardround_client.site.config import load_site_config
 
     return load_site_config(site / CONFIG_FILE).privacy.cap()
 
 
 def _beside(events: list[Event], cap: Cap, prv_timeout_s: float) -> list[Epsilon]:
-    """The figures that do not gate: exact where every patient took part in every step, otherwise PRV in its time."""
+    """Return the figures that do not gate.
+
+    The figure is exact if every patient took part in every step; otherwise it is from the PRV accountant, if that
+    finishes within its time limit.
+    """
     from wardround.accounting import spent_exactly, spent_prv
 
     exact = spent_exactly(events, cap.delta)
@@ -278,7 +286,10 @@ def _table_of_holds(holds: list[Hold], cap: Cap) -> Table:
 
 
 def _table_of_figures(figures: list[tuple[str, Epsilon]], cap: Cap) -> Table:
-    """Epsilons by name, each with its delta and accountant; unit and relation, the same of all, in the first line."""
+    """Return a table of epsilons by name, each with its delta and accountant.
+
+    The unit and the relation are the same for all of them, and are in the header.
+    """
     from rich.table import Table
 
     first = figures[0][1]

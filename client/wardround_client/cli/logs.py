@@ -1,4 +1,4 @@
-"""`wardround-site logs`: what the site's daemon wrote down as it worked."""
+"""`wardround-site logs`: shows the log of the site's daemon."""
 
 from __future__ import annotations
 

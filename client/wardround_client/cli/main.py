@@ -1,6 +1,8 @@
-"""`wardround-site`: what a hospital runs. Each group of commands is a file of its own, added here.
+"""`wardround-site`: the command-line program of a hospital.
 
-Heavy imports (torch, Opacus, SQLite) happen inside the commands, so that `--help` and mistakes answer at once.
+Each group of commands is in its own file and is added here.
+Heavy modules (torch, Opacus, SQLite) are imported inside the commands, so that `--help` and usage errors respond
+immediately.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ add_health(app, "wardround-site", "--site", "hospital")
 
 
 def main() -> NoReturn:
-    """Entry point: every error on purpose becomes one line and its exit code."""
+    """Run the program. Every deliberate error becomes one line on stderr and an exit code."""
     full_disk = "the disk is full or read-only; make room, then run the same command again"
     run_program(app, "wardround-site", full_disk=full_disk)
 

@@ -1,4 +1,4 @@
-"""`wardround-site init` and `doctor`: a hospital's folder, and whether all is well with it."""
+"""`wardround-site init` and `doctor`: create a hospital's folder, and check its state."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def doctor(
     from wardround.operations.health_checks import exit_code, table_of
     from wardround_client.site.config import load_site_config
 
-    load_site_config(site / CONFIG_FILE)  # before torch is loaded: a wrong folder is told at once
+    load_site_config(site / CONFIG_FILE)  # before torch is loaded, so that a wrong folder fails immediately
     from wardround_client.site.doctor import examine
 
     checks = list(examine(site, timeout))

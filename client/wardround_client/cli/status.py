@@ -1,4 +1,4 @@
-"""`wardround-site status`: one page about this site."""
+"""`wardround-site status`: a one-page summary of this site."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def status(
 
 
 def lines_of(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The page of `status_of` as (name, text), faults in words."""
+    """Return the summary of `status_of` as (name, text) lines, with faults as text."""
     lines = [("site", str(found["site"]))]
     for name, say in SAID.items():
         part = found[name]

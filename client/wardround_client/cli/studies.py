@@ -1,4 +1,4 @@
-"""`wardround-site studies`: which studies were proposed, what each would do here, and who decides what about it."""
+"""`wardround-site studies`: list, show, approve, refuse and revoke the studies proposed to this site."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def revoke(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_j
 
 
 def study_to_json(known: KnownStudy) -> dict[str, Any]:
-    """What machines learn of a study and its decisions."""
+    """Return a study and its decisions for `--json`."""
     name = known.study.study.name if known.study else None
     said: dict[str, Any] = {"sha256": known.sha256, "name": name, "state": known.state, "runs": known.runs}
     said["decisions"] = list(known.decisions)
@@ -137,7 +137,7 @@ def study_to_json(known: KnownStudy) -> dict[str, Any]:
 
 
 def decision_text(decision: dict[str, Any]) -> str:
-    """Who decided and when, and for how many runs, as `studies list` and `status` say it."""
+    """Return who decided, when, and for how many runs, as shown by `studies list` and `status`."""
     from wardround.text import count_text
 
     runs = f", for {count_text(decision['runs'], 'run')}" if "runs" in decision else ""
@@ -161,7 +161,8 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
 
     cap, ledger, plan = cap_of_site(site), opened_ledger(site), plan_from_study(study)
     said = cost_of(study, ledger, cap, runs)
-    # A patient trains or is held out, in every run of a study the same. One run promises what the study says.
+    # Each patient is either trained on or held out, and does not change between runs of a study. For one run, the
+    # promise is the study's own epsilon.
     trained = study.privacy.epsilon if runs == 1 else plan.promised(runs).value
     cost = Cost(
         runs=runs,
@@ -185,19 +186,19 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
 
 
 def _identity(study: Study) -> list[tuple[str, str]]:
-    """Again below all that a study can make long, where the question is."""
+    """Return the study's name and hash, repeated below its possibly long description, next to the question."""
     return [("study", study.study.name), ("hash", study.sha256())]
 
 
 def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
-    """How the prepared data differ from what the study asks for; nothing where they fit, or where none are there."""
+    """Return how the prepared data differ from the study; empty if they fit or if there are none."""
     from wardround.errors import DataError
     from wardround_client.sources.cohort import open_cohort
     from wardround_client.sources.study_cohort import differences
 
     try:
         found = differences(open_cohort(site / COHORT), study)
-    except DataError:  # nothing prepared yet, or damaged: `doctor` says so
+    except DataError:  # no prepared data, or damaged ones: `doctor` reports it
         return []
     return (
         [("prepared data", f"{'; '.join(found)}: call wardround-site ingest with this study's file")] if found else []
@@ -216,7 +217,10 @@ def _confirmed(question: str) -> bool:
 
 
 def _print_words(said: list[tuple[str, str]]) -> None:
-    """Two columns, never wider than the terminal: what it wrapped by itself would look like a line of ours."""
+    """Print two columns that are never wider than the terminal.
+
+    A line that the terminal wraps by itself would look like a line of this program.
+    """
     import shutil
 
     width = min(shutil.get_terminal_size().columns, WIDEST)

@@ -1,8 +1,9 @@
-"""Writing restored images beside their source: PNG with text, or DICOM marked as derived. Never over anything.
+"""Writes restored images beside their source, as PNG with text or as derived DICOM.
 
-A restored image is a computed one: both say so in their headers, with the model, its study and its epsilon, and that
-it is not for diagnostic use. The DICOM object is a Secondary Capture (PS3.3 A.8.1) of 8 bits under the same patient and
-study, in a series of its own with new UIDs, that names its source.
+Existing files are never overwritten. A restored image is computed. Both formats state this in their headers, with the
+model, its study and its epsilon, and that the image is not for diagnostic use. The DICOM object is a Secondary Capture
+(PS3.3 A.8.1) of 8 bits under the same patient and study, in a separate series with new UIDs, and it references its
+source.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wardround.errors import DataError
 from wardround.storage.atomic import owner_only, partial_path
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
-# Whose image it is and to which examination it belongs: copied, so that it is never taken for another patient's.
+# Attributes of the patient and the examination: copied, so that the image is never attributed to another patient.
 KEPT = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
     "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
@@ -32,7 +33,7 @@ KEPT = (
 
 
 def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> None:
-    """An 8-bit grey PNG with `notes` as text. Raises `DataError` where a file of that name is there already."""
+    """Write an 8-bit grey PNG with `notes` as text. Raises `DataError` if the file exists."""
     text = PngInfo()
     for name, value in notes.items():
         text.add_text(name, value)
@@ -44,9 +45,18 @@ def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> Non
 def write_derived_dicom(
     path: Path, image_HW: np.ndarray, source: Path, notes: Mapping[str, str], series_uid: str, scale: float
 ) -> None:
-    """A derived Secondary Capture of `source`, whose pixels are `scale` times as large as the new ones.
+    """Write a derived Secondary Capture of `source`.
 
-    Raises `DataError` where a file of that name is there already, or the source has no patient or study to belong to.
+    Args:
+        path: The file to write.
+        image_HW: The restored image, grey values 0..255.
+        source: The DICOM file that was restored.
+        notes: Text for the derivation description.
+        series_uid: The UID of the series of derived images.
+        scale: The size of the new image divided by the size of the source.
+
+    Raises:
+        DataError: The file exists, or the source names no patient or study that the image could belong to.
     """
     original = pydicom.dcmread(source, stop_before_pixels=True, force=True)
     if "StudyInstanceUID" not in original or "PatientID" not in original:
@@ -93,12 +103,12 @@ def write_derived_dicom(
 
 
 def new_series_uid() -> str:
-    """A UID for one series of derived images."""
+    """Return a UID for one series of derived images."""
     return generate_uid()
 
 
 def _new(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
+    """Return the temporary path at which a file is first written. Raises `DataError` if the file exists."""
     if path.exists():
         raise DataError(f"{path}: is there already; nothing is overwritten. Remove it, or choose another --out")
     partial = partial_path(path)
@@ -107,7 +117,10 @@ def _new(path: Path) -> Path:
 
 
 def _settle(path: Path) -> None:
-    """Give the whole file its name, unless another one has it by now. A link, since a rename would replace that one."""
+    """Give the complete file its final name, unless that name has been taken in the meantime.
+
+    A hard link is used, because a rename would replace an existing file.
+    """
     partial = partial_path(path)
     try:
         os.link(partial, path)

@@ -1,6 +1,7 @@
-"""Restoring images at a hospital with a model that was released: pictures and DICOM files, the results beside them.
+"""Restores images at a hospital with a released model: pictures and DICOM files, with the results beside them.
 
-Nothing here trains, and nothing leaves: no ledger is touched. The source is only read. Shapes: H rows, W columns.
+Nothing here trains, no data leave the hospital, and the ledger is not touched. Source files are only read. Shapes: H
+rows, W columns.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ LARGEST_SIDE_PX = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class RestoringModel:
-    """A released restorer: the network, what it undoes, the window of CT in HU, and what its outputs say of it."""
+    """A released restorer: network, the degradation that it reverses, window of CT in HU, and notes for its outputs."""
 
     network: nn.Module
     degradation: Degradation
@@ -49,7 +50,7 @@ class RestoringModel:
 
 
 def load_restoring_model(path: Path) -> RestoringModel:
-    """The model.safetensors of a finished reconstruction. Raises `ModelError` for any other file."""
+    """Load the model.safetensors of a finished reconstruction. Raises `ModelError` for any other file."""
     tensors, manifest = load_checkpoint(path)
     section = manifest.get("reconstruction")
     if manifest.get("kind") != "model" or not isinstance(section, dict):
@@ -85,9 +86,15 @@ def _notes(path: Path, manifest: Mapping[str, Any], degradation: Degradation) ->
 
 @torch.no_grad()
 def restore(model: RestoringModel, image_HW: np.ndarray, missing_HW: np.ndarray | None = None) -> np.ndarray:
-    """One 8-bit grey image as it was observed -> restored, uint8; `factor` times as large for low resolution.
+    """Restore one observed 8-bit grey image. Returns uint8, `factor` times as large for super-resolution.
 
-    `missing_HW` is true where data are missing. Raises `DataError` for sizes that cannot be.
+    Args:
+        model: The restoring model.
+        image_HW: The observed image.
+        missing_HW: True where data are missing.
+
+    Raises:
+        DataError: The image is too small or too large.
     """
     rows, columns = image_HW.shape
     factor = model.degradation.factor if model.degradation.kind == "super-resolution" else 1
@@ -95,7 +102,7 @@ def restore(model: RestoringModel, image_HW: np.ndarray, missing_HW: np.ndarray 
         raise DataError(
             f"{rows} x {columns} pixels: a restorer takes {MULTIPLE_PX} to {LARGEST_SIDE_PX // factor} a side"
         )
-    # reflected up to a multiple of 8, as the network halves its maps; what is added is cut off again
+    # padded by reflection to a multiple of 8, because the network halves its maps; the padding is cut off again
     margin = (0, -columns % MULTIPLE_PX, 0, -rows % MULTIPLE_PX)
     observed = F.pad(torch.from_numpy(image_HW.astype(np.float32))[None, None], margin, mode="reflect")
     known = torch.ones(1, 1, observed.shape[2] * factor, observed.shape[3] * factor)
@@ -109,7 +116,7 @@ def restore(model: RestoringModel, image_HW: np.ndarray, missing_HW: np.ndarray 
 
 @dataclass(frozen=True, kw_only=True)
 class Enhanced:
-    """What was done: files written, and (file, reason) of those that could not be restored."""
+    """The result of `enhance`: the files written, and (file, reason) of those that could not be restored."""
 
     written: tuple[Path, ...]
     refused: tuple[tuple[Path, str], ...]
@@ -122,10 +129,17 @@ def enhance(
     mask: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Enhanced:
-    """Restore one file, or every image of a folder, into `out` (default: beside the source), as NAME.restored.png or
-    .dcm.
+    """Restore one file, or every image of a folder, as NAME.restored.png or NAME.restored.dcm.
 
-    Raises `DataError` where `source` is not there, holds no image, or is one file that cannot be restored.
+    Args:
+        source: A file or a folder.
+        model: The restoring model.
+        out: The folder for the results; by default each result is written beside its source.
+        mask: For missing data: a picture that is white where data are missing.
+        progress: Called as `progress(done, total)` after each file.
+
+    Raises:
+        DataError: `source` does not exist, contains no image, or is a single file that cannot be restored.
     """
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
@@ -185,7 +199,7 @@ def _one(path: Path, model: RestoringModel, out: Path, missing_HW: np.ndarray | 
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """One line, which quotes no tag and no value."""
+    """Return one line that quotes no tag and no value."""
     if isinstance(error, UnfitImage):
         known = REASONS.get(error.code)
         return f"{path}: {known.title if known else error.code}"

@@ -1,14 +1,14 @@
-"""A cohort: a site's prepared images as one memory-mapped array, and one table beside it.
+"""A cohort: a site's prepared images as one array on disk, and a table with one line per image.
 
-A cohort folder holds
+A cohort folder contains
 
     images.npy    uint8, N x C x H x W
-    table.csv     a line an image: row, pseudonym, label, hu, pixels_sha256
+    table.csv     one line per image: row, pseudonym, label, hu, pixels_sha256
     cohort.json   the seal, written last: shape, label names, patients with their hold-out ranks, hashes
 
-`cohort.json` is removed before and written after the other two change, so a half-written cohort is never opened; and
-`.cohort.lock` is held meanwhile, so that who opens the cohort gets the old one or the new one. No file here can name a
-patient: identity ends at `pseudonym`.
+`cohort.json` is removed before the other two files change and written again afterwards, so a half-written cohort is
+never opened. `.cohort.lock` is held during the change, so a reader gets either the old cohort or the new one. No file
+here can name a patient: `pseudonym` is the only identifier of a patient that is stored.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ TABLE_COLUMNS = ("row", "pseudonym", "label", "hu", "pixels_sha256")
 
 
 class NoCohortError(DataError):
-    """No finished cohort is in the folder."""
+    """The folder contains no finished cohort."""
 
 
 class Rows:
-    """Chosen rows of an array that stays on disk: each is read when it is asked for, into memory of its own.
+    """Selected rows of an array that stays on disk.
 
-    Indexed like the array that it stands for, along the first axis. So what a site holds in memory does not grow with
-    the images of its patients.
+    A row is read when it is indexed, into newly allocated memory. Indexing works along the first axis, as for the array
+    itself. The memory that a site uses therefore does not grow with the number of its patients' images.
     """
 
     def __init__(self, array: AnyRows, rows_N: np.ndarray) -> None:
@@ -80,13 +80,13 @@ AnyRows = np.ndarray | ImageFile | Rows  # rows in memory or on disk, indexed al
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """An opened cohort: N images of P patients. Arrays are read-only; images stay on disk until they are asked for."""
+    """An opened cohort: N images of P patients. Arrays are read-only; images stay on disk until they are indexed."""
 
     images_NCHW: AnyRows  # uint8, grey values 0..255
     labels_N: np.ndarray  # int16, index into label_names; -1: no label
     patient_N: np.ndarray  # int32, index into pseudonyms
     pseudonyms: tuple[str, ...]  # hex HMAC-SHA256(site key, PatientID + issuer), P of them
-    holdout_rank_P: np.ndarray  # float64 in [0, 1); held out for ever when below study.evaluation.holdout
+    holdout_rank_P: np.ndarray  # float64 in [0, 1); permanently held out when below study.evaluation.holdout
     hu_N: np.ndarray  # bool: the grey values are windowed Hounsfield units
     label_names: tuple[str, ...]  # the study's data.labels
     key: str  # SHA-256 over the pixels in their order and how they were prepared; labels are not in it
@@ -94,13 +94,13 @@ class Cohort:
 
     @property
     def patient_count(self) -> int:
-        """Number of patients P."""
+        """The number of patients P."""
         return len(self.pseudonyms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortRow:
-    """What the table says of one image."""
+    """The table's entry for one image."""
 
     pseudonym: str
     label: int  # index into label_names; -1: no label
@@ -108,9 +108,10 @@ class CohortRow:
 
 
 def pseudonym(key: bytes, patient_id: str, issuer: str = "") -> str:
-    """The patient's name from here on: hex HMAC-SHA256 (RFC 2104) of the site's key over PatientID and its issuer.
+    """Return the patient's pseudonym: hex HMAC-SHA256 (RFC 2104) of the site's key over PatientID and its issuer.
 
-    Spaces that DICOM pads with are ignored. The lengths are hashed too, so that ("ab", "c") and ("a", "bc") differ.
+    The spaces that DICOM pads values with are ignored. The lengths are hashed as well, so that ("ab", "c") and ("a",
+    "bc") differ.
     """
     parts = [text.strip(" \0").encode() for text in (patient_id, issuer)]
     message = b"patient" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
@@ -118,19 +119,19 @@ def pseudonym(key: bytes, patient_id: str, issuer: str = "") -> str:
 
 
 def holdout_rank(key: bytes, patient_pseudonym: str) -> float:
-    """A number in [0, 1) that stays with the patient for ever: 53 bits of HMAC-SHA256 under the site's key."""
+    """Return a number in [0, 1) that never changes for a patient: 53 bits of HMAC-SHA256 under the site's key."""
     digest = hmac.new(key, b"holdout" + patient_pseudonym.encode(), hashlib.sha256).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def pixels_sha256(image_CHW: np.ndarray) -> str:
-    """Hex SHA-256 of one prepared image (uint8, C x H x W) with its shape."""
+    """Return the hex SHA-256 of one prepared image (uint8, C x H x W) with its shape."""
     content = np.ascontiguousarray(image_CHW, dtype=np.uint8).tobytes()
     return hashlib.sha256(repr(image_CHW.shape).encode() + content).hexdigest()
 
 
 def cohort_key(pixel_hashes: Iterable[str], prepared_by: str) -> str:
-    """The cache key: SHA-256 over `prepared_by` (preprocessing version, settings) and the images' hashes in order."""
+    """Return the cohort's key: SHA-256 over `prepared_by` (version and settings) and the images' hashes in order."""
     return hashlib.sha256("\n".join(["wardround cohort", prepared_by, *pixel_hashes]).encode()).hexdigest()
 
 
@@ -146,8 +147,18 @@ def write_cohort(
 ) -> str:
     """Write a cohort and seal it. Returns its key.
 
-    `images` yields one uint8 array of `shape_CHW` for each row, in the order of `rows`; only one is held at a time.
-    Raises `ValueError` when an image has another shape or dtype, or when there are fewer images than rows.
+    Args:
+        folder: The cohort folder, created if missing.
+        rows: The table's entry for each image.
+        images: Yields one uint8 array of `shape_CHW` for each row, in the order of `rows`. Only one is in memory at a
+            time.
+        shape_CHW: The shape of every image.
+        label_names: The study's labels.
+        site_key: The site's own secret, from which hold-out ranks are derived.
+        prepared_by: The preprocessing's version and settings.
+
+    Raises:
+        ValueError: An image has a different shape or dtype, or the number of images differs from the number of rows.
     """
     make_folder(folder)
     new_images = folder / (IMAGES_FILE + ".new")
@@ -176,9 +187,11 @@ def write_cohort(
 
 
 def open_cohort(folder: Path) -> Cohort:
-    """Open a sealed cohort. Images stay on disk until they are asked for.
+    """Open a sealed cohort. Images stay on disk until they are indexed.
 
-    Raises `NoCohortError` when the folder holds no finished cohort, `DataError` when its files do not belong together.
+    Raises:
+        NoCohortError: The folder contains no finished cohort.
+        DataError: The cohort cannot be read, or its files do not belong together.
     """
     try:
         with locked_if_there(folder / LOCK_FILE):
@@ -214,7 +227,7 @@ def open_cohort(folder: Path) -> Cohort:
 
 
 def empty_cohort(shape_CHW: tuple[int, ...], label_names: tuple[str, ...]) -> Cohort:
-    """A cohort without a patient: what a study finds at a site that has prepared nothing, or has nobody left."""
+    """Return a cohort without patients, for a site that has prepared no data or has no patients left."""
     return Cohort(
         images_NCHW=_frozen(np.empty((0, *shape_CHW)), np.uint8),
         labels_N=_frozen([], np.int16),
@@ -229,7 +242,7 @@ def empty_cohort(shape_CHW: tuple[int, ...], label_names: tuple[str, ...]) -> Co
 
 
 def remove_cohort(folder: Path) -> None:
-    """Remove a cohort's files, the seal first."""
+    """Remove a cohort's files, starting with the seal."""
     with try_locked(folder / LOCK_FILE, timeout_s=math.inf):
         for name in (SEAL_FILE, IMAGES_FILE, TABLE_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -237,10 +250,17 @@ def remove_cohort(folder: Path) -> None:
 
 
 def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
-    """The cohort of those patients where `keep_P` (bool, one a patient) is true. The key changes with the choice.
+    """Return the cohort of the patients for whom `keep_P` is true.
 
-    Images stay where they are: `Rows` reads those that are asked for.
-    Raises `ValueError` when `keep_P` is not one bool a patient.
+    The key depends on the selection, and is unchanged if all patients are kept. Images are not copied: the result reads
+    them through `Rows`.
+
+    Args:
+        cohort: The cohort to select from.
+        keep_P: One bool per patient.
+
+    Raises:
+        ValueError: `keep_P` is not one bool per patient.
     """
     keep_P = np.asarray(keep_P)
     if keep_P.dtype != np.bool_ or keep_P.shape != (cohort.patient_count,):
@@ -264,7 +284,7 @@ def select_patients(cohort: Cohort, keep_P: np.ndarray) -> Cohort:
 
 
 def table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: tuple[str, ...]) -> bytes:
-    """The content of `table.csv`: a line an image with its pixels' hash."""
+    """Return the content of `table.csv`: one line per image, with the hash of its pixels."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(TABLE_COLUMNS)
@@ -275,10 +295,10 @@ def table_bytes(rows: Sequence[CohortRow], hashes: Sequence[str], label_names: t
 
 
 def _write_images(path: Path, count: int, images: Iterable[np.ndarray], shape_CHW: tuple[int, ...]) -> list[str]:
-    """Stream the images into a .npy file; the hash of each, in order."""
+    """Stream the images into an .npy file, and return the hash of each in order."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape_CHW)}
     hashes: list[str] = []
-    with open(path, "wb", opener=owner_only) as file:  # streamed: it may be larger than the memory
+    with open(path, "wb", opener=owner_only) as file:  # streamed, because the array may be larger than the memory
         np.lib.format.write_array_header_1_0(file, header)
         for image_CHW in images:
             if image_CHW.shape != shape_CHW or image_CHW.dtype != np.uint8:

@@ -1,8 +1,8 @@
-"""Forgetting a patient who objects.
+"""Handles a patient's objection.
 
-What was learned before stays in the models and in the ledger; nothing can take it out. So `forget` does what can be
-done: the patient takes part in nothing from now on, and what was prepared of their images here is removed. Source
-files are never touched.
+What was learned from the patient before the objection stays in the models and in the ledger; it cannot be removed.
+`forget` excludes the patient from everything from now on, and removes the images that were prepared from their files.
+Source files are never touched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from wardround_client.sources.opt_out import enter, opted_out
 
 @dataclass(frozen=True, kw_only=True)
 class Forgotten:
-    """What `forget` did: whether the patient had objected before, and how many prepared images it removed."""
+    """The result of `forget`: whether the patient had objected before, and how many prepared images were removed."""
 
     already: bool
     images_removed: int
@@ -42,11 +42,21 @@ class Forgotten:
 def forget(
     site_folder: Path, key: bytes, patient_id: str, issuer: str = "", record: Callable[[int], object] = int
 ) -> Forgotten:
-    """Enter a patient into the list, durably and first of all; then remove what was prepared of them.
+    """Add a patient to the list of objections, then remove their prepared images.
 
-    `key` is the site's own, `patient_id` and `issuer` as in its files; `record` as for `opt_out.enter`. Several calls
-    at once wait for one another; asked again after a crash it finishes what is left. Raises `DataError` for an empty
-    patient id, where the list cannot be written, and while an ingest is at work: then the patient is in the list.
+    The entry in the list comes first and is durable. Concurrent calls wait for one another. Repeating a call that
+    crashed completes it.
+
+    Args:
+        site_folder: The site's folder.
+        key: The site's own secret, from which pseudonyms are derived.
+        patient_id: The patient's id, as in the site's files.
+        issuer: The issuer of the patient's id, as in the site's files.
+        record: Passed on to `opt_out.enter`.
+
+    Raises:
+        DataError: The patient's id is empty, the list cannot be written, or an ingest is running. In the last case the
+            patient is in the list.
     """
     if not patient_id.strip(" \0"):
         raise DataError("the patient's id is empty; give it as it stands in PatientID or in the manifest")
@@ -63,7 +73,10 @@ def forget(
 
 
 def remove_objectors(site_folder: Path, key: bytes) -> int:
-    """Remove what is prepared of patients in the list, such as one who objected during an ingest; how many images."""
+    """Remove the prepared images of all patients in the list, and return their number.
+
+    A patient may have objected during an ingest, for example.
+    """
     return _remove_prepared(site_folder, key, opted_out(site_folder))
 
 
@@ -72,7 +85,7 @@ def _remove_prepared(site_folder: Path, key: bytes, names: Collection[str]) -> i
         return 0
     with locked(site_folder / FORGET_LOCK), claimed_cohort(site_folder / COHORT):
         removed = _remove_from_cohort(site_folder / COHORT, key, names)
-        remove_features(site_folder / CACHE)  # also where an earlier call was killed before this line
+        remove_features(site_folder / CACHE)  # also if an earlier call was killed before this line
     return removed
 
 
@@ -80,7 +93,7 @@ def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int
     try:
         cohort = open_cohort(folder)
     except DataError:
-        return 0  # none, or a half-written one, which no one opens and the next ingest writes anew without them
+        return 0  # no cohort, or a half-written one: it is never opened, and the next ingest replaces it without them
     gone_P = np.array([name in names for name in cohort.pseudonyms], dtype=np.bool_)
     gone_N = gone_P[cohort.patient_N]
     if not gone_N.any():
@@ -114,7 +127,10 @@ def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int
 
 
 def remove_features(cache: Path) -> None:
-    """Frozen features hold a row for each image; they are made again from the new cohort when they are needed."""
+    """Remove the cached frozen features.
+
+    They have one row per image, and are recomputed from the new cohort when they are needed.
+    """
     if cache.is_dir():
         for path in cache.glob("features-*"):
             path.unlink(missing_ok=True)

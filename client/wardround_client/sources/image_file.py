@@ -1,7 +1,8 @@
-"""A cohort's images on disk, read row by row.
+"""A read-only view of a cohort's images on disk that reads them row by row.
 
-A memory map would end the whole process (SIGBUS) where a page cannot be read: a bad sector, a share that is gone. Here
-that raises `OSError`, so that the patient whose image it is counts as zero and the round goes on.
+Reads use `os.pread` instead of a memory map. With a memory map, a page that cannot be read (a bad sector, a network
+share that has gone away) kills the whole process with SIGBUS. Here a failed read raises `OSError`, so that the patient
+whose image it is counts as zero and the round continues.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ Index = int | np.integer | slice | np.ndarray  # along the first axis
 
 
 class ImageFile:
-    """The array of an .npy file, N x C x H x W, read-only. Indexed along the first axis; each access reads from disk
-    into memory of its own.
+    """The read-only N x C x H x W array of an .npy file.
+
+    It is indexed along the first axis. Each access reads from disk into newly allocated memory.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `OSError` where the file cannot be read, `ValueError` where it is no whole .npy file in C order."""
+        """Open the file and check its header and size.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file is not a complete .npy file of plain numbers in C order.
+        """
         self._path = path
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -44,15 +51,18 @@ class ImageFile:
             os.close(self._descriptor)
 
     def __reduce__(self) -> tuple[type[ImageFile], tuple[Path]]:
-        return ImageFile, (self._path,)  # another process opens the file itself
+        return ImageFile, (self._path,)  # a file descriptor cannot be pickled, so another process reopens the file
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: Index | tuple[Any, ...]) -> np.ndarray:
-        """One row (C, H, W) for an integer, else rows (n, C, H, W); of a tuple the rest applies to each row.
+        """Return one row (C, H, W) for an integer, otherwise rows (n, C, H, W).
 
-        Raises `OSError` where a row cannot be read.
+        The rest of a tuple applies to each row.
+
+        Raises:
+            OSError: A row cannot be read.
         """
         if isinstance(chosen, tuple):
             first, *rest = chosen

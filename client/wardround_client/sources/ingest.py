@@ -1,8 +1,8 @@
-"""From a site's files to its cohort: scan, plan, decode in worker processes, gate, write. In that order.
+"""Ingest: turns a site's files into its cohort in five steps: scan, plan, decode in worker processes, gate, write.
 
-Source files are opened read-only. A second ingest of the same files decodes nothing: what was made from which content
-is remembered by hashes (`sources/images/decoded_cache.py`). What is wrong with a file never stops the others; it is in
-the quality report.
+Source files are opened read-only. A second ingest of the same files decodes nothing, because decoded images are cached
+by the hash of the content that they were made from (`sources/images/decoded_cache.py`). A faulty file never stops the
+others; its fault is listed in the quality report.
 """
 
 from __future__ import annotations
@@ -34,30 +34,33 @@ from wardround_client.sources.quality.report import REPORT_HTML, write_quality
 
 Progress = Callable[[int, int], None]
 FILES_WORTH_A_WORKER = 64  # starting a worker takes about as long as this many small files
-SPARE_BYTES = 64 * 2**20  # beyond the arrays: tables, reports, and room for the neighbours on the disk
+SPARE_BYTES = 64 * 2**20  # in addition to the arrays: tables, reports, and some free space for other programs
 LOCK_FILE = ".ingest.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestReport:
-    """What ingest did. Everything about the data is in `quality`; nothing here or there can name a patient."""
+    """The result of an ingest.
+
+    Everything about the data is in `quality`. No field here or in `quality` can name a patient.
+    """
 
     folder: Path
     key: str  # of the cohort
     quality: Quality
     decoded: int  # images decoded now
-    reused: int  # images known from before
+    reused: int  # images reused from an earlier ingest
     seconds: float
 
     def to_json(self) -> dict:
-        """Plain values, for `--json` and a run's report."""
+        """Return plain values for `--json` and a run's report."""
         figures = {"key": self.key, "decoded": self.decoded, "reused": self.reused, "seconds": round(self.seconds, 3)}
         return {**figures, "quality": self.quality.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Site:
-    """The files of a site after a first look: records and owners (pseudonyms) in the order of `source.files`."""
+    """The files of a site after scanning; records and owners (pseudonyms) are in the order of `source.files`."""
 
     source: SiteSource
     data: DataSection
@@ -77,13 +80,24 @@ def ingest(
     progress: Progress | None = None,
     pool: WorkerPool | None = None,
 ) -> IngestReport:
-    """Prepare a site's cohort in `folder`, with its quality report. `key` is the site's own secret; no image of a
-    patient in `objectors` (pseudonyms) is decoded.
+    """Prepare a site's cohort and its quality report in `folder`.
 
-    `progress(done, total)` counts files looked at and images made. Memory grows with `workers`, not with the data. Rows
-    come in the order of the source's files (slices in the order of their series), whatever the workers' timing. Many
-    small sites can share one open `pool` (then `workers` is ignored) and save its start.
-    Raises `DataError` when no image is fit, when the disk cannot hold the cohort, or when another ingest is at work.
+    Memory use grows with `workers`, not with the amount of data. Rows are in the order of the source's files (slices in
+    the order of their series), independently of the workers' timing.
+
+    Args:
+        source: The site's files.
+        data: The study's data section.
+        folder: The cohort folder.
+        key: The site's own secret, from which pseudonyms are derived.
+        workers: Number of worker processes; ignored when `pool` is given.
+        objectors: Pseudonyms of patients who object. Their images are not decoded.
+        progress: Called as `progress(done, total)`; it counts files scanned and images made.
+        pool: An open pool, which many small sites can share to avoid the cost of starting one each.
+
+    Raises:
+        DataError: No image is fit for the study, the disk cannot hold the cohort, or another ingest is running in
+            `folder`.
     """
     start = time.monotonic()
     with claimed_cohort(folder), _open_pool(pool, workers, len(source.files)) as pool:
@@ -96,7 +110,7 @@ def ingest(
             outcomes, decoded = _make(asked, site, memory, pool, count)
             faults = _faults(asked, outcomes, site.owners)
             kept = [index for index, fault in enumerate(faults) if not fault]
-            # Pixels that an earlier gate refused are not kept; where it lets them pass now, they are made once more.
+            # Pixels that an earlier gate refused were not kept, so they are decoded again if the gate accepts them now.
             decoded += _make_missing(kept, asked, outcomes, site, memory, pool)
             memory.save(outcomes)
             findings = _findings(site, plan, asked, faults)
@@ -133,7 +147,7 @@ def _open_pool(pool: WorkerPool | None, workers: int, files: int) -> AbstractCon
 
 
 class _Counter:
-    """Progress over two stages: every file is looked at, every image is made."""
+    """Progress over two stages: every file is scanned, then every image is made."""
 
     def __init__(self, report: Progress | None, files: int) -> None:
         self._report = report
@@ -158,7 +172,7 @@ def _look(
     pool: WorkerPool,
     count: _Counter,
 ) -> _Site:
-    """Scan every file; one without an owner gets the fault `no_patient`, one whose owner objects `opted_out`."""
+    """Scan every file. Files without an owner get the fault `no_patient`, files of an objector `opted_out`."""
     scanned, owners = [], []
     paths = [source.root / file.path for file in source.files]
     for file, record in zip(source.files, pool.map(functools.partial(scan, data=data, key=key), paths), strict=True):
@@ -176,14 +190,14 @@ def _look(
 
 
 def _owner(file: SourceFile, record: ScannedFile, key: bytes) -> str | None:
-    """The pseudonym: of the patient the manifest names, else of the one in the header."""
+    """Return the pseudonym of the patient that the source names (in a manifest, say), otherwise of the header's."""
     return record.pseudonym if file.patient_id is None else pseudonym(key, file.patient_id, file.issuer)
 
 
 def _make(
     asked: Sequence[ImageRequest], site: _Site, memory: Memory, pool: WorkerPool, count: _Counter
 ) -> tuple[list[Outcome], int]:
-    """The outcome of each request, and how many had to be decoded."""
+    """Return the outcome of each request, and the number of requests that had to be decoded."""
     count.images(len(asked))
     settings = prepared_by(site.data)
     keys = [request_key(request, site.scanned, settings) for request in asked]
@@ -208,7 +222,7 @@ def _make_missing(
     memory: Memory,
     pool: WorkerPool,
 ) -> int:
-    """Decode those images again whose outcome is known and whose pixels are not at hand. Returns how many."""
+    """Decode the images again whose outcome is cached but whose pixels are not available. Returns their number."""
     missing = [index for index in kept if not memory.has(outcomes[index].pixels_sha256)]
     recipes = [_recipe(asked[index], site) for index in missing]
     for index, image in zip(missing, pool.map(functools.partial(prepare, data=site.data), recipes), strict=True):
@@ -246,7 +260,7 @@ def _outcome(key: str, image: PreparedImage | Lost) -> Outcome:
 
 
 def _faults(asked: Sequence[ImageRequest], outcomes: Sequence[Outcome], owners: Sequence[str | None]) -> list[str]:
-    """A reason code for each request, "" where its image enters the cohort: its own fault, else the gate's."""
+    """Return a reason code for each request, "" if its image enters the cohort: its own fault, otherwise the gate's."""
     faults = [outcome.fault for outcome in outcomes]
     passed = [index for index, fault in enumerate(faults) if not fault]
     candidates = [
@@ -264,7 +278,7 @@ def _faults(asked: Sequence[ImageRequest], outcomes: Sequence[Outcome], owners: 
 
 
 def _findings(site: _Site, plan: Plan, asked: Sequence[ImageRequest], faults: Sequence[str]) -> list[Finding]:
-    """Everything to report, in the order of the files; what concerns the whole site comes last."""
+    """Return all findings in the order of the files; findings about the whole site come last."""
     findings = [Finding(code=record.fault, file=index) for index, record in enumerate(site.scanned) if record.fault]
     refused = [(request, request.fault) for request in plan.requests if request.fault]
     refused += [(request, fault) for request, fault in zip(asked, faults, strict=True) if fault]
@@ -299,7 +313,7 @@ def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings
 
 
 def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: _Site, memory: Memory) -> str:
-    """Write the cohort, unless the one that is there is the same already. Returns its key."""
+    """Write the cohort, unless the existing one is identical. Returns its key."""
     settings = prepared_by(site.data)
     made_key = cohort_key(hashes, settings)
     if memory.has_cohort and _is_sealed(folder, made_key, table_bytes(rows, hashes, site.data.labels)):
@@ -325,7 +339,10 @@ def _shape(data: DataSection) -> tuple[int, int, int]:
 
 
 def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
-    """The arrays are held twice for a moment: as they come, and in the order of the cohort."""
+    """Refuse to continue if the disk is too full.
+
+    For a moment the arrays are on disk twice: once in the order of decoding, and once in the order of the cohort.
+    """
     channels, height, width = _shape(data)
     needed = 2 * images * channels * height * width + SPARE_BYTES
     free = shutil.disk_usage(folder).free
@@ -337,12 +354,12 @@ def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
 
 
 class CohortBusyError(DataError):
-    """Another ingest is at work in the folder."""
+    """Another ingest is running in the folder."""
 
 
 @contextmanager
 def claimed_cohort(folder: Path) -> Iterator[None]:
-    """Hold the cohort folder for one ingest, and turn what the disk refuses into one line."""
+    """Lock the cohort folder for one ingest, and turn errors of the disk into a one-line `DataError`."""
     with ExitStack() as stack:
         try:
             make_folder(folder)

@@ -1,8 +1,8 @@
-"""The list of patients who object: pseudonyms that are kept out of every later cohort and every later draw.
+"""The list of patients who object, stored as pseudonyms that are excluded from every later cohort and every later draw.
 
-A site reads the list in every round (`site/site.py`) and in every ingest; `forget.py` enters a patient. Who changes the
-list holds `.opt_out.lock` from reading it to writing it, so that of two commands at once neither loses the other's
-patient.
+A site reads the list in every round (`site/site.py`) and in every ingest; `forget.py` adds a patient to it. A process
+that changes the list holds `.opt_out.lock` from reading the list until it is written, so that two concurrent commands
+cannot overwrite each other's entry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from wardround_client.sources.cohort import Cohort, select_patients
 
 
 def opted_out(site_folder: Path) -> frozenset[str]:
-    """The pseudonyms of all who object. Raises `DataError` where the list cannot be read: nobody is trained on then."""
+    """Return the pseudonyms of all patients who object.
+
+    Raises:
+        DataError: The list cannot be read. No patient is trained on in that case.
+    """
     path = site_folder / OPT_OUT_FILE
     try:
         lines = path.read_text(encoding="ascii").split()
@@ -32,10 +36,21 @@ def opted_out(site_folder: Path) -> frozenset[str]:
 
 
 def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = int) -> bool:
-    """Enter a patient into the list; whether they were not in it before. Durable on return, whoever else enters one.
+    """Add a patient to the list.
 
-    `record` gets the number of all who object, also for a patient who was in the list already: an earlier call may have
-    been killed before it. Raises `DataError` where the list cannot be read or written.
+    The change is durable on return, also when other processes add patients at the same time.
+
+    Args:
+        site_folder: The site's folder.
+        pseudonym: The pseudonym of the patient who objects.
+        record: Called with the number of all patients who object. It is also called for a patient who was already in
+            the list, because an earlier call may have been killed before it called `record`.
+
+    Returns:
+        True if the patient was not in the list before.
+
+    Raises:
+        DataError: The list cannot be read or written.
     """
     path = site_folder / OPT_OUT_FILE
     try:
@@ -43,7 +58,7 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
             before = opted_out(site_folder)
             after = before | {pseudonym}
             if after == before:
-                fsync(site_folder)  # the call that entered them may have been killed before it did
+                fsync(site_folder)  # the call that added the patient may have been killed before its fsync
             else:
                 write_file(path, "".join(f"{one}\n" for one in sorted(after)).encode())
             record(len(after))
@@ -56,5 +71,5 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
 
 
 def without_objectors(cohort: Cohort, objectors: frozenset[str]) -> Cohort:
-    """The cohort of those who do not object."""
+    """Return the cohort without the patients who object."""
     return select_patients(cohort, np.array([name not in objectors for name in cohort.pseudonyms], dtype=np.bool_))

@@ -1,7 +1,7 @@
-"""A prepared cohort as one study may use it: labels matched by name, images only in the study's own shape.
+"""Adapts a prepared cohort to one study: labels are matched by name, and images are used only if their shape matches.
 
-A cohort may have been prepared for another study. If that raised an error in a round, the error would show, without
-noise, that somebody is there.
+A cohort may have been prepared for a different study. A mismatch never raises an error, because an error in a round
+would reveal, without noise, that the site has patients.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from wardround_client.sources.cohort import Cohort, empty_cohort
 
 
 def nobody(study: Study) -> Cohort:
-    """A cohort of the study's own labels and shape, without a patient."""
+    """Return a cohort without patients that has the study's labels and shape."""
     return empty_cohort(_shape_CHW(study), study.data.labels)
 
 
 def differences(cohort: Cohort, study: Study) -> list[str]:
-    """How the prepared cohort differs from what the study asks for, one line a difference; none where it fits."""
+    """Return the differences between the prepared cohort and the study, one line each; empty if the cohort fits."""
     found = []
     prepared, asked = cohort.images_NCHW.shape[1:], _shape_CHW(study)
     kind = _channels(cohort)
@@ -42,9 +42,9 @@ def differences(cohort: Cohort, study: Study) -> list[str]:
 
 
 def cohort_for(cohort: Cohort, study: Study) -> Cohort:
-    """The cohort with the study's label names and indices; `nobody` where channels or image size differ.
+    """Return the cohort with the study's label names and indices; `nobody` if the channels or the image size differ.
 
-    An image whose label the study does not have gets no label (-1).
+    An image whose label is not in the study gets no label (-1).
     """
     if cohort.images_NCHW.shape[1:] != _shape_CHW(study) or _channels(cohort) not in (None, study.data.channels):
         return nobody(study)
@@ -58,7 +58,7 @@ def cohort_for(cohort: Cohort, study: Study) -> Cohort:
 
 
 def _channels(cohort: Cohort) -> str | None:
-    """What the images' channels were prepared as; None where the cohort has no record of it."""
+    """Return the channel setting that the images were prepared with; None if the cohort has no record of it."""
     try:
         return str(json.loads(cohort.prepared_by)["channels"])
     except (ValueError, TypeError, KeyError):

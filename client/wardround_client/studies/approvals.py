@@ -1,10 +1,12 @@
-"""What a site decides about studies: proposed, approved, refused, revoked; by whom and when. The files: `store.py`.
+"""A site's decisions about studies: proposed, approved, refused or revoked, by whom and when. `store.py` has the files.
 
-An approval names how many runs of the study may ever begin here. The ledger counts those that did (`Ledger.hold`), so
-that neither a name that the server makes up nor a revocation starts the count anew: only a person allows more.
+An approval states how many runs of the study may ever begin at this site. The ledger counts the runs that did begin
+(`Ledger.hold`), so neither a new run name from the server nor a revocation resets the count: only a person can allow
+more runs.
 
-An approval is in the audit log before it has an effect, a revocation has its effect before it is in the log: a kill
-between the two leaves a study that is not trained, and the same command finishes.
+An approval is written to the audit log before it takes effect, and a revocation takes effect before it is written to
+the log. A kill between the two steps therefore leaves a study that is not trained, and repeating the command completes
+the decision.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ State = Literal["proposed", "approved", "refused", "revoked", "unreadable"]
 
 @dataclass(frozen=True, kw_only=True)
 class KnownStudy:
-    """A study this site has heard of: its hash, what it says, and what was decided, oldest first.
+    """A study that this site has received: its hash, its content, and the decisions about it, oldest first.
 
-    Where its file is no study that this version knows, `study` is None and `fault` says why, in one line.
+    If this version cannot read the file as a study, `study` is None and `fault` gives the reason in one line.
     """
 
     sha256: str
@@ -51,25 +53,25 @@ class KnownStudy:
 
     @property
     def runs(self) -> int:
-        """How many runs of it may ever begin here, as it is now."""
+        """The number of runs of the study that may ever begin at this site, in its current state."""
         return runs_approved(self.decisions) if self.state == "approved" else 0
 
 
 def received_at(folder: Path, sha256: str) -> str | None:
-    """When an undecided study was put before this site (UTC); None where it was decided, or never received."""
+    """Return when an undecided study was proposed to this site (UTC); None if it was decided or never received."""
     if not store.is_proposed(folder, sha256) or read_decisions(folder, sha256):
         return None
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(store.received_at(folder, sha256)))
 
 
 def known_studies(folder: Path) -> list[KnownStudy]:
-    """All studies of this site by name and hash, those whose file cannot be read at the end."""
+    """Return all studies of this site, sorted by name and hash; those whose file cannot be read come last."""
     found = [_known_or_fault(folder, sha256) for sha256 in store.stored_hashes(folder)]
     return sorted(found, key=lambda one: (one.study is None, one.study.study.name if one.study else "", one.sha256))
 
 
 def alike(folder: Path, study: Study) -> list[Alike]:
-    """The other studies of the same name here: approved ones first, then revoked, refused and proposed ones."""
+    """Return the other studies of the same name at this site, in the order approved, revoked, refused, proposed."""
     order = ("approved", "revoked", "refused", "proposed")
     sha256 = study.sha256()
     others = [
@@ -82,7 +84,11 @@ def alike(folder: Path, study: Study) -> list[Alike]:
 
 
 def find_study(folder: Path, prefix: str) -> KnownStudy:
-    """The one study whose hash begins so. Raises `UsageError` in one line where there is none, or more than one."""
+    """Return the study whose hash begins with `prefix`.
+
+    Raises:
+        UsageError: No study matches, or more than one. The message is one line.
+    """
     if len(prefix) < SHORTEST_PREFIX:
         raise UsageError(f"{prefix}: give at least {SHORTEST_PREFIX} letters of the study's hash")
     hashes = store.stored_hashes(folder, prefix)
@@ -96,18 +102,24 @@ def find_study(folder: Path, prefix: str) -> KnownStudy:
 
 
 def cost_of(study: Study, ledger: Ledger, cap: Cap, runs: int = 1) -> WhatIf:
-    """What the study would cost this site if `runs` runs of it may ever begin: those that did are in the ledger
-    already. Raises `StudyError` where no noise keeps its promise.
+    """Return what the study would cost this site if `runs` runs of it may ever begin.
+
+    Runs that have begun are already in the ledger and are not counted again.
+
+    Raises:
+        StudyError: No noise multiplier meets the study's privacy promise.
     """
     return ledger.what_if(plan_from_study(study), cap, max(0, runs - ledger.runs_of(study.sha256())))
 
 
 def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs: int = 1) -> str:
-    """Let `runs` runs of this study be trained here in all, those that began included; returns its hash. Durable on
-    return.
+    """Allow `runs` runs of this study in total, including those that have begun. Returns its hash; durable on return.
 
-    Raises `BudgetRefusal` or `PolicyRefusal` where all these runs together do not fit what is left of the cap (those
-    that the ledger holds already are not counted twice), and `UsageError` for a name or a number that is none.
+    Raises:
+        BudgetRefusal: All these runs together do not fit the remaining cap. Runs that the ledger already holds are not
+            counted twice.
+        PolicyRefusal: The site's policy does not allow the study.
+        UsageError: `who` is not a valid name, or `runs` is out of range.
     """
     if not 1 <= runs <= MOST_RUNS:
         raise UsageError(f"--runs {runs}: give a number from 1 to {MOST_RUNS}")
@@ -125,11 +137,13 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs
 
 
 def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
-    """Refuse a proposal, or revoke an approval: from now on rounds are refused as `not_approved`.
+    """Refuse a proposal or revoke an approval; from now on its rounds are refused as `not_approved`.
 
-    The study stays among the proposals, so that it can be approved later. What was trained stays charged. Asked again
-    it is written down again, which finishes what a kill cut off. Raises `UsageError` where there is nothing to revoke,
-    or where a refusal comes after the approval.
+    The study is kept among the proposals, so that it can be approved later. What was trained stays charged. Repeating
+    the decision records it again, which completes a decision that was interrupted by a kill.
+
+    Raises:
+        UsageError: There is no approval to revoke, or the study to refuse is approved.
     """
     _require_person(who)
     with deciding(folder):

@@ -1,4 +1,4 @@
-"""Proposed studies: a server may put one before this hospital, and ask what has become of it. Only a person decides."""
+"""Proposed studies: a server may propose one to this hospital and query its state; only a person decides."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from wardround.study.load import Study
 from wardround.wire.proposal import State
 from wardround_client.studies import store
 
-MOST_UNDECIDED = 100  # a server cannot fill a hospital's disk, nor its list of studies; what was refused is not counted
+MOST_UNDECIDED = 100  # keeps a server from filling a hospital's disk or list of studies; refused ones do not count
 
 
 def receive(folder: Path, study: Study) -> State:
-    """Keep a proposed study for a person to decide on, unless that has happened; returns what has been decided.
+    """Store a proposed study for a person to decide on, unless it is known already. Returns its state.
 
-    Raises `PolicyRefusal` where too many wait for a decision.
+    Raises:
+        PolicyRefusal: Too many proposals are waiting for a decision.
     """
     sha256 = study.sha256()
     state = state_of(folder, sha256)
@@ -29,7 +30,10 @@ def receive(folder: Path, study: Study) -> State:
 
 
 def state_of(folder: Path, sha256: str) -> State:
-    """What this hospital has decided about a study, as `approvals` sees it, without loading what reads patients."""
+    """Return this hospital's decision about a study.
+
+    It is the same as in `approvals`, but does not import the modules that read patients' data.
+    """
     last = store.last_decision(folder, sha256)
     if last in ("refused", "revoked"):
         return "refused" if last == "refused" else "revoked"

@@ -1,4 +1,4 @@
-"""What the three programs have in common: how a typer application is made, and how an error becomes one line."""
+"""Code shared by the three programs: creating a Typer application, and turning an error into one line."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import typer.core
 from wardround.errors import UsageError, WardroundError
 from wardround.printable import escaped
 
-typer.core.HAS_RICH = False  # help is plain text here (rich_markup_mode), and must not be escaped as if it were rich's
+typer.core.HAS_RICH = False  # help is plain text (rich_markup_mode=None) and must not be escaped as Rich markup
 
 STOPPED = 130
 LATER_S = 0.1
-OTHERS_NOTHING = 0o077  # of all that these programs and their children write: Flower's and SQLite's files too
+OTHERS_NOTHING = 0o077  # the umask, which also covers files written by child processes, Flower and SQLite
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def program(name: str, text: str) -> typer.Typer:
-    """An empty application with this project's manners: plain help, no completion, no framed tracebacks."""
+    """Return a Typer app with this project's defaults: plain help, no completion, no framed tracebacks."""
     return typer.Typer(
         name=name,
         help=text,
@@ -38,14 +38,14 @@ def program(name: str, text: str) -> typer.Typer:
 
 
 def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_disk: str) -> NoReturn:
-    """Run a program and end the process: every error on purpose becomes one line on stderr and its exit code.
+    """Run a program and end the process; every deliberate error becomes one line on stderr and an exit code.
 
-    0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. What is no error on purpose keeps its
-    traceback: it is a fault of the program.
+    The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. Any other error is
+    a fault of the program and keeps its traceback.
     """
     os.umask(OTHERS_NOTHING)
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell wants us deaf to Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell wants SIGINT ignored
         signal.signal(signal.SIGINT, _interrupt)
     exit_code = 0
     try:
@@ -55,7 +55,7 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     except KeyboardInterrupt:
         _fail(name, stopped, STOPPED)
     except Exception as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # a program or group without a word gets its help, in lines
+        if type(error).__name__ == "NoArgsIsHelpError":  # a program or group without a command prints its help
             print(error, file=sys.stderr)
             sys.exit(2)
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
@@ -63,14 +63,15 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             _fail(name, full_disk, 1)
         raise
-    if exit_code == STOPPED:  # what typer makes of a KeyboardInterrupt
+    if exit_code == STOPPED:  # the exit code that Typer returns for a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
     sys.exit(exit_code)
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table for people, as wide as the terminal; long cells are folded and never cut. Cells are shown as they
-    are, whatever a peer wrote in them: no markup, no emoji, no control character.
+    """Print a table for people, as wide as the terminal; long cells are folded and never cut.
+
+    Cells are printed literally, including those from a peer: without markup, emoji or control characters.
     """
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +86,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
 
 def require_person(by: str | None) -> None:
-    """Raises `UsageError` unless `by` is None or may stand in an audit log as the one who decided."""
+    """Raise `UsageError` unless `by` is None or a valid name for an audit log."""
     from wardround.records.audit_events import is_person
 
     if by is not None and not is_person(by):
@@ -93,7 +94,9 @@ def require_person(by: str | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Stop the program; in the middle of an import a moment later, for a half loaded native library that meets an
+    """Stop the program, by raising `KeyboardInterrupt`.
+
+    During an import the signal is sent again a moment later, because a half-loaded native library that meets an
     exception aborts the process.
     """
     if not _in_an_import(frame):

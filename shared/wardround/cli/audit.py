@@ -1,4 +1,7 @@
-"""The command group `audit`, the same in both programs: check a log, and show it, anywhere and without the daemon."""
+"""The command group `audit`, the same in both programs: verifies and prints a log.
+
+It works on any machine and without the daemon.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ HASHES = ("study", "reply", "sha256", "ledger_head", "fingerprint")
 
 
 def audit_app(program: str) -> typer.Typer:
-    """The group for `program`, whose examples name it."""
+    """Return the command group for `program`, whose name is used in the examples."""
     app = typer.Typer(
         help="What was decided, refused and released: an append-only log whose lines are chained by their hashes.",
         no_args_is_help=True,
@@ -63,7 +66,7 @@ def audit_app(program: str) -> typer.Typer:
 
 
 def line_of(entry: dict[str, Any]) -> str:
-    """An entry for people: when, what, and its fields, an epsilon with all that gives it a meaning."""
+    """Return an entry as text: time, event and fields; an epsilon has its unit, relation, delta and accountant."""
     words = [f"{entry['number']:>6}", str(entry["at"]), f"{entry['event']:<15}"]
     for name, value in entry.items():
         if name in ("number", "at", "event"):

@@ -1,4 +1,4 @@
-"""The command `health`, the same in both programs: ask the daemon of a folder how it is."""
+"""The command `health`, the same in both programs: queries the health of the daemon of a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from wardround.cli.options import JsonOption
 
 
 def add_health(app: typer.Typer, program: str, option: str, what: str) -> None:
-    """Give `app` the command; `option` names the folder, as the program's other commands do (`--site`)."""
+    """Add the command to `app`.
+
+    `option` is the name of the folder's option, as in the program's other commands (`--site`).
+    """
 
     chosen = typer.Option(Path("."), option, metavar="DIR", help="The daemon's folder.")
 

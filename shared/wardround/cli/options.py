@@ -1,4 +1,4 @@
-"""The options that several commands share, so that one option reads the same in each program's help."""
+"""Options shared by several commands, so that an option has the same help text in each program."""
 
 from __future__ import annotations
 

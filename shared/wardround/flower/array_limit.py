@@ -1,8 +1,9 @@
-"""How much a message of Flower's may grow when its pieces are put together.
+"""A limit on the size of a Flower message after its arrays have been reassembled.
 
-Arrays travel as pieces of 5 MiB, each sent once, and a list says in which order a piece stands where, also how often.
-So a message of a few kilobytes and one piece can grow to any size in the memory of whoever opens it, at a server or a
-hospital. What was sent can be bounded on arrival; this is the bound on what comes of it.
+Arrays are sent in pieces of 5 MiB, each sent once, with a list of the order in which the pieces are joined. A piece may
+appear in that list any number of times. A message of a few kilobytes and one piece can therefore grow to any size in
+the memory of the server or hospital that opens it. The size of what was sent is limited on arrival; this module limits
+the size after reassembly.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from wardround.errors import WireError
 
 @contextmanager
 def arrays_at_most(limit_bytes: int) -> Iterator[None]:
-    """Inside the block all arrays that are put together by this process hold `limit_bytes` at most.
+    """Limit the total size of all arrays that this process reassembles inside the block to `limit_bytes`.
 
-    The array that would go beyond raises `WireError` "size", before its memory is asked for.
+    Raises:
+        WireError: "size", for the array that would exceed the limit, before its memory is allocated.
     """
     plain, total = Array.__dict__["inflate"], 0
 
@@ -39,8 +41,8 @@ def arrays_at_most(limit_bytes: int) -> Iterator[None]:
             raise WireError("size", f"the arrays of a message would hold more than {limit_bytes} bytes")
         return plain.__func__(cls, content, children)
 
-    Array.inflate = classmethod(inflate)  # type: ignore[assignment]  # replaces a classmethod of Flower's
+    Array.inflate = classmethod(inflate)  # type: ignore[assignment]  # replaces Flower's classmethod
     try:
         yield
     finally:
-        Array.inflate = plain  # type: ignore[method-assign]  # puts Flower's own back
+        Array.inflate = plain  # type: ignore[method-assign]  # restores Flower's own

@@ -1,6 +1,6 @@
-"""The environment that Flower's processes get: what the machine needs, nothing that calls out, no one's secrets.
+"""The environment of Flower's processes: what the machine needs, without network callbacks and without secrets.
 
-Without these settings they report to the vendor, look for updates, and install packages at run time.
+Without these settings, the processes send telemetry to the vendor, check for updates and install packages at run time.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ QUIET = {
 
 
 def flower_environment(home: Path, proxy: str | None = None) -> dict[str, str]:
-    """Variables for a Flower process whose FLWR_HOME is `home`.
+    """Return the environment variables for a Flower process whose FLWR_HOME is `home`.
 
-    Proxies of the surroundings are left out: only gRPC may go through one, and only where `proxy` (HOST:PORT) names it.
+    The proxy settings of the calling process are left out: only gRPC may use a proxy, and only the one named by `proxy`
+    (HOST:PORT).
     """
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
     programs = Path(sys.executable).parent

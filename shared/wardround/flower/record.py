@@ -1,4 +1,4 @@
-"""A packet of the wire as Flower's record, which both sides send."""
+"""Converts a packet of the wire to Flower's record; both sides send it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from wardround.wire.packets import Packet
 
 
 def record_of(packet: Packet) -> RecordDict:
-    """A packet as Flower carries it. Arrays are raw bytes under a type of our own, which Flower never decodes."""
+    """Return a packet as a Flower record. Arrays are raw bytes under our own type, which Flower never decodes."""
     arrays = {name: Array(tensor.dtype, tensor.shape, "raw", tensor.data) for name, tensor in packet.tensors.items()}
     return RecordDict({"header": ConfigRecord(dict(packet.header)), "tensors": ArrayRecord(arrays)})

@@ -1,9 +1,9 @@
-"""The health of a daemon, for whoever watches it: gRPC's own health protocol (grpc.health.v1) on loopback.
+"""Reports a daemon's health to monitoring through gRPC's own health protocol (grpc.health.v1) on loopback.
 
-SERVING means that every named look found no fault, a short while ago; not that a process is up. Each look has a time
-limit; one that hangs counts as a fault, is waited for and never started a second time, so a hung disk costs one thread.
-What was found also stands in `health.json`, which says where the service listens; nobody but its owner may read it.
-Each look is a service of its own too: `grpc_health_probe -service=budget`.
+SERVING means that every named check recently found no fault, and not just that a process is running. Each check has a
+time limit. A check that hangs counts as a fault and is not started again until it returns, so a hung disk occupies one
+thread only. The results are also written to `health.json`, with the port of the service; only its owner can read that
+file. Each check is also a gRPC service: `grpc_health_probe -service=budget`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from wardround.operations.health_checks import Check, fault
 from wardround.storage.atomic import write_private
 
 HEALTH_FILE = "health.json"
-OVERALL = ""  # the name under which the protocol asks for a whole server
+OVERALL = ""  # the protocol's service name for a whole server
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One thing to look at. `look` returns a `Check`; an exception counts as a fault, by its kind where it is none of
-    ours (its text may hold anything). `todo` is what somebody should do then.
+    """One health check.
+
+    `look` returns a `Check`. An exception counts as a fault. Its text is shown only if it is a `WardroundError`,
+    otherwise its type, because the text of another exception may contain anything. `todo` states what to do about a
+    fault.
     """
 
     name: str
@@ -45,14 +48,14 @@ class Look:
 
 
 class Watch:
-    """Looks again and again, each look in a thread of its own that is never doubled."""
+    """Runs the checks repeatedly, each in its own thread, and never runs the same check twice at a time."""
 
     def __init__(self, looks: Sequence[Look]) -> None:
         self._looks = tuple(looks)
         self._running: dict[str, threading.Thread] = {}
 
     def findings(self) -> list[Check]:
-        """What every look finds, in their order; returns after the longest limit at most."""
+        """Run every check and return the results in order; returns after the longest time limit at most."""
         found: dict[str, Check] = {}
         for look in self._looks:
             thread = self._running.get(look.name)
@@ -79,23 +82,24 @@ def _into(found: dict[str, Check], look: Look) -> None:
 
 
 class HealthService:
-    """Serves the findings on 127.0.0.1 and refreshes them in the background until `stop`."""
+    """Serves the results on 127.0.0.1 and refreshes them in the background until `stop` is called."""
 
     def __init__(self, looks: Sequence[Look], folder: Path, port: int = 0, every_s: float = 30.0) -> None:
-        """Nothing listens before `start`. `port` 0 takes a free one."""
+        """Set up the service. It does not listen before `start`. `port` 0 selects a free port."""
         self._watch, self._names = Watch(looks), tuple(look.name for look in looks)
         self._folder, self._port, self._every_s = folder, port, every_s
         self._stopped = threading.Event()
         self._servicer = health.HealthServicer()
-        options = (("grpc.so_reuseport", 0),)  # a second daemon on the same port is told, not answered for
+        options = (("grpc.so_reuseport", 0),)  # a second daemon on the same port gets an error instead of sharing it
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4), options=options, maximum_concurrent_rpcs=16)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         self._thread = threading.Thread(target=self._refresh, name="health", daemon=True)
 
     def start(self) -> int:
-        """Listen, and look for the first time; until that is done nothing is SERVING. Returns the port.
+        """Start listening and run the first checks; nothing is SERVING until they are done. Returns the port.
 
-        Raises `WardroundError` where the port is taken.
+        Raises:
+            WardroundError: The port is taken.
         """
         for name in (OVERALL, *self._names):
             self._servicer.set(name, NOT_SERVING)
@@ -108,7 +112,7 @@ class HealthService:
         return self._port
 
     def stop(self) -> None:
-        """Stop listening; a look that hangs is left behind, and ends with the process."""
+        """Stop listening. A check that hangs is left behind and ends with the process."""
         self._stopped.set()
         self._servicer.enter_graceful_shutdown()
         self._server.stop(grace=1.0).wait(5.0)
@@ -135,14 +139,18 @@ class HealthService:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a daemon says of itself: whether it is SERVING, when it last looked (None: it has not), what it found."""
+    """A daemon's reply about its health.
+
+    `serving` is whether it is SERVING, `looked_at` is the time of its last checks (None if there were none), and
+    `checks` are their results.
+    """
 
     serving: bool
     looked_at: float | None
     checks: tuple[Check, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for `--json`."""
+        """Return plain values for `--json`."""
         return {
             "serving": self.serving,
             "looked_at": self.looked_at,
@@ -151,7 +159,7 @@ class Answer:
 
 
 def asked(folder: Path, timeout_s: float = 5.0) -> Answer:
-    """Ask the daemon of this folder over gRPC. Raises `WardroundError` in one line where none answers."""
+    """Query the daemon of this folder over gRPC. Raises a one-line `WardroundError` if there is no reply."""
     try:
         content = json.loads((folder / HEALTH_FILE).read_text(encoding="utf-8"))
         port, at = int(content["port"]), float(content["at"])

@@ -1,4 +1,4 @@
-"""What `doctor` says on both sides: checks with a tick or a cross, what was found, and what to do."""
+"""The checks of `doctor` on both sides: a tick or a cross, the finding, and what to do about it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _CLOCK_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at. `note`: nothing is broken, and somebody should know. `todo` is empty where all is well."""
+    """The result of one check.
+
+    `note` means that nothing is broken but the user should know. `todo` is empty if all is well.
+    """
 
     name: str
     state: Literal["ok", "note", "fault"]
@@ -32,7 +35,7 @@ class Check:
     todo: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for `--json`."""
+        """Return plain values for `--json`."""
         return {"name": self.name, "state": self.state, "found": self.found, "todo": self.todo}
 
 
@@ -49,7 +52,10 @@ def fault(name: str, found: str, todo: str) -> Check:
 
 
 def looked_at(name: str, look: Callable[[], Check], todo: str) -> Check:
-    """The check that `look` makes; an error on purpose becomes a cross with its text, so that the others go on."""
+    """Return the check that `look` makes.
+
+    A `WardroundError` becomes a fault with its text, so that the other checks still run.
+    """
     try:
         return look()
     except WardroundError as error:
@@ -57,7 +63,7 @@ def looked_at(name: str, look: Callable[[], Check], todo: str) -> Check:
 
 
 def files_closed(folder: Path, names: Iterable[str]) -> Check:
-    """Whether the folder (0700) and its secrets (0600) are their owner's alone."""
+    """Check that the folder (0700) and its secrets (0600) are accessible to their owner only."""
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         return fault("files", f"{', '.join(missing)} missing", "put them back from a backup; nothing else can")
@@ -68,7 +74,7 @@ def files_closed(folder: Path, names: Iterable[str]) -> Check:
 
 
 def disk(folder: Path, needed_bytes: int) -> Check:
-    """Free space where the folder lies."""
+    """Check the free space on the folder's disk."""
     free = shutil.disk_usage(folder).free
     said = f"{free / 1e9:.1f} GB free"
     if free < needed_bytes:
@@ -77,7 +83,7 @@ def disk(folder: Path, needed_bytes: int) -> Check:
 
 
 def days_left(name: str, not_before: datetime, not_after: datetime, now: datetime, todo: str) -> Check:
-    """A certificate's days."""
+    """Check a certificate's period of validity."""
     days = (not_after - now).days
     if now < not_before:
         return fault(name, f"not valid before {not_before:%Y-%m-%d %H:%M} UTC", "set this machine's clock")
@@ -88,13 +94,13 @@ def days_left(name: str, not_before: datetime, not_after: datetime, now: datetim
 
 
 def clock() -> Check:
-    """Whether something keeps this machine's clock right, as the kernel knows it (adjtimex(2), without changing it).
+    """Check whether this machine's clock is synchronised, according to the kernel (adjtimex(2), without changing it).
 
-    Sites sign with the time: calls are refused where a site's clock runs more than five seconds ahead of the server's.
+    Sites sign with the time: calls are refused if a site's clock is more than five seconds ahead of the server's.
     """
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     try:
-        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024))  # a zeroed struct timex only asks
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024))  # a zeroed struct timex only queries
     except AttributeError:  # not Linux
         return note("clock", f"{now}; whether it is kept right is unknown here", "compare it with a clock you trust")
     if state in (-1, _CLOCK_UNSYNCHRONISED):
@@ -103,7 +109,7 @@ def clock() -> Check:
 
 
 def table_of(checks: Iterable[Check]) -> Table:
-    """The checks as a table for people."""
+    """Return the checks as a table for people."""
     from rich.table import Table
     from rich.text import Text
 
@@ -119,5 +125,5 @@ def table_of(checks: Iterable[Check]) -> Table:
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """1 where something is broken."""
+    """Return 1 if any check is a fault, otherwise 0."""
     return int(any(check.state == "fault" for check in checks))

@@ -1,7 +1,7 @@
-"""Reading logs back: the JSON lines of `logs.py`, rotated files included, of several files in the order of time.
+"""Reads logs: the JSON lines of `logs.py`, including rotated files, merged over several files in order of time.
 
-A file is its older parts (NAME.log.10 … NAME.log.1), then NAME.log. A line that a kill cut short, or that something
-else wrote, is shown as it stands and never hides another one.
+A log consists of its older parts (NAME.log.10 … NAME.log.1), then NAME.log. A line that was cut short by a kill, or
+that another program wrote, is shown unchanged and never hides another line.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Entry = dict[str, Any]
 
 
 class Logs:
-    """All logs of a folder (its `*.log`). Nothing is missed or told twice between two calls of `news`."""
+    """All logs of a folder (its `*.log`). Between two calls of `news` no entry is missed or returned twice."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[Path, _Log] = {}
 
     def news(self) -> Iterator[Entry]:
-        """Every entry that was not told yet, the oldest first; also of logs that have begun since."""
+        """Yield every entry not returned before, oldest first, including those of logs created in the meantime."""
         for path in sorted(self._folder.glob("*.log")):
             if path not in self._known:
                 self._known[path] = _Log(path)
@@ -42,7 +42,7 @@ class Logs:
 
 
 class _Log:
-    """One log that grows, and is renamed away when it is full."""
+    """One log that grows, and is renamed when it is full."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._latest, self._rest = path, "", b""
@@ -58,13 +58,13 @@ class _Log:
                     yield from map(self._entry, part.read_bytes().rstrip(b"\n").split(b"\n"))
         yield from self._lines(self._file)
         if _inode(self._path) not in (None, os.fstat(self._file.fileno()).st_ino):
-            yield from self._lines(self._file)  # what was written between the look above and the renaming
+            yield from self._lines(self._file)  # lines written between the read above and the renaming
             self._file.close()
             self._file, self._rest = self._path.open("rb"), b""
             yield from self._lines(self._file)
 
     def _lines(self, file: BinaryIO) -> Iterator[Entry]:
-        """The lines that have ended since."""
+        """Yield the lines that have been completed since the last call."""
         for line in file:
             self._rest += line
             if line.endswith(b"\n"):
@@ -72,7 +72,10 @@ class _Log:
                 yield self._entry(ended.rstrip(b"\n"))
 
     def _entry(self, line: bytes) -> Entry:
-        """A line as an entry with `at`, `level` and `text`; what is none becomes one that says so, where it stands."""
+        """Return a line as an entry with `at`, `level` and `text`.
+
+        A line that is not an entry gets the level `UNREADABLE` and the time of the entry before it.
+        """
         try:
             content = json.loads(line)
             if all(isinstance(content[key], str) for key in ("at", "level", "text")):
@@ -86,9 +89,12 @@ class _Log:
 def show(
     folder: Path, wanted: Callable[[Entry], bool], *, last: int | None, follow: bool, as_json: bool, whose: str
 ) -> None:
-    """Print a folder's entries that are `wanted`, or the `last` of them; with `follow` also what comes, until Ctrl-C.
+    """Print a folder's entries that match `wanted`, or the `last` of them; with `follow` also new ones, until Ctrl-C.
 
-    Raises `WardroundError` where there is no log at all. Where nothing is wanted, a line on stderr says so of `whose`.
+    If no entry matches, a line on stderr states that nothing is logged about `whose`.
+
+    Raises:
+        WardroundError: The folder contains no log.
     """
     if not any(folder.glob("*.log")):
         raise WardroundError(f"{folder}: holds no log yet; `start` begins one")
@@ -110,7 +116,7 @@ def show(
 
 
 def line_of(entry: Entry) -> str:
-    """An entry for people: when, how bad, where, what. A log holds what peers and libraries wrote: it is escaped."""
+    """Return an entry as text: time, level, place and message, escaped because peers and libraries write into logs."""
     level = "" if entry["level"] == "info" else f"{entry['level'].upper()} "
     place = " ".join(f"{name} {entry[name]}" for name in PLACES if name in entry)
     line = " ".join(filter(None, (entry["at"], f"[{place}]" if place else "", f"{level}{entry['text']}")))
@@ -118,7 +124,7 @@ def line_of(entry: Entry) -> str:
 
 
 def names_place(entry: Entry, name: str, value: str) -> bool:
-    """Whether an entry is about this run or site: its field says so, or its text holds the name as a word."""
+    """Whether an entry is about this run or site: its field has the value, or its text contains it as a word."""
     if name in entry:
         return bool(entry[name] == value)
     text = str(entry["text"])

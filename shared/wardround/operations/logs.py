@@ -1,15 +1,16 @@
-"""Logs as JSON lines: when, how bad, from where, what; and the site, run and round where they are known. Rotated, 0600.
+"""Logs as JSON lines: time, level, logger, text, and the site, run and round if known. Rotated, mode 0600.
 
 {"run":"…","round":3,"at":"2026-11-24T21:50:03.120Z","level":"warning","logger":"wardround_client.flower.client_app","text":"…"}
 
-A process that a daemon started prints such lines (`print_lines`), and the daemon puts them into its own log as they are
-(`relayed`), so that one file holds them all with their site, run and round. Each begins with a secret that the daemon
-gave the process in its environment: what a program prints of its peer's words can be any text, also one of our form.
+A process started by a daemon prints such lines (`print_lines`), and the daemon writes them unchanged to its own log
+(`relayed`), so that one file has all of them with their site, run and round. Each line begins with a secret that the
+daemon gave the process in its environment, because a program may print text from its peer, which could imitate a log
+entry.
 
-A text is cut, so that nobody rotates a log away with a few huge lines.
+Texts are truncated, so that a few huge lines cannot push older entries out of the rotated files.
 
-At a server no text comes from a site's data, because none reaches it: the wire has codes only (`wire/packets.py`). At a
-site the log is the hospital's own, holds whole tracebacks, and never leaves.
+A server's log contains no text from a site's data, because none reaches the server: the wire has codes only
+(`wire/packets.py`). A site's log is the hospital's own, contains whole tracebacks, and never leaves the site.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from wardround.storage.folders import make_folder
 
 LOG_BYTES, LOGS_KEPT = 10_000_000, 10
 TEXT_CHARACTERS, TRACEBACK_CHARACTERS = 4096, 16384
-SECRET = "WARDROUND_LOG_SECRET"  # the variable with what a process of a daemon begins its entries with
+SECRET = "WARDROUND_LOG_SECRET"  # environment variable with the secret that a daemon's process puts before each entry
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _place: contextvars.ContextVar[dict[str, str | int]] = contextvars.ContextVar("place", default={})  # noqa: B039
 
 
 @contextmanager
 def at(**place: str | int) -> Iterator[None]:
-    """Everything that is logged inside the block, by this thread or task, names this site, run or round."""
+    """Add this site, run or round to everything logged inside the block by this thread or task."""
     token = _place.set({**_place.get(), **place})
     try:
         yield
@@ -49,8 +50,9 @@ def at(**place: str | int) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record; a traceback is in it as text, so a line stays a line, and every character of it is
-    printable, so that it may be read with any tool.
+    """Formats a record as one JSON object on one line.
+
+    A traceback is included as text. All characters are printable, so the log can be read with any tool.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -70,7 +72,7 @@ class JsonLines(logging.Formatter):
 
 
 def cut(text: str, characters: int = TEXT_CHARACTERS) -> str:
-    """`text`, or its beginning and its end where it has more `characters`."""
+    """Return `text`, shortened to its beginning and its end if it is longer than `characters`."""
     if len(text) <= characters:
         return text
     half = characters // 2
@@ -78,7 +80,7 @@ def cut(text: str, characters: int = TEXT_CHARACTERS) -> str:
 
 
 def _bounded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry whose texts are cut: a traceback keeps the most, and has the error at its end."""
+    """Return an entry with its texts truncated; tracebacks have a larger limit, and keep the error at their end."""
     most = {"traceback": TRACEBACK_CHARACTERS}
     return {
         name: cut(value, most.get(name, TEXT_CHARACTERS)) if isinstance(value, str) else value
@@ -87,7 +89,7 @@ def _bounded(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class OwnersRotatingFile(logging.handlers.RotatingFileHandler):
-    """A rotated file that nobody but its owner reads, from its first byte on."""
+    """A rotated log file that only its owner can read, from its first byte on."""
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=owner_only)
@@ -101,9 +103,14 @@ def log_to(
     kept: int = LOGS_KEPT,
     names: Sequence[str] = ("",),
 ) -> None:
-    """Send this process's log to `path`: at most `kept` older files of `max_bytes` each beside it. One process a file.
+    """Send this process's log to `path`. Only one process may use a file. Repeating the call for a file has no effect.
 
-    `names`: of these loggers and those below them; of all without it. Asked again for the same file nothing changes.
+    Args:
+        path: The log file.
+        level: The lowest level that is logged.
+        max_bytes: The size at which the file is rotated.
+        kept: How many older files are kept beside it, of `max_bytes` each.
+        names: The loggers to log, with those below them; by default all.
     """
     loggers = [logging.getLogger(name or None) for name in names]
     for handler in (handler for logger in loggers for handler in logger.handlers):
@@ -118,7 +125,7 @@ def log_to(
 
 
 class _Stdout(logging.StreamHandler):
-    """To whatever standard output is at the moment: Flower puts another one in its place and back."""
+    """A handler that writes to the current standard output, because Flower temporarily replaces `sys.stdout`."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
@@ -133,7 +140,7 @@ class _Stdout(logging.StreamHandler):
 
 
 def print_lines(*names: str, level: int = logging.INFO) -> None:
-    """Print what the loggers `names` and those below them say as JSON lines, for a daemon that relays them."""
+    """Print the records of the loggers `names` and those below them as JSON lines, for a daemon that relays them."""
     for logger in map(logging.getLogger, names):
         if not any(isinstance(handler, _Stdout) for handler in logger.handlers):
             handler = _Stdout()
@@ -144,8 +151,10 @@ def print_lines(*names: str, level: int = logging.INFO) -> None:
 
 
 def relayed(line: str, secret: str) -> bool:
-    """Whether `line` is one that `print_lines` printed in a process that was given `secret`; then it is in this
-    process's log, as it is.
+    """Write `line` to this process's log unchanged, if `print_lines` printed it in a process that was given `secret`.
+
+    Returns:
+        Whether the line was such an entry.
     """
     content = _entry(line.removeprefix(secret)) if secret and line.startswith(secret) else None
     if content is None:

@@ -1,7 +1,8 @@
-"""The only connections that this project opens by itself, both for `doctor`: who answers at a port, and is it free?
+"""Network probes for `doctor`: a TLS handshake with a server, and a test for a free port.
 
-A TLS handshake with the pinned CA and nothing after it: no byte of ours goes beyond the handshake, save the two lines
-that ask a proxy to pass it on. Every wait has an end.
+The handshake is the only connection to another machine that a site or a server opens outside its `flower` room. It uses
+the pinned CA, and sends nothing beyond the handshake, except the two lines that ask a proxy to forward the connection.
+Every wait has a time limit.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from contextlib import suppress
 from wardround.errors import UsageError, WardroundError
 
 TIMEOUT_S = 10.0
-_PROXY_ANSWER = 8192  # bytes at most
+_PROXY_ANSWER = 8192  # maximum size in bytes
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT, or [IPV6]:PORT. Raises `UsageError`."""
+    """Split HOST:PORT or [IPV6]:PORT. Raises `UsageError` if the address is invalid."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
@@ -29,10 +30,17 @@ def split_address(address: str) -> tuple[str, int]:
 def presented_certificate(
     address: str, ca_pem: str, proxy: str | None = None, timeout_s: float = TIMEOUT_S, name: str | None = None
 ) -> bytes:
-    """The certificate (DER) that the server at HOST:PORT shows, once it is verified against the CA and its own name.
+    """Return the server's certificate (DER), after verifying it against the CA and its own name.
 
-    `proxy`, HOST:PORT, is asked with CONNECT. `name`: the name to verify, where it is not HOST. Raises
-    `WardroundError`, one line that says which part failed: name, connection, proxy, or certificate.
+    Args:
+        address: HOST:PORT of the server.
+        ca_pem: The CA certificate.
+        proxy: HOST:PORT of a proxy that is asked to CONNECT.
+        timeout_s: The time limit.
+        name: The name to verify, if it is not HOST.
+
+    Raises:
+        WardroundError: The message is one line that states which part failed: name, connection, proxy or certificate.
     """
     host, port = split_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -74,7 +82,7 @@ def _ask_proxy(plain: socket.socket, target: str, proxy: str, ends: float) -> No
     answer = b""
     while b"\r\n\r\n" not in answer and len(answer) < _PROXY_ANSWER:
         plain.settimeout(max(0.1, ends - time.monotonic()))
-        piece = plain.recv(1)  # byte by byte: what follows the answer belongs to the handshake
+        piece = plain.recv(1)  # byte by byte, because what follows the answer belongs to the handshake
         if not piece:
             break
         answer += piece
@@ -85,7 +93,7 @@ def _ask_proxy(plain: socket.socket, target: str, proxy: str, ends: float) -> No
 
 
 def port_is_free(address: str, port: int) -> bool:
-    """Whether a program of this user could listen there now."""
+    """Whether a program of this user could listen on the port now."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

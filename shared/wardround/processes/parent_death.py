@@ -1,8 +1,8 @@
-"""Become another program that ends when the process which started it ends, however that ended: no orphan is left.
+"""Runs a program that ends when the process that started it ends, for whatever reason, so that no orphan is left.
 
     python -I -m wardround.processes.parent_death PARENT_PID SIGNAL PROGRAM ARGUMENT...
 
-The kernel sends SIGNAL at the parent's death (prctl PR_SET_PDEATHSIG, kept across exec). Linux only.
+The kernel sends SIGNAL at the parent's death (prctl PR_SET_PDEATHSIG, which survives exec). Linux only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[str]:
-    """The command line that runs `command` tied to the calling process. Start it from the main thread: the kernel
-    watches the thread that forked.
+    """Return the command line that runs `command` tied to the calling process.
+
+    Start it from the main thread, because the kernel watches the thread that forked.
     """
     return [
         sys.executable,
@@ -32,7 +33,7 @@ def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[st
 
 
 def tie_this_process(signal_number: int, name: str) -> None:
-    """Tie this process to its parent from within, and let the kernel list it as `name` (15 bytes)."""
+    """Tie this process to its parent from within, and set its name in the kernel's list to `name` (15 bytes)."""
     parent, libc = os.getppid(), ctypes.CDLL(None, use_errno=True)
     _ask_for_signal(libc, signal_number)
     libc.prctl(PR_SET_NAME, name.encode("ascii"), 0, 0, 0)
@@ -41,10 +42,10 @@ def tie_this_process(signal_number: int, name: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Tie this process to its parent and become the program."""
+    """Tie this process to its parent and replace it by the program."""
     parent, signal_number, program, *rest = arguments
     _ask_for_signal(ctypes.CDLL(None, use_errno=True), int(signal_number))
-    if os.getppid() != int(parent):  # it died before the kernel was told
+    if os.getppid() != int(parent):  # the parent died before the prctl call
         sys.exit(1)
     os.execv(program, [program, *rest])
 

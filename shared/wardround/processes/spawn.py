@@ -1,9 +1,9 @@
-"""Worker processes that start fresh (spawn) and are deaf to Ctrl-C from their first instruction on.
+"""Worker processes that start fresh (spawn) and ignore SIGINT from startup.
 
-A terminal sends Ctrl-C to every process of a command. A worker that is still importing would die of it with a
-traceback; what a stop means is for the command to say. So a worker is started with the signal blocked, which it
-inherits. And a stop of the command waits until the worker has been told all that it needs to begin, for otherwise it
-dies of that with a traceback.
+A terminal sends SIGINT to every process of a command. A worker that is still importing would die of it with a
+traceback, although the command alone decides how to stop. A worker is therefore started with SIGINT blocked, which it
+inherits. A stop of the command is deferred until the worker has received everything that it needs to begin, because
+otherwise the worker would die with a traceback from the incomplete start.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 
 class _DeafProcess(SpawnProcess):
     def start(self) -> None:
-        """Start with SIGINT blocked; a stop that comes meanwhile reaches this process right after."""
+        """Start with SIGINT blocked. A stop that arrives meanwhile is delivered to this process right afterwards."""
         with _stops_kept_back():
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
@@ -28,8 +28,10 @@ class _DeafProcess(SpawnProcess):
 
 @contextmanager
 def _stops_kept_back() -> Iterator[None]:
-    """SIGINT and SIGTERM are handled at the end of the block. Python runs handlers in the main thread only, whichever
-    thread the signal reached; in another thread there is nothing to keep back.
+    """Defer SIGINT and SIGTERM until the end of the block.
+
+    Python runs signal handlers in the main thread only, whichever thread received the signal, so there is nothing to
+    defer in any other thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,6 +51,6 @@ def _stops_kept_back() -> Iterator[None]:
 
 
 class FreshContext(SpawnContext):
-    """`multiprocessing`'s spawn context, with such processes."""
+    """`multiprocessing`'s spawn context, with processes that ignore SIGINT from startup."""
 
     Process = _DeafProcess

@@ -1,7 +1,7 @@
-"""Child processes that are kept running: restarted with a bounded pause when they die, ended together, never orphaned.
+"""Supervises child processes: restarts them after a bounded pause, and ends them together without orphans.
 
-Both daemons use it: the site's around its SuperNode, the server's around its SuperLink. Every child leads a session of
-its own, so that whatever it started ends with it, and is tied to this process by the kernel (`tied`).
+Both daemons use it: the site's for its SuperNode, the server's for its SuperLink. Every child leads its own session, so
+that everything it started ends with it, and the kernel ties it to this process (`tied`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from wardround.processes.parent_death import tied
 from wardround.storage.locks import try_locked
 
 SHORTEST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 15.0  # a node that was killed is refused for about a minute: keep trying
-STEADY_S = 60.0  # a child that ran this long starts again at once
+LONGEST_PAUSE_S = 15.0  # after a kill the server refuses the node for about a minute, so retries continue
+STEADY_S = 60.0  # a child that ran this long restarts after the shortest pause
 GRACE_S = 15.0
 LOOK_S = 0.2
 DAEMON_LOCK = ".daemon.lock"  # in the folder of a site or a server
-LINE_BYTES = 2**20  # of a line of a child's output; an entry of ours has less, and no more is ever in memory
+LINE_BYTES = 2**20  # read per line of a child's output, which bounds memory use; our own log entries are shorter
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = ("[uvicorn.access]", "httpx: HTTP Request:")
@@ -43,9 +43,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Child:
-    """A program that should run. `command` starts with a full path; its output goes line by line to the log, as entries
-    of its own where it knows the secret of this start, else as text of the program, which may hold a peer's words. It
-    is up (`is_up`) from the line that holds `up_when` on until it ends.
+    """A program that should be kept running.
+
+    `command` starts with a full path. The program's output goes to the log line by line. A line that starts with the
+    secret of this start is logged as an entry of its own; any other line is logged as text of the program, because it
+    may contain text from a peer. The child is up (`is_up`) from the line that contains `up_when` until it ends.
     """
 
     name: str
@@ -57,23 +59,23 @@ class Child:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _started: float = field(default=0.0, init=False)
     _pause_s: float = field(default=0.0, init=False)
-    _up: int | None = field(default=None, init=False)  # the process that said so
+    _up: int | None = field(default=None, init=False)  # the process that printed `up_when`
     _next_start: float = field(default=0.0, init=False)
 
     @property
     def pid(self) -> int | None:
-        """The running process, or None."""
+        """The id of the running process, or None."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def is_up(self) -> bool:
-        """Whether the running process has said that it is up."""
+        """Whether the running process has reported that it is up."""
         return self.pid is not None and self._up == self.pid
 
     def look(self, now: float) -> None:
-        """Start the program where it does not run and its pause is over. Call it from the main thread."""
+        """Start the program if it is not running and its pause is over. Call it from the main thread."""
         if self._process is not None and (code := self._process.poll()) is not None:
-            _kill_group(self._process.pid, signal.SIGKILL)  # whatever it had started
+            _kill_group(self._process.pid, signal.SIGKILL)  # ends the processes that the child had started
             self._pause_s = 0.0 if now - self._started > STEADY_S else self._pause_s
             self._pause_s = min(max(2 * self._pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
             log.warning("%s ended with %s; it starts again in %.0f s", self.name, code, self._pause_s)
@@ -82,17 +84,17 @@ class Child:
             self._start(now)
 
     def ask_to_end(self) -> None:
-        """SIGTERM, to this process alone: it ends what it started itself."""
+        """Send SIGTERM to this process alone; it ends the processes that it started itself."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """Kill its whole session; the next look starts it again."""
+        """Kill its whole session; the next `look` restarts it."""
         if self.pid is not None:
             _kill_group(self.pid, signal.SIGKILL)
 
     def end(self, deadline: float) -> None:
-        """Wait until `deadline` (monotonic), then kill its whole session. Afterwards nothing of it runs."""
+        """Wait until `deadline` (monotonic), then kill its whole session. Afterwards none of it is running."""
         if self._process is None:
             return
         with suppress(subprocess.TimeoutExpired):
@@ -117,7 +119,7 @@ class Child:
         threading.Thread(target=self._pump, args=(self._process, secret), daemon=True).start()
 
     def _pump(self, process: subprocess.Popen[bytes], secret: str) -> None:
-        """Bring the lines to the log until the output is closed, without colours and lists of requests."""
+        """Copy the output to the log until it is closed, without colours and request lists."""
         lines = logging.getLogger(f"{__name__}.{self.name}")
         for line in lines_of(cast(BinaryIO, process.stdout)):
             text = COLOUR.sub("", line.decode("utf-8", "replace")).strip()
@@ -128,7 +130,7 @@ class Child:
 
 
 def lines_of(output: BinaryIO) -> Iterator[bytes]:
-    """The lines of a program's output; of a longer one its first `LINE_BYTES`."""
+    """Yield the lines of a program's output; a longer line is cut to its first `LINE_BYTES`."""
     while line := output.readline(LINE_BYTES):
         more = line
         while len(more) == LINE_BYTES and not more.endswith(b"\n"):
@@ -137,9 +139,10 @@ def lines_of(output: BinaryIO) -> Iterator[bytes]:
 
 
 def supervise(children: Sequence[Child], stopped: threading.Event, each: Callable[[], None] = lambda: None) -> None:
-    """Keep `children` running until `stopped` is set, calling `each` between looks; then end them, last one first.
+    """Keep `children` running until `stopped` is set, then end them in reverse order.
 
-    `each` must return soon. Nothing of the children runs when this returns or raises.
+    `each` is called after every check of the children and must return soon. No process of the children is running when
+    this function returns or raises.
     """
     try:
         while not stopped.wait(LOOK_S):
@@ -156,8 +159,10 @@ def supervise(children: Sequence[Child], stopped: threading.Event, each: Callabl
 
 @contextmanager
 def sole(folder: Path, why: str = "a daemon is at work here already", patience_s: float = 0.0) -> Iterator[None]:
-    """Be the one daemon of a folder. Raises `WardroundError` that says `why` where another is at work for longer than
-    `patience_s`.
+    """Ensure that this is the only daemon in a folder.
+
+    Raises:
+        WardroundError: Another daemon is running there for longer than `patience_s`. The message is `why`.
     """
     with try_locked(folder / DAEMON_LOCK, timeout_s=patience_s) as alone:
         if not alone:
@@ -166,7 +171,7 @@ def sole(folder: Path, why: str = "a daemon is at work here already", patience_s
 
 
 def stop_on_signals(stopped: threading.Event) -> None:
-    """SIGTERM and SIGINT set `stopped`."""
+    """Set `stopped` on SIGTERM or SIGINT."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()

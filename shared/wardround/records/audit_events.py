@@ -1,7 +1,8 @@
-"""What may stand in an audit log: a few kinds of events, each field of which holds one kind of value and nothing else.
+"""The kinds of events in an audit log. Each field of an event accepts one kind of value only.
 
-A field's name decides what it may hold (`RULES`): a hash, a run, a number, a code, the name of a site or of whoever
-decided. There is no field for free text, so there is none that could hold a path, a patient's name or a pseudonym.
+A field's name determines what it may contain (`RULES`): a hash, a run, a number, a code, the name of a site, or the
+name of the person who decided. There is no free-text field, so no field could contain a path, a patient's name or a
+pseudonym.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PERSON = re.compile(r"[^\W\d_]+(?:[ .'’-]{1,2}[^\W\d_]+)*\.?")  # letters of any language; no digit, slash or caret
 _VERSION = re.compile(r"[0-9]+(\.[0-9a-z]+){1,4}")
-_CODE = re.compile(r"[a-z][a-z0-9_:.-]{0,79}")  # a site's own code, and what the server puts before it
+_CODE = re.compile(r"[a-z][a-z0-9_:.-]{0,79}")  # a site's own code, with the prefix that the server adds
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ACCOUNTANT = re.compile(r"[A-Za-z][A-Za-z0-9 ,.()-]{0,79}")
 
 
 def is_person(text: str) -> bool:
-    """True for a name that may stand as the one who decided: letters that show, written from left to right, and spaces
-    and . ' - between them, up to 64.
+    """Whether the text is a valid name for the person who decided.
+
+    A name has up to 64 characters: visible letters written from left to right, with spaces and . ' - between them.
     """
     return len(text) <= 64 and bool(_PERSON.fullmatch(text)) and is_plain(text.replace("’", "'"))
 
@@ -86,8 +88,10 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base of all events. Raises `AuditError` where a field holds what its name does not allow; the text that was
-    refused is not in the message.
+    """Base class of all events.
+
+    Raises:
+        AuditError: A field has a value that its rule does not allow. The message does not contain the refused value.
     """
 
     kind: ClassVar[str]
@@ -100,7 +104,7 @@ class Event:
                 raise AuditError(f"audit: {self.kind}: {field.name} may not hold this; see the rules of audit_events")
 
     def to_json(self) -> dict[str, Any]:
-        """The event as it is written: its kind, and the fields that are set."""
+        """Return the event as it is written: its kind, and the fields that are set."""
         content: dict[str, Any] = {"event": self.kind}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -111,7 +115,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyDecided(Event):
-    """Site: a study was approved, refused or revoked, by whom; an approval says for how many runs in all."""
+    """Site: a person approved, refused or revoked a study. An approval gives the total number of runs."""
 
     kind = "study"
     decision: str
@@ -122,7 +126,7 @@ class StudyDecided(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteDecided(Event):
-    """Server: a site was added, removed or revoked, by the SHA-256 of its public key."""
+    """Server: a site was added, removed or revoked. `fingerprint` is the SHA-256 of its public key."""
 
     kind = "site"
     decision: str
@@ -133,8 +137,9 @@ class SiteDecided(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunDecided(Event):
-    """Server: a run was submitted, stopped or resumed, and by whom where that was said; or it finished, with the hash
-    of its model's file.
+    """Server: a run was submitted, stopped, resumed or finished.
+
+    `who` is the person who decided, if given. A finished run has the hash of its model's file.
     """
 
     kind = "run"
@@ -147,7 +152,7 @@ class RunDecided(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSaid(Event):
-    """Server: what a site, by its registered key, says it has decided about a study; written where it is new."""
+    """Server: a site, identified by its registered key, reported its decision about a study; recorded if it is new."""
 
     kind = "said"
     decision: str
@@ -158,8 +163,10 @@ class SiteSaid(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyCounted(Event):
-    """Server: a site's reply was found good. `reply` is the hash that the site's own log has for what it sent; the
-    ledger's head is what the reply said of it, and the next one must not fall behind.
+    """Server: a site's reply passed the checks and was counted.
+
+    `reply` is the hash that the site's own log has for the reply it sent. The ledger's head is the one stated in the
+    reply; the next reply's head must not be older.
     """
 
     kind = "counted"
@@ -175,7 +182,10 @@ class ReplyCounted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyRefused(Event):
-    """Server: a site has no part in a round, and why: it refused or was late, or its reply failed a check."""
+    """Server: a site is not counted in a round, with the reason.
+
+    The site refused or was late, or its reply failed a check.
+    """
 
     kind = "not-counted"
     study: str
@@ -188,7 +198,10 @@ class ReplyRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class MessageRefused(Event):
-    """Site: a message was refused, with the code that the peer was told. `study`, `run`, `round`: if it named them."""
+    """Site: a message was refused, with the code sent to the peer.
+
+    `study`, `run` and `round` are set if the message named them.
+    """
 
     kind = "message-refused"
     code: str
@@ -199,11 +212,11 @@ class MessageRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalsCounted(Event):
-    """Refusals, or repeated releases, of one kind on one day (UTC), most of which have no entry of their own: see
-    refusal_counts.py.
+    """The refusals, or repeated releases, of one kind on one day (UTC), most of which have no entry of their own.
 
-    `refused`: the kind of event that is counted; "released" with the code "again": replies sent once more. `count`: all
-    of that day so far, those with an entry included, so the last such entry of a day and kind holds for it.
+    See refusal_counts.py. `refused` is the kind of event that is counted; "released" with the code "again" means
+    replies that were sent once more. `count` is the total of that day so far, including those with an entry, so the
+    last such entry of a day and kind is the valid one.
     """
 
     kind = "refusals"
@@ -216,9 +229,10 @@ class RefusalsCounted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyReleased(Event):
-    """Site: a reply is about to leave. `epsilon`: all that this site has spent on its patients, this reply included.
+    """Site: a reply is about to be sent.
 
-    `again`: the same bytes were asked for once more, which costs nothing.
+    `epsilon` is everything that this site has spent on its patients, including this reply. `again` means that the same
+    bytes were requested once more, which costs nothing.
     """
 
     kind = "released"
@@ -233,7 +247,7 @@ class ReplyReleased(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PatientForgotten(Event):
-    """A patient objected. `count`: how many have, in all; never who."""
+    """Site: a patient objected. `count` is the total number of objections; the event does not identify the patient."""
 
     kind = "forgot"
     count: int
@@ -241,7 +255,10 @@ class PatientForgotten(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LossAccepted(Event):
-    """A ledger goes on from an older copy, whose runs are charged in full. `count`: entries known to be missing."""
+    """Site: the ledger continues from an older copy, whose runs are charged in full.
+
+    `count` is the number of entries known to be missing.
+    """
 
     kind = "loss-accepted"
     who: str
@@ -250,8 +267,9 @@ class LossAccepted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerAccepted(Event):
-    """Server: the next head of a site's ledger counts whatever it is, and who decided that. `ledger_entries` and
-    `ledger_head`: the last one that was seen before, which it need not contain.
+    """Server: a person decided that the next head of a site's ledger is accepted, whatever it is.
+
+    `ledger_entries` and `ledger_head` describe the last head seen before, which the new ledger need not contain.
     """
 
     kind = "ledger-accepted"
@@ -272,7 +290,7 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Event):
-    """A daemon stopped, and why, as a code."""
+    """A daemon stopped; `code` is the reason."""
 
     kind = "stopped"
     program: str
@@ -281,7 +299,10 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Torn(Event):
-    """A write was cut short: the line before this is no entry. It stays, and its bytes are counted and hashed here."""
+    """A write was cut short, and the bytes before this line are not an entry.
+
+    The bytes stay in the log; this entry has their number and hash.
+    """
 
     kind = "torn"
     count: int

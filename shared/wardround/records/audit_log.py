@@ -1,15 +1,16 @@
-"""The audit log: what was decided, refused and released, a JSON line each, in a chain of hashes that anyone can check.
+"""The audit log: decisions, refusals and releases, one JSON line each, in a hash chain that anyone can verify.
 
     {"entry":{"at":"2026-11-24T21:50:03Z","event":"forgot","count":3},"number":7,"previous":"9f…","sha256":"41…"}
 
-Lines are only ever added, each is on the disk before the call returns, and processes may share the file. A line cut
-short by a kill stays where it is; the entry behind it (`torn`) counts and hashes its bytes. `audit.head` beside the log
-remembers how far it had come, so that a missing end is noticed too. What a chain cannot show: that someone who may
-write both files wrote them anew from some entry on. Noting the head elsewhere (`audit verify` prints it) shows that.
+Lines are only appended, each is on the disk before the call returns, and several processes may share the file. A line
+cut short by a kill stays where it is, and the entry after it (`torn`) has the number and hash of its bytes.
+`audit.head` beside the log stores the last entry's number and hash, so that a missing end is noticed as well. A chain
+cannot show that someone with write access to both files rewrote them from some entry on. To detect that, keep the head
+(printed by `audit verify`) elsewhere.
 
-`append` checks the log from the entry on that `audit.head` names, so its cost does not grow with the log. It notices a
-missing or torn end and another history. A byte altered further back is found by `verified` and at the start of a
-daemon, which read all of it.
+`append` checks the log from the entry named in `audit.head`, so its cost does not grow with the log. It notices a
+missing or torn end and a different history. A byte altered further back is found by `verified` and when a daemon
+starts, because both read the whole log.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ from wardround.wire.packets import LedgerHead
 
 AUDIT_FILE = "audit.jsonl"
 RESTORE = "put the newest copy back, with its .head file, and keep this one for comparison"
-TAIL_BYTES = 64 * 2**10  # read by an append; the entry that the witness has seen is the last one, or the one before it
+TAIL_BYTES = 64 * 2**10  # read by `append`; the witness's entry is the last one or the one before it
 _KEYS = {"entry", "number", "previous", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """What a part of a log holds: its entries in order with their hashes, and the head behind the last of them.
+    """The content of a part of a log: its entries in order with their hashes, and the head after the last of them.
 
-    `torn`: bytes at the end that are no entry. `unended`: the last entry is whole, only its line end is missing.
+    `torn` contains the bytes at the end that are not an entry. `unended` means that the last entry is complete except
+    for its line end.
     """
 
     entries: tuple[dict[str, Any], ...]
@@ -56,8 +58,9 @@ class Stretch:
 def read_entries(content: bytes, head: LedgerHead = START) -> Stretch:
     """Follow the chain from `head` over the lines of `content`.
 
-    Raises `AuditError` that names the first entry which is missing or was altered, or bytes that are no entry and that
-    the entry behind them does not name as torn.
+    Raises:
+        AuditError: An entry is missing or was altered, or there are bytes that are not an entry and that the next entry
+            does not record as torn. The message names the first faulty entry.
     """
     entries: list[dict[str, Any]] = []
     hashes: list[str] = []
@@ -84,13 +87,13 @@ def read_entries(content: bytes, head: LedgerHead = START) -> Stretch:
 
 
 def _lines(content: bytes) -> list[bytes]:
-    """Lines with their ends, by \\n alone: what was torn may hold any byte."""
+    """Split into lines with their ends, at \\n only: torn bytes may contain any other separator."""
     *ended, rest = content.split(b"\n")
     return [line + b"\n" for line in ended] + ([rest] if rest else [])
 
 
 def _row(line: bytes) -> tuple[Row | None, str]:
-    """The entry of a line as the chain has it, and the hash it says it follows; None where the line is no entry."""
+    """Return a line's entry as in the chain, and the hash of its predecessor; None if the line is not an entry."""
     try:
         content = json.loads(line)
         row, previous = (content["number"], body_of(content["entry"]), content["sha256"]), content["previous"]
@@ -105,33 +108,35 @@ def _hash(content: bytes) -> str:
 
 
 class AuditLog:
-    """One open log. Threads and processes may share the file: each append excludes all others."""
+    """One open log. Threads and processes may share the file; appends are mutually exclusive."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Nothing is made or read before the first `append`."""
+        """Set up the log. No file is created or read before the first `append`."""
         self._path, self._clock = path, clock
         self._witness = Witness(path.with_suffix(".head"), AuditError)
         self._refusals = RefusalFile(path.with_suffix(".refused"))
-        self._appended, self._lock = START, threading.Lock()  # the last entry that this process wrote
+        self._appended, self._lock = START, threading.Lock()  # _appended: the last entry that this process wrote
 
     def append(self, event: Event) -> LedgerHead:
-        """Record one event; it is durable, and the witness has seen it, when the call returns. Returns the head.
+        """Record one event and return the head. On return the event is durable and the witness has been updated.
 
-        Of many equal refusals on one day only the first are entries; the others are counted (refusal_counts.py).
+        If the same refusal occurs many times on one day, only the first ones are entries; the others are counted
+        (refusal_counts.py).
 
-        Raises `AuditError` where the log was altered or shortened, or cannot be written. Then what the event stands
-        for must not happen: a site that cannot record what it sends does not send.
+        Raises:
+            AuditError: The log was altered or shortened, or cannot be written. The caller must then not carry out the
+                action that the event describes: a site that cannot record what it sends does not send.
         """
         with self._lock, self._exclusive() as descriptor:
             found = self._taken_in(descriptor, whole=isinstance(event, Started))
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
             events = self._refusals.entries_of(event, at[:10])
             head = self._written(descriptor, found, events, at) if events else found.head
-            self._refusals.keep()  # after the log: a kill in between leaves one entry that is not counted
+            self._refusals.keep()  # after the log: a kill between the two leaves one entry that is not counted
             return head
 
     def _written(self, descriptor: int, found: Stretch, events: list[Event], at: str) -> LedgerHead:
-        """Put the events behind what the log holds, in one write."""
+        """Append the events to the log in one write."""
         head, text = found.head, b"\n" if found.unended else b""
         if found.torn:
             text = b"" if found.torn.endswith(b"\n") else b"\n"
@@ -148,14 +153,15 @@ class AuditLog:
         return head
 
     def _taken_in(self, descriptor: int, whole: bool) -> Stretch:
-        """The log from the entry on that was seen last, by the witness or by this process; all of it where that entry
-        is not near the end, or where `whole` asks for it.
+        """Read the log from the last entry that the witness or this process has seen.
+
+        All of it is read if that entry is not near the end, or if `whole` is true.
         """
         seen = max(self._witness.read() or START, self._appended, key=lambda head: head.entries)
         size = os.fstat(descriptor).st_size
         near = _from_entry(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)), seen)
         if near is not None and not whole:
-            with suppress(AuditError):  # reading all of it names the fault
+            with suppress(AuditError):  # reading the whole log below raises the error that names the fault
                 return read_entries(*near)
         return _checked(self._path, os.pread(descriptor, size, 0), seen)
 
@@ -163,7 +169,7 @@ class AuditLog:
     def _exclusive(self) -> Iterator[int]:
         new = not self._path.exists()
         try:
-            descriptor = open_lock(self._path, os.O_APPEND)  # lines are only ever added: the log itself is the lock
+            descriptor = open_lock(self._path, os.O_APPEND)  # the log is never replaced, so it is its own lock file
             try:
                 lock(descriptor)
                 yield descriptor
@@ -185,7 +191,7 @@ def _line(head: LedgerHead, event: Event, at: str) -> tuple[LedgerHead, bytes]:
 
 
 def _from_entry(tail: bytes, seen: LedgerHead) -> tuple[bytes, LedgerHead] | None:
-    """The end of a log from the entry `seen` on, and the head before it; None where `tail` does not hold it."""
+    """Return the end of a log from the entry `seen` on, and the head before it; None if `tail` does not contain it."""
     lines = _lines(tail)
     for at in range(len(lines) - 1, -1, -1):
         row, previous = _row(lines[at])
@@ -198,12 +204,14 @@ def _from_entry(tail: bytes, seen: LedgerHead) -> tuple[bytes, LedgerHead] | Non
 
 
 def verified(path: Path) -> Stretch:
-    """Read a whole log, anywhere, and check it: the chain, and the witness where `FILE.head` stands beside it.
+    """Read a whole log and check the chain, and the witness if `FILE.head` is beside it. A copy of a log will do.
 
-    Raises `AuditError` in one line: the file, the first fault, what to do.
+    Raises:
+        AuditError: The log cannot be read or is faulty. The message is one line with the file, the first fault, and
+            what to do.
     """
     witness = Witness(path.with_suffix(".head"), AuditError)
-    seen = witness.read()  # first: what a daemon appends meanwhile must not look like a loss
+    seen = witness.read()  # first, so that an entry that a daemon appends meanwhile does not look like a loss
     try:
         content = path.read_bytes()
     except OSError as error:

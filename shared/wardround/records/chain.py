@@ -1,10 +1,10 @@
-"""A chain of entries: each entry's hash covers the one before it, and a witness beside the file remembers the last.
+"""A hash chain of entries, and a witness file that stores the last hash. The ledger and the audit log are such chains.
 
     sha256(entry n) = SHA-256("<sha256 of entry n-1>\\n<n>\\n<body>"), the body being canonical JSON
 
-So the hash of the last entry, the head, fixes them all: an entry changed, left out or put in is found by walking the
-chain. What a chain cannot show is that its end is missing. For that the head is kept elsewhere too: in a witness
-beside the file, and for the ledger at every server that got a reply. The ledger and the audit log are such chains.
+The hash of the last entry, the head, therefore determines all entries: an entry that was changed, removed or inserted
+is found by walking the chain. A chain cannot show that its end is missing. For that the head is also stored elsewhere:
+in a witness beside the file, and for the ledger on every server that received a reply.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
 
 START = LedgerHead(entries=0, sha256="0" * 64)
-Row = tuple[int, str, str]  # an entry as it is stored: its number from 1 up, its body, its sha256
+Row = tuple[int, str, str]  # an entry as it is stored: its number, counted from 1, its body, its sha256
 _WITNESS = re.compile(r"(\d{15}) ([0-9a-f]{64})\n")
 
 
 def linked(head: LedgerHead, body: str) -> LedgerHead:
-    """The head after an entry of this body is put behind `head`."""
+    """Return the head after appending an entry with this body to `head`."""
     number = head.entries + 1
     return LedgerHead(entries=number, sha256=hashlib.sha256(f"{head.sha256}\n{number}\n{body}".encode()).hexdigest())
 
 
 def body_of(content: Mapping[str, Any]) -> str:
-    """The canonical JSON of an entry. Floats are written so that they come back bit for bit; infinity as "inf"."""
+    """Return the canonical JSON of an entry. Floats are read back bit for bit; infinity is written as "inf"."""
     return json.dumps(json_numbers(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
-    """Follow the chain from `head` over the rows behind it; yields each entry's head and content.
+    """Follow the chain from `head` over the rows after it, and yield each entry's head and content.
 
-    Raises `RecordError` that names the first entry which is missing or was altered.
+    Raises:
+        RecordError: An entry is missing or was altered. The message names the first such entry.
     """
     for number, body, sha256 in rows:
         if number != head.entries + 1:
@@ -55,13 +56,13 @@ def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, 
 
 
 class Witness:
-    """The file that remembers the head: one line, fsynced, moved forward. Processes may share it."""
+    """The file that stores the head: one line, fsynced, which only moves forward. Processes may share it."""
 
     def __init__(self, path: Path, error: type[RecordError] = LedgerError) -> None:
         self._path, self._error = path, error
 
     def read(self) -> LedgerHead | None:
-        """The last head it saw; None where there is no such file. Raises where it is damaged."""
+        """Return the last head stored; None if there is none. Raises the record's error if the file is damaged."""
         try:
             text = self._path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
@@ -71,14 +72,17 @@ class Witness:
         return self._parsed(text)
 
     def advance(self, head: LedgerHead) -> None:
-        """Remember `head`, unless a later one is remembered already; durable on return.
+        """Store `head`, unless a later one is stored already; durable on return.
 
-        The line has a fixed length and is overwritten in place, in one write within one sector: a kill leaves the old
-        line or the new one. Raises the error of its record where the disk refuses.
+        The line has a fixed length and is overwritten in place, in one write within one sector, so a kill leaves either
+        the old line or the new one.
+
+        Raises:
+            RecordError: The file cannot be written or is damaged. The type is the one given for this record.
         """
         new = not self._path.exists()
         try:
-            descriptor = open_lock(self._path)  # the line is overwritten in place: the file itself is the lock
+            descriptor = open_lock(self._path)  # overwritten in place, so it is its own lock file
             try:
                 lock(descriptor)
                 text = os.pread(descriptor, 4096, 0).decode("ascii", errors="replace")
@@ -94,7 +98,10 @@ class Witness:
             raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
 
     def go_back_to(self, head: LedgerHead) -> None:
-        """Remember `head` whatever was seen before: the one way back, for a loss that a person has accepted by name."""
+        """Store `head`, whatever was stored before.
+
+        This is the only way to move backwards, for a loss that a person has accepted by name.
+        """
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
@@ -102,7 +109,7 @@ class Witness:
         self.advance(head)
 
     def _parsed(self, text: str) -> LedgerHead | None:
-        if not text:  # made, but a kill came before its first line
+        if not text:  # the file was created, but a kill came before its first line was written
             return None
         found = _WITNESS.fullmatch(text)
         if found is None:

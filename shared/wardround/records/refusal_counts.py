@@ -1,14 +1,15 @@
-"""How often messages or replies were refused on a day, or replies sent again: a flood leaves a bounded audit log.
+"""Daily counts of refused messages, refused replies and repeated replies, so that a flood leaves a bounded audit log.
 
-A reply that was released before and is asked for again counts as an event of the code `again`; the first release is
-always an entry of its own. Of each kind (event, code, site) the first `IN_FULL` of a day (UTC) are entries of their
-own. After that they are counted in `audit.refused` beside the log. Each time a number has grown tenfold, a summary
-entry holds it: that makes at most `IN_FULL` + 15 entries for a kind and day. The rest of a day goes into the log with
-the first entry of a later day, of whatever kind. A peer may choose its codes, so kinds are bounded too: beyond
-`MOST_CODES` they count as "other".
+A request for a reply that was released before counts as an event with the code `again`; the first release is always an
+entry of its own. For each kind (event, code, site) the first `IN_FULL` events of a day (UTC) are entries of their own.
+Later ones are counted in `audit.refused` beside the log. Each time a count has grown tenfold, it is written to the log
+as a summary entry, which makes at most `IN_FULL` + 15 entries per kind and day. The rest of a day is written to the log
+with the first entry of a later day, of whatever kind. A peer can choose its codes, so the number of kinds is bounded
+too: the codes of one event and site beyond `MOST_CODES` are counted as "other".
 
-A count is durable before `append` returns, so a kill loses none that was promised. The file is in no chain: whoever may
-write to it can change a number that is not in the log yet, which is less than nine tenths of the count.
+A count is durable before `append` returns, so a kill loses no event that was reported as recorded. The file is not part
+of a chain: whoever can write to it can change a count that is not in the log yet, which is less than nine tenths of the
+count.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ class RefusalCounts:
 
     day: str
     counts: dict[Kind, int] = field(default_factory=dict)
-    logged: dict[Kind, int] = field(default_factory=dict)  # how many of them the log has, in full or in a summary
+    logged: dict[Kind, int] = field(default_factory=dict)  # how many of them are in the log, in full or in a summary
 
     def entries_of(self, event: Counted) -> list[Event]:
-        """Count an event that `is_counted`; returns what the log has to hold of it."""
+        """Count an event that `is_counted`, and return the entries that the log needs because of it."""
         kind = self._kind_of(event)
         count = self.counts[kind] = self.counts.get(kind, 0) + 1
         if count <= IN_FULL and kind[1] != OTHER:
@@ -48,7 +49,7 @@ class RefusalCounts:
         return [self._summary(kind)] if count >= 10 * self.logged.get(kind, 0) else []
 
     def rest(self) -> list[Event]:
-        """Summaries of all that the log does not have yet."""
+        """Return summaries of all counts that are not in the log yet."""
         return [self._summary(kind) for kind, count in self.counts.items() if count > self.logged.get(kind, 0)]
 
     def _summary(self, kind: Kind) -> Event:
@@ -66,12 +67,12 @@ class RefusalCounts:
 
 
 def is_counted(event: Event) -> TypeGuard[Counted]:
-    """Whether many such events on one day are summarised: refusals, and releases of what was released before."""
+    """Whether many such events on one day are summarised: refusals, and repeated releases of a reply."""
     return isinstance(event, (MessageRefused, ReplyRefused)) or (isinstance(event, ReplyReleased) and bool(event.again))
 
 
 class RefusalFile:
-    """The counts of the day on disk, beside the log. Used under the log's own lock."""
+    """The counts of the current day, stored beside the log. Use it while holding the log's lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -79,12 +80,14 @@ class RefusalFile:
         self._changed = False
 
     def entries_of(self, event: Event, day: str) -> list[Event]:
-        """What the log has to hold because of `event`: itself or a summary or nothing where it `is_counted`, after the
-        summaries of a day that is over. `keep` must follow when these entries are in the log.
+        """Return the entries that the log needs because of `event`, after the summaries of a day that has ended.
+
+        For an event that `is_counted`, that is the event itself, a summary or nothing; otherwise it is the event
+        itself. Call `keep` once these entries are in the log.
         """
         counts, entries = self.read(), []
         self._changed = is_counted(event)
-        if counts is not None and counts.day < day:  # a clock that steps back begins no day anew
+        if counts is not None and counts.day < day:  # a clock that is set back must not restart a day
             entries, counts, self._changed = counts.rest(), None, True
         if is_counted(event):
             counts = counts or RefusalCounts(day=day)
@@ -95,7 +98,7 @@ class RefusalFile:
         return entries
 
     def keep(self) -> None:
-        """Replace the file where the last `entries_of` changed a count; durable on return."""
+        """Replace the file if the last `entries_of` changed a count; durable on return."""
         if not self._changed:
             return
         if self._counts is None:
@@ -109,7 +112,7 @@ class RefusalFile:
             raise AuditError(f"{error}; free some space") from None
 
     def read(self) -> RefusalCounts | None:
-        """The counts as they are on disk; None where there are none. Raises `AuditError` where they are damaged."""
+        """Return the counts stored on disk; None if there are none. Raises `AuditError` if they are damaged."""
         try:
             content: Any = json.loads(self._path.read_bytes())
             rows = [((str(name), str(code), str(site)), int(n), int(m)) for name, code, site, n, m in content["counts"]]
@@ -130,6 +133,6 @@ class RefusalFile:
 
 
 def only_counted(log: Path) -> int:
-    """How many refusals and repeated releases the log does not have yet, neither in full nor in a summary."""
+    """Return the number of refusals and repeated releases that are not in the log, in full or in a summary."""
     counts = RefusalFile(log.with_suffix(".refused")).read()
     return 0 if counts is None else sum(counts.counts[kind] - counts.logged.get(kind, 0) for kind in counts.counts)

@@ -1,7 +1,8 @@
-"""Cutting, resampling and windowing: from a decoded frame to what the network sees. Pure functions over arrays.
+"""Cutting, resampling and windowing: pure functions over arrays that turn a decoded frame into the network's input.
 
-A box is (left, top, right, bottom) in pixels of the frame, where pixel (0, 0) covers 0..1. Its centre is at 0.5, while
-a marked point (x, y) counts pixel centres, as DICOM does (PS3.3 C.7.6.2.1.1): hence the halves below.
+A box is (left, top, right, bottom) in pixels of the frame, where pixel (0, 0) covers 0..1, so its centre is at 0.5. A
+marked point (x, y) is counted in pixel centres, as in DICOM (PS3.3 C.7.6.2.1.1). The 0.5 offsets below convert between
+the two.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from wardround.study.schema import DataSection
 from wardround_client.sources.images.records import UnfitImage
 
 Box = tuple[float, float, float, float]
-BLANK_RANGE = 4  # grey values of 255: an image with less between its darkest and brightest pixel shows nothing
+BLANK_RANGE = 4  # grey values of 255: an image whose darkest and brightest pixel differ by less is blank
 LUMINANCE_RGB = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
@@ -25,11 +26,13 @@ def region_box(
     spacing_mm: tuple[float, float] | None,
     mark_xy: tuple[float, float] | None,
 ) -> Box:
-    """The box of a frame that becomes the image, which may reach beyond the frame.
+    """Return the box of a frame that becomes the image; it may extend beyond the frame.
 
-    `whole`: the smallest square around the frame, square in millimetres where the spacing is known. `centre` and
-    `marked`: image_size pixels of data.spacing_mm, or of the frame's own size where the study gives no spacing.
-    Raises `UnfitImage`: `no_spacing`, or `mark_outside`.
+    `whole`: the smallest square around the frame, square in millimetres if the spacing is known. `centre` and `marked`:
+    image_size pixels of data.spacing_mm each, or of the frame's own pixel size if the study gives no spacing.
+
+    Raises:
+        UnfitImage: `no_spacing` or `mark_outside`.
     """
     height, width = shape_HW
     if data.region == "whole":
@@ -53,12 +56,12 @@ def region_box(
 
 
 def cut(plane_HW: np.ndarray, box: Box, size: int, padding: float) -> np.ndarray:
-    """The box as a float32 square of `size` pixels, antialiased when it shrinks; outside the frame it is `padding`."""
+    """Return the box as a float32 square of `size` pixels, antialiased if it is shrunk; `padding` outside the frame."""
     left, top, right, bottom = box
     if box == (0, 0, plane_HW.shape[1], plane_HW.shape[0]) and plane_HW.shape == (size, size):
         return np.ascontiguousarray(plane_HW, dtype=np.float32)
-    # A margin as wide as the filter, so that the pixels around the box are seen by it. Beyond the frame its edge is
-    # repeated, or the padding would bleed into the image.
+    # The margin is as wide as the filter, so that the filter covers the pixels around the box. Beyond the frame its
+    # edge is repeated; otherwise the padding would bleed into the image.
     margin = math.ceil(max(1.0, (right - left) / size, (bottom - top) / size)) + 1
     x0, y0 = math.floor(left) - margin, math.floor(top) - margin
     columns = np.clip(np.arange(x0, math.ceil(right) + margin), 0, plane_HW.shape[1] - 1)
@@ -76,21 +79,22 @@ def cut(plane_HW: np.ndarray, box: Box, size: int, padding: float) -> np.ndarray
 
 
 def _outside(start: float, end: float, size: int, length: int) -> np.ndarray:
-    """True for those of `size` pixels between `start` and `end` whose centre is not in the frame."""
+    """Return True for each of `size` pixels between `start` and `end` whose centre is not in the frame."""
     centres = start + (np.arange(size) + 0.5) * (end - start) / size
     return (centres < 0) | (centres >= length)
 
 
 def to_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Values between the window's ends as uint8 0..255; below and above are clipped."""
+    """Map the values between the window's ends to uint8 0..255; values outside are clipped."""
     low, high = window
     return np.rint(np.clip((values - low) * (255.0 / (high - low)), 0, 255)).astype(np.uint8)
 
 
 def robust_window(values: np.ndarray) -> tuple[float, float]:
-    """The 0.5th and 99.5th percentile, for values that have no unit; the full range where these coincide.
+    """Return the 0.5th and 99.5th percentile, for values without a unit; the full range if the two are equal.
 
-    Raises `UnfitImage("blank")` when all values are equal.
+    Raises:
+        UnfitImage: "blank", if all values are equal.
     """
     low, high = (float(end) for end in np.percentile(values, (0.5, 99.5)))
     if low == high:
@@ -101,24 +105,27 @@ def robust_window(values: np.ndarray) -> tuple[float, float]:
 
 
 def luminance(colour_HW3: np.ndarray) -> np.ndarray:
-    """Grey of an RGB image (ITU-R BT.601), float32."""
+    """Return the grey values of an RGB image (ITU-R BT.601) as float32."""
     return colour_HW3.astype(np.float32) @ LUMINANCE_RGB
 
 
 def stack_channels(planes: list[np.ndarray], data: DataSection) -> np.ndarray:
-    """uint8 planes to C x H x W: a single plane is repeated where the study wants more channels."""
+    """Stack uint8 planes into C x H x W; a single plane is repeated if the study has more channels."""
     planes = planes * data.channel_count if len(planes) == 1 else planes
     return np.stack(planes)
 
 
 def refuse_blank(pixels_CHW: np.ndarray) -> None:
-    """Raises `UnfitImage("blank")` when nothing can be seen."""
+    """Raise `UnfitImage("blank")` if the image shows no structure."""
     if int(pixels_CHW.max()) - int(pixels_CHW.min()) < BLANK_RANGE:
         raise UnfitImage("blank")
 
 
 def _interval(centre: float, size: int, scale: float) -> tuple[float, float]:
-    """`size` output pixels of `scale` input pixels around a pixel centre; whole pixels where nothing is resampled."""
+    """Return the interval of `size` output pixels, each `scale` input pixels wide, around a pixel centre.
+
+    The ends are whole pixels if nothing is resampled.
+    """
     if abs(scale - 1) < 1e-3:
         start = float(math.floor(centre + 0.5 - size / 2))
         return start, start + size

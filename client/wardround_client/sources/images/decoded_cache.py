@@ -1,7 +1,7 @@
-"""What was decoded before, so that nothing is decoded twice, and where new pixels wait until the cohort is written.
+"""A cache of decoding outcomes, so that no image is decoded twice, and temporary storage for newly decoded pixels.
 
-`decoded.csv` holds one line an image: the hash of what it was made from (content, frame, point, settings), and what
-came of it. Pixels themselves are found by their hash, in the cohort that is there already or among those of this run.
+`decoded.csv` has one line per image: the hash of everything it was made from (content, frame, point, settings), and the
+outcome. Pixels themselves are found by their hash, in the existing cohort or among those decoded in this run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = ("request", "fault", "pixels_sha256", "source_sha256", "hu")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What came of a request: a fault, or the hash of the pixels it gave."""
+    """The outcome of a request: a fault, or the hash of the resulting pixels."""
 
     request: str
     fault: str = ""
@@ -39,14 +39,20 @@ class Outcome:
 
 
 def request_key(request: ImageRequest, scanned: Sequence[ScannedFile], prepared_by: str) -> str:
-    """Hex SHA-256 over everything that decides an image's pixels: the files' contents, frames, point and settings."""
+    """Return the hex SHA-256 over everything that determines an image's pixels.
+
+    That is the files' contents, the frames, the point and the settings.
+    """
     places = [(request.file, request.frame), request.below, request.above]
     parts = [None if place is None else (scanned[place[0]].content_sha256, place[1]) for place in places]
     return hashlib.sha256(repr((prepared_by, parts, request.mark_xy)).encode()).hexdigest()
 
 
 class Memory:
-    """The pixels at hand while a cohort is made: `with Memory(...) as memory`. The waiting file is gone at its end."""
+    """The pixels available while a cohort is made.
+
+    Use it as a context manager: `with Memory(...) as memory`. The file of newly decoded pixels is removed on exit.
+    """
 
     def __init__(self, folder: Path, shape_CHW: tuple[int, int, int]) -> None:
         self._folder = folder
@@ -72,15 +78,15 @@ class Memory:
         return self._cohort_images is not None
 
     def recall(self, request: str) -> Outcome | None:
-        """What came of the same request before, or None."""
+        """Return the earlier outcome of the same request, or None."""
         return self._known.get(request)
 
     def has(self, pixels_sha256: str) -> bool:
-        """Whether these pixels can be had without decoding."""
+        """Whether these pixels are available without decoding."""
         return pixels_sha256 in self._waiting_rows or pixels_sha256 in self._cohort_rows
 
     def keep(self, image: PreparedImage) -> None:
-        """Put the pixels of a decoded image aside."""
+        """Store the pixels of a decoded image until the cohort is written."""
         if image.pixels_CHW is None or self.has(image.pixels_sha256):
             return
         self._waiting.seek(len(self._waiting_rows) * self._bytes)
@@ -88,7 +94,7 @@ class Memory:
         self._waiting_rows[image.pixels_sha256] = len(self._waiting_rows)
 
     def pixels(self, pixels_sha256: str) -> np.ndarray:
-        """uint8 C x H x W. Raises `KeyError` for pixels that are not at hand."""
+        """Return the pixels as uint8, C x H x W. Raises `KeyError` if they are not available."""
         if pixels_sha256 not in self._waiting_rows:
             row = self._cohort_rows[pixels_sha256]
             return np.asarray(cast("AnyRows", self._cohort_images)[row])
@@ -96,7 +102,7 @@ class Memory:
         return np.frombuffer(self._waiting.read(self._bytes), dtype=np.uint8).reshape(self._shape)
 
     def save(self, outcomes: Iterable[Outcome]) -> None:
-        """Remember these outcomes and no others; not those that may have had a passing cause."""
+        """Replace the stored outcomes by these, without those whose cause may have been temporary."""
         lasting = [outcome for outcome in dict.fromkeys(outcomes) if outcome.fault not in PASSING_FAULTS]
         write_file(self._folder / DECODED_FILE, _outcome_bytes(lasting))
 
@@ -104,7 +110,7 @@ class Memory:
         try:
             cohort = open_cohort(self._folder)
         except DataError:
-            return  # none yet, or not finished: everything is decoded again
+            return  # no cohort, or an unfinished one: everything is decoded again
         if cohort.images_NCHW.shape[1:] != self._shape:
             return
         self._cohort_images = cohort.images_NCHW
@@ -113,7 +119,7 @@ class Memory:
 
 
 def forget_pixels(path: Path, pixel_hashes: set[str]) -> None:
-    """Forget the outcomes that gave these pixels; `path` is a `DECODED_FILE`, or not there."""
+    """Remove the outcomes that gave these pixels. `path` is a `DECODED_FILE`, which may be missing."""
     known = _read_outcomes(path)
     if known:
         kept = [outcome for outcome in known.values() if outcome.pixels_sha256 not in pixel_hashes]

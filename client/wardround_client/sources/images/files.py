@@ -1,4 +1,4 @@
-"""Listing the files of a folder, in one order everywhere, never following links out of it, and what each begins as."""
+"""Lists the image files of a folder in a fixed order, without following links out of it, and detects a file's kind."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0
 
 
 def list_files(folder: Path, *, deep: bool = True) -> tuple[list[Path], int]:
-    """Every file that may be an image, sorted by path, and how many were passed over for their name.
+    """Return every file that may be an image, sorted by path, and the number of files skipped because of their name.
 
-    Hidden files and texts are passed over. Raises `DataError` for a link that leads out of the folder: the file behind
-    it would be read without anyone having put it there.
+    Hidden files and text files are skipped.
+
+    Raises:
+        DataError: A folder cannot be read, or a link leads out of the folder: the file behind such a link would be read
+            although no one put it there.
     """
     root = folder.resolve()
     files: list[Path] = []
@@ -41,14 +44,17 @@ def list_files(folder: Path, *, deep: bool = True) -> tuple[list[Path], int]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly inside that hold a file at any depth, sorted by name; hidden ones are passed over."""
+    """Return the immediate subfolders that contain a file at any depth, sorted by name; hidden ones are skipped."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
     _refuse_links_out(folder.resolve(), inner)
     return [path for path in inner if any(names for _, _, names in os.walk(path))]
 
 
 def file_kind(path: Path) -> str:
-    """`DICOM`, `PICTURE` or `OTHER`, by the first bytes (PS3.10 7.1). A DICOM file without its preamble is `OTHER`."""
+    """Return `DICOM`, `PICTURE` or `OTHER`, by the file's first bytes (PS3.10 7.1).
+
+    A DICOM file without its preamble is `OTHER`.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(132)

@@ -1,7 +1,7 @@
-"""A first look at a DICOM file: its header becomes a `ScannedFile`, and identity ends there.
+"""Scans a DICOM file: its header becomes a `ScannedFile`, which identifies no one.
 
-Nothing here decodes pixels (`pixels.py` does). Tag values are compared, hashed or turned into numbers; none is
-kept as text and none is quoted in an error.
+This module decodes no pixels (`pixels.py` does). Tag values are compared, hashed or converted to numbers; none is kept
+as text, and none is quoted in an error.
 """
 
 from __future__ import annotations
@@ -28,41 +28,43 @@ AXIAL_MODALITIES = frozenset({"CT", "PT"})
 DERIVED_MODALITIES = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN"})
 SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 
-# Headers in the wild break the standard; pydicom would warn with the offending value in the text.
+# Real headers often violate the standard; pydicom would quote the offending value in a warning.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 logging.getLogger("pydicom").propagate = False
 
 
 def read_patient(path: Path) -> tuple[str | None, str]:
-    """PatientID and IssuerOfPatientID of a file; (None, "") when it has none or is no DICOM."""
+    """Return PatientID and IssuerOfPatientID of a file; (None, "") if it has no PatientID or is not DICOM."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, force=True, specific_tags=["PatientID", "IssuerOfPatientID"])
             return _patient(header)
-    except Exception:  # not DICOM, or damaged: ingest says which
+    except Exception:  # not DICOM, or damaged: ingest reports which
         return None, ""
 
 
 def read_header(path: Path) -> Dataset:
-    """The header without pixels. Raises `UnfitImage("unreadable")` for what is not DICOM."""
+    """Return the header without pixels. Raises `UnfitImage("unreadable")` if the file is not DICOM."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     except Exception:
         raise UnfitImage("unreadable") from None
-    # With `force` any bytes parse as something; a DICOM object says what it is.
+    # With `force`, pydicom parses any bytes; only a DICOM object has a SOP class.
     if "SOPClassUID" not in header and not header.file_meta.get("MediaStorageSOPClassUID"):
         raise UnfitImage("unreadable")
     return header
 
 
 def scan_dicom(path: Path, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
-    """The record of one file: keyed hashes, geometry, and the first reason it does not fit the study, if any.
+    """Return the record of one file: keyed hashes, geometry, and the first reason why it does not fit the study.
 
-    Raises `UnfitImage("unreadable")`, and whatever pydicom raises on a damaged header.
+    Raises:
+        UnfitImage: "unreadable", for a file that is not DICOM.
+        Exception: pydicom's own error for a damaged header.
     """
     header = read_header(path)
     with warnings.catch_warnings():
@@ -97,7 +99,7 @@ def _patient(header: Dataset) -> tuple[str | None, str]:
 
 
 def _fault(header: Dataset, data: DataSection) -> str:
-    """The first reason code that keeps the file out, "" for none."""
+    """Return the first reason code that excludes the file, or ""."""
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns or not header.get("BitsAllocated"):
         return "no_pixels"
@@ -126,13 +128,16 @@ def _words(value: Any) -> list[str]:
 
 
 def _frames(header: Dataset) -> tuple[Frame, ...]:
-    """The geometry of each frame, from its functional groups where the object is enhanced (PS3.3 C.7.6.16)."""
+    """Return the geometry of each frame, from its functional groups if the object is enhanced (PS3.3 C.7.6.16)."""
     count = int(header.get("NumberOfFrames") or 1)
     return tuple(_frame(frame_scopes(header, index)) for index in range(count))
 
 
 def frame_scopes(header: Dataset, index: int) -> list[Dataset]:
-    """Where a frame's attributes may stand, nearest first: its own groups, the shared groups, the top of the object."""
+    """Return the datasets that may contain a frame's attributes, nearest first.
+
+    These are the frame's own functional groups, the shared functional groups, and the top level of the object.
+    """
     scopes: list[Dataset] = []
     own, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
     groups = ([own[index]] if own and index < len(own) else []) + ([shared[0]] if shared else [])
@@ -142,7 +147,7 @@ def frame_scopes(header: Dataset, index: int) -> list[Dataset]:
 
 
 def first_value(scopes: list[Dataset], name: str) -> Any:
-    """The nearest scope's non-empty value of an attribute, or None."""
+    """Return the nearest scope's non-empty value of an attribute, or None."""
     return next((scope.get(name) for scope in scopes if scope.get(name) not in (None, "", [])), None)
 
 
@@ -150,7 +155,7 @@ def _frame(scopes: list[Dataset]) -> Frame:
     position = _numbers(first_value(scopes, "ImagePositionPatient"), 3)
     orientation = _numbers(first_value(scopes, "ImageOrientationPatient"), 6)
     spacing = _numbers(first_value(scopes, "PixelSpacing"), 2)
-    if spacing is None:  # projection radiographs measure at the detector
+    if spacing is None:  # projection radiographs give the spacing at the detector
         spacing = _numbers(first_value(scopes, "ImagerPixelSpacing"), 2)
     if spacing is not None and min(spacing) <= 0:
         spacing = None
@@ -160,7 +165,7 @@ def _frame(scopes: list[Dataset]) -> Frame:
 
 
 def _numbers(value: Any, count: int) -> Any:
-    """`count` finite floats, or None."""
+    """Return `count` finite floats, or None."""
     try:
         numbers = tuple(float(item) for item in value)
     except (TypeError, ValueError):
@@ -169,10 +174,10 @@ def _numbers(value: Any, count: int) -> Any:
 
 
 def normal(orientation: tuple[float, ...]) -> np.ndarray:
-    """The direction a slice faces: row cosines cross column cosines."""
+    """Return the normal of a slice: the cross product of its row cosines and column cosines."""
     return np.cross(orientation[:3], orientation[3:])
 
 
 def _is_axial(frame: Frame) -> bool:
-    """True too where the orientation is not stated."""
+    """Whether the frame is axial; also true if its orientation is not stated."""
     return frame.orientation is None or abs(float(normal(frame.orientation)[2])) >= AXIAL_COSINE

@@ -1,13 +1,13 @@
-"""From a folder as people have it to sites: which files, whose they are, and which label they carry.
+"""Maps a data folder to sites: the files of each site, their patients and their labels.
 
-Three layouts, told apart by what lies at the top of the folder (`docs/data.md` shows examples):
+The layout is recognised by the top level of the folder (`docs/data.md` shows examples):
 
     manifest.csv                      rows name files, patients, labels and perhaps sites
     folders named as the labels       one pool of pictures; one picture is taken as one patient
     DICOM files, perhaps labels.csv   one site
     folders of any of these           a site each
 
-A pool without sites is split over `sites` by patient. Files are only listed here; `ingest` reads them.
+A pool without sites is split over `sites` by patient. This module only lists files; `ingest` reads them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
-    """One file of a site. `patient_id` is None where only the DICOM header knows; `label` is -1 where none is given."""
+    """One file of a site.
+
+    `patient_id` is None if only the DICOM header can give it; `label` is -1 if no label is given.
+    """
 
     path: Path = field(repr=False)  # relative to the source's root
     patient_id: str | None = field(default=None, repr=False)
@@ -42,7 +45,7 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSource:
-    """What one site has on disk."""
+    """The files of one site on disk."""
 
     name: str
     root: Path
@@ -51,20 +54,26 @@ class SiteSource:
     labels: LabelTable | None = field(default=None, repr=False)
     assumptions: tuple[str, ...] = ()
     left_out: int = 0  # rows or pictures whose label is not in the study
-    ignored: int = 0  # files that are obviously no images, such as texts
+    ignored: int = 0  # files that are obviously not images, such as text files
 
     @property
     def assumes_one_image_one_patient(self) -> bool:
-        """Whether nobody said which pictures belong to the same patient."""
+        """Whether the data do not state which pictures belong to the same patient."""
         return ONE_IMAGE_ONE_PATIENT in self.assumptions
 
 
 def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[SiteSource]:
-    """The sites found in `folder`, in the order of their names.
+    """Return the sites found in `folder`, sorted by name.
 
-    `sites` splits a pool by patient; it must agree with the data where the data name their sites. With `sites=1` a
-    folder of DICOM is one site however deep its folders go. Raises `DataError`, one line, for anything that cannot be
-    right: an empty folder, a wrong table, a patient at two sites, one class only, more sites than patients.
+    Args:
+        folder: The data folder.
+        data: The study's data section.
+        sites: The number of sites over which to split a pool by patient. If the data name their sites, the number must
+            match. With `sites=1` a folder of DICOM files is one site, however deep its folders are nested.
+
+    Raises:
+        DataError: The data cannot be right: an empty folder, an invalid table, a patient at two sites, only one class,
+            or more sites than patients. The message is one line.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -73,7 +82,7 @@ def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[
     try:
         found = _find(folder, data, sites)
     except OSError as error:
-        # Its path may hold a patient's name, so only the folder is told.
+        # The failing path may contain a patient's name, so the message names only the data folder.
         raise DataError(f"{folder}: something in it cannot be read: {error.strerror}; check permissions") from None
     return sorted(found, key=lambda source: source.name)
 
@@ -101,12 +110,12 @@ def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource
 
 
 def shared_patients(one: Iterable[SiteSource], other: Iterable[SiteSource]) -> int:
-    """How many patients are in both, by PatientID and issuer: training and test data must share none."""
+    """Return the number of patients in both, by PatientID and issuer: training and test data must not share any."""
     return len(set().union(*map(_patients, one)) & set().union(*map(_patients, other)))
 
 
 def _one_site(folder: Path, data: DataSection) -> SiteSource:
-    """A folder that is one site, whatever its layout."""
+    """Return a folder as one site, whatever its layout."""
     name = _site_name(folder.name, str(folder))
     if (folder / MANIFEST).is_file():
         found = _from_manifest(folder, data, None)
@@ -160,7 +169,7 @@ def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[Sit
 
 
 def _from_classes(root: Path, data: DataSection) -> SiteSource:
-    """Folders named as labels. A picture's patient is the hash of its content; a DICOM file names its own."""
+    """Read folders named as labels. A picture's patient is the hash of its content; a DICOM file's is in its header."""
     known = {label.casefold(): index for index, label in enumerate(data.labels)}
     files: list[SourceFile] = []
     assumed, left_out, ignored = False, 0, 0
@@ -214,7 +223,7 @@ def _from_dicom(root: Path, data: DataSection) -> SiteSource:
 
 
 def _split(pool: SiteSource, sites: int | None) -> list[SiteSource]:
-    """Deal a pool's patients over `sites` sites in the order of a hash of the patient: even, and the same each time."""
+    """Distribute a pool's patients over `sites` sites by the order of a hash: evenly, and the same way each time."""
     if sites is None or sites == 1:
         return [pool]
     owners = [_owner(pool, file) for file in pool.files]
@@ -222,7 +231,7 @@ def _split(pool: SiteSource, sites: int | None) -> list[SiteSource]:
     if sites > len(patients):
         raise DataError(f"{pool.root}: {sites} sites need at least {sites} patients, here are {len(patients)}")
     site_of = {patient: index % sites for index, patient in enumerate(patients)}
-    # A file without a patient goes to the first site, whose quality report names it.
+    # A file without a patient goes to the first site, so that a quality report lists it.
     places = [site_of.get(owner, 0) if owner is not None else 0 for owner in owners]
     width = len(str(sites))
     return [
@@ -254,7 +263,7 @@ def _patient_hash(patient: tuple[str, str]) -> str:
 
 
 def _patient_in_header(path: Path) -> tuple[str | None, str]:
-    """PatientID and its issuer from a DICOM header; (None, "") for other files and where it is missing."""
+    """Return PatientID and its issuer from a DICOM header; (None, "") for other files or if PatientID is missing."""
     if file_kind(path) == PICTURE:
         return None, ""
     from wardround_client.sources.images.header import read_patient
@@ -273,7 +282,11 @@ def _is_pool_of_classes(root: Path, data: DataSection) -> bool:
 
 
 def _is_one_dicom_site(root: Path, data: DataSection, sites: int | None) -> bool:
-    """labels.csv or DICOM at the top; or one site is asked for and the folders inside do not look like sites."""
+    """Whether the folder is one site of DICOM files.
+
+    That is the case if labels.csv or a DICOM file is at the top, or if one site is requested and the subfolders do not
+    look like sites.
+    """
     if (root / LABELS).is_file() or any(file_kind(path) == DICOM for path in list_files(root, deep=False)[0]):
         return True
     inside = subfolders(root)
@@ -310,7 +323,10 @@ def _refuse_one_class(folder: Path, found: Sequence[SiteSource], data: DataSecti
 
 
 def _site_name(text: str, place: str, *, strict: bool = True) -> str:
-    """A name that can be a folder. Raises `DataError` when strict; else odd characters become hyphens."""
+    """Return a name that is valid for a folder.
+
+    If `strict`, an invalid name raises `DataError`; otherwise invalid characters become hyphens.
+    """
     if SITE_NAME.fullmatch(text):
         return text
     if strict:

@@ -1,4 +1,4 @@
-"""Ordinary pictures (PNG, JPEG, TIFF, BMP, GIF, WebP): 8-bit grey or colour, no Hounsfield units, no patient inside."""
+"""Pictures (PNG, JPEG, TIFF, BMP, GIF, WebP): 8-bit grey or colour, without Hounsfield units or PatientID."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ from wardround_client.sources.images.crop import (
 from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
-MAX_PIXELS = 200_000_000  # a decompression bomb announces more
+MAX_PIXELS = 200_000_000  # a picture whose header announces more is refused as a decompression bomb
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
-    """A first look: is it a picture, how large. Raises `UnfitImage`, or Pillow's error on a damaged file."""
+    """Check that a file is a single picture of acceptable size, and return its record.
+
+    Raises:
+        UnfitImage: The picture is too large, or the file contains several pictures.
+        Exception: Pillow's own error for a damaged file.
+    """
     with _open(path) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise UnfitImage("too_large")
@@ -36,9 +41,13 @@ def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
 
 
 def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
-    """Decode, cut and scale one picture. HU windows are ignored; `marked` means the picture is a crop around the mark.
+    """Decode, cut and scale one picture.
 
-    Raises `UnfitImage`, or Pillow's error on a damaged file.
+    HU windows are ignored. For the region `marked`, the picture is assumed to be a crop around the mark already.
+
+    Raises:
+        UnfitImage: The picture is blank or unreadable.
+        Exception: Pillow's own error for a damaged file.
     """
     pixels = read_picture(path)
     if pixels.min() == pixels.max():
@@ -57,7 +66,10 @@ def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """uint8, H x W grey or H x W x 3 colour, turned upright. Deeper pictures are scaled image by image."""
+    """Return a picture as uint8, H x W grey or H x W x 3 colour, turned upright.
+
+    Pictures of more than 8 bits are scaled image by image.
+    """
     with _open(path) as picture:
         upright = ImageOps.exif_transpose(picture)
         if upright.mode in DEEP_MODES:
@@ -73,5 +85,5 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
-    Image.MAX_IMAGE_PIXELS = None  # the limit is checked by `scan_picture`, as a reason and not as a warning
+    Image.MAX_IMAGE_PIXELS = None  # `scan_picture` checks the limit and reports a reason instead of a warning
     return Image.open(path, formats=FORMATS)

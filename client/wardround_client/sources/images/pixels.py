@@ -1,6 +1,7 @@
-"""The pixels of one DICOM frame, in Hounsfield units where the file says so, else in grey values 0..255.
+"""The pixels of one DICOM frame: Hounsfield units if the file specifies them, otherwise grey values 0..255.
 
-Decoders are pydicom's own with python-gdcm and pylibjpeg (openjpeg, rle) behind them. This runs in a worker process.
+Decoding uses pydicom's own decoders, with python-gdcm and pylibjpeg (openjpeg, rle) as plugins. It runs in a worker
+process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SAMPLES_FOR_CHECK = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class FramePixels:
-    """One decoded frame: H x W, or H x W x 3 for colour; float32. `source_sha256` is the hash of the stored values."""
+    """One decoded frame: float32, H x W, or H x W x 3 for colour. `source_sha256` is the hash of the stored values."""
 
     values: np.ndarray
     hu: bool
@@ -36,10 +37,14 @@ class FramePixels:
 
 
 def read_frame(path: Path, index: int) -> FramePixels:
-    """Decode frame `index` (from 0). Raises `UnfitImage` with the reason when it cannot be used, or a decoder's error.
+    """Decode frame `index` (counted from 0).
 
-    CT with a rescale to HU stays in HU whatever its photometric interpretation; all else becomes grey 0..255, dark
-    meaning dark: MONOCHROME1 is inverted, palettes are looked up, YBR is turned into RGB.
+    CT with a rescale to HU stays in HU, whatever its photometric interpretation. Everything else becomes grey 0..255 in
+    which dark means dark: MONOCHROME1 is inverted, palettes are looked up, and YBR is converted to RGB.
+
+    Raises:
+        UnfitImage: The frame cannot be used; the error has the reason.
+        Exception: A decoder's own error.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,7 +53,7 @@ def read_frame(path: Path, index: int) -> FramePixels:
 
 @functools.lru_cache(maxsize=1)
 def _open(path: Path, changed_ns: int) -> Dataset:
-    """The last file stays open in memory, for its next frame."""
+    """Read a file, and keep the last one in memory for its next frame."""
     return pydicom.dcmread(path, force=True)
 
 
@@ -77,12 +82,13 @@ def _stored_values(dataset: Dataset, index: int) -> np.ndarray:
     except NotImplementedError:
         raise UnfitImage("no_decoder") from None
     except RuntimeError as error:
-        # pydicom asks each decoder and lists their answers; 12-bit lossy JPEG needs one that is not free enough for us.
+        # pydicom tries each decoder and lists their errors. 12-bit lossy JPEG needs a decoder whose licence is not free
+        # enough for this project.
         raise UnfitImage("no_decoder" if "does not support" in str(error) else "unreadable") from None
 
 
 def _eight_bits(colour: np.ndarray, dataset: Dataset, photometric: str) -> np.ndarray:
-    """Colour of any depth as 0..255."""
+    """Scale colour of any depth to 0..255."""
     if colour.dtype == np.uint8:
         return colour
     if photometric == "PALETTE COLOR":
@@ -109,7 +115,7 @@ def _grey_or_hu(stored: np.ndarray, dataset: Dataset, index: int, photometric: s
 
 
 def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """True where the scanner wrote Pixel Padding Value (PS3.3 C.7.5.1.1.2) instead of an image."""
+    """Return True where the scanner wrote Pixel Padding Value (PS3.3 C.7.5.1.1.2) instead of an image."""
     ends = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None or not np.issubdtype(stored.dtype, np.integer):
         return np.zeros(stored.shape, dtype=bool)
@@ -120,13 +126,13 @@ def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _as_stored(value: int, bits: int, signed: bool) -> int:
-    """A padding value read with the wrong sign, in the sign of the pixels (the tag's VR is ambiguous)."""
+    """Correct the sign of a padding value to that of the pixels (the tag's VR is ambiguous)."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
 
 
 def _modality_values(stored: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> tuple[np.ndarray, bool]:
-    """Stored values through the modality LUT or rescale (PS3.3 C.11.1), and whether the result is in HU."""
+    """Apply the modality LUT or rescale to stored values (PS3.3 C.11.1); also return whether the result is in HU."""
     is_ct = str(dataset.get("Modality") or "") == "CT"
     tables = dataset.get("ModalityLUTSequence")
     if tables:
@@ -140,10 +146,10 @@ def _modality_values(stored: np.ndarray, dataset: Dataset, scopes: list[Dataset]
 
 
 def _refuse_implausible_hu(values: np.ndarray) -> None:
-    """Raises `UnfitImage("implausible_hu")` when a slice cannot be in Hounsfield units.
+    """Raise `UnfitImage("implausible_hu")` if a slice cannot be in Hounsfield units.
 
-    Held against it, on the pixels inside the reconstruction circle: nearly all between air and metal; some air, lung or
-    fat; and a body, whose median lies between lung and bone.
+    The checks apply to the pixels inside the reconstruction circle: nearly all of them lie between air and metal; some
+    are air, lung or fat; and there is a body, whose median lies between lung and bone.
     """
     step = max(1, int(np.sqrt(values.size / SAMPLES_FOR_CHECK)))
     sample = values[::step, ::step]
@@ -158,7 +164,10 @@ def _refuse_implausible_hu(values: np.ndarray) -> None:
 
 
 def _voi_grey(values: np.ndarray, padded: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> np.ndarray:
-    """Values without a unit as grey 0..255: by the file's VOI LUT or window (PS3.3 C.11.2), else image by image."""
+    """Convert values without a unit to grey 0..255, by the file's VOI LUT or window (PS3.3 C.11.2).
+
+    Without either, the values are scaled image by image.
+    """
     tables = dataset.get("VOILUTSequence")
     if tables and np.array_equal(values, np.rint(values)):
         bits = int(tables[0].LUTDescriptor[2])
@@ -167,7 +176,7 @@ def _voi_grey(values: np.ndarray, padded: np.ndarray, dataset: Dataset, scopes: 
     low, high = robust_window(values[~padded])
     if centre is not None and width is not None and width > 1:
         shown = centre - width / 2, centre + width / 2
-        # A window that misses the values (a known fault of converted files) would show nothing.
+        # A window that does not overlap the values (a known fault of converted files) would give a blank image.
         if shown[0] < high and shown[1] > low:
             low, high = shown
     return (values - low) * (255.0 / (high - low))

@@ -1,6 +1,6 @@
-"""Which images to make from the files of a site: series put in order, labels matched, marked points found.
+"""Plans which images to make from a site's files: sorts series, matches labels and locates marked points.
 
-Pure functions over `ScannedFile`s; nothing is decoded here.
+The module consists of pure functions over `ScannedFile`s; nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from wardround_client.sources.images.layout import SiteSource
 from wardround_client.sources.images.records import Frame, ImageRequest, ScannedFile, keyed
 from wardround_client.sources.images.tables import LabelRow, LabelTable
 
-MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that become images of the patient too,
-MARK_REACH_MM = 3.0  # where they lie this near to it: with thick slices the neighbour may not show the finding any more
+MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that also become images, if they are
+MARK_REACH_MM = 3.0  # at most this far from the point: with thick slices the neighbour may not show the finding
 MARK_DISTANCE_MM = 5.0  # a point farther than this (or one slice distance) from every slice lies outside the series
-GAP_FACTOR = 1.5  # a step this much larger than the usual one means that a slice is missing
+GAP_FACTOR = 1.5  # a step larger than the usual one by this factor means that a slice is missing
 
 Place = tuple[int, int]  # file, frame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something to report. `file` is an index into the site's files, None for the site as a whole."""
+    """One entry of the quality report. `file` is an index into the site's files; None means the site as a whole."""
 
     code: str
     file: int | None = None
@@ -38,19 +38,19 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Frames of one orientation of one series, in order along their normal; `at_mm` is None without positions."""
+    """The frames of one orientation in one series, sorted along their normal; `at_mm` is None without positions."""
 
     places: tuple[Place, ...]
     at_mm: np.ndarray | None
 
     @property
     def step_mm(self) -> float:
-        """The usual distance between neighbouring slices, 0 when there is none."""
+        """The median distance between neighbouring slices; 0 if there is only one position, or none."""
         steps = np.diff(np.unique(np.round(self.at_mm, 3))) if self.at_mm is not None else np.empty(0)
         return float(np.median(steps)) if steps.size else 0.0
 
     def neighbour(self, index: int, direction: int) -> Place | None:
-        """The next slice at another position, below (-1) or above (+1); None at the end of the series."""
+        """Return the next slice at a different position, below (-1) or above (+1); None at the end of the series."""
         here = index + direction
         while 0 <= here < len(self.places):
             if self.at_mm is None or abs(self.at_mm[here] - self.at_mm[index]) > 1e-3:
@@ -70,7 +70,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The images to be made, in the order they will have in the cohort, and what was noticed on the way."""
+    """The images to be made, in their order in the cohort, and the findings of the planning."""
 
     requests: tuple[ImageRequest, ...]
     findings: tuple[Finding, ...]
@@ -79,7 +79,7 @@ class Plan:
 def plan_images(
     source: SiteSource, scanned: Sequence[ScannedFile], owners: Sequence[str | None], data: DataSection, key: bytes
 ) -> Plan:
-    """Decide on the images of a site. `owners` holds each file's pseudonym. Files with a `fault` are left aside."""
+    """Plan the images of a site. `owners` gives the pseudonym of each file. Files with a `fault` are skipped."""
     series = group_series(scanned, owners)
     findings: list[Finding] = []
     if source.labels is None:
@@ -100,9 +100,9 @@ def plan_images(
 
 
 def group_series(scanned: Sequence[ScannedFile], owners: Sequence[str | None]) -> list[Series]:
-    """Frames by patient, series, orientation and size, each group sorted along its normal, groups in file order.
+    """Group frames by patient, series, orientation and size, and sort each group along its normal.
 
-    Frames without a position keep the order of their instance numbers.
+    Groups are in file order. Frames without a position are sorted by instance number.
     """
     groups: dict[tuple, list[Place]] = defaultdict(list)
     for index, file in enumerate(scanned):
@@ -135,7 +135,7 @@ def _labelled(
     key: bytes,
     findings: list[Finding],
 ) -> list[ImageRequest]:
-    """Requests for the frames that labels.csv speaks of, and for the others where it names no points."""
+    """Return requests for the frames that labels.csv refers to, and also for all others if it gives no points."""
     subjects = [_subject(file, table.subject_kind) for file in scanned]
     rows_of: dict[str, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
@@ -184,7 +184,7 @@ def _at_point(
     label: int,
     findings: list[Finding],
 ) -> list[ImageRequest]:
-    """The request of one row for one frame; none when the row speaks of another frame."""
+    """Return the request of one row for one frame; empty if the row refers to a different frame."""
     file, number = series.places[index]
     place = f"labels.csv row {row.row}"
     if row.point_mm is not None:
@@ -209,7 +209,7 @@ def _at_point(
 
 
 def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> int | None:
-    """The index of the slice nearest to a point in mm; None when the point lies before the first or after the last."""
+    """Return the index of the slice nearest to a point in mm; None if the point lies outside the series."""
     if series.at_mm is None:
         return None
     distance = _distances_mm(row, series, scanned)
@@ -218,7 +218,7 @@ def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> i
 
 
 def _distances_mm(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> np.ndarray:
-    """How far each slice of a series is from a point, along the normal."""
+    """Return the distance of each slice of a series from a point, along the normal."""
     file, number = series.places[0]
     direction = _normal(required(scanned[file].frames[number].orientation, "orientation"))
     at_mm, point_mm = required(series.at_mm, "position"), required(row.point_mm, "point")
@@ -226,7 +226,7 @@ def _distances_mm(row: LabelRow, series: Series, scanned: Sequence[ScannedFile])
 
 
 def _project(row: LabelRow, frame: Frame) -> tuple[float, float] | None:
-    """The pixel under a point in mm (inverse of PS3.3 equation C.7.6.2.1-1)."""
+    """Return the pixel at a point in mm (inverse of PS3.3 equation C.7.6.2.1-1)."""
     if frame.spacing_mm is None:
         return None
     orientation = required(frame.orientation, "orientation")
@@ -242,7 +242,7 @@ def _points_outside(
     series: Sequence[Series],
     scanned: Sequence[ScannedFile],
 ) -> list[Finding]:
-    """Rows whose point in mm is near no slice of its series."""
+    """Return a finding for each row whose point in mm is not near any slice of its series."""
     findings = []
     by_subject: dict[str, list[Series]] = defaultdict(list)
     for one in series:
@@ -268,7 +268,10 @@ def _with_neighbours(chosen: list[ImageRequest], series: Sequence[Series]) -> li
 
 
 def _gaps(series: Sequence[Series], data: DataSection) -> list[Finding]:
-    """A remark for each series with a gap, unless the study reads slices together: then its images have the fault."""
+    """Return a remark for each series with a gap.
+
+    There are none if the study combines slices: the images have the fault instead.
+    """
     if data.channels == "slices":
         return []
     return [

@@ -1,4 +1,4 @@
-"""What a worker process does with a file: look at it (`scan`), and make images from it (`prepare`)."""
+"""The work of a worker process on a file: `scan` reads its header, and `prepare` makes images from it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from wardround_client.sources.images.records import PreparedImage, ScannedFile, 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
     from wardround_client.sources.images.pixels import FramePixels
 
-PREPROCESSING_VERSION = 1  # raise it when the same file would give other pixels
+PREPROCESSING_VERSION = 1  # increase it when the same file would give different pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameAddress:
-    """Where a frame is on disk."""
+    """The location of a frame on disk."""
 
     path: Path = field(repr=False)
     frame: int = 0
@@ -36,7 +36,7 @@ class FrameAddress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """One image to be made by a worker: `ImageRequest` with paths instead of indices."""
+    """One image for a worker to make: an `ImageRequest` with paths instead of indices."""
 
     kind: str
     here: FrameAddress
@@ -46,13 +46,13 @@ class Recipe:
 
 
 def prepared_by(data: DataSection) -> str:
-    """Everything that decides the pixels beside the file: version and settings, as canonical JSON."""
+    """Return everything besides the file that determines the pixels: version and settings, as canonical JSON."""
     settings = data.model_dump(include={"image_size", "region", "spacing_mm", "channels", "window_hu"})
     return json.dumps({"preprocessing": PREPROCESSING_VERSION, **settings}, sort_keys=True)
 
 
 def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
-    """Hash a file and look at its header. A file that cannot be used has a `fault` instead of an exception."""
+    """Hash a file and scan its header. If the file cannot be used, the record has a `fault`; no exception is raised."""
     content_sha256 = ""
     try:
         with open(path, "rb") as file:
@@ -67,7 +67,7 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
 
 
 def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
-    """Decode, cut and scale one image. One that cannot be used has a `fault` instead of an exception."""
+    """Decode, cut and scale one image. If it cannot be used, the result has a `fault`; no exception is raised."""
     try:
         image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
         return replace(image, pixels_sha256=pixels_sha256(required(image.pixels_CHW, "image")))
@@ -76,8 +76,11 @@ def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
 
 
 def _reason(error: Exception) -> str:
-    """The reason code of what went wrong with a file. Decoders raise almost anything on damaged input: one file's fault
-    must not stop the others, and the text of the error may quote the file."""
+    """Return the reason code for an error raised on a file.
+
+    Decoders raise almost any exception on damaged input. One file's fault must not stop the others, and the text of the
+    error may quote the file.
+    """
     if isinstance(error, UnfitImage):
         return error.code
     return "too_large" if isinstance(error, MemoryError) else "unreadable"
@@ -109,7 +112,7 @@ def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:
 
 
 def _neighbour(address: FrameAddress | None, frame: FramePixels) -> np.ndarray:
-    """The slice beside this one; at the ends of a series, and where the neighbour differs in kind, the slice itself."""
+    """Return the neighbouring slice, or the slice itself at the end of a series or if the neighbour differs in kind."""
     if address is None:
         return frame.values
     other = _frame(address)
@@ -122,7 +125,7 @@ def _frame(address: FrameAddress) -> FramePixels:
 
 @functools.lru_cache(maxsize=4)
 def _decoded(path: Path, index: int, changed_ns: int) -> FramePixels:
-    """The last few frames stay decoded: neighbours are asked for three times in a row."""
+    """Decode a frame and cache the last few: each neighbour is requested three times in a row."""
     from wardround_client.sources.images.pixels import read_frame
 
     return read_frame(path, index)

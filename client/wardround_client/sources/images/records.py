@@ -1,7 +1,7 @@
-"""What a file becomes once it has been looked at. Identity ends here: no field can hold a name, a UID or a tag's text.
+"""The records that a file becomes once it has been scanned.
 
-Patients, series and instances are keyed hashes (`keyed`), checks are reason codes (`sources/quality/reasons.py`), the
-rest are numbers.
+Identity ends here: no field can hold a name, a UID or a tag's text. Patients, series and instances are keyed hashes
+(`keyed`), checks are reason codes (`sources/quality/reasons.py`), and everything else is a number.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 
 
 class UnfitImage(Exception):
-    """Raised inside a worker when a file or frame cannot be used; `code` is the reason
-    (`sources/quality/reasons.py`).
+    """A file or frame cannot be used; raised inside a worker.
+
+    `code` is the reason (`sources/quality/reasons.py`).
     """
 
     def __init__(self, code: str) -> None:
@@ -26,7 +27,7 @@ class UnfitImage(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """Where one frame lies in the patient (DICOM PS3.3 C.7.6.2): millimetres in the patient's system, LPS."""
+    """The position of one frame in the patient (DICOM PS3.3 C.7.6.2), in millimetres of the patient's system, LPS."""
 
     position_mm: tuple[float, float, float] | None = None  # centre of the first pixel
     orientation: tuple[float, ...] | None = None  # cosines of a row, then of a column
@@ -35,12 +36,12 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScannedFile:
-    """One source file after a first look at its header; its pixels are still on disk."""
+    """One source file after a scan of its header; its pixels have not been read."""
 
     content_sha256: str
     kind: Literal["picture", "dicom"] = "picture"
-    fault: str = ""  # a reason code; such a file goes no further
-    pseudonym: str | None = None  # None: the file itself does not say whose it is
+    fault: str = ""  # a reason code; a file with a fault is not processed any further
+    pseudonym: str | None = None  # None: the file itself names no patient
     patient_key: str = ""  # `keyed` PatientID, for the rows of labels.csv
     series_key: str = ""
     image_key: str = ""
@@ -52,7 +53,10 @@ class ScannedFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRequest:
-    """One image to be made: which frame of which file, around which point. Files are indices into the site's list."""
+    """One image to be made: the frame of a file, and the point around which to cut.
+
+    Files are indices into the site's list of files.
+    """
 
     file: int
     frame: int = 0
@@ -65,7 +69,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedImage:
-    """One decoded, cut and scaled image, or the reason why there is none."""
+    """One decoded, cut and scaled image, or the reason why it could not be made."""
 
     fault: str = ""
     pixels_CHW: np.ndarray | None = None  # uint8
@@ -75,5 +79,5 @@ class PreparedImage:
 
 
 def keyed(key: bytes, kind: str, value: str) -> str:
-    """Hex HMAC-SHA256 of an identifier under the site's key, so that two can be compared and none can be read."""
+    """Return the hex HMAC-SHA256 of an identifier under the site's key: hashes can be compared, but not read back."""
     return hmac.new(key, f"{kind}\0{value.strip(chr(0) + ' ')}".encode(), hashlib.sha256).hexdigest()

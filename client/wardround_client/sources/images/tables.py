@@ -1,6 +1,7 @@
-"""The two tables people write by hand: `manifest.csv` and `labels.csv`. Read strictly, told off by row and column.
+"""The two tables that people write by hand, `manifest.csv` and `labels.csv`.
 
-Rows are numbered as a spreadsheet shows them: the header is row 1. No message repeats what a cell says.
+They are read strictly, and errors name the row and the column. Rows are numbered as in a spreadsheet: the header is
+row 1. No message quotes the content of a cell.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ManifestRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelRow:
-    """One line of labels.csv: whom or what it speaks of, the label, and perhaps where."""
+    """One line of labels.csv: the identifier, the label, and optionally the position of the finding."""
 
     row: int
     subject: str = field(repr=False)
@@ -44,21 +45,22 @@ class LabelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """labels.csv: its rows and which kind of identifier they use (image, series or patient)."""
+    """The rows of labels.csv, and the kind of identifier they use (image, series or patient)."""
 
     subject_kind: str
     rows: tuple[LabelRow, ...]
 
     @property
     def has_points(self) -> bool:
-        """Whether the table says where."""
+        """Whether any row gives a position."""
         return any(row.xy or row.point_mm for row in self.rows)
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Read `manifest.csv` (`file, patient_id, label`, optionally `site`; further columns are ignored).
 
-    Raises `DataError` for a missing column, an empty cell, a file that is missing or lies outside the folder.
+    Raises:
+        DataError: A column is missing, a cell is empty, or a file is missing or lies outside the folder.
     """
     columns, lines = _read_csv(path)
     missing = [name for name in MANIFEST_COLUMNS if name not in columns]
@@ -79,7 +81,11 @@ def read_manifest(path: Path) -> list[ManifestRow]:
 
 
 def path_inside(root: Path, text: str, place: str) -> Path:
-    """The relative path of an existing file inside `root` (resolved). Raises `DataError` when missing or outside."""
+    """Return the relative path of an existing file inside `root` (resolved).
+
+    Raises:
+        DataError: The file is missing or lies outside `root`.
+    """
     relative = PurePosixPath(text.replace("\\", "/"))
     if relative.is_absolute() or ".." in relative.parts or re.match(r"[A-Za-z]:", text) or "\0" in text:
         raise DataError(f"{place}: the path leaves the data folder; give paths relative to it")
@@ -96,9 +102,10 @@ def path_inside(root: Path, text: str, place: str) -> Path:
 
 
 def read_label_table(path: Path) -> LabelTable:
-    """Read `labels.csv`: one identifier column, `label`, and optionally where.
+    """Read `labels.csv`: one identifier column, `label`, and optionally the position of the finding.
 
-    Raises `DataError` for an unknown set of columns, an empty identifier or a coordinate that is no number.
+    Raises:
+        DataError: The columns are not a known combination, an identifier is empty, or a coordinate is not a number.
     """
     columns, lines = _read_csv(path)
     key = next((name for name in LABEL_KEYS if name in columns), None)
@@ -135,7 +142,7 @@ def read_label_table(path: Path) -> LabelTable:
 
 
 def _numbers(cells: dict[str, str], names: tuple[str, ...], place: str) -> tuple[float, ...] | None:
-    """The cells as finite numbers; None when all are empty."""
+    """Return the cells as finite numbers; None if all are empty."""
     if not any(cells[name] for name in names):
         return None
     values = []
@@ -151,7 +158,10 @@ def _numbers(cells: dict[str, str], names: tuple[str, ...], place: str) -> tuple
 
 
 def _read_csv(path: Path) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
-    """Header names in lower case, and each line with its row number. Comma, semicolon or tab, as the header has it."""
+    """Return the header's names in lower case, and each line with its row number.
+
+    The separator is a comma, a semicolon or a tab, whichever is most frequent in the header.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

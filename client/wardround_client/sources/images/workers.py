@@ -1,10 +1,12 @@
-"""Worker processes that may die: a decoder that crashes or hangs costs its file, never the run.
+"""Worker processes that may die: a decoder that crashes or hangs costs one file and never stops the run.
 
-`WorkerPool.map` yields one result an item, in the order of the items, whatever the timing. Items go out in short
-batches and each is answered by itself, so the parent knows which item a dead worker was at: it is tried once more (the
-system may have killed the worker for another reason) and then given up as `Lost("decoder_crashed")`; past its time
-limit, as `Lost("too_slow")`. Workers start fresh (spawn), with no inherited state, no torch, and no voice: what a
-decoder prints could quote a tag.
+`WorkerPool.map` yields one result per item, in the order of the items, independently of timing. Items are sent in short
+batches and each result comes back separately, so the parent can tell which item a worker was processing when it died.
+That item is tried once more, because the system may have killed the worker for another reason. A second failure gives
+`Lost("decoder_crashed")`; an item that exceeds its time limit gives `Lost("too_slow")`.
+
+Workers are started fresh (spawn): they inherit no state and do not import torch. Their output is discarded, because
+text printed by a decoder could quote a tag.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from typing import Any
 from wardround.errors import WardroundError
 from wardround.processes.spawn import FreshContext
 
-BATCH = 8  # items sent at once: enough to hide the pipe, few enough to share the work evenly
-AHEAD = 4  # batches a worker may be ahead of what was yielded: bounds the memory held in the parent
+BATCH = 8  # items sent at once: enough to hide the latency of the pipe, few enough to share the work evenly
+AHEAD = 4  # batches that a worker may be ahead of the results yielded: bounds the parent's memory use
 START_LIMIT_S = 60.0
-MEMORY_LIMIT_BYTES = 16 * 2**30  # address space of a worker: a bomb becomes a MemoryError
+MEMORY_LIMIT_BYTES = 16 * 2**30  # address space of a worker: a decompression bomb raises MemoryError
 
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a result: why there is none."""
+    """Stands in for a missing result; `code` is the reason."""
 
     code: str
 
@@ -39,13 +41,13 @@ class Lost:
 class _Worker:
     process: Any
     pipe: connection.Connection
-    busy: deque[int] = field(default_factory=deque)  # indices sent and not yet answered, in order
+    busy: deque[int] = field(default_factory=deque)  # indices of items that were sent and have no result yet, in order
     deadline: float = 0.0
     ready: bool = False
 
 
 class WorkerPool:
-    """`workers` processes, started by `with` and gone at its end."""
+    """A pool of `workers` processes; a context manager that starts them on entry and kills them on exit."""
 
     def __init__(self, workers: int, *, item_limit_s: float = 60.0) -> None:
         self._count = max(1, workers)
@@ -66,9 +68,10 @@ class WorkerPool:
         self._workers = []
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """`function(item)` for each item, in order. `function` must be importable in a fresh process.
+        """Yield `function(item)` for each item, in order. `function` must be importable in a fresh process.
 
-        An exception raised by `function` is a fault of the program and ends the run with `WardroundError`.
+        Raises:
+            WardroundError: `function` raised an exception, which is a fault of the program and ends the run.
         """
         waiting = deque(range(len(items)))
         results: dict[int, Any] = {}
@@ -80,7 +83,7 @@ class WorkerPool:
                     self._hand_out(function, items, waiting, horizon)
                     self._collect(results, waiting, tries)
                 yield results.pop(wanted)
-        finally:  # given up half-way: answers still to come must not reach the next `map`
+        finally:  # if the caller stops half-way, results that are still to come must not reach the next `map`
             for worker in [worker for worker in self._workers if worker.busy]:
                 self._replace(worker, waiting)
 
@@ -92,11 +95,11 @@ class WorkerPool:
             batch = [waiting.popleft() for _ in range(share)]
             worker.busy.extend(batch)
             worker.deadline = time.monotonic() + self._item_limit_s + (0 if worker.ready else START_LIMIT_S)
-            with suppress(OSError):  # it has died: `_collect` finds the end of its pipe
+            with suppress(OSError):  # the worker has died: `_collect` finds the end of its pipe
                 worker.pipe.send((function, [items[index] for index in batch]))
 
     def _collect(self, results: dict[int, Any], waiting: deque[int], tries: dict[int, int]) -> None:
-        """Wait for the next answers, deaths or deadlines."""
+        """Wait for the next results, dead workers or expired deadlines."""
         busy = [worker for worker in self._workers if worker.busy]
         left_s = min(worker.deadline for worker in busy) - time.monotonic()
         ready = connection.wait([worker.pipe for worker in busy], timeout=max(0.0, left_s))
@@ -131,7 +134,7 @@ class WorkerPool:
         worker.deadline = time.monotonic() + self._item_limit_s
 
     def _replace(self, worker: _Worker, waiting: deque[int]) -> None:
-        """Put a dead worker's items back in front and start another in its place."""
+        """Return a dead worker's items to the front of the queue and start another worker in its place."""
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts > 2 * self._count:
@@ -152,7 +155,7 @@ class WorkerPool:
 
 
 def _serve(pipe: connection.Connection) -> None:
-    """A worker's life: answer batches, item by item, until the parent goes away."""
+    """Run a worker: process batches item by item until the parent closes the pipe."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -171,7 +174,7 @@ def _answer(function: Callable[[Any], Any], item: Any) -> tuple[str, Any]:
     try:
         return "done", function(item)
     except Exception as error:
-        # The type alone: an exception's text may quote what it read.
+        # Only the type is sent, because an exception's text may quote the data.
         return "failed", type(error).__name__
 
 

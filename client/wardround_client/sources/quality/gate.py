@@ -1,7 +1,7 @@
-"""The quality gate over a whole site: what no single image can show. Then the figures for the report.
+"""The quality gate over a whole site: it finds faults that no single image can show, and computes the report's figures.
 
-Pure functions over hashes and labels. The same picture under two patients is an error and neither is used: one of them
-is somebody else's, and a patient counted twice is protected half.
+The module consists of pure functions over hashes and labels. The same picture under two patients is an error, and
+neither image is used: one of them belongs to someone else, and a patient who is counted twice gets half the protection.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.quality.reasons import REASONS
 
-FEW_PATIENTS = 10  # of a class
+FEW_PATIENTS = 10  # a class with fewer patients gets the remark "few_of_class"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One prepared image that passed every check of its own."""
+    """One prepared image that passed every check of the image itself."""
 
     pseudonym: str
     label: int
@@ -28,7 +28,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What was found at a site, in numbers and reason codes."""
+    """The findings at a site, as numbers and reason codes."""
 
     site: str
     files: int
@@ -36,12 +36,12 @@ class Quality:
     patients: int
     classes: dict[str, dict[str, int]]  # label -> images, patients
     unlabelled: int
-    quarantined: dict[str, int]  # reason code -> how many files, images or rows
+    quarantined: dict[str, int]  # reason code -> number of files, images or rows
     remarks: dict[str, int]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict:
-        """Plain values for `quality.json` and a run's report."""
+        """Return plain values for `quality.json` and a run's report."""
         return {
             "schema": 1,
             "site": self.site,
@@ -57,10 +57,10 @@ class Quality:
 
 
 def gate(candidates: Sequence[Candidate]) -> list[str]:
-    """A reason code for each candidate, "" where it may enter the cohort.
+    """Return a reason code for each candidate, "" if it may enter the cohort.
 
     `two_patients`: the same prepared or source pixels under two pseudonyms. `two_labels`: the same pixels of one
-    patient with two labels. `duplicate`: the same pixels again; the first labelled one stays.
+    patient with two labels. `duplicate`: a repetition of the same pixels; the first labelled image is kept.
     """
     faults = [""] * len(candidates)
     for content in (lambda c: c.pixels_sha256, lambda c: c.source_sha256):
@@ -94,7 +94,7 @@ def summarise(
     findings: Sequence[Finding],
     notes: tuple[str, ...],
 ) -> Quality:
-    """The figures of a site. `accepted` holds pseudonym and label of each image in the cohort."""
+    """Return the figures of a site. `accepted` contains the pseudonym and label of each image in the cohort."""
     classes = {}
     for index, name in enumerate(labels):
         own = [pseudonym for pseudonym, label in accepted if label == index]

@@ -1,7 +1,7 @@
-"""Why a file or image is refused or remarked upon: short codes for machines, plain words for the people who will look.
+"""The reasons for refusing or remarking on a file or image: a code for programs, a title and advice for users.
 
-The words name no value of any tag. They say what is wrong and what can be done, and never ask anyone to remove data.
-`docs/data.md` lists the same codes; a test holds the two together.
+The texts quote no tag's value. They state what is wrong and what can be done, and never ask anyone to remove data.
+`docs/data.md` lists the same codes; a test keeps the two in agreement.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """One reason. A `fault` keeps the image out of the cohort (quarantine); otherwise it is a remark."""
+    """One reason. A `fault` excludes the image from the cohort (quarantine); any other reason is a remark."""
 
     title: str
     advice: str
     fault: bool = True
-    error: bool = False  # somebody has to clear it up, for a patient's sake; shown first
+    error: bool = False  # someone must resolve it to protect a patient; listed first
 
 
 REASONS: dict[str, Reason] = {

@@ -1,7 +1,7 @@
-"""The quality report: `quality.json` and `quality.html` without paths, and `quarantine.csv` that leads to the files.
+"""The quality report: `quality.json` and `quality.html` without paths, and `quarantine.csv` with the paths.
 
-A file's path may hold a patient's name, so the reports call it by a short keyed reference; only `quarantine.csv`, which
-its owner alone can read, says which path that is.
+A file's path may contain a patient's name, so the reports identify a file by a short keyed reference. Only
+`quarantine.csv`, which is readable by its owner alone, maps a reference to its path.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from wardround_client.sources.quality.gate import Quality
 from wardround_client.sources.quality.reasons import REASONS
 
 REPORT_JSON, REPORT_HTML, QUARANTINE = "quality.json", "quality.html", "quarantine.csv"
-SHOWN_REFERENCES = 200  # a reason in the HTML; the JSON and the list hold all
+SHOWN_REFERENCES = 200  # per reason in the HTML; the JSON and the CSV contain all of them
 
 
 def reference(key: bytes, path: Path) -> str:
-    """A short name for a file that says nothing about it: ten hex digits of a keyed hash of its path."""
+    """Return a short reference to a file that reveals nothing about it: ten hex digits of a keyed hash of its path."""
     return keyed(key, "file", path.as_posix())[:10]
 
 
 def write_quality(
     folder: Path, quality: Quality, findings: Sequence[Finding], paths: Sequence[Path], key: bytes
 ) -> None:
-    """Write the three files. `paths` are the site's files, relative to its folder; findings point into them."""
+    """Write the three files. `paths` are the site's files, relative to its folder; findings refer to them by index."""
     entries = [
         {
             "reference": "" if finding.file is None else reference(key, paths[finding.file]),
@@ -59,7 +59,7 @@ def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence
 
 
 def _by_weight(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """Errors first, then the most frequent."""
+    """Sort reasons: errors first, then by descending count."""
     return sorted(counts.items(), key=lambda item: (not REASONS[item[0]].error, -item[1], item[0]))
 
 
