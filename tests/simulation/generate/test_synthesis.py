@@ -1,4 +1,4 @@
-"""Synthetic images: which phantoms are kept, what is measured about images, and the files that say what they are."""
+"""Synthetic images: the choice of phantoms, the measures of images, and the files with their labels and markings."""
 
 from __future__ import annotations
 
