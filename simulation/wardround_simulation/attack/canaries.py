@@ -76,7 +76,7 @@ class Canaries:
 
 
 class _CanaryNetwork(nn.Module):
-    """A linear head over as many features as there are canaries, all weights zero."""
+    """A linear head with one input feature per canary. Training starts it from zero weights."""
 
     def __init__(self, canaries: int) -> None:
         super().__init__()

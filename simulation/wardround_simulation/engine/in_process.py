@@ -52,7 +52,7 @@ class Hospital:
         return self.cohort.labels_N >= 0
 
     def rows_of_patients(self, keep_P: np.ndarray) -> np.ndarray:
-        """Labelled rows of the patients where `keep_P` is true, bool (N,)."""
+        """Return the labelled rows of the patients where `keep_P` is true, bool (N,)."""
         return self.labelled_N & keep_P[self.cohort.patient_N]
 
 

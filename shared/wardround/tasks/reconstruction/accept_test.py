@@ -19,7 +19,7 @@ import numpy as np
 
 from wardround.metrics.noised_auc import LEAST_SIGNAL, ScoreHistogram
 
-MARGIN_DB = 0.05  # a smaller loss is not visible, so it does not count as worse
+MARGIN_DB = 0.05  # a smaller decrease is not visible, so it does not count as worse
 CONFIDENCE = 0.9  # one-sided
 
 Weights = TypeVar("Weights")

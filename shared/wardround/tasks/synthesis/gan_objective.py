@@ -63,7 +63,7 @@ def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objectiv
         augment=lambda images_NCHW: of_real(network.prepare(images_NCHW)),
         sample=sample,
         outputs=len(study.data.labels),
-        pulled_to_start=False,  # FedProx has never pulled a GAN: its two networks would be pulled by different steps
+        pulled_to_start=False,  # not by FedProx, which would pull the two networks by different steps
         after_noise=add_fakes,
         after_round=lambda: train_generator(study, network, part_of(parameters, GENERATOR), tools),
     )

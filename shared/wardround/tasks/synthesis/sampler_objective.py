@@ -49,7 +49,7 @@ def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Obj
         sample=sample,
         outputs=LABELS,
         rows_at_once=FEATURE_ROWS,
-        pulled_to_start=False,  # FedProx has never pulled the sampler
+        pulled_to_start=False,  # FedProx does not apply to the sampler
         after_noise=add_phantoms,
     )
 
