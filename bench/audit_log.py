@@ -1,9 +1,9 @@
-"""What the audit log costs by its length: one append by a new process, a refusal that is only counted, reading it all.
+"""Measure the cost of the audit log by its length: an append, a refusal that is only counted, and verification.
 
     ./run bench audit_log [--entries 10,10000,100000] [--repeats 20] [--folder DIR] [--markdown]
 
-Wall time, since most of an append is waiting for the disk: `--folder` says on which. Each append opens the log anew, as
-each message at a site does. The logs are filled without waiting for the disk.
+The figures are wall time, because most of an append is spent waiting for the disk; `--folder` selects the disk. Each
+append opens the log anew, as each message at a site does. The logs are filled without waiting for the disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAMES = {"append": "append a release", "refuse": "count a refusal of a flood", "
 
 
 def filled(folder: Path, entries: int) -> Path:
-    """A log of that many releases, and a flood of refusals that is only counted from here on."""
+    """Write a log with `entries` releases, and with so many refusals that further ones are only counted."""
     folder.mkdir()
     with mock.patch("os.fsync"):
         log = AuditLog(folder / AUDIT_FILE)
@@ -47,7 +47,10 @@ def filled(folder: Path, entries: int) -> Path:
 
 
 def one_fsync(path: Path) -> Callable[[], None]:
-    """A line of the same length at the end of a plain file, on the disk: the least that an append can take."""
+    """Return a work that appends a line of the same length to a plain file and syncs it.
+
+    An append to the log cannot take less time.
+    """
 
     def insert() -> None:
         with path.open("ab") as file:

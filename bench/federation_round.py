@@ -1,13 +1,13 @@
-"""A round of a real federation with a model of 100 MB: what it costs beyond training, and the server's memory by sites.
+"""Measure a round of a real federation with a 100 MB model: its overhead over training, and the server's memory.
 
     ./run bench federation_round [--sites 1,3] [--rounds 4] [--megabytes 100] [--markdown]
 
-A server and its sites are processes of their own, over TLS on this machine; each site has four patients and takes one
-step a round. A round runs from the broadcast to the last reply, as the server's metrics say; its overhead is that
-minus the training of the slowest site, as that site's own log says: polling, starting a process and loading torch,
-hashing, packing, sending, checking, averaging. From checkpoint to checkpoint it is all that a round takes, with the
-server's step and the writing. The first round is left out. Wall time, which other work on the machine lengthens;
-processor time of all processes of a round stands beside it.
+A server and its sites are separate processes, which communicate over TLS on this machine. Each site has four patients
+and takes one step per round. A round is the time from the broadcast to the last reply, from the server's metrics. Its
+overhead is that time minus the training time of the slowest site, from that site's log: polling, starting a process and
+loading torch, hashing, packing, sending, checking, averaging. The time from checkpoint to checkpoint is that of a whole
+round, including the server's step and the writing. The first round is left out. The figures are wall time, which other
+work on the machine lengthens; the processor time of all processes of a round is listed too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ max_update_norm = 1e9
 
 
 def image_size_for(megabytes: float) -> int:
-    """The smallest images whose seed CNN has so many megabytes of weights: most of them sit in its dense layer."""
+    """Return the smallest image size at which the seed CNN, mostly its dense layer, has this many megabytes."""
     from wardround.networks.seed_cnn import SeedCNN
 
     size = 16
@@ -78,13 +78,13 @@ def write_cohort_at(site: Path, seed: int, size: int) -> None:
 
 
 class Watcher(threading.Thread):
-    """Looks at the processes below some others: their memory at its highest, their processor time so far."""
+    """Samples the peak memory and the processor time of some processes and all their descendants."""
 
     def __init__(self, roots: dict[str, int]) -> None:
         super().__init__(daemon=True)
         self.roots, self.ended = roots, threading.Event()
         self.peak_mb: dict[tuple[str, str], float] = {}
-        self.cpu_s: list[tuple[float, dict[str, float]]] = []  # when, by root
+        self.cpu_s: list[tuple[float, dict[str, float]]] = []  # (time of the sample, seconds by root)
 
     def run(self) -> None:
         while not self.ended.wait(0.5):
@@ -99,7 +99,7 @@ class Watcher(threading.Thread):
 
 
 def below(root: int) -> set[int]:
-    """A process and all that it started."""
+    """Return a process and all its descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -114,7 +114,7 @@ def below(root: int) -> set[int]:
 
 
 def look_at(pid: int) -> tuple[float, float, str]:
-    """Seconds of processor time with those of ended children, memory at its highest (MB), which program it is."""
+    """Return a process's seconds of processor time with those of ended children, peak memory (MB) and program."""
     try:
         folder = Path(f"/proc/{pid}")
         ticks = sum(map(int, (folder / "stat").read_text().rsplit(")", 1)[1].split()[11:15]))
@@ -128,7 +128,7 @@ def look_at(pid: int) -> tuple[float, float, str]:
 
 
 def federation(sites: int, rounds: int, size: int) -> dict:
-    """Train a study of `rounds` rounds at so many sites; what it cost."""
+    """Train a study of `rounds` rounds at `sites` sites, and return its costs."""
     from rich.console import Console
 
     from wardround.study.load import load_study
@@ -164,7 +164,7 @@ def federation(sites: int, rounds: int, size: int) -> dict:
 
 
 def checkpoint_times(run: Path) -> dict[int, float]:
-    """When each of the last rounds was durable."""
+    """Return the time at which the checkpoint of each of the last rounds was written."""
     found = (run / "checkpoints").glob("round-*.safetensors")
     return {int(path.stem.removeprefix("round-")): path.stat().st_mtime for path in found}
 
@@ -172,7 +172,7 @@ def checkpoint_times(run: Path) -> dict[int, float]:
 def told(
     lines: list[dict], trained: dict[tuple[int, str], float], watcher: Watcher, rounds: int, stamps: dict[int, float]
 ) -> dict:
-    """The measured rounds, the first one left out."""
+    """Return the figures of the measured rounds, without the first."""
     round_s, training_s, whole_s = [], [], []
     for number in range(2, rounds + 1):
         of_round = [line for line in lines if line["round"] == number]
@@ -240,7 +240,7 @@ def main() -> None:
 
 
 def verdict(results: dict) -> str:
-    """Whether the goal was reached, where its number of sites was measured."""
+    """Return a sentence on whether the goal was reached, if its number of sites was measured."""
     goal = f"Goal: overhead at most {GOAL_S:.0f} s at {GOAL_SITES} sites: "
     if GOAL_SITES not in results:
         return goal + "not measured."

@@ -1,10 +1,10 @@
-"""What ingestion costs: files a second against plain pydicom decoding, and an epoch from the cohort against decoding.
+"""Measure ingestion: files per second against plain pydicom, and an epoch from the cohort against decoding.
 
-    ./run bench ingestion [--patients 40] [--repeats 3] [--workers 2] [--markdown]
+    ./run bench ingestion [--patients 60] [--repeats 3] [--workers 2] [--markdown]
 
-Ingestion is all of it: scan, hashes, pseudonyms, decode, cut, quality gate, cohort on disk. `pydicom` reads every file
-and its pixels in as many processes and does nothing with them. The processes of both are warm. The files are phantom CT
-slices of 16 bits, written for the purpose and read from the page cache.
+Ingestion includes all steps: scan, hashes, pseudonyms, decoding, cropping, quality gate and the cohort on disk.
+`pydicom` only reads every file and its pixels, in the same number of processes. The processes of both are warm. The
+files are phantom CT slices of 16 bits, which the benchmark writes and then reads from the page cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DATA = DataSection(image_size=128, spacing_mm=0.7, labels=("benign", "malignant"
 
 
 def decode(paths: Sequence[Path]) -> int:
-    """The pixels of every file, by pydicom alone; returns how many bytes they were."""
+    """Decode every file with pydicom alone, and return the number of bytes of the pixels."""
     return sum(pydicom.dcmread(path).pixel_array.nbytes for path in paths)
 
 
@@ -44,7 +44,7 @@ def decode_in_processes(pool: ProcessPoolExecutor, paths: Sequence[Path]) -> int
 
 
 def write_phantoms(folder: Path, patients: int) -> Path:
-    """A phantom hospital whose labels are for whole series, so that every file becomes an image."""
+    """Write a phantom hospital with labels for whole series, so that every file becomes an image."""
     from wardround_simulation.phantoms.dicom import LABELS_FILE, write_phantom_hospitals
 
     write_phantom_hospitals(folder, 1, patients, seed=0)
@@ -57,13 +57,13 @@ def write_phantoms(folder: Path, patients: int) -> Path:
 
 
 def epoch(images_NCHW: np.ndarray, generator: np.random.Generator) -> int:
-    """Every image once, in batches of a new random order, as training reads them."""
+    """Read every image once, in batches of a new random order, as training does; return the number of bytes."""
     order_N = generator.permutation(len(images_NCHW))
     return sum(int(images_NCHW[order_N[at : at + BATCH]].nbytes) for at in range(0, len(order_N), BATCH))
 
 
 def works_of(source: Path, place: Path, ours: WorkerPool, plain: ProcessPoolExecutor) -> tuple[dict, dict[str, int]]:
-    """The works to time and how many files and images they are about."""
+    """Return the works to time, and the numbers of files and images that they process."""
     site = discover(source, DATA, sites=1)[0]
     paths = [site.root / file.path for file in site.files]
     numbers, generator = count(), np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""What the ledger costs: its operations with 1, 100 and 10,000 attempts on record, against bare SQLite inserts.
+"""Measure the cost of the ledger's operations with 1, 100 and 10,000 attempts on record, against bare SQLite inserts.
 
     ./run bench ledger [--attempts 1,100,10000] [--repeats 20] [--folder DIR] [--markdown]
 
-Wall time, since most of it is waiting for the disk: `--folder` says on which. A round costs one reserve and one settle.
-The ledgers are filled in memory-backed storage where there is some, and copied.
+The figures are wall time, because most of it is spent waiting for the disk; `--folder` selects the disk. A round costs
+one reserve and one settle. The ledgers are filled in memory-backed storage, if there is any, and then copied.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WORDS = {
 
 
 def filled(place: Path, attempts: int, plan: PrivacyPlan) -> Path:
-    """A ledger file under `place` with that many attempts of one run, all settled."""
+    """Write a ledger file under `place` with `attempts` settled attempts of one run, and return its path."""
     with tempfile.TemporaryDirectory(dir=FAST_STORAGE if FAST_STORAGE.is_dir() else None) as fast:
         folder = Path(fast) / "site"
         folder.mkdir()
@@ -51,7 +51,10 @@ def filled(place: Path, attempts: int, plan: PrivacyPlan) -> Path:
 
 
 def bare_inserts(path: Path, synchronous: str) -> Callable[[], None]:
-    """Two rows, each in a transaction of its own, as a plain table would keep an attempt and its settlement."""
+    """Return a work that inserts two rows in separate transactions.
+
+    A plain table would store an attempt and its settlement in this way.
+    """
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, content TEXT NOT NULL, at REAL NOT NULL)")

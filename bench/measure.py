@@ -1,8 +1,8 @@
-"""How the benchmarks measure and print: interleaved, warm, with the spread, one machine named.
+"""Measurement and output of the benchmarks: interleaved and warm timings, with their spread and the machine.
 
-Every benchmark of this folder makes one JSON document (`--json`), the same as tables in the terminal, or as Markdown
-for docs/benchmarks.md (`--markdown`). A ratio is always formed within one repeat, between two things timed seconds
-apart, so that a busy machine slows both.
+Every benchmark of this folder prints one JSON document (`--json`), or the same as tables in the terminal or as Markdown
+for docs/benchmarks.md (`--markdown`). A ratio is always formed within one repeat, between two works that are timed
+seconds apart, so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Spread:
     repeats: int
 
     def text(self, digits: int = 2, scale: float = 1.0) -> str:
-        """`median (smallest–largest)`, each times `scale`."""
+        """Return `median (smallest–largest)`, each multiplied by `scale`."""
         low, high = (f"{value * scale:,.{digits}f}" for value in (self.smallest, self.largest))
         return f"{self.median * scale:,.{digits}f} ({low}–{high})"
 
@@ -42,7 +42,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """One table of a benchmark: the first column to the left, the others to the right."""
+    """One table of a benchmark. The first column is left-aligned and the others are right-aligned."""
 
     title: str
     columns: Sequence[str]
@@ -51,7 +51,7 @@ class Sheet:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, smallest and largest. Raises `ValueError` for no value."""
+    """Return the median, smallest and largest value. Raises `ValueError` if there are no values."""
     if not values:
         raise ValueError("no repeat was measured")
     return Spread(median=statistics.median(values), smallest=min(values), largest=max(values), repeats=len(values))
@@ -60,10 +60,10 @@ def spread(values: Sequence[float]) -> Spread:
 def interleaved(
     works: Mapping[str, Callable[[], object]], repeats: int, *, warm: int = 1, clock: Clock = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each work in each repeat, all works one after the other within a repeat.
+    """Return the seconds of each work in each repeat. Within a repeat all works run one after the other.
 
-    Every second repeat runs in the reverse order, so that none always follows the same neighbour. `warm` untimed rounds
-    come first. The default clock counts this process's CPU time over all its threads and does not see other load.
+    Every second repeat runs in reverse order, so that no work always follows the same neighbour. `warm` untimed rounds
+    come first. The default clock counts this process's CPU time over all its threads and excludes other load.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     order = list(works)
@@ -77,7 +77,10 @@ def interleaved(
 
 
 def clock_for(device: str, threads: int) -> Clock:
-    """CPU time for one thread on a CPU, which other load hardly moves; else wall time, the GPU's work awaited."""
+    """Return the clock for a device: CPU time for one CPU thread, else wall time, including the GPU's pending work.
+
+    Other load hardly affects CPU time.
+    """
     if device == "cpu":
         return time.process_time if threads == 1 else time.perf_counter
     import torch
@@ -90,12 +93,12 @@ def clock_for(device: str, threads: int) -> Clock:
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> Spread:
-    """Spread of the ratios formed within each repeat."""
+    """Return the spread of the ratios that are formed within each repeat."""
     return spread([one / other for one, other in zip(seconds, base, strict=True)])
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on: cores, processor, memory, GPUs, versions, and the load at the start."""
+    """Return the machine's description: cores, processor, memory, GPUs, versions, and the load at the start."""
     names = _values("/proc/cpuinfo", "model name")
     kilobytes = [int(value.split()[0]) for value in _values("/proc/meminfo", "MemTotal")]
     gpus = [name for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for name in _values(path, "Model")]
@@ -113,7 +116,7 @@ def machine() -> dict[str, object]:
 
 
 def machine_text(found: Mapping[str, object]) -> str:
-    """`machine` in one line."""
+    """Return the description from `machine` in one line."""
     gpus = ", ".join(found["gpus"]) or "no GPU"
     return (
         f"{found['date']}, {found['cores']} cores, {found['processor']}, {gpus}, {found['memory_gb']} GB, "
@@ -122,7 +125,7 @@ def machine_text(found: Mapping[str, object]) -> str:
 
 
 def _values(path: str | Path, field: str) -> list[str]:
-    """What stands behind `field:` in the lines of a file of the system; nothing where there is no such file."""
+    """Return the values of `field:` in the lines of a system file; none if there is no such file."""
     if not Path(path).is_file():
         return []
     pairs = [line.partition(":") for line in Path(path).read_text(encoding="utf-8").splitlines()]
@@ -130,7 +133,7 @@ def _values(path: str | Path, field: str) -> list[str]:
 
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
-    """A parser with the two options that all benchmarks share."""
+    """Return a parser with the two options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="one JSON document and nothing else")
     parser.add_argument("--markdown", action="store_true", help="tables as in docs/benchmarks.md")
@@ -138,7 +141,7 @@ def arguments_of(description: str) -> argparse.ArgumentParser:
 
 
 def tell(arguments: argparse.Namespace, found: Mapping[str, object], document: dict, sheets: Sequence[Sheet]) -> None:
-    """Print a benchmark's result in the form that was asked for. `found` is `machine()` from before the work."""
+    """Print a benchmark's result in the requested form. `found` is the result of `machine()` before the work."""
     if arguments.json:
         print(json.dumps({"machine": dict(found), **document}, allow_nan=False))
     elif arguments.markdown:
@@ -159,7 +162,7 @@ def _draw(found: Mapping[str, object], sheets: Sequence[Sheet]) -> None:
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = 240  # into a file: do not fold
+        console.width = 240  # output to a file must not be wrapped
     console.print(machine_text(found))
     for sheet in sheets:
         table = Table(box=None, pad_edge=False)

@@ -1,9 +1,10 @@
-"""What secret noise costs: 11 million normal numbers from AES against torch's generator, and against a training step.
+"""Measure the cost of secret noise: 11 million normal numbers from AES, against torch's generator and a training step.
 
     ./run bench noise [--batch 64] [--repeats 5] [--device cuda] [--markdown]
 
-The step is resnet-large (ResNet18's layout) on 128 x 128 images. `noisy step` is what training does after the clipped
-sum: noise on every weight, the division, SGD; the noise's share is that minus SGD alone, over a step without privacy.
+The step is that of resnet-large (ResNet18's layout) on 128 x 128 images. `noisy step` is the part of training after the
+clipped sum: noise on every weight, the division and SGD. The noise's share is that minus SGD alone, divided by a step
+without privacy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
 
-GOAL = 0.05  # of a step at batch 64
+GOAL = 0.05  # largest share of a step at batch 64
 WORDS = {
     "secret": "secret normal numbers (AES)",
     "torch": "torch.normal",
@@ -30,7 +31,7 @@ WORDS = {
 
 
 def works_of(network_name: str, batch_size: int, device: str) -> tuple[dict, int]:
-    """The works to time, by the keys of `WORDS`, and how many numbers a noise has."""
+    """Return the works to time, by the keys of `WORDS`, and the number of normal numbers in one noise."""
     network = network_of(network_name).to(device)
     parameters = dict(network.named_parameters())
     count = sum(parameter.numel() for parameter in parameters.values())

@@ -1,4 +1,4 @@
-"""Opacus' ways to a clipped sum, for comparison: its hooks, its ghost clipping, its functorch mode."""
+"""Opacus' methods for a clipped sum, for comparison: its hooks, its ghost clipping and its functorch mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Step = Callable[[], dict[str, Tensor]]
 
 
 class NotPossibleError(Exception):
-    """Why a mode cannot run a network."""
+    """A mode cannot run a network; the message is the reason."""
 
 
 def opacus_step(
@@ -33,10 +33,15 @@ def opacus_step(
     max_grad_norm: float,
     context: Callable[[], AbstractContextManager],
 ) -> Step:
-    """`hooks`, `ghost` or `functorch` ready to run: each call gives the clipped sum, without noise, over batches of k
-    images a patient. The forward pass runs within `context()`. Raises `NotPossibleError` with the reason.
+    """Return a step of the mode `hooks`, `ghost` or `functorch`.
+
+    Each call of the step returns the clipped sum over `batch`, which has k images per patient, without noise. The
+    forward pass runs within `context()`.
+
+    Raises:
+        NotPossibleError: With the reason, if the mode cannot run the network.
     """
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # on a first layer: as it should
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # expected for a first layer
     give_opacus_standardised_filters()
     if mode == "ghost" and k > 1:
         raise NotPossibleError("ghost clipping has no gradient of a sample from which to form a patient's mean")
@@ -81,8 +86,11 @@ def opacus_step(
 
 
 def give_opacus_standardised_filters() -> None:
-    """Register a grad sampler for weight-standardised convolutions: Opacus' own for the filters as applied, pulled back
-    through the standardisation. Without it the hooks fall back to functorch for these layers, which is slower."""
+    """Register a grad sampler for weight-standardised convolutions.
+
+    It uses Opacus' own sampler for the filters as applied, and pulls the result back through the standardisation.
+    Without it the hooks fall back to functorch for these layers, which is slower.
+    """
 
     @register_grad_sampler(WSConv2d)
     def compute_standardised_grad_sample(layer: WSConv2d, activations: list[Tensor], backprops: Tensor):

@@ -1,13 +1,13 @@
-"""What privacy costs a training step, in time and memory: our clipped sum, the plain gradient, Opacus.
+"""Measure the cost of privacy for a training step in time and memory: our clipped sum, the plain gradient, Opacus.
 
     ./run bench private_step [--networks seed-cnn,resnet-small] [--batch 16] [--repeats 5] [--device cuda] [--markdown]
 
-A step is forward, loss and backward, up to the gradient that noise would be added to; `plain` is the mean loss without
-any clipping. Our engines are listed by their names; which of them a site would use, by its own trial, is named beside.
-With k images a patient the unit of clipping is the patient: our engines take k images into one unit; for Opacus, which
-knows samples only, the per-sample gradients of a patient are averaged before clipping. All modes of a network run one
-after the other in each repeat, each on its own copy, and each is first held against the loop over one forward pass.
-Memory is the peak of a fresh process for one mode, beyond weights and images.
+A step is forward, loss and backward, up to the gradient to which noise would be added. `plain` is the mean loss without
+any clipping. Our engines are listed by name, with the one that a site would choose by its own trial. With k images per
+patient the unit of clipping is the patient: our engines combine k images into one unit; for Opacus, which supports only
+samples, the per-sample gradients of a patient are averaged before clipping. All modes of a network run one after the
+other in each repeat, each on its own copy. Before timing, each is compared with the loop over one forward pass. Memory
+is the peak of a fresh process for one mode, beyond weights and images.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from wardround_client.clipping.select import EngineMemory, Sample, candidates_of
 
 IMAGE_PX = 128
 MAX_GRAD_NORM = 0.1
-# Relatively, to the loop over one forward pass. Rounding may carry an activation across zero: right engines then differ
+# Relative to the loop over one forward pass. Rounding may carry an activation across zero; correct engines then differ
 # by a thousandth.
 LARGEST_GAP = {"fp32": 5e-3, "tf32": 2e-2, "bf16": 1e-1}
 CLASSIFIERS = ("seed-cnn", "phantom-encoder", "resnet-small", "resnet-large", "densenet121")
 DISCRIMINATORS = {"dcgan-64": 64, "dcgan-128": 128}
 NETWORKS = (*CLASSIFIERS, *DISCRIMINATORS)
-OURS = ("book-keeping", "book-keeping, channels last", "loop")  # of `candidates_of`
+OURS = ("book-keeping", "book-keeping, channels last", "loop")  # names in `candidates_of`
 MODES = ("plain", *OURS, "hooks", "ghost", "functorch")
-# What is aimed at on one thread of a CPU: time and peak memory over the plain step's.
+# Goals on one CPU thread: ratios of time and peak memory to those of the plain step.
 TIME_GOAL = {"seed-cnn": 1.15, "resnet-small": 1.5, "resnet-large": 1.5, "dcgan-64": 1.35, "dcgan-128": 1.35}
 MEMORY_GOAL = 1.6
-# Dense peak in TFLOP/s by the vendor's data sheets.
+# Dense peak in TFLOP/s, from the vendor's data sheets.
 GPU_PEAK_TFLOPS = {
     "H100": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4},
     "H200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4},
@@ -57,7 +57,7 @@ GPU_PEAK_TFLOPS = {
 
 
 def network_of(name: str) -> nn.Module:
-    """A network for one channel and two labels with weights from a fixed seed, all trainable."""
+    """Return a network for one channel and two labels, all trainable, with weights from a fixed seed."""
     torch.manual_seed(0)
     if name in DISCRIMINATORS:
         from wardround.tasks.synthesis.dcgan import Discriminator
@@ -73,7 +73,7 @@ def network_of(name: str) -> nn.Module:
 
 
 def batch_of(name: str, images: int, k: int, device: str) -> PatientBatch:
-    """Noise images for the network of `images` // k patients with k images each."""
+    """Return random images for the network: `images` // k patients with k images each."""
     image_px = DISCRIMINATORS.get(name, IMAGE_PX)
     generator = torch.Generator().manual_seed(1)
     inputs_N = torch.randint(0, 256, (images, 1, image_px, image_px), generator=generator, dtype=torch.uint8)
@@ -85,7 +85,11 @@ def batch_of(name: str, images: int, k: int, device: str) -> PatientBatch:
 
 
 def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precision: str) -> Step:
-    """The mode ready to run; each call computes the gradient anew. Raises `NotPossibleError` with the reason."""
+    """Return a step of the mode; each call computes the gradient anew.
+
+    Raises:
+        NotPossibleError: With the reason, if the mode cannot run the network.
+    """
     parameters = dict(network.named_parameters())
     device_type = batch.inputs_N.device.type
 
@@ -112,8 +116,8 @@ def speed_of(precision: str, k: int) -> SpeedSettings:
 
 
 def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: str) -> str:
-    """The name of the engine that a site takes for this network on this machine."""
-    images_N = batch.inputs_N[torch.arange(7) % len(batch.inputs_N)]  # as many as a site takes
+    """Return the name of the engine that a site would choose for this network on this machine."""
+    images_N = batch.inputs_N[torch.arange(7) % len(batch.inputs_N)]  # as many as a site uses
     sample = Sample(images_N=images_N, outputs=1, images_per_unit=k)
     with tempfile.TemporaryDirectory() as folder:
         engine = checked_engine(
@@ -134,13 +138,13 @@ def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: 
 
 
 def gap_to_loop(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Distance of two gradients over the length of the second, all parameters together."""
+    """Return the distance of two gradients divided by the norm of the second, over all parameters."""
     square = sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
     return (square / sum(float(one.double().square().sum()) for one in wanted.values())) ** 0.5
 
 
 def measured(name: str, k: int, modes: list[str], arguments) -> dict:
-    """Seconds, ratios and gaps of the modes on one network; those that cannot run with their reason."""
+    """Return seconds, ratios and gaps of the modes on one network, and the reasons for modes that cannot run."""
     network = network_of(name).to(arguments.device)
     batch = batch_of(name, arguments.batch, k, arguments.device)
     parameters = dict(network.named_parameters())
@@ -185,11 +189,11 @@ def flops_of(step: Step) -> float:
     return float(counter.get_total_flops())
 
 
-# Memory: each mode in a process of its own
+# Memory: each mode in a separate process
 
 
 def peak_bytes(mode: str, name: str, k: int, arguments) -> int:
-    """Peak of two steps beyond what is held before them: weights, images, libraries, warm caches."""
+    """Return the peak memory of two steps beyond that before them: weights, images, libraries, warm caches."""
     set_precision(arguments.precision, arguments.threads)
     network = network_of(name).to(arguments.device)
     if mode != "plain":
@@ -203,7 +207,7 @@ def peak_bytes(mode: str, name: str, k: int, arguments) -> int:
         before = torch.cuda.memory_allocated()
     else:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel's peak starts from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the kernel's peak value
         before = _status_bytes("VmRSS")
     for _ in range(2):
         step()
@@ -218,8 +222,11 @@ def _status_bytes(field: str) -> int:
 
 
 def fresh_processes() -> ProcessPoolExecutor:
-    """One process a task, forked from one that has the libraries and nothing else. Closed by `with`."""
-    # Large tensors straight from the system and back to it: what a step needs, not what the allocator keeps.
+    """Return a pool with one process per task, forked from a process that has only imported the libraries.
+
+    Use it in a `with` statement, which closes it.
+    """
+    # Large tensors are allocated from the system and returned to it, so that the peak excludes what an allocator keeps.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch.func", "opacus.grad_sample", "wardround_client.training.train"])
@@ -230,7 +237,10 @@ def fresh_processes() -> ProcessPoolExecutor:
 
 
 def sheets_of(results: list[dict], arguments) -> list[Sheet]:
-    """Ratios of time, ratios of peak memory, and on a GPU absolute figures; notes say what was not possible."""
+    """Return tables of time ratios and peak memory ratios, and on a GPU of absolute figures.
+
+    The notes list the modes that cannot run.
+    """
     shown = [mode for mode in MODES if any(mode in result["seconds"] for result in results)]
     others = [mode for mode in shown if mode != "plain"]
     notes = [
@@ -278,7 +288,7 @@ def _goal(value: float, goal: float | None) -> str:
 
 
 def _absolute(results: list[dict], arguments) -> Sheet:
-    """Images a second, and the share of the GPU's peak; counted are the plain step's FLOPs, in each mode."""
+    """Return images per second and the share of the GPU's peak, with the plain step's FLOPs for every mode."""
     peak = arguments.peak_tflops or next(
         (peaks[arguments.precision] for name, peaks in GPU_PEAK_TFLOPS.items() if name in torch.cuda.get_device_name()),
         None,

@@ -1,11 +1,11 @@
-"""How good figures from noised releases are: error, bias and coverage of the federated AUC against the exact one.
+"""Measure figures from noised releases: error, bias and coverage of the federated AUC against the exact one.
 
     ./run bench released_figures [--seeds 400] [--json] [--markdown]
 
-Each seed draws the hold-out patients of all sites, their scores under one of four models of how scores are spread
-(`SCORES`, of which two are skewed), and the noise of the sites' releases, and merges them as a server does. `error` and
-`bias` compare with the exact AUC of the same patients; `covers` is the share of intervals for that AUC which hold it,
-`covers_population` that of the wider intervals which hold the AUC of all patients there could be. Both say 95 %.
+Each seed draws the hold-out patients of all sites, their scores under one of four distributions (`SCORES`, of which two
+are skewed), and the noise of the sites' releases, and merges them as a server does. `error` and `bias` are relative to
+the exact AUC of the same patients. `covers` is the share of intervals for that AUC that contain it. `covers_population`
+is the share of the wider intervals that contain the AUC of the whole population. Both are nominally 95 %.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCORES: dict[str, Scores] = {
     "skewed .73": lambda g, n, label: g.gumbel(size=n) * (1 + label) + 1.2 * label - 1,
     "exponential .75": lambda g, n, label: g.exponential(1 + 2 * label, size=n) - 2,
 }
-SETTINGS = [  # sites, patients a site, share of positives, epsilon
+SETTINGS = [  # sites, patients per site, share of positives, epsilon
     (6, 100, 0.5, 1.0),
     (6, 100, 0.2, 1.0),
     (6, 100, 0.5, 3.0),
@@ -41,7 +41,10 @@ SETTINGS = [  # sites, patients a site, share of positives, epsilon
 def released_counts(
     logits_P: np.ndarray, positive_P: np.ndarray, sites: int, epsilon: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """The sum of all sites' noised counts (2, B). The noise has the law of `score_release`, drawn faster: no secret."""
+    """Return the sum of all sites' noised counts, (2, B).
+
+    The noise has the distribution of `score_release`, but is drawn from a faster generator that is not secret.
+    """
     cell_P = bins_of(logits_P, BINS, LOGIT_SCALE) + BINS * positive_P
     counts_2B = np.bincount(cell_P, minlength=2 * BINS).reshape(2, BINS)
     if math.isinf(epsilon):
@@ -53,7 +56,7 @@ def released_counts(
 def measure(
     scores: Scores, sites: int, patients: int, positives: float, epsilon: float, seeds: int
 ) -> dict[str, float]:
-    """Error, bias and coverage over `seeds` federations."""
+    """Return error, bias and coverage over `seeds` federations."""
     generator = np.random.default_rng(20260101)
     everyone = np.concatenate([scores(generator, 200_000, 0), scores(generator, 200_000, 1)])
     of_all = np.repeat([0, 1], 200_000)

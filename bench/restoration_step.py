@@ -1,12 +1,12 @@
-"""What a restorer's private joint step costs, and how fast images are restored.
+"""Measure the cost of a restorer's private joint step, and the speed of restoration.
 
     ./run bench restoration_step [--patients 16] [--images-per-patient 1,4] [--trainable all,head] [--repeats 5]
 
-A step is forward, loss and backward over generator and discriminator together, up to the gradient that noise would be
-added to, on 64 x 64 crops that are degraded already. `plain` is the mean loss without clipping; `ours` the book-keeping
-engine, `loop` one patient at a time; `hooks` Opacus' per-sample gradients, where those of the discriminator, which sees
-each image twice, are added up by image, and a patient's averaged before clipping. Restored images a second are of
-128 x 128 pixels with their classical start, by degradation.
+A step is forward, loss and backward over generator and discriminator together, up to the gradient to which noise would
+be added, on 64 x 64 crops that are already degraded. `plain` is the mean loss without clipping, `ours` the book-keeping
+engine, and `loop` one patient at a time. `hooks` uses Opacus' per-sample gradients; those of the discriminator, which
+evaluates each image twice, are added per image, and a patient's are averaged before clipping. The speed of restoration
+is for images of 128 x 128 pixels, including their classical start, by degradation.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ WEIGHTS = LossWeights(adversarial=0.01, ssim=0.02)
 
 
 def works_of(trainable: str, patients: int, k: int) -> dict:
-    """The steps to time, each on a copy of the same network."""
+    """Return the steps to time, each on a copy of the same network."""
     torch.manual_seed(0)
     network = Restorer().train()
-    torch.nn.init.normal_(network.generator.head.weight, std=0.05)  # a head of zeros would leave the rest without work
+    # With a head of zeros the other layers would have zero gradients.
+    torch.nn.init.normal_(network.generator.head.weight, std=0.05)
     travelling = network.travelling(trainable)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in travelling)
@@ -61,7 +62,7 @@ def works_of(trainable: str, patients: int, k: int) -> dict:
         module(images).sum().backward()
         by_patient = [
             parameter.grad_sample.unflatten(0, (patients, -1)).sum(1) / k for parameter in sampled.values()
-        ]  # all rows of a patient, be they one an image or two
+        ]  # all rows of a patient, with one or two rows per image
         norm_U = torch.stack([g.flatten(1).square().sum(1) for g in by_patient]).sum(0).sqrt()
         factor_U = (MAX_GRAD_NORM / norm_U.clamp(min=1e-12)).clamp(max=1)
         for gradient in by_patient:
@@ -79,7 +80,7 @@ def works_of(trainable: str, patients: int, k: int) -> dict:
 
 @torch.no_grad()
 def images_per_s(repeats: int, count: int) -> dict[str, list[float]]:
-    """Images a second of CPU time: the classical start alone, and the whole restoration."""
+    """Return images per second of CPU time, for the classical start alone and for the whole restoration."""
     network, found = Restorer().eval(), {}
     images = torch.rand(count, 1, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(1)) * 255
     for kind in KINDS:
@@ -93,7 +94,7 @@ def images_per_s(repeats: int, count: int) -> dict[str, list[float]]:
             for repeat in range(repeats + 1):
                 began = time.process_time()
                 work()
-                if repeat:  # the first one warms
+                if repeat:  # the first one is a warm-up
                     found.setdefault(name, []).append(count / (time.process_time() - began))
     return found
 

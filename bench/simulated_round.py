@@ -1,11 +1,11 @@
-"""What Flower and Ray cost: a simulated round against the same work in a plain loop, and the server's memory by sites.
+"""Measure the cost of Flower and Ray: a simulated round against a plain loop, and the server's memory by sites.
 
     ./run bench simulated_round [--rounds 6] [--sites 2,8,32] [--markdown]
 
-Every round is done twice, one after the other and on one core, so that no parallelism hides the engine's cost: by the
+Every round is run twice, one after the other and on one core, so that no parallelism hides the engine's cost: by the
 same sites in a plain loop, then through Flower and Ray. The first round (opening the sites, first use of torch) is left
-out. Timed is the exchange, from the broadcast to the last reply. The memory part counts the peak of a server's process
-over a few rounds with a network of 11 million weights.
+out. The timed part is the exchange, from the broadcast to the last reply. The memory figure is the peak of a server's
+process over a few rounds with a network of 11 million weights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
 
 
 def run(study, exchange) -> None:
-    """All rounds of the study, as the server runs them."""
+    """Run all rounds of the study with the server's loop."""
     from wardround.networks.build import initial_network
     from wardround.networks.fingerprint import architecture_sha256
     from wardround_server.rounds.loop import run_rounds
@@ -73,7 +73,7 @@ def run(study, exchange) -> None:
 
 
 def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each round in a plain loop and through the engine, and what the engine's start and end add."""
+    """Return the seconds of each round in a plain loop and through the engine, and those of its start and end."""
     import torch
 
     from wardround_client.site.site import open_site
@@ -88,7 +88,8 @@ def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]
         folders = make_sites(Path(one), study, 3, patients)
 
         def both_ways(simulated):
-            plain = in_process_exchange([open_site(folder) for folder in folders])  # a ledger keeps to its thread
+            # Opened here, because a ledger can be used only in the thread that opened it.
+            plain = in_process_exchange([open_site(folder) for folder in folders])
 
             def exchange(broadcast, deadline_s):
                 for name, way in (("plain", plain), ("simulated", simulated)):
@@ -107,7 +108,7 @@ def overhead(rounds: int, patients: int) -> tuple[dict[str, list[float]], float]
 
 
 def server_peak_mb(sites: int) -> float:
-    """Peak memory of a process that is nothing but the server: replies come one at a time from generated weights."""
+    """Return the peak memory of a process that runs only the server, with replies generated one at a time."""
     from wardround.wire.packets import SiteReply
 
     study = study_of(sites, 3, "resnet-large", 1)

@@ -1,12 +1,13 @@
-"""What synthetic images are worth over folds by patient: the phantom sampler beside raw phantoms and real images.
+"""Measure the value of synthetic images over folds by patient: phantom sampler, raw phantoms and real images.
 
     ./run bench synthesis_folds --data lidc_nodules [--split split0] [--epsilon 8] [--pool 8000] [--markdown]
 
 For each fold the study is trained by the round functions of real sites (`in_process`) on the other folds' patients, and
-measured on the fold's: AUC of a classifier that has seen synthetic images only (three layers from scratch, the mean
-score of several), Fréchet distance on the phantom encoder's features, a linear two-sample classifier, and the check for
-copies. All arms choose from one pool of painted phantoms, as many images each; the classifiers of a fold have the same
-seeds. `real` is a classifier trained on the patients themselves, and their distance from the fold.
+measured on the fold's patients. The measures are the AUC of a classifier trained only on synthetic images (three layers
+from scratch, the mean score of several), the Fréchet distance on the phantom encoder's features, a linear two-sample
+classifier, and the check for copies. The arms choose the same number of images from one pool of painted phantoms, and
+the classifiers of a fold have the same seeds. `real` is a classifier trained on the training patients' images, and the
+distance of these images from the fold's.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from wardround_simulation.engine.in_process import Hospital
 from wardround_simulation.run.hospitals import prepare_hospitals
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
-POOL_SEED = 31  # neither the bank's nor that of any pre-training
-PATIENTS_A_SITE = 53  # public: agreed for these six sites before
+POOL_SEED = 31  # differs from the bank's seed and from those of all pre-trainings
+PATIENTS_A_SITE = 53  # public: agreed for these six sites in advance
 
 
 def study_for(sites: int, epsilon: str) -> Study:
@@ -45,7 +46,10 @@ def study_for(sites: int, epsilon: str) -> Study:
 
 
 def labelled_images(hospitals: list[Hospital], fold_of: dict[str, int]) -> tuple[RealImages, np.ndarray]:
-    """All images of patients in the split, and each one's fold; who trained is filled in by fold."""
+    """Return all images of patients in the split, and each image's fold.
+
+    `trained_N` is all False; `with_fold` sets it for a fold.
+    """
     encoder = load_phantom_encoder()[1]
     images, labels, patients, folds, offset = [], [], [], [], 0
     for hospital in hospitals:
@@ -84,7 +88,7 @@ def with_fold(real: RealImages, held_out_N: np.ndarray) -> RealImages:
 def one_fold(
     study: Study, hospitals: list[Hospital], real: RealImages, fold_of: dict[str, int], fold: int, pool: PhantomPool
 ) -> dict:
-    """All figures of one fold, by arm."""
+    """Return all figures of one fold, by arm."""
     sites = []
     admitted: dict[str, object] = {}
     for hospital in hospitals:

@@ -1,9 +1,9 @@
-"""The GAN's curve under privacy: Fréchet distance and the discriminator's balance, round by round.
+"""Measure the GAN under privacy: Fréchet distance and the discriminator's balance, round by round.
 
     ./run bench synthesis_gan --data lidc_nodules [--init random] [--trainable all] [--epsilon 8] [--rounds 20]
 
-Trained by the round functions of real sites (`in_process`), measured on the patients that the study holds out. It says
-what to expect of a generator below some thousand patients; there is nothing to hold it against.
+The GAN is trained by the round functions of real sites (`in_process`) and measured on the patients that the study holds
+out. The curve shows what to expect of a generator with fewer than some thousand patients; there is no reference for it.
 """
 
 from __future__ import annotations

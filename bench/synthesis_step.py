@@ -1,12 +1,13 @@
-"""What a discriminator's private step costs, and how fast images are made.
+"""Measure the cost of a discriminator's private step, and the speed of generating images.
 
     ./run bench synthesis_step [--patients 16] [--images-per-patient 1,4] [--fakes 16] [--repeats 5] [--markdown]
 
-A whole step on one thread: gradients of real and generated images, noise where there is some, the optimizer.
-`plain` is the same step without privacy, one backward pass over both sides. `ours` is what a site does
-(`gan_objective`). `hooks` is Opacus' per-sample gradients for the real side, a patient's averaged before clipping, with
-torch's noise. The discriminator is the study's, all of it trained. Images a second are those of the generator, and of
-the sampler before any training, which then keeps all that it paints; a trained one keeps about a fifth.
+The timed work is a whole step on one thread: gradients of real and generated images, noise if there is any, and the
+optimizer. `plain` is the same step without privacy, with one backward pass over real and generated images. `ours` is a
+site's step (`gan_objective`). `hooks` uses Opacus' per-sample gradients for the real images, averages those of a
+patient before clipping, and adds torch's noise. The discriminator is the study's, all of it trained. The speed in
+images per second is that of the generator, and of the sampler before any training, which keeps all phantoms that it
+paints; a trained sampler keeps about a fifth.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.training.train import clipped_mean_of
 
-RATE = 1e-6  # so small that every repeat does the same arithmetic
+RATE = 1e-6  # so small that every repeat computes the same
 
 
 def study_of(size: int, patients: int):
@@ -50,7 +51,7 @@ def study_of(size: int, patients: int):
 
 
 def works_of(size: int, patients: int, k: int, fakes: int) -> dict:
-    """The steps to time, each on a copy of the same networks."""
+    """Return the steps to time, each on a copy of the same networks."""
     study = study_of(size, patients)
     plan, network, randomness = plan_from_study(study), initial_network(study).train(), SecretRandom()
     images = torch.rand(patients * k, 1, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -118,7 +119,7 @@ def works_of(size: int, patients: int, k: int, fakes: int) -> dict:
 
 
 def images_per_s(repeats: int, count: int) -> dict[str, list[float]]:
-    """Images a second of CPU time: of the generator at both sizes, and of the sampler."""
+    """Return images per second of CPU time, for the generator at both sizes and for the sampler."""
     networks = {f"dcgan, {size} pixels": initial_network(study_of(size, 1)).eval() for size in (64, 128)}
     networks["phantom-sampler"] = phantom_sampler(("benign", "malignant")).eval()
     found: dict[str, list[float]] = {}
@@ -126,7 +127,7 @@ def images_per_s(repeats: int, count: int) -> dict[str, list[float]]:
         for repeat in range(repeats + 1):
             began = time.process_time()
             make_images(network, count, seed=repeat)
-            if repeat:  # the first one warms
+            if repeat:  # the first one is a warm-up
                 found.setdefault(name, []).append(count / (time.process_time() - began))
     return found
 

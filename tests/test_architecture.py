@@ -1,8 +1,8 @@
 """The rules of the code that no linter expresses, and proof that the contracts of importlinter.toml find violations.
 
-Who may import whom, and the modules that may import each large dependency, are written in importlinter.toml and checked
-by `./run check`. The rules here are read from the syntax trees, so that an import inside a function counts as much as
-one at the top. Each rule and each contract is also tried on code that breaks it.
+The permitted imports between packages, and the modules that may import each large dependency, are defined in
+importlinter.toml and checked by `./run check`. The rules here are checked on the syntax trees, so that an import inside
+a function counts as much as one at the top. Each rule and each contract is also tried on code that breaks it.
 """
 
 from __future__ import annotations

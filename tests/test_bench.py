@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they measured: each with tiny sizes, as a process of its own, for real."""
+"""The benchmarks run and print what they measured. Each runs with tiny sizes in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What deploy/ holds fits the programs: units that systemd accepts, hardened, and examples that schemas accept."""
+"""The files of deploy/ fit the programs: hardened units that systemd accepts, and examples that the schemas accept."""
 
 from __future__ import annotations
 

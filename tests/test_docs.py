@@ -1,4 +1,4 @@
-"""What the documentation says is so: keys, commands, links, files and tests that it names exist and are complete."""
+"""The documentation is true: keys, commands, links, files and tests that it names exist, and its lists are complete."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which parts of Flower this project relies on without a promise of Flower's, each with the reason.
+"""The parts of Flower on which this project relies without a guarantee, each with the reason.
 
-`PUBLIC` is Flower's documented interface. Everything else is private: it may move with any release. The tests compare
+`PUBLIC` is Flower's documented interface. Everything else is private and may change with any release. The tests compare
 the two tables with the source, so that neither can be out of date, and with the installed Flower, so that a new version
-that moves a part fails here first, with the reason beside it.
+that moves a part fails here first, next to the reason.
 """
 
 from __future__ import annotations

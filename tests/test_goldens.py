@@ -1,8 +1,8 @@
-"""Bytes that a rebuilding of the code must not change: what sites approved, what is stored, sent and trained.
+"""Bytes that a refactoring must not change: what sites approved, and what is stored, sent and trained.
 
-`tests/goldens.json` holds the values. `.venv/bin/python tests/test_goldens.py` writes it anew; do so only when a change
-of behaviour is wanted, and say why in the commit. Trained weights are compared on a machine like the one that wrote
-the file: other processors round differently.
+`tests/goldens.json` contains the values. `.venv/bin/python tests/test_goldens.py` writes it anew; do so only if a
+change of behaviour is intended, and give the reason in the commit. Trained weights are compared only on a machine like
+the one that wrote the file, because other processors round differently.
 """
 
 from __future__ import annotations

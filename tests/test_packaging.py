@@ -1,4 +1,4 @@
-"""The built wheel, without the repository around it: what it contains, and that its ready studies are found."""
+"""The built wheel without the repository: its contents, and that its ready studies are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server asks a site in a round."""
+"""Messages that a server sends to a site in a round."""
 
 from __future__ import annotations
 

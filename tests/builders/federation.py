@@ -1,4 +1,4 @@
-"""A federation of real processes on this machine: one server, three hospitals, and their commands."""
+"""A federation of real processes on this machine: one server and three hospitals, with their commands."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KEY = b"k" * 32
 
 
 def command(program, *words, timeout=300):
-    """Run a command of ours to its end; its JSON."""
+    """Run one of this project's commands to completion and return its JSON."""
     module = f"wardround_{program}.cli.main"
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, words), "--json"], capture_output=True, text=True, timeout=timeout
@@ -63,7 +63,7 @@ def approve(study, folder) -> None:
 
 
 def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -> None:
-    """A cohort of grey images, two a patient, in which the second label is a bright square."""
+    """Write a cohort of grey images, two per patient, in which a bright square marks the second label."""
     rows, images = [], []
     generator = np.random.default_rng(seed)
     for number in range(2 * patients):
@@ -77,7 +77,7 @@ def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -
 
 
 def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -> None:
-    """A hospital's folder, made by `init`, its key enrolled at the server; studies without privacy are allowed."""
+    """Create a hospital's folder with `init`, enrol its key at the server, and allow studies without privacy."""
     words = ["init", "--server", address, "--name", folder.name, "--ca", server / "ca" / "ca.crt", "--site", folder]
     subprocess.run(
         [sys.executable, "-m", "wardround_client.cli.main", *map(str, words)], check=True, capture_output=True
@@ -141,7 +141,10 @@ class Federation:
 
 
 def deadline_s() -> int:
-    """A round's deadline that this machine keeps now, whoever else is at work on it: a task must load torch first."""
+    """Return a round deadline in seconds that this machine can meet under its current load.
+
+    The deadline depends on the time for importing torch, which a task does first.
+    """
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch, flwr.clientapp, wardround_client.rounds.training"], check=True)
     return round(min(max(40.0, 10.0 * (time.monotonic() - began)), 120.0))

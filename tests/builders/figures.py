@@ -1,4 +1,4 @@
-"""The question about figures, answered in one process."""
+"""Requests for figures, answered in one process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wardround_client.site.site import Site
 
 
 class InProcessFigures:
-    """The question about figures in one process; see `wardround_server.rounds.evaluation.FiguresExchange`."""
+    """Requests for figures in one process; see `wardround_server.rounds.evaluation.FiguresExchange`."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = sorted(sites, key=lambda site: site.name)
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
-        """Each site's release through the same packets as over a network, in the order of names."""
+        """Yield each site's release in the order of names, through the same packets as over a network."""
         for site in self._sites:
             release, code = None, None
             try:

@@ -1,4 +1,4 @@
-"""What a ledger is asked for: a cap, the hashes of studies, a privacy plan."""
+"""Arguments for a ledger: a cap, hashes of studies and a privacy plan."""
 
 from __future__ import annotations
 

@@ -22,7 +22,12 @@ PHANTOM_ONLY = ("phantom-sampler", "restorer")
 
 @functools.cache
 def hostile_case(name: str) -> Case:
-    """`NETWORK TRAINABLE` -> network, what trains, loss by image, 9 synthetic inputs (N, C, 32, 32), outputs."""
+    """Return the case `NETWORK TRAINABLE`.
+
+    Returns:
+        The network, the parameters that train, the loss per image, 9 synthetic inputs and the number of outputs. Inputs
+        are images (N, C, 32, 32), (N, 1, 64, 64) for the discriminator, or features (N, 33) for the sampler.
+    """
     network_name, trainable = name.split()
     generator = torch.Generator().manual_seed(3)
     images_N = torch.rand(9, 1, 32, 32, generator=generator) * 255
@@ -43,6 +48,6 @@ def hostile_case(name: str) -> Case:
     if network_name == "phantom-sampler":
         heads = {path.removeprefix("head."): p for path, p in parameters.items()}
         return network.head, heads, loss_of(0.3), torch.randn(9, 33, generator=generator), 2
-    with torch.no_grad():  # a zero head sends no gradient into the layers below it, and would test nothing there
+    with torch.no_grad():  # with a zero head the layers below it would have zero gradients and remain untested
         network.head.weight.copy_(torch.randn(network.head.weight.shape, generator=generator) * 0.1)
     return network, parameters, loss_per_image, images_N, network.head.out_features

@@ -1,4 +1,4 @@
-"""A hospital some of whose patients object."""
+"""A hospital at which some patients object to the use of their data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ask(site, study: Study, round_: int) -> None:
 
 
 def prepared_site(root: Path) -> Path:
-    """A site's folder, ingested and ready to train."""
+    """Return a site's folder with ingested images, ready for training."""
     sources(root)
     site, study = root / "site", study_of()
     site.mkdir()

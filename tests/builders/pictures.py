@@ -26,7 +26,7 @@ def pixels(seed, shape=(16, 16)):
 
 
 def manifest(folder, rows):
-    """`rows`: name, patient, label, pixels (an array, or bytes for a damaged file)."""
+    """Write files and their manifest. `rows`: name, patient, label, pixels (an array, or bytes of a damaged file)."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, _, _, content in rows:
         if isinstance(content, bytes):

@@ -1,4 +1,4 @@
-"""Processes of this machine: who started whom, who still lives, and free ports."""
+"""Processes of this machine: descendants and liveness, and free ports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody uses now."""
+    """Return loopback ports that are currently unused."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -18,7 +18,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """All living processes that `pid` started, and those which they started."""
+    """Return all living descendants of the process `pid`."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

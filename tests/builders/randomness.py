@@ -1,4 +1,4 @@
-"""Randomness under a known key, for tests of equality."""
+"""Randomness with a known key, for tests of equality."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wardround_client.privacy.secure_random import SecretRandom
 
 
 class KnownRandom(SecretRandom):
-    """The stream of `SecretRandom` under a key that the caller knows. A real site refuses it."""
+    """The stream of `SecretRandom` with a key that the caller chooses. A real site refuses it."""
 
     secret = False
 

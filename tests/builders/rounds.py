@@ -28,13 +28,13 @@ def a_study(rounds=4, **aggregation):
 
 
 def trained(weights, site, number):
-    """What a site would send: each pulls halfway to its own target, and a little by the round."""
+    """Return weights that are moved halfway to a target, which depends on the site and slightly on the round."""
     target = 1.0 + len(site) + 0.1 * number
     return {name: np.asarray(array + 0.5 * (target - array), np.float32) for name, array in weights.items()}
 
 
 class Sites:
-    """An exchange of function calls. `faults[(round, site)]` is a code, or a function of the weights a site sends."""
+    """An exchange by function calls. `faults[(round, site)]` is a code or a function of the weights that are sent."""
 
     def __init__(self, names=("a", "bb", "ccc"), faults=None):
         self.names, self.faults, self.asked = names, faults or {}, []
@@ -65,12 +65,12 @@ def head(entries, letter="d"):
 
 
 def recent(now, letter="d"):
-    """What a reply shows of a ledger all of whose entries but the last have hashes of this letter."""
+    """Return `ledger_recent` of a reply for a ledger in which all entries but the last have hashes of this letter."""
     return "" if now is None else letter * 8 * (now.entries - 1) + now.sha256[:8]
 
 
 class WithLedgers(Sites):
-    """Sites whose ledgers grow by two entries a round; `heads[(round, site)]` is another head."""
+    """Sites whose ledgers grow by two entries per round; `heads[(round, site)]` replaces the head."""
 
     def __init__(self, heads=None, **other):
         super().__init__(**other)

@@ -1,4 +1,4 @@
-"""A server's runs: a study, sites that are plain functions, and a run taken through both of its phases."""
+"""Runs of a server: a study, sites that are plain functions, and a run after both of its phases."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def study_of(name: str = "tiny", *, rounds: int = 2, epsilon: float = 8.0, figur
 
 @dataclass
 class Sites:
-    """Sites that answer with slightly moved weights, unless `codes[(round, site)]` says why not."""
+    """Sites that reply with slightly changed weights, or with the code in `codes[(round, site)]`."""
 
     names: tuple[str, ...] = ("east", "north")
     codes: Mapping[tuple[int, str], str] = field(default_factory=dict)
-    entries: int = 0  # of their ledgers before the run
+    entries: int = 0  # number of entries in their ledgers before the run
 
     def ledger(self, round_: int) -> dict[str, Any]:
         head = LedgerHead(entries=self.entries + 2 * round_, sha256="a" * 64)
@@ -72,7 +72,7 @@ class Sites:
 
 
 def trained(run: RunFolder, sites: Sites) -> RunFolder:
-    """The run after both phases. Its first weights are made in this process, which has torch already."""
+    """Take a run through both phases. This process makes its initial weights, because it has imported torch already."""
     write_start(run.study(), run.path / "start.safetensors")
     ask(run, sites)
     train(run, sites)

@@ -1,4 +1,4 @@
-"""One hospital: a small study, the server's message for a round of it, and a site that can answer."""
+"""One hospital: small studies, training material, and a site that can answer a round."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def twelve_images(study: Study, patients: int = 6) -> Material:
 
 
 def site_in(folder: Path) -> Site:
-    """A site with a real ledger and reply folder on disk, which fails the test if data are read before admission."""
+    """Return a site with a real ledger and a real reply folder on disk."""
     studies = (study_of(), study_of(epsilon=math.inf), study_of(epsilon=9.0), study_of(epsilon=2.0))
     known = {study.sha256(): study for study in studies}
 
@@ -76,7 +76,7 @@ def releasing_study(evaluation_epsilon: float = 0.0, epsilon: float = 8.0) -> St
 
 
 def write_patients(folder: Path, prefix: str) -> None:
-    """A cohort of 12 patients with two images of noise each; their identifiers begin with `prefix`."""
+    """Write a cohort of 12 patients with two images of noise each. Their identifiers begin with `prefix`."""
     generator = np.random.default_rng(0)
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"{prefix}{n // 2}"), label=n // 2 % 2) for n in range(24)]
     images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)

@@ -1,4 +1,4 @@
-"""Hospitals of one number for the simulation engine: what a site is, how it answers, and its folder."""
+"""Minimal hospitals for the simulation engine: a site with only a name and a counter, its reply and its folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTION = Broadcast(study_sha256="a" * 64, run_id="run-1", round=1, weights=STA
 
 @dataclass
 class TinySite:
-    """A hospital of one number. `calls` counts the rounds that this process has asked it."""
+    """A minimal hospital. `calls` is for counting the rounds that this process requests of it."""
 
     name: str
     calls: int = 0

@@ -1,4 +1,4 @@
-"""Events in, epsilon out: the promise holds, the accountants agree, and nothing depends on how events are grouped."""
+"""From events to epsilon: the promise holds, the accountants agree, and the grouping of events has no effect."""
 
 from __future__ import annotations
 

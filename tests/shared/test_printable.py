@@ -1,6 +1,6 @@
-"""No text of a peer forges what a person reads: the schema refuses what is not printable, and what is shown is escaped.
+"""No text of a peer can forge output: the schema refuses unprintable text, and text is escaped before it is shown.
 
-What arrives: a proposal of a server; words, codes and lines of logs that a site or Flower wrote.
+The texts are proposals of a server, and texts, codes and log lines that a site or Flower wrote.
 """
 
 from __future__ import annotations

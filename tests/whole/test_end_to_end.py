@@ -1,4 +1,4 @@
-"""Whole ways through the house, by the command itself: from files on a disk through Flower and Ray to a report."""
+"""Whole runs by the command itself: from files on a disk through Flower and Ray to a report."""
 
 import csv
 import json

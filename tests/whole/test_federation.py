@@ -1,6 +1,6 @@
-"""A real federation on this machine: one server and three hospitals as processes of their own, over TLS.
+"""A real federation on this machine: one server and three hospitals as separate processes, over TLS.
 
-Every process is started by these tests in a session of its own and ended by its id.
+These tests start every process in its own session and end it by its id.
 """
 
 import json

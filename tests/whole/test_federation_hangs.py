@@ -1,4 +1,4 @@
-"""A task process that hangs at one hospital of a federation costs that hospital a few rounds, and nobody the run."""
+"""A task process that hangs at one hospital costs that hospital a few rounds, and the run continues."""
 
 import os
 import signal

@@ -1,7 +1,8 @@
-"""kill -9 of any process of a federation, fifty times over a run of ten rounds: the run ends, and every book is right.
+"""kill -9 of any process of a federation, fifty times over a run of ten rounds: the run ends, and all books are right.
 
-The two kinds of daemons are started again as systemd would with our units; all that the daemons started is up to them.
-What is killed, and when, comes from a seed that is printed; WARDROUND_KILL_SEED takes the same draws again.
+The two kinds of daemons are restarted as systemd would do with our units; the daemons must handle all processes that
+they started themselves. The victims and the times are drawn from a seed that is printed; WARDROUND_KILL_SEED repeats
+the same draws.
 """
 
 import configparser

@@ -1,4 +1,4 @@
-"""All that a site or a server writes is its owner's alone, whatever the umask: files 0600, folders 0700."""
+"""All files and folders of a site or a server belong to its owner alone, whatever the umask: modes 0600 and 0700."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Hostility over real processes and TLS: a site that holds a key and sends what it likes, a server that asks for
-anything, and a patient's name in an exception.
+"""Attacks over real processes and TLS.
+
+The cases are a site that has a key and sends anything, a server that asks for anything, and a patient's name in an
+exception.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""kill -9 of the whole simulation at any moment, and the same command again: it goes on, and no charge is lost.
+"""kill -9 of the whole simulation at any moment: the same command continues it, and no charge is lost.
 
-The moments are drawn anew in every call of the tests; the seed is printed with what was found.
+The moments are drawn anew in every call of the tests, and the seed is printed with the result.
 """
 
 import contextlib

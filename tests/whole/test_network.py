@@ -1,8 +1,8 @@
-"""A hospital's network as it is: outward only, slow, through a proxy, with middleboxes that forget what they passed on.
+"""A realistic hospital network: outward connections only, slow, through a proxy, with middleboxes that drop state.
 
-One server, three sites and a proxy as real processes under TLS, each in a network namespace of this test's own, joined
-by virtual cables. What a firewall, a slow line and a middlebox do is done by the kernel's traffic control at the ends
-of the cables. Nothing is changed outside those namespaces, and they are gone afterwards.
+One server, three sites and a proxy run as real processes under TLS, each in a network namespace of this test, joined by
+virtual cables. The kernel's traffic control at the ends of the cables acts as firewall, slow line and middlebox.
+Nothing is changed outside those namespaces, and they are removed afterwards.
 
     north ── server      firewall at both ends: a site opens connections to one port, and nothing opens one to a site
     east  ── server

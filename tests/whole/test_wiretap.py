@@ -1,4 +1,4 @@
-"""The proxy of test_hostile.py hears what there is to hear: its silence about a name would mean nothing otherwise."""
+"""The proxy of test_hostile.py records all that passes; otherwise the absence of a name would prove nothing."""
 
 import base64
 import socket

@@ -1,6 +1,7 @@
-"""The tasks that a study can name, one package each. A new task is one more line here and its folder.
+"""The tasks that a study can name, one package each.
 
-`registry.py` says which modules a task's package has, and loads each of them when it is first needed.
+A new task needs one more line here and a folder. `registry.py` defines the modules of a task's package, and imports
+each of them when it is first needed.
 """
 
 TASKS = {

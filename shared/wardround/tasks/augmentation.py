@@ -12,8 +12,10 @@ from wardround.tasks.objective import Augmentation, Draws
 
 
 def augmentation(study: Study, draws: Draws) -> Augmentation:
-    """Views of the drawn images, (N, C, H, W): `flips`, a random flip and quarter turn each; `light`, also turns by any
-    angle, shifts by up to 6 %, scales by up to 15 %, grey values by up to 10 %.
+    """Return the study's augmentation, a function of the drawn images, (N, C, H, W).
+
+    `none` changes nothing. `flips` flips and quarter-turns each image at random. `light` also rotates it by any angle,
+    shifts it by up to 3 % of its side, scales it by up to 15 %, and changes its grey values by up to 10 %.
     """
     kind = study.training.augmentation
     if kind == "none":

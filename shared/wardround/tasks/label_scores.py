@@ -1,4 +1,4 @@
-"""What tasks with labels share: which rows have one, and a held-out patient's score for the second label."""
+"""Functions shared by tasks with labels: the rows with a label, and a held-out patient's score."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from wardround.study.load import Study
 
 
 def labelled_rows(study: Study, labels_N: np.ndarray) -> np.ndarray:
-    """Rows with a label, bool (N,)."""
+    """Return which rows have a label, bool (N,)."""
     return labels_N >= 0
 
 
 def has_positive_label(labels_n: np.ndarray) -> bool:
-    """Whether any of a patient's images has the second label."""
+    """Return whether any of a patient's images has the second label."""
     return bool((labels_n == 1).any())
 
 
 def highest_logit(network: nn.Module, study: Study, device: torch.device) -> Callable[[Iterable[np.ndarray]], float]:
-    """A patient's score: the highest logit of their images, uint8 (n, C, H, W), which go through one at a time.
+    """Return a function from a patient's images, uint8 (n, C, H, W), to the patient's score, their highest logit.
 
-    The network has one output, or a method `label_logits` that gives one. The score of a patient with an image whose
-    logit is not a number is not a number.
+    The images pass through the network one at a time. The network has one output, or a method `label_logits` with one.
+    If the logit of one image is NaN, the patient's score is NaN.
     """
     logits_of = getattr(network, "label_logits", network)
 

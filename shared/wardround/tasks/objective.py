@@ -1,7 +1,9 @@
-"""What a task asks a site's training loop to minimise.
+"""The objective of a task: the loss that a site's training loop minimises.
 
-A task describes its loss; the loop (`wardround_client.training.train`) draws patients, clips, adds noise, steps and
-accounts. A task's code gets no noise, no optimizer of what patients move, and no ledger.
+A task describes its loss. The loop (`wardround_client.training.train`) draws patients, clips, adds noise, steps and
+accounts. A task's code has no access to the noise, to the optimizer of the parameters that patients move, or to the
+ledger.
+
 Shapes: N rows, C channels, H and W pixels, D features, K outputs.
 """
 
@@ -15,25 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LossPerImage = Callable[[Tensor, Tensor], Tensor]  # (outputs_NK, labels_N) -> loss_N, each of its own row alone
-Augmentation = Callable[[Tensor], Tensor]  # rows of one patient, as read -> the rows that the loss sees
+# (outputs_NK, labels_N) -> loss_N; each loss depends on its own row only
+LossPerImage = Callable[[Tensor, Tensor], Tensor]
+Augmentation = Callable[[Tensor], Tensor]  # one patient's rows, as read -> the rows that enter the loss
 
 
 class Draws(Protocol):
-    """A source of random numbers: a site's `SecretRandom`, or numbers that a test can draw again."""
+    """A source of random numbers: a site's `SecretRandom`, or reproducible numbers for tests."""
 
     def words(self, count: int) -> np.ndarray:
-        """`count` uniform 64-bit words."""
+        """Draw `count` uniform 64-bit words."""
 
     def uniform(self, count: int) -> np.ndarray:
-        """`count` uniform float64 in [0, 1)."""
+        """Draw `count` uniform float64 in [0, 1)."""
 
     def normal(self, count: int) -> Tensor:
-        """`count` standard normal float32."""
+        """Draw `count` standard normal float32."""
 
 
 class ClippedMean(Protocol):
-    """The mean over rows of each row's gradient, clipped to the plan's norm: for rows that are no patient's."""
+    """The mean over rows of each row's gradient, clipped to the plan's norm. For rows that belong to no patient."""
 
     def __call__(
         self,
@@ -47,7 +50,7 @@ class ClippedMean(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StepTools:
-    """What the loop lends to a task."""
+    """Tools that the loop provides to a task."""
 
     draws: Draws
     device: torch.device
@@ -58,23 +61,23 @@ class StepTools:
 class Objective:
     """A task's loss over patients.
 
-    Guarantee that the loop gives: patients move `parameters` through clipped, noised sums of `loss_per_image` alone.
-    Guarantee that the task gives: `after_noise` and `after_round` read no patient, only weights, public numbers and
-    draws; then both are post-processing of what was noised.
+    Guarantee of the loop: patients move `parameters` only through clipped, noised sums of `loss_per_image`.
+    Guarantee of the task: `after_noise` and `after_round` read no patient data, only weights, public numbers and draws.
+    Both are then post-processing of noised values.
     """
 
-    part: nn.Module  # what the patients' gradients run through
-    parameters: dict[str, nn.Parameter]  # what patients move, by name in `part`
+    part: nn.Module  # the module through which patients' gradients are computed
+    parameters: dict[str, nn.Parameter]  # the parameters that patients move, by name in `part`
     loss_per_image: LossPerImage
     augment: Augmentation
-    sample: Callable[[], Tensor]  # synthetic rows as `part` reads them, on which clipping is proved; no patient's
-    outputs: int  # of `part`, for a synthetic row's label
-    rows_at_once: int | None = None  # in one pass of the clipping engine; None: as many as the memory allows
+    sample: Callable[[], Tensor]  # synthetic rows in the format that `part` reads, on which clipping is proved
+    outputs: int  # number of outputs of `part`, from which synthetic rows' labels are drawn
+    rows_at_once: int | None = None  # rows in one pass of the clipping engine; None: as many as the memory allows
     pulled_to_start: bool = True  # whether FedProx pulls `parameters` to the weights received
     after_noise: Callable[[], None] | None = None  # may add to the noised gradients, in each step
     after_round: Callable[[], None] | None = None  # may move other weights, after the round's noisy steps
 
 
 def rows_as_read(rows_N: Tensor) -> Tensor:
-    """The augmentation that changes nothing."""
+    """Return the rows unchanged, as the augmentation of a task that has none."""
     return rows_N

@@ -1,15 +1,15 @@
-"""What a task's package contains, and how its modules are found.
+"""The modules of a task's package, their protocols, and functions that import them.
 
     module          torch?   read by
     study.py        no       everyone: the task's networks, its section of the study file, its rules and description
-    release.py      no       the server and the simulation: what noised counts become, and which model is released
-    networks.py     yes      `networks/build.py`: the task's networks with their first weights
-    objective.py    yes      a site: which rows train, the loss, how a held-out patient is scored
+    release.py      no       the server and the simulation: the figures of noised counts, and the model to release
+    networks.py     yes      `networks/build.py`: the task's networks with their initial weights
+    objective.py    yes      a site: the rows to train on, the loss, and the score of a held-out patient
     assess.py       yes      the simulation: how good a model is
     use.py          yes      programs that use a trained model; only tasks with `COMMANDS.generate` have it
 
-Modules satisfy these protocols structurally. They are named by strings and imported on use, because a server must not
-load torch, and because a study's schema is needed before any network.
+Modules satisfy these protocols structurally. They are named by strings and imported on first use, because a server must
+not load torch, and because a study's schema is needed before any network.
 """
 
 from __future__ import annotations
@@ -54,72 +54,72 @@ class Commands:
 
 
 class TaskStudy(Protocol):
-    """`study.py`: what a study of this task may ask for.
+    """`study.py`: the rules for studies of this task.
 
-    It may also have `COMMANDS: Commands`; without it none of these commands is for the task.
+    It may also have `COMMANDS: Commands`; without it none of these commands applies to the task.
     """
 
     NETWORKS: tuple[str, ...]  # values of model.name
-    PHANTOM_WEIGHTS: tuple[str, ...]  # those of them that ship weights for model.init = "phantom"
+    PHANTOM_WEIGHTS: tuple[str, ...]  # the networks that ship weights for model.init = "phantom"
     SECTION: type[Section] | None  # the task's own section, `[NAME]` in the file; None if it has none
 
     def check(self, study: Study) -> None:
-        """Raise `ValueError`, "section.key: what is wrong", for sections that contradict each other."""
+        """Raise `ValueError`, "section.key: the fault", if sections of the study contradict each other."""
 
     def learns(self, study: Study, labels: str) -> str:
-        """Complete the sentence "This study trains a network ...". `labels`: the study's labels, safe to print."""
+        """Return the end of the sentence "This study trains a network ...". `labels` are safe to print."""
 
 
 class TaskRelease(Protocol):
-    """`release.py`: what leaves a federation."""
+    """`release.py`: the figures and the model that leave a federation."""
 
-    SCORES_LABELS: bool  # the released counts are scores of two labels, so they have an AUC
+    SCORES_LABELS: bool  # whether the released counts are of scores for two labels, and so have an AUC
 
     def figures(self, histogram: ScoreHistogram) -> dict[str, Any]:
-        """The task's own figures from the sum of the sites' noised counts, to be added to `federated_test`."""
+        """Return the task's own figures from the sum of the sites' noised counts, to be added to `federated_test`."""
 
     def released_weights(
         self, figures: Mapping[str, Any] | None, trained: Weights, start: Weights
     ) -> tuple[Weights, dict[str, Any]]:
-        """The weights that a run releases, and what `result.json` says about the choice."""
+        """Return the weights that a run releases, and the entries about this choice for `result.json`."""
 
     def manifest(self, study: Study) -> dict[str, Any]:
-        """What the manifest of a released model says besides, for programs that use the model."""
+        """Return the task's entries in the manifest of a released model, for programs that use the model."""
 
     def card_lines(self, figures: Mapping[str, Any]) -> list[str]:
-        """Lines of the model card about the task's own figures, in Markdown."""
+        """Return the lines of the model card about the task's own figures, in Markdown."""
 
 
 class TaskNetworks(Protocol):
     """`networks.py`: the task's networks."""
 
     def first_weights(self, model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
-        """The network of `model.name` with the weights of `model.init`, float32 on the CPU.
+        """Return the network of `model.name` with the weights of `model.init`, float32 on the CPU.
 
         Raises:
-            ModelError: a weight file is missing, damaged or does not fit.
+            ModelError: If a weight file is missing, damaged or does not fit.
         """
 
 
 class TaskObjective(Protocol):
-    """`objective.py`: what a site trains and counts. Shapes: N rows, n rows of one patient, P patients."""
+    """`objective.py`: training and scoring at a site. Shapes: N rows, n rows of one patient, P patients."""
 
     def usable_rows(self, study: Study, labels_N: np.ndarray) -> np.ndarray:
-        """The rows to train or test on, bool (N,). `labels_N`: int16, -1 for no label."""
+        """Return the rows to train or test on, bool (N,). `labels_N`: int16, -1 for no label."""
 
     def reads_features(self, study: Study) -> bool:
-        """Whether training reads the network's frozen features of each image (`network.features`), not the image."""
+        """Return whether training reads frozen features of images (`network.features`) instead of the images."""
 
     def objective_of(self, network: nn.Module, study: Study, tools: StepTools) -> Objective:
-        """What the training loop minimises over patients."""
+        """Return the objective that the training loop minimises over patients."""
 
     def patient_score(
         self, network: nn.Module, study: Study, device: torch.device
     ) -> Callable[[Iterable[np.ndarray]], float]:
-        """A function from one held-out patient's images, uint8 (n, C, H, W), to this patient's score."""
+        """Return a function from one held-out patient's images, uint8 (n, C, H, W), to this patient's score."""
 
     def is_positive(self, labels_n: np.ndarray) -> bool:
-        """Whether a held-out patient counts as positive."""
+        """Return whether a held-out patient counts as positive."""
 
 
 class TaskAssess(Protocol):
@@ -180,22 +180,22 @@ def commands_of(task: str) -> Commands:
 
 
 def study_part(task: str) -> TaskStudy:
-    """The task's `study.py`."""
+    """Return the task's `study.py`."""
     return cast(TaskStudy, _module(task, "study"))
 
 
 def release_part(task: str) -> TaskRelease:
-    """The task's `release.py`."""
+    """Return the task's `release.py`."""
     return cast(TaskRelease, _module(task, "release"))
 
 
 def networks_part(task: str) -> TaskNetworks:
-    """The task's `networks.py`."""
+    """Return the task's `networks.py`."""
     return cast(TaskNetworks, _module(task, "networks"))
 
 
 def objective_part(task: str) -> TaskObjective:
-    """The task's `objective.py`."""
+    """Return the task's `objective.py`."""
     return cast(TaskObjective, _module(task, "objective"))
 
 
@@ -210,15 +210,15 @@ def use_part(task: str) -> TaskUse:
 
 
 def networks_of_tasks() -> dict[str, str]:
-    """Every network's name -> the task that it is for."""
+    """Return every network's name -> its task."""
     return {network: task for task in TASKS for network in study_part(task).NETWORKS}
 
 
 def with_phantom_weights() -> tuple[str, ...]:
-    """The networks that ship weights trained on phantoms."""
+    """Return the networks that ship weights trained on phantoms."""
     return tuple(network for task in TASKS for network in study_part(task).PHANTOM_WEIGHTS)
 
 
 def _module(task: str, name: str) -> ModuleType:
-    """`task` is a key of `TASKS`, so no text of a peer chooses what is imported."""
+    """Import a module of a task. `task` must be a key of `TASKS`, so a peer's text cannot select an import."""
     return importlib.import_module(f"{TASKS[task]}.{name}")

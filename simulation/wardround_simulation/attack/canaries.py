@@ -1,15 +1,17 @@
-"""The canary audit: planted patients, a coin for each, and how well their presence can be told from what is released.
+"""The canary audit: measure how well the presence of planted patients can be inferred from what is released.
 
 One run with m canaries gives a lower bound on epsilon (Steinke, Nasr, Jagielski 2023, "Privacy auditing with one (1)
-training run", arXiv:2305.08846, theorem 5.2 and appendix D). Each canary takes part if the auditor's coin says so; the
-training is the product's: its sampler, clipping, noise and optimizer with the study's plan, all rounds. The canaries
-have features in directions of their own, so that a clipped canary moves one weight by C and nothing else: the most
-that a patient can do. The auditor, like the server, sees every message.
+training run", arXiv:2305.08846, theorem 5.2 and appendix D). A coin flip of the auditor decides for each canary whether
+it takes part. The training is the product's: its sampler, clipping, noise and optimizer with the study's plan, over all
+rounds. Each canary has a nonzero value in one feature only, a different one for each canary. A clipped canary therefore
+moves one weight by C and nothing else, which is the most that a patient can do. The auditor, like the server, sees
+every message.
 
-The bound is sound but loose: with 500 canaries a true epsilon of 8 shows as little more than 1. A fault that doubles it
-stays far below the promise. So the same figures are compared with the honest band: what an audit of a system that does
-exactly what its plan says would measure. Two figures are compared: the number of right guesses, and the signal, how far
-the canaries that took part stand out from the others, which uses all of them and whose law is known.
+The bound is sound but loose: with 500 canaries, a true epsilon of 8 gives a bound of little more than 1. A fault that
+doubles epsilon stays far below the promise. So the same figures are also compared with the honest band, which is what
+an audit would measure of a system that follows its plan exactly. Two figures are compared: the number of right guesses,
+and the signal. The signal is the distance between the scores of the canaries that took part and the scores of the
+others; it uses all canaries, and its distribution is known.
 """
 
 from __future__ import annotations
@@ -30,40 +32,42 @@ from wardround_simulation.attack.system import CPU, Finding, System, passed, pla
 
 CANARIES, SEEDS = 500, 5
 CONFIDENCE = 0.95
-FALSE_ALARM = 1e-6  # of one figure
+FALSE_ALARM = 1e-6  # probability of a false alarm, per figure
 HONEST_AUDITS = 1000
 _IMAGES_PER_CANARY = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """One audit: guesses and how many were right, the bound they prove, and the signal in standard deviations of the
-    noise: mean score of those who took part minus that of the others.
+    """One audit: the guesses, how many were right, the bound that they prove, and the signal.
+
+    The signal is the mean score of the canaries that took part minus that of the others, in standard deviations of the
+    noise.
     """
 
     guesses: int
     right: int
     epsilon_bound: float
-    surely_bound: float  # the same at a confidence at which a false alarm does not happen
+    surely_bound: float  # the bound at confidence 1 - FALSE_ALARM
     signal: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canaries:
-    """The audits of several seeds beside the band of honest ones."""
+    """The audits of several seeds, and the band in which audits of an honest system lie."""
 
     canaries: int
     guesses: int
     delta: float
     promised: float
     audits: tuple[Audit, ...]
-    honest_low: float  # of the bound, central 99 % of `HONEST_AUDITS` simulated honest audits
+    honest_low: float  # low to high: central 99 % of the bounds of `HONEST_AUDITS` simulated honest audits
     honest_median: float
     honest_high: float
     right_limit: int
     signal: float  # mean over the audits
     signal_expected: float
-    signal_limit: float  # how far from it the mean of honest audits may lie
+    signal_limit: float  # largest distance from `signal_expected` for the mean of honest audits
     finding: Finding
 
     @property
@@ -72,7 +76,7 @@ class Canaries:
 
 
 class _CanaryNetwork(nn.Module):
-    """A linear head over as many features as there are canaries, all weights zero."""
+    """A linear head with one input feature per canary. Training starts it from zero weights."""
 
     def __init__(self, canaries: int) -> None:
         super().__init__()
@@ -89,7 +93,10 @@ def audit_canaries(
     seeds: int = SEEDS,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Canaries | None:
-    """Audit `seeds` trainings with `canaries` canaries each; None where the study promises nothing."""
+    """Audit `seeds` trainings with `canaries` canaries each. Returns None if the study is not private.
+
+    `told(done, total)` is called after each training.
+    """
     plan = plan_from_study(study)
     if not plan.private:
         return None
@@ -162,13 +169,19 @@ def _judge(
 
 
 def canary_scores(system: System, study: Study, canaries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Train all rounds on the canaries that a coin (from `seed`, the auditor's own) lets in; returns each canary's
-    score, what its direction moved over all messages in units of the noise, and who took part, both (canaries,).
+    """Train all rounds on the canaries that a coin flip selects, and return all canaries' scores.
+
+    The coins come from `seed`, which belongs to the auditor.
+
+    Returns:
+        Each canary's score, which is how far its direction moved over all messages in units of the noise, and whether
+        it took part; both (canaries,).
     """
     plan = plan_from_study(study)
     took_part_M = np.random.default_rng(seed).random(canaries) < 0.5
     unit = plan.noise_multiplier * plan.max_grad_norm
-    rate = 1e-6 / max(unit, plan.max_grad_norm) * plan.expected_patients  # weights stay where canaries are clipped
+    # So small that the weights stay where canaries are clipped.
+    rate = 1e-6 / max(unit, plan.max_grad_norm) * plan.expected_patients
     audited = _head_study(study, rate)
     scale = 1000 * max(1.0, plan.max_grad_norm)
     present = np.flatnonzero(took_part_M)
@@ -200,7 +213,7 @@ def _steps(plan: PrivacyPlan) -> int:
 
 
 def _honest_scores(plan: PrivacyPlan, canaries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (A, M) and coins of `HONEST_AUDITS` audits of a system that does exactly what its plan says."""
+    """Return scores and coins, both (A, M), of `HONEST_AUDITS` simulated audits of a system that follows its plan."""
     generator, steps = np.random.default_rng(20231107), _steps(plan)
     took_part_AM = generator.random((HONEST_AUDITS, canaries)) < 0.5
     drawn_AM = generator.binomial(steps, plan.sampling_rate, took_part_AM.shape) * took_part_AM
@@ -209,10 +222,11 @@ def _honest_scores(plan: PrivacyPlan, canaries: int) -> tuple[np.ndarray, np.nda
 
 
 def _honest_signal(plan: PrivacyPlan, canaries: int) -> tuple[float, float]:
-    """Mean and standard deviation of `_signal` for an honest system: two groups of about m/2 canaries each.
+    """Return the mean and standard deviation of `_signal` for an honest system.
 
-    A score is Binomial(T, q) / sigma + sqrt(T) N(0, 1) for who takes part, the noise alone for others; the signal is in
-    units of sqrt(T), estimated from the others.
+    There are two groups of about m/2 canaries each. The score of a canary that takes part is
+    Binomial(T, q) / sigma + sqrt(T) N(0, 1); the score of the others is the noise alone. The signal is in units of
+    sqrt(T), which is estimated from the others.
     """
     steps, rate = _steps(plan), plan.sampling_rate
     mean = math.sqrt(steps) * rate / plan.noise_multiplier
@@ -224,11 +238,14 @@ def _honest_signal(plan: PrivacyPlan, canaries: int) -> tuple[float, float]:
 def _signal(scores_M: np.ndarray, took_part_M: np.ndarray) -> float:
     present, absent = scores_M[took_part_M], scores_M[~took_part_M]
     spread = float(absent.std(ddof=1))
-    return float(present.mean() - absent.mean()) / max(spread, 1e-9)  # JSON holds no infinity
+    return float(present.mean() - absent.mean()) / max(spread, 1e-9)  # finite, because JSON has no infinity
 
 
 def _right_guesses(scores_AM: np.ndarray, took_part_AM: np.ndarray, guesses: int) -> np.ndarray:
-    """Guess "took part" for the highest half of `guesses` scores and "did not" for the lowest; how many are right."""
+    """Return how many guesses are right, (A,).
+
+    The guess is "took part" for the `guesses` / 2 highest scores and "did not" for the `guesses` / 2 lowest.
+    """
     half = guesses // 2
     order_AM = np.argsort(scores_AM, axis=1)
     sorted_AM = np.take_along_axis(took_part_AM, order_AM, axis=1)
@@ -236,7 +253,10 @@ def _right_guesses(scores_AM: np.ndarray, took_part_AM: np.ndarray, guesses: int
 
 
 def _best_guesses(honest: tuple[np.ndarray, np.ndarray], canaries: int, delta: float) -> int:
-    """How many guesses prove most, chosen on simulated audits and so before the audit looks at anything."""
+    """Return the number of guesses that typically proves the largest bound.
+
+    It is chosen on simulated audits, and therefore independently of the real audit's data.
+    """
     few = (honest[0][:200], honest[1][:200])
     choices = sorted({2 * max(1, round(canaries * share / 2)) for share in (0.02, 0.04, 0.1, 0.2, 0.4, 0.7, 1.0)})
     choices = [guesses for guesses in choices if guesses <= canaries]
@@ -249,7 +269,7 @@ def _best_guesses(honest: tuple[np.ndarray, np.ndarray], canaries: int, delta: f
 
 @functools.lru_cache(maxsize=4096)
 def epsilon_bound(canaries: int, guesses: int, right: int, delta: float, confidence: float = CONFIDENCE) -> float:
-    """The largest epsilon that `right` of `guesses` refutes: a lower bound on the true one with this confidence."""
+    """Return the largest epsilon refuted by `right` of `guesses`: a lower bound on the true one at `confidence`."""
     chance = 1 - confidence
     if chance_of_so_many(canaries, guesses, right, 0.0, delta) >= chance:
         return 0.0
@@ -265,10 +285,11 @@ def epsilon_bound(canaries: int, guesses: int, right: int, delta: float, confide
 
 
 def chance_of_so_many(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """At most this probable under (epsilon, delta)-DP: `right` or more of `guesses` right, among `canaries` coins.
+    """Return an upper bound under (epsilon, delta)-DP on the probability of `right` or more right guesses.
 
-    Under pure DP each guess is right as if by randomised response with e^eps / (1 + e^eps); delta adds 2 m delta times
-    the largest alpha by which tampering could shift the count (theorem 5.2).
+    There are `guesses` guesses among `canaries` coins. Under pure DP each guess is right at most as often as in
+    randomised response, with probability e^eps / (1 + e^eps). Delta adds 2 m delta times the largest alpha by which
+    tampering could shift the count (theorem 5.2).
     """
     accuracy = 1 / (1 + math.exp(-epsilon))
     beta = float(stats.binom.sf(right - 1, guesses, accuracy))

@@ -1,13 +1,16 @@
-"""Named checks, one for each way in which a private system can be private in name only. Each asks the parts of a
-`System` and compares what comes back with the plan; synthetic patients only.
+"""Named checks, one for each way in which a system can claim privacy without providing it.
 
-    noise-size     half the noise is not the noise            sensitivity    one patient, however many images, at most C
-    plan           q, divisor and noise from public numbers   fresh-draws    nobody can know the noise beforehand
-    equal-sites    the mean tells nothing of a site's size    replay         the ledger's events, added anew
-    hostile-weights    the same bound whatever weights the server sends
+Each check calls parts of a `System` on synthetic patients only, and compares the results with the plan.
 
-Thresholds are quantiles of the law that an honest system follows, so that it fails a check with probability below
-`FALSE_ALARM`; the faults they are made for lie far beyond.
+    noise-size         the noise has the planned size, in every tensor
+    sensitivity        one patient moves the sum by at most C, whatever the number of images
+    plan               q, divisor and noise come from public numbers
+    fresh-draws        the noise cannot be known in advance
+    equal-sites        the mean does not depend on the sizes of the sites
+    hostile-weights    one patient moves the sum by at most C, whatever weights the server sends
+
+Thresholds are quantiles of the distribution that an honest system follows, so that an honest system fails a check with
+probability below `FALSE_ALARM`. The faults that the checks are designed to find lie far beyond the thresholds.
 """
 
 from __future__ import annotations
@@ -55,19 +58,20 @@ FALSE_ALARM = 1e-5
 NOISE_VALUES = 5000
 MOST_CALLS = 150
 MANY_IMAGES = 16
-HOSTILE_IMAGES = (2, 1, 3, 1, 2)  # of each patient
-LONGEST_STRETCH = 1e15  # the largest step that a study may ask for
-PROBED_RATE = 0.3  # where the study's own rate is 1, at which no sampler can err; Opacus' loader makes 0.25 of it
+HOSTILE_IMAGES = (2, 1, 3, 1, 2)  # images of each patient
+LONGEST_STRETCH = 1e15  # the largest step that a study may request
+PROBED_RATE = 0.3  # tried besides the study's own q, as no sampler can err at q = 1; Opacus' loader turns 0.3 into 0.25
 SIZES = (7, 70)
 DRAWS = 1500
-ROUNDING = 0.01  # of what is measured: float32 weights before and after a step
+ROUNDING = 0.01  # relative error of a measurement, which subtracts float32 weights before and after a step
 
 
 def noise_size(system: System, study: Study, seed: int = 0) -> Finding:
-    """The standard deviation of what is released where no patient is: noise alone, in every tensor that travels.
+    """Check the size of the noise: the standard deviation of what a site without patients releases.
 
-    For n values (s / sigma C)^2 n is chi-squared with n degrees of freedom, and the values are normal
-    (Kolmogorov-Smirnov); both at `FALSE_ALARM`, divided among the tensors.
+    Without patients the release is noise alone, in every tensor that travels. For n values, (s / sigma C)^2 n is
+    chi-squared with n degrees of freedom, and the values are normal (Kolmogorov-Smirnov test). Both tests are at level
+    `FALSE_ALARM`, divided among the tensors.
     """
     asked = Finding(
         name="noise-size",
@@ -107,7 +111,7 @@ def _spread(values: np.ndarray) -> float:
 
 
 def _chi_squared_p(values: np.ndarray) -> float:
-    """Two-sided p-value of the sum of squares of standard normal values."""
+    """Return the two-sided p-value of the sum of squares of standard normal values."""
     total, n = float(np.square(values).sum()), len(values)
     return 2 * min(stats.chi2.sf(total, n), stats.chi2.cdf(total, n))
 
@@ -117,8 +121,10 @@ def _chi_reach(n: int, share: float) -> float:
 
 
 def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
-    """How far one patient moves the sum, without noise: patients of one and of many like images, and one whose values
-    are not numbers, are taken away in turn.
+    """Check how far one patient moves the sum, without noise.
+
+    Each patient in turn is left out: a patient with one image, one with many similar images, and, where the study reads
+    features, one with NaN values.
     """
     asked = Finding(
         name="sensitivity",
@@ -142,7 +148,8 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
         for patient in range(len(images))
     ]
     largest = max(moves) if all(map(math.isfinite, moves)) else math.inf
-    clipped_well = min(moves[0], moves[1]) > 0.5 or bare.images_per_patient is not None  # else nothing was tried
+    # With smaller moves the clip took no effect, and the check tested nothing.
+    clipped_well = min(moves[0], moves[1]) > 0.5 or bare.images_per_patient is not None
     return replace(
         asked,
         measured=f"{largest:.3f} C at most; {moves[0]:.2f} C with 1 image, {moves[1]:.2f} C with {MANY_IMAGES}",
@@ -152,8 +159,10 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
 
 
 def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
-    """How far one patient moves the sum, without noise, from weights that a lying server may send: constant, huge,
-    cancelling, made of rounding and others (`wardround_client/clipping/hostile_weights.py`).
+    """Check how far one patient moves the sum, without noise, from weights that a malicious server may send.
+
+    The weights are constant, huge, cancelling, designed to amplify rounding, and others
+    (`wardround_client/clipping/hostile_weights.py`).
     """
     asked = Finding(
         name="hostile-weights",
@@ -176,9 +185,8 @@ def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
             set_weights(kind, part, local, inputs_N, seed)
             start = weights_of(parameters)
         largest = max(1.0, *(float(np.abs(array).max()) for array in start.values()))
-        stretch = min(
-            LONGEST_STRETCH, 1e6 * largest / bare.max_grad_norm
-        )  # beside it the start's last digits are small
+        # So long that rounding of the start's weights is small relative to the step.
+        stretch = min(LONGEST_STRETCH, 1e6 * largest / bare.max_grad_norm)
         whole, *rest = (
             released_sums(system, study, bare, network, one, 1, start, stretch)[0]
             for one in (material, without(material, 0), without(material, 2))
@@ -194,14 +202,17 @@ def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
 
 
 def _without_noise(plan: PrivacyPlan) -> PrivacyPlan:
-    """Everyone takes part and nothing is added: what is left is the clipped sum itself."""
+    """Return the plan with sampling rate 1 and no noise, under which a site releases the clipped sum itself."""
     return replace(plan, noise_multiplier=0.0, sampling_rate=1.0)
 
 
 def _clip_that_bites(
     system: System, study: Study, plan: PrivacyPlan, network: nn.Module, material: Material, start: Weights
 ) -> float:
-    """The plan's C, or half of a patient's own gradient where that is shorter: a bound nobody reaches shows nothing."""
+    """Return the plan's C, or half the norm of the first patient's gradient if that is smaller.
+
+    A bound that no gradient reaches would leave the clipping untested.
+    """
     free, lone = replace(plan, max_grad_norm=math.inf), material
     for patient in reversed(range(1, material.index.patients)):
         lone = without(lone, patient)
@@ -210,8 +221,11 @@ def _clip_that_bites(
 
 
 def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
-    """The same study at a site of few and at one of ten times as many patients: the event in the ledger, the share of
-    patients drawn (exact binomial test, and its spread, at `FALSE_ALARM`), and the divisor of the sum must be the same.
+    """Check that noise, sampling rate and divisor do not depend on the number of patients.
+
+    The same study runs at a small site and at one with ten times as many patients (`SIZES`). The event in the ledger,
+    the share of patients drawn (exact binomial test, and a test of its variance, at `FALSE_ALARM`) and the divisor of
+    the sum must be the same.
     """
     plan, faults = plan_from_study(study), []
     network = initial_network(study)
@@ -245,9 +259,10 @@ def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
 
 
 def _charged(system: System, study: Study, network: nn.Module, material: Material) -> list[GaussianEvent]:
-    """The events a site's ledger holds after one real round on `material`."""
+    """Return the events in a site's ledger after one real round on `material`."""
     private = math.isfinite(study.privacy.epsilon)
-    cap = Cap(epsilon=1e9, delta=study.privacy.delta, allow_no_privacy=not private)  # what is charged, not refused
+    # So high that nothing is refused: the check is about the events.
+    cap = Cap(epsilon=1e9, delta=study.privacy.delta, allow_no_privacy=not private)
     ledger = Ledger(None)
     simple = study.model_copy(update={"training": study.training.model_copy(update={"augmentation": "none"})})
     site = Site(
@@ -283,7 +298,7 @@ def _drawn_share(system: System, plan: PrivacyPlan, patients: int) -> tuple[floa
 
 
 def _divisor(system: System, study: Study, plan: PrivacyPlan, network: nn.Module, patients: int, seed: int) -> float:
-    """What a clipped patient's step is divided by, at q = 1, measured as C over the length of that patient's step."""
+    """Return the divisor of a clipped patient's step at q = 1, measured as C over the length of that step."""
     bare, start = _without_noise(plan), start_of(study)
     material = synthetic_material(study, network, [1] * patients, seed)
     norm = _clip_that_bites(system, study, bare, network, material, start)
@@ -292,7 +307,7 @@ def _divisor(system: System, study: Study, plan: PrivacyPlan, network: nn.Module
         released_sums(system, study, bare, network, one, 1, start)[0] for one in (material, without(material, 0))
     )
     move = norm_of(difference(whole, less))
-    if not math.isfinite(norm):  # nothing is clipped: against the patient alone
+    if not math.isfinite(norm):  # nothing is clipped: compare with the norm of the patient's own gradient
         alone = material
         for patient in reversed(range(1, patients)):
             alone = without(alone, patient)
@@ -301,9 +316,9 @@ def _divisor(system: System, study: Study, plan: PrivacyPlan, network: nn.Module
 
 
 def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
-    """Draws of several sources of this process and of others, and the noise of two rounds: no value comes twice.
+    """Check that no random word occurs twice, in this process or in others, and that rounds' noise is uncorrelated.
 
-    64-bit words coincide with probability n^2 / 2^65 by chance, below 1e-10 here; two rounds' noise is uncorrelated.
+    By chance, two of n 64-bit words coincide with probability n^2 / 2^65, which is below 1e-10 here.
     """
     sources = [system.randomness().words(1024) for _ in range(3)]
     sources += [_words_of_another_process(system) for _ in range(2)]
@@ -334,10 +349,11 @@ def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
 
 
 def _words_of_another_process(system: System) -> np.ndarray:
-    """Fresh randomness of a forked child, which starts with a copy of everything that this process knows."""
+    """Return random words from a forked child, which starts with a copy of this process's whole state."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads: the child touches none of them
+        # Python warns of a fork while threads are running; the child uses none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         try:
@@ -353,8 +369,10 @@ def _words_of_another_process(system: System) -> np.ndarray:
 
 
 def equal_sites(system: System, study: Study, seed: int = 0) -> Finding:
-    """One round of the server over sites whose replies are known: the new model must be their mean with the study's
-    public weights. (The reply carries no number of patients, and the server has none.)
+    """Check that the server's new model is the mean of the sites' replies with the study's public weights.
+
+    One round runs over sites whose replies are known. A reply contains no number of patients, and the server does not
+    have one.
     """
     weights = dict(study.aggregation.site_weights) or {"audited-a": 1.0, "audited-b": 1.0}
     names, generator = sorted(weights), np.random.default_rng(seed)

@@ -1,17 +1,19 @@
-"""Gradient inversion: from one patient's part of one step back to the image, three times.
+"""Gradient inversion: reconstruct a patient's image from that patient's part of one step.
 
-    raw        the patient's gradient as it is, which is what leaves a hospital where nothing protects
-    clipped    scaled to length C: direction and so the image are still all there
-    private    clipped, and the study's noise added: what a hospital under this study sends
+The attack is made on three versions of the gradient:
 
-The patient is as exposed as can be: alone in the step with a single image (the attacker knows all others and has
-subtracted them), and the attacker knows the network and its weights.
+    raw        the patient's gradient unchanged, which is what leaves a hospital without protection
+    clipped    scaled to length C; the direction is unchanged, so the image can still be recovered
+    private    clipped, with the study's noise added; this is what a hospital under this study sends
+
+The patient is as exposed as possible: alone in the step with a single image (the attacker knows all other patients and
+has subtracted them), and the attacker knows the network and its weights.
 
 The network is the seed CNN, from random weights, on the middle `SIDE_PX` pixels; the clipping, C and the noise are the
-study's. Its dense layer gives away its input exactly, for the gradient of a row is that input times the gradient of
-the row's bias (Phong et al. 2018; Boenisch et al. 2023). From there the image is found by descent: the one whose
-feature maps these are, with total variation fading out (the prior of Geiping et al. 2020), from a random start.
-Where the study trains a linear head over frozen features, the same division gives the patient's features.
+study's. The gradients of its dense layer reveal the layer's input exactly, because the gradient of a row is that input
+times the gradient of the row's bias (Phong et al. 2018; Boenisch et al. 2023). Gradient descent from a random start
+then finds an image with these feature maps, with a total-variation prior that fades out (the prior of Geiping et al.
+2020). Where the study trains a linear head over frozen features, the same division gives the patient's features.
 """
 
 from __future__ import annotations
@@ -37,17 +39,20 @@ from wardround_simulation.attack.system import Finding, System, passed
 from wardround_simulation.engine.in_process import Hospital
 
 PATIENTS = 3
-SIDE_PX = 50  # leaves no row over in any pooling, where pixels would be lost
+SIDE_PX = 50  # every pooling layer divides evenly, so no pixels are lost
 RESTARTS_OF_PRIOR, STEPS_EACH = 14, 30
 FIRST_RATE, FIRST_PRIOR = 0.1, 0.5
 KINDS = ("raw", "clipped", "private")
-_DENSE = 7  # of the trunk: the layers before it are convolutions
+_DENSE = 7  # index of the dense layer in the trunk; the layers before it are convolutional
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inversion:
-    """Peak signal-to-noise ratios in dB against the true image, (P,) each; `images` (kind -> (P, 1, H, W) uint8) are
-    kept for pictures. `feature_error` (raw, private) is relative, of a linear head's input; None for other studies.
+    """Results of the inversion.
+
+    `psnr` holds peak signal-to-noise ratios in dB against the true image, (P,) per kind. `images` (kind ->
+    (P, 1, H, W) uint8) are kept for the report's pictures. `feature_error` (raw, private) is the relative error of a
+    linear head's reconstructed input; None for studies without such a head.
     """
 
     psnr: dict[str, np.ndarray]  # KINDS and "mean image"
@@ -64,7 +69,11 @@ def invert(
     seed: int = 0,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inversion | None:
-    """Attack the step of `PATIENTS` patients of the run's hospitals; None where there are fewer training images."""
+    """Attack the step of `PATIENTS` patients of the run's hospitals.
+
+    Returns None if fewer than `PATIENTS` patients, or no further training images, are available. `told(done, total)`
+    reports progress.
+    """
     plan = plan_from_study(study)
     true_P, others = _choose(study, hospitals, seed)
     if len(true_P) < PATIENTS or not len(others):
@@ -109,19 +118,22 @@ def _judge(ratios: dict[str, np.ndarray], promised: bool) -> Finding:
 
 
 def psnr(image_CHW: np.ndarray, true_CHW: np.ndarray) -> float:
-    """10 log10(255^2 / mean squared error), dB; 99 for equal images, so that JSON can hold it."""
+    """Return 10 log10(255^2 / mean squared error) in dB; 99 for equal images, because JSON has no infinity."""
     error = float(np.square(image_CHW.astype(np.float64) - true_CHW).mean())
     return 10 * math.log10(BRIGHTEST**2 / error) if error else 99.0
 
 
 def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image each of `PATIENTS` training patients, and images of others; grey, cut, uint8 (n, 1, side, side)."""
+    """Return one image each of `PATIENTS` training patients, and images of others.
+
+    Both are grey and cropped, uint8 (n, 1, side, side).
+    """
     generator, true, others = np.random.default_rng(seed), [], []
     for turn, hospital in enumerate(hospitals):
         rows = np.flatnonzero(training_rows(study, hospital.cohort))
         rows = generator.permutation(rows)
         first, taken = [], set()
-        for row in rows:  # one image a patient
+        for row in rows:  # one image per patient
             patient = int(hospital.cohort.patient_N[row])
             if patient not in taken:
                 taken.add(patient)
@@ -134,7 +146,7 @@ def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.
 
 
 def _grey_middle(image_CHW: np.ndarray) -> np.ndarray:
-    """The mean over channels of the middle `SIDE_PX` pixels, uint8 (1, side, side); small images are padded."""
+    """Return the mean over channels of the middle `SIDE_PX` pixels, uint8 (1, side, side). Pads small images."""
     grey_HW = np.asarray(image_CHW, dtype=np.float64).mean(0)
     lack = [max(0, SIDE_PX - side) for side in grey_HW.shape]
     grey_HW = np.pad(grey_HW, [(gap // 2, gap - gap // 2) for gap in lack], mode="edge")
@@ -151,7 +163,7 @@ def _audit_network(seed: int) -> SeedCNN:
 def _one_step(
     system: System, network: nn.Module, image_CHW: np.ndarray, plan: PrivacyPlan, kind: str
 ) -> dict[str, Tensor]:
-    """What one step says of a patient with this one image: raw, clipped, or clipped with the study's noise."""
+    """Return the gradients of one step on a patient with this one image: raw, clipped, or clipped and noised."""
     norm = math.inf if kind == "raw" else plan.max_grad_norm
     parameters = dict(network.named_parameters())
     batch = PatientBatch(
@@ -174,16 +186,16 @@ def _noised(system: System, gradients: dict[str, Tensor], plan: PrivacyPlan) -> 
 
 
 def _dense_input(weight_OD: Tensor, bias_O: Tensor) -> Tensor:
-    """The input of a dense layer, (D,), from its gradients: exact for one image without noise."""
+    """Return the input of a dense layer, (D,), from its gradients. Exact for one image without noise."""
     row = int(bias_O.abs().argmax())
-    if bias_O[row] == 0:  # nothing was wrong with the network's answer, so the gradient says nothing
+    if bias_O[row] == 0:  # the loss gradient is zero, so it contains no information about the input
         return torch.zeros(weight_OD.shape[1])
     return (weight_OD[row] / bias_O[row]).detach()
 
 
 def _image_of(network: SeedCNN, features_PD: Tensor, seed: int, told: Callable[[int, int], None]) -> np.ndarray:
-    """Images with these inputs of the dense layer, by descent from random ones, uint8 (P, 1, side, side)."""
-    target_PD = features_PD.clamp(min=0)  # they come out of a ReLU
+    """Find images with these inputs of the dense layer by descent from random ones, uint8 (P, 1, side, side)."""
+    target_PD = features_PD.clamp(min=0)  # the layer's inputs come from a ReLU
     scale_P1 = target_PD.square().sum(1, keepdim=True).clamp(min=1e-12)
     maps = network.trunk[:_DENSE]
     generator = torch.Generator().manual_seed(seed)
@@ -205,7 +217,7 @@ def _image_of(network: SeedCNN, features_PD: Tensor, seed: int, told: Callable[[
 def _feature_error(
     system: System, study: Study, plan: PrivacyPlan, hospitals: Sequence[Hospital]
 ) -> tuple[float, float]:
-    """How far the features that the head's gradient gives away are from the true ones, relative: raw, and as sent."""
+    """Return the relative error of features reconstructed from the head's gradient: (raw, as sent)."""
     network = initial_network(study)
     part = trained_part(network, study)
     named = trained_parameters(network, study)

@@ -1,13 +1,14 @@
-"""Membership inference against the released model: was this patient among those it was trained on?
+"""Membership inference against the released model: was this patient among the training patients?
 
-The attacker has the released model and, as a reference, the public start it was trained from. A patient's score is how
-much lower the loss became in training, the mean over the patient's images (a loss attack calibrated by a reference:
-Watson et al. 2022; with the start as the reference each patient's own difficulty cancels). Members are the patients of
-training, others the held-out ones of the same hospitals, who were chosen by a hash and so differ in nothing else.
+The attacker has the released model and, as a reference, the public start from which it was trained. A patient's score
+is the decrease of the loss in training, as the mean over the patient's images. This is a loss attack calibrated by a
+reference (Watson et al. 2022); with the start as the reference, each patient's own difficulty cancels. Members are the
+training patients. Others are the held-out patients of the same hospitals, who were chosen by a hash and therefore
+differ in no other way.
 
-What no attacker can exceed: at false-positive rate a, a true-positive rate of min(e^eps a + delta, 1 - e^-eps (1 -
-delta - a)) (Kairouz, Oh, Viswanath 2015), and where every patient takes part in every step Phi(Phi^-1(a) + mu) with
-mu = sqrt(steps) / sigma, exactly (Dong, Roth, Su 2022).
+No attacker can exceed, at false-positive rate a, a true-positive rate of min(e^eps a + delta, 1 - e^-eps (1 - delta -
+a)) (Kairouz, Oh, Viswanath 2015). Where every patient takes part in every step, the limit is exactly
+Phi(Phi^-1(a) + mu) with mu = sqrt(steps) / sigma (Dong, Roth, Su 2022).
 """
 
 from __future__ import annotations
@@ -36,16 +37,17 @@ from wardround_simulation.engine.in_process import Hospital
 
 FALSE_POSITIVE_RATE = 0.01
 CONFIDENCE, ALARM_CONFIDENCE = 0.95, 1 - 1e-5
-CONTRAST_PATIENTS = 120  # of members and of others each: enough to see it, few enough to memorise in seconds
+CONTRAST_PATIENTS = 120  # members, and as many others: enough to show the effect, few enough to memorise in seconds
 CONTRAST_SIDE_PX = 32
 CONTRAST_STEPS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """How well members could be told: AUC, and the share of members found where at most 1 % of others are accused.
+    """How well members were identified: AUC, and the share of members found when at most 1 % of others are accused.
 
-    Intervals of 95 % over patients; that of the true-positive rate is Clopper and Pearson's for the threshold chosen.
+    Intervals are at 95 % over patients. The true-positive rate's is Clopper and Pearson's for the chosen threshold. The
+    `surely_` values are lower ends of the same intervals at `ALARM_CONFIDENCE`.
     """
 
     members: int
@@ -54,15 +56,18 @@ class Attack:
     auc_ci95: tuple[float, float]
     true_positive_rate: float
     true_positive_rate_ci95: tuple[float, float]
-    false_positive_rate: float  # that the threshold really has
+    false_positive_rate: float  # measured at the chosen threshold
     surely_auc: float
     surely_true_positive_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Membership:
-    """The attack on the released model, what no attacker could exceed, and the same attack on a network that was
-    trained without privacy on some of the same patients, which shows that the attack works.
+    """Results of the membership attack.
+
+    `released` is the attack on the released model; the `_limit` values are what no attacker can exceed. `contrast` is
+    the same attack on a network that was trained without privacy on some of the same patients; it shows that the attack
+    works.
     """
 
     released: Attack
@@ -75,7 +80,10 @@ class Membership:
 def attack_run(
     study: Study, hospitals: Sequence[Hospital], released: Weights, events: Sequence[GaussianEvent], seed: int = 0
 ) -> Membership | None:
-    """Attack a run's released model; None where no patient was held out. `events`: the run's at one site."""
+    """Attack a run's released model. Returns None if no patient was held out.
+
+    `events` are those that the run charged at one site.
+    """
     network = initial_network(study)
     start = in_process.start_weights(study)
     parts = []
@@ -120,7 +128,7 @@ def _judge(found: Attack, auc_limit: float, rate_limit: float) -> Finding:
 
 
 def loss(scores: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Cross-entropy of probabilities (N,) or (N, K), (N,)."""
+    """Return the cross-entropy, (N,), of probabilities (N,) or (N, K)."""
     labels_N = np.asarray(labels_N, dtype=np.int64)
     right_N = (
         np.where(labels_N == 1, scores, 1 - scores) if scores.ndim == 1 else scores[np.arange(len(scores)), labels_N]
@@ -129,14 +137,17 @@ def loss(scores: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
 
 
 def by_patient(drop_N: np.ndarray, member_N: np.ndarray, patients_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean score of each patient's images, and whether the patient is a member."""
+    """Return the mean score of each patient's images, and whether the patient is a member; both (P,)."""
     patients, first, patient_N = np.unique(patients_N, return_index=True, return_inverse=True)
     scores_P = np.bincount(patient_N, weights=drop_N) / np.bincount(patient_N)
     return scores_P, np.asarray(member_N)[first]
 
 
 def attack(scores_P: np.ndarray, member_P: np.ndarray) -> Attack:
-    """The figures of scores, higher for members. Needs at least one patient of each kind."""
+    """Return the figures of an attack whose scores are higher for members.
+
+    Needs at least one member and one other patient.
+    """
     members, others = int(member_P.sum()), int((~member_P).sum())
     patients_P = np.arange(len(scores_P))
     kinds_P = member_P.astype(np.int64)
@@ -159,17 +170,17 @@ def attack(scores_P: np.ndarray, member_P: np.ndarray) -> Attack:
 
 
 def clopper_pearson(right: int, count: int, confidence: float) -> tuple[float, float]:
-    """The exact interval of a share (Clopper and Pearson 1934)."""
+    """Return the exact confidence interval of a share (Clopper and Pearson 1934)."""
     tail = (1 - confidence) / 2
     low = float(stats.beta.ppf(tail, right, count - right + 1)) if right else 0.0
     return low, float(stats.beta.isf(tail, right + 1, count - right)) if right < count else 1.0
 
 
 def limits(study: Study, events: Sequence[GaussianEvent]) -> tuple[float, float]:
-    """The AUC, and the true-positive rate at 1 % false positives, that no attacker exceeds; (1, 1) without privacy.
+    """Return the AUC and the true-positive rate at 1 % false positives that no attacker exceeds.
 
-    The threshold is set on a sample of others, so its true rate of false positives is itself uncertain; the limit is
-    for the rate as stated.
+    Both are 1 without privacy. An attack sets its threshold on a sample of others, so its true false-positive rate is
+    uncertain; the limit is for the rate as stated.
     """
     delta = study.privacy.delta
     epsilon = spent(events, delta).value
@@ -186,7 +197,7 @@ def limits(study: Study, events: Sequence[GaussianEvent]) -> tuple[float, float]
 
 
 def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack | None:
-    """The same attack on a network that memorised some of the same patients' images without any privacy."""
+    """Return the same attack on a network that memorised some of the same patients' images without any privacy."""
     generator = np.random.default_rng(seed)
     images, labels, patients, members, offset = [], [], [], [], 0
     for hospital in hospitals:
@@ -216,7 +227,7 @@ def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack 
 
 
 def _small(images_NCHW: AnyRows, rows: np.ndarray) -> np.ndarray:
-    """Images in a few pixels, float32 (n, D), each with mean 0 and deviation 1."""
+    """Return images shrunk to `CONTRAST_SIDE_PX`, float32 (n, D), each with mean 0 and standard deviation 1."""
     parts = []
     for begin in range(0, len(rows), 128):
         batch = torch.from_numpy(np.array(images_NCHW[rows[begin : begin + 128]])).float()
@@ -228,8 +239,10 @@ def _small(images_NCHW: AnyRows, rows: np.ndarray) -> np.ndarray:
 def memorised_drop(
     inputs_ND: np.ndarray, labels_N: np.ndarray, member_N: np.ndarray, classes: int, seed: int
 ) -> np.ndarray:
-    """Train a wide network on the members' rows, without noise, until it knows them by heart; how far each row's loss
-    fell, (N,).
+    """Train a wide network on the members' rows without noise until it has memorised them.
+
+    Returns:
+        The decrease of each row's loss, (N,).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How the attacks are told: the section "Attacks" of a run's report, and the table in the terminal."""
+"""Presentation of the attacks: the section "Attacks" of a run's report, and the table in the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def attack_table(result: AttackResult) -> Table:
-    """A line a check: what was measured, the limit, the verdict."""
+    """Return a table with one line per check: name, verdict, measured value and limit."""
     table = Table(
         caption=Text(f"Verdict: {result.verdict}. {_verdict_words(result)}"),
         caption_justify="left", pad_edge=False, box=None,
@@ -44,7 +44,10 @@ def attack_table(result: AttackResult) -> Table:
 
 
 def put_section(folder: Path, study: Study, result: AttackResult, show_images: bool) -> Path:
-    """Put the section into `folder`/report.html, between its marks or before its end, in one step; returns the page."""
+    """Write the section into `folder`/report.html atomically, and return the page's path.
+
+    The section replaces the one between its marks; if the page has no marks yet, it is inserted before `</main>`.
+    """
     path = folder / REPORT_PAGE
     page = path.read_text(encoding="utf-8") if path.is_file() else f"<main>{BEGIN}{END}</main>"
     section = f"{BEGIN}\n{render('attacks.html.j2', section_content(study, result, show_images))}\n{END}"
@@ -60,7 +63,7 @@ def put_section(folder: Path, study: Study, result: AttackResult, show_images: b
 
 
 def section_content(study: Study, result: AttackResult, show_images: bool) -> dict[str, Any]:
-    """What the template shows; sentences that a data-protection officer can follow."""
+    """Return the template's content, in sentences that a data-protection officer can understand."""
     return {
         "verdict": result.verdict,
         "verdict_words": _verdict_words(result),

@@ -1,4 +1,4 @@
-"""What an attack on a finished run found, as values and as the content of attack.json."""
+"""Results of the attacks on a finished run, as values and as the content of attack.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttackResult:
-    """All that was found. `promised` is False for a run of epsilon = inf, which promises nothing that could break."""
+    """The results of all checks and attacks.
+
+    `promised` is False for a run with epsilon = inf, which promises no privacy that an attack could disprove.
+    """
 
     run_id: str
     study_sha256: str
@@ -30,13 +33,13 @@ class AttackResult:
 
     @property
     def verdict(self) -> str:
-        """`FAIL` as soon as one check fails, `no privacy` where nothing was promised, else `pass`."""
+        """`FAIL` if any check failed, else `no privacy` if the run promised none, else `pass`."""
         if any(finding.failed for finding in self.findings):
             return "FAIL"
         return "pass" if self.promised else "no privacy"
 
     def to_json(self) -> dict[str, Any]:
-        """The content of attack.json, and of `attack` in result.json."""
+        """Return the content of attack.json, which is also that of `attack` in result.json."""
         return {
             "schema": SCHEMA,
             "run_id": self.run_id,

@@ -1,4 +1,4 @@
-"""`wardround-sim attack RUN`: every check and attack on one finished run, the verdict, and where it is written.
+"""`wardround-sim attack RUN`: run every check and attack on one finished run, and write the results.
 
 read the run -> checks of the system -> checks of the run's files -> canaries -> membership -> inversion
 -> attack.json, `attack` in result.json, the section in report.html
@@ -35,9 +35,10 @@ Pieces = Callable[[int, int], None]
 def attack_folder(
     folder: Path, *, seeds: int = SEEDS, canaries: int = CANARIES, stage: Stage, pieces: Pieces
 ) -> tuple[AttackResult, run_files.RunRecord]:
-    """Attack the finished run in `folder` and this machine's system under its study. Writes nothing.
+    """Attack the finished run in `folder`, and the installed product under the run's study. Writes nothing.
 
-    Raises `UsageError` in one line where there is no finished run.
+    Raises:
+        UsageError: If `folder` contains no finished run, or its study is not a classification (a one-line message).
     """
     started = time.monotonic()
     run = run_files.read_run(folder)
@@ -46,9 +47,8 @@ def attack_folder(
         known = ", ".join(task for task in TASKS if commands_of(task).attack)
         raise UsageError(f"{folder}: attack is for runs of {known}; this one is of {study.study.task}")
     if reads_features(study):
-        torch.set_num_threads(
-            1
-        )  # small tensors: more threads wait for each other, five times the work on a busy machine
+        # Small tensors: more threads wait for each other, and take five times the work on a busy machine.
+        torch.set_num_threads(1)
     hospitals = in_process.open_hospitals({name: folder / SITES / name for name in run.sites}, study)
     stage("Checking the system's parts")
     findings = []
@@ -84,8 +84,15 @@ def attack_folder(
 
 
 def write_attack(run: run_files.RunRecord, result: AttackResult, show_images: bool) -> Path:
-    """Write attack.json, add `attack` to result.json, put the section into report.html; each whole or not at all.
-    Returns the report. Images are shown for phantoms, and else only where `show_images` says so.
+    """Write attack.json, add the section to report.html and `attack` to result.json, each file atomically.
+
+    The section shows images if the run used phantoms or `show_images` is set.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UsageError: If the folder cannot be written.
     """
     from wardround_simulation.attack.report import put_section
 

@@ -1,11 +1,12 @@
-"""A finished run as an attacker with all its files finds it, and the checks that need nothing but those files.
+"""Read a finished run, as an attacker who has all its files can, and check the run by these files.
 
-    replay        the ledgers' events, added up anew, give the epsilon that result.json claims
-    plan-kept     those events have the noise and the rate that the study's plan has
-    sent-noise    the replies on disk, less what the patients' data explain: is what is left as large as the noise?
+    replay        the ledgers' attempts, accounted for again, give the epsilon that result.json claims
+    plan-kept     the ledgers' events have the noise and the sampling rate of the study's plan
+    sent-noise    the replies on disk, minus the part explained by the patients' data, are as large as the noise
     sent-mean     the model of a round is the mean of its replies with public weights
 
-The last two need replies and checkpoints of the last rounds, and a step simple enough to be undone.
+The last two need replies and checkpoints of the last rounds. sent-noise also needs a step that is simple enough to be
+undone, and sent-mean an aggregation that leaves the mean unchanged.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from wardround_simulation.run.paths import CLAIM_FILE, SITES
 
 @dataclass(frozen=True, kw_only=True)
 class SiteRecord:
-    """One site of a run: what its ledger holds of the run's training, and what result.json claims was spent on it."""
+    """One site of a run: its ledger's attempts and events of the run's training, and the claims in result.json."""
 
     attempts: tuple[Attempt, ...]
     events: tuple[GaussianEvent, ...]
@@ -59,7 +60,7 @@ class SiteRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A finished run. `released` are the released weights, those that travel, by name."""
+    """A finished run. `released` holds the released weights by name, limited to those that sites exchange."""
 
     folder: Path
     study: Study
@@ -69,12 +70,16 @@ class RunRecord:
 
     @property
     def phantoms(self) -> bool:
-        """Whether the images are generated, and nobody's. Only a run that says so is believed."""
+        """Whether the images are generated. True only if result.json states it explicitly."""
         return self.result.get("phantoms") is True
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read the files of a finished run. Raises `UsageError` in one line where there is none, or it is not finished."""
+    """Read the files of a finished run.
+
+    Raises:
+        UsageError: If there is no run, it is not finished, or a file is missing or wrong (a one-line message).
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name the --out folder of a finished run")
     if not (folder / CLAIM_FILE).is_file():
@@ -114,8 +119,10 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def replay(study: Study, sites: Mapping[str, SiteRecord]) -> Finding:
-    """Every attempt counted one by one and put through the accountant in one go. The claim must be exactly that, at
-    most the promise, and at least the exact epsilon where there is a formula for it (an accountant of another kind).
+    """Check the claimed epsilons: count every attempt and compute the cost of all steps at once.
+
+    Each site's claim must equal this epsilon, which must not exceed the promise. The claim must also be at least the
+    exact epsilon where a formula exists for it, which is independent of the accountant.
     """
     plan, faults, largest = plan_from_study(study), [], 0.0
     for name, site in sites.items():
@@ -148,7 +155,7 @@ def _same(claimed: float, counted: float) -> bool:
 
 
 def plan_kept(record: RunRecord) -> Finding:
-    """The noise and sampling rate of every event, and those that result.json shows, against the study's plan."""
+    """Check the noise and sampling rate of every event, and those in result.json, against the study's plan."""
     plan, faults = plan_from_study(record.study), []
     wanted = (plan.noise_multiplier, plan.sampling_rate)
     for name, site in record.sites.items():
@@ -167,10 +174,11 @@ def plan_kept(record: RunRecord) -> Finding:
 
 
 def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
-    """What the hospitals really sent in the last rounds, minus what their patients explain, is the noise they added.
+    """Check the noise in the messages that the hospitals sent in the last rounds.
 
-    The step is undone and the clipped sum recomputed one patient at a time. Chi-squared at `FALSE_ALARM`, as in
-    `noise_size`; replies of different rounds and sites must not be linked.
+    The noise is the message minus the part explained by the patients: the step is undone, and the clipped sum is
+    recomputed one patient at a time. The size is tested by chi-squared at `FALSE_ALARM`, as in `noise_size`, and the
+    noise of different rounds and sites must not be correlated.
     """
     study, plan = record.study, plan_from_study(record.study)
     simple = (
@@ -197,7 +205,7 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
     chance = 2 * min(stats.chi2.sf(total, n), stats.chi2.cdf(total, n))
     links = np.corrcoef(noise_RD)[np.triu_indices(len(noise_RD), 1)] if len(noise_RD) > 1 else np.zeros(1)
     linked = float(np.abs(links).max())
-    # Fisher's z of a correlation of two rows of D normal values, over all pairs
+    # Fisher's z of the correlation of two rows of D normal values, corrected for the number of pairs
     link_limit = math.tanh(
         stats.norm.isf(FALSE_ALARM / 2 / max(1, len(links))) / math.sqrt(max(1, noise_RD.shape[1] - 3))
     )
@@ -213,7 +221,7 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
 
 
 def sent_mean(record: RunRecord) -> Finding:
-    """Each stored round against the mean of its replies, where FedAvg leaves the mean as it is."""
+    """Check each stored round's model against the mean of its replies. Does not apply to FedAdam."""
     settings = record.study.aggregation
     asked = "Is the model of the last rounds the mean of the hospitals' messages, each with its public weight?"
     nothing = Finding(name="sent-mean", question=asked, measured="–", limit="–", verdict="does not apply")
@@ -246,7 +254,7 @@ def sent_mean(record: RunRecord) -> Finding:
 
 
 def _checkpoints(record: RunRecord) -> dict[int, Weights]:
-    """Round -> global weights after it, of the rounds that are still there."""
+    """Return round -> global weights after it, for the rounds whose checkpoints still exist."""
     found = {}
     for path in sorted((record.folder / CHECKPOINTS).glob(ROUND_CHECKPOINTS)):
         tensors, manifest = load_checkpoint(path)
@@ -257,7 +265,7 @@ def _checkpoints(record: RunRecord) -> dict[int, Weights]:
 
 
 def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
-    """Site -> (round, weights received, weights sent) for the settled rounds whose files are still there."""
+    """Return site -> (round, weights received, weights sent) for settled rounds whose files still exist."""
     after = _checkpoints(record)
     sent: dict[str, list[tuple[int, Weights, Weights]]] = {}
     for name, site in record.sites.items():
@@ -270,7 +278,7 @@ def _sent(record: RunRecord) -> dict[str, list[tuple[int, Weights, Weights]]]:
 
 
 def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, reply: Weights) -> np.ndarray:
-    """The noise of one message in units of sigma C, (D,), by undoing the step and taking the patients' part away."""
+    """Return the noise of one message in units of sigma C, (D,): undo the step and subtract the patients' part."""
     plan, network = plan_from_study(study), initial_network(study)
     parameters = trained_parameters(network, study)
     load_weights(parameters, before)
@@ -288,6 +296,6 @@ def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, re
     pieces = []
     for name in parameters:
         gradient = (np.float64(before[name]) - reply[name]) / rate
-        released = gradient * plan.expected_patients  # FedProx's pull to the start is zero in a round's only step
+        released = gradient * plan.expected_patients  # FedProx's pull to the start is zero in the only step of a round
         pieces.append((released - clipped[name.removeprefix("head.")].numpy()).ravel())
     return np.concatenate(pieces) / (plan.noise_multiplier * plan.max_grad_norm)

@@ -1,7 +1,7 @@
-"""The system under attack: the parts of the product that the checks look at, and how a check asks them.
+"""The system under attack: the parts of the product that the checks call, and functions for calling them.
 
-A check sees only what an attacker would see, the weights that training returns, and compares them with what the plan
-says. So the same check runs on the product and on a `System` in which one part was replaced by a faulty one.
+A check uses only what an attacker would see, which is the weights that training returns, and compares them with the
+plan. So the same check runs on the product and on a `System` in which a faulty part replaces one of the product's.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ Weights = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What is audited, by default the product itself: one round at a site, training within it (clipping, noise and the
-    optimizer's step), the sampler, the source of randomness, the accountant, the server's rounds.
+    """The parts that are audited; the defaults are the product's.
+
+    In order: one round at a site, the training within it (clipping, noise and the optimizer's step), the sampler, the
+    source of randomness, the accountant, and the server's rounds.
     """
 
     answer: Callable[..., Answer] = answer
@@ -50,7 +52,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found: its question in plain words, what was measured, the limit, and the verdict."""
+    """The result of one check: its question in plain words, the measured value, the limit and the verdict."""
 
     name: str
     question: str
@@ -68,8 +70,9 @@ def passed(good: bool) -> Verdict:
 
 
 def plain_training(study: Study, rate: float) -> Study:
-    """The study with the simplest step, w - rate x gradient: what the step adds to the noised gradient (momentum, Adam,
-    FedProx) is post-processing and only hides it from a measurement. Privacy, network and data stay.
+    """Return the study with the simplest step, w - rate x gradient. Privacy, network and data are unchanged.
+
+    Momentum, Adam and FedProx only post-process the noised gradient, and would hide it from a measurement.
     """
     content = study.model_dump()
     content["training"].update(
@@ -90,10 +93,15 @@ def released_sums(
     start: Weights,
     stretch: float | None = None,
 ) -> list[Weights]:
-    """What a site releases in one step from `start`, times the public divisor: clipped sum plus noise, float64 by name.
+    """Return what a site releases in one step from `start`, times the public divisor: the clipped sum plus noise.
 
-    `calls` independent calls, each with fresh randomness, as rounds have it. The step is `stretch` times as long, by
-    default so long that float32 weights hold the move to seven digits whatever they started from.
+    Args:
+        calls: Number of independent calls, each with fresh randomness, as in separate rounds.
+        stretch: Factor on the length of the step. The default is so large that float32 weights represent the move to
+            seven digits, whatever their start.
+
+    Returns:
+        One entry per call, float64 arrays by name.
     """
     one_step = replace(plan, local_steps=1)
     unit = plan.max_grad_norm if math.isfinite(plan.max_grad_norm) else 1.0
@@ -115,10 +123,10 @@ def difference(first: Weights, second: Weights) -> Weights:
 
 
 def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], seed: int) -> Material:
-    """Patients who are nobody: `images[p]` images each, whose gradients at the study's start are long and alike.
+    """Return invented patients with `images[p]` images each, whose gradients at the study's start are long and alike.
 
-    Features lie far from zero, the images of a patient resemble each other (clipping each of them alone is then worst),
-    and each has the label that the network believes least.
+    Features lie far from zero. The images of a patient are similar, which is the worst case for a system that clips
+    each image separately. Each image has the label to which the network gives the lowest probability.
     """
     generator = np.random.default_rng(seed)
     patient_N = np.repeat(np.arange(len(images)), images)
@@ -138,7 +146,7 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
 
 
 def without(material: Material, patient: int) -> Material:
-    """The neighbour: everything of one patient taken away."""
+    """Return the neighbouring dataset, without any row of one patient."""
     index = material.index
     patient_N = np.repeat(np.arange(index.patients), np.diff(index.start_P1))
     keep_N = np.zeros(len(material.labels_N), dtype=bool)

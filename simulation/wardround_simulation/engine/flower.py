@@ -1,8 +1,9 @@
 """Flower's simulation engine on Ray, as one call: `with_flower(site_folders, body)`.
 
-The server's part (`body`, usually `run_rounds`) runs in Flower's ServerApp thread and gets the `Exchange` to the sites;
-each site's part runs the ClientApp of a real site, in a worker process that keeps the sites it opened. Everything here
-that leans on Flower's inside is checked by the contract tests in tests/test_engine.py.
+The server's part (`body`, usually `run_rounds`) runs in Flower's ServerApp thread and receives the `Exchange` with the
+sites. Each site runs the ClientApp of a real site, in a worker process that keeps the sites it has opened. Tests in
+tests/simulation/engine/test_flower.py and tests/test_flower_contract.py check the internals of Flower on which this
+module relies.
 
     with_flower -> Ray (ray_cluster.py) -> run_simulation -> ServerApp thread: whoami, then body(FlowerExchange)
                                                           -> worker processes: ClientApp -> open_site, answer
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WHOAMI = "query.whoami"
-START_LIMIT_S = 300.0  # Ray and the workers, each of which loads torch: a busy machine takes minutes
+START_LIMIT_S = 300.0  # Ray starts, and each worker imports torch: on a busy machine this takes minutes
 END_LIMIT_S = 60.0
 KILL_LIMIT_S = 10.0
 SHORTEST_POLL_S = 0.001
@@ -44,7 +45,7 @@ LONGEST_POLL_S = 0.05
 
 
 class Interrupted(WardroundError):
-    """Ctrl-C or SIGTERM: nothing is lost, and the same command goes on."""
+    """The run was stopped by Ctrl-C or SIGTERM. Nothing is lost, and the same command continues it."""
 
     exit_code = 130
 
@@ -62,16 +63,28 @@ def with_flower(
     answer: Callable[[Any, Any], Any] | None = None,
     release: Callable[[Any, Any], Any] | None = None,
 ) -> T:
-    """Run `body` with an exchange to simulated sites, and return what it returns.
+    """Run `body` with an exchange to simulated sites, and return its result.
 
-    A site is named by its folder. As many sites train at once as cores allow (`cpus_per_site` each; default: cores over
-    sites, at least 1), and on `device = "cuda"` as many as fit beside each other in a GPU's memory by the measured need
-    of `gpu_step` (see `gpu_share`; without it one a GPU). `ray_address` names a Ray cluster instead of this machine;
-    the folders must then be visible to its machines under the same paths. Flower's and Ray's own words go to
-    `log_folder`; each site's log is FOLDER/site.log. `open_site`, `answer` and `release` default to a real site's.
+    Must be called from a thread that outlives the call (see `ray_cluster`). Each site's log is FOLDER/site.log.
 
-    Must be called from a thread that outlives the call, and Ctrl-C is caught only in the main thread: the workers end
-    within seconds, and `Interrupted` is raised. Other exceptions of `body` come out as they are.
+    Args:
+        site_folders: One folder per site; the folder's name is the site's name.
+        body: The server's part.
+        device: "cpu" or "cuda".
+        ray_address: A Ray cluster to use instead of this machine. The folders must be visible to the cluster's machines
+            under the same paths.
+        log_folder: Where the logs of Flower and Ray are written.
+        cpus_per_site: Cores for each site, which limits how many sites train at once. Default: cores divided by sites,
+            at least 1.
+        gpu_step: A training step whose measured memory determines how many sites share a GPU on "cuda" (see
+            `gpu_share`). Without it each site gets a whole GPU.
+        open_site, answer, release: A site's functions. They default to a real site's; if `open_site` and `answer` are
+            both given, there is no default for `release`.
+
+    Raises:
+        Interrupted: After Ctrl-C or SIGTERM, once the workers have ended, which takes seconds. Signals are handled only
+            in the main thread.
+        Exception: Any other exception of `body`, unchanged.
     """
     if open_site is None or answer is None:
         from wardround_client.rounds.evaluation import release_scores
@@ -89,8 +102,8 @@ def with_flower(
     task = _Task(body=body, names=tuple(sorted(folders)))
     quiet_environment()
     with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
-        task.take_signals()  # Ray has put a handler of its own in their place
-        cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, a worker a site
+        task.take_signals()  # Ray has replaced the handlers with its own
+        cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, one worker per site
         _simulate(task, _client_app(folders, open_site, answer, release), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
         raise task.error
@@ -99,7 +112,7 @@ def with_flower(
 
 @dataclass(kw_only=True)
 class _Task(Generic[T]):
-    """The body on its way through Flower's thread, and the event that ends all waits."""
+    """State of the body that runs in Flower's thread: its result or error, and the event that ends all waits."""
 
     body: Callable[[SitesExchange], T]
     names: tuple[str, ...]
@@ -112,11 +125,11 @@ class _Task(Generic[T]):
     take_signals: Callable[[], None] = lambda: None
 
     def main(self, grid: Grid) -> None:
-        """What the ServerApp does. Nothing may be raised into Flower, which would print it; the caller raises it."""
+        """Run the body as the ServerApp. Stores exceptions for the caller to raise, because Flower would print them."""
         from wardround_server.flower.exchange import FlowerExchange, Polling
 
         try:
-            grid = cast("Grid", _PromptGrid(grid, self.pushed))  # has what is used of one
+            grid = cast("Grid", _PromptGrid(grid, self.pushed))  # implements the methods of a Grid that are used
             directory = _who_is_who(grid, self.names, self.stopped)
             polling = Polling(shortest_s=SHORTEST_POLL_S, longest_s=LONGEST_POLL_S)
             self.result = self.body(FlowerExchange(grid, directory, polling, self.stopped))
@@ -127,7 +140,7 @@ class _Task(Generic[T]):
 
 
 def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> None:
-    """Run Flower's engine until the body has ended; leaves its result or its error in `task`."""
+    """Run Flower's engine until the body has ended, and store the body's result or error in `task`."""
     from flwr.simulation import run_simulation
 
     from wardround_server.flower.exchange import make_server_app
@@ -159,18 +172,18 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> Non
             task.ended.wait(END_LIMIT_S)
     if task.interrupted:
         failure = Interrupted("stopped; the same command continues with the round that was not finished")
-    task.error = failure or task.error  # the body's own error is then only that it was stopped
+    task.error = failure or task.error  # after a failure the body's own error only reports that it was stopped
 
 
 def _deepest_line(error: BaseException) -> str:
-    """The first line of what was raised first; Flower wraps it in messages that say nothing."""
+    """Return the first line of the original exception, which Flower wraps in uninformative ones."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _PromptGrid:
-    """Flower's grid, which says when something was pushed."""
+    """Flower's grid, with an event that is set when messages were pushed."""
 
     def __init__(self, grid: Grid, pushed: threading.Event) -> None:
         self._pushed = pushed
@@ -186,13 +199,15 @@ class _PromptGrid:
 
 @contextlib.contextmanager
 def _flower_mended(pushed: threading.Event) -> Iterator[None]:
-    """For the time of a run, mend three things inside Flower's engine; contract tests hold them to what they replace.
+    """Patch three faults of Flower's engine for the duration of a run.
 
-    - It gives a worker that died its next message again and again: here another worker takes its place.
-    - It looks for new messages every 0.1 s, so that a round of 0.12 s takes 0.2: here they are handed on as they are
-      pushed.
-    - It ends Ray under threads that wait for a busy worker, which then wait for ever, and so does the exit of the
-      process: here the workers are killed first, so that those threads end.
+    Contract tests check that the replaced parts are still those that the patches were written for.
+
+    - Flower keeps sending messages to a worker that died. The patch replaces a dead worker with a new one.
+    - Flower polls for new messages every 0.1 s, so that a round of 0.12 s takes 0.2 s. The patch forwards messages as
+      soon as they are pushed.
+    - Flower shuts Ray down while threads wait for a busy worker. Those threads then wait for ever and the process
+      cannot exit. The patch kills the workers first, so that the threads end.
     """
     import ray
     from flwr.server.superlink.fleet.vce import vce_api
@@ -212,7 +227,7 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
                 waiting.discard(threading.get_ident())
 
         def replace(self, dead: str) -> None:
-            pool: Any = self.pool  # its actors are Ray's handles, which Flower types as what they stand for
+            pool: Any = self.pool  # its actors are Ray handles, which Flower types as the actor class
             left = [actor for actor in pool.pool if actor._actor_id.hex() != dead]
             if len(left) < len(pool.pool):
                 pool.pool[:] = [*left, pool.create_actor_fn()]
@@ -257,11 +272,11 @@ def _client_app(
     return app
 
 
-_open_sites: dict[str, Any] = {}  # in a worker process: the sites it has opened, by folder
+_open_sites: dict[str, Any] = {}  # in a worker process: the sites that it has opened, by folder
 
 
 def _opened(places: tuple[str, ...], open_site: Callable[[Path], Any], context: Context) -> Any:
-    """The site of this node, opened once a process."""
+    """Return the site of this node, which is opened once per process."""
     place = places[int(context.node_config["partition-id"])]
     _log_to(Path(place))
     if place not in _open_sites:
@@ -270,7 +285,7 @@ def _opened(places: tuple[str, ...], open_site: Callable[[Path], Any], context: 
 
 
 def _log_to(folder: Path) -> None:
-    """Send this process's log to the log of the site that it works for now."""
+    """Redirect this process's log to that of the site that it now works for."""
     root = logging.getLogger("wardround_client")
     for handler in list(root.handlers):
         if isinstance(handler, logging.FileHandler):
@@ -290,7 +305,7 @@ def _say_who(message: Message, context: Context) -> Message:
 
 
 def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) -> dict[str, int]:
-    """Site name -> node id, by asking each node once for its place in our own list."""
+    """Return site name -> node id. Each node is queried once for its index in the sorted list of names."""
     from flwr.app import Message, RecordDict
 
     ends = time.monotonic() + START_LIMIT_S
@@ -313,7 +328,10 @@ def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) ->
 
 @contextlib.contextmanager
 def _signals(task: _Task[T]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM is one KeyboardInterrupt in the main thread; later ones wait for the clean end."""
+    """Raise one KeyboardInterrupt in the main thread at the first SIGINT or SIGTERM, and ignore later ones.
+
+    Ignoring them lets the clean shutdown finish.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -343,7 +361,7 @@ def _signals(task: _Task[T]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _engine_log(log_folder: Path | None) -> Iterator[None]:
-    """What Flower and Ray say goes to `log_folder`/engine.log, or nowhere, instead of the terminal."""
+    """Redirect the logs of Flower and Ray from the terminal to `log_folder`/engine.log; without a folder drop them."""
     from flwr.supercore.logger import FLOWER_LOGGER
 
     handler: logging.Handler = logging.NullHandler()

@@ -1,8 +1,8 @@
-"""How many sites fit beside each other on a GPU, by measurement.
+"""Measure how many sites can share a GPU.
 
-Ray's fraction of a GPU is only a count: it caps no memory. So one real training step is run in a process of its own,
-and what the GPU is short of afterwards (the framework's context and the most memory its allocator ever held) is what a
-site needs.
+Ray's fraction of a GPU is only a count and does not limit memory. So one real training step runs in a separate process,
+and a site's need is measured as the memory that the step takes: the framework's context plus the most memory that its
+allocator ever held.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ from collections.abc import Callable
 
 from wardround.errors import WardroundError
 
-SPARE = 0.1  # of a GPU's memory that stays free: fragmentation, and what the driver takes as it goes
+SPARE = 0.1  # fraction of a GPU's memory that stays free, for fragmentation and for what the driver allocates later
 SLACK = 1.15  # a step of the largest site may need a little more than the measured one
 STEP_LIMIT_S = 300.0
 
 
 def gpu_share(step: Callable[[], None] | None) -> tuple[int, float]:
-    """GPUs of this machine, and the fraction of one that a site gets, as Ray's `num_gpus` (1/k for k sites a GPU).
+    """Return the number of GPUs of this machine, and the fraction of one GPU that each site gets.
 
-    `step` does one real training step on "cuda", and must be picklable; with None a site gets a whole GPU. Raises
-    `WardroundError` when there is no GPU, or the step does not fit.
+    Args:
+        step: Does one real training step on "cuda"; must be picklable. With None a site gets a whole GPU.
+
+    Returns:
+        The count, and the fraction as Ray's `num_gpus`: 1/k for k sites per GPU.
+
+    Raises:
+        WardroundError: If there is no GPU, or the step does not fit.
     """
     import torch
 
@@ -48,9 +54,12 @@ def gpu_share(step: Callable[[], None] | None) -> tuple[int, float]:
 
 
 def share_of(needed_bytes: int, free_bytes: int) -> float:
-    """1/k, for the most sites k that fit into the free memory with slack and spare; Ray counts in steps of 1e-4.
+    """Return 1/k for the largest number of sites k that fits into the free memory with slack and spare.
 
-    Raises `WardroundError` when not even one fits.
+    The result is rounded down to a multiple of 1e-4, the unit in which Ray counts.
+
+    Raises:
+        WardroundError: If not even one site fits.
     """
     sites = int(free_bytes * (1 - SPARE) / (max(1, needed_bytes) * SLACK))
     if sites < 1:
@@ -60,7 +69,7 @@ def share_of(needed_bytes: int, free_bytes: int) -> float:
 
 
 def _measure(step: Callable[[], None], sender: multiprocessing.connection.Connection) -> None:
-    """In a process of its own: send (bytes the GPU lacks after a step, bytes free before it)."""
+    """Run in a separate process: send (bytes of GPU memory that the step takes, bytes free before it)."""
     import torch
 
     free_before = _free_bytes()
@@ -72,7 +81,7 @@ def _measure(step: Callable[[], None], sender: multiprocessing.connection.Connec
 
 
 def _free_bytes() -> int:
-    """Free memory of GPU 0 as the driver tells it, before this process has a context of its own."""
+    """Return the free memory of GPU 0 in bytes from nvidia-smi, which needs no CUDA context in this process."""
     import subprocess
 
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]

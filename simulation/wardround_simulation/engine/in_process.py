@@ -1,9 +1,9 @@
-"""A federation in one process: the same round functions as everywhere, with function calls in place of a network.
+"""A federation in one process: the usual round functions, with function calls instead of a network.
 
 `compare` trains hundreds of models this way, and a run's report uses it for its baselines: *alone* (one hospital),
 *pooled* (all data in one place, which only a simulation can do) and *federated*. Plan, sampler, clipping, noise,
-ledger and round loop are those of a real site and server; only the ledger lives in memory, for these sites end with
-the call.
+ledger and round loop are those of a real site and server. The only difference is that the ledger is in memory, because
+these sites exist only for the duration of the call.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ class Hospital:
         return self.cohort.labels_N >= 0
 
     def rows_of_patients(self, keep_P: np.ndarray) -> np.ndarray:
-        """Labelled rows of the patients where `keep_P` is true, bool (N,)."""
+        """Return the labelled rows of the patients where `keep_P` is true, bool (N,)."""
         return self.labelled_N & keep_P[self.cohort.patient_N]
 
 
 def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.device = CPU) -> list[Hospital]:
-    """Open the cohorts in `folders` (name -> site folder), in the order of names, with features where the study
-    reads them.
+    """Open the cohorts in `folders` (name -> site folder), in the order of names.
+
+    If the study trains on frozen features, each hospital's `inputs_N` are those features.
     """
     hospitals = []
     for name, folder in sorted(folders.items()):
@@ -65,12 +66,12 @@ def open_hospitals(folders: Mapping[str, Path], study: Study, device: torch.devi
 
 
 def alone_study(study: Study) -> Study:
-    """The same study for a hospital that trains alone: one site, the same nominal patients, the same epsilon."""
+    """Return the study for a hospital that trains alone: one site, the same nominal patients, the same epsilon."""
     return _with_sites(study, sites=1, nominal_patients=study.privacy.nominal_patients)
 
 
 def pooled_study(study: Study) -> Study:
-    """The same study on all data in one place: one site with everyone's nominal patients, one noise."""
+    """Return the study for all data in one place: one site with the nominal patients of all sites, noised once."""
     together = study.privacy.nominal_patients * study.aggregation.nominal_sites
     return _with_sites(study, sites=1, nominal_patients=together)
 
@@ -89,9 +90,9 @@ def temporary_site(
     admitted: dict[str, object],
     device: torch.device = CPU,
 ) -> Site:
-    """A site that holds the given rows (bool (N,)) of the given hospitals, with an empty ledger in memory.
+    """Return a site with the given rows (bool (N,)) of the given hospitals and an empty ledger in memory.
 
-    `admitted` is shared among the sites of one process, so that a network is built and its clipping checked once.
+    `admitted` is shared among the sites of one process, so that each network is built and its clipping checked once.
     """
     if len(parts) == 1:
         only = parts[0][0]
@@ -124,7 +125,7 @@ def temporary_site(
 
 
 def everyone_else(parts: Sequence[tuple[Hospital, np.ndarray]]) -> HeldOutImages:
-    """The labelled images of the given hospitals that are not among the given rows (bool (N,))."""
+    """Return the labelled images of the given hospitals that are not among the given rows (bool (N,))."""
     offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
     rows = [np.flatnonzero(hospital.labelled_N & ~rows_N) for hospital, rows_N in parts]
     cohorts = [(hospital.cohort, place) for (hospital, _), place in zip(parts, rows, strict=True)]
@@ -137,7 +138,7 @@ def everyone_else(parts: Sequence[tuple[Hospital, np.ndarray]]) -> HeldOutImages
 
 
 def in_process_exchange(sites: Sequence[Site]) -> Exchange:
-    """The exchange of a federation in one process: each site answers in the order of names."""
+    """Return the exchange of a federation in one process; the sites reply in the order of their names."""
 
     def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
         for site in sorted(sites, key=lambda site: site.name):
@@ -147,7 +148,7 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
                 answered = answer(broadcast, site)
             except RefusedError as error:
                 code = f"refused:{error.code}"
-            except WireError as error:  # a diverged model; the code is the one that Flower's client sends
+            except WireError as error:  # a diverged model; Flower's client sends the same code
                 code = f"refused:wire-{error.code}"
             seconds = time.monotonic() - started
             yield SiteReply(
@@ -164,7 +165,7 @@ def in_process_exchange(sites: Sequence[Site]) -> Exchange:
 
 
 def train_together(study: Study, sites: Sequence[Site]) -> Weights:
-    """Run the study's rounds over the sites, from the study's initial weights, and return the released ones."""
+    """Run the study's rounds over the sites, from the study's initial weights, and return the released weights."""
     architecture = architecture_sha256(initial_network(study))
     outcome = run_rounds(study, "in-process", architecture, start_weights(study), in_process_exchange(sites), None)
     return outcome.weights

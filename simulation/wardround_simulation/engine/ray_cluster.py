@@ -1,10 +1,10 @@
-"""A Ray of our own for one run: on loopback, behind a token, quiet, bounded in memory, and gone when the run is.
+"""A private Ray cluster for one run: on loopback, protected by a token, quiet and with bounded memory.
 
-Left alone, Ray listens on every interface and runs code for whoever connects, calls out, and joins any cluster it finds
-named in a shared temporary folder. So the environment is set before Ray is imported, the address is always given, and
-the temporary folder is the run's own. Ray's processes die with the process that called `start` (PR_SET_PDEATHSIG
-follows the *thread* that started them, so that must be one that lives as long as the run), also when that is killed
-with SIGKILL.
+By default Ray listens on every interface, runs code for anyone who connects, makes outgoing connections, and joins any
+cluster that is named in a shared temporary folder. So the environment is set before Ray is imported, the address is
+always given, and each run has its own temporary folder. The cluster ends with the run. Ray's processes die with the
+process that started them, even if that is killed with SIGKILL. They use PR_SET_PDEATHSIG, which follows the *thread*
+that started them, so this thread must live as long as the run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from wardround_simulation.run.preflight import check_ray_address
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
-OBJECT_STORE_BYTES = 256 * 2**20  # messages on their way between processes; Ray goes on in files when it is full
+OBJECT_STORE_BYTES = 256 * 2**20  # for messages in transit between processes; when it is full, Ray spills to files
 _PREFIX = "wardround-"
-_LONGEST_FOLDER = 40  # Ray makes sockets in it, whose path may have 107 bytes
+_LONGEST_FOLDER = 40  # Ray creates sockets in it, whose paths are limited to 107 bytes
 
 
 def quiet_environment() -> None:
-    """Set what keeps Flower and Ray from calling out, installing or listening abroad; before either is imported."""
+    """Set the variables that stop Flower and Ray from making outgoing connections and installing packages.
+
+    Must be called before either is imported.
+    """
     os.environ.update(
         FLWR_TELEMETRY_ENABLED="0",
         FLWR_DISABLE_UPDATE_CHECK="1",
@@ -47,10 +50,16 @@ def quiet_environment() -> None:
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: Path | None) -> Iterator[float]:
-    """Ray for the time of the block: one of our own, or with an `address` the cluster that is there. Yields its CPUs.
+    """Provide Ray for the duration of the block, and yield the cluster's number of CPUs.
 
-    Of our own, it has the given CPUs and GPUs, and what its processes wrote is copied to `log_folder`/ray afterwards.
-    Raises `UsageError` when there is no cluster at `address`, `WardroundError` when Ray does not start.
+    Args:
+        address: An existing cluster to connect to; with None a private one is started and stopped.
+        num_cpus, num_gpus: Resources of the private cluster.
+        log_folder: The private cluster's logs are copied to `log_folder`/ray afterwards; with None they are deleted.
+
+    Raises:
+        UsageError: If there is no cluster at `address`.
+        WardroundError: If Ray does not start.
     """
     quiet_environment()
     if address is not None:
@@ -59,13 +68,13 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: P
         return
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_folder()))
-    # Ray asks the cloud providers' metadata addresses where it runs, unless this file in its home tells.
+    # Without this file in its home folder, Ray queries the cloud providers' metadata addresses to find where it runs.
     (folder / "ray_bootstrap_config.yaml").write_text("{}\n", encoding="utf-8")
     closed = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its name hides it: Ray then stays on loopback, on every system
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: with 0 Ray stays on loopback on every system
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # after a SIGKILL Ray's agents go on for so long; by default 60
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # how long Ray's agents survive a SIGKILL; 60 by default
     }
     try:
         with _environment(closed), _settings_read_again():
@@ -95,7 +104,10 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _settings_read_again() -> Iterator[None]:
-    """Ray reads these settings once a process, when first imported, which may have been before: make it look again."""
+    """Make Ray read its settings again.
+
+    Ray reads them once per process, at its first import, which may have happened before this run set them.
+    """
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, untyped
 
@@ -133,7 +145,7 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[float]:
-    check_ray_address(address)  # by itself Ray asks a dead address for many minutes
+    check_ray_address(address)  # Ray itself retries a dead address for many minutes
     import ray
 
     try:
@@ -149,7 +161,7 @@ def _connected(address: str) -> Iterator[float]:
 
 @contextlib.contextmanager
 def _no_chatter() -> Iterator[None]:
-    """Ray prints errors of its processes to the driver's output, whatever `log_to_driver` says: to our log instead."""
+    """Send errors of Ray's processes to our log; Ray prints them on the terminal even with `log_to_driver=False`."""
     from ray._private import worker
 
     def to_log(data: dict[str, Any], **_: Any) -> None:
@@ -175,7 +187,7 @@ def _short_folder() -> str:
 
 
 def _sweep() -> None:
-    """Remove what killed runs left behind: folders named by a process that is no more."""
+    """Remove the temporary folders that killed runs left behind: those whose process no longer exists."""
     for folder in Path(_short_folder()).glob(f"{_PREFIX}*-*"):
         process = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if process.isdigit() and not Path(f"/proc/{process}").exists() and folder.stat().st_uid == os.getuid():

@@ -1,7 +1,8 @@
-"""Worker processes for a command's own work: they start fresh, leave Ctrl-C to the command, and end when it ends.
+"""A pool of worker processes for a command's own work.
 
-Python's pool by itself waits at a Ctrl-C for every piece that is being worked on, and after a SIGKILL of the command
-its workers wait for work for ever.
+Workers are spawned rather than forked, ignore Ctrl-C, which the command handles, and end when the command ends. A plain
+`ProcessPoolExecutor` waits after Ctrl-C for every task that is being worked on, and its workers wait for work for ever
+after a SIGKILL of the command.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from wardround.processes.spawn import FreshContext
 
 @contextmanager
 def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose workers, one torch thread each, are gone when the block ends, however it ends.
+    """Yield a pool whose workers use one torch thread each and have ended, or been killed, when the block ends.
 
-    Raises `WardroundError` where a worker was ended from outside.
+    Raises:
+        WardroundError: If a worker was killed from outside.
     """
     with ProcessPoolExecutor(processes, mp_context=FreshContext(), initializer=_start_worker) as pool:
         try:

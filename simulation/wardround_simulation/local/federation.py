@@ -1,12 +1,12 @@
 """A whole federation on this machine: a server and its sites as real processes, with keys and TLS, on 127.0.0.1.
 
-    OUT/server/        the server's folder, as `wardround-server init` makes it
-        hospital-1/ …  each site's folder, as `wardround-site init` makes it
-        logs/          what the daemons printed, by name (what happens in them is in the folders' own logs/)
+    OUT/server/        the server's folder, created by `wardround-server init`
+        hospital-1/ …  each site's folder, created by `wardround-site init`
+        logs/          output of the daemons, by name (their logs are in logs/ of their own folders)
 
-Everything is done by the two programs' own commands, as an operator and as many hospitals would type them; two things
-they would do with an editor are done here: ports that are free on this machine, and a share of its processors. Nothing
-is done twice: a second call goes on where the first one ended.
+The module runs the commands of the two programs, as an operator and the hospitals would type them. In addition it makes
+two edits of the configuration files that people would make in an editor: ports that are free on this machine, and each
+site's share of its processors. A second call continues where the first one ended and repeats no step.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from wardround_simulation.local.ports import LOOPBACK, LocalPorts
 from wardround_simulation.local.programs import Daemon, asked, call, call_all, end, start
 
 SERVER, SITE = "wardround-server", "wardround-site"
-PERSON = "Local Demonstrator"  # who enrols and approves here, as the audit logs say
+PERSON = "Local Demonstrator"  # recorded in the audit logs as the person who enrols and approves
 LOOK_S = 2.0
 ANSWER_LIMIT_S, INGEST_LIMIT_S, START_LIMIT_S, PROPOSAL_LIMIT_S = 120.0, 3600.0, 120.0, 300.0
-ENDING_LIMIT_S = 40.0  # until daemons whose command was killed have ended: each gives its own processes 15 s
-BETWEEN_ROUNDS_S = 180.0  # beyond a round's own deadline: to gather the sites, and to begin a phase anew
+ENDING_LIMIT_S = 40.0  # for daemons of a killed command to end: each gives its own processes 15 s
+BETWEEN_ROUNDS_S = 180.0  # beyond a round's deadline: to gather the sites, and to restart a phase
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFederation:
-    """The folders of a federation on this machine. `data` holds each site's images, in a folder of its name."""
+    """The folders of a federation on this machine. `data` contains one folder of images per site, with its name."""
 
     folder: Path
     data: Path
@@ -60,7 +60,7 @@ class LocalFederation:
         return self.folder / name
 
     def finished(self, study: Study) -> str | None:
-        """The id of a finished run of this study, or None."""
+        """Return the id of the last finished run of this study, or None."""
         if not (self.server / SERVER_CONFIG).exists():
             return None
         runs = self._ask_server("runs")
@@ -69,9 +69,12 @@ class LocalFederation:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the one command that works on the folders; daemons of one that was killed are given time to end.
+        """Lock the folders for this command, and release the ports at the end.
 
-        Raises `WardroundError` where another command is at work, or a daemon that was started by hand.
+        Waits up to `ENDING_LIMIT_S` for the daemons of an earlier command that was killed to end.
+
+        Raises:
+            WardroundError: If another command, or a daemon that was started by hand, works on the folders.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         other, mend = "this command works on it in another window", "stop it there with Ctrl-C, or choose another --out"
@@ -87,8 +90,9 @@ class LocalFederation:
                 self.ports.release()
 
     def found(self, progress: RunProgress) -> None:
-        """Make the server and the sites, and enrol them: each one's key is made there, and the server is given its
-        fingerprint.
+        """Create the server and the sites, and enrol the sites.
+
+        Each site generates its own key, and the server receives the key's fingerprint.
         """
         progress.stage("Making the server and the sites, with their keys and certificates")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -111,7 +115,7 @@ class LocalFederation:
             progress.pieces(number, len(self.sites))
 
     def ingest(self, study: Path, progress: RunProgress) -> None:
-        """Each site prepares its own images for the study file."""
+        """Let each site prepare its own images for the study file."""
         progress.stage("Each site prepares its images")
         for number, name in enumerate(self.sites, 1):
             words = (self.data / name, "--study", study, "--site", self.site(name))
@@ -120,7 +124,7 @@ class LocalFederation:
 
     @contextmanager
     def daemons(self, progress: RunProgress) -> Iterator[list[Daemon]]:
-        """The server and the sites, running. They are ended with the block, however it ends."""
+        """Start the server and the sites, and yield their daemons. They are always ended when the block ends."""
         progress.stage("Starting the server and the sites")
         self._keep_ports()
         running: list[Daemon] = []
@@ -134,12 +138,18 @@ class LocalFederation:
             end(running)
 
     def submit(self, study: Path) -> Mapping[str, Any]:
-        """Put the study file before the sites -> the run, as `wardround-server show` tells it."""
+        """Propose the study file to the sites, and return the run in the format of `wardround-server show`."""
         return self._ask_server("submit", study)
 
     def approve(self, sha256: str, running: list[Daemon], progress: RunProgress) -> None:
-        """Wait until the study has reached each site, and approve there by name all runs of it that the server has: an
-        earlier one may have been stopped for good.
+        """Wait until each site has received the study, and approve it there.
+
+        The approval covers all runs of the study that the server has, because an earlier run may have been stopped for
+        good.
+
+        Raises:
+            WardroundError: If a site has refused or revoked the study, a daemon ends, or the study does not arrive
+                within `PROPOSAL_LIMIT_S`.
         """
         progress.stage("The sites receive the study and approve it")
 
@@ -156,12 +166,15 @@ class LocalFederation:
                 words = f"{SITE} studies approve {sha256[:12]} --site {self.site(name)} --by NAME"
                 raise WardroundError(f"{name}: the study is {state} there; if that is to change: {words}")
         undecided = [name for name, one in studies.items() if one["runs"] < runs]
-        # At once: the server may begin as soon as enough of them have.
+        # All sites at once: the server may begin as soon as enough of them have approved.
         self._ask_sites("studies", "approve", sha256, "--runs", runs, "--yes", "--by", PERSON, sites=undecided)
 
     def watch(self, run: str, study: Study, running: list[Daemon], progress: RunProgress) -> None:
-        """Follow the run to its end. Raises `WardroundError` where it is stopped, a daemon ends, or nothing moves for
-        longer than two rounds may take.
+        """Follow the run to its end.
+
+        Raises:
+            WardroundError: If the run is stopped, a daemon ends, or there is no progress for longer than two rounds may
+                take.
         """
         progress.stage(f"Training {study.study.rounds} rounds at {len(self.sites)} sites")
         limit_s = 2 * study.aggregation.round_deadline_s + BETWEEN_ROUNDS_S
@@ -186,14 +199,14 @@ class LocalFederation:
             time.sleep(LOOK_S)
 
     def status(self, run: str) -> str:
-        """What the two programs say of the run and of each site's ledger, as text."""
+        """Return the two programs' output about the run and each site's ledger, as text."""
         shown = call("server", SERVER, "show", run, "--server", self.server, limit_s=ANSWER_LIMIT_S)
         words = {name: ("ledger", "show", "--site", self.site(name)) for name in self.sites}
         ledgers = call_all(SITE, words, limit_s=ANSWER_LIMIT_S)
         return "\n".join([shown, *(f"The ledger of {name}\n{said}" for name, said in ledgers.items())])
 
     def status_json(self, run: str) -> dict[str, Any]:
-        """The same for machines."""
+        """Return the run and the ledgers as JSON values, with the path of the folder."""
         return {
             "folder": str(self.folder),
             "run": self._ask_server("show", run),
@@ -201,7 +214,7 @@ class LocalFederation:
         }
 
     def _parties(self) -> Iterator[tuple[str, str, str, Path]]:
-        """Of each daemon: its name, its program, the option that names its folder, the folder."""
+        """Yield each daemon's name, its program, the option that names its folder, and the folder."""
         yield "server", SERVER, "--server", self.server
         for name in self.sites:
             yield name, SITE, "--site", self.site(name)
@@ -210,18 +223,18 @@ class LocalFederation:
         return asked("server", SERVER, *words, "--server", self.server, limit_s=ANSWER_LIMIT_S)
 
     def _ask_sites(self, *words: object, sites: Collection[str] | None = None) -> dict[str, Any]:
-        """The same question to all sites, or to these, at once: their answers by name."""
+        """Run the same command at all sites, or at `sites`, concurrently; return the parsed JSON output by name."""
         chosen = self.sites if sites is None else sites
         questions = {name: (*words, "--site", self.site(name), "--json") for name in chosen}
         answers = call_all(SITE, questions, limit_s=ANSWER_LIMIT_S)
         return {name: json.loads(answer) for name, answer in answers.items()}
 
     def _who_is_ill(self) -> str:
-        """In one line: each daemon that is not SERVING, its first fault, and where the logs are."""
+        """Return one line with each daemon that is not serving, its first fault, and the place of the logs."""
         ill = []
         for name, program, option, folder in self._parties():
             said = call(name, program, "health", option, folder, "--json", limit_s=ANSWER_LIMIT_S, codes=(0, 1))
-            nobody_answers = {"serving": False, "checks": []}  # exit code 1 without a word
+            nobody_answers = {"serving": False, "checks": []}  # the command exited with 1 and printed nothing
             health: dict[str, Any] = json.loads(said) if said else nobody_answers
             faults = [f"{check['name']} {check['found']}" for check in health["checks"] if check["state"] == "fault"]
             if not health["serving"]:
@@ -229,7 +242,7 @@ class LocalFederation:
         return f"{'; '.join(ill) or 'all daemons say that they are well'}; logs: {self.folder}/*/logs/"
 
     def _ports(self) -> dict[str, tuple[Path, int]]:
-        """The ports of the folders' files, by what they are for, with the file."""
+        """Return "folder key" -> (configuration file, port) for all ports in the folders' configuration files."""
         found = {}
         for path in (self.server / SERVER_CONFIG, *(self.site(name) / CONFIG_FILE for name in self.sites)):
             if path.exists():
@@ -240,7 +253,7 @@ class LocalFederation:
         return found
 
     def _keep_ports(self) -> None:
-        """Claim the ports of the folders' files, and write others into them where somebody has taken one meanwhile."""
+        """Claim the ports in the configuration files, and replace those that have been taken in the meantime."""
         for name, (path, port) in self._ports().items():
             if not self.ports.claim(port):
                 key, other = name.split()[1], self.ports.next()
@@ -251,7 +264,7 @@ class LocalFederation:
 
 
 def _set(path: Path, values: Mapping[str, object]) -> None:
-    """Set keys of a TOML file that are there already, as one would in an editor."""
+    """Set the values of keys that a TOML file already contains."""
     text = path.read_text(encoding="utf-8")
     for key, value in values.items():
         text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
@@ -259,7 +272,11 @@ def _set(path: Path, values: Mapping[str, object]) -> None:
 
 
 def _wait(what: Callable[[], T | None], running: list[Daemon], limit_s: float, complaint: Callable[[], str]) -> T:
-    """What `what` gives once that is something. Raises `WardroundError` where a daemon ends, or after `limit_s`."""
+    """Call `what` until its result is truthy, and return that result.
+
+    Raises:
+        WardroundError: If a daemon ends, or after `limit_s`; then the message includes the text from `complaint`.
+    """
     ends = time.monotonic() + limit_s
     while not (found := what()):
         for daemon in running:

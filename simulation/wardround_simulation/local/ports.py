@@ -1,7 +1,8 @@
-"""Ports of loopback for the daemons of a local federation, chosen so that two federations of one user never meet.
+"""Loopback ports for the daemons of a local federation, chosen so that two federations of one user never collide.
 
-A port that is free when it is chosen may be taken before a daemon listens on it. So each is claimed first, by a lock
-that ends with this process, however it ends; who finds a port claimed, or in use, tries the next one.
+A port that is free when it is chosen may be taken before a daemon listens on it. So a process first claims a port with
+a lock, which the kernel releases however the process ends. A process that finds a port claimed or in use tries the next
+one.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ class LocalPorts:
     _claims: dict[int, int] = field(default_factory=dict)  # port -> descriptor of its lock, open until the end
 
     def claim(self, port: int) -> bool:
-        """Take a port, unless another process has claimed it or listens on it. Claimed again: still ours."""
+        """Claim a port, and return False if another process has claimed it or listens on it.
+
+        Returns True for a port that this object has already claimed.
+        """
         if port in self._claims:
             return True
         self.folder.mkdir(mode=OWNERS_FOLDER, parents=True, exist_ok=True)
-        # Others may write to the temporary folder, and a link there must not make a lock file elsewhere.
+        # Other users may write to the temporary folder; O_NOFOLLOW stops a link there from creating files elsewhere.
         descriptor = open_lock(self.folder / str(port), os.O_NOFOLLOW)
         if not (lock(descriptor, timeout_s=0.0) and port_is_free(LOOPBACK, port)):
             os.close(descriptor)
@@ -43,14 +47,14 @@ class LocalPorts:
         return True
 
     def next(self) -> int:
-        """Claim the first port that is nobody's. Raises `WardroundError` where there is none."""
+        """Claim and return the first free port. Raises `WardroundError` if there is none."""
         for port in self.choice:
             if port not in self._claims and self.claim(port):
                 return port
         raise WardroundError(f"{LOOPBACK}: no free port from {min(self.choice)} to {max(self.choice)}")
 
     def release(self) -> None:
-        """Give all back."""
+        """Release all claims."""
         for descriptor in self._claims.values():
             os.close(descriptor)
         self._claims.clear()

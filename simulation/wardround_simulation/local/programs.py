@@ -1,7 +1,7 @@
-"""Programs as processes of their own: called to their end, or started and ended later. None outlives this process.
+"""Run programs as child processes, either to completion or as daemons. None of them outlives this process.
 
-Each leads a session of its own, so that Ctrl-C reaches this process alone, which then ends them in order; and each is
-tied to this process by the kernel, so that it ends even where this one is killed.
+Each child leads its own session, so that Ctrl-C reaches only this process, which then ends the children in order. Each
+child also has a parent-death signal, so that it ends even if this process is killed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ GRACE_S = 30.0  # a daemon gives its own processes 15 s
 
 
 def call(who: str, program: str, *words: object, limit_s: float, codes: tuple[int, ...] = (0,)) -> str:
-    """Run a program to its end and return what it printed.
+    """Run a program to completion and return its standard output.
 
-    Raises `WardroundError`: `who`, and the line that the program ended with, or that it took longer than `limit_s`.
+    Raises:
+        WardroundError: If the exit code is not in `codes`, or the program takes longer than `limit_s`. The message
+            names `who` and gives the last line that the program printed to standard error, or the limit.
     """
     return call_all(program, {who: words}, limit_s=limit_s, codes=codes)[who]
 
@@ -38,7 +40,14 @@ def call(who: str, program: str, *words: object, limit_s: float, codes: tuple[in
 def call_all(
     program: str, words: Mapping[str, tuple[object, ...]], *, limit_s: float, codes: tuple[int, ...] = (0,)
 ) -> dict[str, str]:
-    """The same for several at once, by who they are. The first one that fails ends all."""
+    """Run a program several times concurrently, and return the outputs by name. The first failure ends all.
+
+    Args:
+        words: Name -> the arguments of that call.
+
+    Raises:
+        WardroundError: As `call` does.
+    """
     ends = time.monotonic() + limit_s
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -63,13 +72,13 @@ def _printed(
 
 
 def asked(who: str, program: str, *words: object, limit_s: float) -> Any:
-    """What a program says with --json. Raises as `call`."""
+    """Return a program's parsed output with --json. Raises as `call` does."""
     return json.loads(call(who, program, *words, "--json", limit_s=limit_s))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """A program that goes on until it is ended. It prints to `printed`; what happens in it is in `log`."""
+    """A program that runs until it is ended. `printed` receives its output; `log` is its log."""
 
     name: str
     printed: Path
@@ -78,11 +87,11 @@ class Daemon:
 
     @property
     def started(self) -> bool:
-        """Whether it printed the line that says so."""
+        """Whether the daemon has printed its JSON line, which it does when it has started."""
         return self.printed.read_bytes().startswith(b"{")
 
     def check(self) -> None:
-        """Raises `WardroundError` where it has ended: its name, its last line, and where its log is."""
+        """Raise `WardroundError` if the daemon has ended, with its name, its last line and the path of its log."""
         code = self.process.poll()
         if code is not None:
             lines = self.printed.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -91,14 +100,14 @@ class Daemon:
 
 
 def start(name: str, program: str, *words: object, printed: Path, log: Path) -> Daemon:
-    """Start a program and return at once. Call it from the main thread (see `tied`)."""
+    """Start a program and return immediately. Must be called from the main thread (see `tied`)."""
     with open(printed, "wb", opener=owner_only) as output:
         process = _popen(program, words, stdout=output, stderr=subprocess.STDOUT)
     return Daemon(name=name, printed=printed, log=log, process=process)
 
 
 def end(daemons: Iterable[Daemon]) -> None:
-    """Ask all to end, wait, and kill what is left. Nothing of them runs afterwards."""
+    """Terminate all daemons, wait up to `GRACE_S`, and kill those that still run. None runs afterwards."""
     _end([daemon.process for daemon in daemons])
 
 
@@ -110,7 +119,7 @@ def _popen(program: str, words: Iterable[object], **streams: Any) -> subprocess.
 
 
 def _environment() -> Mapping[str, str]:
-    """Ours, with the width of this terminal: theirs is a file or a pipe."""
+    """Return this process's environment with this terminal's width, as a child writes to a file or a pipe."""
     return {**os.environ, "COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
 
 
@@ -123,7 +132,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0.0))
-    finally:  # also where a second Ctrl-C cuts the waiting short
+    finally:  # runs also if a second Ctrl-C interrupts the wait
         for process in processes:
             if process.poll() is None:
                 with suppress(ProcessLookupError):

@@ -1,9 +1,8 @@
-"""Phantom hospitals as DICOM files: a folder a site, CT series of phantom patients, and a list of the nodules marked
-in them.
+"""Write phantom hospitals as DICOM files.
 
-The headers carry what a scanner's do (PS3.3 A.3, CT Image IOD) with invented names, so that nothing in them belongs
-to anybody. Sites differ as real ones do: pixel spacing, slice thickness, kernel, dose, and how Hounsfield units are
-stored.
+Each site is a folder with CT series of phantom patients and a list of the nodules that are marked in them. The headers
+contain the elements that a scanner writes (PS3.3 A.3, CT Image IOD) with invented names, so they contain no person's
+data. Sites differ as real ones do: in pixel spacing, slice thickness, kernel, dose and storage of Hounsfield units.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PATIENTS_A_TASK = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ScannerProfile:
-    """One make of scanner: how it images (`site`), what its headers say, and how it stores Hounsfield units."""
+    """One type of scanner: its imaging (`site`), the values in its headers, and its storage of Hounsfield units."""
 
     site: Site
     manufacturer: str
@@ -141,11 +140,13 @@ PROFILES = (
 def write_phantom_hospitals(
     folder: Path, sites: int, patients: int, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Writes `folder/hospital-1` ... with `patients` series each and a `labels.csv` beside them.
+    """Write `folder/hospital-1` ... with `patients` series and a `labels.csv` each.
 
-    Every second patient of a site has a malignant nodule first, so that no site lacks a class. The same arguments
-    give the same files, byte by byte. `progress(done, total)` counts patients. Raises DataError when a count is below
-    one or the folder is not empty.
+    The first nodule of every second patient of a site is malignant, so that every site with at least two patients has
+    both classes. The same arguments give the same files, byte for byte. `progress(done, total)` counts patients.
+
+    Raises:
+        DataError: If a count is below one or the folder is not empty.
     """
     if sites < 1 or patients < 1:
         raise DataError("phantom hospitals need at least one site and one patient; give larger numbers")
@@ -176,7 +177,10 @@ def write_phantom_hospitals(
 
 
 def make_once(folder: Path, sites: int, patients: int, seed: int, progress: Callable[[int, int], None]) -> None:
-    """Write them beside `folder` and rename: whole or not there. What a killed process left half-written is removed."""
+    """Write phantom hospitals to `folder` atomically: write them to a folder beside it, and rename that.
+
+    Removes the partial folders that killed processes left behind.
+    """
     for left in folder.parent.glob(f"{folder.name}.*.partial"):
         process = left.name.split(".")[-2]
         if process.isdigit() and not Path(f"/proc/{process}").exists():
@@ -187,8 +191,11 @@ def make_once(folder: Path, sites: int, patients: int, seed: int, progress: Call
 
 
 def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> list[tuple[int, list[str]]]:
-    """Some patients of one site -> (patient number, row of labels.csv) for each of their nodules. Runs in a worker
-    process."""
+    """Write some patients of one site, in a worker process.
+
+    Returns:
+        (patient number, row of labels.csv) for each of their nodules.
+    """
     torch.set_num_threads(1)
     profile = PROFILES[(site - 1) % len(PROFILES)]
     rows = []
@@ -220,7 +227,7 @@ def _write_series(
     series_uid: str,
     origin_mm: tuple[float, float, float],
 ) -> None:
-    """The slices of one patient as files; `origin_mm` is the middle of the stack in the patient's coordinates."""
+    """Write one patient's slices as files. `origin_mm` is the middle of the stack in the patient's coordinates."""
     header = _series_header(profile, volume, site, number, stream, series_uid)
     stored_SHW = _stored_values(profile, volume.hu_SHW.numpy())
     slices, rows, columns = stored_SHW.shape
@@ -248,8 +255,10 @@ def _write_series(
 
 
 def _stored_values(profile: ScannerProfile, hu_SHW: np.ndarray) -> np.ndarray:
-    """Hounsfield units as this scanner stores them (16 bits), with padding outside a round field of view where it has
-    one."""
+    """Return Hounsfield units as this scanner stores them, in 16 bits.
+
+    If the scanner has a round field of view, the values outside it are padding.
+    """
     hu_SHW = np.clip(np.round(hu_SHW), -1024, 3071)
     if profile.round_field:
         steps = np.linspace(-1, 1, hu_SHW.shape[1])
@@ -260,7 +269,7 @@ def _stored_values(profile: ScannerProfile, hu_SHW: np.ndarray) -> np.ndarray:
 def _series_header(
     profile: ScannerProfile, volume: PhantomVolume, site: int, number: int, stream: int, series_uid: str
 ) -> Dataset:
-    """All that the slices of a series share, as a data set's elements."""
+    """Return a data set with the elements that all slices of a series share."""
     day = (OLDEST_DAY + datetime.timedelta(days=stream % 1500)).strftime("%Y%m%d")
     header = Dataset()
     header.SpecificCharacterSet = "ISO_IR 192"

@@ -1,8 +1,9 @@
-"""Trains the shipped phantom encoder from nothing: paints phantoms, trains trunk and head on them, fits the
-projection, writes one file.
+"""Train the shipped phantom encoder from random weights.
 
-Shapes: N images, H rows, W columns, K concepts. No real image is read anywhere; the same seed gives the same tensors on
-one machine.
+The steps are: paint phantoms, train trunk and head on them, fit the projection, write one file. No real image is used.
+The same seed gives the same tensors on one machine.
+
+Shapes: N images, H rows, W columns, K concepts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from wardround.networks.phantom_encoder import POOLED, PhantomEncoder, PublicFea
 from wardround.networks.preprocessing import DARKEST, LUNG_LEVEL
 from wardround.phantoms.crops import CONCEPTS, GENERATOR_VERSION, PhantomCrops, generate_crops
 
-DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 1, 40_000, 3  # the shipped encoder's, with one thread
+# Those of the shipped encoder, which was trained with one thread.
+DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 1, 40_000, 3
 BATCH = 128
 PEAK_LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 0.05
@@ -42,8 +44,10 @@ def pretrain(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Trains on `crops` phantoms for `epochs` and writes `out_file`; returns its metadata. `progress(stage, done,
-    total)` is called often."""
+    """Train on `crops` phantoms for `epochs`, write `out_file` and return its metadata.
+
+    `progress(stage, done, total)` is called often.
+    """
     report = progress or (lambda stage, done, total: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -51,7 +55,7 @@ def pretrain(
         with torch.random.fork_rng(devices=[]):
             painted = crops + min(crops, PROJECTION_CROPS)
             phantoms = generate_crops(painted, seed, lambda done, total: report("phantoms", done, total))
-            torch.manual_seed(seed * 1_000)  # away from the seeds of the pictures
+            torch.manual_seed(seed * 1_000)  # differs from the seeds of the pictures
             encoder = _train(phantoms, crops, epochs, lambda done, total: report("training", done, total))
             features = PublicFeatures(encoder).eval()
             features.fit_projection(_pooled(features, phantoms.images_NHW[crops:]))
@@ -78,8 +82,10 @@ def _pooled(features: PublicFeatures, images_NHW: Tensor) -> Tensor:
 
 
 def _train(phantoms: PhantomCrops, crops: int, epochs: int, report: Callable[[int, int], None]) -> PhantomEncoder:
-    """AdamW under a one-cycle schedule; returns the running average of the weights, which generalises better than the
-    last ones."""
+    """Train with AdamW under a one-cycle schedule.
+
+    Returns the encoder with the running average of the weights, which generalises better than the last weights.
+    """
     encoder = PhantomEncoder()
     concept_head = nn.Linear(POOLED, len(CONCEPTS))
     inputs_N1HW = torch.cat([encoder.prepare(chunk[:, None]) for chunk in phantoms.images_NHW[:crops].split(1000)])
@@ -120,12 +126,12 @@ def _batches(crops: int, epochs: int) -> Iterator[Tensor]:
 
 
 def augment(images_N1HW: Tensor) -> Tensor:
-    """Random pose, sharpness, tone and noise of normalised images (N, 1, H, W)."""
+    """Vary pose, sharpness, tone and noise of normalised images (N, 1, H, W) at random."""
     return _noise(_tone(_sharpness(_pose(images_N1HW))))
 
 
 def _pose(images_N1HW: Tensor) -> Tensor:
-    """Seven images in ten are turned, scaled by up to 16 % and shifted by up to 3 % of the width."""
+    """Rotate seven images in ten, scale them by up to 16 % and shift them by up to 3 % of the width."""
     count = len(images_N1HW)
     scale, turn = torch.empty(count).uniform_(-0.15, 0.15).exp(), torch.empty(count).uniform_(-math.pi, math.pi)
     shift_N2 = torch.empty(count, 2).uniform_(-0.06, 0.06)
@@ -138,7 +144,7 @@ def _pose(images_N1HW: Tensor) -> Tensor:
 
 
 def _sharpness(images_N1HW: Tensor) -> Tensor:
-    """Two batches in ten are blurred, two are sharpened."""
+    """Blur two batches in ten and sharpen two others."""
     if torch.rand(()) >= 0.4:
         return images_N1HW
     taps = torch.exp(-(torch.arange(-2, 3) ** 2) / 2 / torch.empty(()).uniform_(0.3, 1.0) ** 2)
@@ -149,7 +155,7 @@ def _sharpness(images_N1HW: Tensor) -> Tensor:
 
 
 def _tone(images_N1HW: Tensor) -> Tensor:
-    """A random power, contrast and offset about the lung's level."""
+    """Apply a random power, contrast and offset relative to the lung's level."""
     count = len(images_N1HW)
     power, contrast, offset = (torch.rand(count, 1, 1, 1) for _ in range(3))
     above_lung = images_N1HW - LUNG_LEVEL
@@ -158,7 +164,7 @@ def _tone(images_N1HW: Tensor) -> Tensor:
 
 
 def _noise(images_N1HW: Tensor) -> Tensor:
-    """White noise on all images, coarse noise (two pixels wide) on half of them, of random strength."""
+    """Add white noise to all images and coarse noise (two pixels wide) to half of them, with random strengths."""
     count, _, rows, columns = images_N1HW.shape
     white, coarse = torch.rand(count, 1, 1, 1), torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.5)
     grains = F.interpolate(torch.randn(count, 1, rows // 2, columns // 2), (rows, columns))

@@ -1,7 +1,9 @@
-"""Trains the shipped GAN from nothing: paints phantoms, lets generator and discriminator play on them, writes one file.
+"""Train the shipped GAN from random weights.
 
-Shapes: N images, C channels, H rows, W columns, Z latent numbers. No real image is read anywhere; the same seed gives
-the same weights on one machine.
+The steps are: paint phantoms, train generator and discriminator on them, write one file. No real image is used. The
+same seed gives the same weights on one machine.
+
+Shapes: N images, C channels, H rows, W columns, Z latent numbers.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real, of_lab
 from wardround.tasks.synthesis.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN
 from wardround.tasks.synthesis.image_views import DRAWS, seen
 
-DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 12_000, 20  # the shipped file's, with one thread
+# Those of the shipped file, which was trained with one thread.
+DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 12_000, 20
 BATCH = 64
 GENERATOR_RATE, DISCRIMINATOR_RATE = 4e-4, 8e-4  # two time scales (M. Heusel et al., arXiv:1706.08500)
 BETAS = (0.0, 0.99)
 AVERAGE_RATE = 0.002
-DECAY_FROM = 0.7  # of the steps; from there both rates fall to a twentieth
+DECAY_FROM = 0.7  # fraction of the steps after which both rates fall to a twentieth
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,15 +41,17 @@ def pretrain_gan(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Trains on `crops` phantoms for `epochs` and writes `out_file`, the generator as its running average, in float16;
-    returns its metadata. `progress(stage, done, total)` is called often."""
+    """Train on `crops` phantoms for `epochs`, write `out_file` in float16 and return its metadata.
+
+    The file contains the running average of the generator. `progress(stage, done, total)` is called often.
+    """
     report = progress or (lambda stage, done, total: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.random.fork_rng(devices=[]):
             phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
-            torch.manual_seed(seed * 1_000)  # away from the seeds of the pictures
+            torch.manual_seed(seed * 1_000)  # differs from the seeds of the pictures
             network = _train(
                 phantoms.images_NHW, phantoms.labels_N, epochs, lambda done, total: report("training", done, total)
             )
@@ -66,7 +71,10 @@ def pretrain_gan(
 
 
 def _train(images_NHW: Tensor, labels_N: Tensor, epochs: int, report: Callable[[int, int], None]) -> SharedGAN:
-    """Hinge loss, one step of each in turn, views on both sides. Returns the pair with the generator's average."""
+    """Train with the hinge loss, one discriminator and one generator step in turn, on views of real and fake images.
+
+    Returns the pair of networks with the generator's running average.
+    """
     network = SharedGAN(PHANTOM_PX, 1, PHANTOM_LABELS)
     real_N1HW = torch.cat([network.prepare(chunk[:, None]) for chunk in images_NHW.split(1000)])
     generator, discriminator = network.generator, network.discriminator

@@ -1,7 +1,8 @@
-"""Trains a shipped restorer from nothing: paints phantoms, spoils them, trains generator and discriminator, writes one
-file for one kind of degradation.
+"""Train a shipped restorer from random weights, for one kind of degradation.
 
-No real image is read anywhere; the same seed gives the same tensors on one machine.
+The steps are: paint phantoms, degrade them, train generator and discriminator, write one file. No real image is used.
+The same seed gives the same tensors on one machine.
+
 Shapes: N images, H rows, W columns.
 """
 
@@ -22,7 +23,7 @@ from wardround.tasks.reconstruction.loss import JointLoss, LossWeights
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 
 DEFAULT_SEED = 1
-DEFAULTS: dict[Kind, tuple[int, int]] = {  # phantoms and epochs of the shipped files, with one thread
+DEFAULTS: dict[Kind, tuple[int, int]] = {  # phantoms and epochs of the shipped files, trained with one thread
     "super-resolution": (6_000, 3),
     "low-dose": (10_000, 8),
     "blur": (3_000, 2),
@@ -34,7 +35,7 @@ WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 0.5
 AVERAGE_RATE, AVERAGE_FROM_STEP = 0.01, 200
 PUBLIC_WEIGHTS = LossWeights(adversarial=0.001, ssim=0.02)
-# a restorer meets neighbouring strengths too; the first is what a study asks for by default
+# A restorer is trained on neighbouring strengths too. The first of each is a study's default.
 STRENGTHS: dict[Kind, tuple[Degradation, ...]] = {
     "super-resolution": tuple(Degradation(kind="super-resolution", factor=f) for f in (4, 4, 2)),
     "low-dose": tuple(Degradation(kind="low-dose", dose=d) for d in (0.1, 0.1, 0.2)),
@@ -47,7 +48,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """What the generator reads and the true images, uint8: `inputs_N3HW`, `true_N1HW`."""
+    """The generator's inputs and the true images, both uint8."""
 
     inputs_N3HW: Tensor
     true_N1HW: Tensor
@@ -62,8 +63,9 @@ def pretrain_restorer(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Trains on `crops` phantoms for `epochs` (default: the shipped file's) and writes `out_file` in float16; returns
-    its metadata. `progress(stage, done, total)` is called often.
+    """Train on `crops` phantoms for `epochs`, write `out_file` in float16 and return its metadata.
+
+    The defaults of `crops` and `epochs` are those of the shipped file. `progress(stage, done, total)` is called often.
     """
     scenes, epochs = crops or DEFAULTS[kind][0], epochs or DEFAULTS[kind][1]
     report = progress or (lambda stage, done, total: None)
@@ -98,7 +100,10 @@ def pretrain_restorer(
 def spoiled(
     images_N1HW: Tensor, strengths: tuple[Degradation, ...], seed: int, report: Callable[[int, int], None]
 ) -> Pairs:
-    """Each image spoiled once, by the strengths in turn, with its classical start."""
+    """Degrade each image once and return it with its classical restoration.
+
+    The batches use the strengths in turn.
+    """
     numbers, parts = SeededNumbers(seed), []
     count = len(images_N1HW)
     for first in range(0, count, BATCH):
@@ -110,7 +115,7 @@ def spoiled(
 
 
 def _train(pairs: Pairs, epochs: int, report: Callable[[int, int], None]) -> Restorer:
-    """AdamW under a one-cycle schedule in bfloat16; returns the running average of the weights."""
+    """Train with AdamW under a one-cycle schedule in bfloat16; return the running average of the weights."""
     network = Restorer()
     joint = JointLoss(network, PUBLIC_WEIGHTS)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
@@ -146,6 +151,6 @@ def _train(pairs: Pairs, epochs: int, report: Callable[[int, int], None]) -> Res
 
 
 def _turned(images_NCHW: Tensor) -> Tensor:
-    """A random flip and quarter turn of the whole batch."""
+    """Apply one random flip and quarter turn to the whole batch."""
     images_NCHW = torch.rot90(images_NCHW, int(torch.randint(4, ())), (2, 3))
     return images_NCHW.flip(3) if torch.rand(()) < 0.5 else images_NCHW

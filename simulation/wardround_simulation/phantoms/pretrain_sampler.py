@@ -1,7 +1,7 @@
-"""Writes the bank of public phantoms that the phantom sampler trains against: their features, not their pixels.
+"""Write the bank of public phantoms against which the phantom sampler trains: their features, not their pixels.
 
-The same seed gives the same features on one machine, and the metadata name the seed, so that anyone can paint the same
-phantoms and look at them.
+The same seed gives the same features on one machine, and the metadata contain the seed, so that anyone can paint the
+same phantoms and view them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_enco
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, FEATURES
 
-DEFAULT_SEED = 21  # the shipped file's, with one thread
+DEFAULT_SEED = 21  # that of the shipped file, which was made with one thread
 AT_ONCE = 100
 
 Progress = Callable[[str, int, int], None]
@@ -31,13 +31,14 @@ def pretrain_sampler(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Paints `crops` phantoms, writes their public features, float16 (M, D), to `out_file`; returns its metadata."""
+    """Paint `crops` phantoms, write their public features, float16 (M, D), to `out_file`, and return its metadata."""
     report = progress or (lambda stage, done, total: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
-        with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which the file's replace
+        # Building the network draws initial weights, which the weights in the file then replace.
+        with torch.random.fork_rng(devices=[]):
             public = load_phantom_encoder()[1]
         features_MD = public_features(public, phantoms.images_NHW, lambda done, total: report("features", done, total))
     finally:
@@ -59,7 +60,7 @@ def pretrain_sampler(
 def public_features(
     public: PublicFeatures, images_NHW: Tensor, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Tensor:
-    """Public features (N, D) of grey images (N, H, W), uint8."""
+    """Return the public features (N, D) of grey images (N, H, W), uint8."""
     parts = []
     with torch.no_grad():
         for first in range(0, len(images_NHW), AT_ONCE):

@@ -1,7 +1,8 @@
-"""A stack of axial slices through one phantom lung with one or two nodules, made of the same anatomy as the crops.
+"""Paint a stack of axial slices through one phantom lung with one or two nodules.
 
-Shapes: S slices, H rows, W columns; mm in the patient's coordinates relative to the middle of the stack (x to the
-patient's left, y to the back, z to the head). Values in Hounsfield units.
+The anatomy is that of the crops (`wardround.phantoms`). Shapes: S slices, H rows, W columns. Positions are in mm in the
+patient's coordinates, relative to the middle of the stack (x to the patient's left, y to the back, z to the head).
+Values are in Hounsfield units.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from wardround.phantoms.nodule import Nodule, draw_nodule, insert_nodule, paint_
 from wardround.phantoms.scanner import Scanner, acquire
 
 SLICE_PX = 256
-PATCH_PX = 96  # vessels and nodules are painted in patches: a whole slice is mostly empty of any one of them
+PATCH_PX = 96  # vessels and nodules are painted in patches, because each covers only a small part of a slice
 SCATTERED_PATCHES = 6
 CHEST_RIBS = 9
 AIR_HU = -1000.0
-RIB_SLANT = 0.6  # mm that a rib moves along the wall for each mm up
+RIB_SLANT = 0.6  # mm that a rib moves along the wall per mm of height
 MEDIASTINUM = ((19.0, 44.0, 16.0, 220.0), (15.0, 18.0, 11.0, 60.0))  # vertebra, aorta: mm behind and down, radius, HU
-ROUGH_MM = 6.0  # a larger nodule is not rougher in mm than one of this radius
+ROUGH_MM = 6.0  # above this radius a nodule's roughness in mm stays constant
 MEDIAN_MM = (6.0, 12.0)  # benign, malignant: closer than in pre-training, so that there is something left to learn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What one hospital's scanner does to every series: sizes in mm, and the chain of `phantom_scanner`."""
+    """One hospital's scanner: sizes in mm, and the parameters of its imaging chain (`wardround.phantoms.scanner`)."""
 
     spacing_mm: tuple[float, float]
     thickness_mm: float
@@ -57,7 +58,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedNodule:
-    """Where a nodule's centre is, in mm from the middle of the stack, and whether it is malignant."""
+    """The centre of a nodule, in mm from the middle of the stack, and whether it is malignant."""
 
     x_mm: float
     y_mm: float
@@ -67,7 +68,7 @@ class MarkedNodule:
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomVolume:
-    """`hu_SHW` float32 from the feet up, pixel spacing and slice distance in mm, and the nodules in it."""
+    """A painted stack: `hu_SHW` float32, from the feet up, with pixel spacing and slice distance in mm."""
 
     hu_SHW: Tensor
     spacing_mm: float
@@ -76,7 +77,7 @@ class PhantomVolume:
 
 
 def paint_volume(site: Site, kinds: tuple[bool, ...], seed: int) -> PhantomVolume:
-    """One patient of this site with one nodule for each of `kinds` (True: malignant)."""
+    """Paint one patient of this site with one nodule for each of `kinds` (True: malignant)."""
     one = Dice(1, torch.Generator().manual_seed(seed))
     dice = Dice(site.slices, one.generator)
     spacing_mm = float(one.uniform(*site.spacing_mm))
@@ -116,18 +117,18 @@ def _draw_site_scanner(one: Dice, site: Site) -> Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class Chest:
-    """The lung as an ellipse in the middle of the picture, the wall around it, and how far the skin is."""
+    """The lung as an ellipse in the middle of the picture, the wall around it, and the distance of the skin."""
 
     half_width_mm: float
     half_depth_mm: float
     wall: Wall
     wall_thickness_mm: float
     medial: float  # +1 when the mediastinum is to the right of the picture, -1 when it is to the left
-    taper: float  # how much the lung shrinks for each mm towards the head
+    taper: float  # relative shrinkage of the lung per mm towards the head
     wobble: tuple[float, float, float, float]  # strength and phase of the outline's second and third harmonic
 
     def depth(self, x_mm: Tensor, y_mm: Tensor, z_mm: Tensor) -> Tensor:
-        """About how many mm a point lies behind the lung's surface; negative inside the lung."""
+        """Return the approximate distance in mm of points outside the lung's surface; negative inside the lung."""
         width, depth = self.half_width_mm * (1 - self.taper * z_mm), self.half_depth_mm * (1 - self.taper * z_mm)
         turn = torch.atan2(y_mm, x_mm)
         second, second_phase, third, third_phase = self.wobble
@@ -136,13 +137,13 @@ class Chest:
         return (radius - 1) * (width + depth) / 2
 
     def points_inside(self, one: Dice, count: int) -> list[tuple[float, float]]:
-        """Random points (x, y) in mm, spread evenly over the lung."""
+        """Return random points (x, y) in mm, spread evenly over the lung."""
         out, turn = one.uniform(0, 1, count)[0].sqrt() * 0.9, one.uniform(0, FULL_TURN, count)[0]
         x_mm, y_mm = out * turn.cos() * self.half_width_mm, out * turn.sin() * self.half_depth_mm
         return list(zip(x_mm.tolist(), y_mm.tolist(), strict=True))
 
     def enclose(self, scene_SHW: Tensor, dice: Dice, heights_mm: Tensor, x_1HW: Tensor, y_1HW: Tensor) -> None:
-        """Paints wall, ribs and the air around the body over the scene, in place."""
+        """Paint wall, ribs, mediastinum and the air around the body over the scene, in place."""
         depth = self.depth(x_1HW, y_1HW, column(heights_mm))
         along = torch.atan2(y_1HW, x_1HW * self.medial) * (self.half_width_mm + self.half_depth_mm) / 2
         along = along + RIB_SLANT * column(heights_mm)
@@ -150,7 +151,7 @@ class Chest:
         skin_mm = self.wall_thickness_mm + 400 * ((x_1HW * self.medial / self.half_width_mm).clamp(0, 1) ** 2)
         outside = torch.sigmoid((depth - skin_mm) / 0.7)
         tissue = tissue * (1 - outside) + AIR_HU * outside
-        for behind_mm, down_mm, radius_mm, added_hu in MEDIASTINUM:  # what lies deep beside the lung
+        for behind_mm, down_mm, radius_mm, added_hu in MEDIASTINUM:  # the organs deep beside the lung
             middle_mm = self.medial * (self.half_width_mm + behind_mm)
             distance_mm = ((x_1HW - middle_mm) ** 2 + (y_1HW - down_mm) ** 2).sqrt()
             tissue = tissue + added_hu * torch.sigmoid((radius_mm - distance_mm) / 0.7)
@@ -161,7 +162,7 @@ class Chest:
 def _draw_chest(one: Dice, side_mm: float) -> Chest:
     half_width_mm, half_depth_mm = float(one.uniform(0.27, 0.34)) * side_mm, float(one.uniform(0.34, 0.42)) * side_mm
     around_mm = math.pi * (half_width_mm + half_depth_mm) / 2
-    # The ribs lie about the side of the body; the mediastinum, at angle 0 of `along`, has none.
+    # The ribs lie along the side of the body. There are none at the mediastinum, which is at angle 0 of `along`.
     along_mm = torch.linspace(0.35, 1.65, CHEST_RIBS)[None] * around_mm + one.uniform(-4, 4, CHEST_RIBS)
     along_mm = (along_mm + around_mm) % (2 * around_mm) - around_mm
     wall = replace(
@@ -191,8 +192,10 @@ def _draw_chest(one: Dice, side_mm: float) -> Chest:
 
 
 def _place_nodules(one: Dice, chest: Chest, kinds: tuple[bool, ...], thickness_mm: float) -> list[tuple[Nodule, float]]:
-    """Each nodule with its height: one in three on the wall, the others free in the lung, two of them on opposite
-    sides."""
+    """Return each nodule with its height in mm.
+
+    About one nodule in three is on the wall and the others are free in the lung. Two nodules are on opposite sides.
+    """
     placed = []
     turn = float(one.uniform(0, FULL_TURN))
     for malignant in kinds:
@@ -210,8 +213,10 @@ def _place_nodules(one: Dice, chest: Chest, kinds: tuple[bool, ...], thickness_m
 
 
 def _patch(spacing_mm: float, x_mm: float, y_mm: float) -> tuple[slice, slice, Tensor, Tensor]:
-    """Rows and columns of the patch about a point, and the mm (1, h, 1) down and (1, 1, w) right of the picture's
-    middle."""
+    """Return the patch around a point: its rows and columns, and the positions of its pixels.
+
+    The positions are in mm from the picture's middle: to the right (1, 1, w), then down (1, h, 1).
+    """
     spans = []
     for at_mm in (y_mm, x_mm):
         first = min(max(round(at_mm / spacing_mm + (SLICE_PX - PATCH_PX) / 2), 0), SLICE_PX - PATCH_PX)
@@ -221,8 +226,10 @@ def _patch(spacing_mm: float, x_mm: float, y_mm: float) -> tuple[slice, slice, T
 
 
 def _add_vessels(scene_SHW: Tensor, one: Dice, spacing_mm: float, heights_mm: Tensor, x_mm: float, y_mm: float) -> None:
-    """A clump of vessels about a point, in place; it slants through the slices and fades out at the border of its
-    patch."""
+    """Paint a clump of vessels around a point, in place.
+
+    The clump slants through the slices and fades out at the border of its patch.
+    """
     vessels = _only_present(draw_vessels(one, reach_mm=22))
     slant_x, slant_y = float(one.uniform(-0.4, 0.4)), float(one.uniform(-0.4, 0.4))
     rows, columns, right_mm, down_mm = _patch(spacing_mm, x_mm, y_mm)
@@ -236,7 +243,7 @@ def _add_vessels(scene_SHW: Tensor, one: Dice, spacing_mm: float, heights_mm: Te
 
 
 def _only_present(vessels: Vessels) -> Vessels:
-    """One picture's vessels without those that are not there, which need no painting."""
+    """Return one picture's vessels without the absent ones, which need not be painted."""
     arcs, dots = vessels.present[0] > 0, vessels.dot_present[0] > 0
     kept = {}
     for name in (field.name for field in fields(vessels)):
@@ -263,8 +270,10 @@ def _add_nodule(
     heights_mm: Tensor,
     thickness_mm: float,
 ) -> None:
-    """A nodule in place: a ball, so that each slice shows the circle it cuts, fainter where the ball fills only part
-    of the slice."""
+    """Paint a nodule in place, as a ball.
+
+    Each slice shows the circle in which it cuts the ball, and fainter if the ball fills only part of the slice.
+    """
     radius_mm = float(nodule.radius_mm)
     from_centre_mm = (heights_mm - z_mm).abs()
     nearest_mm = (from_centre_mm - thickness_mm / 2).clamp(min=0)

@@ -1,7 +1,7 @@
-"""The numbers a run's report shows, from the scores: each setting on each site's own held-out patients, and the
-missing rounds.
+"""Compute the numbers that a run's report shows: the figures of each setting and site, and the missing replies.
 
-Every figure comes from `wardround.metrics.classification`, with an interval over patients.
+The figures are computed from the scores of held-out patients by `wardround.metrics.classification`, with an interval
+over patients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Verdict = Literal["above", "below", "unclear", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An AUC with its 95 % interval; all None when the patients have one label only."""
+    """An AUC with its 95 % interval; all None if the patients have only one label."""
 
     value: float | None
     low: float | None = None
@@ -30,8 +30,9 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFigures:
-    """One site's held-out patients: how many, the AUC of each setting, and federated minus alone on the same
-    patients.
+    """The figures on one site's held-out patients.
+
+    `intervals` holds the AUC of each setting, and `difference` is federated minus alone on the same patients.
     """
 
     site: str
@@ -41,7 +42,7 @@ class SiteFigures:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the federated model beats the site's own: `unclear` when the interval of the difference holds 0."""
+        """Whether the federated model beats the site's own; `unclear` if the difference's interval contains 0."""
         if self.difference.value is None:
             return "unknown"
         if self.difference.low is not None and self.difference.low > 0:
@@ -52,13 +53,13 @@ class SiteFigures:
 
 
 def whole_test_set(evidence: RunEvidence) -> dict[str, Interval]:
-    """AUC of each setting on all held-out patients. `alone` is left out: its models differ by site."""
+    """Return the AUC of each setting on all held-out patients, except `alone`, whose models differ by site."""
     scored = {setting: evidence.scored(setting) for setting in SETTINGS if setting != "alone"}
     return {setting: _interval(one, evidence.unit, None) for setting, one in scored.items() if one is not None}
 
 
 def site_figures(evidence: RunEvidence) -> list[SiteFigures]:
-    """One entry a site that has held-out images, in the order of names."""
+    """Return one entry for each site that has held-out images, in the order of names."""
     if not evidence.predictions:
         return []
     sites = sorted({str(site) for scored in evidence.predictions for site in np.unique(scored.sites_N)})
@@ -66,8 +67,9 @@ def site_figures(evidence: RunEvidence) -> list[SiteFigures]:
 
 
 def rows_by_unit(scored: ScoredSet, unit: str, site: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and patients as the unit counts them (a patient: the maximum over its images), of one site or
-    of all.
+    """Return scores, labels and patients of one site or of all, with one row per unit.
+
+    If the unit is the patient, a patient's score is the maximum over the patient's images.
     """
     keep_N = np.ones(len(scored.labels_N), dtype=bool) if site is None else np.asarray(scored.sites_N) == site
     rows = tuple(np.asarray(column)[keep_N] for column in (scored.scores_N, scored.labels_N, scored.patients_N))
@@ -77,7 +79,7 @@ def rows_by_unit(scored: ScoredSet, unit: str, site: str | None = None) -> tuple
 
 
 def missing_replies(evidence: RunEvidence) -> dict[tuple[int, str], str]:
-    """(round, site) -> code, for each reply that is not in its round's model."""
+    """Return (round, site) -> code for each reply that is not in its round's model."""
     missing = {(int(row["round"]), str(row["site"])): str(row["code"]) for row in evidence.metrics if row.get("code")}
     for entry in _entries(evidence.result.get("missing")):
         missing.setdefault((int(entry["round"]), str(entry["site"])), str(entry.get("code") or "unknown"))
@@ -85,7 +87,7 @@ def missing_replies(evidence: RunEvidence) -> dict[tuple[int, str], str]:
 
 
 def _entries(missing: Any) -> list[Mapping[str, Any]]:
-    """result.json's `missing`: a list of {round, site, code}."""
+    """Return the valid entries of result.json's `missing`, a list of {round, site, code}."""
     return [entry for entry in missing or () if isinstance(entry, Mapping) and "round" in entry and "site" in entry]
 
 
@@ -119,7 +121,13 @@ def _interval(scored: ScoredSet, unit: str, site: str | None) -> Interval:
 
 
 def _difference(first: ScoredSet | None, second: ScoredSet | None, unit: str, site: str) -> Interval:
-    """AUC of `first` minus `second` on the same patients; the interval redraws patients, so what both share cancels."""
+    """Return the AUC of `first` minus that of `second` on the same patients.
+
+    The interval resamples patients for both together, so variation that both share cancels.
+
+    Raises:
+        ValueError: If the two were scored on different images.
+    """
     if first is None or second is None:
         return Interval(value=None)
     if not (np.array_equal(first.patients_N, second.patients_N) and np.array_equal(first.labels_N, second.labels_N)):

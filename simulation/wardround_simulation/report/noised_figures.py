@@ -1,4 +1,7 @@
-"""The report's section on released figures: what a server learns without a score, beside the truth of a simulation."""
+"""The report's section on released figures, which a server computes without scores, next to the exact figures.
+
+Only a simulation has the exact figures.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from wardround_simulation.report import text as words
 from wardround_simulation.report.evidence import RunEvidence
 from wardround_simulation.report.measures import Interval, rows_by_unit
 
-MANY_TIED = 0.2  # of all pairs in one bin: then the bins hide too much of the order
+MANY_TIED = 0.2  # share of all pairs in one bin above which the bins hide too much of the order
 
 
 def released_section(evidence: RunEvidence) -> dict[str, Any]:
-    """`released_*` of the page: sentences and rows of figures; nothing where the run released none, or has no scores
-    to compare them with: a reconstruction's counts are shown by its accept test.
+    """Return the page's `released_*`: sentences and rows of figures.
+
+    Both are empty if the run released no figures, or has no scores for comparison. For a reconstruction, the accept
+    test shows the counts.
     """
     released = evidence.result.get("federated_test")
     if not released or evidence.scored("federated") is None:
@@ -30,7 +35,7 @@ def released_section(evidence: RunEvidence) -> dict[str, Any]:
 
 
 def _exact(evidence: RunEvidence) -> dict[str, float | None]:
-    """The same figures from the scores themselves, by patient, which only a simulation has."""
+    """Return the same figures computed by patient from the scores, which only a simulation has."""
     federated = evidence.scored("federated")
     if federated is None or federated.scores_N.ndim == 2 or not len(federated.labels_N):
         return {}

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a template and its content, written whole or not at all."""
+"""Render a template and its content to one self-contained HTML page, which is written atomically."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
-    """Renders `template` to `path` (its folder is made); every text is escaped, a missing entry is an error.
-    Returns `path`.
+    """Render `template` to `path` atomically, create the folder if necessary, and return `path`.
+
+    All text is escaped, and a missing entry is an error.
     """
     text = render(template, content)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """The text of `template`, or of a part of a page; every text is escaped, a missing entry is an error."""
+    """Return the text of `template`, a page or a part of one. All text is escaped; a missing entry is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -39,6 +40,6 @@ def render(template: str, content: Mapping[str, Any]) -> str:
 
 
 def prose(text: str) -> Markup:
-    """A sentence for the page: escaped, no line break inside `ε = 8` or `95 %`, and e^ε set as a power."""
+    """Return a sentence as HTML: escaped, without line breaks in `ε = 8` or `95 %`, and with e^ε as a power."""
     joined = text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
     return Markup(str(escape(joined)).replace("e^ε", "e<sup>ε</sup>"))

@@ -1,7 +1,7 @@
-"""The report of a run: `report.html`, one file: what was asked, what came out, and what the privacy promise means.
+"""Write the report of a run, `report.html`: the question, the results and the meaning of the privacy promise.
 
-The figures of the headline are those of result.json; all others come from the scores through
-`wardround.metrics.classification`. Should the two disagree, the report says so at its top.
+The figures of the headline are those of result.json. All others are computed from the scores by
+`wardround.metrics.classification`. If the two disagree, a banner at the top of the report shows both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ NO_PRIVACY = (
 
 
 def write_report(folder: Path, evidence: RunEvidence) -> Path:
-    """Writes `folder/report.html` and returns its path. Raises ValueError for settings scored on different images."""
+    """Write `folder/report.html` and return its path.
+
+    Raises:
+        ValueError: If two settings were scored on different images.
+    """
     sites = site_figures(evidence)
     aucs = whole_test_set(evidence)
     missing = missing_replies(evidence)
@@ -119,7 +123,7 @@ def _fact(name: str, value: str, note: str) -> dict[str, str]:
 
 
 def _by_patient(result: Mapping[str, Any]) -> str:
-    """The figure a doctor asks for, when the headline counts something smaller."""
+    """Return the AUC per patient, which doctors ask for, or "" if it is missing or already in the headline."""
     figures = result.get("test_by_patient") or {}
     if figures.get("auc") is None or (result.get("test") or {}).get("unit") == "patient":
         return ""

@@ -1,6 +1,6 @@
-"""The pictures of one run: learning curve, sites side by side, ROC, calibration, scores, rounds.
+"""Draw the pictures of one run: learning curve, sites side by side, ROC, calibration, scores and rounds.
 
-Each function takes numbers that are ready to be shown and returns a `Picture`; none computes a figure of merit.
+Each function draws numbers that have already been computed and returns a `Picture`. None computes a figure of merit.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def _aucs(points: Sequence[CurvePoint]) -> list[float]:
 
 
 def learning_curve(curve: Sequence[CurvePoint], references: Mapping[str, float]) -> Picture:
-    """AUC by round with its interval; thin grey lines are the sites; `references` (pooled, start: AUC) are lines
-    across.
+    """Draw the AUC by round with its interval.
+
+    Thin grey lines show the sites. `references` (pooled, start: AUC) are horizontal lines.
     """
     whole = [p for p in sorted(curve, key=lambda p: p.round) if p.site is None and p.auc is not None]
     by_site: dict[str, list[CurvePoint]] = {}
@@ -89,8 +90,10 @@ def sites_side_by_side(
     title: str = "Is it worth it for this hospital?",
     shown_values: Sequence[float | None] = (),
 ) -> Picture:
-    """Per site the AUC of each setting with its interval, on that site's own test patients. `name` is unique on its
-    page; the axis also holds `shown_values`, so that several pictures can share it.
+    """Draw, per site, the AUC of each setting with its interval, on that site's own test patients.
+
+    `name` must be unique on the page. The axis also covers `shown_values`, so that several pictures can have the same
+    axis.
     """
     settings = [setting for setting in SETTINGS if any(setting in intervals for _, intervals in rows)]
     with style.canvas(height_in=1.15 + (0.52 if len(rows) <= 8 else 0.36) * len(rows)) as (figure, (axes,)):
@@ -144,7 +147,7 @@ def sites_side_by_side(
 
 
 def roc(curves: Mapping[str, RocCurve], band: RocBand | None) -> Picture:
-    """ROC curves by setting, or by label when there are more than two; `band` belongs to the federated one."""
+    """Draw ROC curves by setting, or by label if there are more than two. `band` is that of the federated model."""
     palette = {**dict(zip(curves, LABEL_COLOURS, strict=False)), **COLOUR}
     with style.canvas(height_in=4.2) as (figure, (axes,)):
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
@@ -179,8 +182,9 @@ def roc(curves: Mapping[str, RocCurve], band: RocBand | None) -> Picture:
 
 
 def calibration(curve: CalibrationCurve, scores_N: np.ndarray, event: str, ece: float | None) -> Picture:
-    """Observed against predicted share with intervals, above a histogram of the predictions. `event`: what the
-    probability is of.
+    """Draw the observed against the predicted share with intervals, above a histogram of the predictions.
+
+    `event` names the predicted event.
     """
     edges = np.linspace(0, 1, 21)
     with style.canvas(height_in=4.2, rows=(3.4, 1.0), share_x=True) as (figure, (axes, below)):
@@ -211,8 +215,9 @@ def calibration(curve: CalibrationCurve, scores_N: np.ndarray, event: str, ece: 
 
 
 def score_distribution(scores_by_label: Mapping[str, np.ndarray], event: str) -> Picture:
-    """How the predicted probabilities of each label are spread; shares of each label, so that a rare one stays
-    visible.
+    """Draw the distribution of the predicted probabilities for each label.
+
+    Each histogram shows shares of its label, so that a rare label remains visible.
     """
     edges = np.linspace(0, 1, 26)
     with style.canvas() as (figure, (axes,)):
@@ -236,7 +241,7 @@ def score_distribution(scores_by_label: Mapping[str, np.ndarray], event: str) ->
 def rounds_and_sites(
     sites: Sequence[str], missing: Mapping[tuple[int, str], str], rounds: int, seconds: Mapping[tuple[int, str], float]
 ) -> Picture:
-    """Who took part in which round (a cross: missing), and how long the slowest and the middle site took."""
+    """Draw which site took part in which round (a cross: missing), and the time of the slowest and the median site."""
     rows = (0.35 + 0.24 * len(sites), 1.6) if seconds else (0.35 + 0.24 * len(sites),)
     with style.canvas(height_in=sum(rows) + 0.75, rows=rows, share_x=True) as (figure, axes_list):
         axes = axes_list[0]
@@ -278,7 +283,7 @@ def _seconds_panel(axes: style.Axes, seconds: Mapping[tuple[int, str], float], r
 
 
 def _spans(rounds: Sequence[int]) -> list[tuple[float, float]]:
-    """Consecutive rounds as (start, width), so that hundreds of rounds stay a handful of rectangles."""
+    """Merge consecutive rounds into (start, width), so that hundreds of rounds need only a few rectangles."""
     spans: list[tuple[float, float]] = []
     for r in rounds:
         if spans and abs(spans[-1][0] + spans[-1][1] - (r - 0.5)) < 1e-9:

@@ -1,4 +1,4 @@
-"""The sections of a run's report that have pictures or tables: sites, quality of the model, rounds, images."""
+"""Build the sections of a run's report that have pictures or tables: sites, model quality, rounds and images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MONTAGE_SITES = 16
 
 
 def site_section(evidence: RunEvidence, sites: list[SiteFigures]) -> dict[str, Any]:
-    """Each site's own model beside the federated one; worse is marked as such."""
+    """Return the comparison of each site's own model with the federated one, which is marked where it is worse."""
     settings = [setting for setting in SETTINGS if any(setting in site.intervals for site in sites)]
     nothing = words.Interval(value=None)
     rows = []
@@ -52,7 +52,7 @@ def site_section(evidence: RunEvidence, sites: list[SiteFigures]) -> dict[str, A
 
 
 def quality_pictures(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[style.Picture]:
-    """Learning curve, scores, ROC and calibration of the federated model, as far as the evidence holds them."""
+    """Return learning curve, scores, ROC and calibration of the federated model, where there is evidence for them."""
     pictures = []
     if any(point.site is None and point.auc is not None for point in evidence.curve):
         found = {name: aucs[name].value for name in ("pooled", "start") if name in aucs}
@@ -91,7 +91,10 @@ def quality_pictures(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> lis
 
 
 def round_section(evidence: RunEvidence, missing: Mapping[tuple[int, str], str]) -> dict[str, Any]:
-    """Who was there, who was missing and why, and what it took. A failed round's lines count as missing replies too."""
+    """Return which sites took part in the rounds, which replies are missing and why, and the time and bytes used.
+
+    The lines of a failed round also count as missing replies.
+    """
     rounds = int(evidence.result.get("rounds_completed") or 0)
     sites = sorted({*(evidence.result.get("sites") or {}), *(site for _, site in missing)})
     rows = [_round_row(evidence, site, rounds, missing) for site in sites]
@@ -143,7 +146,7 @@ def _round_row(evidence: RunEvidence, site: str, rounds: int, missing: Mapping[t
 
 
 def quality_row(site: str, quality: SiteQuality) -> dict[str, str]:
-    """One site's line of the quality gate, the commonest reason first."""
+    """Return one site's row of the quality gate's table, with the most common reason first."""
     reasons = sorted(quality.quarantined.items(), key=lambda item: (-item[1], item[0]))
     return {
         "site": site,
@@ -154,7 +157,7 @@ def quality_row(site: str, quality: SiteQuality) -> dict[str, str]:
 
 
 def task_section(section: ReportSection) -> dict[str, Any]:
-    """A section of one task, its sheets as pictures."""
+    """Return the content of a task's own section, with its image sheets as PNGs."""
     sheets = [
         {
             "title": sheet.title,
@@ -170,7 +173,10 @@ def task_section(section: ReportSection) -> dict[str, Any]:
 
 
 def montage_section(montages: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """A sheet of images a site, for the first `MONTAGE_SITES` sites: a report stays a file that can be sent by mail."""
+    """Return one sheet of images per site.
+
+    Only the first `MONTAGE_SITES` sites are shown, so that the report is small enough to be sent by mail.
+    """
     shown = sorted(montages.items())[:MONTAGE_SITES]
     tile_px = 112 if len(shown) <= 6 else 72
     items = []

@@ -1,8 +1,9 @@
-"""The house style of every picture, and how a matplotlib figure becomes an SVG that lives inside a page.
+"""The common style of all pictures, and the conversion of matplotlib figures to inline SVG.
 
-A figure is drawn in the light palette; on the way out each palette colour becomes a CSS variable of the page (with
-the light colour as its fallback), so one picture serves light, dark and print. Text stays text. Colours are Okabe
-and Ito's, which colour-blind readers can tell apart; every setting has a marker shape of its own besides.
+A figure is drawn in the light palette. The conversion replaces each palette colour with a CSS variable of the page
+(with the light colour as its fallback), so that one picture works for light mode, dark mode and print. Text remains
+text. The colours are based on Okabe and Ito's, which colour-blind readers can distinguish, and each setting also has
+its own marker shape.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture ready for the page: its markup, one sentence that says what is seen, and how to read it."""
+    """A picture for a page: its name, its title, its markup, and a caption that explains how to read it."""
 
     name: str
     title: str
@@ -84,8 +85,9 @@ class Picture:
 def canvas(
     width_in: float = 4.7, height_in: float = 3.3, rows: Sequence[float] = (1.0,), share_x: bool = False
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure in the house style with one axes a row (`rows`: their relative heights). Never touches pyplot's
-    global state.
+    """Yield a figure in the common style with one axes per row, without changing pyplot's global state.
+
+    `rows` are the relative heights of the rows.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
@@ -94,15 +96,15 @@ def canvas(
 
 
 def locator_of(axis: Axis) -> MaxNLocator:
-    """What places the ticks of an axis: by default a `MaxNLocator`, with its settings."""
+    """Return the major tick locator of an axis, which is a `MaxNLocator` by default."""
     return cast(MaxNLocator, axis.get_major_locator())
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as inline SVG: no size of its own, ids that no other picture of the page has, colours as CSS
-    variables.
+    """Return the figure as inline SVG, without a fixed size and with colours as CSS variables.
 
-    Call it inside `canvas`. The same figure gives the same bytes.
+    `name` prefixes all ids, so that they are unique on the page. Call this function inside `canvas`. The same figure
+    gives the same bytes.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -112,7 +114,7 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", svg, count=1)
     svg = re.sub(r"(<svg[^>]*?) height=\"[^\"]*\"", r"\1", svg, count=1)
-    svg = re.sub(r" xmlns(?::xlink)?=\"[^\"]*\"", "", svg)  # inside HTML the parser knows both names
+    svg = re.sub(r" xmlns(?::xlink)?=\"[^\"]*\"", "", svg)  # an HTML parser does not need the namespace declarations
     svg = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{name}-\1"', svg)
     svg = re.sub(r"xlink:href=\"#([^\"]+)\"", rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
@@ -126,14 +128,15 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
 
 
 def _rounded(match: re.Match[str]) -> str:
-    """Path coordinates to a hundredth of a point: half the size, no visible difference."""
+    """Round path coordinates to a hundredth of a point, which halves the size without a visible difference."""
     numbers = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number.group()):.2f}", match.group(2))
     return f'{match.group(1)}="{" ".join(numbers.split())}"'
 
 
 def montage_png(images_NCHW: np.ndarray, columns: int, tile_px: int) -> str:
-    """uint8 images side by side as one PNG, base64. Channels: one is grey, three are colour, otherwise the middle
-    one is shown.
+    """Return uint8 images side by side as one PNG, base64.
+
+    Images with one channel are grey and those with three are in colour; of others the middle channel is shown.
     """
     tiles = [_tile(image_CHW, tile_px) for image_CHW in images_NCHW]
     rows = -(-len(tiles) // columns)
@@ -157,13 +160,14 @@ def _tile(image_CHW: np.ndarray, tile_px: int) -> Image.Image:
 
 
 def shorten(name: str, length: int = 14) -> str:
-    """A site's name short enough for an axis; the table beside it has the whole name."""
+    """Shorten a site's name for an axis. The table next to the picture shows the whole name."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def auc_axis(axes: Axes, values: Sequence[float | None], axis: str = "y") -> None:
-    """Limits that hold all values with air, never wider than needed and never beyond 0 and 1; the axis says when it
-    is cut.
+    """Set the limits of an axis so that they contain all values with a margin of 0.02.
+
+    The limits are at least 0.1 apart and never go beyond 0 and 1.
     """
     known = [value for value in values if value is not None and np.isfinite(value)] or [0.5, 1.0]
     low, high = max(0.0, min(known) - 0.02), min(1.0, max(known) + 0.02)
@@ -173,8 +177,9 @@ def auc_axis(axes: Axes, values: Sequence[float | None], axis: str = "y") -> Non
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Label positions moved apart until neighbours are at least `gap` from each other, in their order, near where
-    they were.
+    """Return label positions moved apart until neighbours are at least `gap` from each other.
+
+    The order is kept, and the labels stay near their original positions.
     """
     order = np.argsort(positions, kind="stable")
     moved = np.asarray(positions, dtype=float).copy()

@@ -1,5 +1,7 @@
-"""A run's curves for TensorBoard: the AUC or what else a task measures by round, each site's seconds and bytes, and
-images that a model of phantoms made.
+"""Write a run's curves for TensorBoard.
+
+They are the AUC or the task's other figures by round, and each site's seconds and bytes. A run on phantoms also adds
+the images that its model generated.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ def write_tensorboard(
     series: Mapping[str, Mapping[int, float]] | None = None,
     samples: Mapping[int, np.ndarray] | None = None,
 ) -> Path:
-    """Writes `folder`/tensorboard/ anew (an earlier log of this run is replaced) and returns it.
+    """Write `folder`/tensorboard/, replacing an earlier log of this run, and return its path.
 
-    `metrics` are the lines of metrics.jsonl. A missing reply is a 0 in present/SITE, so that gaps are seen. `series`:
-    name -> round -> number; `samples`: round -> sheet of images, uint8 (H, W).
+    Args:
+        curve: AUC by round, of all sites and of each.
+        metrics: The lines of metrics.jsonl. A missing reply is a 0 in present/SITE, so that gaps are visible.
+        series: Name -> round -> number.
+        samples: Round -> sheet of images, uint8 (H, W).
     """
     from torch.utils.tensorboard import SummaryWriter
 

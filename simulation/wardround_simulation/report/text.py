@@ -1,4 +1,4 @@
-"""How a report says things. What sites and servers say too comes from `wardround.text`."""
+"""Texts and number formats of a report. Those that sites and servers also use are in `wardround.text`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from wardround_simulation.report.measures import Interval, SiteFigures
 
 
 def auc_text(value: float | None) -> str:
-    """Three decimals, or a dash."""
+    """Format with three decimals; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def interval_text(interval: Interval) -> str:
-    """`0.851–0.934`, or empty when there is none."""
+    """Format as `0.851–0.934`; empty if there is no interval."""
     return "" if interval.low is None or interval.high is None else f"{interval.low:.3f}–{interval.high:.3f}"
 
 
 def signed_interval_text(interval: Interval) -> str:
-    """`−0.031 to +0.012`, or empty when there is none."""
+    """Format as `−0.031 to +0.012`; empty if there is no interval."""
     if interval.low is None or interval.high is None:
         return ""
     return f"{signed_text(interval.low)} to {signed_text(interval.high)}"
 
 
 def verdict_text(site: SiteFigures) -> str:
-    """What a hospital reads out of its row; worse is called worse."""
+    """Return the conclusion of a hospital's row in words. A worse result is called worse."""
     said = {"above": "federated is better", "below": "federated is worse", "unknown": "cannot be compared"}
     if site.verdict in said:
         return said[site.verdict]
@@ -38,7 +38,7 @@ def verdict_text(site: SiteFigures) -> str:
 
 
 def rounds_text(rounds: Sequence[int]) -> str:
-    """`round 4`, `rounds 4, 7–9`."""
+    """Format as `round 4` or `rounds 4, 7–9`."""
     spans: list[list[int]] = []
     for at in sorted(rounds):
         if spans and at == spans[-1][1] + 1:
@@ -50,19 +50,22 @@ def rounds_text(rounds: Sequence[int]) -> str:
 
 
 def signed_text(value: float | None) -> str:
-    """`+0.012`, with a true minus; what rounds to nothing has no sign."""
+    """Format as `+0.012`, with a typographic minus. A value that rounds to zero has no sign."""
     return "–" if value is None else "0.000" if abs(value) < 5e-4 else f"{value:+.3f}".replace("-", "−")
 
 
 def is_private(evidence: RunEvidence) -> bool:
-    """False as soon as the study, the run or one site says ε = inf, or does not say its ε at all."""
+    """Return False if ε of the study, the run or any site is infinite or missing, else True."""
     told = [evidence.study.privacy.epsilon, (evidence.result.get("privacy") or {}).get("epsilon", "inf")]
     told += [site.get("epsilon", "inf") for site in (evidence.result.get("sites") or {}).values()]
     return all(math.isfinite(epsilon_of(value)) for value in told)
 
 
 def largest_epsilon(evidence: RunEvidence) -> float:
-    """What the run as a whole has spent: the maximum over sites, for their patients differ; inf without privacy."""
+    """Return the epsilon of the run as a whole; infinite without privacy.
+
+    It is the maximum over sites, because their patients are disjoint.
+    """
     if not is_private(evidence):
         return math.inf
     own = [epsilon_of(site["epsilon"]) for site in (evidence.result.get("sites") or {}).values()]
@@ -70,7 +73,7 @@ def largest_epsilon(evidence: RunEvidence) -> float:
 
 
 def headline(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[str]:
-    """The result in one sentence, and one more for each comparison the run has."""
+    """Return the result in one sentence, followed by one for each kind of comparison that the run has."""
     test = evidence.result.get("test") or {}
     if test.get("auc") is None:
         if not test:
@@ -105,7 +108,10 @@ def headline(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[str]:
 
 
 def worth_it(sites: Sequence[SiteFigures]) -> str:
-    """One honest sentence over the sites: where the federated model is above, below, or level with the site's own."""
+    """Return a summary of how many sites' own models the federated model beats, and which it does not.
+
+    It names the sites where the federated model is worse, and counts the differences that are larger than chance.
+    """
     known = [site for site in sites if site.difference.value is not None]
     if not known:
         return ""

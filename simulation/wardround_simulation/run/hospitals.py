@@ -1,4 +1,4 @@
-"""The hospitals of a simulation: a data folder becomes one prepared site folder each, as a real site would have.
+"""Prepare the hospitals of a simulation: one site folder for each, with the same layout as a real site's.
 
 OUT/sites/NAME/    site.toml, studies/, cohort/, later ledger.sqlite3, replies/, cache/
 """
@@ -28,19 +28,19 @@ from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.sources.ingest import IngestReport, ingest
 from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
-# One key for all sites and runs, and no secret: all data of a simulation are on this machine anyway. It makes hold-
-# outs the same in every run, and lets a patient of two sites, or of training and test, be found. A real site makes
-# its own key and keeps it.
+# All sites and runs share this key, and it is public: all data of a simulation are on one machine anyway. With one key
+# every run holds out the same patients, and a patient who is at two sites, or in training and test, can be detected.
+# A real site generates its own key and keeps it secret.
 SIMULATION_KEY = hashlib.sha256(b"wardround simulation").digest()
 
-SIMULATED_PERSON = "Simulation"  # who approves, as the file of decisions says
+SIMULATED_PERSON = "Simulation"  # recorded as the approver in the file of decisions
 
-Progress = Callable[[str, int, int], None]  # (site, files done, files in all)
+Progress = Callable[[str, int, int], None]  # (site, files done, files in total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """One prepared hospital: its folder and what the quality gate found."""
+    """One prepared hospital: its folder and the report of its ingest, which includes the quality gate's counts."""
 
     name: str
     folder: Path
@@ -52,7 +52,8 @@ def prepare_hospitals(
 ) -> list[Prepared]:
     """Ingest every site into `folder`/NAME, incrementally, in the order given.
 
-    Raises `DataError` in one line where the data cannot make a federation of this study.
+    Raises:
+        DataError: If no cohort can be made from a site's data (a one-line message).
     """
     prepared: list[Prepared] = []
     if not sources:
@@ -72,7 +73,7 @@ def prepare_hospitals(
 
 
 def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:
-    """Raise `DataError` where a patient is at two sites, or where the study needs labels and fewer than two occur."""
+    """Raise `DataError` if a patient is at two sites, or if the study needs labels and fewer than two occur."""
     owner: dict[str, str] = {}
     labels: set[int] = set()
     for hospital in hospitals:
@@ -95,7 +96,7 @@ def _uses_unlabelled_images(study: Study) -> bool:
 
 
 def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) -> None:
-    """Raises `DataError` where a patient of the external test set is also at a training site."""
+    """Raise `DataError` if a patient of the external test set is also at a training site."""
     known = {patient for hospital in hospitals for patient in open_cohort(hospital.folder / COHORT).pseudonyms}
     for hospital in test:
         if known & set(open_cohort(hospital.folder / COHORT).pseudonyms):
@@ -105,19 +106,23 @@ def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) 
 
 
 def release_of(study: Study) -> ReleaseConfig:
-    """What a simulated site releases: what the study asks for. Nothing is asked by default."""
+    """Return the release settings of a simulated site, which grant exactly the evaluation that the study asks for.
+
+    By default a study asks for none.
+    """
     if study.evaluation.epsilon == 0:
         return ReleaseConfig(evaluation="off")
     return ReleaseConfig(evaluation="exact" if math.isinf(study.evaluation.epsilon) else "noised")
 
 
 def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) -> None:
-    """Write the simulated site's rules and approval: a cap of exactly this study, as its own data-protection
-    officer would set, and figures as the study asks for them. Limits that are there already are the site's own and
-    stay.
+    """Write the simulated site's rules (site.toml) and its approval of the study.
 
-    Nobody approves in a simulation, and a folder that another study left may begin a run anew: so any number of runs
-    is allowed, and the cap alone bounds them.
+    The privacy cap equals this study's cost, as the site's data-protection officer would set it, and the release
+    settings are those that the study asks for. If the site already has a cap and release settings, they are kept.
+
+    The approval allows any number of runs (`MOST_RUNS`), because no person approves in a simulation and a new run may
+    start in a folder that another study left behind. The cap alone limits the runs.
     """
     path = hospital.folder / CONFIG_FILE
     if path.is_file():
@@ -132,7 +137,7 @@ def settle_rules(hospital: Prepared, study: Study, device: str, threads: int) ->
         f"minimum_patients = {release.minimum_patients}\n\n"
         f'[compute]\ndevice = "{device}"\nthreads = {threads}\n'
     )
-    write_file(path, text.encode())  # in one step: a kill must not leave half of a site's limits
+    write_file(path, text.encode())  # atomic, so that a kill cannot leave half of a site's limits
     sha256 = store_approved(hospital.folder, study)
     if last_decision(hospital.folder, sha256) is None:
         add_decision(hospital.folder, "approved", sha256, SIMULATED_PERSON, runs=MOST_RUNS)

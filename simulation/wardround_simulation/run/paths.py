@@ -1,16 +1,16 @@
-"""The names in a simulation's output folder, each once.
+"""The names of the files and folders in a simulation's output folder, each defined once.
 
-    run.json                its study and data, written first                         run/preflight.py
+    run.json                the run's study and data, written first                 run/preflight.py
     sites/NAME/             a hospital's folder                                     wardround_client/site/paths.py
-    test-sites/NAME/        the same for hospitals that only test
-    log/                    what the engine's processes logged                      engine/flower.py
+    test-sites/NAME/        the same for a hospital of the external test set
+    log/                    logs of the engine's processes                          engine/flower.py
     report.html             the report                                              report/report.py
-    attack.json             what the attacks found, beside their page               attack/run.py
-    comparison.jsonl        a line a finished piece of a comparison                 compare/compare.py
+    attack.json             results of the attacks; the report shows them too       attack/run.py
+    comparison.jsonl        one line for each finished part of a comparison         compare/compare.py
     comparison.json         all rows of a finished comparison
-    .lock                   held by the process that works in the folder
+    .lock                   locked by the process that works in the folder
 
-The study, checkpoints, metrics, model and result are named as in a run's folder at a server, in
+The study, checkpoints, metrics, model and result have the same names as in a run's folder on a server; see
 `wardround_server/runs/paths.py`.
 """
 

@@ -1,5 +1,7 @@
-"""What is checked before anything heavy is loaded and before anything is written: a wrong path or table is answered
-in a second and leaves nothing behind. Then the output folder is claimed, for one process at a time.
+"""Checks that run before heavy imports and before anything is written, and the claim on the output folder.
+
+A wrong path or table is reported within a second and leaves no files behind. After the checks one process at a time
+claims the output folder.
 
     survey -> claimed(out) -> ingest, training, report
 
@@ -34,7 +36,7 @@ RAY_ANSWERS_WITHIN_S = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Where a run's data come from: the folders as they were given, and the sites found in them."""
+    """The sources of a run's data: the folders as given on the command line, and the sites found in them."""
 
     data: Path
     train: tuple[SiteSource, ...]
@@ -43,10 +45,12 @@ class Material:
 
 
 def survey(study: Study, data: Path, test_data: Path | None, sites: int | None) -> Material:
-    """Find the sites of a run and hold them against the study. Reads tables and headers, writes nothing.
+    """Find the sites of a run and check them against the study. Reads tables and headers, writes nothing.
 
-    Raises `DataError` and `StudyError` in one line: no such folder, a wrong table, a patient at two sites or in both
-    sets, one class only, another number of sites than the study asks for.
+    Raises (with one-line messages):
+        DataError: If a folder does not exist, a table is wrong, a patient is at two sites or in both sets, or only one
+            class occurs.
+        StudyError: If the number of sites is not what the study asks for.
     """
     train = tuple(discover(data, study.data, sites))
     check_number_of_sites(study, str(data), len(train))
@@ -61,7 +65,7 @@ def survey(study: Study, data: Path, test_data: Path | None, sites: int | None) 
 
 
 def check_number_of_sites(study: Study, place: str, sites: int) -> None:
-    """Raises `StudyError` where there are more or fewer sites than the study allows."""
+    """Raise `StudyError` if there are more or fewer sites than the study allows."""
     most, least = study.aggregation.nominal_sites, study.aggregation.min_sites or study.aggregation.nominal_sites
     if not least <= sites <= most:
         asked = str(most) if least == most else f"{least} to {most}"
@@ -72,7 +76,10 @@ def check_number_of_sites(study: Study, place: str, sites: int) -> None:
 
 
 def check_ray_address(address: str) -> None:
-    """Raises `UsageError` where no gRPC server answers at HOST:PORT; Ray itself would go on trying for minutes."""
+    """Raise `UsageError` if no gRPC server answers at HOST:PORT within `RAY_ANSWERS_WITHIN_S`.
+
+    Ray itself would retry for minutes.
+    """
     host, colon, port = address.rpartition(":")
     if not colon or not host or "/" in host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"--ray-address {address}: write HOST:PORT, the address that `ray start` shows")
@@ -88,7 +95,7 @@ def check_ray_address(address: str) -> None:
 
 
 def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> None:
-    """Raises `UsageError` where a run of this study on these data may not use `out`. Writes nothing."""
+    """Raise `UsageError` if a run of this study on these data may not use `out`. Writes nothing."""
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UsageError(f"{there}: is a file, not a folder; choose another --out")
@@ -107,7 +114,7 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
 
 
 def finished_result(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any] | None:
-    """The result of a finished run of this very study on these very data in `out`, else None."""
+    """Return the result in `out` if it is from a finished run of the same study on the same data, else None."""
     try:
         result = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
         claim = _read_claim(out)
@@ -120,10 +127,13 @@ def finished_result(out: Path, study: Study, data: Path, test_data: Path | None)
 
 @contextlib.contextmanager
 def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iterator[str]:
-    """Make the run's folder, or take up an earlier run in it, and hold it for this process; gives the run's id.
+    """Create the run's folder or continue the run in it, locked for this process, and yield the run's id.
 
-    A claim under which no round has begun yet binds nobody: another study may take the folder over. Raises
-    `UsageError` as `check_out` does, and where another process is at work in the folder.
+    A claim of another study or other data is replaced as long as its run has not written a checkpoint, a comparison
+    or a result.
+
+    Raises:
+        UsageError: As `check_out` does, and if another process is working in the folder.
     """
     check_out(out, study, data, test_data)
     with contextlib.ExitStack() as stack:
@@ -134,11 +144,11 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
             raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
         if not alone:
             raise UsageError(f"{out}: another run is at work in this folder; wait for it")
-        check_out(out, study, data, test_data)  # it may have become another's since
+        check_out(out, study, data, test_data)  # another process may have claimed it in the meantime
         claim = _read_claim(out)
         if claim is None or _is_another(claim, study, data, test_data):
             for rules in out.glob(f"{SITES}/*/{CONFIG_FILE}"):
-                rules.unlink()  # they were made for the other study, under which nothing was done
+                rules.unlink()  # made for the replaced study, whose run never began
             (out / STUDY_FILE).unlink(missing_ok=True)
             claim = _write_claim(out, study, data, test_data)
         if not (out / STUDY_FILE).exists():
@@ -147,7 +157,7 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
 
 
 def check_disk(out: Path, need_bytes: int) -> None:
-    """Raises `WardroundError` before the work where the disk cannot hold it."""
+    """Raise `WardroundError` if the disk of `out` has less free space than the run needs."""
     free = shutil.disk_usage(out).free
     if free < need_bytes:
         raise WardroundError(
@@ -157,7 +167,7 @@ def check_disk(out: Path, need_bytes: int) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one step, durably. Its mode is the umask's: a run's results are for sharing."""
+    """Write a JSON file atomically and durably. Its mode follows the umask, because a run's results are shared."""
     write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), mode=None)
 
 
@@ -194,5 +204,5 @@ def _places(data: Path, test_data: Path | None) -> dict[str, str | None]:
 
 
 def _has_begun(out: Path) -> bool:
-    """Whether there is something in the folder that another run would spoil: a round, a comparison, a result."""
+    """Return whether the folder holds work that another run would overwrite: a round, a comparison or a result."""
     return any((out / name).exists() for name in (CHECKPOINTS, COMPARISON_LOG, RESULT_FILE))

@@ -1,13 +1,13 @@
 """`wardround-sim run`: one federated run on this machine, from a data folder to a report.
 
     OUT/
-        run.json             what this folder is a run of; made first, so that another study is refused (preflight.py)
-        sites/NAME/          each hospital as a real site would have it (hospitals.py)
-        checkpoints/  metrics.jsonl   the server's side (wardround_server.rounds.loop)
+        run.json             the run's study and data, written first so that another study is refused (preflight.py)
+        sites/NAME/          each hospital's folder, with the layout of a real site's (hospitals.py)
+        checkpoints/  metrics.jsonl   written by the server's loop (wardround_server.rounds.loop)
         model.safetensors  result.json  report.html  tensorboard/
-        log/                 what Flower and Ray said
+        log/                 output of Flower and Ray
 
-The same command on the same folder continues at the next round; a finished run is shown again.
+The same command on the same folder continues at the next round; for a finished run it shows the result again.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ from wardround_simulation.run.paths import LOG, SITES, TEST_SITES
 from wardround_simulation.run.preflight import Material, check_disk, write_json
 
 RESULT_SCHEMA = 1
-LOGS_BYTES = 32 * 2**20  # the report, TensorBoard's files and what Flower and Ray say
+LOGS_BYTES = 32 * 2**20  # the report, TensorBoard's files and the logs of Flower and Ray
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What was asked on the command line. Nothing here affects privacy."""
+    """Settings from the command line. None of them affects privacy."""
 
     material: Material
     out: Path
@@ -84,7 +84,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """What a person watching gets to see; every part may do nothing."""
+    """Callbacks that show progress to the user; each may do nothing."""
 
     ingest: Callable[[str, int, int], None]
     stage: Callable[[str], None]
@@ -93,8 +93,10 @@ class Listener:
 
 
 def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) -> RunEvidence:
-    """Prepare, train, test, report, in a folder that was claimed. Raises `WardroundError`s with one line; leaves what
-    can be continued.
+    """Prepare the data, train and test in a claimed folder; return the evidence for the report.
+
+    Raises:
+        WardroundError: With a one-line message. The folder is left in a state from which the run can be continued.
     """
     started = time.monotonic()
     out, material = settings.out, settings.material
@@ -195,14 +197,15 @@ def result_of(
     run_id: str,
     architecture: str,
 ) -> dict[str, Any]:
-    """The content of result.json, schema 1. Epsilons come from the ledgers' events, never from the study."""
+    """Return the content of result.json, schema 1. Epsilons come from the ledgers' events, never from the study."""
     plan = plan_from_study(study)
     sites: dict[str, Any] = {}
     largest: Epsilon | None = None
     steps = 0
     for hospital in hospitals:
         ledger = Ledger(hospital.folder / LEDGER_FILE)
-        # Of the patients who train; those held out are others, and what is released about them is told beside it.
+        # Epsilon of the training patients. Held-out patients are different people; what is released about them is
+        # reported separately.
         epsilon, events = ledger.spent(study.privacy.delta, run_id, TRAIN), ledger.events(run_id, TRAIN)
         exact = spent_exactly(events, study.privacy.delta)
         head = outcome.ledger_heads.get(hospital.name)
@@ -253,8 +256,9 @@ def training_patients(hospital: Prepared, study: Study) -> int:
 def save_model(
     out: Path, study: Study, result: Mapping[str, Any], network: nn.Module, weights: Weights, architecture: str
 ) -> None:
-    """The whole network with the released weights, and what it is, in one file: `model.init` of another study can
-    name it.
+    """Write the whole network with the released weights and a manifest to one file.
+
+    Another study can name this file in `model.init`.
     """
     load_weights(trained_parameters(network, study), weights)
     tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
@@ -272,18 +276,18 @@ def save_model(
 
 
 def finish(out: Path, evidence: RunEvidence) -> None:
-    """Write result.json, after everything else: its presence says that the run is finished."""
+    """Write result.json. Must come after all other files: its presence marks the run as finished."""
     write_json(out / RESULT_FILE, dict(evidence.result))
 
 
 def dummy_step(study: Study, device: str) -> None:
-    """One real clipped step on synthetic images, for measuring in a process of its own what a site needs of a GPU."""
+    """Run one real clipped step on synthetic images, to measure a site's GPU memory in a separate process."""
     network = initial_network(study)
     plan_speed(network, study, plan_from_study(study), torch.device(device))
 
 
 def _device(asked: str) -> str:
-    """ "cpu" or "cuda". Raises `UsageError` for a GPU that is not there."""
+    """Return "cpu" or "cuda". Raises `UsageError` if "cuda" was requested and torch finds no GPU."""
     found = torch.cuda.is_available()
     if asked == "cuda" and not found:
         raise UsageError("--device cuda: torch finds no CUDA GPU here; use --device cpu, or mend the driver")
@@ -291,8 +295,10 @@ def _device(asked: str) -> str:
 
 
 def disk_need_bytes(network: nn.Module, start: Mapping[str, np.ndarray], sites: int) -> int:
-    """What training will write, roughly and not too little: checkpoints with their moments, each site's kept replies,
-    the model, the report and logs. (The images are `ingest`'s to check, where their number is known.)
+    """Estimate, rather too high than too low, how many bytes training will write.
+
+    The estimate covers checkpoints with their moments, each site's kept replies, the model, the report and logs. It
+    leaves out the images, whose space `ingest` checks, because their number is known there.
     """
     travelling = sum(array.nbytes for array in start.values())
     whole = sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -306,7 +312,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def montage_of(hospital: Hospital) -> np.ndarray:
-    """Up to 12 images spread over the cohort, uint8 (n, C, H, W)."""
+    """Return up to 12 images spread evenly over the cohort, uint8 (n, C, H, W)."""
     images_NCHW = hospital.cohort.images_NCHW
     rows = np.unique(np.linspace(0, len(images_NCHW) - 1, 12).astype(int))
     return np.array(images_NCHW[rows])
@@ -317,7 +323,7 @@ def quality_of(hospital: Prepared) -> SiteQuality:
 
 
 def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> list[str]:
-    """Honest remarks that belong beside the figures."""
+    """Return the remarks that the report shows next to the figures: what they cover and what they do not."""
     notes = []
     if settings.phantoms:
         notes.append(

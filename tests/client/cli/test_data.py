@@ -1,4 +1,4 @@
-"""`wardround-site ingest` and `forget`: under the site's own key, and nobody's name in any output."""
+"""`wardround-site ingest` and `forget`: both use the site's own key, and no output contains a name."""
 
 from __future__ import annotations
 

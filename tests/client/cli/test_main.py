@@ -1,6 +1,4 @@
-"""`wardround-site ledger`: what it shows is what the ledger says, what it refuses is one line, and looking writes
-nothing.
-"""
+"""`wardround-site ledger`: it shows the ledger's content, refuses in one line, and reading writes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The book-keeping engine is the loop on every network, and what it cannot do it refuses, in favour of the loop."""
+"""The book-keeping engine equals the loop on every network. What it cannot compute is left to the loop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever weights a lying server sends, one patient moves the clipped sum by at most C.
+"""Whatever weights a malicious server sends, one patient moves the clipped sum by at most C.
 
-The theorem: |S(D + p) - S(D)| <= C (1 + 1e-5). Every shipped network, every part of it that may train, both engines,
-both precisions. The last part breaks each rule once by hand and shows that the same checks notice.
+The theorem: |S(D + p) - S(D)| <= C (1 + 1e-5). It is tested on every shipped network, every part of it that may train,
+both engines and both precisions. The last part breaks each rule once by hand and shows that the same checks fail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`wardround-site enhance`: restored images beside their source, never over it, and marked for what they are."""
+"""`wardround-site enhance`: restored images are written beside their source, never over it, and are marked as such."""
 
 from __future__ import annotations
 

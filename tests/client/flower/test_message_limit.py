@@ -1,5 +1,6 @@
-"""What a hospital's SuperNode takes of a run and of a question before anybody looks at it: Flower's own code takes the
-question in, over a server that answers what it likes.
+"""The parts of a run and of a message that a hospital's SuperNode accepts before any other code reads them.
+
+Flower's own code receives the messages, from a server that may send anything.
 """
 
 from __future__ import annotations

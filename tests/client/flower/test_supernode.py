@@ -1,4 +1,4 @@
-"""What a hospital's SuperNode has beyond Flower's: it notices a dead connection, and ends when a part of it ends."""
+"""Additions to Flower's SuperNode at a hospital: it detects dead connections, and ends when one of its parts ends."""
 
 import inspect
 import signal

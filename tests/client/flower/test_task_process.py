@@ -1,7 +1,9 @@
-"""The gate between Flower and a hospital: no bundle's code runs, what is not for us is refused, what hangs is killed.
+"""The boundary between Flower and a hospital: no bundle's code runs, and foreign messages are refused.
 
-The tests run Flower's own functions. Where this project replaces something inside Flower, a test holds the replacement
-to what it replaces, so that another version of Flower fails here and not at a hospital.
+Tasks that hang are killed.
+
+The tests run Flower's own functions. Where this project replaces something inside Flower, a test compares the
+replacement with the original, so that another version of Flower fails here and not at a hospital.
 """
 
 import dataclasses

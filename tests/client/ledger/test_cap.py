@@ -1,4 +1,4 @@
-"""A cap that is lowered while runs are at work: no attempt made afterwards exceeds it."""
+"""A cap that is lowered while runs are in progress: no later attempt exceeds it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""kill -9 of a process that holds, charges, settles and sends without end: the ledger afterwards tells all it did.
+"""kill -9 of a process that holds, charges, settles and sends repeatedly: the ledger afterwards contains all of it.
 
-The moments are drawn anew in every call of the tests; the seed is printed. What is killed is a fork of this process, so
-that a thousand kills take minutes.
+The moments are drawn anew in every call of the tests, and the seed is printed. The killed process is a fork of this
+process, so that a thousand kills take minutes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The ledger: held before anything is read, charged before training, settled before sending, and never above the
-cap.
-"""
+"""The ledger: held before data are read, charged before training, settled before sending, and never above the cap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger whose newest copy is gone for good: what it says once the loss was accepted is never less than the truth."""
+"""Loss of a ledger's newest copy: once the loss is accepted, the ledger never charges less than was spent."""
 
 from __future__ import annotations
 

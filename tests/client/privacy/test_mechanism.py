@@ -1,4 +1,4 @@
-"""Sampler, clipping and noise as theorems: what one patient can change, and how much noise hides it."""
+"""Sampler, clipping and noise as theorems: how much one patient can change, and how much noise hides it."""
 
 from __future__ import annotations
 

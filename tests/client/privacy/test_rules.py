@@ -1,4 +1,4 @@
-"""Privacy held end to end, through `train`, `answer` and the wire: what tests of the single parts cannot show."""
+"""Privacy end to end, through `train`, `answer` and the wire, beyond what tests of the single parts can show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The release of held-out scores: its guarantee as mathematics, its noise as a law, its way through a site."""
+"""The release of held-out scores: its guarantee, the distribution of its noise, and its path through a site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a site's rounds leave in its audit log: every refusal by its code, every reply before it leaves, no name."""
+"""The audit log of a site's rounds: every refusal with its code, every reply before it leaves, and no name."""
 
 from __future__ import annotations
 

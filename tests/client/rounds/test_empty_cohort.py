@@ -1,4 +1,4 @@
-"""A site at which a study finds nobody replies as any other: through the same path, charged alike, with noise alone.
+"""A site without patients for a study replies like any other: by the same path, charged alike, with noise alone.
 
 If it failed or refused instead, a reply would reveal that at least one patient is there.
 """

@@ -1,4 +1,4 @@
-"""One round at one site: admitted, reserved, trained, settled, replied; and what is refused before an image is read."""
+"""One round at one site: admitted, reserved, trained, settled and replied, or refused before an image is read."""
 
 from __future__ import annotations
 

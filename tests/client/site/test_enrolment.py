@@ -1,4 +1,4 @@
-"""A hospital's folder: keys made once that never leave, a pinned CA, and a doctor that finds what is wrong."""
+"""A hospital's folder: its keys are made once and never leave, the CA is pinned, and `doctor` finds faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names in a site's folder are fixed: another name would make a hospital's ledger or keys look lost."""
+"""The names in a site's folder are fixed, because after a change a hospital's ledger or keys would appear lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cohort: what is written is what is opened, a half-written one never opens, and names do not survive."""
+"""The cohort: it is read as it was written, a partly written one cannot be opened, and it contains no names."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Objections that come at once, or while an ingest or a round is at work: none is lost, and nothing stays prepared."""
+"""Concurrent objections, also during an ingest or a round: none is lost, and no prepared data remain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images read row by row: equal to the array, and an image that cannot be read is an exception of that image alone."""
+"""Images read row by row equal the array, and an unreadable image raises an exception for that image only."""
 
 from __future__ import annotations
 

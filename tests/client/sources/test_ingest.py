@@ -1,4 +1,4 @@
-"""Ingest: right pixels, the same every time, nothing decoded twice, nothing lost to a kill, sources untouched."""
+"""Ingest: correct and reproducible pixels, no repeated decoding, no loss by a kill, and unchanged sources."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A patient who objects takes part in nothing from then on, and nothing prepared of them is left at the site."""
+"""After an objection a patient takes part in nothing, and no prepared data of the patient remain at the site."""
 
 from __future__ import annotations
 

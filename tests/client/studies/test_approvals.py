@@ -1,4 +1,4 @@
-"""Studies at a site: nothing trains that was not approved, who decided is written down, and what is shown is true."""
+"""Studies at a site: only approved ones train, decisions are recorded with the person, and the display is true."""
 
 from __future__ import annotations
 

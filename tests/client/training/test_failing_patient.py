@@ -1,6 +1,6 @@
-"""A patient whose data make the program fail counts as zero, and changes nobody else's part.
+"""A patient whose data cause an error counts as zero, and the parts of all others are unchanged.
 
-If one error made a whole round noise alone, one patient would move the sum by the parts of all others.
+If one error turned a whole round into noise alone, one patient would move the sum by the parts of all others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reconstruction at a site: one clip over generator and discriminator together, one noise, one event a step."""
+"""Reconstruction at a site: one clip over generator and discriminator together, one noise, one event per step."""
 
 from __future__ import annotations
 

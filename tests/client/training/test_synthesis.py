@@ -1,4 +1,4 @@
-"""The synthesis task's privacy as theorems: what one patient moves, what is added after the noise, what is charged."""
+"""The privacy of synthesis as theorems: what one patient moves, what is added after the noise, what is charged."""
 
 from __future__ import annotations
 

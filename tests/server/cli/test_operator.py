@@ -1,6 +1,6 @@
-"""What the operator's command line tells of runs is what happened: models and cards, replies, words, stops, failures.
+"""The operator's commands report correctly on runs: models and cards, replies, reasons, stops and failures.
 
-Runs are made by `phases.train` itself, over sites that are plain functions.
+`phases.train` itself makes the runs, over sites that are plain functions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bounds on what either side may send hold to the Flower that is installed; see test_hostile.py for the attacks."""
+"""The limits on what either side may send fit the installed Flower. test_hostile.py contains the attacks."""
 
 from __future__ import annotations
 

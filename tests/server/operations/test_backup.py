@@ -1,4 +1,4 @@
-"""A backup is the folder again, bit by bit; a restored one is whole or not there; no tar file writes elsewhere."""
+"""A backup restores the folder bit for bit and completely or not at all, and no tar file can write elsewhere."""
 
 from __future__ import annotations
 

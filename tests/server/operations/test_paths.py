@@ -1,4 +1,4 @@
-"""The names in the folders of a server and of a run are fixed: a server of an earlier version is continued."""
+"""The names in the folders of a server and of a run are fixed, so that a server of an earlier version can continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The round loop: who counts, who is named, and what a kill costs. Sites are plain functions in one process here."""
+"""The round loop: which replies count, which sites are named, and the cost of a kill. Sites are functions here."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A run at the server is what lies in its folder: its state, its sites' words, its end; it outlives every process."""
+"""A run at the server is defined by its folder: its state, its sites' replies and its end outlive every process."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The card of a reconstruction: its accept test and which weights were released, and no AUC, which it does not have."""
+"""The model card of a reconstruction: it has the accept test and the released weights, and no AUC."""
 
 from __future__ import annotations
 

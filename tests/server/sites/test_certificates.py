@@ -1,4 +1,4 @@
-"""A federation's certificates and its list of sites: verified in real TLS handshakes, made once, renewed in place."""
+"""A federation's certificates and list of sites: verified in real TLS handshakes, made once, renewed in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flower's SuperLink, a real one, lets in exactly the keys of the registry, through restarts and kills of ours."""
+"""A real SuperLink of Flower admits exactly the keys of the registry, also after restarts and kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server has seen of each site's ledger outlives runs, keys and backups: no site goes back unnoticed."""
+"""The server's record of each site's ledger outlives runs, keys and backups, so a ledger that goes back is noticed."""
 
 from __future__ import annotations
 

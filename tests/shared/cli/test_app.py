@@ -1,4 +1,4 @@
-"""What the three programs have in common: a stop is one line, and never comes in the middle of an import."""
+"""The common behaviour of the three programs: a stop is reported in one line, and never interrupts an import."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Theorems about the figures: what AUC means, how wide an honest interval is, what calibration sees."""
+"""Theorems about the figures: the meaning of AUC, the width of intervals, and what calibration measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures from noised histograms: right on average, within the promised error, in intervals that cover as they say."""
+"""Figures from noised histograms: unbiased, within the promised error, with intervals of the stated coverage."""
 
 from __future__ import annotations
 

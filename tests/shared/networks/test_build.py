@@ -1,4 +1,4 @@
-"""Theorems about the networks: what they are made of, that an image answers for itself alone, and who may load what."""
+"""Theorems about the networks: their layers, the independence of images, and which weight files may be loaded."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The shipped encoder and its public features: what a window, a turn or another image may change, and what it may
-not."""
+"""The shipped encoder and its public features: which effects a window, a turn or another image may have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health over real gRPC: SERVING only while every look finds no fault, each look bounded, nothing but loopback."""
+"""Health over real gRPC: SERVING only while no check finds a fault, each check bounded in time, loopback only."""
 
 from __future__ import annotations
 

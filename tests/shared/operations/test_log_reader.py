@@ -1,5 +1,6 @@
-"""`logs` tells what was logged: all of it, in order, once, across rotation. What a daemon's processes print is in it
-with its run, round and site.
+"""`logs` shows all that was logged, in order and once, also across rotation.
+
+The output of a daemon's processes is included with its run, round and site.
 """
 
 from __future__ import annotations

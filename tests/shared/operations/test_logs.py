@@ -1,4 +1,4 @@
-"""Structured logs: every record is one JSON line that says where it happened; files are bounded and their owner's."""
+"""Structured logs: every record is one JSON line with its origin; files are bounded and belong to their owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phantom crops: repeatable, balanced, in range, and as different between the classes as the anatomy says."""
+"""The phantom crops: repeatable, balanced, in range, and with the anatomy's differences between classes."""
 
 from __future__ import annotations
 

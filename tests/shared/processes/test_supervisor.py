@@ -1,4 +1,4 @@
-"""Which child ends with which, and who may be a folder's one daemon. The children are real processes."""
+"""Which child process ends with which other, and that a folder has one daemon. The children are real processes."""
 
 import os
 import signal

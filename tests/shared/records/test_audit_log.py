@@ -1,4 +1,4 @@
-"""The audit log: what was written is found altered wherever it is altered, a kill loses nothing, no name gets in."""
+"""The audit log: every alteration is detected, a kill loses nothing, and no name is written."""
 
 from __future__ import annotations
 

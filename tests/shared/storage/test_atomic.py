@@ -1,4 +1,4 @@
-"""Atomic files: the old content or the new one, whole, whenever the write is cut off, and nobody else's to read."""
+"""Atomic files: after an interruption the content is wholly old or wholly new, and only the owner can read it."""
 
 from __future__ import annotations
 

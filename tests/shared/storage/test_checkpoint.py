@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is an error, and a kill while writing leaves the one before it."""
+"""A checkpoint is complete or an error, and a kill during writing leaves the previous one."""
 
 import os
 import signal

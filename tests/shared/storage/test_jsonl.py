@@ -1,4 +1,4 @@
-"""JSON lines: a kill costs the end of the last line alone, and a damaged line is never passed over."""
+"""JSON lines: a kill loses only the end of the last line, and a damaged line is never skipped."""
 
 from __future__ import annotations
 

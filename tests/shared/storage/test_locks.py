@@ -1,4 +1,4 @@
-"""Locks exclude other open files of any process, end with their process, and say when they are held."""
+"""Locks exclude other open files of any process, end with their process, and report when they are held."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study file: strict, canonical, and one line for every mistake."""
+"""The study file: it is strict and canonical, and every mistake is reported in one line."""
 
 from __future__ import annotations
 

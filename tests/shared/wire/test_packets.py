@@ -1,4 +1,4 @@
-"""What crosses the network arrives bit for bit, or is refused with a code."""
+"""Packets arrive over the network bit for bit, or are refused with a code."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Site and server compare what they run, and where the two do not fit one line says who must move."""
+"""Site and server compare their versions, and if these do not fit, one line names the side that must be updated."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The attack: every planted fault is found by its named check, the product passes them all, and the attacks themselves
-work where there is no privacy.
+"""The attacks: every planted fault fails its named check, the product passes all checks, and the attacks work.
 
-A fault is planted in the product's own training: one part is replaced while the real `train` runs.
+The attacks are shown to work where there is no privacy. A fault is planted in the product's own training: one part is
+replaced while the real `train` runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a person does wrong is answered in one line with the right exit code, quickly, and nothing is written or lost.
+"""Mistakes of a user are reported in one line with the right exit code, quickly, and nothing is written or lost.
 
-Each case runs the command itself in a process of its own, as a person would.
+Each case runs the command itself in a separate process, as a user would.
 """
 
 import contextlib

@@ -1,6 +1,4 @@
-"""The comparison compares like with like: every model starts from the study's own start, and from nothing that was
-trained before.
-"""
+"""A comparison is fair: every model starts from the study's own start, and from nothing that was trained before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison must keep: all folds, honest intervals, paired differences, and no row's figure changed."""
+"""The report of a comparison: all folds, correct intervals, paired differences, and unchanged figures of every row."""
 
 from __future__ import annotations
 

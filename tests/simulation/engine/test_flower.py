@@ -1,6 +1,6 @@
-"""Flower's simulation engine on Ray, run for real: what reaches the server, what a bad site costs, and how it all ends.
+"""Flower's simulation engine on Ray: what reaches the server, the cost of a faulty site, and how runs end.
 
-The sites are a few lines of arithmetic, given to the engine as functions; everything around them is the real thing.
+The sites are a few lines of arithmetic, which the engine receives as functions; everything else is the real code.
 """
 
 import inspect

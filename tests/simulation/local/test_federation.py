@@ -1,4 +1,4 @@
-"""`wardround-sim federation` with real processes; and that programs which it calls or starts never outlive it."""
+"""`wardround-sim federation` with real processes, none of which outlives the command."""
 
 import json
 import os

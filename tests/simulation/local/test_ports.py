@@ -1,4 +1,4 @@
-"""Ports of local federations: two of one user never meet, whenever they choose; a port that was taken is left."""
+"""Ports of local federations: two of one user never collide, whenever they choose, and a taken port is skipped."""
 
 import multiprocessing
 import socket

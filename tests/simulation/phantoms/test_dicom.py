@@ -1,5 +1,4 @@
-"""The phantom hospitals: valid CT series, marks that lie in nodules, sites that differ, and the same bytes every
-time."""
+"""The phantom hospitals: valid CT series, marks inside nodules, differences between sites, and reproducible bytes."""
 
 from __future__ import annotations
 

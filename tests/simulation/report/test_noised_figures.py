@@ -1,4 +1,4 @@
-"""From sites' releases to federated figures: what is taken, what is refused by name, and what is shown of whom."""
+"""From sites' releases to federated figures: what is accepted, what is refused by name, and which sites are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report must keep: nothing loaded, nothing invented, nothing hidden, and an epsilon that is said correctly."""
+"""The report of a run: it loads, invents and hides nothing, and states epsilon correctly."""
 
 from __future__ import annotations
 

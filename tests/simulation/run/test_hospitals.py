@@ -1,4 +1,4 @@
-"""Prepared hospitals against their study: who needs labels, and a patient who is at two sites."""
+"""Prepared hospitals against their study: the need for labels, and a patient who is at two sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks that classify, with their first weights."""
+"""The networks for classification, with their initial weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FROM_SCRATCH: dict[str, Callable[[DataSection, int], nn.Module]] = {
 
 
 def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
-    """The network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
+    """Return the network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
     if model.init == "random":
         return _from_scratch(model, data)
     if model.init == "phantom":
         return _from_phantoms(model, data, None)
     path = Path(model.init)
     tensors, metadata = read_model_file(path, model.init_sha256)
-    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+    if "tensors_sha256" in metadata:  # a file that `wardround-sim pretrain` wrote
         return _from_phantoms(model, data, str(path))
     network = _from_phantoms(model, data, None) if _is_phantom_head(model) else _from_scratch(model, data)
     load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
@@ -50,5 +50,8 @@ def _from_phantoms(model: ModelSection, data: DataSection, path: str | None) -> 
 
 
 def _is_phantom_head(model: ModelSection) -> bool:
-    """Whether the features are the frozen public ones. A random encoder has none: its head reads its pooled maps."""
+    """Return whether the model is a head over the frozen public features.
+
+    A random encoder has no public features; its head reads its pooled maps.
+    """
     return model.name == "phantom-encoder" and model.trainable == "head" and model.init != "random"

@@ -1,4 +1,4 @@
-"""Classification in a study: a network that tells labels apart. It has no section of its own."""
+"""The rules for studies of classification, which have no section of their own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ COMMANDS = Commands(attack=True, compare="settings")
 
 
 def check(study: Study) -> None:
-    """Figures are released for two labels only."""
+    """Raise `ValueError` if figures are to be released for more than two labels."""
     if study.evaluation.epsilon > 0 and len(study.data.labels) > 2:
         raise ValueError("evaluation.epsilon: figures are released for two labels only; set it to 0")
 
 
 def learns(study: Study, labels: str) -> str:
-    """What the study trains a network for."""
+    """Return the end of the sentence "This study trains a network ..."."""
     return f"to tell {labels} apart"

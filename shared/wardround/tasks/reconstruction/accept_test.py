@@ -1,8 +1,10 @@
-"""The accept test of a reconstruction: is the model that patients moved no worse than its public start?
+"""The accept test of a reconstruction: whether the trained model is no worse than its public start.
 
-Each held-out patient's gain (dB of peak signal-to-noise ratio, trained less start) is counted in a bin at their site;
-what leaves is the noised histogram that `evaluation.epsilon` pays for, charged like any other release. The decision
-is a function of the sum of these histograms over the sites, so it costs nothing more. Shapes: B bins.
+Each site counts its held-out patients in bins by their gain (dB of peak signal-to-noise ratio, trained minus start).
+Only the noised histogram leaves the site; it is charged to `evaluation.epsilon` like any other release. The decision is
+a function of the sum of these histograms over the sites, so it has no further privacy cost.
+
+Shapes: B bins.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from wardround.metrics.noised_auc import LEAST_SIGNAL, ScoreHistogram
 
-MARGIN_DB = 0.05  # a model that is worse by less is not worse: nobody can see it
+MARGIN_DB = 0.05  # a smaller decrease is not visible, so it does not count as worse
 CONFIDENCE = 0.9  # one-sided
 
 Weights = TypeVar("Weights")
@@ -25,8 +27,10 @@ Weights = TypeVar("Weights")
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptTest:
-    """What the noised counts say: the mean gain in dB with the lower bound that decides, and the decision in words. The
-    figures are None where the patients do not stand out of the noise."""
+    """The result: the mean gain in dB, its lower bound, which determines the decision, and the reason in words.
+
+    The two figures are None if the number of patients is too small relative to the noise.
+    """
 
     accepted: bool
     gain_db: float | None
@@ -39,10 +43,12 @@ class AcceptTest:
 
 
 def accept_test(histogram: ScoreHistogram) -> AcceptTest:
-    """Accept the trained model where the one-sided 90 % lower bound of the mean gain is above -0.05 dB: a test of
-    non-inferiority, on the ratio of two noisy sums. Where it cannot tell, the public start stays.
+    """Accept the trained model if the one-sided 90 % lower bound of the mean gain is at least -0.05 dB.
 
-    A patient counts as the middle of their bin, so gains beyond the outermost bins count as theirs.
+    This is a test of non-inferiority, on the ratio of two noisy sums. If the patients cannot be distinguished from the
+    noise, the model is not accepted and the public start is kept.
+
+    Each patient counts with the gain at the middle of the bin, so gains beyond the outermost bins count as theirs.
     """
     counts_B, noise = histogram.counts_2B.sum(0).astype(np.float64), 2 * histogram.noise_variance
     total = float(counts_B.sum())
@@ -53,7 +59,7 @@ def accept_test(histogram: ScoreHistogram) -> AcceptTest:
     gain_B = histogram.logit_scale * (np.log(place_B) - np.log1p(-place_B))
     gain = float(counts_B @ gain_B / total)
     spread_B = (gain_B - gain) ** 2
-    sampling = max(float(counts_B @ spread_B), 0.0)  # of the patients; the noise below is on top
+    sampling = max(float(counts_B @ spread_B), 0.0)  # variance from the sampling of patients; the noise is added below
     deviation = math.sqrt(sampling + noise * float(spread_B.sum())) / total
     low = gain - NormalDist().inv_cdf(CONFIDENCE) * deviation
     accepted = low >= -MARGIN_DB
@@ -65,9 +71,10 @@ def accept_test(histogram: ScoreHistogram) -> AcceptTest:
 
 
 def released_model(figures: Mapping[str, Any] | None, trained: Weights, start: Weights) -> tuple[Weights, str]:
-    """Which weights a run releases, by `federated_test` of its result, and its name: "trained" or "start".
+    """Return the weights that a run releases and their name, "trained" or "start".
 
-    Without an accept test (another task, or no budget for one) the trained ones.
+    The choice depends on `figures`, the `federated_test` of the run's result. Without an accept test (another task, or
+    no budget for one) the trained weights are released.
     """
     test = (figures or {}).get("accept_test")
     return (trained, "trained") if test is None or test["accepted"] else (start, "start")

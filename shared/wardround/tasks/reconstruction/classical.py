@@ -1,7 +1,9 @@
-"""Restoration without learning: what a network starts from, and what it has to beat.
+"""Classical restoration without learning: the start that a network corrects, and the baselines that it has to beat.
 
-Bicubic interpolation, non-local means, total variation, a Wiener filter, diffusion into what is missing. Each image is
-restored by itself, from public numbers. Shapes: N images, one channel, H rows, W columns; grey values 0..255, float32.
+The methods are bicubic interpolation, non-local means, total variation, a Wiener filter, and diffusion into missing
+areas. Each image is restored by itself, from public numbers.
+
+Shapes: N images, one channel, H rows, W columns; grey values 0..255, float32.
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ from torch import Tensor
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, gaussian_blur
 
 PATCH_PX, SEARCH_PX = 5, 5  # non-local means: patches of 5 x 5 pixels, up to 5 pixels away
-START_BANDWIDTH = 0.7  # of non-local means as a start, in units of the noise
+START_BANDWIDTH = 0.7  # bandwidth of non-local means as a start, in units of the noise
 SMALLEST_LOG_WEIGHT = -40.0  # smaller weights would be denormal numbers, which are slow
-WIENER_NOISE = 3e-3  # noise over signal
+WIENER_NOISE = 3e-3  # ratio of noise to signal
 DIFFUSION_STEPS = 120
 TV_ITERATIONS = 150
 
 
 def classical_start(degraded: Degraded, degradation: Degradation) -> Tensor:
-    """The restoration that the network corrects (N, 1, H, W): bicubic interpolation, non-local means, a Wiener filter
-    or diffusion, by the kind of degradation.
+    """Return the restoration that the network corrects, (N, 1, H, W).
+
+    The method depends on the kind of degradation: bicubic interpolation, non-local means, a Wiener filter or diffusion.
     """
     observed = degraded.observed_N1HW
     if degradation.kind == "super-resolution":
@@ -38,26 +41,28 @@ def classical_start(degraded: Degraded, degradation: Degradation) -> Tensor:
 
 
 def to_full_size(degraded: Degraded) -> Tensor:
-    """What was observed, each pixel repeated where the resolution was lower (N, 1, H, W)."""
+    """Return the observed image at full size, (N, 1, H, W); pixels of a lower resolution are repeated."""
     return F.interpolate(degraded.observed_N1HW, degraded.known_N1HW.shape[-2:])
 
 
 def bicubic(small_N1HW: Tensor, factor: int) -> Tensor:
-    """Bicubic interpolation to `factor` times the size."""
+    """Enlarge images `factor` times by bicubic interpolation."""
     larger = F.interpolate(small_N1HW, scale_factor=factor, mode="bicubic", align_corners=False)
     return larger.clamp(0, 255)
 
 
 def non_local_means(noisy_N1HW: Tensor, noise_grey: float, bandwidth: float) -> Tensor:
-    """Each pixel becomes the mean of those about it, weighted by how alike their patches are: exp(-max(d^2 - 2 s^2, 0)
-    / (h s)^2) with d^2 the mean squared difference of two patches, s the noise, h the bandwidth (A. Buades et al., CVPR
-    2005).
+    """Denoise by non-local means (A. Buades et al., CVPR 2005).
+
+    Each pixel becomes the mean of the surrounding ones, weighted by the similarity of their patches:
+    exp(-max(d^2 - 2 s^2, 0) / (h s)^2) with d^2 the mean squared difference of two patches, s the noise, h the
+    bandwidth.
     """
     return torch.cat([_non_local_means(image, noise_grey, bandwidth) for image in noisy_N1HW.split(1)])
 
 
 def _non_local_means(noisy_11HW: Tensor, noise_grey: float, bandwidth: float) -> Tensor:
-    """One image at a time stays in the processor's cache."""
+    """Denoise one image, which fits into the processor's cache."""
     noisy = noisy_11HW[0, 0]
     rows, columns = noisy.shape
     reach, half = min(SEARCH_PX, rows - 1, columns - 1), PATCH_PX // 2
@@ -86,10 +91,14 @@ def _non_local_means(noisy_11HW: Tensor, noise_grey: float, bandwidth: float) ->
 def total_variation(
     observed_N1HW: Tensor, weight: float, forward: Callable[[Tensor], Tensor], start_N1HW: Tensor, step: float
 ) -> Tensor:
-    """The image x of least |forward(x) - observed|^2 / 2 + weight TV(x), isotropic (L. Rudin et al., Physica D 60,
-    1992), after 150 steps of the primal-dual method of L. Condat (2013) and B. Vu (2013).
+    """Minimise |forward(x) - observed|^2 / 2 + weight TV(x) over images x, with isotropic total variation.
 
-    `forward` is the linear operator of the degradation with norm 1 or less; `step` bounds the primal step.
+    The functional is that of L. Rudin et al. (Physica D 60, 1992). Runs 150 steps of the primal-dual method of
+    L. Condat (2013) and B. Vu (2013).
+
+    Args:
+        forward: The linear operator of the degradation, with norm 1 or less.
+        step: Bound on the primal step.
     """
     image = start_N1HW.clone()
     dual = torch.zeros(2, *image.shape, device=image.device)
@@ -107,7 +116,7 @@ def total_variation(
 
 
 def tv_restored(degraded: Degraded, degradation: Degradation, weight: float) -> Tensor:
-    """Total variation with the operator of the degradation."""
+    """Restore by total variation with the operator of the degradation."""
     observed = degraded.observed_N1HW
     if degradation.kind == "super-resolution":
         factor = degradation.factor  # a mean of factor^2 pixels has norm 1 / factor: scaled up to 1
@@ -122,20 +131,20 @@ def tv_restored(degraded: Degraded, degradation: Degradation, weight: float) -> 
 
 
 def wiener(blurred_N1HW: Tensor, deviation_px: float, noise: float) -> Tensor:
-    """The linear filter that undoes a Gaussian blur where noise allows; reflected borders."""
+    """Undo a Gaussian blur with the Wiener filter for this ratio of noise to signal; borders are reflected."""
     reach = 4 * math.ceil(deviation_px)
     padded = F.pad(blurred_N1HW, (reach,) * 4, mode="reflect")
     rows, columns = padded.shape[-2:]
     squared = torch.fft.fftfreq(rows)[:, None] ** 2 + torch.fft.rfftfreq(columns)[None] ** 2
     transfer = torch.exp(-2 * math.pi**2 * deviation_px**2 * squared).to(padded.device)
     spectrum = torch.fft.rfft2(padded) * transfer / (transfer**2 + noise)
-    # a filter that leaves the mean as it was
+    # The factor keeps the mean of the image unchanged.
     restored = torch.fft.irfft2(spectrum * (1 + noise), s=(rows, columns))
     return restored[..., reach:-reach, reach:-reach].clamp(0, 255)
 
 
 def diffusion(observed_N1HW: Tensor, known_N1HW: Tensor) -> Tensor:
-    """What is missing, filled smoothly from its border: repeated means of the known neighbours, from coarse to fine."""
+    """Fill missing areas smoothly from their borders by repeated means of neighbours, from coarse to fine."""
     rows, columns = observed_N1HW.shape[-2:]
     filled, level, weight = observed_N1HW, observed_N1HW * known_N1HW, known_N1HW
     pyramid = [(level, weight)]
@@ -155,7 +164,7 @@ def diffusion(observed_N1HW: Tensor, known_N1HW: Tensor) -> Tensor:
 
 
 def _differences(image_N1HW: Tensor) -> Tensor:
-    """Forward differences down and right (2, N, 1, H, W), zero at the end."""
+    """Return the forward differences down and right, (2, N, 1, H, W), with zeros at the end."""
     down, right = torch.zeros_like(image_N1HW), torch.zeros_like(image_N1HW)
     down[..., :-1, :] = image_N1HW[..., 1:, :] - image_N1HW[..., :-1, :]
     right[..., :-1] = image_N1HW[..., 1:] - image_N1HW[..., :-1]
@@ -163,7 +172,7 @@ def _differences(image_N1HW: Tensor) -> Tensor:
 
 
 def _negative_divergence(dual_2N1HW: Tensor) -> Tensor:
-    """The adjoint of `_differences`."""
+    """Apply the adjoint of `_differences`."""
     down, right = dual_2N1HW
     out = torch.zeros_like(down)
     out[..., :-1, :] -= down[..., :-1, :]

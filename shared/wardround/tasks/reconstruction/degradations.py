@@ -1,9 +1,10 @@
-"""What spoils an image, drawn on the fly: low resolution, low dose, blur, missing data.
+"""Degradations of images, applied on the fly: low resolution, low dose, blur and missing data.
 
-Everything works on grey values 0..255 and gives 8-bit grey values back, as a file would hold them. The strength of a
-degradation is a public number of the study; what is random about it is drawn anew for each image from the numbers that
-the caller gives: a site's secret ones, or seeded ones for phantoms and tests. Shapes: N images, one channel, H rows, W
-columns.
+All functions take grey values 0..255 and return 8-bit grey values, as a file would store them. The strength of a
+degradation is a public number of the study. Its random part is drawn anew for each image from the caller's source of
+random numbers, which is a site's secret one, or a seeded one for phantoms and tests.
+
+Shapes: N images, one channel, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -24,35 +25,37 @@ from wardround.tasks.reconstruction.study import ReconstructionSection
 
 Kind = Literal["super-resolution", "low-dose", "blur", "missing"]
 KINDS: tuple[Kind, ...] = ("super-resolution", "low-dose", "blur", "missing")
-FULL_DOSE_NOISE = 4.5  # grey levels of noise that the image at full dose is taken to have already
-NOISE_PEAK = 0.2  # cycles a pixel where the noise is strongest: reconstruction from projections has a coloured noise
+FULL_DOSE_NOISE = 4.5  # grey levels of noise assumed in an image at full dose
+NOISE_PEAK = 0.2  # cycles per pixel at which the noise, which reconstruction from projections colours, is strongest
 RECTANGLES, LINES = 3, 6
 LARGEST_BLUR_REACH_PX = 12
 
 
 class SeededNumbers:
-    """Draws that anyone can draw again: for phantoms, for tests, and for the degradation of a known test image."""
+    """Reproducible draws, for phantoms, for tests, and for the degradation of known test images."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
 
     def normal(self, count: int) -> Tensor:
-        """`count` standard normal float32."""
+        """Draw `count` standard normal float32."""
         return torch.from_numpy(self._generator.standard_normal(count, dtype=np.float32))
 
     def uniform(self, count: int) -> np.ndarray:
-        """`count` uniform float64 in [0, 1)."""
+        """Draw `count` uniform float64 in [0, 1)."""
         return self._generator.random(count)
 
     def words(self, count: int) -> np.ndarray:
-        """`count` uniform 64-bit words."""
+        """Draw `count` uniform 64-bit words."""
         return self._generator.integers(0, 2**64, count, dtype=np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """One kind of degradation and its strength, all public: `factor` of lower resolution, share of the full `dose`,
-    deviation of the blur in pixels, share of the area that is missing.
+    """One kind of degradation and its strength; all values are public.
+
+    `factor` is that of the lower resolution, `dose` the share of the full dose, `blur_px` the standard deviation of the
+    blur in pixels, and `missing` the share of the area that is missing.
     """
 
     kind: Kind
@@ -63,7 +66,7 @@ class Degradation:
 
     @property
     def strength(self) -> float:
-        """How hard the image is hit, 0..1: the network is told."""
+        """The strength on a scale of 0..1, which is an input of the network."""
         return {
             "super-resolution": self.factor / 8,
             "low-dose": self.noise_grey / 64,
@@ -73,12 +76,14 @@ class Degradation:
 
     @property
     def noise_grey(self) -> float:
-        """Deviation of the noise that a scan at this dose has more than one at full dose, in grey levels: quantum noise
-        has a variance that goes as one over the dose."""
+        """Standard deviation, in grey levels, of the noise that this dose adds to that of a full-dose scan.
+
+        The variance of quantum noise is inversely proportional to the dose.
+        """
         return FULL_DOSE_NOISE * math.sqrt(1 / self.dose - 1)
 
     def words(self) -> str:
-        """The degradation as a person would say it."""
+        """Return the degradation in words."""
         return {
             "super-resolution": f"{self.factor}x lower resolution",
             "low-dose": f"{self.dose:.0%} of the dose",
@@ -88,7 +93,7 @@ class Degradation:
 
 
 def degradation_of(section: ReconstructionSection) -> Degradation:
-    """The degradation of a study."""
+    """Return the degradation of a study."""
     return Degradation(
         kind=section.degradation,
         factor=section.factor,
@@ -100,15 +105,18 @@ def degradation_of(section: ReconstructionSection) -> Degradation:
 
 @dataclass(frozen=True, kw_only=True)
 class Degraded:
-    """What is left of an image: `observed_N1HW` float32 8-bit grey values (H and W smaller by the factor for low
-    resolution), and `known_N1HW`, 1 where it was measured and 0 where it is missing (of the full size)."""
+    """Degraded images.
+
+    `observed_N1HW` holds float32 8-bit grey values (H and W smaller by the factor for low resolution). `known_N1HW`, at
+    full size, is 1 where the image was measured and 0 where it is missing.
+    """
 
     observed_N1HW: Tensor
     known_N1HW: Tensor
 
 
 def degrade(images_N1HW: Tensor, degradation: Degradation, numbers: Draws) -> Degraded:
-    """Spoil each image by itself. Grey values 0..255, uint8 or float; H and W multiples of the factor."""
+    """Degrade each image by itself. Grey values 0..255, uint8 or float; H and W are multiples of the factor."""
     images = images_N1HW.float()
     known = torch.ones_like(images)
     if degradation.kind == "super-resolution":
@@ -123,8 +131,9 @@ def degrade(images_N1HW: Tensor, degradation: Degradation, numbers: Draws) -> De
 
 
 def correlated_noise(shape: tuple[int, ...], numbers: Draws) -> Tensor:
-    """Noise (N, 1, H, W) of deviation 1 in expectation, with the power spectrum of filtered back-projection: it rises
-    with the frequency (the ramp) and falls with the kernel's resolution, f exp(-f / peak).
+    """Return noise (N, 1, H, W) of variance 1 in expectation, with the spectrum of filtered back-projection.
+
+    Its power rises with the frequency (the ramp) and falls with the kernel's resolution: f exp(-f / peak).
     """
     count, _, rows, columns = shape
     white = numbers.normal(count * rows * columns).reshape(count, 1, rows, columns)
@@ -137,7 +146,7 @@ def correlated_noise(shape: tuple[int, ...], numbers: Draws) -> Tensor:
 
 
 def gaussian_blur(images_N1HW: Tensor, deviation_px: float) -> Tensor:
-    """Gaussian blur, the border repeated."""
+    """Blur images with a Gaussian kernel; the border is repeated."""
     reach = min(LARGEST_BLUR_REACH_PX, math.ceil(3 * deviation_px))
     taps = torch.exp(-(torch.arange(-reach, reach + 1, device=images_N1HW.device) ** 2) / (2 * deviation_px**2))
     taps = (taps / taps.sum()).to(images_N1HW.dtype)
@@ -146,8 +155,10 @@ def gaussian_blur(images_N1HW: Tensor, deviation_px: float) -> Tensor:
 
 
 def missing_parts(shape: tuple[int, ...], share: float, numbers: Draws) -> Tensor:
-    """Masks (N, 1, H, W), 0 where data are missing: three rectangles and up to six lines an image, about `share` of
-    it."""
+    """Return masks (N, 1, H, W) that are 0 where data are missing.
+
+    Three rectangles and up to six lines are missing per image, about `share` of its area.
+    """
     count, _, rows, columns = shape
     known = torch.ones(count, 1, rows, columns)
     for image in range(count):
@@ -168,7 +179,9 @@ def missing_parts(shape: tuple[int, ...], share: float, numbers: Draws) -> Tenso
 
 
 def numbers_of(image_HW: np.ndarray) -> SeededNumbers:
-    """Draws that depend on the image alone (its SHA-256): how a test image is spoiled depends on no other image, and
-    is the same each time."""
+    """Return draws that depend only on the image (its SHA-256).
+
+    The degradation of a test image is therefore independent of other images, and the same each time.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(image_HW).tobytes()).digest()
     return SeededNumbers(int.from_bytes(digest[:8], "little"))

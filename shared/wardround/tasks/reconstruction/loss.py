@@ -1,10 +1,13 @@
-"""The loss of one image in reconstruction: generator's and discriminator's terms as one number, so that one clip covers
-the concatenated gradient of both.
+"""The loss of one image in reconstruction, for generator and discriminator together.
 
-loss = |restored - true| + w_ssim (1 - SSIM) + w_adv G + w_adv D, where the generator's adversarial term G =
--D(restored) puts no gradient into the discriminator, and the discriminator's hinge loss D = relu(1 - D(true)) +
-relu(1 + D(restored)) none into the generator. Each image's loss depends on that image alone. Shapes: N images, H
-rows, W columns.
+The terms of both networks are added to one number, so that one clip covers the concatenated gradient of both:
+
+    loss = |restored - true| + w_ssim (1 - SSIM) + w_adv G + w_adv D
+
+The generator's adversarial term G = -D(restored) has no gradient for the discriminator. The discriminator's hinge loss
+D = relu(1 - D(true)) + relu(1 + D(restored)) has none for the generator. Each image's loss depends only on that image.
+
+Shapes: N images, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from torch import Tensor, nn
 from wardround.tasks.reconstruction.image_quality import ssim
 from wardround.tasks.reconstruction.restorer import INPUTS, Restorer
 
-GREY_SCALE = 64.0  # grey levels in one unit of the absolute error
-VIEWS_OF_AN_IMAGE = 2  # the discriminator sees each image twice, side by side: true, restored
+GREY_SCALE = 64.0  # grey levels per unit of the absolute error
+VIEWS_OF_AN_IMAGE = 2  # the discriminator evaluates each image twice, side by side: true and restored
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the structural and the adversarial term; public numbers of the study."""
+    """Weights of the adversarial and the structural term; public numbers of the study."""
 
     adversarial: float
     ssim: float
@@ -32,8 +35,11 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossTerms:
-    """The terms of each image's loss before their weights, (N,) each: the absolute error in units of `GREY_SCALE`,
-    1 - SSIM (None where its weight is 0), the generator's adversarial term, the discriminator's hinge loss."""
+    """The unweighted terms of each image's loss, (N,) each.
+
+    In order: the absolute error in units of `GREY_SCALE`, 1 - SSIM (None if its weight is 0), the generator's
+    adversarial term, and the discriminator's hinge loss.
+    """
 
     error_N: Tensor
     dissimilarity_N: Tensor | None
@@ -58,7 +64,7 @@ class JointLoss(nn.Module):
         return (loss_N + self.weights.adversarial * (terms.fooled_N + terms.told_apart_N))[:, None]
 
     def terms(self, both_N4HW: Tensor) -> LossTerms:
-        """What `forward` weighs and adds up, of the same (N, 4, H, W)."""
+        """Return the terms that `forward` weights and adds, for the same (N, 4, H, W)."""
         inputs_N3HW, true_N1HW = both_N4HW[:, :INPUTS], both_N4HW[:, INPUTS:]
         start_N1HW = inputs_N3HW[:, 1:2]
         restored = self.restorer.generator(inputs_N3HW)
@@ -75,5 +81,5 @@ class JointLoss(nn.Module):
 
 
 def loss_of_image(losses_N1: Tensor, _: Tensor) -> Tensor:
-    """The loss per image for a clipping engine, (N,): what `JointLoss` gives; there are no labels."""
+    """Return the output of `JointLoss` as the loss per image for a clipping engine, (N,). Labels are not used."""
     return losses_N1[:, 0]

@@ -1,4 +1,4 @@
-"""The network that restores images, with its first weights."""
+"""The network for reconstruction, with its initial weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wardround.tasks.reconstruction.study import ReconstructionSection
 
 
 def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
-    """The restorer with the weights of `model.init`: random, phantom (by the degradation), or those of a file."""
+    """Return the restorer with the weights of `model.init`: random, phantom (by degradation), or those of a file."""
     degradation = section.degradation if isinstance(section, ReconstructionSection) else None
     if model.init == "random":
         return Restorer()
@@ -22,7 +22,7 @@ def first_weights(model: ModelSection, data: DataSection, section: Section | Non
         return load_phantom_restorer(degradation)
     path = Path(model.init)
     tensors, metadata = read_model_file(path, model.init_sha256)
-    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+    if "tensors_sha256" in metadata:  # a file that `wardround-sim pretrain` wrote
         return load_phantom_restorer(degradation, str(path))
     network = Restorer()
     load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")

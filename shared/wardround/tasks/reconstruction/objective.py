@@ -1,8 +1,10 @@
-"""Reconstruction: generator and discriminator of a conditional GAN that restores what was degraded.
+"""The objective of reconstruction: a conditional GAN that restores degraded images.
 
-A patient's images are degraded here, on the fly, from the site's secret numbers; neither they nor what is left of them
-is kept. A patient's gradient is that of generator and discriminator together (`loss.py`), so that one clip bounds both
-and one noise covers both: one step, one event. Shapes: N images, H rows, W columns.
+A patient's images are degraded here, on the fly, with the site's secret random numbers. Neither these numbers nor the
+degraded images are stored. A patient's gradient is that of generator and discriminator together (`loss.py`), so that
+one clip bounds both and one noise covers both: one step, one event.
+
+Shapes: N images, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ from wardround.tasks.reconstruction.study import section_of
 
 
 def usable_rows(study: Study, labels_N: np.ndarray) -> np.ndarray:
-    """Every row, bool (N,): restoring needs no label."""
+    """Return all rows, bool (N,), because restoration needs no label."""
     return np.ones(len(labels_N), dtype=bool)
 
 
 def reads_features(study: Study) -> bool:
-    """No: images are degraded anew in every step."""
+    """Return False: images are degraded anew in every step."""
     return False
 
 
 def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objective:
-    """The joint loss of generator and discriminator over degraded images."""
+    """Return the joint loss of generator and discriminator over degraded images as the objective."""
     side = section_of(study).crop_px or study.data.image_size
 
     def sample() -> Tensor:
-        generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
+        generator = torch.Generator().manual_seed(0)  # synthetic input, neither patient data nor secret
         return (torch.rand(7, INPUTS + 1, side, side, generator=generator) * 255).to(tools.device)
 
     return Objective(
@@ -55,16 +57,17 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
 
 
 def joint_loss(network: nn.Module, study: Study) -> JointLoss:
-    """The network under the study's loss of an image: what the clipping engines run."""
+    """Return the network with the study's loss per image, as the module that the clipping engines run."""
     section = section_of(study)
     weights = LossWeights(adversarial=section.adversarial_weight, ssim=section.ssim_weight)
     return JointLoss(cast(Restorer, network), weights)
 
 
 def degrading(study: Study, draws: Draws) -> Augmentation:
-    """Drawn images (N, 1, H, W), uint8 -> what the generator reads and the true image (N, 4, h, w), float32.
+    """Return the augmentation that degrades drawn images.
 
-    Each image by itself: a random crop, the study's flips, the degradation and its classical start.
+    It maps images (N, 1, H, W), uint8, to the generator's inputs and the true image, (N, 4, h, w), float32. Each image
+    is treated by itself: a random crop, the study's flips, the degradation and its classical start.
     """
     degradation, crop_px = degradation_of(section_of(study)), section_of(study).crop_px
     flips = augmentation(study, draws)
@@ -78,7 +81,7 @@ def degrading(study: Study, draws: Draws) -> Augmentation:
 
 
 def cropped(images_N1HW: Tensor, crop_px: int, draws: Draws) -> Tensor:
-    """A square of `crop_px` pixels from a random place in each image; the images as they are for 0."""
+    """Crop a square of `crop_px` pixels at a random place in each image; with 0 return the images unchanged."""
     rows, columns = images_N1HW.shape[-2:]
     if not crop_px or (rows, columns) == (crop_px, crop_px):
         return images_N1HW
@@ -92,7 +95,10 @@ def cropped(images_N1HW: Tensor, crop_px: int, draws: Draws) -> Tensor:
 
 @torch.no_grad()
 def restored(network: nn.Module, degradation: Degradation, images_N1HW: np.ndarray, device: torch.device) -> Tensor:
-    """Known images degraded, each by numbers of its own, and restored: 8-bit grey values (N, 1, H, W)."""
+    """Degrade known images and restore them; returns 8-bit grey values (N, 1, H, W).
+
+    Each image is degraded with random numbers that depend only on that image.
+    """
     parts = []
     for image in images_N1HW:
         true = torch.from_numpy(np.array(image[None])).to(device)
@@ -102,9 +108,10 @@ def restored(network: nn.Module, degradation: Degradation, images_N1HW: np.ndarr
 
 
 def patient_score(network: nn.Module, study: Study, device: torch.device) -> Callable[[Iterable[np.ndarray]], float]:
-    """A patient's score: by how many dB the model restores their images better than its public start, on average.
+    """Return a function from a patient's images to the patient's score: the mean gain in dB over the public start.
 
-    What the accept test counts. It depends on that patient's images alone, and is the same whenever it is asked for.
+    The gain is the difference of the peak signal-to-noise ratios of the images that the model and its public start
+    restore. The accept test counts these scores. A score depends only on that patient's images, and is reproducible.
     """
     start = initial_network(study).to(device).eval()
     degradation = degradation_of(section_of(study))
@@ -118,5 +125,5 @@ def patient_score(network: nn.Module, study: Study, device: torch.device) -> Cal
 
 
 def is_positive(labels_n: np.ndarray) -> bool:
-    """No: gains have no two classes, and all are counted as one."""
+    """Return False: gains have no two classes, so all patients are counted in one."""
     return False

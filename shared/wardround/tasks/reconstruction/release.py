@@ -1,4 +1,4 @@
-"""What leaves a federation that trained a restorer: the accept test decides whether the trained model is released."""
+"""Releases of a federation that trained a restorer: the trained weights, if the accept test passes, and its figures."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ SCORES_LABELS = False
 
 
 def figures(histogram: ScoreHistogram) -> dict[str, Any]:
-    """The accept test: the counts are of each patient's gain over the public start."""
+    """Return the accept test's result. The counts are of each patient's gain over the public start."""
     return {"accept_test": accept_test(histogram).to_json()}
 
 
 def released_weights(
     figures: Mapping[str, Any] | None, trained: Weights, start: Weights
 ) -> tuple[Weights, dict[str, Any]]:
-    """The trained weights, or the public start where the accept test did not pass; `released` names which."""
+    """Return the trained weights, or the public start if the accept test failed; `released` records which."""
     weights, which = released_model(figures, trained, start)
     return weights, {"released": which}
 
 
 def manifest(study: Study) -> dict[str, Any]:
-    """What `wardround-site enhance` needs to know of the model."""
+    """Return the settings of the model that `wardround-site enhance` needs."""
     return {"reconstruction": section_of(study).model_dump(), "window_hu": list(study.data.window_hu[0])}
 
 
 def card_lines(figures: Mapping[str, Any]) -> list[str]:
-    """The accept test and its decision."""
+    """Return a line with the accept test's decision and its reason."""
     test = figures["accept_test"]
     return [f"- accept test: {'accepted' if test['accepted'] else 'not accepted'}; {test['reason']}"]

@@ -1,10 +1,13 @@
-"""The restorer: a conditional GAN whose generator corrects a classical restoration, fit for per-patient clipping.
+"""The restorer: a conditional GAN whose generator corrects a classical restoration.
 
-The generator is a small U-Net (O. Ronneberger et al., MICCAI 2015) of residual blocks over space-to-depth, that sees
-what was observed, the classical start and a map of the strength, and adds a residual to the start: with a residual of
-zero it is the classical method. The discriminator judges patches (P. Isola et al., CVPR 2017) of a restored or true
-image beside its start. GroupNorm stands in residual branches only, so that the grey values themselves pass unchanged.
-No batch statistics, nothing in place. Shapes: N images, H rows, W columns, multiples of 4; grey values 0..255.
+The generator is a small U-Net (O. Ronneberger et al., MICCAI 2015) of residual blocks over space-to-depth. Its inputs
+are the observed image, the classical start and a map of the strength, and it adds a residual to the start; with a
+residual of zero it equals the classical method. The discriminator classifies patches (P. Isola et al., CVPR 2017) of a
+restored or true image, together with its start. In the generator GroupNorm is in residual branches only, so that the
+grey values themselves pass unchanged. The networks are suitable for per-patient clipping: they use neither batch
+statistics nor in-place operations.
+
+Shapes: N images, H rows, W columns, multiples of 4; grey values 0..255.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ from wardround.tasks.reconstruction.classical import classical_start, to_full_si
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, Kind
 
 INPUTS = 3  # observed, start, map of the strength
-FINE, COARSE, LAST = 32, 64, 16  # channels at a half, a quarter, and the whole of the size
+FINE, COARSE, LAST = 32, 64, 16  # channels at half, a quarter and the full size
 COARSE_BLOCKS = 3
 GROUPS = 8
 PATCH_WIDTHS = (16, 32, 64)
 LEAK = 0.2
-VIEWS = 4  # as it is, turned by half, and both mirrored at the diagonal: how an image lies means nothing
-GREY_SCALE = 64.0  # grey levels in one unit of the network
+VIEWS = 4  # unchanged, rotated by 180 degrees, and both transposed: the orientation of an image carries no meaning
+GREY_SCALE = 64.0  # grey levels per unit of the network
 
 
 class ResidualBlock(nn.Module):
@@ -43,7 +46,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(required(self.second.bias, "bias"))
 
     def forward(self, maps_NDHW: Tensor) -> Tensor:
-        """Maps of any size, shape kept."""
+        """Accepts maps of any size and keeps their shape."""
         return maps_NDHW + self.second(self.relu(self.norm(self.first(maps_NDHW))))
 
 
@@ -59,13 +62,13 @@ class Generator(nn.Module):
         self.up = nn.Conv2d(COARSE, 4 * FINE, 1)
         self.fine_up = ResidualBlock(FINE)
         self.tail = nn.Conv2d(FINE, 4 * LAST, 3, padding=1)
-        self.leaky = nn.LeakyReLU(LEAK)  # a plain one died where the start is hard to improve
+        self.leaky = nn.LeakyReLU(LEAK)  # a plain ReLU died where the start is hard to improve
         self.head = nn.Conv2d(LAST, 1, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(required(self.head.bias, "bias"))
 
     def features(self, inputs_N3HW: Tensor) -> Tensor:
-        """(N, 3, H, W) -> the 16 maps (N, 16, H, W) that the head weighs."""
+        """(N, 3, H, W) -> the head's input maps (N, 16, H, W)."""
         centred = inputs_N3HW / GREY_SCALE - 2
         half = self.fine_down(self.stem(F.pixel_unshuffle(centred, 2)))
         quarter = self.coarse(self.down(half))
@@ -78,8 +81,10 @@ class Generator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """An image (true or restored) and its start (M, 2, H, W) in grey values -> a logit a patch (M, 1, H / 8, W / 8),
-    high for what looks true."""
+    """An image and its start (M, 2, H, W) in grey values -> one logit per patch (M, 1, H / 8, W / 8).
+
+    The image is true or restored. Logits are high for patches that look true.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,10 +103,10 @@ class PatchDiscriminator(nn.Module):
         return self.head(self.trunk(pairs_M2HW / GREY_SCALE - 2))
 
     def frozen(self, pairs_M2HW: Tensor) -> Tensor:
-        """The same logits, with a gradient to the pairs and none to the weights: how the generator sees it.
+        """Return the same logits with a gradient for the pairs and none for the weights, for the generator's loss.
 
-        The layers themselves are not called, so a book-keeping engine that watches them sees the discriminator's own
-        loss alone.
+        The layers themselves are not called, so a book-keeping engine with hooks on them records only the
+        discriminator's own loss.
         """
         maps = pairs_M2HW / GREY_SCALE - 2
         for layer in (*self.trunk, self.head):
@@ -116,9 +121,10 @@ class PatchDiscriminator(nn.Module):
 
 
 class Restorer(nn.Module):
-    """Generator and discriminator of one kind of degradation; both train and travel. About 390,000 weights.
+    """Generator and discriminator for one kind of degradation; both train and travel. About 390,000 weights.
 
-    `travelling` says which: `head`, the last convolution of each (722 weights in all), is the small private part.
+    `travelling` returns the parameters that do. `head`, the last convolution of each network (722 weights in total), is
+    the small part for private training.
     """
 
     def __init__(self) -> None:
@@ -127,8 +133,10 @@ class Restorer(nn.Module):
         self.discriminator = PatchDiscriminator()
 
     def forward(self, inputs_N3HW: Tensor) -> Tensor:
-        """Inputs of `inputs_of_degraded` (N, 3, H, W) -> restored grey values (N, 1, H, W): in training as they come,
-        else the mean over four views, turned back."""
+        """Inputs of `inputs_of_degraded` (N, 3, H, W) -> restored grey values (N, 1, H, W).
+
+        In training mode this is the generator's output, otherwise the mean over four views, turned back.
+        """
         if self.training:
             return self.generator(inputs_N3HW)
         restored = self.generator(inputs_N3HW) + self.generator(inputs_N3HW.flip(2, 3)).flip(2, 3)
@@ -137,7 +145,7 @@ class Restorer(nn.Module):
         return (restored + turned.transpose(2, 3)) / VIEWS
 
     def travelling(self, trainable: str) -> tuple[str, ...]:
-        """Names of the parameters that train and travel, sorted: `head`, `norm+head` or `all`."""
+        """Return the sorted names of the parameters that train and travel, for `head`, `norm+head` or `all`."""
         names = [name for name, _ in self.named_parameters()]
         if trainable == "all":
             return tuple(sorted(names))
@@ -151,8 +159,10 @@ class Restorer(nn.Module):
 
 
 def inputs_of_degraded(degraded: Degraded, degradation: Degradation) -> Tensor:
-    """What the generator reads (N, 3, H, W): what was observed, brought to the full size; the classical start; and a
-    map of the strength, 0 where data are missing.
+    """Return the generator's inputs, (N, 3, H, W).
+
+    The channels are the observed image at full size, the classical start, and a map of the strength that is 0 where
+    data are missing.
     """
     known = degraded.known_N1HW
     strength = known * (255 * degradation.strength) if degradation.kind != "missing" else 255 * known
@@ -160,8 +170,13 @@ def inputs_of_degraded(degraded: Degraded, degradation: Degradation) -> Tensor:
 
 
 def load_phantom_restorer(degradation: Kind | None, path: str | None = None) -> Restorer:
-    """The shipped restorer of a kind of degradation (or the one in `path`, as `wardround-sim pretrain` writes it), in
-    float32. Raises `ModelError` where the file is missing, altered, or of another architecture or degradation.
+    """Load the shipped restorer for a kind of degradation, or the one in `path`, in float32.
+
+    `path` names a file that `wardround-sim pretrain` wrote.
+
+    Raises:
+        ModelError: If the file is missing, altered, or of a different architecture or degradation, or `degradation` is
+            None.
     """
     if degradation is None:
         raise ModelError("model.init: the phantom weights of a restorer are for one degradation; the study names none")

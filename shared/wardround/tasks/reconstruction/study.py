@@ -1,4 +1,4 @@
-"""Reconstruction in a study: a network that restores degraded images."""
+"""The rules for studies of reconstruction, in which a network restores degraded images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PHANTOM_WEIGHTS = NETWORKS
 
 
 class ReconstructionSection(Section):
-    """`[reconstruction]`: how images are degraded on the fly, and what restoring them well means. All of it is public.
+    """`[reconstruction]`: the degradation of images on the fly, and the loss of their restoration.
 
-    Only the strength of the chosen degradation counts: `factor` of lower resolution, `dose` as a share of the full one,
-    `blur_px` the deviation of a Gaussian blur, `missing` the share of the area. `crop_px` is the side of what training
-    cuts out of an image at random; 0 takes it whole.
+    All values are public. Only the strength of the chosen degradation is used: `factor` of the lower resolution, `dose`
+    as a share of the full dose, `blur_px`, the standard deviation of a Gaussian blur, or `missing`, the share of the
+    area. `crop_px` is the side of the square that training crops from an image at random; 0 takes the whole image.
     """
 
     degradation: Literal["super-resolution", "low-dose", "blur", "missing"] = "super-resolution"
@@ -45,7 +45,7 @@ COMMANDS = Commands(compare="methods", phantoms=True)
 
 
 def section_of(study: Study) -> ReconstructionSection:
-    """The study's `[reconstruction]`. Raises `TypeError` for a study of another task."""
+    """Return the study's `[reconstruction]`. Raises `TypeError` for a study of another task."""
     section = study.task_section
     if not isinstance(section, ReconstructionSection):
         raise TypeError(f"{study.study.name} is no study of reconstruction")
@@ -53,7 +53,7 @@ def section_of(study: Study) -> ReconstructionSection:
 
 
 def check(study: Study) -> None:
-    """What a restorer can read, and bins that fit gains in dB."""
+    """Raise `ValueError` if a restorer cannot read the study's images, or its bins do not fit gains in dB."""
     section = section_of(study)
     if study.data.channels != "grey":
         raise ValueError("data.channels: a restorer reads grey images; use channels = 'grey'")
@@ -68,5 +68,5 @@ def check(study: Study) -> None:
 
 
 def learns(study: Study, labels: str) -> str:
-    """What the study trains a network for."""
+    """Return the end of the sentence "This study trains a network ..."."""
     return f"to restore images that lost something: {section_of(study).degradation.replace('-', ' ')}"

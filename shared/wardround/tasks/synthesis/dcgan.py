@@ -1,10 +1,14 @@
-"""Discriminator and generator of a conditional DCGAN for 64 x 64 and 128 x 128 images, fit for per-patient clipping.
+"""Discriminator and generator of a conditional DCGAN for 64 x 64 and 128 x 128 images.
 
-The layout of A. Radford et al. (arXiv:1511.06434): strided 4 x 4 convolutions down, transposed ones up. BatchNorm,
-which mixes patients, is replaced by GroupNorm in the discriminator (where patients' images go) and, so that an image
-depends on its own latent alone, in the generator too. No activation is in place: clipping reads what goes through them.
-Both know the label: the generator reads it beside its latent, the discriminator has one logit a label, each a linear
-function of shared features, which is the projection of T. Miyato and M. Koyama (arXiv:1802.05637).
+The layout is that of A. Radford et al. (arXiv:1511.06434): strided 4 x 4 convolutions down, transposed ones up. Two
+changes make it suitable for per-patient clipping. BatchNorm, which mixes patients, is replaced by GroupNorm, in the
+discriminator because it processes patients' images, and in the generator so that an image depends only on its own
+latent. No activation is in place, because clipping reads the activations.
+
+Both networks are conditional on the label. The generator reads it together with its latent. The discriminator has one
+logit per label, each a linear function of shared features, which is the projection of T. Miyato and M. Koyama
+(arXiv:1802.05637).
+
 Shapes: N images, C channels (1 grey, 3 colour), H rows, W columns, Z latent numbers, K labels.
 """
 
@@ -21,19 +25,21 @@ from wardround.errors import ModelError
 IMAGE_SIZES = (64, 128)
 CHANNELS = (1, 3)
 LATENT = 128
-WIDEST = 512  # channels at 4 x 4; each step to twice the side has half of them, so both sizes weigh about the same
+WIDEST = 512  # channels at 4 x 4; they halve with each doubling of the side, so both sizes have about as many weights
 GROUPS = 8
 LEAK = 0.2
 SMALLEST_MAP = 4
-FIRST_DEVIATION = 0.02  # of the first weights, as in the paper
+FIRST_DEVIATION = 0.02  # standard deviation of the initial weights, as in the paper
 
 
 class Discriminator(nn.Module):
-    """Image in [-1, 1] -> one logit a label, high for an image that looks like a real one of that label. 2.8 million
-    weights at either size with one label and the paper's width.
+    """Image in [-1, 1] -> one logit per label, high for an image that looks like a real one of that label.
 
-    Each image's logits depend on that image alone. The first convolution has no normalisation, as in the paper. Raises
-    `ModelError` for another size, number of channels or width.
+    Has 2.8 million weights at either size with one label and the paper's width. Each image's logits depend only on that
+    image. The first convolution has no normalisation, as in the paper.
+
+    Raises:
+        ModelError: For an unsupported size, number of channels or width.
     """
 
     def __init__(self, image_size: int, channels: int, labels: int = 1, widest: int = WIDEST) -> None:
@@ -60,10 +66,12 @@ class Discriminator(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latent of standard normal numbers and a label -> image in [-1, 1]. It never sees a patient: it learns from the
-    discriminator.
+    """Latent of standard normal numbers and a label -> image in [-1, 1].
 
-    Raises `ModelError` for another size, number of channels or width.
+    The generator is never trained on patients' images, only on the discriminator's logits.
+
+    Raises:
+        ModelError: For an unsupported size, number of channels or width.
     """
 
     def __init__(
@@ -95,27 +103,27 @@ class Generator(nn.Module):
 
 
 def hinge_of_real(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Loss (N,) of the discriminator for real images: 0 where the logit of the image's own label is 1 or more."""
+    """Return the discriminator's loss (N,) for real images: 0 if the logit of the image's own label is at least 1."""
     return functional.relu(1 - of_label(logits_NK, labels_N))
 
 
 def hinge_of_fake(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Loss (N,) of the discriminator for fakes: 0 where the logit of the label that was asked for is -1 or less."""
+    """Return the discriminator's loss (N,) for fakes: 0 if the logit of the requested label is at most -1."""
     return functional.relu(1 + of_label(logits_NK, labels_N))
 
 
 def of_label(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Each image's logit for its label, (N,)."""
+    """Return each image's logit for its label, (N,)."""
     return logits_NK.gather(1, labels_N[:, None])[:, 0]
 
 
 def to_grey(images_NCHW: Tensor) -> Tensor:
-    """[-1, 1] -> grey values 0..255, uint8."""
+    """Convert images in [-1, 1] to grey values 0..255, uint8."""
     return ((images_NCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def _widths(image_size: int, channels: int, widest: int) -> list[int]:
-    """Channels after each halving of the side, from the image down to 4 x 4: 64, 128, 256, 512 at 64 pixels."""
+    """Return the channels after each halving of the side, down to 4 x 4: 64, 128, 256, 512 at 64 pixels."""
     if image_size not in IMAGE_SIZES:
         raise ModelError(f"data.image_size: a DCGAN is built for {' or '.join(map(str, IMAGE_SIZES))} pixels a side")
     if channels not in CHANNELS:

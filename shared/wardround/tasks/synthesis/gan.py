@@ -1,7 +1,8 @@
-"""The generative adversarial network of a study: a generator and a discriminator, and the one contrast both speak.
+"""The generative adversarial network of a study: a generator and a discriminator on images of one common contrast.
 
-Every image is brought to one window by itself (Otsu's split: lung at one grey, tissue at another), so that the
-generator need not learn what scanners and windows do, and no statistic of a data set is involved.
+Each image is normalised to the same window by itself (Otsu's split: lung at one grey value, tissue at another). So the
+generator need not learn the effects of scanners and windows, and no statistic of a data set is involved.
+
 Shapes: N images, C channels, H rows, W columns, K labels.
 """
 
@@ -20,9 +21,9 @@ from wardround.tasks.synthesis.dcgan import Discriminator, Generator
 
 SHIPPED_FILE = "phantom_gan.safetensors"
 PHANTOM_PX, PHANTOM_LABELS = 64, 2
-WIDTH = {64: 128, 128: 256}  # channels at 4 x 4: noise grows with the number of weights
+WIDTH = {64: 128, 128: 256}  # channels at 4 x 4; kept small, because the noise grows with the number of weights
 LATENT = 64
-MIDDLE, SCALE = 0.2, 0.8  # normalised lung (-0.3) comes to -0.4, tissue (0.7) to 0.4; what lies beyond 1 is cut off
+MIDDLE, SCALE = 0.2, 0.8  # maps normalised lung (-0.3) to -0.4 and tissue (0.7) to 0.4; values beyond 1 are clamped
 
 
 class SharedGAN(nn.Module):
@@ -30,27 +31,30 @@ class SharedGAN(nn.Module):
 
     def __init__(self, image_size: int, channels: int, labels: int) -> None:
         super().__init__()
-        width = WIDTH.get(image_size, WIDTH[PHANTOM_PX])  # another size is refused within
+        width = WIDTH.get(image_size, WIDTH[PHANTOM_PX])  # Generator and Discriminator refuse other sizes
         self.normalise = OtsuNormalise()
         self.generator = Generator(image_size, channels, labels, width, LATENT)
         self.discriminator = Discriminator(image_size, channels, labels, width)
 
     def prepare(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255, uint8 or float -> one contrast, in [-1, 1]."""
+        """Grey values 0..255, uint8 or float -> images of the common contrast, in [-1, 1]."""
         return ((self.normalise(images_NCHW) - MIDDLE) * SCALE).clamp(-1, 1)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255 (N, C, H, W) -> logits (N, K), one a label."""
+        """Grey values 0..255 (N, C, H, W) -> logits (N, K), one per label."""
         return self.discriminator(self.prepare(images_NCHW))
 
     def label_logits(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255 -> how much more the image looks like the second label than like the first, (N, 1)."""
+        """Grey values 0..255 -> the logit of the second label minus that of the first, (N, 1)."""
         logits_NK = self(images_NCHW)
         return logits_NK[:, 1:2] - logits_NK[:, :1]
 
     def travelling(self, trainable: str) -> tuple[str, ...]:
-        """The generator's weights, and of the discriminator its head, with `norm+head` its normalisation too, or all:
-        the only part that patients move."""
+        """Return the sorted names of the parameters that train and travel.
+
+        They are the generator's weights and a part of the discriminator's: its head, with `norm+head` also its
+        normalisation, or all. Patients move only the discriminator's part.
+        """
         layers = dict(self.named_modules())
         names = []
         for name, _ in self.named_parameters():
@@ -61,10 +65,13 @@ class SharedGAN(nn.Module):
 
 
 def phantom_gan(image_size: int, channels: int, labels: tuple[str, ...], path: str | None = None) -> SharedGAN:
-    """The GAN as `wardround-sim pretrain --network gan` trained it on phantoms: the shipped file, or the one in `path`.
+    """Load the GAN that was trained on phantoms: the shipped one, or the one in `path`.
 
-    The phantoms' two labels are benign and malignant; the start is turned around where the study's first label is
-    `malignant`. Raises `ModelError` for a study that the file does not fit, or for a file that is missing or altered.
+    Both are written by `wardround-sim pretrain --network gan`. The phantoms' labels are benign and malignant; they are
+    exchanged if the study's first label is `malignant`.
+
+    Raises:
+        ModelError: If the file does not fit the study, or is missing or altered.
     """
     asked = (image_size, channels, len(labels))
     if asked != (PHANTOM_PX, 1, PHANTOM_LABELS):
@@ -86,7 +93,7 @@ def phantom_gan(image_size: int, channels: int, labels: tuple[str, ...], path: s
 
 @torch.no_grad()
 def _turn_around(network: SharedGAN) -> None:
-    """Exchange the two labels."""
+    """Exchange the two labels, in place."""
     head, first = network.discriminator.head, cast(Tensor, network.generator.trunk[0].weight)
     head.weight.copy_(head.weight.flip(0))
     head.bias.copy_(head.bias.flip(0))

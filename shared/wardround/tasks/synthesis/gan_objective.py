@@ -1,12 +1,14 @@
-"""The GAN: the discriminator learns from patients under clip and noise, the generator from the discriminator alone.
+"""The objective of the GAN: patients train the discriminator, and the discriminator trains the generator.
 
-A discriminator's step: the drawn patients' hinge gradients are clipped, summed and noised, divided by the public number
-of expected patients; then the gradient for a public number of generated images is added, each clipped to the same C, so
-that neither side outweighs the other. After the round's noisy steps the generator takes its own, against the
-discriminator that they left. Shapes: N images, Z latent numbers, K labels.
+In a discriminator's step the drawn patients' hinge gradients are clipped, summed, noised and divided by the public
+number of expected patients. Then the mean gradient of a public number of generated images is added, each clipped to the
+same C, so that neither side outweighs the other. After the round's noisy steps the generator takes its own steps,
+against the resulting discriminator.
 
-Guarantee: what is added after the noise, and all of a generator's step, is a function of weights, public numbers and
-draws that no patient moves: post-processing.
+Guarantee: the term added after the noise, and the whole of a generator's step, are functions of weights, public numbers
+and draws that no patient moves. Both are therefore post-processing.
+
+Shapes: N images, Z latent numbers, K labels.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ Views = Callable[[Tensor], Tensor]  # images_NCHW in [-1, 1] -> a view of each
 
 
 def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objective:
-    """The discriminator's hinge loss over patients; the fakes' side after the noise; the generator after the round."""
+    """Return the objective of the discriminator's hinge loss over patients.
+
+    The fakes' gradients are added after the noise, and the generator trains after the round.
+    """
     parameters = trained_parameters(network, study)
     local, part = part_of(parameters, DISCRIMINATOR), network.discriminator
     of_real, of_fakes = (views_of(study, tools.draws, real=real) for real in (True, False))
@@ -47,7 +52,7 @@ def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objectiv
             required(local[name].grad, "gradient").add_(gradient)
 
     def sample() -> Tensor:
-        generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
+        generator = torch.Generator().manual_seed(0)  # synthetic input, neither patient data nor secret
         size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
         return (2 * torch.rand(size, generator=generator) - 1).to(tools.device)
 
@@ -58,14 +63,14 @@ def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objectiv
         augment=lambda images_NCHW: of_real(network.prepare(images_NCHW)),
         sample=sample,
         outputs=len(study.data.labels),
-        pulled_to_start=False,  # FedProx has never pulled a GAN: its two networks would be pulled by different steps
+        pulled_to_start=False,  # not by FedProx, which would pull the two networks by different steps
         after_noise=add_fakes,
         after_round=lambda: train_generator(study, network, part_of(parameters, GENERATOR), tools),
     )
 
 
 def train_generator(study: Study, network: SharedGAN, parameters: dict[str, nn.Parameter], tools: StepTools) -> None:
-    """The generator's steps of a round, in place. There is no patient among the arguments."""
+    """Take the generator's steps of a round, in place. No argument contains patient data."""
     section = section_of(study)
     optimizer = torch.optim.Adam(list(parameters.values()), section.generator_learning_rate, GENERATOR_BETAS)
     views = views_of(study, tools.draws, real=False)
@@ -82,13 +87,16 @@ def train_generator(study: Study, network: SharedGAN, parameters: dict[str, nn.P
 
 
 def draw_latents(generator: Generator, count: int, draws: Draws, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Latents (N, Z) and labels (N,), each label as often as every other: how many patients have it is secret."""
+    """Draw latents (N, Z) and labels (N,).
+
+    All labels are equally frequent, because the number of patients with each is secret.
+    """
     latents_NZ = draws.normal(count * generator.latent).view(count, generator.latent)
     return latents_NZ.to(device, torch.float32), (torch.arange(count) % generator.labels).to(device)
 
 
 def views_of(study: Study, draws: Draws, *, real: bool) -> Views:
-    """Views of one side by the study's augmentation."""
+    """Return the function that makes views of real or of generated images by the study's augmentation."""
     kind = study.training.augmentation
     if kind == "none":
         return lambda images_NCHW: images_NCHW
@@ -101,5 +109,5 @@ def views_of(study: Study, draws: Draws, *, real: bool) -> Views:
 
 
 def part_of(parameters: dict[str, nn.Parameter], prefix: str) -> dict[str, nn.Parameter]:
-    """The parameters of one of the two networks, by their names in it."""
+    """Return the parameters of one of the two networks, by their names in that network."""
     return {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}

@@ -1,9 +1,12 @@
-"""Random views of images in [-1, 1] that a gradient passes through.
+"""Differentiable random views of images in [-1, 1].
 
-With few images a discriminator learns them by heart. Shown only views, of both sides, it cannot, and the generator does
-not learn the views themselves (S. Zhao et al., "Differentiable augmentation", arXiv:2006.10738). Flips and quarter
-turns are for real images alone: they make more of them, and a generator shall learn to make every one. Each image has
-its own draw, so that no image meets another. Shapes: N images, C channels, H rows, W columns.
+A discriminator memorises images if there are few of them. If it is trained only on views, of real and of generated
+images, it cannot memorise them, and the generator does not learn the views themselves (S. Zhao et al., "Differentiable
+augmentation", arXiv:2006.10738). Flips and quarter turns apply to real images only: they increase the number of real
+images, all of which the generator should learn to make. Each image has its own draws, so the view of one image does not
+depend on others.
+
+Shapes: N images, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -14,19 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-DRAWS = 8  # uniform numbers an image
+DRAWS = 8  # uniform random numbers per image
 LARGEST_SHIFT = 1 / 8
 BRIGHTNESS = 0.2
 CONTRAST = 0.3
-HOLE = 1 / 4  # side of the square that is blotted out, of the image's
+HOLE = 1 / 4  # side of the erased square, as a share of the image's
 Views = Literal["none", "flips", "light"]
 
 
 def seen(images_NCHW: Tensor, draws_N8: Tensor, kind: Views, *, real: bool) -> Tensor:
-    """A view of each image: `none`, the image itself; `flips`, of a real one a flip and a quarter turn; `light`, these
-    and, of both sides, a shift by up to an eighth, brightness and contrast, and a grey square over a sixteenth of it.
+    """Return a view of each image.
 
-    `draws_N8` are uniform in [0, 1).
+    Args:
+        draws_N8: Random numbers, uniform in [0, 1).
+        kind: `none` returns the image itself. `flips` applies a flip and a quarter turn to real images. `light` applies
+            these, and to real and generated images a shift by up to an eighth, a change of brightness and contrast, and
+            a grey square over up to a sixteenth of the image.
+        real: Whether the images are real ones.
     """
     if kind == "none" or len(images_NCHW) == 0:
         return images_NCHW
@@ -51,7 +58,7 @@ def _toned(images_NCHW: Tensor, draws_N2: Tensor) -> Tensor:
 
 
 def _shifted(images_NCHW: Tensor, draws_N2: Tensor) -> Tensor:
-    """Whole pixels; the border is repeated."""
+    """Shift by whole pixels; the border is repeated."""
     count, _, height, width = images_NCHW.shape
     most = int(width * LARGEST_SHIFT)
     down, right = (draws_N2 * (2 * most + 1)).long().unbind(1)

@@ -1,4 +1,4 @@
-"""The networks that make images, with their first weights."""
+"""The networks for synthesis, with their initial weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from wardround.tasks.synthesis.phantom_sampler import phantom_sampler
 
 
 def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
-    """The network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
+    """Return the network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
     if model.init == "random":
         return _from_scratch(model, data)
     if model.init == "phantom":
         return _from_phantoms(model, data, None)
     path = Path(model.init)
     tensors, metadata = read_model_file(path, model.init_sha256)
-    if "tensors_sha256" in metadata:  # as `wardround-sim pretrain` writes it
+    if "tensors_sha256" in metadata:  # a file that `wardround-sim pretrain` wrote
         return _from_phantoms(model, data, str(path))
-    sampler = model.name == "phantom-sampler"  # the bank of phantoms is the shipped one, and does not travel
+    sampler = model.name == "phantom-sampler"  # its bank is the shipped one, which a run's file does not contain
     network = _from_phantoms(model, data, None) if sampler else _from_scratch(model, data)
     load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
     return network

@@ -1,9 +1,11 @@
-"""The phantom sampler: which phantoms look like a federation's patients, and what their label is there.
+"""The phantom sampler: selects phantoms that resemble a federation's patients, and labels them.
 
-Two linear heads over the frozen public features of the phantom encoder. `label` is the classifier of `PhantomHead`;
-`realness` tilts the phantoms: a phantom x is kept with odds exp(realness(x)). The tilt is the discriminator of a
-generator that can only choose: it rises until the phantoms that are kept have the patients' mean features. A bank of
-public phantoms' features comes with it, so that a hospital can train against phantoms which it never paints.
+It has two linear heads over the frozen public features of the phantom encoder. `label` is the classifier of
+`PhantomHead`. `realness` reweights the phantoms: a phantom x is kept with odds exp(realness(x)). Realness is the
+discriminator for a generator that can only choose among phantoms; it grows until the kept phantoms have the patients'
+mean features. The sampler includes a bank of public phantoms' features, so that a hospital can train against phantoms
+without painting them.
+
 Shapes: N images, M phantoms of the bank, D features.
 """
 
@@ -24,7 +26,7 @@ LABELS = 2
 
 
 class SamplerHeads(nn.Module):
-    """Features (N, D) -> (N, 2): the logit of the second label, and realness, which is zero everywhere at the start."""
+    """Features (N, D) -> (N, 2): the logit of the second label, and realness, which is initially zero everywhere."""
 
     centre_D: Tensor
     spread_D: Tensor
@@ -38,8 +40,10 @@ class SamplerHeads(nn.Module):
         self.register_buffer("spread_D", torch.ones(PUBLIC_FEATURES))
 
     def tilted(self, features_ND: Tensor) -> Tensor:
-        """What realness reads (N, D): features in units of their spread over phantoms, so that noise tilts none more
-        than another, and so that a phantom's row norm is about 1."""
+        """Return the inputs of realness, (N, D): centred features in units of their spread over phantoms.
+
+        In these units noise affects all features equally, and the norm of a phantom's row is about 1.
+        """
         return (features_ND - self.centre_D) / (self.spread_D * PUBLIC_FEATURES**0.5)
 
     def forward(self, features_ND: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ class SamplerHeads(nn.Module):
 
 
 class PhantomSampler(nn.Module):
-    """Public features and the bank, which nothing trains, and two heads, which are all that moves and travels."""
+    """Public features and the bank, which are never trained, and two heads, which train and travel."""
 
     bank_MD: Tensor
 
@@ -77,22 +81,28 @@ class PhantomSampler(nn.Module):
         return self(images_NCHW)[:, :1]
 
     def travelling(self, trainable: str) -> tuple[str, ...]:
-        """The two heads. Raises `ModelError` for more: there is nothing else that patients could move."""
+        """Return the names of the two heads' parameters, the only ones that train and travel.
+
+        Raises:
+            ModelError: If `trainable` is not `head`.
+        """
         if trainable != "head":
             raise ModelError(f"model.trainable: phantom-sampler has heads only; use 'head', not '{trainable}'")
         return ("head.label.bias", "head.label.weight", "head.realness.weight")
 
     def mean_of_kept(self) -> Tensor:
-        """What realness reads (1, D), as the mean over the bank's phantoms with the odds that realness gives them."""
+        """Return the mean (1, D) of realness's inputs over the bank, weighted with the odds of keeping each phantom."""
         tilted_MD = self.head.tilted(self.bank_MD)
         return torch.softmax(self.head.realness(tilted_MD)[:, 0], 0)[None] @ tilted_MD
 
 
 def phantom_sampler(labels: tuple[str, ...], path: str | None = None) -> PhantomSampler:
-    """The sampler before any patient: all phantoms alike, labelled by the phantom model. The bank is the shipped one,
-    or that in `path`, as `wardround-sim pretrain --network sampler` writes it.
+    """Return the sampler before training: all phantoms have equal odds, and the phantom model labels them.
 
-    Raises `ModelError` for other than two labels, or a file that is missing, altered or of another shape.
+    The bank is the shipped one, or that in `path`, a file that `wardround-sim pretrain --network sampler` wrote.
+
+    Raises:
+        ModelError: If there are not two labels, or the file is missing, altered or of the wrong shape.
     """
     if len(labels) != LABELS:
         raise ModelError(f"data.labels: phantom-sampler needs {LABELS} labels, for phantoms are benign or malignant")

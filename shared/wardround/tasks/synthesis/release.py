@@ -1,4 +1,4 @@
-"""What leaves a federation that trained a model of images: counts of label scores, and nothing is added."""
+"""Releases of a federation that trained a model of images: counts of label scores and the trained weights."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Weights = TypeVar("Weights")
 
 
 def figures(histogram: ScoreHistogram) -> dict[str, Any]:
-    """No figures beyond those of the scores."""
+    """Return no figures beyond those of the scores."""
     return {}
 
 
 def released_weights(
     figures: Mapping[str, Any] | None, trained: Weights, start: Weights
 ) -> tuple[Weights, dict[str, Any]]:
-    """The trained weights."""
+    """Return the trained weights."""
     return trained, {}
 
 
 def manifest(study: Study) -> dict[str, Any]:
-    """Nothing besides."""
+    """Return no additional entries."""
     return {}
 
 
 def card_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Nothing besides the figures of the scores."""
+    """Return no lines beyond those about the scores."""
     return []

@@ -1,10 +1,12 @@
-"""The phantom sampler: one clip over both heads, one noise, and the public phantoms' side after it.
+"""The objective of the phantom sampler: one clip and one noise over both heads, then the public phantoms' term.
 
-A patient's loss is the label's cross-entropy, less `realness_weight` times realness, averaged over their images. The
-phantoms' side is the log of the odds' sum over the public bank (the dual of M. Donsker and S. Varadhan's formula): its
-gradient is the mean of the phantoms as they are kept now, known without noise. Shapes: N rows, D features.
+A patient's loss is the label's cross-entropy minus `realness_weight` times realness, averaged over the patient's
+images. The phantoms' term is the log of the sum of the odds over the public bank (the dual of M. Donsker and
+S. Varadhan's formula). Its gradient is the mean of the phantoms with their current odds, which is known without noise.
 
-Guarantee: the phantoms' term is added after the noise and reads no patient.
+Guarantee: the phantoms' term is added after the noise and reads no patient data.
+
+Shapes: N rows, D features.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from wardround.tasks.objective import LossPerImage, Objective, StepTools, rows_a
 from wardround.tasks.synthesis.phantom_sampler import LABELS, PhantomSampler
 from wardround.tasks.synthesis.study import section_of
 
-FEATURE_ROWS = 32  # in one pass: rows of 33 numbers cost nothing
+FEATURE_ROWS = 32  # in one pass; rows of 33 numbers cost almost nothing
 
 
 def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Objective:
-    """The loss of both heads over patients' features; the phantoms' side after the noise."""
+    """Return the loss of both heads over patients' features as the objective.
+
+    The phantoms' term is added after the noise.
+    """
     realness_weight = section_of(study).realness_weight
 
     def add_phantoms() -> None:
@@ -33,7 +38,7 @@ def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Obj
         gradient.add_(phantoms_gradient(network, realness_weight))
 
     def sample() -> Tensor:
-        generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
+        generator = torch.Generator().manual_seed(0)  # synthetic input, neither patient data nor secret
         return torch.randn(7, PUBLIC_FEATURES, generator=generator).to(tools.device)
 
     return Objective(
@@ -44,13 +49,13 @@ def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Obj
         sample=sample,
         outputs=LABELS,
         rows_at_once=FEATURE_ROWS,
-        pulled_to_start=False,  # FedProx has never pulled the sampler
+        pulled_to_start=False,  # FedProx does not apply to the sampler
         after_noise=add_phantoms,
     )
 
 
 def loss_of(realness_weight: float) -> LossPerImage:
-    """The patients' side of the loss, by image: (outputs_N2, labels_N) -> (N,)."""
+    """Return the patients' term of the loss per image: (outputs_N2, labels_N) -> (N,)."""
 
     def loss_per_image(outputs_N2: Tensor, labels_N: Tensor) -> Tensor:
         logits_N, realness_N = outputs_N2.unbind(1)
@@ -61,6 +66,9 @@ def loss_of(realness_weight: float) -> LossPerImage:
 
 
 def phantoms_gradient(network: PhantomSampler, realness_weight: float) -> Tensor:
-    """Gradient (1, D) of the phantoms' side for the weights of realness. A function of public numbers and weights."""
+    """Return the gradient (1, D) of the phantoms' term for the weights of realness.
+
+    It is a function of public numbers and weights only.
+    """
     with torch.no_grad():
         return realness_weight * network.mean_of_kept()

@@ -1,4 +1,4 @@
-"""DICOM: Hounsfield units, order, marks, frames and neighbours are right, and identity ends at the record."""
+"""DICOM: Hounsfield units, order, marks, frames and neighbours are correct, and identity ends at the record."""
 
 import csv
 import json

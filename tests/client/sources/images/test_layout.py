@@ -1,4 +1,4 @@
-"""Layouts are recognised, splits are by patient, and every impossible folder is one line that names no patient."""
+"""Layouts are recognised, splits are by patient, and invalid folders are reported in one line without any name."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Every real DICOM file at hand ends in the outcome expected or in quarantine with a reason, none in a traceback."""
+"""Every available real DICOM file has the expected outcome or is quarantined with a reason; none causes a traceback."""
 
 import csv
 import functools

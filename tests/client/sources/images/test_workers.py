@@ -1,4 +1,4 @@
-"""Worker processes: results in order, a death or a hang costs its item only, and nothing is left running."""
+"""Worker processes: results are in order, a death or a hang affects only its item, and no process is left running."""
 
 import ctypes
 import importlib

@@ -1,4 +1,4 @@
-"""The accept test: a trained restorer is released only where noised counts say that it is no worse than its start."""
+"""The accept test: a trained restorer is released only if noised counts show that it is no worse than its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Degradations and classical restorations: known operators, known answers."""
+"""Degradations and classical restorations: known operators with known results."""
 
 from __future__ import annotations
 

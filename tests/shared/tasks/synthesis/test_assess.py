@@ -1,4 +1,4 @@
-"""A synthesis run judged: trained in one process on small phantom hospitals, measured, told in a report."""
+"""Assessment of a synthesis run: trained in one process on small phantom hospitals, measured, shown in a report."""
 
 from __future__ import annotations
 

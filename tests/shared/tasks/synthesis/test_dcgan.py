@@ -1,4 +1,4 @@
-"""The two networks of a DCGAN: their shapes, that no image meets another in them, views, and the start on phantoms."""
+"""The two networks of a DCGAN: their shapes, the independence of images, views, and the start trained on phantoms."""
 
 from __future__ import annotations
 
