@@ -28,9 +28,9 @@ from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
 from wardround_client.sources.images.crop import luminance, to_grey
+from wardround_client.sources.images.dicom_pixels import read_frame
 from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files
 from wardround_client.sources.images.pictures import read_picture
-from wardround_client.sources.images.pixels import read_frame
 from wardround_client.sources.images.records import UnfitImage
 from wardround_client.sources.quality.reasons import REASONS
 

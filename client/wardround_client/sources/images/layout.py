@@ -266,7 +266,7 @@ def _patient_in_header(path: Path) -> tuple[str | None, str]:
     """Return PatientID and its issuer from a DICOM header; (None, "") for other files or if PatientID is missing."""
     if file_kind(path) == PICTURE:
         return None, ""
-    from wardround_client.sources.images.header import read_patient
+    from wardround_client.sources.images.dicom_header import read_patient
 
     return read_patient(path)
 

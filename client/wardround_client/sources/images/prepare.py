@@ -20,7 +20,7 @@ from wardround_client.sources.images.pictures import prepare_picture, scan_pictu
 from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
-    from wardround_client.sources.images.pixels import FramePixels
+    from wardround_client.sources.images.dicom_pixels import FramePixels
 
 PREPROCESSING_VERSION = 1  # increase it when the same file would give different pixels
 
@@ -59,7 +59,7 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
             content_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if file_kind(path) == PICTURE:
             return scan_picture(path, content_sha256)
-        from wardround_client.sources.images.header import scan_dicom
+        from wardround_client.sources.images.dicom_header import scan_dicom
 
         return scan_dicom(path, content_sha256, data, key)
     except Exception as error:
@@ -126,6 +126,6 @@ def _frame(address: FrameAddress) -> FramePixels:
 @functools.lru_cache(maxsize=4)
 def _decoded(path: Path, index: int, changed_ns: int) -> FramePixels:
     """Decode a frame and cache the last few: each neighbour is requested three times in a row."""
-    from wardround_client.sources.images.pixels import read_frame
+    from wardround_client.sources.images.dicom_pixels import read_frame
 
     return read_frame(path, index)

@@ -13,8 +13,8 @@ from pydicom.pixels import apply_rescale, pixel_array
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort
+from wardround_client.sources.images.dicom_pixels import read_frame
 from wardround_client.sources.images.layout import discover
-from wardround_client.sources.images.pixels import read_frame
 from wardround_client.sources.images.prepare import FrameAddress, Recipe, prepare, scan
 from wardround_client.sources.images.workers import WorkerPool
 from wardround_client.sources.ingest import ingest
