@@ -1,7 +1,7 @@
 """Scans a DICOM file: its header becomes a `ScannedFile`, which identifies no one.
 
-This module decodes no pixels (`dicom_pixels.py` does). Tag values are compared, hashed or converted to numbers; none is kept
-as text, and none is quoted in an error.
+This module decodes no pixels (`dicom_pixels.py` does). Tag values are compared, hashed or converted to numbers; none is
+kept as text, and none is quoted in an error.
 """
 
 from __future__ import annotations
