@@ -106,7 +106,7 @@ def plan_from_study(study: Study) -> PrivacyPlan:
     """Build the privacy plan of a study, calibrating the noise once for (rounds + spare_rounds) x local_steps steps.
 
     Raises:
-        StudyError: No noise is large enough.
+        StudyError: No noise multiplier up to 10,000 is enough.
     """
     privacy = study.privacy
     noise_multiplier = calibrate_noise(
