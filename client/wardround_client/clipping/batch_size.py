@@ -1,7 +1,8 @@
-"""How many images go through the network at once: as many as help, and no more than the machine's memory holds.
+"""Number of images per forward pass, as large as speeds training up and the machine's memory allows.
 
-The number decides how each image is rounded, so it must not depend on the patients (see `engines.py`): it comes from
-the memory that the machine has, never from what is free, which the cached files of a larger cohort would lower.
+The number determines how each image is rounded, so it must not depend on the patients (see `engines.py`). It is
+computed from the machine's total memory, never from the free memory, which the cached files of a larger cohort would
+lower.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from wardround_client.privacy.plan import PrivacyPlan
 
-MOST_IMAGES = {"cpu": 64, "cuda": 256}  # more was not faster
-SHARE_OF_MEMORY = 0.25  # other sites of a simulation, and what the estimate does not see
-COPIES = 3  # an activation, its gradient, and a layer's work on both
+MOST_IMAGES = {"cpu": 64, "cuda": 256}  # larger numbers were not faster
+SHARE_OF_MEMORY = 0.25  # leaves room for other sites of a simulation and for memory that the estimate misses
+COPIES = 3  # an activation, its gradient, and a layer's working memory for both
 UNIT_GRADIENT_COPIES = 2
 BATCH_OF_PASSES = 4
 
 
 def images_at_once(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> int:
-    """Images in one pass, 1 or more: a power of two, from the machine's memory and what one image needs."""
+    """Return the number of images in one pass: a power of two, at least 1.
+
+    It is computed from the machine's memory and the memory that one image needs.
+    """
     device = images_NCHW.device
     most = MOST_IMAGES.get(device.type, MOST_IMAGES["cpu"])
     fitting = SHARE_OF_MEMORY * memory_bytes(device) / bytes_per_image(network, parameters, images_NCHW)
@@ -30,15 +34,18 @@ def images_at_once(network: nn.Module, parameters: dict[str, nn.Parameter], imag
 
 
 def images_per_batch(plan: PrivacyPlan, most: int) -> int:
-    """Images that are handed to an engine together, of which it takes `most` in one pass or less. Plain training, for
-    C = inf, takes all of them.
+    """Return the number of images that are handed to an engine together.
+
+    An engine takes at most `most` of them in one pass. Plain training (C = inf) takes all of them.
     """
     return most if math.isinf(plan.max_grad_norm) else BATCH_OF_PASSES * most
 
 
 def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], images_NCHW: Tensor) -> float:
-    """Measured in a forward pass over two of `images_NCHW`: what autograd keeps, or where that is less (frozen layers
-    keep nothing) what all layers give; and a gradient for each of them, as if every image were a patient of its own.
+    """Return the memory that one image needs, in bytes, measured in a forward pass over two of `images_NCHW`.
+
+    It counts the tensors that autograd keeps or, if that is more (frozen layers keep nothing), the outputs of all
+    layers, plus a gradient for each image, as if every image were a patient of its own.
     """
     kept: dict[int, int] = {}
     given: list[int] = []
@@ -59,7 +66,7 @@ def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], ima
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            outputs = network(images)  # held, so that no address comes twice
+            outputs = network(images)  # kept alive, so that no memory address is used twice
     finally:
         for hook in hooks:
             hook.remove()
@@ -73,7 +80,10 @@ def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], ima
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The memory of a GPU, or of the machine: what its kernel counts, or its control group allows."""
+    """Return the memory of a GPU or of the machine, in bytes.
+
+    The memory of the machine is the smaller of the kernel's total and the control group's limit.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     found = [_total(), _control_group_limit()]
@@ -89,7 +99,7 @@ def _total(path: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _control_group_limit(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Control group v2; None where there is none, or no limit."""
+    """Return the memory limit of control group v2; None without a control group or without a limit."""
     try:
         most = (folder / "memory.max").read_text().strip()
         return None if most == "max" else int(most)

@@ -1,17 +1,18 @@
-"""The book-keeping engine: every unit's clipped gradient from one backward pass for a group of units.
+"""Book-keeping engine: clips every unit's gradient in one backward pass per group of units.
 
 Ordinary training computes, for each layer, the gradient of its output and from that the sum of all weight gradients.
-Clipping needs them apart, but only their norms, and then one weighted sum. So the forward pass runs on weights that ask
-for no gradient, autograd computes output gradients alone, and a tap at each layer's output hands g to the layer's rule
-(`layer_rules.py`), which keeps what is needed for a norm and a weighted sum. After the pass the clip factors are known,
-and one weighted sum a layer ends it (Bu et al., arXiv:2210.00038, with direct rules for large maps).
+Clipping needs the units' gradients separately, but only for their norms and then for one weighted sum. The forward pass
+therefore runs on weights that do not require a gradient, autograd computes output gradients only, and a tap at each
+layer's output passes the gradient g to the layer's rule (`layer_rules.py`), which keeps the data needed for a norm and
+a weighted sum. After the pass the clip factors are known, and one weighted sum per layer completes the result (Bu et
+al., arXiv:2210.00038, with direct rules for large maps).
 
-Guarantee: as in `engines.py`. A library's result for an image can differ in its last bit with the size of the batch
-and with the image's place in it, and crafted weights can amplify that bit into a different gradient. So the batch goes
-through the network in groups of one fixed shape, `group_images` rows; the last group is padded with black images.
-Which instructions a library uses depends on shapes, not on values: if every place of a group gives the same bits for
-random images, it does so for all images. `places_agree` checks that at the study's shapes, on the machine that trains,
-before a patient is read.
+Guarantee: as in `engines.py`. A library's result for an image can differ in its last bit with the size of the batch and
+with the image's place in it, and crafted weights can amplify that bit into a different gradient. The batch is therefore
+passed through the network in groups of one fixed shape, `group_images` rows; free rows of a group are padded with black
+images. Which instructions a library uses depends on shapes, not on values: if every place of a group gives the same
+bits for random images, it does so for all images. `places_agree` checks this at the study's shapes, on the machine that
+trains, before any patient's data are read.
 """
 
 from __future__ import annotations
@@ -39,31 +40,36 @@ from wardround_client.clipping.layer_rules import Contribution, PreparedLayer, R
 
 Precision = Literal["float32", "bfloat16"]
 
-GROUP_IMAGES = 16  # measured: an image is hardly faster in larger groups, and much slower alone
+GROUP_IMAGES = 16  # measured: an image is hardly faster in a larger group, and much slower alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedSettings:
-    """How the arithmetic is done: public numbers. Whatever is set, the sum moves by at most C.
+    """How the arithmetic is done, in public numbers. Whatever the settings, one unit moves the sum by at most C.
 
-    `images_per_unit`: every unit has so many images, as a study of k images a patient gives them; None where they bring
-    all of theirs. `group_images`: rows of one pass, those of the units that fit and filling.
+    Attributes:
+        images_per_unit: Number of images of every unit, for a study with k images per patient; None if patients
+            contribute all of their images.
+        group_images: Rows of one pass: the rows of the units that fit, and padding.
     """
 
     channels_last: bool = False
-    precision: Precision = "float32"  # bfloat16: autocast, about a hundredth of relative error
-    images_at_once: int = IMAGES_AT_ONCE  # of a patient that comes alone because it has many
+    precision: Precision = "float32"  # bfloat16: autocast, a relative error of about a hundredth
+    images_at_once: int = IMAGES_AT_ONCE  # for a patient whose images do not fit into a group
     group_images: int = GROUP_IMAGES
     images_per_unit: int | None = None
 
 
 class UnknownLayerError(WardroundError):
-    """The engine has no rule for a layer, or its parameter is not one layer's alone. The loop can do it."""
+    """The engine does not support a layer; the loop does.
+
+    For example, the layer has no rule, or one of its parameters belongs to another layer as well.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedLayer:
-    """A layer with its rule; `names` maps its own parameters' names to those of the sum."""
+    """A layer with its rule; `names` maps the names of its own parameters to their names in the sum."""
 
     path: str
     layer: nn.Module
@@ -72,8 +78,11 @@ class TrainedLayer:
 
 
 def trained_layers(network: nn.Module, parameters: dict[str, nn.Parameter]) -> list[TrainedLayer]:
-    """The layers that own `parameters`. Raises `UnknownLayerError`, one line, for what the engine cannot do: a layer
-    without a rule, one with buffers, a parameter that two layers share or no layer has.
+    """Return the layers that own `parameters`.
+
+    Raises:
+        UnknownLayerError: The engine does not support the network: a layer has no rule or has buffers, or a parameter
+            is shared by two layers or belongs to no layer. The message is one line.
     """
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     found: list[TrainedLayer] = []
@@ -100,8 +109,9 @@ def trained_layers(network: nn.Module, parameters: dict[str, nn.Parameter]) -> l
 
 
 class _Tap(torch.autograd.Function):
-    """Identity that hands the gradient of a layer's output to `take`. `root` makes autograd come here though no weight
-    asks for a gradient, and gets none itself.
+    """Identity that passes the gradient of a layer's output to `take`.
+
+    `root` makes autograd call `backward` although no weight requires a gradient; `root` itself receives none.
     """
 
     @staticmethod
@@ -118,12 +128,12 @@ class _Tap(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """Rows for one pass, always as many; `units` are those that count, and what no unit owns is filling."""
+    """Rows of one pass, always the same number; rows that belong to no unit are padding."""
 
     inputs_N: Tensor
     labels_N: Tensor
     units: Units
-    filled: int  # units that count: with even units the last places may be filling
+    filled: int  # number of real units: if all units have the same size, the last ones may be padding
 
 
 def clip_by_bookkeeping(
@@ -135,12 +145,15 @@ def clip_by_bookkeeping(
     *,
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
 ) -> ClippedSum:
-    """All units, a group in one backward pass. Equal to `clip_by_loop` up to rounding.
+    """Clip all units, one backward pass per group. Equal to `clip_by_loop` up to rounding.
 
-    A unit whose gradient is not finite, or longer than 1e19, counts as zero. A unit of more images than a group holds
-    goes through the loop. Raises `UnknownLayerError` for layers without a rule and `WardroundError` where a layer's
-    input is changed in place, a layer is used twice in a pass or not at all, or a unit has another number of images
-    than `speed.images_per_unit`.
+    A unit whose gradient is not finite, or longer than 1e19, counts as zero. A unit with more images than a group holds
+    is clipped by the loop.
+
+    Raises:
+        UnknownLayerError: A layer has no rule, or a layer is used twice in a pass or not at all.
+        WardroundError: A layer's input is changed in place, or a unit has a different number of images from
+            `speed.images_per_unit`.
     """
     layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
     total: dict[str, Tensor] = {}
@@ -159,7 +172,7 @@ def clip_by_bookkeeping(
         factor_U = clip_factors(squared_U, max_grad_norm)
         factor_U[group.filled :] = 0.0
         contributions.reverse()
-        while contributions:  # what is summed is freed
+        while contributions:  # popping frees the memory of a contribution once it is summed
             name, one = contributions.pop()
             if one.finish is not None:
                 finish_of[name] = one.finish
@@ -171,7 +184,7 @@ def clip_by_bookkeeping(
 
 
 def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
-    """Add to the float64 sum of a parameter; the first part becomes the sum."""
+    """Add `part` to the float64 sum of a parameter; the first part becomes the sum."""
     if name in total:
         total[name].add_(part)
     else:
@@ -179,7 +192,10 @@ def _add(total: dict[str, Tensor], name: str, part: Tensor) -> None:
 
 
 def _groups(batch: PatientBatch, speed: SpeedSettings) -> Iterator[Group | PatientBatch]:
-    """The batch in groups of one shape, in the order of its units; a unit that no group holds as a batch of its own."""
+    """Split the batch into groups of one shape, in the order of its units.
+
+    A unit too large for a group is yielded as a batch of its own.
+    """
     starts, k = batch.start_U1.tolist(), speed.images_per_unit
     if k is not None and starts != list(range(0, k * batch.units + 1, k)):
         raise WardroundError(f"this engine is for units of {k} images each, and a unit has another number of them")
@@ -206,13 +222,13 @@ def _groups(batch: PatientBatch, speed: SpeedSettings) -> Iterator[Group | Patie
 
 
 def _places(speed: SpeedSettings) -> list[slice]:
-    """Where units of `images_per_unit` images, or of one, lie in a group."""
+    """Return the rows of a group that each unit of `images_per_unit` images (1 if None) takes."""
     k = speed.images_per_unit or 1
     return [slice(place, place + k) for place in range(0, speed.group_images - k + 1, k)]
 
 
 def _filled_up(rows_N: Tensor, count: int) -> Tensor:
-    """A copy with zeros after it: `count` rows, in memory of its own."""
+    """Return a copy padded with zeros to `count` rows, in memory of its own."""
     whole = rows_N.new_zeros(count, *rows_N.shape[1:])
     whole[: len(rows_N)] = rows_N
     return whole
@@ -225,12 +241,12 @@ def places_agree(
     inputs_N: Tensor,
     speed: SpeedSettings,
 ) -> bool:
-    """Whether a unit's norm and its part of the sum have the same bits in every place of a group, whatever stands in
-    the other places.
+    """Return whether a unit's norm and its part of the sum have the same bits in every place of a group.
 
-    Random images of the kind of `inputs_N` are moved on by one place, and then every other unit is exchanged. Images
-    and weights that are random show another order of adding in their last bits; the weights are put back afterwards.
-    (From a study's first weights, which may be zero in the head, no gradient would come.)
+    The bits must not depend on the images in the other places either. Random images of the kind of `inputs_N` are
+    shifted by one place, and then every other unit is exchanged. With random images and weights, a different order of
+    addition shows in the last bits. (A study's first weights may be zero in the head and would then give no gradient.)
+    The weights are restored afterwards.
     """
     with weights_restored(parameters):
         set_weights("random", network, parameters, inputs_N)
@@ -247,7 +263,7 @@ def _places_agree(
     layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
     k, places = speed.images_per_unit or 1, _places(speed)
     if not places:
-        return True  # each unit has passes of its own
+        return True  # each unit is computed in passes of its own
     units, used = Units(rows=tuple(places), images=speed.images_per_unit), places[-1].stop
     generator = torch.Generator().manual_seed(1)
     shape = (2, used, *inputs_N.shape[1:])
@@ -282,7 +298,7 @@ def _one_pass(
     loss_per_image: LossPerImage,
     speed: SpeedSettings,
 ) -> list[tuple[str, Contribution]]:
-    """Forward and backward; (parameter's name, contribution of the group's units) of every parameter."""
+    """Run forward and backward; return (parameter's name, contribution of the group's units) of every parameter."""
     inputs_N = group.inputs_N
     root = torch.zeros((), device=inputs_N.device, requires_grad=True)
     layout = torch.channels_last if speed.channels_last else torch.contiguous_format
@@ -295,7 +311,7 @@ def _one_pass(
         tapped.add(trained.path)
         a_N = arguments[0].detach()
         version = a_N._version
-        # A discriminator may see each image several times side by side: more rows of the same unit.
+        # A discriminator may receive each image several times, side by side: more rows of the same unit.
         views, odd = divmod(len(a_N), len(inputs_N))
         if odd or views < 1:
             raise UnknownLayerError(f"{trained.path}: its rows are not the images of the batch")

@@ -2,23 +2,28 @@
 
 Every engine has the same signature and the same guarantee: the result is the sum over units of clip(g_u, C), where g_u
 is the gradient of the mean loss over the unit's images and clip scales a vector down to L2 norm C. Adding or removing
-one unit moves the sum by at most C: |S(D + p) - S(D)| <= C, for any weights, images and labels, because the server
-chooses the weights. A unit whose gradient is not finite counts as zero, whatever else the batch holds.
+one unit moves the sum by at most C: |S(D + p) - S(D)| <= C. This holds for any weights, images and labels, because the
+server chooses the weights. A unit whose gradient is not finite counts as zero, whatever the rest of the batch is.
 
-Why rounding cannot break it:
+Why rounding cannot break the guarantee:
 
-1. The vector that is added for a unit, v_u, is a function of that unit's rows and the weights alone, bit for bit. So
-   nothing that a lying server builds into the weights can make one patient's presence change another's part. Each
-   engine says how it keeps this: by a call for each unit on rows copied to memory of their own, by groups of a fixed
-   shape whose places are proved alike, or by arithmetic that goes element by element.
-2. The norm is that of the numbers that are added, or a bound from above, and never a float32 difference.
-3. What is left is the rounding of sums whose terms are at most C long, all in float64: for U units U^2 2^-53 C at most,
-   10^-6 C for a hundred thousand. Units are clipped to C (1 - `ROUNDING_ROOM`), which leaves room for that and for a
-   norm that is short by one part in 2^17.
+1. The vector that is added for a unit, v_u, is a function of that unit's rows and the weights alone, bit for bit. So no
+   weights that a malicious server crafts can make one patient's presence change another patient's part. Each engine
+   states how it ensures this: by one call per unit on rows copied to memory of their own, by groups of a fixed shape
+   whose places are proved to give equal bits, or by element-wise arithmetic.
+2. The norm is that of the numbers that are added, or an upper bound on it, and never a float32 difference.
+3. The remaining error is the rounding of sums whose terms are at most C long, all in float64: for U units U^2 2^-53 C
+   at most, 10^-6 C for a hundred thousand. Units are clipped to C (1 - `ROUNDING_ROOM`), which leaves room for that and
+   for a norm that is too small by one part in 2^17.
 
-Engines: `clip_by_loop`, one unit at a time, the oracle; `clip_linear_head`, closed form for a linear head over frozen
-features; `sum_unclipped` for C = inf, which is plain training; `clip_by_bookkeeping` of `bookkeeping.py`, a group of
-units in one backward pass. `select.py` chooses, `check_engine` and `hostile_weights.py` prove the choice.
+Engines:
+
+- `clip_by_loop`: one unit at a time; the reference that the other engines are compared with.
+- `clip_linear_head`: closed form for a linear head over frozen features.
+- `sum_unclipped`: for C = inf, which is plain training.
+- `clip_by_bookkeeping` (`bookkeeping.py`): a group of units in one backward pass.
+
+`select.py` chooses an engine; `check_engine` and `hostile_weights.py` prove the choice.
 """
 
 from __future__ import annotations
@@ -36,14 +41,15 @@ from wardround.tasks.objective import LossPerImage
 from wardround_client.clipping.layer_rules import squared_lengths
 
 IMAGES_AT_ONCE = 64
-ROUNDING_ROOM = 2.0**-14  # of C: what norms and sums may round away, see above
-KINKS = 0.02  # what rounding alone may do, through activations that it carries across zero
+ROUNDING_ROOM = 2.0**-14  # share of C reserved for rounding in norms and sums, see above
+KINKS = 0.02  # largest relative difference explained by rounding that flips a ReLU
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientBatch:
-    """A physical batch: whole units only. Unit u owns rows start_U1[u] : start_U1[u + 1] of `inputs_N` and
-    `labels_N`.
+    """A physical batch of whole units.
+
+    Unit u owns rows start_U1[u] : start_U1[u + 1] of `inputs_N` and `labels_N`.
     """
 
     inputs_N: Tensor
@@ -55,7 +61,7 @@ class PatientBatch:
         return len(self.start_U1) - 1
 
     def each(self) -> Iterator[PatientBatch]:
-        """Each unit as a batch of its own."""
+        """Yield each unit as a batch of its own."""
         for begin, end in zip(self.start_U1[:-1].tolist(), self.start_U1[1:].tolist(), strict=True):
             yield PatientBatch(
                 inputs_N=self.inputs_N[begin:end],
@@ -66,8 +72,10 @@ class PatientBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedSum:
-    """Sum of clipped unit gradients by parameter, float64, and how far one unit can move it (L2 over all parameters
-    together).
+    """Sum of clipped unit gradients by parameter, float64, with its sensitivity.
+
+    `sensitivity` is the most that one unit can move the sum (L2 over all parameters together). The gradients of
+    `sum_unclipped` have the parameters' dtype instead.
     """
 
     gradients: dict[str, Tensor]
@@ -78,14 +86,14 @@ ClippingEngine = Callable[[nn.Module, dict[str, nn.Parameter], PatientBatch, Los
 
 
 def clip_factors(squared_norm_U: Tensor, max_grad_norm: float) -> Tensor:
-    """By what each unit's gradient is multiplied, float64 (U,), from squared norms: 0 where one is not finite."""
+    """Return the factor of each unit's gradient, float64 (U,), from squared norms; 0 where a norm is not finite."""
     norm_U = squared_norm_U.double().sqrt()
     bound = max_grad_norm * (1 - ROUNDING_ROOM)
     return torch.where(norm_U.isfinite(), (bound / norm_U.clamp(min=1e-300)).clamp(max=1.0), 0.0)
 
 
 def zero_sum(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Where clipped gradients are added up: float64 zeros of the parameters' shapes."""
+    """Return float64 zeros of the parameters' shapes, to which clipped gradients are added."""
     return {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
 
 
@@ -98,9 +106,11 @@ def clip_by_loop(
     *,
     images_at_once: int = IMAGES_AT_ONCE,
 ) -> ClippedSum:
-    """The oracle: one unit at a time, `images_at_once` of its images in a pass. Any layer, any norm, inf too.
+    """Clip one unit at a time: the reference for the other engines.
 
-    A unit's rows are copied: where they lie in the batch would decide which instructions the library takes for them.
+    Processes `images_at_once` of a unit's images in a pass. Supports any layer and any norm, including inf.
+
+    A unit's rows are copied because their place in the batch would determine which instructions the library uses.
     """
     total = zero_sum(parameters)
     starts = batch.start_U1.tolist()
@@ -119,7 +129,10 @@ def _mean_gradient(
     loss_per_image: LossPerImage,
     images_at_once: int,
 ) -> list[Tensor]:
-    """Gradient of the mean loss over a unit's images, summed over passes so that a patient of many images fits."""
+    """Return the gradient of the mean loss over a unit's images.
+
+    It is summed over passes, so that a patient with many images fits into memory.
+    """
     total: list[Tensor] = []
     for begin in range(0, len(inputs_N), images_at_once):
         part = slice(begin, begin + images_at_once)
@@ -136,12 +149,14 @@ def clip_linear_head(
     loss_per_image: LossPerImage,
     max_grad_norm: float,
 ) -> ClippedSum:
-    """All units at once for `network = nn.Linear(D, K)` over features: the gradient of a row is residual x feature.
+    """Clip all units at once for `network = nn.Linear(D, K)` over features.
 
-    inputs_N is (N, D). Equal to `clip_by_loop` up to rounding. Why a row's part does not depend on the others: its
-    logits are sums of float64 products, formed element by element in the order of the features and never by a matrix
-    product, so that they have the same bits in every batch. All that follows is a smooth function of them with
-    derivatives of the size of the features, in float64: it may differ by 10^-15 of that, and no weights enlarge it.
+    inputs_N is (N, D). The gradient of a row is residual x feature. Equal to `clip_by_loop` up to rounding.
+
+    A row's part does not depend on the other rows: its logits are sums of float64 products, formed element by element
+    in the order of the features and never by a matrix product, so that they have the same bits in every batch. All
+    further results are smooth functions of the logits with derivatives of the size of the features, in float64: they
+    may differ by 10^-15 of that, and no weights amplify the difference.
     """
     if not isinstance(network, nn.Linear):
         raise WardroundError("the closed form is for a linear head over features")
@@ -172,7 +187,10 @@ def clip_linear_head(
 
 
 def _logits(features_ND: Tensor, weight_KD: Tensor) -> Tensor:
-    """(N, K): products added in pairs, then pairs of pairs. Element by element: each row in the same order anywhere."""
+    """Return the logits (N, K): products added in pairs, then pairs of pairs.
+
+    The arithmetic is element-wise, so that each row is added in the same order in every batch.
+    """
     terms_DNK = features_ND.t()[:, :, None] * weight_KD.t()[:, None, :]
     while len(terms_DNK) > 1:
         half = len(terms_DNK) // 2
@@ -188,8 +206,9 @@ def sum_unclipped(
     loss_per_image: LossPerImage,
     max_grad_norm: float,
 ) -> ClippedSum:
-    """C = inf: the plain gradient of sum over units of the unit's mean loss, one backward pass. No sensitivity
-    bound.
+    """Compute the plain gradient for C = inf: the sum over units of the unit's mean loss, in one backward pass.
+
+    The sum has no sensitivity bound.
     """
     if math.isfinite(max_grad_norm):
         raise WardroundError("the unclipped sum has no bound; it is for max_grad_norm = inf only")
@@ -209,10 +228,11 @@ def clip_over_one_pass(
     loss_per_image: LossPerImage,
     max_grad_norm: float,
 ) -> ClippedSum:
-    """The loop again, but over one forward pass of the whole batch, with a backward pass a unit: for comparison.
+    """Clip as the loop does, but over one forward pass of the whole batch, with one backward pass per unit.
 
-    Libraries round an image differently in batches of different sizes. Where that carries an activation across zero,
-    the gradients of two right engines differ by a thousandth; those over equal batches agree.
+    Used for comparison only. Libraries round an image differently in batches of different sizes. Where this carries an
+    activation across zero, the gradients of two correct engines differ by a thousandth; gradients over equal batches
+    agree.
     """
     total = zero_sum(parameters)
     losses_N = loss_per_image(network(batch.inputs_N), batch.labels_N)
@@ -224,7 +244,7 @@ def clip_over_one_pass(
 
 
 def _add_clipped(total: dict[str, Tensor], gradients: Sequence[Tensor], max_grad_norm: float) -> None:
-    """Add one unit's gradient, clipped; nothing where it is not finite."""
+    """Add one unit's clipped gradient; add nothing if it is not finite."""
     square = cast(Tensor, sum(squared_lengths(gradient[None]) for gradient in gradients))
     factor = float(clip_factors(square, max_grad_norm))
     if factor > 0:
@@ -233,7 +253,7 @@ def _add_clipped(total: dict[str, Tensor], gradients: Sequence[Tensor], max_grad
 
 
 def synthetic_units(inputs_N: Tensor, outputs: int, sizes: Sequence[int]) -> PatientBatch:
-    """Units of so many images each, taken from `inputs_N` in turn, with every label: for checks and timings."""
+    """Build units of the given sizes from `inputs_N` in turn, with every label, for checks and timings."""
     rows = torch.arange(sum(sizes), device=inputs_N.device)
     start_U1 = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(sizes).cumsum(0)])
     return PatientBatch(inputs_N=inputs_N[rows % len(inputs_N)], labels_N=rows % max(2, outputs), start_U1=start_U1)
@@ -250,12 +270,15 @@ def check_engine(
     tolerance: float = 1e-4,
     images_per_unit: int | None = None,
 ) -> None:
-    """Compare `engine` with the loop on synthetic input of 3 units, uneven ones without `images_per_unit`; raise
-    `WardroundError` where they differ by more than `tolerance`, relatively, though it is forgiven up to `KINKS` where
-    `clip_over_one_pass` agrees.
+    """Compare `engine` with the loop on synthetic input of 3 units.
 
-    A site runs this before it touches a patient and refuses to train when it fails. The clipping norm of the
-    comparison is half of the largest unit's, so that some units are clipped whatever the network's scale.
+    The units have `images_per_unit` images each or, if that is None, uneven numbers of images. A site runs this check
+    before it reads any patient's data and refuses to train if it fails. The clipping norm of the comparison is half of
+    the largest unit's norm, so that some units are clipped whatever the network's scale.
+
+    Raises:
+        WardroundError: The engine differs from the loop by more than `tolerance`, relatively. A difference of up to
+            `KINKS` is accepted if the engine agrees with `clip_over_one_pass`.
     """
     half = len(inputs_N) // 2
     sizes = (1, half - 1, len(inputs_N) - half) if images_per_unit is None else (images_per_unit,) * 3
@@ -274,18 +297,18 @@ def check_engine(
 def unit_lengths(
     network: nn.Module, parameters: dict[str, nn.Parameter], batch: PatientBatch, loss_per_image: LossPerImage
 ) -> list[float]:
-    """The L2 length of each unit's gradient, by the loop; 0 where it is not finite."""
+    """Return the L2 length of each unit's gradient, computed by the loop; 0 where it is not finite."""
     return [
         length_of(clip_by_loop(network, parameters, unit, loss_per_image, math.inf).gradients) for unit in batch.each()
     ]
 
 
 def length_of(gradients: dict[str, Tensor]) -> float:
-    """The L2 length over all parameters together."""
+    """Return the L2 length over all parameters together."""
     return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients.values()))
 
 
 def _relative_gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """L2 distance over the L2 length of `other`; infinite where something is not finite."""
+    """Return the L2 distance divided by the L2 length of `other`; infinity if a difference is not finite."""
     gap = length_of({name: one[name] - other[name] for name in other})
     return max(0.0, gap - 1e-12) / max(length_of(other), 1e-30) if math.isfinite(gap) else math.inf

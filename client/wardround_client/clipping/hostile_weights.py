@@ -1,14 +1,17 @@
-"""Weights and images made to break a clipping engine, and the check that none of them does.
+"""Adversarial weights and images for clipping engines, and the check that an engine withstands them.
 
 The theorem: |S(D + p) - S(D)| <= C (1 + 10^-5). Whatever the weights, patient p moves the clipped sum by at most C. A
-site tries the weights in `FEW` when it opens a study, before it reads a patient; the tests and `attack` try all of
-them. The images are synthetic.
+site tries the weights in `FEW` when it opens a study, before it reads any patient's data; the tests and `attack` try
+all of them. The images are synthetic.
 
-What the weights exploit: norms that are formed as a difference of large numbers (constant and cancelling weights,
-images of one colour); filters whose standardisation divides by almost nothing (constant, equal and large); overflow
-and underflow (huge, tiny, largest activations); one layer that dominates all others; and rounding, by a head that
-amplifies the last bit of an activation into a whole gradient, so that one patient's presence would change another's
-part.
+The weights exploit the following weaknesses:
+
+- norms that are formed as a difference of large numbers (constant and cancelling weights, images of one colour);
+- filters whose standardisation divides by almost zero (constant, equal and large weights);
+- overflow and underflow (huge and tiny weights, largest activations);
+- one layer that dominates all others;
+- rounding: a head amplifies the last bit of an activation into a whole gradient, so that one patient's presence would
+  change another's part.
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ from wardround_client.clipping.engines import (
 )
 
 TOLERANCE = 1e-5
-EVEN_UNITS = 4  # D and p together, where every unit has as many images
+EVEN_UNITS = 4  # of D and p together, where every unit has the same number of images
 UNEVEN_UNITS = (2, 1, 3, 1)
 LARGE = 1e4
 
-Values = Callable[[Tensor, torch.Generator], Tensor]  # a parameter as it is, randomness -> another value for it
+Values = Callable[[Tensor, torch.Generator], Tensor]  # current parameter, generator -> new value of the parameter
 
 
 def _random(parameter: Tensor, generator: torch.Generator) -> Tensor:
@@ -41,7 +44,7 @@ def _random(parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _cancelling(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Outputs in pairs of w and -w, each constant over its inputs but for a little."""
+    """Return weights whose outputs come in pairs of w and -w, each almost constant over its inputs."""
     values = torch.full(parameter.shape, LARGE) + 1e-3 * _random(parameter, generator)
     values[1::2] = -values[: len(values) // 2 * 2 : 2][: len(values[1::2])]
     return values
@@ -59,11 +62,11 @@ EVERYWHERE: dict[str, Values] = {
     "random": lambda parameter, generator: 0.1 * _random(parameter, generator),
     "ten times": lambda parameter, _: 10 * parameter.detach().cpu(),
 }
-ROUNDING = "rounding"  # the last layer turns last bits into whole residuals
+ROUNDING = "rounding"  # the last layer amplifies last bits into whole residuals
 ONE_LAYER = "one layer large"
-LARGE_HEAD = "large head"  # all gradients below it are 10^12 times as long, and so is what rounding leaves of them
+LARGE_HEAD = "large head"  # all gradients below the head are 10^12 times as long, and so are their rounding errors
 OFFSET = "offset"  # a patient's images differ in the last bits of large activations, and their gradients cancel
-LARGEST = "largest activations"  # a unit's factor is then so small that float32 has no digits for it
+LARGEST = "largest activations"  # a unit's clip factor is then too small for float32
 WEIGHTS = (*EVERYWHERE, ROUNDING, ONE_LAYER, LARGE_HEAD, OFFSET, LARGEST)
 FEW = (ROUNDING, LARGE_HEAD, OFFSET, LARGEST)
 IMAGES = ("random", "equal", "one colour", "almost one colour")
@@ -72,7 +75,7 @@ IMAGES = ("random", "equal", "one colour", "almost one colour")
 def set_weights(
     kind: str, network: nn.Module, parameters: dict[str, nn.Parameter], inputs_N: Tensor, seed: int = 0
 ) -> None:
-    """Overwrite `parameters` in place with weights of a kind of `WEIGHTS`."""
+    """Overwrite `parameters` in place with weights of one of the kinds in `WEIGHTS`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         if kind == ROUNDING:
@@ -95,7 +98,7 @@ def set_weights(
 
 
 def last_layer(network: nn.Module, parameters: dict[str, nn.Parameter]) -> nn.Linear | nn.Conv2d | None:
-    """The last linear or convolutional layer whose weights are among `parameters`."""
+    """Return the last linear or convolutional layer whose weights are among `parameters`."""
     trained = {id(parameter) for parameter in parameters.values()}
     layers = [
         layer
@@ -106,9 +109,10 @@ def last_layer(network: nn.Module, parameters: dict[str, nn.Parameter]) -> nn.Li
 
 
 def _offset(network: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Every shift is 10^7, every scale 10^3, and the last layer weighs its inputs by 10^3 and -10^3 in turn, so that
-    the shift drops out of its output: images of both labels then have opposite gradients over nearly equal
-    activations.
+    """Set every shift to 10^7 and every scale to 10^3, with a last layer that cancels the shift.
+
+    The last layer weights its inputs by 10^3 and -10^3 in turn, so that the shift drops out of its output: images of
+    both labels then have opposite gradients over nearly equal activations.
     """
     for name, parameter in parameters.items():
         if parameter.dim() == 1:
@@ -123,8 +127,10 @@ def _offset(network: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def _largest(network: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Weights 0 and shifts as large as float32 has them, but 1 in the last layer before the head, which weighs it by 1:
-    what comes in is forgotten, and the head's input layer reads the largest numbers there are.
+    """Set weights to 0 and shifts to 3.4e38, about the largest float32 number.
+
+    The shifts of the last layer before the head are 1, and the head's weights are 1. The network's input then has no
+    effect, and the head's input layer reads the largest numbers that float32 can represent.
     """
     last = last_layer(network, parameters)
     shifts = [p for p in parameters.values() if p.dim() == 1 and (last is None or p is not last.bias)]
@@ -141,8 +147,9 @@ def _largest(network: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
 def _amplify_rounding(
     network: nn.Module, parameters: dict[str, nn.Parameter], inputs_N: Tensor, generator: torch.Generator
 ) -> None:
-    """The last layer gets weights that are orthogonal to what it reads of these inputs, times 10^9: its output is
-    rounding, and the sign of a residual with it.
+    """Set the last layer's weights orthogonal to the inputs that it reads, times 10^9.
+
+    The output of the layer, and with it the sign of a residual, is then determined by rounding.
     """
     layer, read = last_layer(network, parameters), []
     if layer is None:
@@ -166,7 +173,7 @@ def _amplify_rounding(
 
 
 def images_of(kind: str, inputs_N: Tensor) -> Tensor:
-    """Inputs like `inputs_N`, of a kind of `IMAGES`."""
+    """Return inputs like `inputs_N`, of one of the kinds in `IMAGES`."""
     if kind == "random":
         return inputs_N
     if kind == "equal":
@@ -179,7 +186,7 @@ def images_of(kind: str, inputs_N: Tensor) -> Tensor:
 
 @contextmanager
 def weights_restored(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-    """Put the parameters back as they were."""
+    """Restore the parameters' values when the block ends."""
     before = [parameter.detach().clone() for parameter in parameters.values()]
     try:
         yield
@@ -198,7 +205,10 @@ def largest_move(
     max_grad_norm: float,
     units: tuple[int, ...] = (0,),
 ) -> float:
-    """How far taking away one of `units` moves the sum, in units of C: the largest. inf where a sum is not finite."""
+    """Return how far removing one of `units` moves the sum at most, in units of C.
+
+    Returns inf if a sum is not finite.
+    """
     whole = engine(network, parameters, batch, loss_per_image, max_grad_norm).gradients
     largest = 0.0
     for unit in units:
@@ -209,7 +219,7 @@ def largest_move(
 
 
 def without_unit(batch: PatientBatch, unit: int) -> PatientBatch:
-    """The batch as it would be if this unit had not been drawn."""
+    """Return the batch as it would be if this unit had not been drawn."""
     begin, end = int(batch.start_U1[unit]), int(batch.start_U1[unit + 1])
     start_U1 = torch.cat([batch.start_U1[: unit + 1], batch.start_U1[unit + 2 :] - (end - begin)])
     return PatientBatch(
@@ -230,8 +240,12 @@ def check_hostile_weights(
     images_per_unit: int | None = None,
     kinds: tuple[str, ...] = FEW,
 ) -> None:
-    """Raise `WardroundError` where one unit moves the sum by more than C under weights of one of `kinds`. The
-    parameters are as they were afterwards.
+    """Check that one unit moves the sum by at most C under weights of each of `kinds`.
+
+    The parameters are restored afterwards.
+
+    Raises:
+        WardroundError: One unit moves the sum by more than C (1 + `TOLERANCE`).
     """
     sizes = UNEVEN_UNITS if images_per_unit is None else (images_per_unit,) * EVEN_UNITS
     batch = synthetic_units(inputs_N, outputs, sizes)

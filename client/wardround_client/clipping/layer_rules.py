@@ -1,27 +1,29 @@
-"""What each kind of layer knows about its units' gradients: their squared norms, and any weighted sum of them.
+"""Clipping rules for each kind of layer: the squared norms of units' gradients, and any weighted sum of them.
 
-A rule sees a layer's input a and the gradient g of its output, once, in the backward pass. For each parameter it
+A rule receives a layer's input a and the gradient g of its output, once, in the backward pass. For each parameter it
 returns a `Contribution` in one of two ways:
 
 direct: form every unit's gradient, in float32. The norm is that of the numbers that are kept, and those are summed, in
     float64.
 ghost:  keep a and g. With all positions of all images of a unit as rows, the gradient is G^T A, so its squared norm is
     <A A^T, G G^T>, and the weighted sum is one ordinary weight gradient with g scaled row by row (Goodfellow,
-    arXiv:1510.01799; Bu et al., arXiv:2210.00038). Cheaper where maps are small and filters many. All of it in float64.
+    arXiv:1510.01799; Bu et al., arXiv:2210.00038). It is cheaper where maps are small and filters many. All of its
+    arithmetic is in float64.
 
 Guarantee, for any finite a and g: the share of unit u in `weighted_sum(w)` is w_u v_u for a vector v_u that depends on
 the unit's own a and g and on the layer's weights alone, and |v_u|^2 <= `squared_norm_U[u]` (1 + 2^-12).
 
-- direct: v_u are the float32 numbers kept, whatever rounding made them. Their squares are added in float32 over
-  `BLOCK` numbers at most, so that the sum is short by a factor of 1 - 2^-16 at most, and in float64 beyond.
+- direct: v_u consists of the float32 numbers kept, however they were rounded. Their squares are added in float32 over
+  `BLOCK` numbers at most, so that the sum is too small by a factor of 1 - 2^-16 at most, and in float64 beyond.
 - ghost: v_u is the exact G^T A, and the float32 numbers in A and G multiply without rounding in float64. Where
   positions cancel, the Gram sum is a difference of large numbers: with B^2 = sum over filters o of (sum_t |g_to|
-  |a_t|)^2, it is off by at most n 2^-53 B^2, where n < 2^20 terms are added. So `FLOOR` B^2, which is 50 times larger,
-  is added to it. It is 10^-8 B^2, and B is at most about 30 times an honest unit's norm, so that an honest norm grows
-  by a factor of 1 + 10^-5 at most. And B w_u is then at most 10^4 C: the float64 sum of U units is off by U n 2^-53
-  10^4 C, below 10^-6 C.
+  |a_t|)^2, it is off by at most n 2^-53 B^2, where n < 2^20 terms are added. Therefore `FLOOR` B^2, which is 50 times
+  larger, is added to it. `FLOOR` B^2 is 10^-8 B^2, and B is at most about 30 times an honest unit's norm, so that an
+  honest norm grows by a factor of 1 + 10^-5 at most. B w_u is then at most 10^4 C: the float64 sum of U units is off by
+  U n 2^-53 10^4 C, below 10^-6 C.
 
-A unit of weight 0 does not enter a sum, whatever it holds (0 x NaN would be NaN).
+A unit of weight 0 is left out of a sum, whatever its values are (0 x NaN would be NaN).
+
 Shapes: N rows (images), U units, k images a unit, C channels, O outputs, T positions, D inputs of one output.
 """
 
@@ -38,41 +40,41 @@ from torch.nn import functional
 from wardround.networks.weight_standardisation import FILTER_EPS, WSConv2d
 
 BLOCK = 256  # float32 numbers whose squares are added in float32
-FLOOR = 1e-8  # share of B^2 that is added to a Gram sum
+FLOOR = 1e-8  # share of B^2 that is added to a Gram sum, see above
 WIDE = 8  # input channels from which the library's grouped weight gradient is fast (measured: 1 slow, 16 fast)
-# Measured on one core, multiply-adds or numbers a nanosecond; they decide about speed only.
+# Measured on one core, in multiply-adds or numbers per nanosecond; these affect speed only.
 FLOAT64_RATE, FLOAT32_RATE = 20, 15  # of a matrix product, and of the library's weight gradient of one unit
-MOVE_RATE, PULL_BACK_RATE, PATCH_RATE = 0.7, 1.0, 0.5  # a unit's weights to memory and back; through L; patches
-COLUMNS_AT_ONCE, MANY_COLUMNS = 4096, 1 << 22  # of unit gradients in float64: what stays in a processor's cache
+MOVE_RATE, PULL_BACK_RATE, PATCH_RATE = 0.7, 1.0, 0.5  # unit weights moved to memory and back; pulled back; patches
+COLUMNS_AT_ONCE, MANY_COLUMNS = 4096, 1 << 22  # of unit gradients in float64, so that they stay in a processor's cache
 ROWS_AT_ONCE = 64  # filters of a layer that stay in the processor's cache together
-IMAGES_OF_A_UNIT = 4  # taken for granted where units are uneven, when a layer's way is chosen
+IMAGES_OF_A_UNIT = 4  # assumed for uneven units when direct or ghost is chosen for a layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """Whose rows of a layer's input and output are whose: unit u owns `rows[u]`.
+    """The rows of each unit in a layer's input and output: unit u owns `rows[u]`.
 
-    With `images`, every unit has so many rows and they lie side by side from row 0 on: one call does all units.
-    Without, units are uneven and each has a call of its own, on a copy in memory of its own, so
-    that neither its place nor the other units can change how it is computed.
+    If `images` is given, every unit has that many rows and the units lie side by side from row 0 on: one call computes
+    all units. Otherwise the units are uneven, and each is computed in a call of its own, on a copy in memory of its
+    own, so that neither its place nor the other units can change how it is computed.
     """
 
     rows: tuple[slice, ...]
     images: int | None = None
 
     def seen(self, views: int) -> Units:
-        """The same units in a layer that sees each image `views` times, its rows side by side."""
+        """Return the same units for a layer that receives each image `views` times, its rows side by side."""
         rows = tuple(slice(one.start * views, one.stop * views) for one in self.rows)
         return Units(rows=rows, images=None if self.images is None else self.images * views)
 
     def each(self, function: Callable[..., Tensor], *tensors_N: Tensor) -> Tensor:
-        """`function(*rows of units, images of each)` -> (U, ...), for all units."""
+        """Compute `function(*rows of units, images of each)` -> (U, ...), for all units."""
         if self.images is not None:
             return function(*(t[: self.rows[-1].stop] for t in tensors_N), self.images)
         return torch.cat([function(*(t[one].clone() for t in tensors_N), one.stop - one.start) for one in self.rows])
 
     def by_row(self, weight_U: Tensor, tensor_N: Tensor) -> Tensor:
-        """A unit's weight at each of its rows, 0 at rows of no unit: (N,) float64."""
+        """Return the weight of each row's unit, float64 (N,); 0 for rows of no unit."""
         weight_N = torch.zeros(len(tensor_N), dtype=torch.float64, device=tensor_N.device)
         for weight, one in zip(weight_U.tolist(), self.rows, strict=True):
             weight_N[one] = weight
@@ -84,7 +86,8 @@ class Contribution:
     """The gradients of some units for one parameter: float64 squared norms, and sum_u weight_u x v_u.
 
     `finish` is a linear map that turns the sum over all units of all batches into the gradient; the norms are those
-    after it. `share(u)` are the tensors that unit u's norm and part of a sum are made of, for whoever compares bits.
+    after this map. `share(u)` returns the tensors from which unit u's norm and part of a sum are computed, for
+    comparing bits.
     """
 
     parameter: str
@@ -99,20 +102,21 @@ Rule = Callable[["PreparedLayer", Tensor, Tensor, Units, Collection[str]], Itera
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedLayer:
-    """A layer, and what is the same for all units of a batch: how its filters are standardised, if they are."""
+    """A layer and the standardisation of its filters, if any, which is the same for all units of a batch."""
 
     layer: nn.Module
     standard: Standardisation | None
 
 
 def prepared(layer: nn.Module) -> PreparedLayer:
-    """The layer with its weights as they are now."""
+    """Prepare a layer with its current weights."""
     return PreparedLayer(layer=layer, standard=standardisation(layer) if isinstance(layer, WSConv2d) else None)
 
 
 def rule_for(layer: nn.Module) -> Rule | None:
-    """The rule for a layer's own parameters, or None where there is none. Types are compared exactly: a subclass may
-    compute something else.
+    """Return the rule for a layer's own parameters, or None if the layer has no rule.
+
+    Types are compared exactly, because a subclass may compute something else.
     """
     if type(layer) in (nn.Conv2d, WSConv2d):
         return _convolution if layer.padding_mode == "zeros" and not isinstance(layer.padding, str) else None
@@ -151,7 +155,7 @@ def _convolution(
 def _linear(
     trained: PreparedLayer, a_ND: Tensor, g_NO: Tensor, units: Units, wanted: Collection[str]
 ) -> Iterator[Contribution]:
-    """Inputs (N, D), or (N, ..., D) with more positions a row."""
+    """Yield a linear layer's contributions; inputs are (N, D), or (N, ..., D) with several positions a row."""
 
     def rows(values_N: Tensor, images: int) -> Tensor:  # (U, kT, D)
         return values_N.unflatten(0, (-1, images)).flatten(1, -2)
@@ -184,7 +188,10 @@ def _linear(
 def _group_norm(
     trained: PreparedLayer, a_NCHW: Tensor, g_NCHW: Tensor, units: Units, wanted: Collection[str]
 ) -> Iterator[Contribution]:
-    """Scale: the sum over positions of g times the normalised input; shift: that of g."""
+    """Yield a group norm's contributions.
+
+    Scale: the sum over positions of g times the normalised input. Shift: the sum over positions of g.
+    """
 
     layer = cast(nn.GroupNorm, trained.layer)
 
@@ -199,14 +206,14 @@ def _group_norm(
 
 
 def _sum_by_unit(values_NCT: Tensor, images: int) -> Tensor:
-    """(N, C, ...) -> (U, C), float32: over positions and the unit's images."""
+    """Sum over positions and the unit's images: (N, C, ...) -> (U, C), float32."""
     values = values_NCT.float()
     values_NC = values.sum(tuple(range(2, values.dim()))) if values.dim() > 2 else values
     return values_NC.unflatten(0, (-1, images)).sum(1)
 
 
 def _direct(parameter: str, gradient_U: Tensor) -> Contribution:
-    """A parameter whose unit gradients (U, ...), float32, are at hand."""
+    """Return the contribution of a parameter whose unit gradients (U, ...), float32, are given."""
 
     def weighted(weight_U: Tensor) -> Tensor:
         kept = weight_U != 0
@@ -241,8 +248,10 @@ def _ghost(
 
 
 def squared_lengths(values_U: Tensor) -> Tensor:
-    """Sum of the squares of each row (U, ...) of float32 numbers, float64 (U,): short by 1 part in 2^16 at most, or by
-    what underflows, a length of 1e-15 in all. (Long float32 sums are short by up to one in a thousand.)
+    """Return the sum of the squares of each row (U, ...) of float32 numbers, float64 (U,).
+
+    The sum is too small by 1 part in 2^16 at most, or by what underflows, a length of 1e-15 in all. (Long float32 sums
+    are too small by up to one part in a thousand.)
     """
     rows = values_U.detach().flatten(1)
     whole = rows.shape[1] // BLOCK * BLOCK
@@ -251,7 +260,10 @@ def squared_lengths(values_U: Tensor) -> Tensor:
 
 
 def _weighted_rows(a_N: Tensor, g_N: Tensor, units: Units, weight_U: Tensor) -> tuple[Tensor, Tensor]:
-    """a, and g in float64 scaled by the weight of each row's unit; rows without weight are taken out."""
+    """Return a, and g in float64 scaled by the weight of each row's unit.
+
+    Rows without weight are removed.
+    """
     weight_N = units.by_row(weight_U, g_N)
     kept = weight_N != 0
     if not bool(kept.all()):
@@ -260,8 +272,10 @@ def _weighted_rows(a_N: Tensor, g_N: Tensor, units: Units, weight_U: Tensor) -> 
 
 
 def ghost_is_cheaper(layer: nn.Conv2d, positions: int, device: torch.device) -> bool:
-    """Whether float64 products over a unit's `positions` take less time than forming and moving its weight gradient.
-    Never on a GPU, whose memory is fast and whose float64 often is not.
+    """Return whether the ghost method is faster than the direct one for a unit with `positions` positions.
+
+    Ghost computes float64 products over the positions; direct forms the unit's weight gradient and moves it through
+    memory. False on a GPU, whose memory is fast and whose float64 arithmetic often is not.
     """
     if layer.groups != 1 or device.type != "cpu":
         return False
@@ -274,15 +288,16 @@ def ghost_is_cheaper(layer: nn.Conv2d, positions: int, device: torch.device) -> 
 
 
 def _weight_gradient(layer: nn.Conv2d, a: Tensor, g: Tensor, like: Tensor, groups: int) -> Tensor:
-    """The library's weight gradient, summed over rows; of `like` only shape and layout matter."""
+    """Return the library's weight gradient, summed over rows; only shape and layout of `like` matter."""
     arguments = (None, layer.stride, layer.padding, layer.dilation, False, (0, 0), groups, (False, True, False))
     return torch.ops.aten.convolution_backward(g, a, like, *arguments)[1]
 
 
 def _unit_gradients(layer: nn.Conv2d, a: Tensor, g: Tensor, images: int) -> Tensor:
-    """(U, O, I, H, W), float32: the units side by side as groups of one wide convolution, a unit's images as its batch.
+    """Return each unit's weight gradient, float32 (U, O, I, H, W).
 
-    Few input channels a group make the library slow; then it is called unit by unit.
+    The units are placed side by side as groups of one wide convolution, with a unit's images as its batch. The library
+    is slow if a group has few input channels; it is then called unit by unit.
     """
     units = len(a) // images
     if units == 1 or layer.in_channels // layer.groups < WIDE:
@@ -304,7 +319,7 @@ def _unit_gradients(layer: nn.Conv2d, a: Tensor, g: Tensor, images: int) -> Tens
 
 
 def _patches(layer: nn.Conv2d, a: Tensor, images: int) -> Tensor:
-    """What each output position reads, all images of a unit together: (U, kT, D), float64."""
+    """Return the inputs of each output position, all images of a unit together: (U, kT, D), float64."""
     (down, right), (kernel_rows, kernel_columns) = cast(tuple[int, int], layer.padding), layer.kernel_size
     windows = functional.pad(a, (right, right, down, down))
     for dim, size, step, apart in zip((2, 3), layer.kernel_size, layer.stride, layer.dilation, strict=True):
@@ -316,29 +331,31 @@ def _patches(layer: nn.Conv2d, a: Tensor, images: int) -> Tensor:
 
 
 def _positions(values_NCHW: Tensor, images: int) -> Tensor:
-    """(N, C, H, W) -> (U, kT, C), float64."""
+    """Reshape (N, C, H, W) to (U, kT, C), float64."""
     rows = values_NCHW.permute(0, 2, 3, 1).to(torch.float64, memory_format=torch.contiguous_format)
     return rows.reshape(len(rows) // images, images * rows.shape[1] * rows.shape[2], rows.shape[3])
 
 
 def _gram_sum(A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-    """Squared norm of G^T A for each unit, float64, never less than it: <A A^T, G G^T> + FLOOR B^2."""
+    """Return the squared norm of G^T A for each unit, float64, never too small: <A A^T, G G^T> + FLOOR B^2."""
     exact = torch.bmm(A_UPD, A_UPD.transpose(1, 2)).mul_(torch.bmm(G_UPO, G_UPO.transpose(1, 2))).sum((1, 2))
     return exact.clamp(min=0) + FLOOR * _filter_bounds(A_UPD, G_UPO).square().sum(1)
 
 
 def _filter_bounds(A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-    """sum_t |g_to| |a_t|, (U, O): no filter's gradient is longer."""
+    """Return sum_t |g_to| |a_t|, (U, O), an upper bound on the length of each filter's gradient."""
     return torch.bmm(torch.linalg.vector_norm(A_UPD, dim=2)[:, None, :], G_UPO.abs())[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Standardisation:
-    """Of a layer's filters, D numbers each: v = (w - mean w) r is applied, with r = (var w + eps)^(-1/2).
+    """Standardisation of a layer's filters, D numbers each: v = (w - mean w) r, with r = (var w + eps)^(-1/2).
+
+    The layer applies v in place of its weights w.
 
     With G the gradient for v, m = mean G and c = mean(G v), the gradient for w is L G = r (G - m - c v): linear in G.
-    Its squared norm is r^2 (|G|^2 - D m^2 - (2 - q) D c^2 + 2 m c s), with q = mean v^2 and s = sum v, for any v.
-    All are float64 numbers and taken as exact.
+    Its squared norm is r^2 (|G|^2 - D m^2 - (2 - q) D c^2 + 2 m c s), with q = mean v^2 and s = sum v, for any v. All
+    of these are float64 numbers and treated as exact.
     """
 
     v_OD: Tensor
@@ -347,20 +364,25 @@ class Standardisation:
     s_O: Tensor
 
     def pull_back(self, gradient_OIHW: Tensor) -> Tensor:
-        """L of a float64 sum, in place."""
+        """Apply L to a float64 sum, in place."""
         _pull_back(gradient_OIHW.flatten(1), self.v_OD, self.r_O)
         return gradient_OIHW
 
     def pull_back_each(self, gradient_UOIHW: Tensor) -> Tensor:
-        """L of every unit's float32 gradient, in place: what it gives is what is kept, however it was rounded."""
+        """Apply L to every unit's float32 gradient, in place.
+
+        The results are the numbers that are kept, however they were rounded.
+        """
         v_OD, r_O = self.v_OD.float(), self.r_O.float()
         for G_OD in gradient_UOIHW.flatten(2):
             _pull_back(G_OD, v_OD, r_O)
         return gradient_UOIHW
 
     def gram_sum(self, A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-        """Squared norm of L (G^T A) for each unit, float64, never less than it: by the formula above + FLOOR B^2, with
-        r^2 in each filter's part of B^2 (what is taken away from |G|^2 is a few times |G|^2 at most).
+        """Return the squared norm of L (G^T A) for each unit, float64, never too small.
+
+        It is computed by the formula of the class plus FLOOR B^2, with r^2 in each filter's part of B^2 (the terms
+        subtracted from |G|^2 are at most a few times |G|^2).
         """
         size = self.v_OD.shape[1]
         scaled_UPO = G_UPO * self.r_O
@@ -373,7 +395,7 @@ class Standardisation:
 
 
 def _pull_back(G_OD: Tensor, v_OD: Tensor, r_O: Tensor) -> None:
-    """G becomes r (G - m - c v), some filters at a time."""
+    """Replace G by r (G - m - c v), some filters at a time."""
     parts = zip(G_OD.split(ROWS_AT_ONCE), v_OD.split(ROWS_AT_ONCE), r_O.split(ROWS_AT_ONCE), strict=True)
     for G, v, r in parts:
         c = (G * v).mean(1, keepdim=True)
@@ -381,8 +403,9 @@ def _pull_back(G_OD: Tensor, v_OD: Tensor, r_O: Tensor) -> None:
 
 
 def standardisation(layer: WSConv2d) -> Standardisation:
-    """Of the layer's weights as they are. Filters of equal, large weights leave a constant when they are centred once,
-    so they are centred twice.
+    """Return the standardisation of the layer's current weights.
+
+    Centring filters of equal, large weights once leaves a constant, so they are centred twice.
     """
     v_OD = layer.weight.detach().flatten(1).to(torch.float64, copy=True)
     r_O = v_OD.new_empty(len(v_OD))

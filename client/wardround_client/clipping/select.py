@@ -1,17 +1,19 @@
-"""Which clipping engine trains a network here: a rule that needs no clock, and a short trial where a site may keep it.
+"""Choice of the clipping engine for a network: by a rule without timing, or by a short trial whose result is kept.
 
 Engines differ in speed and in the last bits of their sums, never in the guarantee. Timing is measured at most once, so
 that a repeated computation gives the same bits:
 
-- without a bound (C = inf) and for a head over frozen features there is nothing to choose, and no trial;
-- a site with a memory times the candidates when it first opens a study with such a network, on synthetic images,
-  and keeps the winner's name; every later process of the site reads it (the first to write wins);
-- without one (the sites of `in_process`) the rule decides: book-keeping where every layer is known, else the loop.
+- Without a bound (C = inf) and for a head over frozen features there is only one engine, and no trial.
+- A site with an `EngineMemory` times the candidates when it first opens a study with such a network, on synthetic
+  images, and keeps the winner's name. Every later process of the site reads it (the first to write wins).
+- Without an `EngineMemory` (the sites of `in_process`) the rule decides: book-keeping if every layer has a rule, else
+  the loop.
 
-Whatever was chosen is proved: against the loop, place by place where it works in groups, and under hostile weights.
-That happens whenever a study is opened, or with `EngineMemory.proofs` once for all the processes that share that
-folder, which is as long as a site's daemon runs. What fails, or is not known, falls back to the loop, which is proved
-as well, and one line in the log says why. Where the loop fails too, the site does not train.
+The chosen engine is proved: against the loop, place by place if it works in groups, and under adversarial weights. The
+proof is repeated whenever a study is opened or, with `EngineMemory.proofs`, done once for all the processes that share
+that folder, which is as long as a site's daemon runs. If the engine fails or does not support the network, the site
+falls back to the loop, which is proved as well, and logs the reason in one line. If the loop fails too, the site does
+not train.
 """
 
 from __future__ import annotations
@@ -57,40 +59,46 @@ from wardround_client.clipping.hostile_weights import check_hostile_weights, set
 from wardround_client.privacy.plan import PrivacyPlan
 
 LOOP = "loop"
-IMAGES_OF_A_UNIT = 4  # in the trial, where patients bring all of theirs
+IMAGES_OF_A_UNIT = 4  # assumed if patients contribute all of their images
 TIMED_ROUNDS = 2
 SMALLEST_GROUP, LARGEST_GROUP = 4, 32  # images
-WORTH_IT = 0.9  # the rule's engine stays unless another takes less than this share of its time
-REDUCED_TOLERANCE = 0.3  # bfloat16 against float32; its arithmetic is proved in float32
+WORTH_IT = 0.9  # the rule's engine is kept unless another takes less than this share of its time
+REDUCED_TOLERANCE = 0.3  # of bfloat16 against float32; the engine's arithmetic is proved in float32
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMemory:
-    """What a site keeps of engines: in the folder `choices` the fastest for a network, for good; in `proofs`, which is
-    for one study and one start of the daemon, those that agreed with the loop.
+    """Folders in which a site keeps results about engines.
+
+    Attributes:
+        choices: The fastest engine for each network, kept permanently.
+        proofs: The engines that agreed with the loop, for one study and one start of the daemon.
     """
 
     choices: Path
     proofs: Path | None = None
 
     def proof(self, engine: str, key: str) -> Path | None:
-        """The file that exists once an engine was proved for what `key` stands for."""
+        """Return the path of the file that exists once `engine` was proved under the conditions of `key`.
+
+        Returns None without a folder of proofs.
+        """
         name = hashlib.sha256(f"{engine} {key}".encode()).hexdigest()[:16]
         return self.proofs / name if self.proofs is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What engines are checked and timed on: synthetic images of the study's shape, 7 or more of them."""
+    """Synthetic images of the study's shape, 7 or more, on which engines are checked and timed."""
 
     images_N: Tensor
     outputs: int
-    images_per_unit: int | None  # None: all of a patient's
+    images_per_unit: int | None  # None: all of a patient's images
 
     def batch(self, images: int) -> PatientBatch:
-        """As many units as `images` images make, two or more."""
+        """Return a batch of as many units as `images` images make, two or more."""
         k = self.images_per_unit or IMAGES_OF_A_UNIT
         return synthetic_units(self.images_N, self.outputs, (k,) * max(2, images // k))
 
@@ -100,8 +108,10 @@ def engine_for(
     max_grad_norm: float,
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
 ) -> ClippingEngine:
-    """The engine by rule, without a clock, for the parameters that ask for a gradient: none without a bound, the closed
-    form for a linear head, book-keeping where every layer is known, else the loop.
+    """Choose the engine by rule, without timing, for the parameters that require a gradient.
+
+    The rule: no clipping without a bound, the closed form for a linear head, book-keeping if every layer has a rule,
+    else the loop.
     """
     if math.isinf(max_grad_norm):
         return sum_unclipped
@@ -125,8 +135,12 @@ def checked_engine(
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
     memory: EngineMemory | None = None,
 ) -> ClippingEngine:
-    """The engine of a study at a site, proved: `engine_for`'s, or the fastest in the trial that `memory` keeps. Raises
-    `WardroundError` where even the simple engines fail.
+    """Return the proved engine of a study at a site.
+
+    It is the choice of `engine_for` or, with `memory`, the fastest engine in the trial.
+
+    Raises:
+        WardroundError: Even the simple engines fail.
     """
     engine = engine_for(network, max_grad_norm, speed)
     key = "" if memory is None else _key(network, parameters, sample, speed)
@@ -141,7 +155,7 @@ def checked_engine(
     if memory is not None:
         path = memory.choices / f"engine-{key}.json"
         chosen = _remembered(path, network, parameters, loss_per_image, sample, candidates)
-        names = list(dict.fromkeys([chosen, *names]))  # what does not pass gives way to the rule's engine
+        names = list(dict.fromkeys([chosen, *names]))  # the rule's engine follows in case the chosen one fails
     for name in names:
         try:
             with _proved_once(memory.proof(f"{name} {max_grad_norm}", key) if memory else None) as missing:
@@ -164,8 +178,10 @@ def _prove(
     sample: Sample,
     max_grad_norm: float,
 ) -> None:
-    """Hold an engine against the loop, its places against each other, and its bound against hostile weights. Raises
-    `WardroundError`.
+    """Check an engine against the loop, its places against each other, and its bound under adversarial weights.
+
+    Raises:
+        WardroundError: A check failed.
     """
     speed = None
     if isinstance(engine, functools.partial) and engine.func is clip_by_bookkeeping:
@@ -182,7 +198,7 @@ def _prove(
         images_per_unit=k,
     )
     with weights_restored(parameters):
-        set_weights("random", network, parameters, sample.images_N)  # a head that is zero at first would prove nothing
+        set_weights("random", network, parameters, sample.images_N)  # an initial head of zeros would prove nothing
         if speed is not None and speed.precision != "float32":
             plain = replace(speed, precision="float32", channels_last=False)
             check(functools.partial(clip_by_bookkeeping, speed=plain))
@@ -197,11 +213,12 @@ def _prove(
 
 
 def speed_of(plan: PrivacyPlan, precision: Precision, images_at_once: int) -> SpeedSettings:
-    """How a study's steps are computed, from public numbers: groups of about half of the images that a step expects,
-    so that filling up the last one wastes little.
+    """Return how a study's steps are computed, from public numbers.
 
-    A patient with more images than a group goes through in passes of a group's size too. Start-up has run a group, so
-    no patient needs more memory in a pass than was tried before anybody was read.
+    A group holds about half of the images that a step expects, so that padding the last group wastes little.
+
+    A patient with more images than a group is processed in passes of a group's size too. A group is run at start-up, so
+    no patient needs more memory in a pass than was tried before any patient's data were read.
     """
     expected = plan.expected_patients * (plan.images_per_patient or IMAGES_OF_A_UNIT) / 2
     images = min(LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
@@ -216,7 +233,7 @@ def speed_of(plan: PrivacyPlan, precision: Precision, images_at_once: int) -> Sp
 
 @contextmanager
 def _proved_once(proof: Path | None) -> Iterator[bool]:
-    """Whether a proof is missing; once the block has ended without an exception, it is there."""
+    """Yield whether a proof is missing; record the proof if the block ends without an exception."""
     missing = proof is None or not proof.exists()
     yield missing
     if missing and proof is not None:
@@ -225,7 +242,7 @@ def _proved_once(proof: Path | None) -> Iterator[bool]:
 
 
 def candidates_of(speed: SpeedSettings) -> dict[str, ClippingEngine]:
-    """The engines for a network whose layers are all known, by name; the first is the rule's."""
+    """Return the engines for a network whose layers all have rules, by name; the first is the rule's choice."""
     found: dict[str, ClippingEngine] = {
         f"book-keeping{', channels last' if last else ''}": functools.partial(
             clip_by_bookkeeping, speed=replace(speed, channels_last=last)
@@ -243,17 +260,20 @@ def _remembered(
     sample: Sample,
     candidates: dict[str, ClippingEngine],
 ) -> str:
-    """The name in the file; where there is none, that of the fastest candidate, which is written first."""
+    """Return the engine's name in the file at `path`.
+
+    If the file has no valid name, the candidates are timed and the fastest one is written first.
+    """
     name = _name_in(path, candidates)
     if name is not None:
         return name
     seconds = _trial(network, parameters, loss_per_image, sample, candidates)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")  # not `write_file`: the first process's choice holds
+    partial = path.with_name(f".{path.name}.{os.getpid()}")  # not `write_file`: the first process's choice is kept
     with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
         file.write(json.dumps({"engine": _winner(seconds), "seconds": seconds}) + "\n")
     try:
-        os.link(partial, path)  # another process of this site may have been first: then its choice holds
+        os.link(partial, path)  # if another process of this site was first, its choice is kept
     except FileExistsError:
         if _name_in(path, candidates) is None:
             os.replace(partial, path)
@@ -262,7 +282,7 @@ def _remembered(
 
 
 def _winner(seconds: dict[str, float]) -> str:
-    """The fastest; the first of them, which is the rule's, where that is nearly as fast."""
+    """Return the fastest engine, or the first one (the rule's choice) if that is nearly as fast."""
     first, fastest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return fastest if seconds[fastest] < WORTH_IT * seconds[first] else first
 
@@ -282,12 +302,13 @@ def _trial(
     sample: Sample,
     candidates: dict[str, ClippingEngine],
 ) -> dict[str, float]:
-    """Seconds of a batch for each candidate, the best of `TIMED_ROUNDS`, taken in turns after one that does not count.
-    An engine that raises is out; where the loop raises, so does this.
+    """Return the seconds that each candidate takes for a batch: the best of `TIMED_ROUNDS`, after one untimed round.
+
+    The candidates take turns. An engine that raises is excluded; if the loop raises, the error propagates.
     """
     batch, best = sample.batch(GROUP_IMAGES), dict.fromkeys(candidates, math.inf)
     one_thread = torch.get_num_threads() == 1 and not batch.inputs_N.is_cuda
-    clock = time.thread_time if one_thread else time.perf_counter  # its own time, whatever else the machine does
+    clock = time.thread_time if one_thread else time.perf_counter  # thread time: other programs do not affect it
     failed: set[str] = set()
     for turn in range(TIMED_ROUNDS + 1):
         for name, engine in candidates.items():
@@ -309,10 +330,14 @@ def _trial(
 
 
 def _key(network: nn.Module, parameters: dict[str, nn.Parameter], sample: Sample, speed: SpeedSettings) -> str:
-    """What choice and proof depend on: architecture, what trains, image shape, settings, device, threads, torch."""
+    """Return a hash of the facts on which choice and proof depend.
+
+    These are the architecture, the trained parameters, the image shape, the settings, the device, the threads and the
+    version of torch.
+    """
     try:
         architecture = architecture_sha256(network)
-    except ModelError:  # a network that the registry does not know
+    except ModelError:  # a network that is not in the registry
         architecture = f"{network} {[(name, tuple(p.shape)) for name, p in network.named_parameters()]}"
     device = sample.images_N.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {torch.get_num_threads()}"
@@ -326,6 +351,6 @@ def _loop(speed: SpeedSettings) -> ClippingEngine:
 
 
 def _say_loop(reason: Exception) -> None:
-    """One line, however long torch's message is."""
+    """Log that the loop is used, in one line even if torch's message is longer."""
     first = str(reason).partition("\n")[0]
     log.warning("clipping: %s; one patient at a time instead, which is right and slower", first)

@@ -1,8 +1,8 @@
-"""The thin side of a site that speaks Flower: a ClientApp that checks what came, lets the site answer, and sends that
-back.
+"""The Flower adapter of a site: a ClientApp that checks a message, lets the site answer it and sends the reply.
 
-Nothing but weights, noised counts, the head of the ledger or a code leaves here. Every exception ends at this border:
-Flower would send its text to the server, and a text may hold a path or worse. The full text goes to the site's own log.
+Only weights, noised counts, the head of the ledger or a code are sent. Every exception is caught in this module,
+because Flower would send its text to the server, and the text may contain a path or more sensitive data. The full text
+is written to the site's own log.
 """
 
 from __future__ import annotations
@@ -46,12 +46,17 @@ def make_client_app(
     release: Callable[[Broadcast, S], ScoreRelease] | None = None,
     unheard: Callable[[str], object] = str,
 ) -> ClientApp:
-    """A ClientApp that knows two questions: a training round, and figures about held-out patients.
+    """Return a ClientApp that answers two kinds of messages: a training round, and figures about held-out patients.
 
-    `open_site` finds this node's site and should keep it between calls; `answer` trains one round (`round.answer`);
-    `release` gives noised counts (`evaluation.release_scores`; without it that question is an error). `unheard` gets
-    the code of what was refused before the site heard of it, and so could not write it down. All must be picklable for
-    the simulation: functions of a module, or partials of such.
+    All arguments must be picklable for the simulation: functions of a module, or partials of such functions.
+
+    Args:
+        open_site: Finds this node's site, and should keep it between calls.
+        answer: Trains one round (`rounds.training.answer`).
+        release: Returns noised counts (`rounds.evaluation.release_scores`). Without it, a request for figures is an
+            error.
+        unheard: Called with the code of a refusal that happened before the site was opened and therefore could not be
+            recorded by the site.
     """
     app = ClientApp()
     app.train()(functools.partial(_reply, open_site, answer, pack_answer, unheard))

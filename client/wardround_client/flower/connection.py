@@ -1,11 +1,11 @@
-"""The SuperNode's connection notices when it is dead, and its process ends when a part of it has ended.
+"""Supervision of the SuperNode: detects dead connections, and ends the process when a part of it ends.
 
-A middlebox that forgets a connection tells neither end: the kernel would find out after a quarter of an hour, and until
-then every call waits. And where Flower's main loop or its heartbeat gives up, its process stays and looks well. Here a
-dead connection is found within half a minute, each call has an end, and the daemon starts what ended anew. A reply that
-was cut on its way out goes on where it was: Flower would drop it whole.
+A middlebox that drops a connection notifies neither end: the kernel would detect it after a quarter of an hour, and
+until then every call waits. When Flower's main loop or its heartbeat gives up, its process keeps running and appears
+healthy. With this module a dead connection is detected within half a minute, each call has a time limit, and the daemon
+restarts a process that has ended. A reply whose transmission was cut is resumed; Flower would drop it completely.
 
-Two functions for `supernode.py`: `watch_the_connection` and `end_with_any_part`.
+`supernode.py` uses two functions: `watch_the_connection` and `end_with_any_part`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from flwr.client.grpc_rere_client import connection
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supernode import start_client_internal
 
-# A connection is asked after KEEPALIVE_S of silence while a call waits, and closed where no answer comes for ANSWER_S.
-# Its ping timeout is for the ping that gRPC sends by itself to measure the line: while one is out no other is sent.
-# Pings go out only beside a call, so that Flower's server, which allows no others, does not mind them.
+# A connection is pinged after KEEPALIVE_S of silence while a call waits, and closed if no answer comes for ANSWER_S.
+# The separate ping timeout is for the ping that gRPC sends by itself to measure the line: while one is pending, no
+# other is sent. Pings are sent only during a call, because Flower's server rejects other pings.
 KEEPALIVE_S, ANSWER_S = 15, 20
-LONGEST_BACKOFF_S = 20  # between two attempts to connect, also after a night without the server
-# A call at most: two pieces of 5 MiB at once, which is what Flower sends, take so long over 140 kbit/s.
+LONGEST_BACKOFF_S = 20  # between two attempts to connect, even if the server was down all night
+# The limit of a call: two pieces of 5 MiB at once, which is what Flower sends, take this long over 140 kbit/s.
 CALL_LIMIT_S = 600.0
-PATIENCE_S = 20.0  # with a heartbeat, which Flower gives up after 5 s: on a slow line it queues behind a reply
+PATIENCE_S = 20.0  # for a heartbeat; Flower waits 5 s only, but on a slow line it queues behind a reply
 OPTIONS = (
     ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
     ("grpc.keepalive_timeout_ms", 1000 * ANSWER_S),
     ("grpc.http2.ping_timeout_ms", 1000 * ANSWER_S),
     ("grpc.max_reconnect_backoff_ms", 1000 * LONGEST_BACKOFF_S),
 )
-TRIES = 4  # of a piece, each in a session of its own
+TRIES = 4  # attempts to send a piece, each in a session of its own
 ENDED = 1
 
 Announce = Callable[..., tuple[set[str], str]]
@@ -45,7 +45,10 @@ Push = Callable[[int, str, str, bytes], None]
 
 
 class CallLimit(grpc.UnaryUnaryClientInterceptor):
-    """Gives every call an end: `CALL_LIMIT_S`, or its own where that is longer than `PATIENCE_S`."""
+    """Sets a timeout on every call.
+
+    It is `CALL_LIMIT_S` for a call without a timeout, else the call's own timeout but at least `PATIENCE_S`.
+    """
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         limit_s = CALL_LIMIT_S if details.timeout is None else max(details.timeout, PATIENCE_S)
@@ -59,9 +62,12 @@ def open_channel(
     max_message_length: int = -1,
     interceptors: Sequence[grpc.UnaryUnaryClientInterceptor] | None = None,
 ) -> grpc.Channel:
-    """In place of Flower's `create_channel`: to HOST:PORT over TLS under the one CA `root_certificates` (PEM).
+    """Open a channel to HOST:PORT over TLS with the one CA `root_certificates` (PEM).
 
-    Raises `ValueError` where it is asked for a connection without TLS or without that CA.
+    Replaces Flower's `create_channel`.
+
+    Raises:
+        ValueError: A connection without TLS or without that CA is requested.
     """
     if insecure or not root_certificates:
         raise ValueError("a hospital connects over TLS, with the CA that it pinned")
@@ -72,11 +78,11 @@ def open_channel(
 
 
 class ReplyOnItsWay:
-    """A reply that is sent piece by piece, each within a session that the server gave when it was announced.
+    """A reply that is sent piece by piece, each within a session that the server opened when the reply was announced.
 
-    Where a line is cut after the server took a piece and before it said so, Flower sends the piece again, the server
-    says that it waits for no such piece, and Flower drops the reply. Here the reply is announced again: the server says
-    in a new session which pieces it lacks.
+    If a connection is cut after the server received a piece and before it confirmed it, Flower sends the piece again,
+    the server replies that it expects no such piece, and Flower drops the reply. This class announces the reply again
+    instead: the server then reports in a new session which pieces are missing.
     """
 
     def __init__(self, announce: Announce, push: Push) -> None:
@@ -86,20 +92,28 @@ class ReplyOnItsWay:
         self._lock = threading.Lock()
 
     def announce(self, *reply: Any) -> tuple[set[str], str]:
-        """A new reply (message, tree of its pieces, seconds); the pieces that the server lacks, and a session."""
+        """Announce a new reply, given by its message, the tree of its pieces and seconds.
+
+        Returns:
+            The pieces that the server lacks, and a session.
+        """
         missing, self._session = self._announce(*reply)
         self._reply = reply
         return missing, self._session
 
     def push(self, run_id: int, session_id: str, piece: str, content: bytes) -> None:
-        """Send a piece. Raises `ObjectPushError` where the server does not take it in a new session either."""
+        """Send a piece.
+
+        Raises:
+            ObjectPushError: The server does not accept the piece in a new session either.
+        """
         for _ in range(TRIES):
             session = self._session
             try:
                 return self._push(run_id, session, piece, content)
             except ObjectPushError as error:
                 refused = error
-            with self._lock:  # pieces go out two at a time: the first that is refused announces anew for both
+            with self._lock:  # pieces are sent two at a time: the first refused one announces again for both
                 if session == self._session:
                     missing, self._session = self._announce(*self._reply)
                     if piece not in missing:
@@ -108,9 +122,7 @@ class ReplyOnItsWay:
 
 
 def watch_the_connection() -> None:
-    """From here on the SuperNode of this process opens its connection by `open_channel`, and its replies survive a
-    cut.
-    """
+    """Make the SuperNode of this process open its connection by `open_channel` and resume replies after a cut."""
     plain = start_client_internal.grpc_request_response
 
     @contextmanager
@@ -124,9 +136,10 @@ def watch_the_connection() -> None:
 
 
 def end_with_any_part(main_loop: Callable[[], object]) -> NoReturn:
-    """Run the SuperNode's main loop, and end the process with it, however it ended, or with any of its threads.
+    """Run the SuperNode's main loop, and end the process when the loop or any thread ends.
 
-    A thread that dies of an exception ends it in good order, so that the server has the node free at once.
+    A thread that dies of an exception ends the process by SIGTERM, in good order, so that the server frees the node at
+    once.
     """
 
     def end(died: threading.ExceptHookArgs) -> None:
@@ -139,4 +152,4 @@ def end_with_any_part(main_loop: Callable[[], object]) -> NoReturn:
     except Exception:
         traceback.print_exc()
     print("the SuperNode's main loop gave up; its process ends", flush=True)
-    os._exit(ENDED)  # threads that serve loopback would keep it
+    os._exit(ENDED)  # a normal exit would wait for the threads that serve loopback

@@ -1,8 +1,8 @@
-"""The hospital's daemon: Flower's SuperNode with our executor beside it, kept running until SIGTERM.
+"""The hospital's daemon: Flower's SuperNode and our executor, kept running until SIGTERM.
 
-Every connection goes outward, to one port of the server, under TLS with the one CA certificate whose fingerprint was
-pinned at enrolment; the hospital proves itself with its own key. Both processes talk on loopback, with a secret of this
-start in a file of mode 0600. What either prints goes to logs/site.log.
+Every connection is outgoing, to one port of the server, under TLS with the one CA certificate whose fingerprint was
+pinned at enrolment; the hospital authenticates with its own key. The two processes communicate on loopback, with a
+secret of this start in a file of mode 0600. The output of both goes to logs/site.log.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE, EXECUTOR_SE
 
 
 def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConfig], None]) -> None:
-    """Serve the federation from `folder` until `stopped` is set; nothing runs afterwards. `ready` is called once,
-    when all that a start needs was found good.
+    """Serve the federation from `folder` until `stopped` is set; afterwards nothing keeps running.
 
-    Raises `UsageError` in one line where the folder is not ready to start: no [server], no key, another CA certificate;
-    `WardroundError` where a daemon is at work in it already.
+    `ready` is called once, when all requirements of a start have been checked.
+
+    Raises:
+        UsageError: The folder is not ready to start: no [server], no key, another CA certificate. The message is one
+            line.
+        WardroundError: A daemon is already running in the folder.
     """
     folder = folder.resolve()
     config = load_site_config(folder / CONFIG_FILE)
@@ -58,14 +61,14 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
 
 
 def registered(supernode: Child) -> Check:
-    """Whether the server has let this site in: its SuperNode says so."""
+    """Check whether the server has admitted this site, as its SuperNode reports."""
     if supernode.is_up:
         return ok("registered", "the server knows this site's key")
     return fault("registered", "the server has not let this site in", "ask the operator: wardround-server sites list")
 
 
 def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
-    """The two programs: the SuperNode, then the executor that takes its tasks."""
+    """Return the two programs: the SuperNode, then the executor that takes its tasks."""
     runtime = f"127.0.0.1:{server.runtime_port}"
     environment = flower_environment(folder / FLOWER, server.proxy)
     supernode = (
@@ -83,14 +86,18 @@ def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
 
 
 def require_server(folder: Path, config: SiteConfig) -> ServerConfig:
-    """The `[server]` of site.toml. Raises `UsageError` where this site belongs to no federation yet."""
+    """Return the `[server]` section of site.toml.
+
+    Raises:
+        UsageError: This site belongs to no federation yet.
+    """
     if config.server is None:
         raise UsageError(f"{folder / 'site.toml'}: no [server] section; `wardround-site init` writes it")
     return config.server
 
 
 def require_key(folder: Path) -> None:
-    """Raises `UsageError` unless the hospital's private key is there and is its owner's alone."""
+    """Raise `UsageError` unless the hospital's private key exists and only its owner can read it."""
     path = folder / SITE_KEY
     try:
         mode = path.stat().st_mode
@@ -101,6 +108,10 @@ def require_key(folder: Path) -> None:
 
 
 def write_secret(path: Path) -> Path:
-    """A new secret of this start, for this user only. Raises `UsageError` where the disk refuses."""
+    """Write a new secret for this start, readable by this user only, and return its path.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
     write_private(path, secrets.token_bytes(32))
     return path

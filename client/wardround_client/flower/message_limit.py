@@ -1,13 +1,14 @@
-"""How much a server may put into the memory of this hospital's SuperNode.
+"""Limits on the data that a server can put into the memory of this hospital's SuperNode.
 
-As it comes, the SuperNode takes in whatever a question consists of, tens of gigabytes if the server likes, before
-anybody here looks at it. Here a call brings 8 MiB at most (Flower sends pieces of 5) and a question `MOST_BYTES`; one
-that is larger is let go, written into the audit log and answered with a code. What its pieces may grow to when put
-together is for `task_process.py`.
+By default the SuperNode receives all pieces of a message before any code of the site checks it; a server could send
+tens of gigabytes. This module limits a call to 8 MiB (Flower sends pieces of 5) and a message to `MOST_BYTES`; a larger
+message is dropped, recorded in the audit log and answered with a code. `task_process.py` limits the size to which its
+pieces may grow when they are put together.
 
-Of a run nothing is taken but its number and which kind of task it says to be. Its bundle is not asked for: no code of
-it runs here, and Flower would unzip a part of it in this process, whatever that grows to. Of what is kept for each run
-and task the oldest goes. And a question whose labels are not what Flower makes of them is let go: they are printed.
+Of a run, only its number and the declared kind of its task are kept. Its bundle is not requested: no code of it runs
+here, and Flower would unzip a part of it in this process, however large that becomes. Of the records kept for each run
+and task, the oldest are removed. A message whose labels do not have the format that Flower generates is dropped,
+because labels are printed.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from wardround.wire.protocol import CALL_BYTES
 from wardround_client.flower.task_process import MOST_BYTES
 
-RUNS_KEPT = 64  # known to this process at once; one that was forgotten is asked for again
+RUNS_KEPT = 64  # in memory at once; a run that was removed is requested again
 NO_BUNDLE = Fab(hashlib.sha256(b"").hexdigest(), b"", {})
-NO_BUNDLES_NAME, NO_BUNDLES_VERSION = "wardround/installed", "0"  # of the form that Flower wants
-# What a question says of itself: Flower prints it as it is. A kind is as long as any that Flower's own servers send.
+NO_BUNDLES_NAME, NO_BUNDLES_VERSION = "wardround/installed", "0"  # in the format that Flower requires
+# The labels of a message, which Flower prints unchanged. The limit of `message_type` fits every type that Flower's own
+# servers send.
 _LABELS = {
     "message_id": re.compile(r"[0-9a-f]{64}"),
     "reply_to_message_id": re.compile(""),
@@ -53,7 +55,7 @@ log = logging.getLogger("flwr.wardround")
 
 
 class BoundedLink:
-    """The SuperNode's connection to the server, counting the bytes of the question that is on its way."""
+    """The SuperNode's connection to the server, which counts the bytes of the message being received."""
 
     def __init__(self, folder: Path, link: Sequence[Any]) -> None:
         self._folder = folder
@@ -64,7 +66,7 @@ class BoundedLink:
         self._guard = threading.Lock()
 
     def functions(self) -> tuple[Any, ...]:
-        """In the order that the SuperNode expects."""
+        """Return the connection's functions in the order that the SuperNode expects."""
         return (
             self._node,
             self.receive,
@@ -77,7 +79,7 @@ class BoundedLink:
         )
 
     def receive(self) -> Any:
-        """The next question; before it, the refusal of the last one where that was too large."""
+        """Return the next message, after refusing the last one if that was too large."""
         if self._refused and self._question is not None:
             self._refuse(self._question)
         self._question, self._arrived, self._refused = None, 0, False
@@ -94,7 +96,10 @@ class BoundedLink:
         return received
 
     def run(self, run_id: int) -> Run:
-        """A run without anything that the server said of it but whether it is an agent's, which the gate refuses."""
+        """Return a run that keeps one fact from the server: whether it is an agent's run.
+
+        `task_process.py` refuses the tasks of an agent's run.
+        """
         agent = self._run(run_id).primary_task_type == TaskType.AGENT_APP
         run = Run.create_empty(run_id)
         run.fab_id, run.fab_version, run.fab_hash = NO_BUNDLES_NAME, NO_BUNDLES_VERSION, NO_BUNDLE.hash_str
@@ -103,12 +108,17 @@ class BoundedLink:
         return run
 
     def bundle(self, fab_hash: str, run_id: int) -> Fab:
-        """The empty bundle, without a word to the server."""
+        """Return the empty bundle without contacting the server."""
         return NO_BUNDLE
 
     def pull_object(self, run_id: int, object_id: str) -> bytes:
-        """One piece of the question. Raises where the question is too large, or over before all of it came: the
-        SuperNode lets go of it then.
+        """Return one piece of the message.
+
+        If this raises, the SuperNode drops the message.
+
+        Raises:
+            ValueError: The message is too large, or has expired before all of it arrived.
+            grpc.RpcError: The call failed.
         """
         if (
             self._question is not None
@@ -133,7 +143,7 @@ class BoundedLink:
 
         log.error("a question was refused: it, or a piece of it, has too many bytes")
         for name, number in (("_task_id", 0), ("_run_id", question.metadata.run_id), ("_node_id", self._node)):
-            setattr(TaskIdentity, name, number)  # whose answer Flower thinks that this is
+            setattr(TaskIdentity, name, number)  # the identity under which Flower sends the reply
         reply = recorded_refusal(self._folder, question, "too_large")
         reply.metadata.__dict__["_message_id"] = reply.object_id
         objects = get_all_nested_objects(reply)
@@ -143,17 +153,17 @@ class BoundedLink:
 
 
 def well_labelled(question: Message, tree: ObjectTree) -> bool:
-    """Whether what a question says of itself may be printed, whether it ends, and whether its pieces are its own."""
+    """Return whether a message's labels may be printed, it expires, and its pieces belong to it."""
     labels = question.metadata
     texts = all(form.fullmatch(getattr(labels, name)) for name, form in _LABELS.items())
     return texts and math.isfinite(labels.created_at + labels.ttl) and tree.object_id == labels.message_id
 
 
 class BoundedState(InMemoryNodeState):
-    """What the SuperNode remembers: the newest `RUNS_KEPT` runs, and the tasks that are not finished.
+    """The SuperNode's state, limited to the newest `RUNS_KEPT` runs and the unfinished tasks.
 
-    It answers one question at a time, and a question's run is stored or looked up before its task is made: no run of a
-    task at work is forgotten.
+    The SuperNode answers one message at a time, and stores or looks up a message's run before it makes the task. The
+    run of a task at work is therefore never removed.
     """
 
     def store_run(self, run: Run) -> None:
@@ -170,9 +180,7 @@ class BoundedState(InMemoryNodeState):
 
 
 def bound_the_link(folder: Path) -> None:
-    """From here on the SuperNode of this process talks to its server through `BoundedLink`, looks into no bundle, and
-    remembers in a `BoundedState`.
-    """
+    """Make the SuperNode of this process use `BoundedLink` and `BoundedState`, and read no bundle."""
     plain: Callable[..., Any] = inside._init_connection
 
     @contextmanager

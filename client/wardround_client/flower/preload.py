@@ -1,14 +1,14 @@
-"""For the warm process of `executor.py` alone, which imports this and is forked for each message: its end is tied
-to the executor's, and then all is loaded that an answer needs.
+"""Imports of `executor.py`'s warm process, which is forked for each message.
 
-Nothing here may start a thread, look at a device, read data or make a secret: every fork would share it.
+Importing this module first ties the end of the process to the executor's, and then loads everything that an answer
+needs. Nothing here may start a thread, use a device, read data or make a secret, because every fork would share it.
 """
 
 import signal
 
 from wardround.processes.parent_death import tie_this_process
 
-tie_this_process(signal.SIGKILL, "wardround-warm")  # first: loading takes seconds, and the executor may end meanwhile
+tie_this_process(signal.SIGKILL, "wardround-warm")  # first, because the executor may end during the seconds of loading
 
 import flwr.supernode.runtime.run_clientapp  # noqa: E402, F401
 

@@ -1,6 +1,6 @@
 """The ClientApp of a real hospital, over its folder: training and figures as in the simulation, and proposed studies.
 
-Whatever goes wrong becomes a code. An unknown question is refused before anything of the site is opened.
+Every error becomes a code. A message of an unknown kind is refused before any of the site's files are opened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Context], Message]:
-    """The app that answers for the hospital in `folder`, with `proofs` as for `open_site`."""
+    """Return the app that answers for the hospital in `folder`, with `proofs` as for `open_site`."""
     app = make_client_app(lambda context: _open(folder, proofs), _answer, _release, lambda code: recorded(folder, code))
 
     @app.query("propose")
@@ -63,7 +63,7 @@ def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Con
             return recorded_refusal(folder, message, "clock")
         try:
             server_info.keep(folder, message.metadata.created_at, told(message.content))
-        except UsageError as error:  # a full disk: what is asked may have no need of it
+        except UsageError as error:  # for example a full disk, which the message may not need
             log.warning("what the server runs was not kept: %s", error)
         return app(message, context)
 
@@ -71,24 +71,24 @@ def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Con
 
 
 def _older(message: Message) -> str:
-    """Which side must move, for a proposal of another protocol than ours."""
+    """Return which side must be upgraded, for a proposal in another protocol version than ours."""
     theirs = message.content["proposal"].get("protocol") if "proposal" in message.content else None
     return older_side(site_protocol=PROTOCOL_VERSION, server_protocol=theirs)
 
 
 def refusal(message: Message, code: str) -> Message:
-    """The answer that says no with a code and nothing else."""
+    """Return a reply that refuses the message with a code and contains nothing else."""
     return Message(record_of(pack_refusal(None, code if is_code(code) else "failed")), reply_to=message)
 
 
 def recorded_refusal(folder: Path, message: Message, code: str) -> Message:
-    """The same, after the audit log has it."""
+    """Record a refusal in the audit log, and return the reply that refuses the message."""
     recorded(folder, code)
     return refusal(message, code)
 
 
 def recorded(folder: Path, code: str) -> None:
-    """Write into the audit log that a message was refused."""
+    """Record in the audit log that a message was refused."""
     AuditLog(folder / AUDIT_FILE).append(MessageRefused(code=code))
 
 

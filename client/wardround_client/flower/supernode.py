@@ -1,5 +1,6 @@
-"""Flower's SuperNode as a hospital runs it: over a connection that is watched, with questions of a bounded size, in a
-process that ends with any of its parts.
+"""Flower's SuperNode as a hospital runs it.
+
+Its connection is watched, its messages are limited in size, and its process ends when any of its parts ends.
 
 python -I -m wardround_client.flower.supernode SITE_FOLDER flower-supernode FLAG ...
 """
@@ -19,8 +20,8 @@ from wardround_client.flower.message_limit import bound_the_link
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be the SuperNode of the site whose folder comes first, with Flower's own flags after it."""
-    os.environ.pop(SECRET, None)  # it prints the server's words, and no entries of ours
+    """Run the SuperNode of a site; `arguments` are the site's folder, then Flower's command and its flags."""
+    os.environ.pop(SECRET, None)  # this process prints text from the server and none of our log entries
     bound_the_link(Path(arguments[0]))
     watch_the_connection()
     sys.argv = list(arguments[1:])

@@ -1,9 +1,10 @@
-"""The gate between Flower and this hospital: one message is answered in a process where Flower can run nothing but us.
+"""The process that answers one message, in which Flower can run no code but the installed ClientApp.
 
-Flower brings a bundle of code with every run, unpacks it and puts it first on Python's path: a bundle with a package of
-our name would run at every hospital. Here Flower exchanges the message, with no installer and a loader that knows our
-app alone. So a bundle is never unpacked, whatever it holds, and only the installed ClientApp answers. Tasks of any
-other type are refused. `executor.py` starts the process, and kills it where it passes its message's deadline.
+Flower sends a bundle of code with every run, unpacks it and puts it first on Python's path: a bundle with a package of
+our name would run at every hospital. In this process Flower exchanges the message without an installer and with a
+loader that returns our app only. A bundle is therefore never unpacked, whatever its contents, and only the installed
+ClientApp answers. Tasks of any other type are refused. `executor.py` starts the process, and kills it if it passes its
+message's deadline.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from wardround.flower.array_limit import arrays_at_most
 from wardround.operations.logs import print_lines
 from wardround.processes.parent_death import tie_this_process
 
-MOST_BYTES = 2**30  # of a question; ten times the largest of the usual networks
+MOST_BYTES = 2**30  # of a message; ten times the size of the largest usual network
 PROCESS_NAME = "wardround-task"
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,11 @@ App = Callable[[Message, Context], Message]
 
 
 def run_task(folder: Path, address: str, task_type: str, deadline: Connection, token: str, proofs: Path) -> None:
-    """Answer one message of the SuperNode at `address`, and end. When its time is over (seconds since 1970) goes to
-    `deadline`; `proofs` as for `open_site`.
+    """Answer one message of the SuperNode at `address`, and end.
+
+    Args:
+        deadline: Receives the time at which the message expires (seconds since 1970).
+        proofs: As for `open_site`.
     """
     tie_this_process(signal.SIGKILL, PROCESS_NAME)
     print_lines(__name__, "wardround", "wardround_client")
@@ -51,8 +55,9 @@ def run_task(folder: Path, address: str, task_type: str, deadline: Connection, t
 
 
 def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
-    """From here on Flower unpacks nothing in this process, knows no app but `app`, and tells the server no text of an
-    exception of its own; `failed` is called first where it has one.
+    """Make Flower unpack no bundle in this process, load no app but `app`, and send no text of its own exceptions.
+
+    If Flower reports an exception, `failed` is called first, and the server receives only the text "failed".
     """
     from flwr.supernode.runtime import run_clientapp as inside
 
@@ -60,17 +65,18 @@ def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
         failed()
         return Error(code=code, reason="failed")
 
-    # Functions and a class of Flower's are replaced by others of the same calls.
+    # Functions and a class of Flower's are replaced by others with the same signatures.
     inside.install_from_fab = lambda *args, **kwargs: None  # type: ignore[assignment]
     inside.get_load_client_app_fn = lambda *args, **kwargs: lambda *bundle: app  # type: ignore[assignment]
     inside.Error = error  # type: ignore[assignment, misc]
 
 
 def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any) -> tuple[Message, Any, Any, Any]:
-    """Flower's `pull_task_input`, which gives a message without content where its content cannot be put together.
+    """Call Flower's `pull_task_input`, but return a message without content if its content cannot be put together.
 
-    Flower's own raises: nobody answers then, and the SuperNode waits for the answer for ever. And it takes the labels
-    of a message from its content, where nobody has looked at them: `message_limit.py` has at those that it came with.
+    Flower's own function raises in that case: no reply is sent, and the SuperNode waits for one forever. It also takes
+    the labels of a message from its content, where they have not been checked; this function takes them from the
+    message's envelope, where `message_limit.py` has checked them.
     """
     from flwr.common.serde import context_from_proto, fab_from_proto, message_from_proto, run_from_proto
 
@@ -93,7 +99,7 @@ def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: 
         return message, *rest
     except Exception:
         if "PullMessages" not in given or not given["PullMessages"].messages_list:
-            raise  # there is nobody to answer
+            raise  # there is no message to reply to
         log.exception("a message could not be put together")
     task, messages = given["PullTaskInput"], given["PullMessages"]
     message = message_from_proto(messages.messages_list[0])
@@ -109,7 +115,7 @@ def _labels(messages: Any) -> dict[str, Any]:
 
 
 def _not_understood(folder: Path) -> None:
-    """A message could not be read, by Flower or by us: write it down as refused."""
+    """Record as refused a message that could not be read, by Flower or by this process."""
     from wardround.records.audit_events import MessageRefused
     from wardround.records.audit_log import AUDIT_FILE, AuditLog
 
@@ -127,8 +133,8 @@ def _behind_the_gate(
             log.error("a task of type %s was refused: this hospital runs no code that is sent to it", task_type)
             return recorded_refusal(folder, message, "task_type")
         return site_app(folder, proofs)(message, context)
-    except Exception:  # Flower would send its text to the server
+    except Exception:  # Flower would send the exception's text to the server
         log.exception("failed")
-        with contextlib.suppress(WardroundError):  # what cannot be written down is refused all the same
+        with contextlib.suppress(WardroundError):  # the message is refused even if this cannot be recorded
             _not_understood(folder)
         return refusal(message, "failed")

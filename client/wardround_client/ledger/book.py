@@ -1,14 +1,14 @@
-"""The ledger read: from entries in their order to holds and attempts, and what may be written next.
+"""The ledger's state: holds and attempts, computed from the entries in their order.
 
-Pure: no file, no clock, no epsilon. Every process that opens a ledger reads all its entries through `Book.fold`, which
-takes none that contradicts those before it. The kinds of entries:
+This module is pure: it uses no file, no clock and no epsilon. Every process that opens a ledger reads all its entries
+through `Book.fold`, which rejects an entry that contradicts earlier ones. The kinds of entries:
 
     opened    a secret number, so that no two ledgers have the same chain
-    hold      a study's whole budget for one run, by purpose: so many attempts, each of them one event
-    attempt   one event charged to a hold, durable before the patients are looked at
+    hold      a study's whole budget for one run, by purpose: a number of attempts, each of which is one event
+    attempt   one event charged to a hold, durable before any patient's data are read
     settled   the hash of an attempt's reply, durable before the reply is sent
-    released  what a hold has not used is given back; what it has used stays charged
-    lost      later entries are gone for good: all that any hold had left is charged, and no hold is used again
+    released  the unused part of a hold is given back; the used part stays charged
+    lost      later entries are lost permanently: the rest of every hold is charged, and no hold is used again
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KINDS_OF_EVENTS: dict[str, type[GaussianEvent] | type[PureEvent]] = {"gaussian"
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One attempt: what was received, and the hash of the reply once it was settled."""
+    """One attempt: the request that was received and, once it is settled, the hash of the reply."""
 
     id: int
     study: str
@@ -40,7 +40,10 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """One run's budget: what was set aside and what of it was used or, after a loss, counts as used, by purpose."""
+    """One run's budget, by purpose: the part that was set aside and the part that was used.
+
+    After a loss, all of the budget counts as used.
+    """
 
     study: str
     run: str
@@ -51,25 +54,25 @@ class Hold:
 
     @property
     def attempts_left(self) -> Mapping[str, int]:
-        """Attempts that may still be made, by purpose: none once the hold was released."""
+        """The number of attempts that may still be made, by purpose; 0 once the hold was released."""
         return {
             purpose: 0 if self.released_by is not None else share.attempts - self.used[purpose]
             for purpose, share in self.shares.items()
         }
 
     def spent(self, purpose: str | None = None) -> list[Event]:
-        """The events of all attempts made, or those of one purpose."""
+        """Return the events of all attempts made, or those of one purpose."""
         chosen = [name for name in self.shares if purpose in (None, name)]
         return [event for name in chosen for event in self.shares[name].events(self.used[name])]
 
     def committed(self) -> list[Event]:
-        """The events of all attempts made and of all that may still be made."""
+        """Return the events of all attempts made and of all that may still be made."""
         left = self.attempts_left
         return [event for name, share in self.shares.items() for event in share.events(self.used[name] + left[name])]
 
 
 class Book:
-    """Holds and attempts, by run and by number, as the entries folded so far tell them."""
+    """Holds by run and attempts by number, according to the entries folded so far."""
 
     def __init__(self) -> None:
         self.holds: dict[tuple[str, str], Hold] = {}
@@ -91,22 +94,26 @@ class Book:
         return self._last_attempt + 1
 
     def attempts_of(self, study: str, run: str) -> list[Attempt]:
-        """The attempts of one run in their order."""
+        """Return the attempts of one run in their order."""
         return [self.attempts[number] for number in self._of_run.get((study, run), [])]
 
     def runs_of(self, study: str) -> int:
-        """How many runs of this study hold something, or did."""
+        """Return the number of runs of this study that hold a budget or once held one."""
         return sum(held == study for held, _ in self.holds)
 
     def hold_of(self, study: str, run: str) -> Hold:
-        """Raises `LedgerError` where no budget is held for this run."""
+        """Return the hold of a run. Raise `LedgerError` if no budget is held for this run."""
         hold = self.holds.get((study, run))
         if hold is None:
             raise LedgerError("no budget is held for this run")
         return hold
 
     def fold(self, entry: dict[str, Any]) -> None:
-        """Take in the next entry. Raises `LedgerError` where it is of no known kind or contradicts those before it."""
+        """Apply the next entry.
+
+        Raises:
+            LedgerError: The entry is of an unknown kind, is malformed or contradicts earlier entries.
+        """
         fold = self._kinds.get(entry.get("kind", ""))
         if fold is None:
             raise LedgerError(f"an entry of the unknown kind {entry.get('kind')!r}; upgrade wardround")
@@ -160,14 +167,17 @@ _WRITTEN = ("id", "study", "run", "round", "weights", "purpose")
 
 
 def share_to_json(share: Share) -> dict[str, Any]:
-    """A share as an entry holds it."""
+    """Return a share in the form in which an entry stores it."""
     (kind,) = [name for name, kind in _KINDS_OF_EVENTS.items() if type(share.event) is kind]
     return {"attempts": share.attempts, "event": {"kind": kind, **asdict(share.event)}}
 
 
 def share_from_json(content: dict[str, Any]) -> Share:
-    """The inverse of `share_to_json`. Raises `KeyError` or `TypeError` where it is none, `WardroundError` for an
-    impossible event.
+    """Read a share from its JSON form, the inverse of `share_to_json`.
+
+    Raises:
+        KeyError, TypeError: The content is not a share.
+        WardroundError: The event is impossible.
     """
     fields = dict(content["event"])
     kind = _KINDS_OF_EVENTS[fields.pop("kind")]

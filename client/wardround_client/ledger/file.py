@@ -1,7 +1,7 @@
-"""The ledger's file: an append-only chain of entries in SQLite, with its witness beside it, and its migrations.
+"""The ledger's file: an append-only chain of entries in SQLite, its witness file, and its migrations.
 
 Each append is one transaction with full sync (the file, its journal, their folder) that excludes every other writer,
-and is witnessed before the call returns. Nothing here knows what an entry means.
+and is recorded in the witness before the call returns. This module does not interpret the entries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SCHEMA = (
         for change in ("UPDATE", "DELETE")
     ),
 )
-LOWEST = -(2**63)  # SQLite's lowest number: an entry before the first would be one too many
+LOWEST = -(2**63)  # SQLite's lowest number, so that an inserted entry before the first one is found
 _NOT_ITS_FAULT = tuple(
     f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
 )
@@ -41,17 +41,23 @@ RESTORE = (
 
 
 class LedgerFile:
-    """One open ledger. `None` as path keeps it in memory. Several processes may hold the same file."""
+    """One open ledger file. Several processes may have the same file open."""
 
     def __init__(self, path: Path | None, lost: bool = False) -> None:
-        """Open, create or migrate. Raises `LedgerError` in one line where that cannot be done.
+        """Open, create or migrate the file.
 
-        `lost`: what the witness saw beyond this file is known to be gone. The witness stays as it is until `forget`.
+        Args:
+            path: The file; None keeps the ledger in memory.
+            lost: The entries that the witness recorded beyond the end of this file are known to be lost. The witness
+                stays unchanged until `forget`.
+
+        Raises:
+            LedgerError: The file cannot be opened, created or migrated. The message is one line.
         """
         self.place = ":memory:" if path is None else str(path)
         self._witness = None if path is None else Witness(path.with_suffix(".head"))
         self._lost = lost
-        # Read before the entries: what another process appends meanwhile must not look like a loss.
+        # Read before the entries, so that entries appended by another process meanwhile are not mistaken for a loss.
         self._seen = self._witness.read() if self._witness and not lost else None
         self._appended: LedgerHead | None = None
         with self._in_one_line():
@@ -69,8 +75,8 @@ class LedgerFile:
 
     def _connected(self) -> sqlite3.Connection:
         if self._witness:
-            with suppress(OSError):  # SQLite says what is wrong
-                os.close(owner_only(self.place, os.O_RDWR | os.O_CREAT))  # its journal gets the mode of the file
+            with suppress(OSError):  # SQLite reports the error
+                os.close(owner_only(self.place, os.O_RDWR | os.O_CREAT))  # its journal gets the same mode
         connection = sqlite3.connect(self.place, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
         connection.execute("PRAGMA synchronous = EXTRA")  # also syncs the folder after the journal is unlinked
         return connection
@@ -82,7 +88,7 @@ class LedgerFile:
     def _in_one_line(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeError) as error:  # where damage reaches SQLite's own message it is no text
+        except (sqlite3.Error, UnicodeError) as error:  # UnicodeError: damage can make SQLite's message undecodable
             mend = RESTORE
             if getattr(error, "sqlite_errorname", "").startswith(_NOT_ITS_FAULT):
                 mend = "see the disk, the file's owner and rights, and who else has it open; then try again"
@@ -90,7 +96,7 @@ class LedgerFile:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Exclude every other writer; what is appended inside is durable and witnessed when the block ends."""
+        """Exclude every other writer; entries appended inside are durable and witnessed when the block ends."""
         self._appended = None
         with self._in_one_line():
             try:
@@ -108,7 +114,10 @@ class LedgerFile:
             self._connection.execute("ROLLBACK")
 
     def append(self, head: LedgerHead, content: Mapping[str, Any]) -> LedgerHead:
-        """Put an entry behind `head`, which must be the last one; inside a transaction. Returns the new head."""
+        """Append an entry after `head`, which must be the last one, and return the new head.
+
+        Must be called inside a transaction.
+        """
         body = body_of({**content, "at": content.get("at", time.time())})
         after = linked(head, body)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (after.entries, body, after.sha256))
@@ -116,47 +125,62 @@ class LedgerFile:
         return after
 
     def rows(self, first: int = LOWEST) -> list[Row]:
-        """All entries, or those from number `first` on. Raises `LedgerError` where they cannot be read."""
+        """Return all entries, or those from number `first` on.
+
+        Raises:
+            LedgerError: The entries cannot be read.
+        """
         with self._in_one_line():
             return _rows(self._connection, first)
 
     def recent(self, head: LedgerHead) -> str:
-        """The first digits of the hashes of the last entries up to `head`, as an answer shows them (`wire.Answer`)."""
+        """Return the first digits of the hashes of the last entries up to `head`, as sent in `wire.Answer`."""
         select = "SELECT substr(sha256, 1, ?) FROM entries WHERE number > ? AND number <= ? ORDER BY number"
         numbers = (RECENT_DIGITS, head.entries - RECENT_ENTRIES, head.entries)
         with self._in_one_line():
             return "".join(digits for (digits,) in self._connection.execute(select, numbers))
 
     def walked(self, rows: list[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, dict[str, Any]]]:
-        """`chain.walked`, with the file's name in its errors."""
+        """Call `chain.walked` with the file's name added to its errors."""
         try:
             yield from walked(rows, head)
         except RecordError as error:
             raise LedgerError(f"{self.place}: {error}; {RESTORE}") from None
 
     def hold_against_witness(self, head: LedgerHead) -> None:
-        """Raise `LedgerError` unless the witness, as it was on opening, saw an entry of this chain; then let it see
-        `head`, the last one.
+        """Check that the witness, as it was on opening, recorded an entry of this chain; then advance it to `head`.
+
+        `head` is the last entry.
+
+        Raises:
+            LedgerError: The witness recorded a later entry, or an entry of another chain.
         """
         if self._witness and not self._lost:
             self._compare(self._connection, self._seen, head)
-            self._witness.advance(head)  # behind, where a kill came between an entry and its witness
+            self._witness.advance(head)  # the witness is behind if the process was killed between the two writes
 
     def forget(self, head: LedgerHead) -> None:
-        """Have the witness forget what was lost: from now on it has seen `head`, the last entry, and is kept again."""
+        """Reset the witness to `head`, the last entry, so that it no longer records the lost entries.
+
+        From then on the witness is kept up to date again.
+        """
         if self._witness:
             self._witness.go_back_to(head)
         self._lost = False
 
     def verified(self) -> LedgerHead:
-        """Read everything again from the disk: SQLite's own structure, the schema, the chain, the witness.
+        """Read everything from the disk again, check it and return the head.
 
-        A clean result means that the entries are those that were written, all of them as far as the witness saw. It
-        raises `LedgerError` that names the first fault. What it cannot show: that file and witness were both put back,
-        or both written anew by someone who computes the whole chain again; a server that knows a later head does.
+        Checks SQLite's own structure, the schema, the chain and the witness. A clean result means that the entries are
+        those that were written, and that they are complete as far as the witness recorded. The check cannot detect that
+        file and witness were both restored from an old copy, or both rewritten by someone who recomputed the whole
+        chain; a server that has seen a later head can.
+
+        Raises:
+            LedgerError: A check failed. The message names the first fault.
         """
         seen = self._witness.read() if self._witness else None
-        with self._in_one_line(), closing(self._connected()) as fresh:  # which has no page of the file in its memory
+        with self._in_one_line(), closing(self._connected()) as fresh:  # without cached pages of the file
             connection = fresh if self._witness else self._connection
             faults = [text for (text,) in connection.execute("PRAGMA integrity_check")]
             if faults != ["ok"]:
@@ -189,7 +213,10 @@ class LedgerFile:
         self.append(START, {"kind": "opened", "secret": secrets.token_hex(16)})
 
     def _migrate_from_1(self) -> None:
-        """Schema 1 had a table each for holds, attempts and settlements, and no chain. Numbers and times stay."""
+        """Migrate schema 1, which had one table each for holds, attempts and settlements, and no chain.
+
+        Numbers and times are kept.
+        """
         select = self._connection.execute
         holds = select(
             "SELECT study, run, attempts, noise_multiplier, sampling_rate, steps_per_attempt, unit, at FROM holds"

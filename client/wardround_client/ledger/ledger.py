@@ -1,10 +1,11 @@
 """The ledger: a site's record of the privacy spent on its patients, across all studies, in one append-only file.
 
-A study's whole budget is *held* at admission; each *attempt* is one privacy event, durable before a patient is looked
-at; each reply is *settled* before it is sent. So events = attempts; a crash between the two leaves an attempt that is
-charged and lost, and its retry draws on the spare ones. Epsilon is computed from the events when asked for; the ledger
-stores none. Below it lie the file with its chain of hashes (`ledger_file`, `chain`) and the meaning of the
-entries (`ledger_book`).
+A study's whole budget is *held* at admission. Each *attempt* is one privacy event, durable before any patient's data
+are read. Each reply is *settled* before it is sent. The number of events therefore equals the number of attempts. A
+crash between attempt and reply leaves an attempt that is charged and lost, and its retry uses one of the spare
+attempts. Epsilon is computed from the events on request; the ledger stores no epsilon.
+
+`file.py` contains the file with its chain of hashes (`wardround.records.chain`); `book.py` interprets the entries.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from wardround_client.ledger.book import Attempt, Book, Hold, share_to_json
 from wardround_client.ledger.file import LOWEST, LedgerFile
 from wardround_client.privacy.plan import EVALUATION_ATTEMPTS, PrivacyPlan
 
-_MOST_ROUNDS = 2**20  # where what-if stops to count
+_MOST_ROUNDS = 2**20  # upper limit of the search in `what_if`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cap:
-    """The most that a site spends on its patients, over all studies. `allow_no_privacy` admits studies of epsilon =
-    inf.
+    """The maximum privacy that a site spends on its patients, over all studies.
+
+    `allow_no_privacy` admits studies with epsilon = inf.
     """
 
     epsilon: float
@@ -39,7 +41,10 @@ class Cap:
 
 
 def cap_of(study: Study) -> Cap:
-    """The smallest cap under which a site holds this study and nothing else: training, and every evaluation."""
+    """Return the smallest cap under which a site can hold this study and nothing else.
+
+    It covers training and every attempt of the evaluation.
+    """
     evaluation = EVALUATION_ATTEMPTS * study.evaluation.epsilon
     no_privacy = math.isinf(study.privacy.epsilon) or math.isinf(evaluation)
     return Cap(epsilon=study.privacy.epsilon + evaluation, delta=study.privacy.delta, allow_no_privacy=no_privacy)
@@ -47,11 +52,12 @@ def cap_of(study: Study) -> Cap:
 
 @dataclass(frozen=True, kw_only=True)
 class WhatIf:
-    """What a study would cost. `now` and `after` count everything held, spent or not, at the cap's delta.
+    """The cost of a study. `now` and `after` count everything held, spent or not, at the cap's delta.
 
-    `rounds_affordable`: how many rounds may be attempted under the cap, with the study's noise and its evaluation; None
-    where nothing limits them, because the study promises no privacy and the site allows that. `refusal`: what `hold`
-    would raise, None where it would hold.
+    Attributes:
+        rounds_affordable: Number of rounds that may be attempted under the cap, with the study's noise and its
+            evaluation; None if there is no limit, because the study promises no privacy and the site allows that.
+        refusal: The error that `hold` would raise, or None if it would hold the budget.
     """
 
     now: Epsilon
@@ -63,13 +69,17 @@ class WhatIf:
 
 
 class Ledger:
-    """One site's ledger. Every call is one durable transaction; several processes may hold the same file."""
+    """One site's ledger. Every call is one durable transaction; several processes may have the same file open."""
 
     def __init__(self, path: Path | None, lost: bool = False) -> None:
-        """Open or create the ledger, and walk its whole chain. `None` keeps it in memory, for simulations that compare
-        recipes. `lost`: for `accept_loss` alone, and nothing else may be done with such a one before.
+        """Open or create the ledger, and verify its whole chain.
 
-        Raises `LedgerError` where it is damaged, altered, of a newer schema, or older than `ledger.head` beside it.
+        Args:
+            path: The file; None keeps the ledger in memory, for simulations that compare recipes.
+            lost: Open the ledger for `accept_loss`, which must be the first call that changes it.
+
+        Raises:
+            LedgerError: The ledger is damaged, altered, of a newer schema, or older than `ledger.head` beside it.
         """
         self._file = LedgerFile(path, lost)
         self._book, self._head = Book(), START
@@ -80,7 +90,7 @@ class Ledger:
         self._file.close()
 
     def _read(self) -> None:
-        """Take in what was appended since, by this process or another one."""
+        """Apply the entries that this process or another one has appended since the last call."""
         rows = self._file.rows(self._head.entries or LOWEST)
         if self._head.entries:
             number, _, sha256 = rows.pop(0) if rows else (0, "", "")
@@ -94,31 +104,43 @@ class Ledger:
             self._head = head
 
     def head(self) -> LedgerHead:
-        """How many entries there are and the hash that chains them: what travels, so that an old copy is noticed."""
+        """Return the number of entries and the hash that chains them.
+
+        The head is sent to the server, so that an old copy is detected.
+        """
         self._read()
         return self._head
 
     def shown(self) -> tuple[LedgerHead, str]:
-        """What an answer shows of this ledger: its head, and the hashes that link it to earlier heads (`Answer`)."""
+        """Return the data about this ledger in an `Answer`: its head, and the hashes that link it to earlier heads."""
         head = self.head()
         return head, self._file.recent(head)
 
     def verify(self) -> LedgerHead:
-        """Read the whole file again and check it (`LedgerFile.verified`). Raises `LedgerError` naming the fault."""
+        """Read the whole file again and check it (`LedgerFile.verified`).
+
+        Raises:
+            LedgerError: A check failed. The message names the fault.
+        """
         head = self._file.verified()
         self._read()
         return head
 
     def hold(self, study: str, run: str, plan: PrivacyPlan, cap: Cap, runs: int = 1) -> None:
-        """Hold the whole study's budget, spare attempts included, before any image is read. Asked again: nothing
-        changes; whether a cap that was lowered since allows one more attempt is checked by `reserve`.
+        """Hold the whole study's budget, spare attempts included, before any image is read.
 
-        Guarantee: at most `runs` runs of the study ever hold anything here, whoever chose their names and however many
-        processes ask at once. A run that was released or lost counts; one that holds already goes on.
+        A repeated call for the same run changes nothing; `reserve` checks whether a cap that was lowered since allows
+        one more attempt.
 
-        Raises `PolicyRefusal` where the study's runs are used up, or its delta or its lack of privacy is against the
-        cap, and `BudgetRefusal` where all events of the ledger, all other holds and this study together would exceed
-        it.
+        Guarantee: at most `runs` runs of the study ever hold anything here, however their names are chosen and however
+        many processes call this at once. A run that was released or lost counts; a run that already holds its budget
+        continues.
+
+        Raises:
+            PolicyRefusal: The study's runs are used up, its delta is above the cap's, or it has no privacy and the cap
+                does not allow that.
+            BudgetRefusal: All events of the ledger, all other holds and this study together would exceed the cap.
+            LedgerError: The run already holds a different plan.
         """
         with self._file.transaction():
             self._read()
@@ -140,7 +162,7 @@ class Ledger:
                 self._file.append(self._head, {"kind": "hold", "study": study, "run": run, "shares": shares})
 
     def _refusal(self, plan: PrivacyPlan, cap: Cap, more: list[Event]) -> RefusedError | None:
-        """Why this plan may not be held, or None: the gate, at which `more` events are asked for."""
+        """Return the reason why this plan, which requests `more` events, may not be held; None if it may."""
         if not plan.private and not cap.allow_no_privacy:
             return _no_privacy()
         if plan.delta > cap.delta:
@@ -159,12 +181,16 @@ class Ledger:
         return None
 
     def _capped(self, more: list[Event], cap: Cap) -> Epsilon:
-        """What counts against the cap. Studies without privacy, which the site allowed by name, have no figure."""
+        """Return the epsilon that counts against the cap, with `more` events added.
+
+        Studies without privacy, which the site allowed explicitly, have no finite epsilon and are left out.
+        """
         return spent([event for event in [*self._committed(), *more] if event.private], cap.delta)
 
     def what_if(self, plan: PrivacyPlan, cap: Cap, runs: int = 1) -> WhatIf:
-        """What may still be spent, what `runs` new runs of this study would make of it, and how many of the rounds of
-        one run that is.
+        """Return the present cost of the ledger and its cost after `runs` new runs of this study.
+
+        Also returns how many rounds of one run the cap allows.
         """
         self._read()
         now = self._capped([], cap)
@@ -179,7 +205,10 @@ class Ledger:
         )
 
     def remaining(self, cap: Cap) -> Epsilon:
-        """What is left of the cap. Epsilons do not add up exactly: what a study may still cost says `what_if`."""
+        """Return the rest of the cap.
+
+        Epsilons do not add up exactly; use `what_if` to compute what a study may still cost.
+        """
         self._read()
         now = self._capped([], cap)
         return Epsilon(value=max(0.0, cap.epsilon - now.value), delta=cap.delta, accountant=now.accountant)
@@ -208,10 +237,13 @@ class Ledger:
         return low
 
     def settled(self, study: str, run: str, round_: int, weights: str, purpose: str = TRAIN) -> Attempt | None:
-        """The settled attempt of this round with these weights, whose reply may be sent again without a charge.
+        """Return the settled attempt of this round with these weights, or None.
 
-        Raises `PolicyRefusal` where the same round was attempted with other weights: two answers would be two releases
-        for the price of one, and tell the server how the patients move them.
+        The reply of a settled attempt may be sent again without a charge.
+
+        Raises:
+            PolicyRefusal: The same round was attempted with other weights. Two answers would be two releases for the
+                price of one, and would reveal to the server how the patients move the weights.
         """
         found = [a for a in self.attempts(study, run) if (a.round, a.purpose) == (round_, purpose)]
         if any(attempt.weights != weights for attempt in found):
@@ -219,14 +251,17 @@ class Ledger:
         return next((attempt for attempt in found if attempt.reply_sha256 is not None), None)
 
     def reserve(self, study: str, run: str, round_: int, weights: str, purpose: str = TRAIN, *, cap: Cap) -> int:
-        """Charge one attempt to the hold, durably, before a patient is looked at. Returns its number.
+        """Charge one attempt to the hold, durably, before any patient's data are read. Return the attempt's number.
 
         Guarantee: no attempt is charged that brings the attempts of all runs, this one included, above `cap`, which may
         have been lowered since the budget was held.
 
-        An evaluation (`purpose` EVALUATE) counts as the round after the study's last one. Raises `BudgetRefusal` where
-        the hold has no such attempt left or was released, or where the cap does not allow the attempt, and
-        `PolicyRefusal` for a run without privacy that the site no longer allows: the site sits this round out.
+        An evaluation (`purpose` EVALUATE) counts as the round after the study's last one. If the attempt is refused,
+        the site does not take part in this round.
+
+        Raises:
+            BudgetRefusal: The hold has no such attempt left or was released, or the cap does not allow the attempt.
+            PolicyRefusal: The run has no privacy and the site no longer allows that.
         """
         with self._file.transaction():
             self._read()
@@ -245,8 +280,9 @@ class Ledger:
         return number
 
     def _require_below(self, cap: Cap, hold: Hold, purpose: str) -> None:
-        """Raise unless `cap` allows one more attempt of `hold`. What other runs hold and have not spent does not count:
-        each of their attempts is checked in its turn.
+        """Raise `BudgetRefusal` or `PolicyRefusal` unless `cap` allows one more attempt of `hold`.
+
+        The unspent budget of other runs does not count: each of their attempts is checked when it is made.
         """
         if not cap.allow_no_privacy and not all(share.event.private for share in hold.shares.values()):
             raise _no_privacy()
@@ -262,9 +298,10 @@ class Ledger:
             raise BudgetRefusal("budget", text)
 
     def settle(self, attempt: int, reply_sha256: str) -> None:
-        """Record that the attempt's reply is on disk. From now on it may be sent, any number of times.
+        """Record that the attempt's reply is on disk. From then on the reply may be sent, any number of times.
 
-        Raises `LedgerError` where it was settled already, or never made.
+        Raises:
+            LedgerError: The attempt is settled already, or was never made.
         """
         with self._file.transaction():
             self._read()
@@ -274,10 +311,13 @@ class Ledger:
             self._file.append(self._head, {"kind": "settled", "id": attempt, "reply_sha256": reply_sha256})
 
     def release(self, study: str, run: str, who: str) -> Hold:
-        """Give back what a hold has not used. Its attempts stay charged, and no other is ever made for this run.
+        """Give back the unused part of a hold and return the hold.
 
-        Settled replies may still be sent again. Returns the hold as it is now; asked again, nothing changes. Raises
-        `LedgerError` where this run holds nothing.
+        The attempts of the run stay charged, and no other attempt is ever made for it. Settled replies may still be
+        sent again. A repeated call changes nothing.
+
+        Raises:
+            LedgerError: This run holds nothing.
         """
         with self._file.transaction():
             self._read()
@@ -287,11 +327,12 @@ class Ledger:
         return self._book.hold_of(study, run)
 
     def accept_loss(self, who: str, unknown: Mapping[tuple[str, str], PrivacyPlan]) -> LedgerHead:
-        """Go on from this copy though later entries are gone for good; the new head.
+        """Continue from this copy although later entries are lost permanently. Return the new head.
 
-        Guarantee: what the ledger says was spent is at least what was, where `unknown` has every run (study, run) that
-        began after this copy. Each hold of this copy and of those runs is charged in full, whatever the cap, since the
-        lost entries can have used no more; and no attempt is ever made for these runs again.
+        Guarantee: the recorded spending is at least the true spending, provided that `unknown` contains every run
+        (study, run) that began after this copy was made. Each hold of this copy and of those runs is charged in full,
+        whatever the cap, because the lost entries can have used no more; and no attempt is ever made for these runs
+        again.
         """
         with self._file.transaction():
             self._read()
@@ -307,35 +348,41 @@ class Ledger:
         return self._head
 
     def runs_of(self, study: str) -> int:
-        """How many runs of a study ever held anything here, released and lost ones too."""
+        """Return how many runs of a study ever held anything here, including released and lost ones."""
         self._read()
         return self._book.runs_of(study)
 
     def holds(self) -> list[Hold]:
-        """All holds in their order, released ones too."""
+        """Return all holds in their order, including released ones."""
         self._read()
         return list(self._book.holds.values())
 
     def attempts(self, study: str | None = None, run: str | None = None) -> list[Attempt]:
-        """All attempts in their order, or those of one study and run."""
+        """Return all attempts in their order, or those of one study and run."""
         self._read()
         if study is not None and run is not None:
             return self._book.attempts_of(study, run)
         return [a for a in self._book.attempts.values() if study in (None, a.study) and run in (None, a.run)]
 
     def events(self, run: str | None = None, purpose: str | None = None) -> list[Event]:
-        """The privacy events of all attempts, one entry a hold and purpose; or those of one run, or of one purpose."""
+        """Return the privacy events of all attempts, or those of one run or one purpose.
+
+        There is one event per hold and purpose.
+        """
         return [event for hold in self.holds() if run in (None, hold.run) for event in hold.spent(purpose)]
 
     def _committed(self) -> list[Event]:
         return [event for hold in self._book.holds.values() for event in hold.committed()]
 
     def spent(self, delta: float, run: str | None = None, purpose: str | None = None) -> Epsilon:
-        """Epsilon of all attempts so far, settled or lost, at `delta`; of one run or one purpose where it is named."""
+        """Return the epsilon of all attempts so far, settled or lost, at `delta`, or of one run or one purpose."""
         return spent(self.events(run, purpose), delta)
 
     def committed(self, delta: float) -> Epsilon:
-        """Epsilon of everything held, spent or not, at `delta`; studies without privacy make it inf."""
+        """Return the epsilon of everything held, spent or not, at `delta`.
+
+        It is inf if a study without privacy holds a budget.
+        """
         self._read()
         return spent(self._committed(), delta)
 

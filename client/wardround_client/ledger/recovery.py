@@ -1,8 +1,8 @@
-"""A ledger whose newest copy is gone for good: going on from an older one, with all that may have been spent charged.
+"""Recovery of a ledger whose newest copy is lost: continue from an older copy and charge all that may have been spent.
 
-What the lost entries were nobody can say, but they can have used no more than their runs held. The runs are those of
-the older copy; those of which the audit log has a reply that left (a run of which none did has told nobody anything);
-and those that a person names, for a log that is an old copy as well.
+The contents of the lost entries are unknown, but they can have used no more than their runs held. The runs charged are
+those of the older copy; those for which the audit log records a reply that left the site (a run without any such reply
+has released nothing); and those that a person names, in case the audit log is an old copy as well.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ from wardround_client.studies.approvals import find_study
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is missing: how far the ledger had come, as far as anybody knows, where this copy ends, and the runs (study,
-    run) that would be charged in full: those it has, with something left, and those it knows nothing of.
+    """The extent of a loss.
+
+    Attributes:
+        seen: Number of entries that the ledger had, as far as is known.
+        entries: Number of entries in this copy.
+        known: Runs (study, run) of this copy whose remaining budget would be charged in full.
+        unknown: Runs (study, run) that are not in this copy and would be charged in full.
     """
 
     seen: int
@@ -34,10 +39,16 @@ class Loss:
 
 
 def loss_of(folder: Path, seen_elsewhere: int, named: Iterable[tuple[str, str]]) -> Loss:
-    """Look at the loss; nothing is charged. `seen_elsewhere`: the entries that the server saw, 0 where nobody asked it.
+    """Determine the loss without charging anything.
 
-    Raises `UsageError` where nothing shows a loss, or a run's study is not known here, and `RecordError` where the copy
-    or the audit log is damaged.
+    Args:
+        folder: The site's folder.
+        seen_elsewhere: Number of entries that the server saw; 0 if the server was not asked.
+        named: Runs (study, run) that a person names.
+
+    Raises:
+        UsageError: There is no sign of a loss, or a run's study is not known here.
+        RecordError: The copy or the audit log is damaged.
     """
     path = folder / LEDGER_FILE
     witnessed = Witness(path.with_suffix(".head")).read()
@@ -58,7 +69,7 @@ def loss_of(folder: Path, seen_elsewhere: int, named: Iterable[tuple[str, str]])
 
 
 def _released(folder: Path) -> set[tuple[str, str]]:
-    """The runs of which a reply left, as the audit log has them."""
+    """Return the runs for which the audit log records a reply that left the site."""
     path = folder / AUDIT_FILE
     if not path.exists():
         raise UsageError(f"{path}: is gone as well; put its newest copy back, which says what left this site")
@@ -66,9 +77,13 @@ def _released(folder: Path) -> set[tuple[str, str]]:
 
 
 def accept_loss(folder: Path, loss: Loss, who: str) -> Ledger:
-    """Charge the loss and go on from this copy; the ledger. In the audit log before it has an effect; where a kill
-    comes between, the ledger still refuses to open, and the same call finishes. Raises `UsageError` for a name that is
-    none.
+    """Charge the loss, continue from this copy and return the ledger.
+
+    The audit log records the loss before it takes effect. If the process is killed in between, the ledger still refuses
+    to open, and repeating the call completes it.
+
+    Raises:
+        UsageError: `who` is not a valid name of a person.
     """
     if not is_person(who):
         raise UsageError(f"--by {who!r}: give the name of a person: letters, spaces and . ' - between them")

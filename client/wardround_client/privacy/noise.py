@@ -1,8 +1,8 @@
-"""Noise on a clipped sum, and the optimizer step that follows: Opacus' optimizer with our secret randomness.
+"""Noise on a clipped sum and the optimizer step after it: Opacus' optimizer with secret randomness.
 
-Guarantee: with sensitivity C of the accumulated sum, the step releases sum + N(0, (noise_multiplier x C)^2),
-divided by a public number: one Gaussian event (Dwork, Roth 2014, appendix A; Abadi et al. 2016). Everything after
-it is post-processing.
+Guarantee: with sensitivity C of the accumulated sum, the step releases sum + N(0, (noise_multiplier x C)^2), divided by
+a public number: one Gaussian event (Dwork, Roth 2014, appendix A; Abadi et al. 2016). Everything after it is
+post-processing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from wardround_client.clipping.engines import ClippedSum
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.secure_random import SecretRandom
 
-GRID_PARTS = 64  # a cell then holds 2^16 of the float32 numbers that the noise can be, so that none shows through
+GRID_PARTS = 64  # a grid cell then covers 2^16 of the float32 values that the noise can take, which hides them
 
 
 class PatientOptimizer(DPOptimizerFastGradientClipping):
-    """Opacus' optimizer for virtual steps, fed with clipped sums; its noise comes from `SecretRandom`.
+    """Opacus' optimizer for virtual steps, which takes clipped sums and draws its noise from `SecretRandom`.
 
-    `accumulate_sum` adds a physical batch's clipped sum; `noisy_step` adds the noise once, divides by the public
-    expected number of patients and steps the wrapped torch optimizer. `noisy_steps` counts what the accountant is
-    charged for.
+    `accumulate_sum` adds a physical batch's clipped sum. `noisy_step` adds the noise once, divides by the public
+    expected number of patients and steps the wrapped torch optimizer. `noisy_steps` counts the noisy steps, which are
+    what the accountant is charged for.
     """
 
     def __init__(
@@ -56,7 +56,11 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         self.noisy_steps += 1
 
     def accumulate_sum(self, clipped: ClippedSum) -> None:
-        """Add one physical batch. Raises where its sensitivity is not the one that the noise is scaled to."""
+        """Add one physical batch.
+
+        Raises:
+            WardroundError: The batch's sensitivity is not the one that the noise is scaled to.
+        """
         if clipped.sensitivity != self.max_grad_norm:
             raise WardroundError(f"sensitivity {clipped.sensitivity:g} differs from the plan's {self.max_grad_norm:g}")
         self._clipped = clipped.gradients
@@ -64,10 +68,13 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         self.step()
 
     def noisy_step(self, after_noise: Callable[[], None] | None = None) -> None:
-        """Noise, divide, step. A draw without patients was never accumulated: its sum is zero and it steps all the
-        same.
+        """Add the noise, divide, and step the optimizer.
 
-        `after_noise` may add a term that no patient moves to the noised gradients: post-processing.
+        A draw without patients accumulates nothing: its sum is zero, and the step is taken all the same.
+
+        Args:
+            after_noise: May add a term that does not depend on any patient to the noised gradients, which is
+                post-processing.
         """
         self._clipped = None
         self.signal_skip_step(False)
@@ -79,7 +86,10 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         self.zero_grad(set_to_none=True)
 
     def accumulate(self) -> None:
-        """Replaces Opacus' sum: the physical batches of a step add up in float64, see `clipping/engines.py`."""
+        """Replace Opacus' accumulation: the physical batches of a step are summed in float64.
+
+        See `clipping/engines.py`.
+        """
         parameter: Any  # a parameter to which Opacus has added summed_grad
         for name, parameter in self._parameters.items():
             if parameter.summed_grad is None:
@@ -88,11 +98,11 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
                 parameter.summed_grad.add_(self._clipped[name])
 
     def add_noise(self) -> None:
-        """Replaces Opacus' noise (torch's generator) by the site's secret one, one draw for all parameters of a step.
+        """Replace Opacus' noise (torch's generator) by the site's secret noise, one draw for all parameters of a step.
 
         The noised sum is then rounded to a public grid, the largest power of two that is at most 1 / `GRID_PARTS` of
-        the noise's standard deviation. Rounding what is already noised is post-processing; it takes away the last
-        bits of a floating-point sum, in which the noise could be recognised (I. Mironov, "On significance of the least
+        the noise's standard deviation. Rounding an already noised value is post-processing; it removes the last bits of
+        a floating-point sum, in which the noise could be recognised (I. Mironov, "On significance of the least
         significant bits for differential privacy", CCS 2012), and adds 2e-5 of the noise's variance.
         """
         if self.noise_multiplier > 0:
@@ -104,7 +114,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
             grid = 2.0 ** math.floor(math.log2(standard_deviation / GRID_PARTS))
         for index, parameter in enumerate(self.params):
             if self.noise_multiplier > 0:
-                # in float64: float32 would round the sum by itself, before the noise hides where it was rounded to
+                # in float64: float32 would round the sum itself, before noise hides the rounding
                 part = noise[index].view_as(parameter).to(parameter.summed_grad).add_(parameter.summed_grad)
                 parameter.grad = part.div_(grid).round_().mul_(grid).to(parameter.dtype)
             else:

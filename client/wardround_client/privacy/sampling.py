@@ -1,4 +1,4 @@
-"""Which patients take part in a step, and which of their images: Poisson sampling by patient."""
+"""Poisson sampling by patient: which patients take part in a step, and which of their images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from wardround_client.privacy.secure_random import SecretRandom
 
 @dataclass(frozen=True, kw_only=True)
 class PatientIndex:
-    """The rows of every patient: `rows_N` sorted by patient, patient p owns rows_N[start_P1[p] : start_P1[p + 1]]."""
+    """The rows of every patient.
+
+    `rows_N` is sorted by patient; patient p owns rows_N[start_P1[p] : start_P1[p + 1]].
+    """
 
     rows_N: np.ndarray
     start_P1: np.ndarray
 
     @property
     def patients(self) -> int:
-        """Number of patients. Private: it may size a loop, never a public number."""
+        """Number of patients. It is private: it may size a loop but must not enter a public number."""
         return len(self.start_P1) - 1
 
     def rows_of(self, patient: int | np.integer) -> np.ndarray:
@@ -28,8 +31,9 @@ class PatientIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """One step's patients: `rows_N` of the cohort, unit after unit; unit u owns rows_N[start_U1[u] : start_U1[u +
-    1]].
+    """The patients drawn for one step.
+
+    `rows_N` are rows of the cohort, unit after unit; unit u owns rows_N[start_U1[u] : start_U1[u + 1]].
     """
 
     rows_N: np.ndarray
@@ -41,7 +45,10 @@ class Draw:
 
 
 def index_patients(patient_N: np.ndarray) -> PatientIndex:
-    """Group rows by patient. `patient_N` holds an integer for each row; patients without a row do not appear."""
+    """Group rows by patient.
+
+    `patient_N` holds an integer for each row; patients without a row do not appear.
+    """
     rows_N = np.argsort(patient_N, kind="stable")
     _, first = np.unique(np.asarray(patient_N)[rows_N], return_index=True)
     return PatientIndex(rows_N=rows_N, start_P1=np.append(first, len(rows_N)))
@@ -52,10 +59,10 @@ def draw_patients(
 ) -> Draw:
     """Draw every patient independently with probability `plan.sampling_rate` (Poisson), then k images of each.
 
-    k = `plan.images_per_patient` without replacement, cycled when the patient has fewer, or all of them. With
-    `most_images` nobody brings more than that: no patient takes more memory than any other may. Whether a patient is
-    drawn depends on nobody else's data, as the subsampled Gaussian's accounting assumes (Mironov, Talwar, Zhang 2019).
-    An empty draw is a draw.
+    k is `plan.images_per_patient`, drawn without replacement and cycled if the patient has fewer, or all of the
+    patient's images. `most_images` limits the images of each patient, so that no patient takes more memory than any
+    other may. Whether a patient is drawn does not depend on any other patient's data, as the subsampled Gaussian's
+    accounting assumes (Mironov, Talwar, Zhang 2019). An empty draw is a valid draw.
     """
     if plan.sampling_rate < 1:
         drawn = np.flatnonzero(randomness.uniform(index.patients) < plan.sampling_rate)

@@ -1,11 +1,12 @@
-"""The release of held-out patients' scores: a histogram for each label, with two-sided geometric noise.
+"""Release of held-out patients' scores: a histogram for each label, with two-sided geometric noise.
 
 Guarantee: each patient is counted once, in one cell, so adding or removing one moves the histogram by 1 in one cell
 (sensitivity 1 in every norm). Every cell, empty or not, gets independent noise Z, P(Z = z) = (1 - a) / (1 + a) a^|z|
-with a = exp(-epsilon): the ratio of the chances of any output at neighbours is at most e^epsilon, so the release is
-(epsilon, 0)-DP per patient (Ghosh, Roughgarden, Sundararajan 2009). The noise is an integer drawn without rounding,
-from bits and whole numbers only (Canonne, Kamath, Steinke 2020): no floating-point attack (Mironov 2012).
-`epsilon = inf` adds none: no privacy. What a site must allow is decided in `rounds/evaluation.py`, not here.
+with a = exp(-epsilon): the ratio of the probabilities of any output at neighbours is at most e^epsilon, so the release
+is (epsilon, 0)-DP per patient (Ghosh, Roughgarden, Sundararajan 2009). The noise is an integer drawn without rounding,
+from bits and whole numbers only (Canonne, Kamath, Steinke 2020), so floating-point attacks do not apply (Mironov 2012).
+`epsilon = inf` adds no noise and gives no privacy. `rounds/evaluation.py`, not this module, decides whether a site
+allows a release.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ from wardround_client.privacy.secure_random import SecretRandom
 
 
 def score_histogram(logits_P: np.ndarray, positive_P: np.ndarray, bins: int, logit_scale: float) -> np.ndarray:
-    """Exact counts, int64 (2, B): patients without and with the positive label, by score bin. It stays at the site.
+    """Count patients by label and score bin, int64 (2, B): first those without the positive label, then those with it.
 
-    The cell of a patient depends on that patient alone: a score that is not a number counts in bin 0.
+    The counts are exact and stay at the site. The cell of a patient depends on that patient alone: a NaN score counts
+    in bin 0.
     """
     cell_P = bins_of(logits_P, bins, logit_scale) + bins * np.asarray(positive_P, dtype=np.int64)
     return np.bincount(cell_P, minlength=2 * bins).astype(np.int64).reshape(2, bins)
 
 
 def noised(counts_2B: np.ndarray, epsilon: float, randomness: SecretRandom) -> np.ndarray:
-    """The counts with independent two-sided geometric noise in every cell, int64 (2, B), negative ones included.
+    """Return the counts with independent two-sided geometric noise in every cell, int64 (2, B).
 
-    Raises `WardroundError` for an epsilon that is not above 0.
+    Noised counts may be negative.
+
+    Raises:
+        WardroundError: `epsilon` is not above 0.
     """
     if math.isinf(epsilon) and epsilon > 0:
         return counts_2B.copy()
@@ -40,9 +45,12 @@ def noised(counts_2B: np.ndarray, epsilon: float, randomness: SecretRandom) -> n
 
 
 def two_sided_geometric(epsilon: float, randomness: SecretRandom) -> int:
-    """An integer Z with P(Z = z) proportional to exp(-epsilon |z|), exactly: the difference of two geometric ones.
+    """Draw an integer Z with P(Z = z) proportional to exp(-epsilon |z|), exactly.
 
-    Raises `WardroundError` for an epsilon that is not a finite number above 0.
+    Z is the difference of two geometric numbers.
+
+    Raises:
+        WardroundError: `epsilon` is not a finite number above 0.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise WardroundError(f"noise needs a finite epsilon above 0, not {epsilon:g}")
@@ -50,7 +58,7 @@ def two_sided_geometric(epsilon: float, randomness: SecretRandom) -> int:
 
 
 def _geometric(epsilon: float, randomness: SecretRandom) -> int:
-    """The number of successes before the first failure, each with chance exp(-epsilon)."""
+    """Draw the number of successes before the first failure, each with probability exp(-epsilon)."""
     successes = 0
     while _happens_exp(epsilon, randomness):
         successes += 1
@@ -58,9 +66,10 @@ def _geometric(epsilon: float, randomness: SecretRandom) -> int:
 
 
 def _happens_exp(epsilon: float, randomness: SecretRandom) -> bool:
-    """True with chance exp(-epsilon), exactly: algorithm 1 of Canonne, Kamath, Steinke 2020.
+    """Return True with probability exp(-epsilon), exactly: algorithm 1 of Canonne, Kamath, Steinke 2020.
 
-    exp(-1) for each whole unit, then the rest, which is numerator / 2^k as every float is.
+    Draws once with probability exp(-1) for each whole unit of epsilon, then once for the fractional rest, which is
+    numerator / 2^k as every float is.
     """
     whole = math.floor(epsilon)
     numerator, denominator = (epsilon - whole).as_integer_ratio()
@@ -69,7 +78,10 @@ def _happens_exp(epsilon: float, randomness: SecretRandom) -> bool:
 
 
 def _happens_exp_fraction(numerator: int, denominator: int, randomness: SecretRandom) -> bool:
-    """True with chance exp(-g), g = numerator / denominator in [0, 1]: coins of g/1, g/2, ... until one fails."""
+    """Return True with probability exp(-g), g = numerator / denominator in [0, 1].
+
+    Flips coins with probabilities g/1, g/2, ... until one fails.
+    """
     coins = 1
     while _below(denominator * coins, randomness) < numerator:
         coins += 1
@@ -77,7 +89,10 @@ def _happens_exp_fraction(numerator: int, denominator: int, randomness: SecretRa
 
 
 def _below(bound: int, randomness: SecretRandom) -> int:
-    """A uniform integer in 0..bound-1, exactly: as many bits as it takes, drawn again where they reach the bound."""
+    """Draw a uniform integer in 0..bound-1, exactly.
+
+    Draws as many bits as the bound needs, and draws again while the result reaches the bound.
+    """
     bits = (bound - 1).bit_length()
     words = -(-bits // 64)
     while bits:

@@ -1,12 +1,13 @@
 """Secret randomness: AES-256 in counter mode, keyed by the operating system inside the process that uses it.
 
-Whoever can guess the noise can subtract it, so neither torch's nor numpy's own generators will do (Mersenne Twister
-is not cryptographic, and a torch seed has 32 effective bits on the CPU). The key is never logged, stored or passed
-on: an object that finds itself in another process, by fork or by pickling, refuses to answer.
+An attacker who can guess the noise can subtract it, so torch's and numpy's own generators are not suitable (Mersenne
+Twister is not cryptographic, and a torch seed has 32 effective bits on the CPU). The key is never logged, stored or
+passed on: a generator that is carried into another process, by fork or by pickling, raises an error.
 
-Normal numbers are sums of four draws each. A single floating-point draw can be recognised in the last bits of what it
-was added to, for only some numbers can be the result of Box and Muller's formula; of a sum of four, an attacker would
-have to guess three (N. Holohan, S. Braghin, "Secure Random Sampling in Differential Privacy", ESORICS 2021).
+Normal numbers are sums of four draws each. A single floating-point draw can be recognised in the last bits of the sum
+that it was added to, because Box and Muller's formula can produce only some numbers; for a sum of four draws, an
+attacker would have to guess three (N. Holohan, S. Braghin, "Secure Random Sampling in Differential Privacy", ESORICS
+2021).
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from torch import Tensor
 from wardround.errors import WardroundError
 
 DRAWS_PER_NORMAL = 4
-_BLOCK = 16  # bytes of an AES block; the cipher wants room for one more
-_PAIRS_AT_ONCE = 1 << 14  # so that a piece and its steps stay in the processor's cache
+_BLOCK = 16  # bytes of an AES block; update_into needs room for one more block
+_PAIRS_AT_ONCE = 1 << 14  # small enough for a piece and its intermediate results to stay in the processor's cache
 
 
 class SecretRandom:
-    """Uniform and normal numbers from AES-256-CTR under a fresh key of the operating system (NIST SP 800-90A's
-    core).
+    """Uniform and normal numbers from AES-256-CTR under a fresh key of the operating system.
+
+    AES in counter mode is the core of NIST SP 800-90A.
     """
 
-    secret = True  # a site refuses a source whose key somebody knows, as tests of equality have it
+    secret = True  # False in tests that need a known key; a site with patients refuses such a source
 
     def __init__(self) -> None:
         self._start(os.urandom(32))
@@ -46,7 +48,7 @@ class SecretRandom:
         raise WardroundError("secret randomness does not travel between processes")
 
     def _fill(self, out: memoryview, size: int) -> None:
-        """The next `size` bytes of the stream into `out`, which has room for one block more."""
+        """Write the next `size` bytes of the stream into `out`, which has room for one block more."""
         if os.getpid() != self._process:
             raise WardroundError("secret randomness was carried into another process")
         zeros = memoryview(self._zeros)
@@ -55,22 +57,21 @@ class SecretRandom:
             self._stream.update_into(zeros[: end - begin], out[begin : end + _BLOCK])
 
     def words(self, count: int) -> np.ndarray:
-        """`count` independent uniform 64-bit words, uint64."""
+        """Return `count` independent uniform 64-bit words, uint64."""
         out = bytearray(8 * count + _BLOCK)
         self._fill(memoryview(out), 8 * count)
         return np.frombuffer(out, dtype="<u8", count=count)
 
     def uniform(self, count: int) -> np.ndarray:
-        """`count` uniform float64 in [0, 1), 53 bits each."""
+        """Return `count` uniform float64 numbers in [0, 1), 53 bits each."""
         return (self.words(count) >> np.uint64(11)) * 2.0**-53
 
     def normal(self, count: int) -> Tensor:
-        """`count` standard normal float32, on the CPU: each the sum of `DRAWS_PER_NORMAL` draws over the root of their
-        number.
+        """Return `count` standard normal float32 numbers, on the CPU.
 
-        A draw is Box and Muller's (1958): radius sqrt(-2 ln u) with u of 63 bits in (0, 1], so that the tail of
-        each of the four reaches 9.3 deviations, and an angle of 32 bits, whose cosine goes to one number and whose sine
-        to another.
+        Each is the sum of `DRAWS_PER_NORMAL` draws, divided by the square root of `DRAWS_PER_NORMAL`. A draw follows
+        Box and Muller (1958): radius sqrt(-2 ln u) with u of 63 bits in (0, 1], so that the tail of each of the four
+        reaches 9.3 deviations, and an angle of 32 bits, whose cosine is used for one number and whose sine for another.
         """
         pairs, draws = min(_PAIRS_AT_ONCE, (count + 1) // 2), DRAWS_PER_NORMAL
         out_C = torch.empty(count)
@@ -91,11 +92,12 @@ class SecretRandom:
             for part, begin_part in ((cosine_DP, begin), (angle_DP, begin + pairs)):
                 piece = out_C[begin_part : begin_part + pairs]
                 torch.sum(part[:, : len(piece)], 0, out=piece)
-        source[:] = bytes(len(source))  # the noise is a secret until it is under a sum
+        source[:] = bytes(len(source))  # the noise must stay secret until it is added to a sum
         return out_C
 
     def permutation(self, count: int) -> np.ndarray:
-        """A uniform random order of 0 .. count-1 (ties of the 64-bit sort keys have probability below count^2 /
-        2^65).
+        """Return a uniform random order of 0 .. count-1.
+
+        Ties of the 64-bit sort keys have probability below count^2 / 2^65.
         """
         return np.argsort(self.words(count), kind="stable")

@@ -1,4 +1,4 @@
-"""What a site's audit log says of messages: each refusal, and each reply before it leaves."""
+"""Audit-log entries for messages: one for each refusal, and one for each reply before it is sent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from wardround_client.site.site import Site
 
 
 def record_release(question: Broadcast, site: Site, purpose: str, reply_sha256: str, again: bool) -> None:
-    """Write down that this reply is about to leave, with all that the site has spent by then.
+    """Record in the audit log that a reply is about to be sent, with the epsilon that the site has spent so far.
 
-    Called when the reply is settled and before it is returned, so nothing leaves that is not in the log. Raises
-    `AuditError` where it cannot be written: then the reply stays.
+    Called after the reply is settled and before it is returned, so every reply that leaves the site is in the log.
+    `again` marks a settled reply that is sent once more.
+
+    Raises:
+        AuditError: The entry cannot be written. The reply is then not sent.
     """
     if site.record is not None:
         site.record(
@@ -35,7 +38,7 @@ def record_release(question: Broadcast, site: Site, purpose: str, reply_sha256: 
 
 @contextmanager
 def refusals_recorded(question: Broadcast, site: Site) -> Iterator[None]:
-    """Write down whatever refuses, fails or is late inside the block, by its code, and raise it again."""
+    """Record any refusal, failure or timeout inside the block by its code, and re-raise it."""
     try:
         yield
     except AuditError:
@@ -49,7 +52,7 @@ def refusals_recorded(question: Broadcast, site: Site) -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> str:
-    """The code under which a peer learns of an error; its text stays here."""
+    """Return the code of an error that may be sent to a peer; the error's text stays at the site."""
     if isinstance(error, OutOfTime):
         return "late"
     if isinstance(error, WireError):

@@ -1,9 +1,10 @@
-"""Figures about held-out patients that may leave a site, in the order of a round: admit, reserve, count, settle, reply.
+"""Release of evaluation counts of held-out patients: admit, reserve, count, settle, reply.
 
-Off is the default, and the site's own choice (`[release]` of site.toml): a server's study can change none of it. What
-leaves is one noised histogram of scores under the study's `evaluation.epsilon` (`privacy/score_noise.py`), charged to
-the ledger as one pure event. Asked twice the site sends the same bytes, charged once. An error that patients' data
-cause is answered with the noised counts of a site with nobody (`round.or_with_nobody`).
+Releases are off by default. Only the site itself can allow them (`[release]` of site.toml); a study from the server
+cannot change these settings. A release is one noised histogram of scores under the study's `evaluation.epsilon`
+(`privacy/score_noise.py`), charged to the ledger as one pure event. If the same request arrives twice, the site sends
+the same bytes and charges them once. If patients' data cause an error, the site replies with the noised counts of a
+site without held-out patients (`training.or_with_nobody`).
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ from wardround_client.training.scoring import held_out_scores
 
 
 def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
-    """The site's noised counts for the weights of `question`, which is numbered one after the study's last round.
+    """Return the site's noised counts for the weights of `question`.
 
-    Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
-    failed here.
+    The round number of `question` is one after the study's last round.
+
+    Raises:
+        PolicyRefusal, BudgetRefusal, WireError: The request is refused, with a code for the server.
+        WardroundError: Something failed at this site.
     """
     with refusals_recorded(question, site):
         study = site.study_of(question.study_sha256)
         require_permission(study, site.release)
         admitted = training.admit(question, site, rounds=range(evaluation_round(study), evaluation_round(study) + 1))
         with site.exclusive():
-            site = site.with_current_rules()  # what a person revoked or changed during the wait counts
+            site = site.with_current_rules()  # approvals and rules may have changed during the wait
             require_permission(site.study_of(question.study_sha256), site.release)
             counts_2B = _settled_or_new(question, admitted, site)
             head, recent = site.ledger.shown()
@@ -49,7 +53,7 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
 
 
 def require_permission(study: Study, release: ReleaseConfig) -> None:
-    """Raises `PolicyRefusal` unless the study asks for figures, and for no more than this site releases."""
+    """Raise `PolicyRefusal` unless the study asks for figures, and for no more than this site releases."""
     if study.evaluation.epsilon == 0:
         raise PolicyRefusal("evaluation_not_asked", "the study has no budget for figures (evaluation.epsilon = 0)")
     if release.evaluation == "off":
@@ -59,7 +63,10 @@ def require_permission(study: Study, release: ReleaseConfig) -> None:
 
 
 def shows_own_figures(release: ReleaseConfig, counts_2B: np.ndarray) -> bool:
-    """Whether the server may show figures of this site alone. Reads noised counts only, so it costs nothing."""
+    """Return whether the server may show figures of this site alone.
+
+    The check reads noised counts only, so it costs no privacy.
+    """
     return release.per_site and int(counts_2B.sum()) >= release.minimum_patients
 
 

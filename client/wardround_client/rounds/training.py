@@ -1,10 +1,12 @@
-"""One round at one site, in the order of the story: admit, reserve, train, settle, record, reply.
+"""One training round at one site: admit, reserve, train, settle, record, reply.
 
-Nothing of the data is read before the ledger holds the whole study's budget; the attempt is on disk before training
-starts; the reply's bytes are on disk, settled and in the audit log before they are returned. A round asked for twice
-returns the same bytes, trained and charged once. What raises `RefusedError` or `WireError` carries a code that a peer
-may learn; nothing else may leave. Once the attempt is charged, an error that patients' data cause never becomes a code:
-the round is computed again as at a site with nobody (`or_with_nobody`).
+No data are read before the ledger holds the whole study's budget. The attempt is on disk before training starts. The
+reply's bytes are on disk, settled and in the audit log before they are returned. If the same round is requested twice,
+the site returns the same bytes; it trains and charges the round once.
+
+A `RefusedError` or `WireError` carries a code that may be sent to a peer; no other detail of an error leaves the site.
+Once the attempt is charged, an error caused by patients' data never becomes a code: the round is computed again as at a
+site without patients (`or_with_nobody`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from wardround_client.training.batches import Material, SpeedPlan
 from wardround_client.training.rows import empty_material
 from wardround_client.training.train import plan_speed, train
 
-REPLIES_KEPT = 4  # a server asks again for the last round only; a few more cost little
+REPLIES_KEPT = 4  # a server repeats requests for the last round only; keeping a few more costs little
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """A study that this site will train: its plan, a network of the approved architecture, and how it is computed."""
+    """An admitted study: its privacy plan, a network of the approved architecture, and its speed plan."""
 
     study: Study
     plan: PrivacyPlan
@@ -51,18 +53,22 @@ class Admitted:
 
 
 def answer(broadcast: Broadcast, site: Site) -> Answer:
-    """Train one round; return the new weights (float32, the names and shapes received) and the ledger's head.
+    """Train one round; return the new weights and the ledger's head.
 
-    Raises `PolicyRefusal`, `BudgetRefusal` or `WireError` with a code for the server, `WardroundError` for what
-    failed here.
+    The weights are float32 and have the names and shapes received.
+
+    Raises:
+        PolicyRefusal, BudgetRefusal, WireError: The request is refused, with a code for the server.
+        WardroundError: Something failed at this site.
     """
     with refusals_recorded(broadcast, site):
         study = site.study_of(broadcast.study_sha256)
         admitted = admit(broadcast, site, rounds=range(1, study.study.rounds + 1))
-        # A killed run's worker may still be at this round when the next run asks: one attempt, not two.
+        # A killed run's worker may still be training this round when the next run requests it. The lock ensures that
+        # this makes one attempt, not two.
         with site.exclusive():
             site = site.with_current_rules()
-            site.study_of(broadcast.study_sha256)  # the wait may have been long: an approval revoked meanwhile counts
+            site.study_of(broadcast.study_sha256)  # the approval may have been revoked during the wait
             weights = _reply(broadcast, admitted, site)
             head, recent = site.ledger.shown()
             return Answer(weights=weights, head=head, recent=recent)
@@ -82,8 +88,8 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         lambda: _trained_on_nobody(broadcast, admitted, site),
     )
     if not all(np.isfinite(array).all() for array in reply.values()):
-        # The noise is released as it is or not at all; a diverged model is the study's fault, whatever the patients
-        # were.
+        # Noised weights are released unchanged or not at all. Divergence is caused by the study's settings, whatever
+        # the patients' data are.
         raise WireError("not-finite", "training diverged: the weights are not finite; the learning rate is too high")
     site.replies[attempt] = reply
     site.ledger.settle(attempt, weights_sha256(reply))
@@ -94,12 +100,13 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
 
 
 def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nobody: Callable[[], T]) -> T:
-    """`with_patients()`, or `with_nobody()` where that fails. For the time after the attempt was charged.
+    """Return `with_patients()` or, if that raises an `Exception`, `with_nobody()`.
 
-    A code instead of a reply would be an answer without noise: whether there is a patient whose data cause it. So every
-    `Exception` is treated alike, also a `MemoryError` or `OSError` that may come from the machine: the site's own log
-    has it in full, and the same attempt is answered with noise alone. What fails with nobody too propagates, and so
-    does what ends the process or the round (`KeyboardInterrupt`, `SystemExit`, `OutOfTime`).
+    Called after the attempt was charged. An error code instead of a reply would be an answer without noise: it would
+    reveal whether the site has a patient whose data cause the error. Every `Exception` is therefore handled alike,
+    including a `MemoryError` or `OSError` that the machine may have caused: it is recorded in full in the site's own
+    log, and the same attempt is answered with noise alone. An error that `with_nobody()` raises propagates, and so do
+    exceptions that end the process or the round (`KeyboardInterrupt`, `SystemExit`, `OutOfTime`).
     """
     try:
         return with_patients()
@@ -109,7 +116,7 @@ def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nob
             "with nobody; fix what the traceback names before the next round",
             question.round,
         )
-    return with_nobody()  # outside the handler, which would keep the failed attempt's memory
+    return with_nobody()  # outside the handler, which would keep the failed attempt's memory alive
 
 
 def _trained(broadcast: Broadcast, admitted: Admitted, site: Site, material: Material) -> Weights:
@@ -135,15 +142,23 @@ def _trained_on_nobody(broadcast: Broadcast, admitted: Admitted, site: Site) -> 
 
 
 def with_new_network(study_sha256: str, admitted: Admitted, site: Site) -> Admitted:
-    """The same with a newly built network, also for later rounds: one that failed may keep hooks or a mode."""
+    """Return `admitted` with a newly built network, which later rounds use as well.
+
+    A network whose computation failed may keep hooks or a changed mode.
+    """
     new = replace(admitted, network=initial_network(admitted.study))
     site.admitted[study_sha256] = new
     return new
 
 
 def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
-    """Everything that can be refused without reading an image, in this order: study, architecture, round number (one
-    of `rounds`), weights, number of runs, budget.
+    """Check everything that can be refused without reading an image, and hold the study's budget.
+
+    The checks, in this order: study, source of randomness, architecture, round number (one of `rounds`), weights,
+    number of runs, budget.
+
+    Raises:
+        PolicyRefusal, BudgetRefusal, WireError: A check failed.
     """
     study = site.study_of(broadcast.study_sha256)
     if not site.randomness.secret and not site.cap.allow_no_privacy:
@@ -179,7 +194,7 @@ def _open_study(study: Study, site: Site) -> Admitted:
 
 
 def _material(site: Site, study: Study, study_sha256: str) -> Material:
-    """The study's training material, made anew when a patient has objected or the cohort has changed."""
+    """Return the study's training material, built again when a patient has objected or the cohort has changed."""
     key = (study_sha256, site.data_state())
     if key not in site.materials:
         for old in [one for one in site.materials if one[0] == study_sha256]:
@@ -189,8 +204,11 @@ def _material(site: Site, study: Study, study_sha256: str) -> Material:
 
 
 def settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights:
-    """The bytes of a settled attempt, from disk. Raises `PolicyRefusal` where they are gone, `LedgerError` where they
-    are not those that were settled.
+    """Return the weights of a settled attempt, read from disk.
+
+    Raises:
+        PolicyRefusal: The reply is no longer kept.
+        LedgerError: The reply on disk is not the one that was settled.
     """
     try:
         reply = site.replies[attempt]

@@ -1,6 +1,6 @@
-"""What can be looked at in a site's folder without torch: certificates, server, cohort, ledger, budget, last reply.
+"""Checks of a site's folder that need no torch: certificates, server, cohort, ledger, budget, last reply.
 
-`doctor` looks once, `health` again and again.
+`doctor` runs them once, `health` repeatedly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ ANSWER_TIMEOUT_S = 8.0
 
 
 def looks_of(folder: Path, registered: Callable[[], Check]) -> list[Look]:
-    """All that a site's daemon must find well to be SERVING. `registered` says whether the server knows this site."""
+    """Return the checks that must pass for a site's daemon to be SERVING.
+
+    `registered` checks whether the server has admitted this site.
+    """
 
     def config() -> SiteConfig:
         return load_site_config(folder / CONFIG_FILE)
@@ -50,7 +53,10 @@ def looks_of(folder: Path, registered: Callable[[], Check]) -> list[Look]:
 
 
 def readable(folder: Path) -> Check:
-    """The cohort, and one of its images read from the disk. A cohort that is missing is a fault: nothing can train."""
+    """Check the cohort, and read one of its images from the disk.
+
+    A missing cohort is a fault, because the site cannot train.
+    """
     check = cohort(folder)
     if check.state != "ok":
         return fault("data", check.found, check.todo)
@@ -60,7 +66,7 @@ def readable(folder: Path) -> Check:
 
 
 def enough(folder: Path, config: SiteConfig) -> Check:
-    """Something is left: of the cap for a further study, or of what a study at work holds."""
+    """Check that budget is left: of the cap for a further study, or in the hold of a running study."""
     check, known = budget(folder, config), opened(folder)
     at_work = known is not None and any(
         hold.released_by is None and any(hold.attempts_left.values()) for hold in known.holds()
@@ -75,7 +81,7 @@ def enough(folder: Path, config: SiteConfig) -> Check:
 
 
 def last_reply(folder: Path) -> Check:
-    """When something last left this site. The audit log must be whole."""
+    """Report the time of the last reply that left this site. The audit log must be intact."""
     path = folder / AUDIT_FILE
     entries = verified(path).entries if path.exists() else ()
     last = next((entry for entry in reversed(entries) if entry["event"] == "released"), None)
@@ -85,14 +91,14 @@ def last_reply(folder: Path) -> Check:
 
 
 def ca(folder: Path, config: SiteConfig) -> Check:
-    """The days of the pinned CA's certificate."""
+    """Check the validity period of the pinned CA's certificate."""
     pinned = pinned_ca(folder, config)
     todo = "ask the operator for the next CA"
     return days_left("CA", pinned.not_valid_before_utc, pinned.not_valid_after_utc, datetime.now(UTC), todo)
 
 
 def server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
-    """A TLS handshake with what answers at the server's address, against the pinned CA."""
+    """Check that a TLS handshake with the server's address succeeds against the pinned CA."""
     pem = pinned_ca(folder, config).public_bytes(serialization.Encoding.PEM).decode("ascii")
     connection = required(config.server, "server")
     address, proxy = connection.address, connection.proxy
@@ -103,7 +109,7 @@ def server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
 
 
 def cohort(folder: Path) -> Check:
-    """The prepared data, without those who object; none yet is a note."""
+    """Check the prepared data, without patients who object; missing data are reported as a note."""
     if not (folder / COHORT / SEAL_FILE).exists():
         return note("cohort", "none yet", "wardround-site ingest DIR --study FILE")
     found = without_objectors(open_cohort(folder / COHORT), opted_out(folder))
@@ -111,7 +117,10 @@ def cohort(folder: Path) -> Check:
 
 
 def studies(folder: Path) -> Check:
-    """Whether the prepared data fit each approved study; a study for which they were not prepared is a note."""
+    """Check whether the prepared data fit each approved study.
+
+    A study for which the data were not prepared is reported as a note.
+    """
     from wardround_client.studies.approvals import known_studies
 
     if not (folder / COHORT / SEAL_FILE).exists():
@@ -125,7 +134,12 @@ def studies(folder: Path) -> Check:
 
 
 def opened(folder: Path) -> Ledger | None:
-    """The site's ledger; None where none was made yet. Raises where it is gone, or `Ledger` finds it altered."""
+    """Open the site's ledger; return None if no ledger was made yet.
+
+    Raises:
+        WardroundError: The ledger is missing although `ledger.head` exists.
+        LedgerError: The ledger is damaged or was altered.
+    """
     path = folder / LEDGER_FILE
     if path.exists():
         return Ledger(path)
@@ -135,7 +149,7 @@ def opened(folder: Path) -> Ledger | None:
 
 
 def ledger(folder: Path) -> Check:
-    """The whole ledger, entry by entry."""
+    """Verify the whole ledger, entry by entry."""
     known = opened(folder)
     if known is None:
         return ok("ledger", "none yet; the first study that is admitted makes it")
@@ -143,7 +157,7 @@ def ledger(folder: Path) -> Check:
 
 
 def budget(folder: Path, config: SiteConfig) -> Check:
-    """What is left of the cap; nothing is a note."""
+    """Report what is left of the cap; an exhausted cap is reported as a note."""
     cap = config.privacy.cap()
     left = (opened(folder) or Ledger(None)).remaining(cap)
     said = f"ε = {left.value:.3g} of {cap.epsilon:g} left, per {left.unit} at δ = {left.delta:g}"

@@ -1,4 +1,4 @@
-"""`site.toml`: what a hospital sets for itself. The server can change none of it."""
+"""`site.toml`: the settings that a hospital makes for itself. The server cannot change any of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class _Section(BaseModel):
 
 
 class ServerConfig(_Section):
-    """`[server]`: where the federation's server is, and by which CA it is known. A simulated site has none."""
+    """`[server]`: the address of the federation's server, and the CA that identifies it. None at a simulated site."""
 
     address: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")]  # HOST:PORT
-    ca_sha256: Annotated[str, Field(pattern=SHA256)]  # the fingerprint that was compared by telephone
+    ca_sha256: Annotated[str, Field(pattern=SHA256)]  # the fingerprint, compared by telephone
     proxy: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None  # HOST:PORT of an HTTP proxy
-    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094  # on loopback; two sites on a machine need two
-    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # on loopback, for a watcher; 0 takes a free one
+    runtime_port: Annotated[int, Field(ge=1024, le=65535)] = 9094  # on loopback; different for each site of a machine
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # on loopback, for a monitoring program; 0 takes a free port
 
 
 class PrivacyConfig(_Section):
-    """`[privacy]`: the cap over all studies, and whether studies without privacy are admitted at all."""
+    """`[privacy]`: the cap over all studies, and whether studies without privacy are admitted."""
 
     epsilon_cap: Annotated[float, Field(gt=0)]
     delta_cap: Annotated[float, Field(gt=0, lt=1)]
@@ -38,12 +38,14 @@ class PrivacyConfig(_Section):
 
 
 class ReleaseConfig(_Section):
-    """`[release]`: which figures about held-out patients may leave. What a study asks beyond that is refused.
+    """`[release]`: which figures about held-out patients may leave the site. A study that asks for more is refused.
 
-    `evaluation`: "off"; "noised", histograms of scores under the study's finite evaluation.epsilon; "exact", also exact
-    counts for studies that ask for evaluation.epsilon = inf, which is no privacy (and needs allow_no_privacy as well).
-    `per_site`: whether the server may show figures of this site alone, and then only where the noised number of
-    patients behind them is at least `minimum_patients`.
+    Attributes:
+        evaluation: "off"; "noised", histograms of scores under the study's finite evaluation.epsilon; "exact", also
+            exact counts for studies that ask for evaluation.epsilon = inf, which gives no privacy (and needs
+            allow_no_privacy as well).
+        per_site: Whether the server may show figures of this site alone, and then only if the noised number of patients
+            behind them is at least `minimum_patients`.
     """
 
     evaluation: Literal["off", "noised", "exact"] = "off"
@@ -52,15 +54,18 @@ class ReleaseConfig(_Section):
 
 
 class ComputeConfig(_Section):
-    """`[compute]`: the device and how much of the machine a round may use. Nothing here affects privacy."""
+    """`[compute]`: the device, and how much of the machine a round may use. Nothing here affects privacy."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: faster where the processor has it
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: faster if the processor supports it
 
 
 class SiteConfig(_Section):
-    """The whole file. `name` is the site's own; the server knows it by its registered key."""
+    """The whole file.
+
+    `name` is chosen by the site; the server identifies the site by its registered key.
+    """
 
     name: Annotated[str, Field(pattern=SITE_NAME)]
     server: ServerConfig | None = None
@@ -70,5 +75,9 @@ class SiteConfig(_Section):
 
 
 def load_site_config(path: Path) -> SiteConfig:
-    """Read `site.toml`. Raises `UsageError` in one line that names the file and the field."""
+    """Read `site.toml`.
+
+    Raises:
+        UsageError: The file is invalid. The message is one line that names the file and the field.
+    """
     return read_toml(path, SiteConfig)

@@ -1,4 +1,4 @@
-"""What a hospital's `doctor` looks at: keys, server, clock, device, disk, data, ledger and budget of its folder."""
+"""The checks of a hospital's `doctor`: keys, server, clock, device, disk, data, ledger and budget of its folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wardround_client.site.site import choose_device
 from wardround_client.training.batches import material_of
 from wardround_client.training.train import plan_speed, train
 
-NEEDED_BYTES = 2 * 10**9  # replies and features; ingest asks for its own room
+NEEDED_BYTES = 2 * 10**9  # for replies and features; ingest checks its own disk space
 STEP = {
     "study": {"name": "doctor", "rounds": 1, "spare_rounds": 0},
     "data": {"labels": ["a", "b"], "image_size": 64, "channels": "grey", "modality": "any"},
@@ -38,7 +38,11 @@ STEP = {
 
 
 def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
-    """Every check in turn; one that fails does not stop the others. Raises `UsageError` where `site.toml` is wrong."""
+    """Run every check in turn; a failed check does not stop the others.
+
+    Raises:
+        UsageError: `site.toml` is invalid.
+    """
     config = load_site_config(folder / CONFIG_FILE)
     yield ok(CONFIG_FILE, f"{config.name}, cap ε = {config.privacy.epsilon_cap:g} at δ = {config.privacy.delta_cap:g}")
     yield files_closed(folder, [SITE_KEY, PSEUDONYM_KEY, CA_CERTIFICATE])
@@ -61,7 +65,7 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
 
 
 def _keys(folder: Path) -> Check:
-    """The private key opens and is the public one's."""
+    """Check that the private key can be read and belongs to the public one."""
     pseudonym_key(folder)
     try:
         private = serialization.load_ssh_private_key((folder / SITE_KEY).read_bytes(), password=None)
@@ -74,7 +78,7 @@ def _keys(folder: Path) -> Check:
 
 
 def _device(config: SiteConfig) -> Check:
-    """One step of private training as a round does it (draw, clip, noise) on eight synthetic patients."""
+    """Check one step of private training as in a round (draw, clip, noise) on eight synthetic patients."""
     device, started = choose_device(config), time.monotonic()
     torch.set_num_threads(config.compute.threads)
     study = parse_study(STEP)
@@ -88,7 +92,7 @@ def _device(config: SiteConfig) -> Check:
         parameters = trained_parameters(network, study)
         before = {name: p.detach().cpu().numpy().copy() for name, p in parameters.items()}
         after = train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
-    except RuntimeError as error:  # what torch raises for a driver that does not fit or memory that is taken
+    except RuntimeError as error:  # raised by torch for a driver that does not fit or memory that is in use
         return fault(
             "device", f"{device}: {str(error).splitlines()[0]}", "mend the driver, or free the device's memory"
         )

@@ -1,8 +1,9 @@
-"""A site's keys, its first `site.toml` and its request to take part. Keys are made here and never leave.
+"""A site's keys, its first `site.toml` and its request to take part. Keys are made here and never leave the site.
 
-The site's key is EC P-384 in OpenSSH's form; the key of pseudonyms is 32 random bytes. The names are in `paths.py`.
+The site's key is EC P-384 in OpenSSH's format; the key of pseudonyms is 32 random bytes. `paths.py` defines the file
+names.
 
-`keys/` appears whole, in one rename; a call that was killed is finished by the next one, and no key is made twice.
+`keys/` is created complete, in one rename. If a call is killed, the next call completes it, and no key is made twice.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PSEUDONYM_KEY_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Enrolment:
-    """What a site is known by, and which parts of its folder this call made."""
+    """The identity of a site, and the parts of its folder that this call made."""
 
     config: SiteConfig
     key_sha256: str
@@ -51,10 +52,10 @@ class Enrolment:
 
 
 def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, proxy: str | None = None) -> Enrolment:
-    """Make what is missing of a site's folder, and nothing else.
+    """Create the missing parts of a site's folder, and change no others.
 
-    Raises `UsageError` where something needed is not given, where the folder belongs to another name, server or CA, or
-    where a key was lost.
+    Raises:
+        UsageError: A required value is not given, the folder belongs to another name, server or CA, or a key was lost.
     """
     own_folder(folder, CONFIG_FILE)
     made = []
@@ -96,7 +97,11 @@ def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, 
 
 
 def pinned_ca(folder: Path, config: SiteConfig) -> x509.Certificate:
-    """The server's CA, whose fingerprint is the pinned one. Raises `UsageError` where it is another."""
+    """Return the server's CA, after comparing its fingerprint with the pinned one.
+
+    Raises:
+        UsageError: The CA is a different one.
+    """
     if config.server is None:
         raise UsageError(f"{folder / CONFIG_FILE}: has no [server]; `wardround-site init` writes it")
     certificate = _certificate(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
@@ -108,12 +113,16 @@ def pinned_ca(folder: Path, config: SiteConfig) -> x509.Certificate:
 
 
 def certificate_sha256(certificate: x509.Certificate) -> str:
-    """The fingerprint of a certificate."""
+    """Return the fingerprint of a certificate."""
     return sha256_hex(certificate.public_bytes(serialization.Encoding.DER))
 
 
 def pseudonym_key(folder: Path) -> bytes:
-    """The site's key of pseudonyms. Raises `UsageError` where it is gone or damaged: pseudonyms would all change."""
+    """Return the site's key of pseudonyms.
+
+    Raises:
+        UsageError: The key is missing or damaged. A new key would change every pseudonym.
+    """
     key = _read(folder / PSEUDONYM_KEY)
     if len(key) != PSEUDONYM_KEY_BYTES:
         raise UsageError(f"{folder / PSEUDONYM_KEY}: is damaged; put it back from a backup")
@@ -121,7 +130,11 @@ def pseudonym_key(folder: Path) -> bytes:
 
 
 def config_text(name: str, address: str, ca: x509.Certificate, proxy: str | None) -> str:
-    """A first `site.toml`: nothing leaves that the hospital did not allow. Raises `UsageError` for a wrong value."""
+    """Return a first `site.toml`, under which nothing leaves the site that the hospital did not allow.
+
+    Raises:
+        UsageError: A value is invalid.
+    """
     split_address(address)
     if proxy is not None:
         split_address(proxy)
@@ -185,14 +198,17 @@ def _new_keys(name: str, ca_pem: bytes) -> dict[str, bytes]:
 
 
 def _refuse_lost_keys(folder: Path, config: SiteConfig) -> None:
-    """New keys are made for a new site only: with another key of pseudonyms every patient would be another."""
+    """Refuse to make new keys for a site that had keys before.
+
+    With a new key of pseudonyms, every patient would get a new pseudonym.
+    """
     later = (f"{config.name}{REQUEST_SUFFIX}", COHORT, LEDGER_FILE, STUDIES)
     if any((folder / name).exists() for name in later):
         raise UsageError(f"{folder / 'keys'}: is gone; put it back from a backup, or enrol anew in a new folder")
 
 
 def _same(folder: Path, config: SiteConfig, name: str | None, address: str | None, ca: Path | None) -> None:
-    """Raises `UsageError` where what is given is not what the folder has."""
+    """Raise `UsageError` if a given value differs from the one in the folder."""
     here = folder / CONFIG_FILE
     if name is not None and name != config.name:
         raise UsageError(f"{here}: this site is called {config.name}; another site needs another folder")

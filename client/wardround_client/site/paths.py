@@ -1,4 +1,4 @@
-"""The names in a site's folder, each once.
+"""Names of the files in a site's folder, each defined once.
 
     site.toml               the site's own rules                                      site/config.py
     keys/site_key           its identity towards the server; keys/site_key.pub        site/enrolment.py
@@ -11,16 +11,16 @@
     decisions/HASH.json     who decided what about a study, when, for how many runs   studies/store.py
     cohort/                 the prepared data and their quality report                sources/cohort.py
     opt_out.txt             pseudonyms of patients who object                         sources/opt_out.py
-    ledger.sqlite3          the privacy spent; ledger.head: how far it has come       ledger/file.py
-    audit.jsonl             what was decided, refused and released; audit.head        wardround/records/audit_log.py
-    replies/                replies on disk: a round asked for twice gets the same    site/site.py
+    ledger.sqlite3          the privacy spent; ledger.head: its last known entry      ledger/file.py
+    audit.jsonl             decisions, refusals and releases; audit.head              wardround/records/audit_log.py
+    replies/                replies on disk, for rounds that are requested again      site/site.py
     cache/                  frozen features, and the fastest clipping engine          training/features.py, clipping/
-    flower/                 what Flower's processes need; a secret of each start      flower/daemon.py
+    flower/                 files of Flower's processes; a secret of each start       flower/daemon.py
     flower/proofs/          which clipping engines were proved since the start        flower/executor.py
     logs/site.log           the daemon's log, rotated                                 wardround/operations/logs.py
 
-Each name is relative to the site's folder. Lock files begin with a dot; one that lies there says nothing about whether
-it is held.
+Each name is relative to the site's folder. Lock files begin with a dot; a lock file that exists is not necessarily
+held.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SERVER_FILE = "server.json"
 
 PROPOSALS, STUDIES, DECISIONS = "proposals", "studies", "decisions"
 DECIDING_LOCK = f"{DECISIONS}/.deciding.lock"  # held around all steps of one decision
-WRITING_LOCK = f"{DECISIONS}/.writing.lock"  # held around one change of a file of decisions, never around the other
+WRITING_LOCK = f"{DECISIONS}/.writing.lock"  # held during one change of a decision file, never around DECIDING_LOCK
 
 COHORT = "cohort"
 OPT_OUT_FILE, OPT_OUT_LOCK, FORGET_LOCK = "opt_out.txt", ".opt_out.lock", ".forget.lock"

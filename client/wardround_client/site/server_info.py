@@ -1,7 +1,7 @@
-"""What the server's last questions said of it: which software it runs, and what its clock showed. In `server.json`.
+"""The server's software version and clock, as last seen in its messages. Stored in `server.json`.
 
-A server can be asked nothing before it asks: the one public port speaks Flower alone. So the first question is the
-first comparison, and `doctor` says when it was heard.
+A site cannot query the server by itself, because the one public port serves Flower only. The first comparison is
+therefore made at the server's first message, and `doctor` reports the time of that message.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
 from wardround_client.site.paths import SERVER_FILE
 
 MOST_DELAY_S = (
-    90.0  # a proposal lives a minute, a SuperNode looks every few seconds, and its task takes a while to start
+    90.0  # a proposal is valid for a minute, a SuperNode polls every few seconds, and its task takes time to start
 )
 LEAST_DELAY_S = -5.0
-EARLIEST, LATEST = 1_577_836_800.0, 4_102_444_800.0  # 2020 and 2100: no server of ours shows another year
+EARLIEST, LATEST = 1_577_836_800.0, 4_102_444_800.0  # the years 2020 and 2100; a server's clock outside them is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """The last question: when it was sent by the server's clock, and read by this machine's (seconds since 1970). The
-    server's software, and when that was heard; None before the server said it.
+    """The server's clock and software, as last seen in its messages.
+
+    Attributes:
+        sent_at: When the last message was sent, by the server's clock (seconds since 1970).
+        read_at: When the last message was read, by this machine's clock (seconds since 1970).
+        software: The server's software; None until a message names it.
+        software_at: When the software was last reported.
     """
 
     sent_at: float
@@ -38,13 +43,15 @@ class Heard:
 
 
 def is_time(sent_at: float) -> bool:
-    """True for seconds since 1970 that a clock may show; neither NaN nor infinity is."""
+    """Return whether `sent_at`, in seconds since 1970, is plausible for a clock; NaN and infinity are not."""
     return EARLIEST <= sent_at <= LATEST
 
 
 def keep(folder: Path, sent_at: float, software: Software | None) -> None:
-    """Remember a question, and what it says of the server's software. Raises `UsageError` where the disk refuses, or
-    where the time is none.
+    """Store the time of a message, and the server's software that it reports.
+
+    Raises:
+        UsageError: The file cannot be written, or the time is not plausible.
     """
     if not is_time(sent_at):
         raise UsageError(f"the server's clock shows {sent_at:g} seconds since 1970, which is no time of these years")
@@ -58,7 +65,7 @@ def keep(folder: Path, sent_at: float, software: Software | None) -> None:
 
 
 def heard(folder: Path) -> Heard | None:
-    """What was heard last; None where nothing was, or where the file cannot be read."""
+    """Return the last stored information, or None if there is none or the file cannot be read."""
     try:
         content = json.loads((folder / SERVER_FILE).read_text(encoding="utf-8"))
         times = {key: float(content[key]) for key in ("sent_at", "read_at", "software_at")}
@@ -68,7 +75,7 @@ def heard(folder: Path) -> Heard | None:
 
 
 def version_against_server(folder: Path) -> Check:
-    """Whether this site and the server run versions that fit, as far as the server has said."""
+    """Check whether the versions of this site and the server fit, as far as the server has reported its own."""
     here, last = ours(), heard(folder)
     if last is None or last.software is None:
         return ok("version", f"{here}; the server's is known when it first puts a study before this site")
@@ -85,8 +92,10 @@ def version_against_server(folder: Path) -> Check:
 
 
 def clock_against_server(folder: Path) -> Check:
-    """Whether this clock and the server's agree, as far as the last question's way here shows: a clock that is ahead by
-    less than such a way takes cannot be told. The server refuses calls of one that is more than five seconds ahead.
+    """Check whether this clock and the server's agree, as far as the transit time of the last message shows.
+
+    A clock that is ahead by less than the transit time cannot be detected. The server refuses calls from a site whose
+    clock is more than five seconds ahead.
     """
     name, last = "server's clock", heard(folder)
     if last is None:

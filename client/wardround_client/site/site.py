@@ -1,6 +1,6 @@
-"""A site as one round sees it: its rules, its ledger, its data, its secret randomness. Opened from a folder.
+"""A site as used by one round: its rules, its ledger, its data and its secret randomness, opened from a folder.
 
-`paths.py` lists what a site's folder holds.
+`paths.py` lists the contents of a site's folder.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ Weights = dict[str, np.ndarray]
 
 @dataclass(kw_only=True)
 class Site:
-    """One hospital. `study_of` knows only approved studies; `material_of` and `held_out_of` read the data, and only
-    after admission. `release` is "off" unless the site itself says otherwise.
+    """One hospital.
+
+    `study_of` returns approved studies only. `material_of` and `held_out_of` read the data; they are called only after
+    admission. `release` is "off" unless the site itself allows more.
     """
 
     name: str
@@ -56,23 +58,27 @@ class Site:
     material_of: Callable[[Study], Material]
     randomness: SecretRandom
     device: torch.device
-    runs_allowed: Callable[[str], int] = lambda _: 1  # how many runs of a study may ever begin; see studies/store.py
+    runs_allowed: Callable[[str], int] = lambda _: 1  # runs of a study that may ever begin, see studies/store.py
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutImages] | None = None
-    cache: Path | None = None  # where the choice of the clipping engine is kept; without it a rule decides
-    proofs: Path | None = None  # where it is kept what was proved of engines in this start; without it nowhere
+    cache: Path | None = None  # folder for the choice of the clipping engine; without it a rule decides
+    proofs: Path | None = None  # folder for the engines proved since this start; without it they are not kept
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
-    read_rules: Callable[[], SiteConfig] | None = None  # site.toml as it is now; without it the rules never change
-    record: Callable[[Event], object] | None = None  # the audit log; without it nothing is written down
-    # what is costly to open, by study hash; lives with the process
+    read_rules: Callable[[], SiteConfig] | None = None  # reads the current site.toml; without it the rules never change
+    record: Callable[[Event], object] | None = None  # writes to the audit log; without it nothing is recorded
+    # objects that are costly to open, by study hash; kept while the process lives
     admitted: dict[str, object] = field(default_factory=dict)
-    materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # and by the state of the data
+    materials: dict[tuple[str, str], Material] = field(default_factory=dict)  # by study hash and state of the data
 
     def with_current_rules(self) -> Site:
-        """This site with the cap and the release settings that its file has now: a person may have changed them while
-        the process waited for `exclusive`. Raises `UsageError` where the file is wrong.
+        """Return this site with the cap and the release settings that its file has now.
+
+        A person may have changed them while the process waited for `exclusive`.
+
+        Raises:
+            UsageError: The file is invalid.
         """
         if self.read_rules is None:
             return self
@@ -80,15 +86,21 @@ class Site:
         return replace(self, cap=config.privacy.cap(), release=config.release)
 
     def engine_memory(self, study_sha256: str) -> EngineMemory | None:
-        """What this site keeps of clipping engines, for one study."""
+        """Return the folders in which this site keeps results about clipping engines, for one study."""
         if self.cache is None:
             return None
         return EngineMemory(choices=self.cache, proofs=self.proofs / study_sha256 if self.proofs else None)
 
 
 def open_site(folder: Path, proofs: Path | None = None) -> Site:
-    """Open a site's folder. `proofs` is a folder of this start of the daemon, for what it has proved of engines. Raises
-    `UsageError` or `LedgerError` in one line where something in it is wrong.
+    """Open a site's folder.
+
+    Args:
+        folder: The site's folder.
+        proofs: A folder of this start of the daemon, for the clipping engines that it has proved.
+
+    Raises:
+        UsageError, LedgerError: A part of the folder is invalid. The message is one line.
     """
     config = load_site_config(folder / CONFIG_FILE)
     torch.set_num_threads(config.compute.threads)
@@ -102,7 +114,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
             inputs_N = inputs_of(study, cohort, device, folder / CACHE)
             if _data_state(folder) == state:
                 return material_of(inputs_N, cohort.labels_N, cohort.patient_N, rows_N)
-            remove_features(folder / CACHE)  # of somebody who objected meanwhile, perhaps
+            remove_features(folder / CACHE)  # a patient may have objected meanwhile
 
     return Site(
         name=config.name,
@@ -127,12 +139,14 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
 
 
 def open_cohort_of(folder: Path, study: Study) -> Cohort:
-    """The site's cohort as the study may use it, without the patients who object.
+    """Return the site's cohort as the study may use it, without the patients who object.
 
-    It has no patient where nothing is prepared, or where images were prepared with other channels or another size than
-    the study's; labels that the study does not have count as none. A site that has nobody must answer as any other, or
-    its answers would tell that somebody is there. Raises `DataError` where the cohort or the list of objections is
-    damaged.
+    The cohort is empty if no data are prepared, or if images were prepared with other channels or another size than the
+    study's. Labels that the study does not have count as no label. A site without patients must reply like any other,
+    or its replies would reveal which sites have patients.
+
+    Raises:
+        DataError: The cohort or the list of objections is damaged.
     """
     try:
         cohort = open_cohort(folder / COHORT)
@@ -147,7 +161,10 @@ def open_cohort_of(folder: Path, study: Study) -> Cohort:
 
 
 def _data_state(folder: Path) -> str:
-    """A hash of the cohort's seal and the list of objections, so that a change of either counts in the next round."""
+    """Return a hash of the cohort's seal and the list of objections.
+
+    A change of either therefore takes effect in the next round.
+    """
     digest = hashlib.sha256()
     for path in (folder / COHORT / SEAL_FILE, folder / OPT_OUT_FILE):
         digest.update(path.read_bytes() if path.is_file() else b"none")
@@ -155,10 +172,13 @@ def _data_state(folder: Path) -> str:
 
 
 def choose_device(config: SiteConfig) -> torch.device:
-    """The configured device; `auto` takes a CUDA GPU where torch finds one. Raises `WardroundError` where it is
-    missing.
+    """Return the configured device; `auto` takes a CUDA GPU if torch finds one.
 
-    On a GPU the same numbers then give the same bits in each call, as clipping by groups needs (`privacy/bookkeeping`).
+    On a GPU, this also makes the same numbers give the same bits in each call, which clipping by groups needs
+    (`clipping/bookkeeping.py`).
+
+    Raises:
+        WardroundError: The device is missing.
     """
     wanted = config.compute.device
     if wanted == "auto":
@@ -171,8 +191,9 @@ def choose_device(config: SiteConfig) -> torch.device:
 
 
 class ReplyFolder(MutableMapping[int, Weights]):
-    """Replies by attempt, each a hashed file, fsynced before the call returns. A new reply replaces older ones of
-    the run.
+    """Replies by attempt, each in a hashed file that is fsynced before the call returns.
+
+    `rounds/training.py` removes a run's older replies.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""What a site knows of itself on one page: studies, last round, budget, cohort, objections, the daemon if it is there.
+"""A site's status on one page: studies, last round, budget, cohort, objections and the daemon, if it is running.
 
-Counts of patients are for the hospital's own eyes: nothing here is ever sent.
+Counts of patients are for the hospital alone: nothing on this page is ever sent.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ ANSWER_TIMEOUT_S = 3.0
 
 
 def status_of(folder: Path, ledger: Ledger) -> dict[str, Any]:
-    """The page as plain JSON. A part that cannot be read says so under `fault` and hides no other.
+    """Return the page as plain JSON.
 
-    Raises `UsageError` where `site.toml` cannot be read: then this is no site.
+    A part that cannot be read contains the error under `fault`; the other parts are still shown.
+
+    Raises:
+        UsageError: `site.toml` cannot be read, so the folder is not a site.
     """
     config = load_site_config(folder / CONFIG_FILE)
     cap = config.privacy.cap()
@@ -68,7 +71,10 @@ def _study(known: Any) -> dict[str, Any]:
 
 
 def _last(folder: Path, *events: str, released: bool = True) -> dict[str, Any] | None:
-    """The last entry of these kinds; without `released` none that counts replies sent again."""
+    """Return the last entry of these kinds.
+
+    Without `released`, entries that count replies sent again are skipped.
+    """
     path = folder / AUDIT_FILE
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""What training reads at a site, and its way from a draw of patients to batches that a network can hold.
+"""Training material of a site, and its batches: from a draw of patients to batches that fit the network.
 
 Shapes: N rows, C channels, H and W pixels, D features, U drawn patients.
 """
@@ -19,8 +19,8 @@ from wardround_client.clipping.engines import ClippingEngine, PatientBatch
 from wardround_client.privacy.sampling import Draw, PatientIndex, index_patients
 from wardround_client.sources.cohort import AnyRows
 
-IMAGES_PER_PHYSICAL_BATCH = 64  # without a plan of the machine's memory
-PRODUCTS_PER_BATCH = 1 << 22  # of a feature and an output: 32 MiB in the float64 of a head's gradient
+IMAGES_PER_PHYSICAL_BATCH = 64  # used if the machine's memory was not measured
+PRODUCTS_PER_BATCH = 1 << 22  # of a feature and an output: a head's gradient in float64 then takes 32 MiB
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What training reads at a site. Rows without a label and patients held out are not in `index`.
+    """The data that training reads at a site. Unlabelled rows and held-out patients are not in `index`.
 
-    `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) where the network's features are frozen.
+    `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) if the network's features are frozen.
     """
 
     inputs_N: AnyRows
@@ -44,7 +44,7 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedPlan:
-    """How a site does the arithmetic of a study's steps. Nothing here affects privacy."""
+    """How a site computes a study's steps. Nothing here affects privacy."""
 
     engine: ClippingEngine
     images_per_batch: int = IMAGES_PER_PHYSICAL_BATCH
@@ -52,7 +52,7 @@ class SpeedPlan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOutImages:
-    """Images of patients that this study never trains on: uint8 (N, C, H, W), their labels, and whose they are."""
+    """Images of patients on whom this study never trains: uint8 (N, C, H, W), with labels and patients."""
 
     images_NCHW: AnyRows
     labels_N: np.ndarray
@@ -60,7 +60,7 @@ class HeldOutImages:
 
 
 def material_of(inputs_N: AnyRows, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:
-    """Keep the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
+    """Return the rows where `rows_N` is true as training material; `inputs_N` itself is not copied."""
     kept = np.flatnonzero(rows_N)
     index = index_patients(patient_N[kept])
     index = PatientIndex(rows_N=kept[index.rows_N], start_P1=index.start_P1)
@@ -68,8 +68,9 @@ def material_of(inputs_N: AnyRows, labels_N: np.ndarray, patient_N: np.ndarray, 
 
 
 def most_rows(material: Material, images_per_batch: int, outputs: int) -> int:
-    """Rows that are computed together, and that a patient brings at most: of images what the memory holds, of features
-    many more, fewer with each output.
+    """Return the number of rows that are computed together, which is also the most that one patient contributes.
+
+    For images it is the number that fits into memory. For features it is much larger, and smaller with each output.
     """
     if material.reads_images:
         return images_per_batch
@@ -79,11 +80,13 @@ def most_rows(material: Material, images_per_batch: int, outputs: int) -> int:
 def physical_batches(
     material: Material, draw: Draw, device: torch.device, augment: Augmentation, most_rows: int
 ) -> Iterator[PatientBatch]:
-    """Split a draw at patient boundaries into batches of at most `most_rows`, or of one patient with more. Where a
-    batch cannot be made, its patients come one at a time, without those of whom that is true: whoever cannot be read or
-    viewed counts as zero, like a gradient that is not finite.
+    """Split a draw at patient boundaries into batches of at most `most_rows` rows, or of one patient with more rows.
 
-    `augment` is called for each patient alone: what it gives is then the same whoever else was drawn, to the last bit.
+    If a batch cannot be made, its patients are yielded one at a time, and patients whose batch fails are left out: a
+    patient whose images cannot be read or augmented counts as zero, like a gradient that is not finite.
+
+    `augment` is called for each patient separately, so that its result is the same whichever other patients were drawn,
+    to the last bit.
     """
     first = 0
     while first < draw.units:
@@ -110,10 +113,11 @@ def _batch(material: Material, draw: Draw, units: range, device: torch.device, a
 
 
 def or_one_by_one(together: Callable[[], T], alone: Sequence[Callable[[], T]]) -> list[T]:
-    """What all patients of a batch give together; where that raises, what each gives alone, without those who raise.
+    """Return the result for all patients of a batch; if computing it raises, return each patient's result separately.
 
-    An error that one patient's data cause must not take the others' part out of a sum: the sum would move by all of
-    theirs. Engines give a patient alone the same bits as among others. The site's log has each error in full.
+    Patients whose own computation raises are left out. An error caused by one patient's data must not remove the other
+    patients' part of a sum, because the sum would then move by the parts of all of them. Engines give a patient alone
+    the same bits as among others. The site's log records each error in full.
     """
     try:
         return [together()]

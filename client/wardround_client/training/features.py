@@ -1,4 +1,4 @@
-"""Frozen features of a cohort, computed once and kept."""
+"""Frozen features of a cohort, computed once and cached."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> np.ndarray:
-    """Frozen features of every image, float32 (N, D); kept in `cache_folder` by network, weights and cohort.
+    """Return the frozen features of every image, float32 (N, D).
 
-    Each image goes through the network alone: in a batch, the last bit of its features would depend on the other
-    images, and weights that a server sends for the head could blow that bit up. And one that cannot be read or computed
-    has features that are not numbers, in this round. Raises `DataError` where that is true of all.
+    They are cached in `cache_folder` by network, weights and cohort. Each image is passed through the network alone: in
+    a batch, the last bit of its features would depend on the other images, and weights that a server sends for the head
+    could amplify that bit. An image that cannot be read or computed gets NaN features in this round.
+
+    Raises:
+        DataError: No image can be read or computed.
     """
     path = None
     if cache_folder is not None:
@@ -41,7 +44,7 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
     def of(image_CHW: np.ndarray) -> np.ndarray:
         return features(torch.from_numpy(np.array(image_CHW[None])).to(device)).float().cpu().numpy()[0]
 
-    width = len(of(np.zeros(images_NCHW.shape[1:], np.uint8)))  # also where nobody is there
+    width = len(of(np.zeros(images_NCHW.shape[1:], np.uint8)))  # works for an empty cohort too
     features_ND, failed = np.full((len(images_NCHW), width), np.nan, np.float32), 0
     for row in range(len(images_NCHW)):
         try:
@@ -58,7 +61,10 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
 
 
 def _kept(path: Path) -> np.ndarray | None:
-    """The features in a file; None where there is none or it is damaged: they are computed anew, and written again."""
+    """Return the features in a file, or None if the file is missing or damaged.
+
+    The caller then computes the features again and writes them anew.
+    """
     if not path.is_file():
         return None
     try:
@@ -70,7 +76,7 @@ def _kept(path: Path) -> np.ndarray | None:
 
 
 def _frozen_sha256(network: nn.Module) -> str:
-    """SHA-256 over the names and bytes of everything but the head."""
+    """Return the SHA-256 of the names and bytes of everything but the head."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if not name.startswith("head."):

@@ -1,4 +1,4 @@
-"""Which rows of a cohort a study trains on and is tested on, and what training reads of them.
+"""Selection of a cohort's rows for training and for testing, and the inputs that training reads.
 
 Shapes: N rows, P patients.
 """
@@ -20,18 +20,19 @@ from wardround_client.training.features import features_of
 
 
 def usable_rows(study: Study, cohort: Cohort) -> np.ndarray:
-    """Rows that the task can train on or be tested with, bool (N,)."""
+    """Return the rows on which the task can train or be tested, bool (N,)."""
     return objective_part(study.study.task).usable_rows(study, cohort.labels_N)
 
 
 def training_rows(study: Study, cohort: Cohort) -> np.ndarray:
-    """Usable rows whose patient is not held out by this study, bool (N,)."""
+    """Return the usable rows of patients whom this study does not hold out, bool (N,)."""
     return usable_rows(study, cohort) & ~_held_out(study, cohort)
 
 
 def inputs_of(study: Study, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> AnyRows:
-    """What training reads of every image: the image, uint8 (N, C, H, W), or its frozen features, float32 (N, D), kept
-    in `cache_folder`.
+    """Return the input that training reads for every image.
+
+    This is the image, uint8 (N, C, H, W), or its frozen features, float32 (N, D), cached in `cache_folder`.
     """
     if objective_part(study.study.task).reads_features(study):
         return features_of(initial_network(study), cohort, device, cache_folder)
@@ -39,7 +40,7 @@ def inputs_of(study: Study, cohort: Cohort, device: torch.device, cache_folder: 
 
 
 def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
-    """The usable images of the patients whom this study never trains on."""
+    """Return the usable images of the patients on whom this study never trains."""
     rows_N = np.flatnonzero(usable_rows(study, cohort) & _held_out(study, cohort))
     return HeldOutImages(
         images_NCHW=Rows(cohort.images_NCHW, rows_N),
@@ -49,17 +50,17 @@ def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
 
 
 def empty_material(study: Study, device: torch.device) -> Material:
-    """The training material of a site where the study finds nobody."""
+    """Return the training material of a site without any patient for the study."""
     cohort = nobody(study)
     inputs_N = inputs_of(study, cohort, device, None)
     return material_of(inputs_N, cohort.labels_N, cohort.patient_N, training_rows(study, cohort))
 
 
 def no_held_out_images(study: Study) -> HeldOutImages:
-    """The held-out images of a site where the study finds nobody."""
+    """Return the held-out images of a site without any patient for the study: none."""
     return held_out_images(study, nobody(study))
 
 
 def _held_out(study: Study, cohort: Cohort) -> np.ndarray:
-    """Rows of the patients that a keyed hash holds out for ever, bool (N,)."""
+    """Return the rows of the patients whom a keyed hash holds out permanently, bool (N,)."""
     return (cohort.holdout_rank_P < study.evaluation.holdout)[cohort.patient_N]

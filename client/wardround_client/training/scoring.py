@@ -1,8 +1,10 @@
 """Scores of held-out patients: one number each, from that patient's images alone.
 
-Images go through the network one at a time. In a batch the others' number can change the last digit of a score, and so
-move it to another bin: a release would then depend on more patients than its guarantee says. And where a patient's
-images cannot be scored, that patient's score is not a number, and nobody else's changes. Shapes: N images, P patients.
+Images are passed through the network one at a time. In a batch, the number of other images can change the last digit of
+a score and so move it to another bin; a release would then depend on more patients than its guarantee states. If a
+patient's images cannot be scored, that patient's score is NaN, and no other patient's score changes.
+
+Shapes: N images, P patients.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ log = logging.getLogger(__name__)
 def held_out_scores(
     network: nn.Module, study: Study, weights: dict[str, np.ndarray], held_out: HeldOutImages, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The task's score (P,) float64 and class (P,) bool of each held-out patient, by ascending patient: what is binned,
-    noised, charged and released.
+    """Return each held-out patient's score, float64 (P,), and class, bool (P,), by ascending patient.
+
+    The task defines both. They are the input for binning, noise, charge and release.
     """
     task = objective_part(study.study.task)
     network = network.to(device).eval()
@@ -47,7 +50,10 @@ def held_out_scores(
 
 
 def score_or_nan(score: Callable[[], float]) -> float:
-    """A patient's score; not a number where computing it raises, which the site's log has in full."""
+    """Return a patient's score, or NaN if computing it raises an error.
+
+    The site's log records the error in full.
+    """
     try:
         return float(score())
     except Exception:

@@ -1,8 +1,7 @@
-"""A round's local steps: learning rate and optimizer from public numbers, and the noisy steps themselves, the same for
-every task.
+"""A round's local steps for every task: learning rate and optimizer from public numbers, and the noisy steps.
 
 Guarantee: a step adds the drawn patients' clipped gradients, sensitivity C, and one noise of deviation sigma C: one
-Gaussian event, as in `noise.py`. Exactly `plan.local_steps` of them happen whatever the data are.
+Gaussian event, as in `privacy/noise.py`. Exactly `plan.local_steps` of them are taken, whatever the data are.
 """
 
 from __future__ import annotations
@@ -41,10 +40,16 @@ def take_noisy_steps(
     speed: SpeedPlan | None,
     after_noise: Sequence[Callable[[], None]] = (),
 ) -> None:
-    """The noisy steps of one round, in place: `plan.local_steps`, an empty draw's on noise alone.
+    """Take the noisy steps of one round, in place.
 
-    Each of `after_noise` may add to the noised gradients what no patient moves. Without `speed` a rule chooses the
-    engine. Raises `WardroundError` where the steps that were taken are not those that the ledger was charged for.
+    There are `plan.local_steps` steps; the step of an empty draw consists of noise alone.
+
+    Args:
+        after_noise: Each function may add terms that do not depend on any patient to the noised gradients.
+        speed: How the steps are computed; if None, a rule chooses the engine.
+
+    Raises:
+        WardroundError: The number of steps taken is not the number that the ledger was charged for.
     """
     speed = speed or SpeedPlan(engine=engine_for(objective.part, plan.max_grad_norm))
     moving = list(objective.parameters.values())
@@ -71,7 +76,7 @@ def take_noisy_steps(
                 optimizer.accumulate_sum(one)
         optimizer.noisy_step(add_public_terms)
     if tried and not counted:
-        # To raise here would throw the noise away and draw it again, for a reason that the patients gave.
+        # Raising here would discard the noise and draw it again, for a reason that depends on the patients.
         log.error("training failed with each patient, so this round is noise alone; the log above says why")
     if optimizer.noisy_steps != plan.local_steps:
         raise WardroundError(
@@ -82,8 +87,9 @@ def take_noisy_steps(
 def pull_to_start(
     study: Study, parameters: dict[str, nn.Parameter], received: list[Tensor]
 ) -> Callable[[], None] | None:
-    """FedProx's term mu (w - w_received) for `after_noise` (Li et al. 2020): it needs no patient. None where the study
-    has another strategy.
+    """Return FedProx's term mu (w - w_received) for `after_noise` (Li et al. 2020), which depends on no patient.
+
+    Returns None if the study has another strategy.
     """
     if study.aggregation.strategy != "fedprox":
         return None
@@ -96,11 +102,11 @@ def pull_to_start(
 
 
 def learning_rate(study: Study, plan: PrivacyPlan, parameters: int, round_: int) -> float:
-    """The learning rate of a round (1-based), from public numbers only.
+    """Return the learning rate of a round (1-based), from public numbers only.
 
     `"rule"`: min(32, 3 N / (C s sqrt(d T K))) with N the federation's nominal patients, C the clipping norm, s the
-    noise multiplier, d the parameters that move, T the steps of the study, K the nominal sites: the noise of all
-    steps together then moves the weights by a bounded length. `cosine` scales by a linear warm-up and half a cosine
+    noise multiplier, d the number of trained parameters, T the steps of the study, K the nominal sites. The noise of
+    all steps together then moves the weights by a bounded length. `cosine` scales by a linear warm-up and half a cosine
     over the rounds.
     """
     training, rounds = study.training, study.study.rounds
@@ -119,7 +125,7 @@ def learning_rate(study: Study, plan: PrivacyPlan, parameters: int, round_: int)
 
 
 def optimizer_of(training: TrainingSection, rate: float, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The study's optimizer, new in every round: no state outlives one."""
+    """Return the study's optimizer, new in every round, so that no state outlives a round."""
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay)
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam

@@ -1,8 +1,10 @@
-"""The training loop of a site: one for all tasks.
+"""The training loop of a site, the same for all tasks.
 
-A round takes `plan.local_steps` noisy steps from the weights received. What the loss is, and what happens to weights
-that no patient moves, comes from the task (`wardround.tasks.objective`); drawing patients, clipping, noise and stepping
-are here and in `steps.py`. Shapes: N rows.
+A round takes `plan.local_steps` noisy steps from the weights received. The task (`wardround.tasks.objective`) defines
+the loss and the treatment of weights that do not depend on patients; this module and `steps.py` draw patients, clip,
+add noise and step.
+
+Shapes: N rows.
 """
 
 from __future__ import annotations
@@ -36,12 +38,14 @@ def train(
     device: torch.device,
     speed: SpeedPlan | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the local steps of one round from `weights`; return all that travels, float32, same names and shapes.
+    """Run the local steps of one round from `weights` and return the new weights to send.
 
-    Guarantee: each step adds the clipped gradients of the drawn patients, sensitivity C over all that patients move
-    together, and one noise of deviation sigma C: one Gaussian event. Exactly `plan.local_steps` of them happen whatever
-    the data are; an empty draw steps on noise alone. Everything else is a function of their results and of public
-    numbers. No optimizer state outlives the call.
+    The result is float32, with the same names and shapes.
+
+    Guarantee: each step adds the clipped gradients of the drawn patients, sensitivity C over all parameters that
+    patients move together, and one noise of deviation sigma C: one Gaussian event. Exactly `plan.local_steps` of them
+    are taken, whatever the data are; an empty draw steps on noise alone. Everything else is a function of their results
+    and of public numbers. No optimizer state outlives the call.
 
     `speed` comes from `plan_speed`; without it a rule chooses the clipping engine.
     """
@@ -61,13 +65,16 @@ def train(
 def objective_of(
     network: nn.Module, study: Study, plan: PrivacyPlan, randomness: SecretRandom, device: torch.device
 ) -> Objective:
-    """The task's objective for a network on `device`, with what the loop lends to the task."""
+    """Return the task's objective for a network on `device`, with the tools that the loop provides to the task."""
     tools = StepTools(draws=randomness, device=device, clipped_mean=clipped_mean_of(plan))
     return objective_part(study.study.task).objective_of(network, study, tools)
 
 
 def clipped_mean_of(plan: PrivacyPlan) -> ClippedMean:
-    """The mean over rows of each row's gradient, clipped to the plan's norm; each row is a unit of its own."""
+    """Return a function that computes the mean over rows of each row's gradient, clipped to the plan's norm.
+
+    Each row is a unit of its own.
+    """
 
     def clipped_mean(
         part: nn.Module,
@@ -94,8 +101,10 @@ def plan_speed(
 ) -> SpeedPlan:
     """Choose the clipping engine, prove it against the one-patient loop on synthetic input, and plan the memory.
 
-    `memory` is what a site keeps of engines (`clipping/select.py`). Raises `WardroundError` where the proof fails: the
-    site then does not train.
+    `memory` holds the folders in which a site keeps results about engines (`clipping/select.py`).
+
+    Raises:
+        WardroundError: The proof fails. The site then does not train.
     """
     objective = objective_of(network.to(device), study, plan, SecretRandom(), device)
     part, parameters, sample_N = objective.part, objective.parameters, objective.sample()
