@@ -145,11 +145,11 @@ class Epsilon:
 
 
 def spent(events: Iterable[Event], delta: float) -> Epsilon:
-    """Return the epsilon of all events together at `delta`, which is used to enforce budgets and is the guarantee.
+    """Return the epsilon of all events together at `delta`.
 
-    All events compose in RDP. The epsilons of pure events may also be added, for any delta (Dwork, Roth 2014, theorem
-    3.16); the smaller of the two bounds is returned. For pure events only, the sum holds at delta 0, and the result has
-    that delta.
+    Budgets are enforced with this epsilon, and it is the one that a study guarantees. All events compose in RDP. The
+    epsilons of pure events may also be added, for any delta (Dwork, Roth 2014, theorem 3.16); the smaller of the two
+    bounds is returned. For pure events only, the sum holds at delta 0, and a result that uses it has that delta.
     """
     name = f"RDP, opacus {version('opacus')}"
     events = [event for event in events if event.releases]

@@ -88,7 +88,7 @@ class FlowerExchange:
         started = time.monotonic()
         for site, message_id, message in self._ask(broadcast, TRAIN, deadline_s):
             reply = _reply(site, message_id, message, broadcast, time.monotonic() - started)
-            del message  # before the wait for the next one
+            del message  # frees the memory before the next one is awaited
             yield reply
             del reply
 

@@ -82,7 +82,7 @@ class FlowerFederation:
         return Attended(exchange, self._run, directory, self.online)
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        """Propose a study to those of `sites` that are connected; return name -> the site's state or a code."""
+        """Propose a study to those of `sites` that are connected; return name -> the site's decision or a code."""
         record = {name: ConfigRecord(dict(fields)) for name, fields in pack_proposal(study).items()}
         asked: dict[str, str] = {}
         for site, node in ((site, node) for site, node in self.online().items() if site in sites):
@@ -125,7 +125,7 @@ def stop_watch(run: RunFolder) -> threading.Event:
 
 
 def _word(reply: Message, study: Study) -> str:
-    """Return a site's state of a study, or a code if it sent none. Free text from a site is never returned."""
+    """Return a site's decision on a study, or a code if it sent none. Free text from a site is never returned."""
     if (code := transport_code("asked", reply)) is not None:
         return code
     try:

@@ -4,8 +4,8 @@ Hospitals reach the Fleet API only: gRPC under TLS on the public port, for regis
 `fleet_api.py`. The Control API and the Runtime API listen on loopback. State is kept in SQLite under flower/, so that
 nodes and keys survive a restart. Nothing is installed at run time, and no outgoing connection is made. The executor,
 which starts a phase's ServerApp, is a child process of the daemon: a SuperLink starts its own executor only once, and
-if that one died, every later phase would wait for ever. A run sends the sites a bundle without code: its project file
-names modules that are installed on both sides.
+if that one died, every later phase would wait indefinitely. A run sends the sites a bundle without code: its project
+file names modules that are installed on both sides.
 """
 
 from __future__ import annotations

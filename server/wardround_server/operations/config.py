@@ -41,7 +41,7 @@ class ServerSection(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """The whole file."""
+    """The content of `server.toml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

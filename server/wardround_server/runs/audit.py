@@ -34,7 +34,7 @@ class RunRecord:
         self._named = {"study": study.sha256(), "run": run.run_id}
 
     def heard(self, words: Mapping[str, str]) -> None:
-        """Store the sites' states of the study; a new decision is written to the audit log first."""
+        """Store the sites' decisions on the study; a new decision is written to the audit log first."""
         known = {site: said.state for site, said in self._run.approvals().items()}
         for site, word in sorted(words.items()):
             with at(site=site):

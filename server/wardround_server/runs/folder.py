@@ -35,17 +35,17 @@ from wardround_server.runs.paths import (
 )
 
 State = Literal["proposed", "training", "finished", "stopped"]
-DECIDED = ("approved", "proposed", "refused", "revoked")  # states that a site sends itself; any other state is a code
+DECIDED = ("approved", "proposed", "refused", "revoked")  # the states that a site sends; any other one is a code
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A site's last state of a study, and since when (seconds since 1970).
+    """A site's last decision on a study, and the time of it (seconds since 1970).
 
-    The state is "approved", "proposed" (not decided), "refused", "revoked", or a code for the reason why the site sent
-    none of these.
+    `state` is "approved", "proposed" (not yet decided), "refused", "revoked", or a code with the reason why the site
+    sent none of these.
     """
 
     state: str
@@ -76,7 +76,7 @@ class RunFolder:
             raise UsageError(f"{self.path}: not a run; `wardround-server runs` lists them") from None
 
     def approvals(self) -> dict[str, Said]:
-        """Return the last state of each site, by name."""
+        """Return the last decision of each site, by name."""
         return {site: Said(**said) for site, said in (read_json(self.path / APPROVALS_FILE) or {}).items()}
 
     def approved(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class RunFolder:
         return tuple(sorted(site for site, said in self.approvals().items() if said.state == "approved"))
 
     def hear(self, words: Mapping[str, str]) -> None:
-        """Store the sites' new states. A code does not replace a state that the site sent before."""
+        """Store the sites' new decisions. A code does not replace a decision that the site sent before."""
         known = {site: {"state": said.state, "at": said.at} for site, said in self.approvals().items()}
         for site, state in words.items():
             before = known.get(site, {"state": ""})["state"]

@@ -1,7 +1,7 @@
 """The file names of a run's folder.
 
     study.json              the study, written once by `submit`
-    approvals.json          each site's state of the study and its time, written only by the process of a phase
+    approvals.json          each site's decision on the study and its time, written only by the process of a phase
     start.safetensors       the network before training
     checkpoints/            round-000001.safetensors and so on: the last rounds       rounds/loop.py
     metrics.jsonl           one line per round and site                               runs/metrics_log.py

@@ -48,7 +48,7 @@ class Federation(Protocol):
         """Return name -> node id of the registered sites that are connected now."""
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        """Propose a study to the connected ones of `sites`; return name -> state or code within `limit_s` seconds."""
+        """Propose a study to the connected `sites`; return name -> decision or code within `limit_s` seconds."""
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
         """Return the exchange with these sites (name -> node id; None for a site that is not connected)."""
@@ -181,7 +181,7 @@ def result_of(
 ) -> dict[str, Any]:
     """Return the content of result.json, schema 1.
 
-    It contains what a real server has: no patient counts and no ledgers, but the last ledger head that each site
+    Unlike that of a simulation, it has neither patient counts nor ledgers, but the last ledger head that each site
     reported.
     """
     privacy = study.privacy

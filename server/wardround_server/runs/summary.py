@@ -25,8 +25,8 @@ WORDS = {
 def facts_of(run: RunFolder) -> dict[str, Any]:
     """Return all facts about a run as plain JSON values.
 
-    `words` is each site's last state of the study. `sites` adds since when, the site's software and the reason if that
-    is incompatible. `now` is the round under way if a process works on the run, otherwise None.
+    `words` is each site's last decision on the study, or a code. `sites` adds when the site made it, its software, and
+    the reason if that is incompatible. `now` is the round under way if a process works on the run, otherwise None.
     """
     study, lines, said = run.study(), run.metrics(), run.approvals()
     at_work = run.at_work()
@@ -100,7 +100,7 @@ def _now(now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return rows of (site, state of the study, since when, software, rounds in which it counted)."""
+    """Return rows of (site, decision on the study, since when, software, rounds in which it counted)."""
     rows: list[tuple[str, ...]] = []
     for site, one in facts["sites"].items():
         word = one["word"]

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 def keep_nodes(superlink: SuperLink, sites: Mapping[str, str]) -> None:
     """Make Flower's nodes match the sites (name -> public key) that may take part now.
 
-    Keys that may no longer take part are unregistered first. A key that Flower already had once is logged with its
-    site's name and does not prevent the registration of the others. Raises `WardroundError` if the SuperLink does not
-    reply; repeating the call then continues where it stopped.
+    Keys that may no longer take part are unregistered first. If Flower had a key before, the site's name is logged, and
+    the other keys are registered nevertheless. Raises `WardroundError` if the SuperLink does not reply; repeating the
+    call then completes the work.
     """
     names = {key_fingerprint(key): name for name, key in sites.items()}
     path = superlink.folder / NODES_FILE

@@ -1,8 +1,8 @@
 """The registry of enrolled sites: `registry.sqlite3` of a server's folder.
 
-A site is identified by its key; the operator chooses its name. A key that was removed or revoked stays in the list for
-ever, so that it cannot be enrolled again (Flower would not accept it a second time either). Its name is free for a new
-key.
+A site is identified by its key; the operator chooses its name. A key that was removed or revoked stays in the list
+permanently, so that it cannot be enrolled again (Flower would not accept it a second time either). Its name is free for
+a new key.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Registry:
         return site
 
     def end(self, name: str, how: Literal["removed", "revoked"]) -> EnrolledSite:
-        """Refuse the site's key from now on and for ever. Raises `UsageError` if no such site is enrolled."""
+        """Refuse the site's key permanently and return the site. Raises `UsageError` if no such site is enrolled."""
         with self._open() as database:
             site = self._enrolled(database, name)
             query = "UPDATE sites SET revoked_at = ?, ended = ? WHERE fingerprint = ?"
@@ -145,7 +145,7 @@ class Registry:
             raise WardroundError(f"{self._path}: the registry cannot be used: {error}") from None
         finally:
             if database is not None:
-                database.close()  # rolls back what was not committed
+                database.close()  # rolls back uncommitted changes
 
 
 def _now() -> str:

@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class RocBand:
-    """Sensitivity at each of a grid of false-positive rates, with a pointwise interval over patients."""
+    """Sensitivity on a grid of false-positive rates, with a pointwise interval over patients."""
 
     false_positive_rate: np.ndarray
     true_positive_rate: np.ndarray

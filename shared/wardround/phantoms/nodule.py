@@ -186,7 +186,7 @@ def _outline(nodule: Nodule, dice: Dice, dx_NHW: Tensor, dy_NHW: Tensor) -> tupl
 
 
 def _density(nodule: Nodule, dice: Dice, core_NHW: Tensor) -> Tensor:
-    """Paint the nodule's HU (N, H, W): solid, ground-glass, part-solid, calcified in one of four patterns, or hollow."""
+    """Paint the nodule's HU (N, H, W): solid, ground-glass, part-solid, hollow, or with one of 4 calcium patterns."""
     shape = size_of(core_NHW)
     glass, part = column(nodule.ground_glass), column(nodule.part_solid)
     solid_hu, glass_hu = column(nodule.solid_hu), column(nodule.glass_hu)

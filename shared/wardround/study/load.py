@@ -40,7 +40,7 @@ MOST_OF_A_KEY = 64  # characters of a key that a message quotes, since an unknow
 
 
 class _Study(Section):
-    """A whole study. Frozen; compare two by `sha256()`."""
+    """A complete study. It is immutable; compare two studies by `sha256()`."""
 
     study: StudySection
     data: DataSection

@@ -1,8 +1,8 @@
-"""The records of a proposal: the server sends a study as JSON, and the site replies with its state of the study.
+"""The records of a proposal: the server sends a study as JSON, and the site replies with its decision.
 
-The reply to a proposal is one state. The server repeats the proposal to learn of an approval, which may take a hospital
-days. Both records are accompanied by the sender's software versions (`versions`), which people can compare. Both sides
-read records only through `unpack_proposal` and `unpack_state`.
+The reply to a proposal is one of the states in `State`. The server repeats the proposal until it learns of an approval,
+which may take a hospital days. Both records are accompanied by the sender's software versions (`versions`), which
+people can compare. Both sides read records only through `unpack_proposal` and `unpack_state`.
 
     server  Study --pack_proposal--> {"proposal": ...} --unpack_proposal--> Study    site
     site    state --pack_state-----> {"decision": ...} --unpack_state-----> state    server
@@ -56,7 +56,7 @@ def unpack_proposal(content: Mapping[str, Mapping]) -> Study:
 
 
 def pack_state(study_sha256: str, state: State) -> dict[str, Record]:
-    """Build the records of a site's state of a study."""
+    """Build the records of a site's decision on a study."""
     decision: Record = {"protocol": PROTOCOL_VERSION, "study_sha256": study_sha256, "state": state}
     return {"decision": decision, SOFTWARE: asdict(ours())}
 
