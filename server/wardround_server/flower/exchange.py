@@ -32,10 +32,8 @@ from wardround.wire.packets import (
 )
 from wardround.wire.protocol import EVALUATE, TRAIN, TTL_BEYOND_DEADLINE_S
 
-NO_ARRAYS_BYTES = 2**20  # limit on the arrays of a reply that should contain few numbers or none
-TOO_LARGE = (
-    1000  # error code with which `fleet_api.py` replaces a reply that is too large; Flower's codes are far lower
-)
+NO_ARRAYS_BYTES = 2**20  # limit on the arrays of a reply in which few numbers or none are expected
+TOO_LARGE = 1000  # error code that `fleet_api.py` stores for a reply that is too large; Flower's codes are far lower
 
 _CODES = {
     TOO_LARGE: "invalid:size",

@@ -181,8 +181,8 @@ def result_of(
 ) -> dict[str, Any]:
     """Return the content of result.json, schema 1.
 
-    Unlike that of a simulation, it has neither patient counts nor ledgers, but the last ledger head that each site
-    reported.
+    It contains only the facts that a server has in a real federation: no patient counts and no ledgers, but the last
+    ledger head that each site reported.
     """
     privacy = study.privacy
     result = {

@@ -20,9 +20,7 @@ POOLED = 2 * WIDTHS[-1]
 COMPONENTS = 32
 WHITENING = 0.7
 PUBLIC_FEATURES = 1 + COMPONENTS
-LOGIT_SCALE = (
-    2.0  # the first public feature is half the phantom logit, so a weight of 2 on it reproduces the phantom model
-)
+LOGIT_SCALE = 2.0  # the first public feature is half the phantom logit, so a weight of 2 on it gives the phantom model
 LARGEST_LOGIT_FEATURE = 1.5
 LARGEST_DEVIATION = 5.0
 LARGEST_ROW_NORM = 1.5

@@ -1,4 +1,7 @@
-"""Infinity in JSON: the string "inf", since JSON has no infinite number. An infinite ε or clipping norm: no privacy."""
+"""Infinity in JSON, represented by the string "inf" because JSON has no infinite number.
+
+An infinite ε or clipping norm means no privacy.
+"""
 
 from __future__ import annotations
 
