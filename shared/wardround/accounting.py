@@ -1,11 +1,11 @@
-"""Privacy accounting: events in, epsilon out, and the noise that a promise needs.
+"""Privacy accounting: compute epsilon from events, and the noise that a privacy guarantee needs.
 
-What is stored anywhere is events (what was noised how, and how often), never epsilons: an epsilon is computed from
-all events when it is asked for. Two kinds of mechanism are known, subsampled Gaussian sums (training) and pure
-epsilon-DP releases (evaluation). The gate is Rényi differential privacy (Mironov 2017; Mironov, Talwar, Zhang
-2019) as Opacus implements it, an upper bound. Beside it stand, for display only, the analytic Gaussian mechanism
-(Balle, Wang 2018), exact when every patient takes part in every step, and the PRV accountant (Gopi, Lee, Wutschitz
-2021), time-boxed.
+Only events are stored (the mechanism, its noise and the number of releases), never epsilons: an epsilon is computed
+from all events when it is needed. There are two kinds of mechanism: subsampled Gaussian sums (training) and pure
+epsilon-DP releases (evaluation). Budgets are enforced with Rényi differential privacy (Mironov 2017; Mironov, Talwar,
+Zhang 2019) as Opacus implements it, which is an upper bound. Two other accountants are for display only: the analytic
+Gaussian mechanism (Balle, Wang 2018), which is exact if every patient takes part in every step, and the PRV accountant
+(Gopi, Lee, Wutschitz 2021), with a time limit.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 from wardround.errors import StudyError, WardroundError
 from wardround.storage.json_numbers import json_number
 
-# Any set of orders gives a valid bound; more give a tighter one. Fractional orders are slow, so they are sparse
-# above 3.
+# Any set of orders gives a valid bound; more orders give a tighter one. Fractional orders are slow to compute, so there
+# are few of them above 3.
 RDP_ORDERS = (
     *(1 + x / 10 for x in range(1, 20)),
     *(3.5 + x for x in range(8)),
@@ -40,7 +40,8 @@ class GaussianEvent:
     """`steps` releases of a sum of clipped units plus Gaussian noise.
 
     Each unit takes part in a step with probability `sampling_rate`; the noise's standard deviation is
-    `noise_multiplier` times the clipping norm. A noise multiplier of 0 is no privacy at all.
+    `noise_multiplier` times the clipping norm. A noise multiplier of 0 means no privacy. Raises `WardroundError` for
+    values out of range.
     """
 
     noise_multiplier: float
@@ -56,20 +57,20 @@ class GaussianEvent:
 
     @property
     def releases(self) -> int:
-        """How often this event looked at the patients."""
+        """Number of releases computed from patients' data."""
         return self.steps
 
     @property
     def private(self) -> bool:
-        """Whether it promises anything: there is noise."""
+        """Whether the event has a finite epsilon: there is noise."""
         return self.noise_multiplier > 0
 
     def repeated(self, times: int) -> GaussianEvent:
-        """The same event, `times` times."""
+        """Return the event repeated `times` times."""
         return replace(self, steps=self.steps * times)
 
     def rdp(self) -> np.ndarray:
-        """Rényi epsilon of the whole event at each of `RDP_ORDERS` (Mironov, Talwar, Zhang 2019)."""
+        """Return the Rényi epsilon of the whole event at each of `RDP_ORDERS` (Mironov, Talwar, Zhang 2019)."""
         return _gaussian_rdp(self.sampling_rate, self.noise_multiplier) * self.steps
 
 
@@ -77,7 +78,7 @@ class GaussianEvent:
 class PureEvent:
     """`count` releases, each (epsilon, 0)-DP by itself: for instance a histogram with Laplace or geometric noise.
 
-    An infinite epsilon is an exact release, no privacy at all.
+    An infinite epsilon means an exact release without privacy. Raises `WardroundError` for values out of range.
     """
 
     epsilon: float
@@ -90,20 +91,20 @@ class PureEvent:
 
     @property
     def releases(self) -> int:
-        """How often this event looked at the patients."""
+        """Number of releases computed from patients' data."""
         return self.count
 
     @property
     def private(self) -> bool:
-        """Whether it promises anything: epsilon is finite."""
+        """Whether the event has a finite epsilon."""
         return math.isfinite(self.epsilon)
 
     def repeated(self, times: int) -> PureEvent:
-        """The same event, `times` times."""
+        """Return the event repeated `times` times."""
         return replace(self, count=self.count * times)
 
     def rdp(self) -> np.ndarray:
-        """Rényi epsilon of the whole event at each of `RDP_ORDERS`, tight for pure epsilon-DP.
+        """Return the Rényi epsilon of the whole event at each of `RDP_ORDERS`, tight for pure epsilon-DP.
 
         Every (epsilon, 0)-DP mechanism is dominated by randomised response with p = e^epsilon / (1 + e^epsilon), whose
         divergence of order a is log(p^a (1-p)^(1-a) + (1-p)^a p^(1-a)) / (a - 1) (Mironov 2017, table II; domination:
@@ -121,7 +122,7 @@ Event = GaussianEvent | PureEvent
 
 @dataclass(frozen=True, kw_only=True)
 class Epsilon:
-    """An epsilon with all that gives it a meaning. A bare float never crosses a module's border."""
+    """An epsilon with everything that gives it a meaning. All accountants return this type, never a bare float."""
 
     value: float
     delta: float
@@ -137,17 +138,18 @@ class Epsilon:
         )
 
     def to_json(self) -> dict[str, object]:
-        """As in `result.json`: infinity is the string "inf"."""
+        """Return the fields as in `result.json`, where infinity is the string "inf"."""
         fields = asdict(self)
         value = fields.pop("value")
         return {"epsilon": json_number(value), **fields}
 
 
 def spent(events: Iterable[Event], delta: float) -> Epsilon:
-    """Epsilon of all events together at `delta`. This is the figure that gates and that is promised.
+    """Return the epsilon of all events together at `delta`.
 
-    All events compose in RDP. Pure events may also be added up, whatever the delta (Dwork, Roth 2014, theorem 3.16):
-    the smaller of the two bounds counts. Of pure events alone the sum holds at delta 0, and says so.
+    Budgets are enforced with this epsilon, and it is the one that a study guarantees. All events compose in RDP. The
+    epsilons of pure events may also be added, for any delta (Dwork, Roth 2014, theorem 3.16); the smaller of the two
+    bounds is returned. For pure events only, the sum holds at delta 0, and a result that uses it has that delta.
     """
     name = f"RDP, opacus {version('opacus')}"
     events = [event for event in events if event.releases]
@@ -172,7 +174,7 @@ def _epsilon_of_rdp(events: Iterable[Event], delta: float) -> float:
     from opacus.accountants.analysis import rdp as analysis
 
     total = np.sum([event.rdp() for event in events], axis=0)
-    with warnings.catch_warnings():  # "optimal order is the largest": the bound is then loose, never wrong
+    with warnings.catch_warnings():  # "optimal order is the largest" means that the bound is loose, not wrong
         warnings.simplefilter("ignore")
         value, _ = analysis.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
     return max(0.0, float(value))
@@ -189,10 +191,10 @@ def _gaussian_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The smallest noise multiplier (to 0.1 %, on the safe side) whose `steps` cost at most `epsilon` at `delta`.
-    inf needs 0.
+    """Return the smallest noise multiplier with which `steps` steps cost at most `epsilon` at `delta`.
 
-    Raises `StudyError` where no noise multiplier up to 10,000 is enough.
+    The result is accurate to 0.1 % and rounded to the safe side; for an infinite epsilon it is 0. Raises `StudyError`
+    if no noise multiplier up to 10,000 suffices.
     """
     if math.isinf(epsilon):
         return 0.0
@@ -220,10 +222,11 @@ def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps
 
 
 def spent_exactly(events: Iterable[Event], delta: float) -> Epsilon | None:
-    """Epsilon by the analytic Gaussian mechanism, exact; `None` where some event samples patients or is not Gaussian.
+    """Return the exact epsilon of the analytic Gaussian mechanism.
 
     T steps of multiplier s compose to one of multiplier s / sqrt(T), and delta(epsilon) = Phi(mu/2 - epsilon/mu) -
-    exp(epsilon) Phi(-mu/2 - epsilon/mu) with mu = sqrt(sum T/s^2) (Balle, Wang 2018, theorem 8).
+    exp(epsilon) Phi(-mu/2 - epsilon/mu) with mu = sqrt(sum T/s^2) (Balle, Wang 2018, theorem 8). Returns None if an
+    event samples patients or is not Gaussian.
     """
     released = [event for event in events if event.releases]
     gaussian = [event for event in released if isinstance(event, GaussianEvent) and event.sampling_rate >= 1]
@@ -251,10 +254,11 @@ def spent_exactly(events: Iterable[Event], delta: float) -> Epsilon | None:
 
 
 def spent_prv(events: Iterable[Event], delta: float, timeout_s: float = 20.0) -> Epsilon | None:
-    """Epsilon by the PRV accountant, or `None` where it does not finish in time: it hangs or fails for some settings.
-    `None` as well where some event is not Gaussian or promises nothing.
+    """Return the epsilon of the PRV accountant, for display only; budgets are enforced with `spent`.
 
-    Runs in a process of its own, which is ended at the time limit. For display: the gate is `spent`.
+    The accountant runs in a separate process, which is killed after `timeout_s` seconds, because it hangs or fails for
+    some settings. Returns None if it does not finish in time or fails, if there are no events, or if an event is not
+    Gaussian or has no noise.
     """
     events = [event for event in events if event.releases]
     if not events or any(isinstance(event, PureEvent) or not event.private for event in events):

@@ -1,20 +1,21 @@
-"""Every error a user can meet, as one tree. A command turns each into one line and an exit code.
+"""The exception hierarchy for all errors that reach users. A command turns each into one line and an exit code.
 
-    WardroundError                 exit 1  something failed that is nobody's wrong input
+    WardroundError                 exit 1  a failure not caused by user input
     ├── UsageError                 exit 2  a wrong command, option, file or field
     │   ├── StudyError                     the study file: unknown key, value out of range
     │   ├── DataError                      a data folder, manifest or label file
     │   └── ModelError                     a model file or architecture that does not fit
-    ├── RefusedError               exit 3  the site's policy or budget says no
+    ├── RefusedError               exit 3  a refusal by the site's policy or budget
     │   ├── PolicyRefusal                  not approved, or against `site.toml`
     │   └── BudgetRefusal                  the ledger's cap or the spare rounds are used up
     ├── WireError                  exit 1  a message from a peer failed its validation
     ├── RecordError                exit 1  a chained record is unreadable or was altered
     │   ├── LedgerError                    the ledger
     │   └── AuditError                     the audit log
-    └── RoundError                 exit 1  a round missed its quorum or its deadline
+    └── RoundError                 exit 1  a round missed its quorum or its deadline, or was stopped
 
-A message says what is wrong, where, and what to do, in one line, and never carries a value read from a patient's file.
+Every message is one line that names the fault, its place and the fix. It never contains a value read from a patient's
+file.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Value = TypeVar("Value")
 
 
 class WardroundError(Exception):
-    """Base of every error this project raises on purpose. `exit_code` is what a command ends with."""
+    """Base class of all errors that this project raises deliberately. `exit_code` is the exit code of a command."""
 
     exit_code = 1
 
 
 class UsageError(WardroundError):
-    """A wrong command, option, file or field: the person at the keyboard can mend it."""
+    """A wrong command, option, file or field, which the user can fix."""
 
     exit_code = 2
 
@@ -41,7 +42,7 @@ class StudyError(UsageError):
 
 
 class DataError(UsageError):
-    """A data folder, manifest or label file is missing, empty, or says something impossible."""
+    """A data folder, manifest or label file is missing, empty, or has invalid content."""
 
 
 class ModelError(UsageError):
@@ -49,7 +50,7 @@ class ModelError(UsageError):
 
 
 class RefusedError(WardroundError):
-    """The site refuses. `code` is all that a peer may learn; the text stays at the site."""
+    """The site refuses a request. Only `code` is sent to the peer; the text stays at the site."""
 
     exit_code = 3
 
@@ -59,7 +60,7 @@ class RefusedError(WardroundError):
 
 
 class PolicyRefusal(RefusedError):
-    """The study is not approved, or asks for something `site.toml` does not allow."""
+    """The study is not approved, or needs something that `site.toml` does not allow."""
 
 
 class BudgetRefusal(RefusedError):
@@ -67,7 +68,10 @@ class BudgetRefusal(RefusedError):
 
 
 class WireError(WardroundError):
-    """A message from a peer is malformed: names, shapes, dtypes, finiteness, size or norm. `code` names the fault."""
+    """A message from a peer failed its validation, such as that of names, shapes, dtypes, size or norm.
+
+    `code` identifies the fault.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -75,25 +79,25 @@ class WireError(WardroundError):
 
 
 class RecordError(WardroundError):
-    """A chain of entries has one that is missing or was altered, or cannot be read."""
+    """A chain of entries cannot be read, or an entry is missing or was altered."""
 
 
 class LedgerError(RecordError):
-    """The ledger cannot be read, has an unknown schema, or does not agree with itself."""
+    """The ledger cannot be read, has an unknown schema, or is inconsistent."""
 
 
 class AuditError(RecordError):
-    """The audit log cannot be read or written, does not agree with itself, or was asked to hold what it must not."""
+    """The audit log cannot be read or written, is inconsistent, or was given content that it must not contain."""
 
 
 class RoundError(WardroundError):
-    """A round ended without its quorum, or a wait reached its deadline."""
+    """A round missed its quorum, a wait reached its deadline or was stopped, or another process works on the run."""
 
 
 def required(value: Value | None, name: str) -> Value:
-    """`value`, where the caller knows that it is not None and its type does not say so.
+    """Return `value` for a caller that has ensured it is not None, although its type allows None.
 
-    Raises `WardroundError` with `name` if it is None after all.
+    Raises a `WardroundError` that names `name` if it is None after all.
     """
     if value is None:
         raise WardroundError(f"{name} is missing: a defect in this program; please report it")

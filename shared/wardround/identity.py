@@ -1,7 +1,7 @@
-"""Who somebody is: fingerprints that two people can compare by telephone, and the request by which a site asks in.
+"""Identity: fingerprints that two people can compare by telephone, and a site's enrolment request.
 
-A fingerprint is the SHA-256 of what stands in the key's or the certificate's own file, in hex. Both sides read the same
-64 digits to each other; an attacker who swaps the file on its way would need a second key with the same hash.
+A fingerprint is the SHA-256 of the binary part of a public key, or of a certificate in DER form, in hex. Two people
+compare the 64 digits; an attacker who replaces the file in transit would need a second key with the same hash.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256 = r"^[0-9a-f]{64}$"
 KEY_KIND = "ecdsa-sha2-nistp384"
 REQUEST_SUFFIX = ".enrol.json"
-REQUEST_BYTES = 4096  # several times what a request has
+REQUEST_BYTES = 4096  # several times the size of a request
 
 
 class EnrolmentRequest(BaseModel):
-    """What a site sends to the operator: its name, its public key (one line, OpenSSH) and the key's fingerprint."""
+    """A site's request to the operator: its name, its public key (one line, OpenSSH) and the key's fingerprint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -36,12 +36,12 @@ class EnrolmentRequest(BaseModel):
 
 
 def request_for(name: str, public_key: str) -> EnrolmentRequest:
-    """The request of a site with this public key. Raises `UsageError` where it is no key of the right kind."""
+    """Build the request of a site with this public key. Raises `UsageError` if the key is not of the right kind."""
     return EnrolmentRequest(name=name, public_key=public_key, fingerprint=key_fingerprint(public_key))
 
 
 def read_request(path: Path) -> EnrolmentRequest:
-    """Read a request that came from outside, strictly. Raises `UsageError` in one line, without quoting its content."""
+    """Read and validate an untrusted request. Raises a one-line `UsageError` that does not quote its content."""
     try:
         with open(path, "rb") as file:
             content = file.read(REQUEST_BYTES + 1)
@@ -60,10 +60,10 @@ def read_request(path: Path) -> EnrolmentRequest:
 
 
 def key_fingerprint(public_key: str) -> str:
-    """SHA-256 of an OpenSSH public key's binary part, hex: `cut -d' ' -f2 FILE | base64 -d | sha256sum` says the same.
+    """Return the SHA-256 in hex of an OpenSSH public key's binary part.
 
-    Raises `UsageError` where the line is no EC P-384 key. (That the point lies on the curve is for the server to check,
-    who alone uses the key.)
+    `cut -d' ' -f2 FILE | base64 -d | sha256sum` prints the same digits. Raises `UsageError` if the line is not an EC
+    P-384 key. Only the server, which uses the key, checks that the point lies on the curve.
     """
     words = public_key.split()
     if len(words) not in (2, 3) or words[0] != KEY_KIND or "\n" in public_key.strip():
@@ -75,19 +75,19 @@ def key_fingerprint(public_key: str) -> str:
 
 
 def sha256_hex(content: bytes) -> str:
-    """Hex SHA-256: of a key's binary part, or of a certificate's DER form."""
+    """Return the SHA-256 in hex, for example of a key's binary part or of a certificate in DER form."""
     return hashlib.sha256(content).hexdigest()
 
 
 def in_groups(fingerprint: str) -> str:
-    """A fingerprint as it is read out: groups of four digits."""
+    """Format a fingerprint for reading aloud, in groups of four digits."""
     return " ".join(fingerprint[start : start + 4] for start in range(0, len(fingerprint), 4))
 
 
 def typed_fingerprint(text: str) -> str:
-    """A fingerprint as somebody typed it: spaces, colons, hyphens and capitals do not matter.
+    """Normalise a typed fingerprint; white space, colons, hyphens and capitals are allowed.
 
-    Raises `UsageError` where it is not 64 hex digits: half a comparison is none.
+    Raises `UsageError` unless it has 64 hex digits, because a partial comparison proves nothing.
     """
     plain = re.sub(r"[\s:-]", "", text).lower()
     if not re.fullmatch(SHA256, plain):

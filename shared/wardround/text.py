@@ -1,8 +1,8 @@
-"""Numbers, sizes and times as text for people, and epsilon in plain words that stay true.
+"""Numbers, sizes and times as text for people, and the meaning of epsilon in plain and correct words.
 
-The promise is Dwork and Roth's (2014, definition 2.4) for neighbours that differ by one patient; what it means for
-somebody who guesses whether a patient took part is theorem 2.1 of Kairouz, Oh and Viswanath (2015): right at most
-(e^ε + δ) / (e^ε + 1) of the time.
+The guarantee is that of Dwork and Roth (2014, definition 2.4) for neighbours that differ by one patient. Its meaning
+for somebody who guesses whether a patient took part follows from theorem 2.1 of Kairouz, Oh and Viswanath (2015): the
+guess is right at most (e^ε + δ) / (e^ε + 1) of the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from wardround.study.load import Study
 
 
 def epsilon_of(value: Any) -> float:
-    """An ε as it stands in JSON, a number or the string "inf". Raises ValueError for anything else."""
+    """Read an ε from JSON, a number or the string "inf". Raises `ValueError` for a negative number, NaN or text."""
     epsilon = float(number_of_json(value))
     if not epsilon >= 0:
         raise ValueError("an epsilon is a number of at least 0, or inf")
@@ -23,13 +23,14 @@ def epsilon_of(value: Any) -> float:
 
 
 def count_text(count: int, noun: str) -> str:
-    """`1 patient`, `1,204 patients`."""
+    """Format a count with its noun: `1 patient`, `1,204 patients`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def epsilon_text(value: Any, decimals: int | None = None) -> str:
-    """At most two decimals (in a column: always `decimals`), rounded up, for an ε is an upper bound; `∞` when there
-    is no privacy.
+    """Format an ε with at most two decimals or exactly `decimals` (for a column); `∞` if there is no privacy.
+
+    The number is rounded up, because an ε is an upper bound.
     """
     epsilon = epsilon_of(value)
     if math.isinf(epsilon):
@@ -38,7 +39,7 @@ def epsilon_text(value: Any, decimals: int | None = None) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """`40 ms`, `1.2 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Format a duration: `40 ms`, `1.2 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
@@ -50,7 +51,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """`312 B`, `7.8 kB`, `1.2 GB`: decimal units, as network people count."""
+    """Format a size in decimal units, as is usual for networks: `312 B`, `7.8 kB`, `1.2 GB`."""
     if count < 1000:
         return f"{count:.0f} B"
     power = min(int(math.log10(count) / 3), 3)
@@ -58,13 +59,14 @@ def bytes_text(count: float) -> str:
 
 
 def start_name(study: Study) -> str:
-    """What the model was before any hospital's data."""
+    """Return a name for the model before training on any hospital's data."""
     return {"phantom": "public start", "random": "random start"}.get(study.model.init, "given start")
 
 
 def promise(epsilon: float, delta: float) -> list[str]:
-    """(ε, δ) per patient in sentences, each of them true as it stands. Raises ValueError for ε = inf, where there
-    is no promise.
+    """Describe an (ε, δ) guarantee per patient in sentences, each of which is correct on its own.
+
+    Raises `ValueError` for ε = inf, which is no guarantee.
     """
     if math.isinf(epsilon):
         raise ValueError("there is no promise to put into words")
@@ -95,7 +97,7 @@ def _factor_text(epsilon: float) -> str:
 
 
 def _percent_up(share: float) -> str:
-    """Rounded up to a tenth, in steps fine enough that a large share does not become 100 % by rounding alone."""
+    """Format a share as a percentage, rounded up to a tenth, or finer where rounding alone would give 100 %."""
     for decimals in (1, 2, 3, 4, 6):
         percent = _rounded_up(share * 100, decimals)
         if percent < 100:

@@ -1,4 +1,4 @@
-"""`wardround-server init`, `doctor`, `backup` and `restore`: the server's folder."""
+"""`wardround-server init`, `doctor`, `backup` and `restore`: create, check, save and restore the server's folder."""
 
 from __future__ import annotations
 

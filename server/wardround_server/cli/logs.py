@@ -1,4 +1,4 @@
-"""`wardround-server logs`: what the server and its runs wrote down as they worked."""
+"""`wardround-server logs`: the logs of the server and its runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`wardround-server`: what the operator of a federation runs. Each group of commands is a file of its own, added here.
+"""`wardround-server`: the command line for the operator of a federation. Each group of commands has its own module.
 
-Heavy imports happen inside the commands, so that `--help` and mistakes answer at once.
+Heavy imports are made inside the commands, so that `--help` and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ add_health(app, "wardround-server", "--server", "federation")
 
 
 def main() -> NoReturn:
-    """Entry point: every error on purpose becomes one line and its exit code."""
+    """Run the program: every expected error becomes one line and an exit code."""
     full_disk = "the disk is full or read-only; make room, then run the same command again"
     run_program(app, "wardround-server", full_disk=full_disk)
 

@@ -1,4 +1,4 @@
-"""`wardround-server model`: the released models of all runs, their cards, and a copy to take away."""
+"""`wardround-server model`: list, show and export the released models of all runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def export(
 
 
 def _summaries(server: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Of all released models: a line each, and those that cannot be told with their fault."""
+    """Return a summary of each released model, and the run and fault of each damaged one."""
     from wardround.errors import WardroundError
     from wardround_server.runs.model_card import released, summary_of
 

@@ -1,6 +1,7 @@
-"""`wardround-server start`, `submit`, `runs`, `show`, `stop`: the server itself, and what runs on it.
+"""`wardround-server start`, `submit`, `runs`, `show`, `stop`, `resume`: the server's daemon and its runs.
 
-`submit`, `stop` and `resume` write into the server's folder; the daemon brings it about, also when it is down now.
+`submit`, `stop` and `resume` write into the server's folder. The daemon acts on it, after its next start if it is not
+running now.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def stop(
     require_person(by)
     found = find_run(server, run)
     found.stop()
-    RunRecord(found, found.study()).decided("stopped", by)  # afterwards: a full disk must not keep a run going
+    RunRecord(found, found.study()).decided("stopped", by)  # after the stop: a full disk must not prevent it
     ends = time.monotonic() + STOP_LIMIT_S
     while found.at_work() and time.monotonic() < ends:
         time.sleep(LOOK_S / 4)

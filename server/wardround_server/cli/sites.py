@@ -1,4 +1,4 @@
-"""`wardround-server sites`: who may take part."""
+"""`wardround-server sites`: enrol, list, revoke and remove sites, and accept a site's ledger."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _end(
     _confirm(question, yes or as_json)
     record = _recorder(server, how, by)
     site = registry.end(name, how)
-    record(site)  # afterwards: a full disk must not keep a stolen key in
+    record(site)  # recorded afterwards, so that a full disk cannot keep a stolen key enrolled
     _say(site, f"is {how}", as_json)
 
 
@@ -178,12 +178,15 @@ def _registry(server: Path) -> Registry:
     from wardround_server.operations.config import load_server_config
     from wardround_server.sites.registry import Registry
 
-    load_server_config(server)  # looking into a folder that is no server's must not make a registry there
+    load_server_config(server)  # fails in any other folder, so that no registry is created there
     return Registry(server)
 
 
 def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
-    """What writes a decision about a site into the audit log. Raises `UsageError` where `by` is no person's name."""
+    """Return a function that records a decision about a site in the audit log.
+
+    Raises `UsageError` if `by` is not the name of a person.
+    """
     from wardround.records.audit_events import SiteDecided
     from wardround.records.audit_log import AUDIT_FILE, AuditLog
 

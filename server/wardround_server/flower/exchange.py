@@ -1,10 +1,10 @@
-"""The thin side of the server that speaks Flower: the round loop's `Exchange` over a Grid. It holds no logic of its
-own.
+"""Implement the round loop's `Exchange` over Flower's Grid. This adapter contains no logic of its own.
 
-A round is one message a site and one pull a site in the order of names, so that the server holds one reply at a time.
-All sites share one deadline; nothing waits longer. Who a site is says the `directory` (site name -> node id), which
-comes from the registered keys in a federation and from the engine's own list in a simulation, never from a reply's
-content. Errors that Flower reports become codes; their texts, which a client may have written, are dropped.
+Each round sends one message to every site and then pulls the replies one by one in the order of site names, so that the
+server keeps one reply in memory at a time. All sites share one deadline, and no wait exceeds it. Sites are identified
+by the `directory` (site name -> node id), which comes from the registered keys in a federation and from the engine's
+own list in a simulation, never from the content of a reply. Errors that Flower reports become codes; their texts are
+dropped because a client may have written them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from wardround.wire.packets import (
 )
 from wardround.wire.protocol import EVALUATE, TRAIN, TTL_BEYOND_DEADLINE_S
 
-NO_ARRAYS_BYTES = 2**20  # what arrays may hold where none or few numbers are asked for
-TOO_LARGE = 1000  # the error that `fleet_api.py` puts in the place of such an answer; Flower's own codes end far below
+NO_ARRAYS_BYTES = 2**20  # limit on the arrays of a reply in which few numbers or none are expected
+TOO_LARGE = 1000  # error code that `fleet_api.py` stores for a reply that is too large; Flower's codes are far lower
 
 _CODES = {
     TOO_LARGE: "invalid:size",
@@ -45,10 +45,10 @@ _CODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Polling:
-    """How long to pause before asking for a reply again: `share` of the time waited so far, within the two limits.
+    """The pause between two pulls of a reply: `share` of the time waited so far, within the two limits (seconds).
 
-    Affects speed only. The defaults are those of a federation; where asking costs nothing (a simulation) they are
-    shorter.
+    These settings affect speed only. The defaults are for a federation; a simulation, where a pull costs nothing, uses
+    shorter pauses.
     """
 
     shortest_s: float = 1.0
@@ -60,8 +60,13 @@ class Polling:
 
 
 class FlowerExchange:
-    """The round loop's way to the sites over Flower's grid; a site whose node is None is not connected. Once `stopped`
-    is set, each wait ends with `RoundError`.
+    """The round loop's exchange with the sites over Flower's grid.
+
+    Args:
+        grid: Flower's grid.
+        directory: Site name -> node id; None marks a site that is not connected.
+        polling: The pauses between pulls.
+        stopped: Once this event is set, every wait ends with `RoundError`.
     """
 
     def __init__(
@@ -73,27 +78,31 @@ class FlowerExchange:
         self._stopped = stopped or threading.Event()
 
     def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
-        """Send a broadcast to every site and yield the replies in the order of names; see `rounds.Exchange`.
+        """Send a broadcast to every site and yield the replies in the order of names; see `rounds.loop.Exchange`.
 
-        A reply's `seconds` runs until the server took it, so it is at least that of the site before it in the order.
-        Raises `WireError` when the weights to send are not finite.
+        `seconds` of a reply is the time until the server pulled it, so it is at least that of the previous site in the
+        order. Raises `WireError` if the weights to send are not finite.
         """
         started = time.monotonic()
         for site, message_id, message in self._ask(broadcast, TRAIN, deadline_s):
             reply = _reply(site, message_id, message, broadcast, time.monotonic() - started)
-            del message  # before the wait for the next one
+            del message  # frees the memory before the next one is awaited
             yield reply
             del reply
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
-        """Ask every site for its noised counts and yield them in the order of names; see `evaluation`."""
+        """Request the noised counts of every site and yield them in the order of names; see `rounds.evaluation`."""
         for site, message_id, message in self._ask(question, EVALUATE, deadline_s):
             yield _release(site, message_id, message, question, bins)
 
     def _ask(
         self, broadcast: Broadcast, kind: str, deadline_s: float
     ) -> Iterator[tuple[str, str | None, Message | WireError | None]]:
-        """(site, id of what was sent to it, what it answered or why that is no message), in the order of names."""
+        """Send a request to all sites and yield (site, message id, reply) in the order of names.
+
+        The message id is None if no request was sent. The reply is None if none came, and a `WireError` if it cannot be
+        read as a message.
+        """
         started = time.monotonic()
         content = record_of(pack_broadcast(broadcast))
         ttl = deadline_s + TTL_BEYOND_DEADLINE_S
@@ -105,9 +114,10 @@ class FlowerExchange:
             yield site, message_id, self._pull(message_id, started, ends, most_bytes) if message_id else None
 
     def _push(self, content: RecordDict, kind: str, ttl: float, round: int) -> dict[str, str | None]:
-        """Put one question to every site; its id by site, None where the site is not there or Flower refuses it.
+        """Send one request to every site and return the message id by site.
 
-        All at once: what they share is sent to the SuperLink once, before the first site keeps that busy.
+        The id is None if the site is not connected or Flower refuses the message. All messages are pushed in one call,
+        so that their shared content reaches the SuperLink once, before traffic with the first site keeps it busy.
         """
         messages = {
             site: Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(round))
@@ -134,10 +144,11 @@ class FlowerExchange:
 
 
 def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -> Message | None:
-    """The answer to one question, or None where it is not there yet; what answers another question is dropped.
+    """Pull the reply to one request; return None if it has not arrived. Replies to other requests are dropped.
 
-    Raises `WireError` "message" for what is no message at all, "size" for one whose arrays hold more than `most_bytes`:
-    it comes from a peer, and must not end the run. Where the grid itself does not answer, its own error.
+    Raises `WireError` "message" if the reply cannot be read as a message and "size" if its arrays exceed `most_bytes`:
+    a faulty reply comes from a peer and must not end the run. If the grid itself is unreachable, its own error is
+    raised.
     """
     try:
         with arrays_at_most(most_bytes):
@@ -146,13 +157,13 @@ def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -
         raise
     except Exception as error:
         if isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__):
-            raise  # the link to the SuperLink, not the message
+            raise  # the connection to the SuperLink failed, not the parsing of the message
         raise WireError("message", "what came cannot be read as a message") from None
     return next((message for message in found if message.metadata.reply_to_message_id == message_id), None)
 
 
 def make_server_app(main: Callable[[Grid], None]) -> ServerApp:
-    """A ServerApp that does nothing but call `main` with its grid."""
+    """Return a ServerApp that only calls `main` with its grid."""
     app = ServerApp()
 
     @app.main()
@@ -168,7 +179,7 @@ def _reply(
     weights, head, recent, code, size = None, None, "", transport_code(message_id, message), 0
     if code is None:
         try:
-            # Not the content's `.array_records`: that makes a cycle which keeps the arrays.
+            # The content's `.array_records` is not used: it creates a reference cycle that keeps the arrays alive.
             packet = packet_from(_content(message))
             size = packet.payload_bytes
             answer, said = unpack_answer(packet, broadcast)
@@ -204,14 +215,14 @@ def _release(
 
 
 def _content(message: Message | WireError | None) -> RecordDict:
-    """The content of a message that `transport_code` found readable."""
+    """Return the content of a message that `transport_code` accepted. Raises `WireError` if there is none."""
     if message is None or isinstance(message, WireError):
         raise WireError("kind", "no readable message came")
     return message.content
 
 
 def transport_code(message_id: str | None, message: Message | WireError | None) -> str | None:
-    """Why nothing came that could be read, or None."""
+    """Return the code for a missing or unreadable reply, or None if the reply can be read."""
     if isinstance(message, WireError):
         return f"invalid:{message.code}"
     if message_id is None:
@@ -222,5 +233,5 @@ def transport_code(message_id: str | None, message: Message | WireError | None) 
 
 
 def _said_code(said: str | None) -> str | None:
-    """A site's own code: a refusal, unless it failed or was late."""
+    """Return the code that a site sent, marked as a refusal unless the site failed or was late."""
     return said if said is None or said in ("failed", "late") else f"refused:{said}"

@@ -1,17 +1,18 @@
-"""What a hospital may send: Flower's Fleet API behind bounds of ours, in one file with all that it replaces in Flower.
+"""Flower's Fleet API with limits on what a hospital may send, and all replacements of Flower's parts that this needs.
 
-Flower checks that a call is signed with a registered key, and little of what the call says. As it comes, the holder of
-any key could speak as the server or as another site, fill the disk of the server, and hold up a round for hours with an
-answer that never ends. Here a site may
+Flower checks that a call is signed with a registered key, but validates little of the call's content. Without the
+limits, the holder of any key could act as the server or as another site, fill the server's disk, and delay a round for
+hours with a reply that never ends. With them, a site may
 
-    activate   the node of the key that signed the call, and no other
-    answer     a question that was put to itself and is still open, once, under its own number
-    send       as many pieces and bytes as the largest network of this server's runs, and an allowance
+    activate   only the node of the key that signed the call
+    reply      to a request that was sent to this site and is still open, once, under its own node id
+    send       as many objects and bytes as the largest network among this server's runs has, plus an allowance
 
-and an answer exists for the server's other processes only when all of it has arrived. One that grows too large is
-thrown away and replaced by an error that names the fault; one that stops on its way is forgotten with the next.
+and a reply becomes visible to the server's other processes only after all of it has arrived. A reply that grows too
+large is discarded and replaced by an error that names the fault; an unfinished reply is discarded when the site begins
+its next one.
 
-    python -I -m wardround_server.flower.fleet_api flower-superlink ARGUMENTS OF FLOWER'S
+    python -I -m wardround_server.flower.fleet_api flower-superlink ARGUMENTS_OF_FLOWER
 """
 
 from __future__ import annotations
@@ -43,18 +44,18 @@ from wardround_server.flower.exchange import TOO_LARGE
 from wardround_server.flower.superlink import SERVER_FOLDER
 from wardround_server.runs.folder import largest_network
 
-ALLOWANCE_BYTES = 8 * 2**20  # beyond the tensors: names, shapes and the hashes that tie an answer together
-ALLOWANCE_OBJECTS = 16  # the message and its records. Each object costs the database work, while it takes no other
+ALLOWANCE_BYTES = 8 * 2**20  # besides the tensors: names, shapes and the hashes that link the objects of a reply
+ALLOWANCE_OBJECTS = 16  # the message and its records; kept low since the database blocks while it handles each object
 CALLS_AT_ONCE = 100
 
-inside = sys.modules[flower_superlink.__module__]  # the module; the package gives its name to the function
+inside = sys.modules[flower_superlink.__module__]  # the module, whose name in the package refers to the function
 
 log = logging.getLogger("flwr.wardround")
 
 
 @dataclass(kw_only=True)
 class Upload:
-    """An answer on its way: whose it is, the pieces that have yet to come, the bytes of those that came."""
+    """A reply in transfer: its sender, the ids of the objects still missing (`left`) and the bytes received so far."""
 
     node: int
     message: Any
@@ -66,22 +67,29 @@ class Upload:
 
 
 class BoundedFleet(FleetServicer):
-    """Flower's Fleet API with the bounds of this file. Whoever calls has proved to hold the key of `request.node`."""
+    """Flower's Fleet API with the limits of this module.
+
+    Every caller has already proved possession of the key of `request.node`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._uploads: dict[str, Upload] = {}  # by Flower's id of the session
+        self._uploads: dict[str, Upload] = {}  # by Flower's session id
         self._guard = threading.Lock()
 
     def ActivateNode(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Say that a node is there: only who holds its key may, or its hospital could be kept out for ever."""
+        """Activate a node. Only the holder of its key may: anyone else could lock its hospital out permanently."""
         if dict(context.invocation_metadata()).get(PUBLIC_KEY_HEADER) != request.public_key:
             log.warning("somebody tried to connect under a key that is not theirs")
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "this key is not yours")
         return super().ActivateNode(request, context)
 
     def PushMessages(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Begin an answer. What answers no open question of the sender's gets no place; Flower's own client goes on."""
+        """Begin a reply.
+
+        A reply that does not belong to an open request to its sender is not stored; Flower's own client continues
+        without an error.
+        """
         state, node = self.state_factory.state(), request.node.node_id
         nothing = PushMessagesResponse(objects_to_push=[])
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
@@ -109,7 +117,7 @@ class BoundedFleet(FleetServicer):
         return PushMessagesResponse(objects_to_push=missing, session_id=session)
 
     def PushObject(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Take one piece of an answer that this node began."""
+        """Store one object of a reply that this node began."""
         with self._guard:
             upload = self._uploads.get(request.session_id)
         if upload is None or upload.node != request.node.node_id:
@@ -132,18 +140,21 @@ class BoundedFleet(FleetServicer):
         return response
 
     def _question_of(self, message: Any, node: int) -> dict[str, Any] | None:
-        """The open question to `node` that the message answers, or None."""
+        """Return the open request to `node` that the message replies to, or None."""
         said, state = message.metadata, self.state_factory.state()
         if said.src_node_id != node or said.dst_node_id != SUPERLINK_NODE_ID or not said.reply_to_message_id:
             return None
-        # Private to Flower's SQL store, which is the one that its SuperLink uses.
+        # This method is private to Flower's SQL store, which is the store that its SuperLink uses.
         question = state.get_valid_message_ins(said.reply_to_message_id)  # type: ignore[attr-defined]
         if question is None or question["dst_node_id"] % 2**64 != node or question["run_id"] % 2**64 != said.run_id:
             return None
         return question
 
     def _finish_if_whole(self, session: str, upload: Upload) -> None:
-        """Once all has arrived, let the server's other processes see it; if it comes too late or twice, remove it."""
+        """Once every object has arrived, publish the reply to the server's other processes.
+
+        A reply that comes too late or for the second time is deleted.
+        """
         with upload.lock:
             if upload.left:
                 return
@@ -156,8 +167,10 @@ class BoundedFleet(FleetServicer):
             state.object_store.delete(upload.message.metadata.message_id)
 
     def _make_room(self, node: int, root: str) -> int:
-        """Forget what this node began before. The same answer once more, after a line that was cut, goes on where it
-        was: its pieces stay, and the bytes of them, which are returned.
+        """Discard the unfinished uploads of a node and return the bytes already received of the reply `root`.
+
+        If the node sends the same reply again after its connection broke, the upload continues: the objects received so
+        far stay stored and their bytes still count.
         """
         with self._guard:
             begun = [(session, upload) for session, upload in self._uploads.items() if upload.node == node]
@@ -168,7 +181,7 @@ class BoundedFleet(FleetServicer):
         return arrived
 
     def _forget(self, session: str) -> None:
-        """Remove an upload with all pieces that came."""
+        """Remove an upload and all of its objects."""
         with self._guard:
             upload = self._uploads.pop(session, None)
         if upload is not None:
@@ -177,7 +190,7 @@ class BoundedFleet(FleetServicer):
             state.object_store.delete(upload.message.metadata.message_id)
 
     def _say_too_large(self, question: dict[str, Any], node: int) -> None:
-        """Answer in the site's place, so that the round learns at once what is wrong."""
+        """Store an error in place of the site's reply, so that the round gets the cause at once."""
         state, at = self.state_factory.state(), now().timestamp()
         error = make_message(
             metadata=Metadata(
@@ -194,14 +207,14 @@ class BoundedFleet(FleetServicer):
             error=Error(code=TOO_LARGE, reason=""),
         )
         error.metadata.__dict__["_message_id"] = error.object_id
-        state._store_generated_message(error)  # first: the round may look for it as soon as it is known
+        state._store_generated_message(error)  # first: the round may pull it as soon as it is registered
         if state.store_message_res(error) is None:
             state.object_store.delete(error.object_id)
 
 
 def bound_the_fleet() -> None:
-    """From here on the SuperLink of this process serves hospitals through `BoundedFleet`."""
-    # These are names that Flower's module imports and does not export.
+    """Make the SuperLink of this process serve hospitals through `BoundedFleet`."""
+    # Flower's module imports these names but does not export them.
     inside.FleetServicer = BoundedFleet  # type: ignore[attr-defined]
     inside.GRPC_MAX_MESSAGE_LENGTH = CALL_BYTES  # type: ignore[attr-defined]
     create = inside.generic_create_grpc_server
@@ -209,7 +222,7 @@ def bound_the_fleet() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be Flower's SuperLink, with bounds."""
+    """Run Flower's SuperLink with the limits of this module."""
     bound_the_fleet()
     sys.argv = list(arguments)
     flower_superlink()

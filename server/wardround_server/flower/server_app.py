@@ -1,7 +1,7 @@
-"""The installed ServerApp: what the thin bundle of a run names. It does one phase of one of our runs and ends.
+"""The installed ServerApp, which the bundle of a run names. It executes one phase of one run and exits.
 
-Which server folder this is comes from the environment that the server's supervisor set; the run config holds the run's
-id and the phase and nothing else, for it travels to every site. Who a node is says Flower's list of registered keys.
+The server folder comes from the environment that the server's supervisor sets. The run config contains only the run's
+id and the phase, because it is sent to every site. Nodes are identified by Flower's list of registered keys.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Do the phase that the run config names."""
+    """Execute the phase that the run config names."""
     folder = Path(os.environ[SERVER_FOLDER])
     run = find_run(folder, str(context.run_config["run"]))
     federation = FlowerFederation(grid, run, stop_watch(run))
     phase = context.run_config["phase"]
-    # A log of its own: Flower throws away what this process prints. Its own chatter stays out.
+    # The phase needs a log file because Flower discards the output of this process. Flower's messages are left out.
     log_to(folder / LOGS / f"{run.run_id}.log", kept=RUN_LOGS_KEPT, names=("wardround", "wardround_server"))
     with at(run=run.run_id):
         if phase == "propose":
@@ -59,28 +59,30 @@ def main(grid: Grid, context: Context) -> None:
 
 
 class FlowerFederation:
-    """The sites over Flower's grid; see `phases.Federation`."""
+    """The sites over Flower's grid; implements `runs.phases.Federation`."""
 
     def __init__(self, grid: Grid, run: RunFolder, stopped: threading.Event) -> None:
-        """Once `stopped` is set, each wait ends with `RoundError`."""
+        """Once `stopped` is set, every wait ends with `RoundError`."""
         self._grid, self._stopped = grid, stopped
         self._run, self._registry = run, Registry(run.server)
 
     def online(self) -> dict[str, int]:
-        """Name -> node id of the enrolled sites that are connected: the node signs with the key that the registry has
-        for the name now, whatever Flower's own list says of it.
+        """Return name -> node id of the enrolled sites that are connected.
+
+        A node belongs to a site if it signs with the key that the registry has for that name now, regardless of the
+        name in Flower's own list.
         """
         names = {key_pem(site.public_key): site.name for site in self._registry.sites()}
         nodes = [node for node in self._grid.get_nodes() if node.status == ONLINE and node.public_key in names]
         return dict(sorted((names[node.public_key], node.node_id) for node in nodes))
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
-        """The way to these sites."""
+        """Return the exchange with these sites, which records attendance."""
         exchange = FlowerExchange(self._grid, directory, Polling(), self._stopped)
         return Attended(exchange, self._run, directory, self.online)
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        """Put a study before those of `sites` that are connected; name -> its word, or a code."""
+        """Propose a study to those of `sites` that are connected; return name -> the site's decision or a code."""
         record = {name: ConfigRecord(dict(fields)) for name, fields in pack_proposal(study).items()}
         asked: dict[str, str] = {}
         for site, node in ((site, node) for site, node in self.online().items() if site in sites):
@@ -107,7 +109,10 @@ class FlowerFederation:
 
 
 def stop_watch(run: RunFolder) -> threading.Event:
-    """Set as soon as the operator stops the run; a thread looks, so that no wait for a site delays it."""
+    """Return an event that is set as soon as the operator stops the run.
+
+    A thread watches the run's folder, so that waiting for a site does not delay the stop.
+    """
     stopped = threading.Event()
 
     def look() -> None:
@@ -120,13 +125,13 @@ def stop_watch(run: RunFolder) -> threading.Event:
 
 
 def _word(reply: Message, study: Study) -> str:
-    """A site's word on a study; a code where it gave none. No text that a site wrote comes through."""
+    """Return a site's decision on a study, or a code if it sent none. Free text from a site is never returned."""
     if (code := transport_code("asked", reply)) is not None:
         return code
     try:
         if set(reply.content) == {"header", "tensors"}:
             header = reply.content["header"]
-            if (said := header.get("code")) == "wire-protocol":  # of a version that does not say who must move
+            if (said := header.get("code")) == "wire-protocol":  # older versions do not name the side that must upgrade
                 older = older_side(site_protocol=header.get("protocol"), server_protocol=PROTOCOL_VERSION)
                 said = f"version-{older}-older"
             return f"refused:{said}" if isinstance(said, str) and is_code(said) else "invalid:code"

@@ -1,10 +1,11 @@
-"""Flower's SuperLink as the server runs it, and the few questions that its command line answers for us.
+"""Flower's SuperLink as the server runs it, and the calls of Flower's command line that the server needs.
 
-Hospitals see the Fleet API alone: gRPC under TLS on the public port, for registered keys only, and within the bounds of
-`fleet_api.py`. Control and Runtime API stay on loopback. State is in SQLite under flower/, so that nodes and keys
-survive a restart. Nothing is installed at run time and nothing calls out. The executor, which starts a phase's
-ServerApp, is a child of ours: a SuperLink starts its own once, and where that dies every later phase waits for ever.
-What a run ships to the sites is a bundle without code: its project file names modules that are installed on both sides.
+Hospitals reach the Fleet API only: gRPC under TLS on the public port, for registered keys, within the limits of
+`fleet_api.py`. The Control API and the Runtime API listen on loopback. State is kept in SQLite under flower/, so that
+nodes and keys survive a restart. Nothing is installed at run time, and no outgoing connection is made. The executor,
+which starts a phase's ServerApp, is a child process of the daemon: a SuperLink starts its own executor only once, and
+if that one died, every later phase would wait indefinitely. A run sends the sites a bundle without code: its project
+file names modules that are installed on both sides.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from wardround_server.operations.paths import CA_CERTIFICATE, EXECUTOR_SECRET, F
 from wardround_server.runs.folder import write_text
 
 LINK = "wardround"
-SERVER_FOLDER = "WARDROUND_SERVER"  # the environment's name for the folder, in all that the SuperLink starts
+SERVER_FOLDER = "WARDROUND_SERVER"  # environment variable with the server's folder, for all processes of the SuperLink
 PROGRAMS = Path(sys.executable).parent
 ANSWER_LIMIT_S = 60.0
 
@@ -55,7 +56,7 @@ phase = ""
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Where the server listens: `fleet` on the address `listen` for hospitals, `control` on loopback."""
+    """The server's ports: `fleet` on the address `listen` for hospitals, and `control` on loopback."""
 
     listen: str = "0.0.0.0"
     fleet: int
@@ -74,7 +75,7 @@ class SuperLink:
         return self.folder / FLOWER
 
     def children(self) -> list[Child]:
-        """The programs to keep running, the SuperLink first. Writes what they need under flower/."""
+        """Return the programs to keep running, the SuperLink first. Writes the files that they need under flower/."""
         superlink, environment = self.child(), self._environment()
         command = (
             str(PROGRAMS / "flower-superexec"),
@@ -85,9 +86,9 @@ class SuperLink:
         return [superlink, Child(name="executor", command=command, environment=environment, folder=self.home)]
 
     def child(self) -> Child:
-        """The SuperLink alone: hospitals can connect, but no phase begins."""
+        """Return the SuperLink alone: with it, hospitals can connect, but no phase can begin."""
         self._write_bundle()
-        write_private(self._secret, secrets.token_bytes(32))  # of this start
+        write_private(self._secret, secrets.token_bytes(32))  # new at each start
         command = (
             *(sys.executable, "-I", "-m", "wardround_server.flower.fleet_api", "flower-superlink"),
             *("--ssl-ca-certfile", str(self.folder / CA_CERTIFICATE)),
@@ -106,33 +107,37 @@ class SuperLink:
         )
 
     def register(self, name: str, public_key: str) -> str:
-        """Let a site's key (in OpenSSH's one line) in, under the name the operator gave it; returns the node's number.
+        """Register a site's public key under the name that the operator chose; return the node's id.
 
-        Raises `WardroundError`; also for a key that was unregistered once, which Flower never takes again.
+        `public_key` is in OpenSSH's one-line format. Raises `WardroundError` if Flower refuses, which includes every
+        key that was unregistered before: Flower never accepts it again.
         """
         path = self.home / "registering.pub"
         write_text(path, public_key.strip() + "\n")
         return str(self._flwr("supernode", "register", str(path), LINK, "--name", name)["node-id"])
 
     def unregister(self, node_id: str) -> None:
-        """Let a node in no more. Raises `WardroundError`."""
+        """Stop admitting a node. Raises `WardroundError` if Flower refuses."""
         self._flwr("supernode", "unregister", node_id, LINK)
 
     def nodes(self) -> list[Mapping[str, Any]]:
-        """Flower's list of nodes, those let in no more among them; without names and keys. Raises `WardroundError`."""
+        """Return Flower's list of nodes, including unregistered ones. It contains no names or keys.
+
+        Raises `WardroundError` if Flower refuses.
+        """
         return self._flwr("supernode", "list", LINK).get("nodes", [])
 
     def start_phase(self, run_id: str, phase: str) -> str:
-        """Start one phase of one of our runs; returns Flower's id of it. Raises `WardroundError`."""
+        """Start one phase of a run; return the id of the Flower run. Raises `WardroundError` if Flower refuses."""
         config = f'run="{run_id}" phase="{phase}"'
         return str(self._flwr("run", str(self.home / "bundle"), LINK, "--run-config", config)["run-id"])
 
     def stop_phase(self, flower_id: str) -> None:
-        """End a phase. Raises `WardroundError`."""
+        """Stop a phase by the id of its Flower run. Raises `WardroundError` if Flower refuses."""
         self._flwr("stop", flower_id, LINK)
 
     def _flwr(self, *words: str) -> dict[str, Any]:
-        """What Flower's own command line says, as JSON."""
+        """Run Flower's command line and return its JSON output. Raises `WardroundError` if the call fails."""
         command = [str(PROGRAMS / "flwr"), *words, "--format", "json"]
         try:
             done = subprocess.run(

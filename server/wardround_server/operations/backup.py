@@ -1,8 +1,8 @@
-"""A server's folder as one tar file, and back: for a new machine, or after a broken disk.
+"""Back up a server's folder as one tar file and restore it, for example on a new machine or after a disk failure.
 
-The first member of the tar lists all others with size, mode and SHA-256. `restore` believes nothing else in it: only
-plain files with names from that list, each inside the folder, are written, and the folder appears in one rename after
-every hash was right. SQLite files are copied through SQLite's own backup, so that one in use is whole too.
+The first member of the tar lists all others with size, mode and SHA-256. `restore` writes only regular files that match
+this list and lie inside the folder; the folder appears in one rename after every hash was verified. SQLite files are
+copied through SQLite's backup API, so that the copy of a database in use is consistent too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Contents(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What was written: how many files, how many bytes, and when the backup was made (ISO 8601, UTC)."""
+    """The result of a backup or restore: number of files, bytes, and when the backup was made (ISO 8601, UTC)."""
 
     files: int
     size_bytes: int
@@ -68,10 +68,10 @@ class Transfer:
 
 
 def backup(folder: Path, file: Path) -> Transfer:
-    """Write the folder without its logs to a new tar file (0600: it holds the private keys).
+    """Write the folder without its logs to a new tar file (mode 0600, because it contains the private keys).
 
-    Raises `UsageError` where the file is there already or lies inside the folder, `WardroundError` where something
-    cannot be read. The file appears under its name when it is whole.
+    The file appears under its name only when it is complete. Raises `UsageError` if the file exists already or lies
+    inside the folder, and `WardroundError` if anything cannot be read or written.
     """
     if file.exists():
         raise UsageError(f"{file}: is there already; a backup never replaces another")
@@ -83,7 +83,7 @@ def backup(folder: Path, file: Path) -> Transfer:
             copies = list(_copies(folder, Path(temporary)))
             listed = [_listed(name, path) for name, path in copies]
             contents = Contents(made=datetime.now(UTC).isoformat(timespec="seconds"), files=listed)
-            # Streamed, since it may be larger than the memory; else as `write_file` does it.
+            # Streamed because the backup may exceed the memory; otherwise the same steps as in `write_file`.
             with open(partial, "wb", opener=owner_only) as raw, tarfile.open(fileobj=raw, mode="w") as archive:
                 _add(archive, CONTENTS, contents.model_dump_json(indent=1).encode())
                 for entry, (_, path) in zip(listed, copies, strict=True):
@@ -100,18 +100,18 @@ def backup(folder: Path, file: Path) -> Transfer:
 
 
 def restore(file: Path, folder: Path) -> Transfer:
-    """Write a backup into a folder that is not there yet or is empty.
+    """Write a backup into a new or empty folder.
 
-    Raises `UsageError` for a folder with anything in it and for a file that is no backup, is damaged, or was made to
-    write elsewhere (absolute paths, `..`, links, devices, files that are not listed or not as listed). Then nothing is
-    left behind.
+    Raises `UsageError` for a folder that is not empty and for a file that is not a backup, is damaged, or tries to
+    write elsewhere (absolute paths, `..`, links, devices, files that are not listed or differ from the list). In these
+    cases nothing is left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is not empty; a backup is restored into a new folder only")
     partial = folder.parent / f".{folder.name}.restoring"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed
         partial.mkdir(mode=0o700)
         with tarfile.open(file, mode="r:") as archive:
             contents = _contents(archive, file)
@@ -128,13 +128,13 @@ def restore(file: Path, folder: Path) -> Transfer:
 
 
 def _copies(folder: Path, temporary: Path) -> Iterator[tuple[str, Path]]:
-    """(name in the backup, file to read): the file itself, or a snapshot of a database."""
+    """Yield (name in the backup, file to read): the file itself, or a snapshot of a database."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if name.parts[0] == LOGS or path.is_symlink() or not path.is_file():
             continue
         if path.name.startswith(".") or path.name.endswith(SQLITE_BESIDE):
-            continue  # half-written files, locks, and what belongs to a database at work
+            continue  # unfinished files, locks, and the side files of a database in use
         if _is_database(path):
             snapshot = temporary / f"{len(list(temporary.iterdir()))}.sqlite3"
             _snapshot(path, snapshot)
@@ -148,7 +148,7 @@ def _is_database(path: Path) -> bool:
 
 
 def _snapshot(path: Path, snapshot: Path) -> None:
-    """A whole copy of a database that others may be writing to."""
+    """Write a consistent copy of a database that other processes may be writing to."""
     snapshot.touch(mode=0o600)
     try:
         with closing(sqlite3.connect(path, timeout=10)) as source, closing(sqlite3.connect(snapshot)) as target:
@@ -191,7 +191,7 @@ def _contents(archive: tarfile.TarFile, file: Path) -> Contents:
     names = [entry.path for entry in contents.files]
     for name in names:
         parts = PurePosixPath(name).parts
-        if "\0" in name or ".." in parts or name != "/".join(parts):  # an absolute one is not its parts either
+        if "\0" in name or ".." in parts or name != "/".join(parts):  # the last test also catches absolute names
             raise UsageError(f"{file}: names a file outside its folder; nothing was restored")
     if len(set(names)) != len(names) or CONFIG_FILE not in names:
         raise UsageError(f"{file}: its list of contents is not that of a server's folder")
@@ -220,7 +220,7 @@ def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _copy(source: IO[bytes], path: Path, mode: int) -> str:
-    """Write one file of a backup, which is not to be trusted: never through a link, never over a file."""
+    """Write one file of an untrusted backup, never through a link or over a file; return its SHA-256."""
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode & 0o700)
     with os.fdopen(descriptor, "wb") as target:

@@ -1,4 +1,4 @@
-"""`server.toml`: what the operator sets. Written by `init` with every key explained, read strictly."""
+"""`server.toml`, the operator's settings. `init` writes it with every key explained; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ServerSection(BaseModel):
-    """`[server]`: its names, its ports, and how long its certificate lives."""
+    """`[server]`: the server's names and ports, and the lifetime of its certificate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class ServerSection(BaseModel):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """All names of the server's certificate; the first is the one that sites are told."""
+        """All names of the server's certificate; sites connect to the first."""
         return self.host, *self.more_hosts
 
     @model_validator(mode="after")
@@ -41,7 +41,7 @@ class ServerSection(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """The whole file."""
+    """The content of `server.toml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class ServerConfig(BaseModel):
 
 
 def load_server_config(folder: Path) -> ServerConfig:
-    """Read `server.toml` of a server's folder. Raises `UsageError` in one line that names the file and the field."""
+    """Read `server.toml` of a server's folder. Raises a one-line `UsageError` that names the file and the field."""
     path = folder / CONFIG_FILE
     if not path.exists():
         raise UsageError(f"{folder}: is no server's folder; `wardround-server init` makes one")
@@ -57,7 +57,7 @@ def load_server_config(folder: Path) -> ServerConfig:
 
 
 def config_text(name: str, hosts: tuple[str, ...], fleet_port: int) -> str:
-    """A first `server.toml`."""
+    """Return the text of a new `server.toml`."""
     more = ", ".join(f'"{host}"' for host in hosts[1:])
     return f"""\
 # The server of a federation. Nothing here can change what a hospital allows: that stands in its own site.toml.

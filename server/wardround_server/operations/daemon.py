@@ -1,8 +1,8 @@
-"""The server's daemon: SuperLink and executor kept running, and a coordinator that brings runs forward, until SIGTERM.
+"""The server's daemon: it keeps SuperLink and executor running and advances the runs, until SIGTERM.
 
-All it knows lies in the folder (sites, runs and what sites said), so that whatever was in flight when it died goes on
-at its next start: a run is asked about until enough sites approved, then trained until it has a result. A phase that
-ended without success is tried again after a pause that grows. The Flower run that carries a phase is forgotten with it.
+All of its state is in the server's folder (sites, runs and the sites' replies), so that interrupted work continues at
+the next start. A run is proposed until enough sites have approved it, then trained until it has a result. A phase that
+ended without success is tried again after a growing pause. The Flower run that carried a phase is not kept.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from wardround_server.runs.folder import RunFolder, State, runs
 from wardround_server.sites.flower_nodes import keep_nodes
 
 LOOK_S = 1.0
-ASK_EVERY_S = 60.0  # at the longest: a hospital takes days to decide; but one that has somebody waiting, a minute
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest is beyond what a phase takes to hold its run's lock
+ASK_EVERY_S = 60.0  # longest pause between proposals: a decision may take days, but somebody may also be waiting for it
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest exceeds the time in which a phase takes its run's lock
 FAILED_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ Sites = Callable[[], Mapping[str, str]]
 
 
 def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, ready: Callable[[], None]) -> None:
-    """Serve the federation until `stopped` is set; nothing runs afterwards.
+    """Serve the federation until `stopped` is set; all child processes end before this returns.
 
-    `sites` gives the names of the sites that may take part now, with each one's public key. `ready` is called once, as
-    the work begins. Raises `WardroundError` where a daemon is at work in the folder already.
+    `sites` returns the sites that may take part now (name -> public key). `ready` is called once, when the work begins.
+    Raises `WardroundError` if another daemon already works in the folder.
     """
     with sole(superlink.folder):
         log_to(superlink.folder / SERVER_LOG)
@@ -62,8 +62,10 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
 
 
 def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:
-    """What kills the executor once the SuperLink has died: a phase cannot go on at another SuperLink than the one it
-    began at, and would keep its run from the next phase.
+    """Return a function that kills the executor if the SuperLink was restarted since the last call.
+
+    A phase cannot continue with another SuperLink than the one with which it began, and would block the next phase of
+    its run.
     """
     known = superlink.restarts
 
@@ -77,7 +79,7 @@ def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:
 
 
 def serving(superlink: Child) -> Check:
-    """Whether hospitals can connect."""
+    """Check whether the SuperLink is up, so that hospitals can connect."""
     if superlink.is_up:
         return ok("superlink", f"is up as process {superlink.pid}")
     return fault("superlink", "is not up", "see logs/server.log; it is started again and again")
@@ -85,8 +87,9 @@ def serving(superlink: Child) -> Check:
 
 @dataclass(kw_only=True)
 class Pursuit:
-    """What the coordinator remembers about one run: what it was at, the rounds it had done, and when the next phase may
-    be ordered.
+    """The coordinator's memory of one run: its last state and finished rounds, and when the next phase may be started.
+
+    `not_before` is in seconds of the monotonic clock.
     """
 
     state: State
@@ -97,19 +100,19 @@ class Pursuit:
 
 @dataclass(kw_only=True)
 class Coordinator:
-    """Brings keys and runs forward, one look after another. What fails is logged and tried again."""
+    """Advances the registration of keys and the runs in a polling loop. Failed steps are logged and tried again."""
 
     superlink: SuperLink
     sites: Sites
     stopped: threading.Event
     is_up: Callable[[], bool]
     _pursuits: dict[str, Pursuit] = field(default_factory=dict)
-    _ordered: dict[str, str] = field(default_factory=dict)  # run -> Flower's run of a phase that has not begun
+    _ordered: dict[str, str] = field(default_factory=dict)  # run id -> Flower run of a phase that has not begun
     _known: Mapping[str, str] | None = None
     _keys_not_before: float = 0.0
 
     def work(self) -> None:
-        """Look until stopped. While the SuperLink is not up there is nobody to ask."""
+        """Poll until stopped. While the SuperLink is not up, nothing is done because no call could succeed."""
         while not self.stopped.wait(LOOK_S):
             if self.is_up():
                 self._attempt(self._keep_keys)
@@ -128,24 +131,24 @@ class Coordinator:
             self.stopped.wait(FAILED_PAUSE_S)
 
     def _keep_keys(self) -> None:
-        """Flower's list of keys follows the registry's: new keys in, all others out, also a name's former key."""
+        """Make Flower's list of keys match the registry: add new keys, exclude all others, also a name's former key."""
         sites = dict(self.sites())
         if sites == self._known or time.monotonic() < self._keys_not_before:
             return
-        self._keys_not_before = time.monotonic() + SHORTEST_PAUSE_S  # where it fails, the runs go on meanwhile
+        self._keys_not_before = time.monotonic() + SHORTEST_PAUSE_S  # after a failure, the runs continue meanwhile
         keep_nodes(self.superlink, sites)
         self._known = sites
 
     def _bring_forward(self, run: RunFolder) -> None:
         state = run.state()
         if state not in ("proposed", "training"):
-            self._pursuits.pop(run.run_id, None)  # whoever resumes it waits for no pause
+            self._pursuits.pop(run.run_id, None)  # so that a resumed run starts without a pause
             return
         if run.at_work():
-            self._ordered.pop(run.run_id, None)  # it began
+            self._ordered.pop(run.run_id, None)  # its phase has begun
             return
         pursuit, rounds = self._pursuits.get(run.run_id), run.rounds_done()
-        if pursuit is None or (pursuit.state, pursuit.rounds) != (state, rounds):  # what moves is not kept waiting
+        if pursuit is None or (pursuit.state, pursuit.rounds) != (state, rounds):  # after progress there is no pause
             pursuit = self._pursuits[run.run_id] = Pursuit(state=state, rounds=rounds)
         if time.monotonic() < pursuit.not_before:
             return
@@ -158,8 +161,10 @@ class Coordinator:
         pursuit.not_before = time.monotonic() + pursuit.pause_s
 
     def _end_last(self, run_id: str) -> None:
-        """End the Flower run of a last phase that did not begin: on a machine too busy to start it within Flower's 30 s
-        it would be started again and again, beside the next ones, and make it busier still.
+        """Stop the Flower run of a previous phase that did not begin.
+
+        If the machine is too busy to start it within Flower's 30 s, Flower would start it again and again in parallel
+        with later phases and add to the load.
         """
         with suppress(WardroundError):
             if last := self._ordered.pop(run_id, None):

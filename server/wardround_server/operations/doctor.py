@@ -1,4 +1,4 @@
-"""What the operator's `doctor` looks at: files, certificates, ports, clock and disk of one server's folder."""
+"""The checks of `wardround-server doctor`: files, certificates, ports, sites, versions, clock and disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 3.0
 
 
 def examine(folder: Path) -> Iterator[Check]:
-    """Every check in turn. Raises `UsageError` where the folder is no server's: then there is nothing to look at."""
+    """Yield every check in turn. Raises `UsageError` if the folder is not a server's folder."""
     config = load_server_config(folder)
     yield ok(CONFIG_FILE, f"{config.server.name}, reached as {config.server.host}:{config.server.fleet_port}")
     secrets = [CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY]
@@ -40,14 +40,14 @@ def examine(folder: Path) -> Iterator[Check]:
 
 
 def authority(folder: Path) -> Check:
-    """The days of the CA."""
+    """Check the validity period of the CA."""
     facts = facts_of(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
     todo = "make a new server folder with a new CA in good time: every site has to pin it"
     return days_left("CA", facts.not_before, facts.not_after, datetime.now(UTC), todo)
 
 
 def certificate(folder: Path, config: ServerConfig) -> Check:
-    """The server's certificate: its names, its days, its key."""
+    """Check the server's certificate: its names, validity period, CA and key."""
     facts, renew = (
         facts_of(_read(folder / SERVER_CERTIFICATE), SERVER_CERTIFICATE),
         f"wardround-server init {folder} --renew",
@@ -77,7 +77,10 @@ def _ports(folder: Path, config: ServerConfig) -> Check:
 
 
 def _is_ours(folder: Path, port: int) -> bool:
-    """Whether what answers on this machine shows our certificate. It is asked under its first name, as sites do."""
+    """Return whether the program on this local port presents the server's certificate.
+
+    It is contacted under the server's first name, as sites do.
+    """
     try:
         ca_pem = _read(folder / CA_CERTIFICATE).decode("ascii")
         shown = presented_certificate(f"{LOOPBACK}:{port}", ca_pem, None, ANSWER_TIMEOUT_S, _host(folder))
@@ -91,7 +94,7 @@ def _host(folder: Path) -> str:
 
 
 def sites(folder: Path) -> Check:
-    """How many sites are enrolled."""
+    """Check that sites are enrolled."""
     enrolled = Registry(folder).sites()
     if not enrolled:
         return note("sites", "none is enrolled", "wardround-server sites add REQUEST_FILE")
@@ -99,7 +102,7 @@ def sites(folder: Path) -> Check:
 
 
 def versions(folder: Path) -> Check:
-    """Whether what the sites run fits this server, by what each said when it last answered."""
+    """Check whether the sites' software, as of their last replies, is compatible with this server."""
     here, enrolled = ours(), {site.name for site in Registry(folder).sites()}
     known = {site: said for site, said in heard_of(folder).items() if site in enrolled}
     faults = [f"{site}: {said.fault}" for site, said in known.items() if said.fault is not None]

@@ -1,7 +1,7 @@
-"""A server's folder: made once, never made anew, its certificate renewed on request.
+"""Create a server's folder, and renew its certificate on request.
 
-`paths.py` lists what the folder holds. `ca/` and `tls/` appear whole, in one rename each; so a call that was killed is
-finished by the next one, and what is there is never written over.
+`paths.py` lists the files of the folder. `ca/` and `tls/` appear complete, in one rename each, so that repeating a
+killed call finishes the work. Existing files are never overwritten, except the certificate that `renew` replaces.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from wardround_server.sites.certificates import (
 
 @dataclass(frozen=True, kw_only=True)
 class Founding:
-    """What is in the folder after `found` or `renew`, and which parts were made by this call."""
+    """The state of the folder after `found` or `renew`, and the parts that this call made."""
 
     config: ServerConfig
     authority: CertificateFacts
@@ -51,10 +51,10 @@ class Founding:
 def found(
     folder: Path, hosts: str | None, name: str, fleet_port: int, given: tuple[Path, Path] | None, now: datetime
 ) -> Founding:
-    """Make what is missing of a server's folder, and nothing else.
+    """Create the missing parts of a server's folder; existing parts stay unchanged.
 
-    `given`: certificate and key of a CA that is there already. Raises `UsageError` where the folder holds other things,
-    where `hosts` or the given CA are not those that the folder has, or where a part of it was lost.
+    `given` is the certificate and key file of an existing CA. Raises `UsageError` if the folder contains other files,
+    if `hosts` or the given CA differ from those in the folder, or if a part of the folder was lost.
     """
     own_folder(folder, CONFIG_FILE)
     made = []
@@ -84,7 +84,10 @@ def found(
 
 
 def renew(folder: Path, given: tuple[Path, Path] | None, now: datetime) -> Founding:
-    """A new certificate for the server's key and the names in `server.toml`, under the same CA. Raises `UsageError`."""
+    """Sign a new certificate for the server's key and the names in `server.toml`, under the same CA.
+
+    Raises `UsageError` if a file of CA or server is missing, or the CA's key is neither in the folder nor given.
+    """
     config = load_server_config(folder)
     if not (folder / TLS).is_dir() or not (folder / CA).is_dir():
         raise UsageError(f"{folder}: has no certificate to renew yet; call init without --renew")
@@ -97,14 +100,14 @@ def renew(folder: Path, given: tuple[Path, Path] | None, now: datetime) -> Found
 
 
 def whole(folder: Path) -> bool:
-    """Whether CA, server's certificate and server's key belong together. Raises `UsageError` where one is missing."""
+    """Return whether CA, server certificate and server key belong together. Raises `UsageError` if one is missing."""
     return belongs_together(*(_read(folder, name) for name in (CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY)))
 
 
 def _authority(
     folder: Path, given: tuple[Path, Path] | None, config: ServerConfig, now: datetime, made: list[str]
 ) -> Authority | None:
-    """The CA with its key; made or taken over where there is none. None where its key is not at hand."""
+    """Return the CA with its key, creating or copying the CA if there is none; None if its key is not available."""
     known = None if given is None else _read_given(given, now)
     if not (folder / CA).exists():
         if (folder / TLS).exists() or (folder / REGISTRY_FILE).exists():
@@ -132,7 +135,7 @@ def _authority(
 
 
 def _named(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files by their names within their own folder."""
+    """Return the files by their names within their own folder."""
     return {Path(path).name: content for path, content in files.items()}
 
 

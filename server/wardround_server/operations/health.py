@@ -1,4 +1,4 @@
-"""What the server's daemon must find well to be SERVING (`wardround.operations.health`)."""
+"""The checks that must pass for the server's daemon to report SERVING (`wardround.operations.health`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wardround_server.operations.doctor import NEEDED_BYTES, authority, certific
 
 
 def looks_of(folder: Path, superlink: Callable[[], Check]) -> list[Look]:
-    """The looks; `superlink` says whether Flower's SuperLink is up."""
+    """Return the daemon's checks; `superlink` checks whether Flower's SuperLink is up."""
     return [
         Look(name="superlink", look=superlink, todo="see logs/server.log"),
         Look(name="CA", look=lambda: authority(folder), todo="put ca/ back from a backup"),

@@ -1,19 +1,19 @@
-"""The names in a server's folder, each once.
+"""The file names of a server's folder.
 
-    server.toml             what the operator sets                                    operations/config.py
-    ca/ca.crt  ca/ca.key    the federation's CA; with a hospital group's own CA its key is not kept here
-    tls/server.crt  .key    what the server shows to sites                            operations/folder.py
-    registry.sqlite3        who may take part                                         sites/registry.py
-    ledger_heads.json       how far each site's ledger had come                       sites/ledger_heads.py
-    software/NAME.json      what each site said that it runs                          sites/software.py
-    audit.jsonl             what was decided and counted; audit.head                  wardround/records/audit_log.py
-    runs/RUN_ID/            one run; its own names are in runs/paths.py               runs/folder.py
-    flower/                 Flower's database, and what its processes need            flower/superlink.py
-    flower/nodes.json       which number Flower gave to each key                      sites/flower_nodes.py
-    logs/server.log         the daemon's log; logs/RUN_ID.log: that of a run          wardround/operations/logs.py
+    server.toml             the operator's settings                                   operations/config.py
+    ca/ca.crt  ca/ca.key    the federation's CA; the key of a hospital group's own CA is not kept here
+    tls/server.crt  .key    the server's certificate and private key                  operations/folder.py
+    registry.sqlite3        the enrolled sites                                        sites/registry.py
+    ledger_heads.json       the last ledger head seen of each site                    sites/ledger_heads.py
+    software/NAME.json      each site's software as of its last reply                 sites/software.py
+    audit.jsonl             decisions and replies; with audit.head                    wardround/records/audit_log.py
+    runs/RUN_ID/            one run; its file names are in runs/paths.py              runs/folder.py
+    flower/                 Flower's database and the files of its processes          flower/superlink.py
+    flower/nodes.json       the node id that Flower gave to each key                  sites/flower_nodes.py
+    logs/server.log         the daemon's log; logs/RUN_ID.log is the log of a run     wardround/operations/logs.py
 
-Each name is relative to the server's folder. Lock files begin with a dot; one that lies there says nothing about
-whether it is held.
+Each name is relative to the server's folder. The names of lock files begin with a dot; the presence of a lock file does
+not mean that the lock is held.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""How replies become the next model, as pure arithmetic over dicts of arrays; nothing here knows a network or a disk.
+"""Aggregate the sites' replies into the next model: pure arithmetic over dicts of arrays, without network or disk.
 
-- The mean of a round: `RunningMean`, public weights, float64, folded in the order of site names, one reply held at a
-  time.
-- The server's step on it: FedAvg and FedProx take the mean (McMahan et al. 2017; the proximal term of Li et al. 2020 is
-  the site's part); FedAdam moves towards it by Adam (Reddi et al. 2021, "Adaptive federated optimization", algorithm
-  2).
-- The model released at the end: the last one, a bias-corrected exponential average, or the mean of the last part of the
-  run.
+- Mean of a round: `RunningMean`, with public weights, in float64, folded in the order of site names, with one reply in
+  memory at a time.
+- Server step: FedAvg and FedProx use the mean (McMahan et al. 2017; the site adds the proximal term of Li et al. 2020);
+  FedAdam moves towards it by Adam (Reddi et al. 2021, "Adaptive federated optimization", algorithm 2).
+- Released model: the last one, a bias-corrected exponential average, or the mean of the last part of the run.
 
-Formal guarantee: all of it is post-processing of the replies with public numbers, so it costs no privacy. Site weights
-come from the study, never from a site's number of patients, which is private.
+Formal guarantee: aggregation is post-processing of the replies with public numbers, so it costs no privacy. Site
+weights come from the study, never from a site's number of patients, which is private.
 """
 
 from __future__ import annotations
@@ -28,11 +26,14 @@ Weights = dict[str, np.ndarray]
 ADAM_BETA1 = 0.9
 ADAM_BETA2 = 0.99
 ADAM_TAU = 1e-3  # "degree of adaptivity", the default of Reddi et al.
-_CHUNK = 1 << 20  # values handled at once: no float64 copy of a whole reply
+_CHUNK = 1 << 20  # values converted at once, to avoid a float64 copy of a whole reply
 
 
 def site_weight(settings: AggregationSection, site: str) -> float:
-    """The public weight of a site: 1, or the study's number. Raises `StudyError` for a site it leaves out."""
+    """Return the public weight of a site: 1, or the study's number.
+
+    Raises `StudyError` if the study gives weights but none for this site.
+    """
     if not settings.site_weights:
         return 1.0
     if site not in settings.site_weights:
@@ -42,10 +43,10 @@ def site_weight(settings: AggregationSection, site: str) -> float:
 
 
 class RunningMean:
-    """The weighted mean of replies, folded in one at a time: memory is one float64 copy of the model, however many
-    sites.
+    """The weighted mean of replies, folded in one at a time.
 
-    Replies must come in ascending order of site names. So the order in which sites finish changes nothing, bit for bit.
+    Memory use is one float64 copy of the model, regardless of the number of sites. Replies must be folded in ascending
+    order of site names, so that the result is bit-identical whatever the order in which the sites finish.
     """
 
     def __init__(self, like: Mapping[str, np.ndarray]) -> None:
@@ -54,7 +55,10 @@ class RunningMean:
         self._last_site: str | None = None
 
     def fold(self, site: str, weights: Mapping[str, np.ndarray], weight: float) -> None:
-        """Add `weight` times a reply (float32, the expected names and shapes). Raises `RoundError` out of order."""
+        """Add `weight` times a reply (float32, the expected names and shapes).
+
+        Raises `RoundError` if the sites come out of order or twice.
+        """
         if self._last_site is not None and site <= self._last_site:
             raise RoundError(f"replies came out of order or twice: {site} after {self._last_site}")
         self._last_site = site
@@ -65,7 +69,10 @@ class RunningMean:
         self._weight += weight
 
     def mean(self) -> Weights:
-        """The mean, float64, once: the sum is divided in place. Raises `RoundError` when nothing was folded."""
+        """Return the mean (float64). Call it once: the sum is divided in place.
+
+        Raises `RoundError` if nothing was folded.
+        """
         if self._weight <= 0:
             raise RoundError("no reply to take a mean of")
         for total in self._sum.values():
@@ -75,7 +82,7 @@ class RunningMean:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """What goes from round to round: the global weights (float32) and FedAdam's moments (float64; else empty)."""
+    """The state between rounds: global weights (float32) and FedAdam's moments (float64; else empty)."""
 
     weights: Weights
     first_moment: Weights
@@ -83,7 +90,7 @@ class ServerState:
 
 
 def start_server(settings: AggregationSection, weights: Mapping[str, np.ndarray]) -> ServerState:
-    """The state before round 1. FedAdam's second moment starts at tau squared, as in Reddi et al."""
+    """Return the state before round 1. FedAdam's second moment starts at tau squared, as in Reddi et al."""
     adaptive = weights if settings.strategy == "fedadam" else {}
     return ServerState(
         weights={name: np.array(array, np.float32) for name, array in weights.items()},
@@ -93,7 +100,7 @@ def start_server(settings: AggregationSection, weights: Mapping[str, np.ndarray]
 
 
 def step_server(settings: AggregationSection, state: ServerState, mean: Mapping[str, np.ndarray]) -> ServerState:
-    """The state after a round whose replies had this mean (float64).
+    """Return the state after a round whose replies had this mean (float64).
 
     FedAvg, FedProx: x = mean. FedAdam, with D = mean - x: m = b1 m + (1 - b1) D, v = b2 v + (1 - b2) D^2,
     x = x + server_learning_rate m / (sqrt(v) + tau).
@@ -111,27 +118,27 @@ def step_server(settings: AggregationSection, state: ServerState, mean: Mapping[
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseState:
-    """The average of global models so far: a float64 sum (empty for `release = last`) and how many models are in it."""
+    """The running average of global models: a float64 sum (empty for `release = last`) and its number of models."""
 
     total: Weights
     count: int
 
 
 def start_release(settings: AggregationSection, weights: Mapping[str, np.ndarray]) -> ReleaseState:
-    """The state before round 1."""
+    """Return the state before round 1."""
     averaged = {} if settings.release == "last" else weights
     return ReleaseState(total={name: np.zeros(array.shape) for name, array in averaged.items()}, count=0)
 
 
 def tail_starts(settings: AggregationSection, rounds: int) -> int:
-    """The first round (1-based) whose global model counts in `tail_mean`: the last ceil(tail_fraction x rounds) do."""
+    """Return the first round (1-based) of `tail_mean`, which averages the last ceil(tail_fraction x rounds) models."""
     return rounds - math.ceil(settings.tail_fraction * rounds - 1e-9) + 1
 
 
 def fold_release(
     settings: AggregationSection, rounds: int, state: ReleaseState, round: int, weights: Mapping[str, np.ndarray]
 ) -> ReleaseState:
-    """Take the global model after `round` (1-based, of `rounds`) into the average; adds in place."""
+    """Add the global model after `round` (1-based, of `rounds`) to the average, in place."""
     if settings.release == "last" or (settings.release == "tail_mean" and round < tail_starts(settings, rounds)):
         return state
     decay = settings.ema_decay
@@ -145,9 +152,9 @@ def fold_release(
 
 
 def released_weights(settings: AggregationSection, state: ReleaseState, last: Mapping[str, np.ndarray]) -> Weights:
-    """The model to release, float32: `last`, EMA over its bias correction 1 - decay^count, or the mean of the tail.
+    """Return the model to release (float32): last model, EMA over its bias correction 1 - decay^count, or tail mean.
 
-    With nothing averaged yet (a run that stopped before its tail) it is the last model.
+    If nothing was averaged yet (a run that stopped before its tail), the last model is returned.
     """
     if state.count == 0:
         return {name: np.array(array, np.float32) for name, array in last.items()}

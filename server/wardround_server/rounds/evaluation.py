@@ -1,10 +1,12 @@
-"""Federated figures from what sites release about their held-out patients, without seeing one score.
+"""Federated test: figures from the noised counts that sites release about their held-out patients, never from scores.
 
-After the last round every site is asked once for its noised histogram under the released weights; the sum over those
-that answer is all the figures are made from. A site that releases none, is late or sends something else is named with
-its code, and is no failure. The figures of one site alone are made only where that site said so.
+After the last round the server requests from every site its noised histogram under the released weights, once. The
+figures are computed from the sum over the sites that reply. A site that releases no histogram, is late or sends
+anything else is listed with its code and does not fail the run. Figures of a single site are computed only if that site
+allows it.
 
-A patient is held out at one site, so the sites' releases compose in parallel: each patient's cost is one epsilon.
+Formal guarantee: a patient is held out at one site, so the sites' releases compose in parallel and each patient's cost
+is one epsilon.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ SPECIFICITIES = (0.8, 0.9, 0.95)
 
 
 class FiguresExchange(Protocol):
-    """The way to the sites and back for the one question about figures: one `SiteRelease` a site, in the order of
-    names; nothing waits longer than `deadline_s`.
+    """The exchange with the sites about figures.
+
+    It yields one `SiteRelease` per site, in the order of names, and never waits longer than `deadline_s` seconds.
     """
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]: ...
 
 
 class SitesExchange(Exchange, FiguresExchange, Protocol):
-    """The way to the sites for both questions."""
+    """An exchange for both training rounds and figures."""
 
 
 def federated_test(
@@ -50,10 +53,19 @@ def federated_test(
     on_answer: Callable[[SiteRelease], object] | None = None,
     ledgers: LedgerHeads | None = None,
 ) -> dict[str, Any] | None:
-    """Ask every site about the released `weights` (float32) and return `federated_test` of result.json.
+    """Collect every site's noised counts under the released `weights` and return `federated_test` of result.json.
 
-    `on_answer` gets each site's answer as it is taken; `ledgers` as for `run_rounds`. None where the study asks for no
-    figures: no message is sent then.
+    Args:
+        study: The study.
+        run_id: The run's id.
+        architecture_sha256: The hash of the network's architecture.
+        weights: The released weights (float32).
+        exchange: The exchange with the sites.
+        on_answer: Called with each site's reply as it is processed.
+        ledgers: As for `run_rounds`.
+
+    Returns:
+        The figures, or None if the study requests none; then no message is sent.
     """
     if study.evaluation.epsilon == 0:
         return None
@@ -75,7 +87,7 @@ def federated_test(
 
 
 def _with_its_ledger(answer: SiteRelease, ledgers: LedgerHeads) -> SiteRelease:
-    """The answer, or none of a site whose ledger went back."""
+    """Return the reply, or a refused copy without counts if the site's ledger went back or shows a gap."""
     if answer.release is None:
         return answer
     try:
@@ -86,7 +98,7 @@ def _with_its_ledger(answer: SiteRelease, ledgers: LedgerHeads) -> SiteRelease:
 
 
 def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
-    """The figures of all sites that answered, and of each alone that allows it; numbers, texts and None only."""
+    """Return the figures of all sites that replied, and of each site that allows its own; plain JSON values only."""
     releases = {answer.site: answer.release for answer in answers if answer.release is not None}
     epsilon = study.evaluation.epsilon
     alone = {
@@ -94,7 +106,7 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
     }
     together = [release.counts_2B for release in releases.values()]
     if len(together) == 1 and not alone:
-        together = []  # the figures of one site alone, under another name
+        together = []  # the sum would be the figures of a single site, which did not allow them
     of_task = release_part(study.study.task).figures(merged(study, together))
     return {
         "unit": "patient",
@@ -109,7 +121,7 @@ def figures_of(study: Study, answers: Sequence[SiteRelease]) -> dict[str, Any]:
 
 
 def merged(study: Study, counts: Sequence[np.ndarray]) -> ScoreHistogram:
-    """The sum of sites' noised counts (2, B), with the variance that their noise adds up to."""
+    """Return the sum of the sites' noised counts (2, B), with the total variance of their noise."""
     total_2B = np.sum([np.zeros((2, study.evaluation.bins), np.int64), *counts], axis=0)
     variance = len(counts) * noise_variance(study.evaluation.epsilon)
     return ScoreHistogram(counts_2B=total_2B, noise_variance=variance, logit_scale=study.evaluation.logit_scale)

@@ -1,15 +1,16 @@
-"""The round loop, without a network in it: broadcast, take replies one at a time, check, fold, step, checkpoint.
+"""The round loop, independent of the transport: broadcast, check and fold the replies, step, checkpoint.
 
     each round: exchange -> check_update -> RunningMean -> step_server -> fold_release -> metrics -> checkpoint
 
-How messages reach the sites is an `Exchange`: Flower's grid in `flower/exchange.py`, plain function calls where
-everything runs in one process. A site that is late, refuses, fails or sends something invalid costs its part of the
-round and is named in the outcome; a round with fewer than `min_sites` good replies ends the run with `RoundError`, and
-the same call continues it.
+An `Exchange` carries the messages to the sites: Flower's grid in `flower/exchange.py`, or plain function calls if
+everything runs in one process. If a site is late, refuses, fails or sends something invalid, the round continues
+without it and the outcome names it. A round with fewer than `min_sites` good replies ends the run with `RoundError`,
+and the same call continues the run.
 
 Each finished round is durable before the next one begins: its lines in metrics.jsonl, then its checkpoint (global
-weights, FedAdam's moments, the released average, the round, the heads of the sites' ledgers). So a killed run continues
-at the next round with the same bits. What decides whether a site's ledger went back outlives the run: `ledger_heads`.
+weights, FedAdam's moments, the released average, the round, the heads of the sites' ledgers). A killed run therefore
+continues at the next round with bit-identical state. The heads that reveal whether a site's ledger went back are also
+stored outside the run, in `sites/ledger_heads.py`.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ KEPT_CHECKPOINTS = 3
 
 
 class Exchange(Protocol):
-    """One round's way to the sites and back.
+    """The transport of one round's messages to the sites and of their replies.
 
-    Yields one `SiteReply` for each site it knows, in ascending order of site names, holding one reply's weights at a
-    time; a site that has not answered after `deadline_s` seconds is yielded with code "late". It never waits longer.
+    It yields one `SiteReply` for each site that it serves, in ascending order of site names, with the weights of one
+    reply in memory at a time. A site that has not replied after `deadline_s` seconds is yielded with code "late". It
+    never waits longer.
     """
 
     def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]: ...
@@ -57,8 +59,10 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteRound:
-    """What became of one site in one round. `code` is None for a reply that counted; `update_norm` is of its change;
-    `ledger_head` is how far the site's ledger had come, as its reply said; `reply_sha256` is of what counted.
+    """The outcome of one site in one round.
+
+    `code` is None for a reply that counted; `update_norm` is the norm of its change to the weights; `ledger_head` is
+    the head of the site's ledger according to the reply; `reply_sha256` is the hash of the weights that counted.
     """
 
     site: str
@@ -73,7 +77,7 @@ class SiteRound:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """A finished round, as `on_round` gets it: already durable. `weights` is the new global model (float32)."""
+    """A finished round as passed to `on_round`, already durable. `weights` is the new global model (float32)."""
 
     round: int
     rounds: int
@@ -84,7 +88,7 @@ class RoundRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A site whose part is missing from a round, and why."""
+    """A site that did not contribute to a round, and the code of the reason."""
 
     round: int
     site: str
@@ -93,10 +97,10 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What a run came to. `weights` is the released model, `last_weights` the last global one; both float32.
+    """The result of a run. `weights` is the released model, `last_weights` the last global one; both are float32.
 
-    Counters run over the whole run, across resumes; `seconds` is time spent in rounds. `ledger_heads`: how far each
-    site's ledger had come in its last good reply.
+    Counters cover the whole run, across resumes; `seconds` is the time spent in rounds. `ledger_heads` is the head of
+    each site's ledger in its last good reply.
     """
 
     weights: Weights
@@ -112,7 +116,7 @@ class RunOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class _Progress:
-    """All that goes on from round to round: what a checkpoint holds."""
+    """The state that is carried from round to round, which is the content of a checkpoint."""
 
     round: int
     server: ServerState
@@ -137,16 +141,28 @@ def run_rounds(
     on_reply: Callable[[int, SiteRound], object] | None = None,
     ledgers: LedgerHeads | None = None,
 ) -> RunOutcome:
-    """Run a study's rounds, or the rest of them when `folder` holds checkpoints of this run already.
+    """Run a study's rounds, or the remaining ones if `folder` has checkpoints of this run already.
 
-    `start_weights`: float32, the exchanged parameters by name; a checkpoint overrules their values, not their names and
-    shapes. `folder` gets checkpoints/ (the last three) and metrics.jsonl (a line a round and site); None keeps nothing.
-    `on_reply` gets the round and each site's part as it is taken, before anything of the round is stored; where it
-    raises, the round is not. `warn` gets one line for a damaged checkpoint that was passed over. `ledgers`: how far
-    each site's ledger had come in all runs of this server; without it, in those of `folder`.
+    Args:
+        study: The study.
+        run_id: The run's id.
+        architecture_sha256: The hash of the network's architecture.
+        start_weights: The exchanged parameters by name, float32. A checkpoint replaces their values, but must match
+            their names and shapes.
+        exchange: The exchange with the sites.
+        folder: Where checkpoints/ (the last three) and metrics.jsonl (one line per round and site) are written; None
+            writes nothing.
+        on_round: Called with each finished round.
+        warn: Called with one line for each damaged checkpoint that was skipped.
+        on_reply: Called with the round and each site's outcome as it is processed, before the round's lines and
+            checkpoint are stored. If it raises, the round is not stored.
+        ledgers: The ledger heads seen in all runs of this server; without it, those of `folder`.
 
-    Raises `RoundError` when a round misses its quorum, `UsageError` for a folder of another study or run, `ModelError`
-    for checkpoints that do not fit or cannot be read, `WardroundError` when the disk is full.
+    Raises:
+        RoundError: A round misses its quorum.
+        UsageError: The folder belongs to another study or run.
+        ModelError: The checkpoints do not fit or cannot be read.
+        WardroundError: The disk is full.
     """
     settings, rounds = study.aggregation, study.study.rounds
     ledgers = ledgers or LedgerHeads(folder)
@@ -186,7 +202,7 @@ def _one_round(
     for reply in exchange(broadcast, settings.round_deadline_s):
         sites.append(_take(reply, broadcast, settings, mean, ledgers))
         on_reply(number, sites[-1])
-        del reply  # or it would be held while the next one arrives
+        del reply  # otherwise it would stay in memory while the next one arrives
     seconds = time.monotonic() - started
     lines = tuple(sites)
     if folder is not None:
@@ -195,7 +211,7 @@ def _one_round(
     heads |= {line.site: line.ledger_head for line in lines if line.code is None and line.ledger_head is not None}
     try:
         _require_quorum(number, lines, settings.min_sites or settings.nominal_sites)
-    except RoundError:  # the round does not count, but what its sites said of their ledgers is not forgotten
+    except RoundError:  # the round does not count, but the ledger heads that its sites reported are kept
         _save(folder, identity, replace(progress, ledger_heads=heads))
         raise
     server = aggregation.step_server(settings, progress.server, mean.mean())
@@ -220,8 +236,10 @@ def _one_round(
 def _take(
     reply: SiteReply, broadcast: Broadcast, settings: AggregationSection, mean: RunningMean, ledgers: LedgerHeads
 ) -> SiteRound:
-    """Check one reply and fold it in, or say by a code why not. The reply is not kept. The head of the site's ledger
-    is, as soon as it is a later one: the ledger has come so far, whatever the weights are.
+    """Check one reply and fold it in, or return the code of the reason why it does not count.
+
+    The reply is not kept. A later head of the site's ledger is stored even if the weights are refused, because the
+    ledger has reached it either way.
     """
     code, norm, sha256 = reply.code, None, None
     if reply.weights is not None and code is None:
@@ -275,7 +293,7 @@ def _outcome(settings: AggregationSection, progress: _Progress) -> RunOutcome:
 
 
 def _save(folder: Path | None, identity: dict[str, str], progress: _Progress) -> None:
-    """Write the checkpoint of a round, then let go of the oldest beyond the kept ones."""
+    """Write the checkpoint of a round, then delete the oldest beyond `KEPT_CHECKPOINTS`."""
     if folder is None:
         return
     groups = {
@@ -307,7 +325,11 @@ def _save(folder: Path | None, identity: dict[str, str], progress: _Progress) ->
 def _resume(
     folder: Path, identity: dict[str, str], start_weights: Weights, warn: Callable[[str], None]
 ) -> _Progress | None:
-    """The progress of an earlier call in this folder, or None. Raises when the folder belongs to something else."""
+    """Return the progress of an earlier call in this folder, or None.
+
+    Raises `UsageError` if the folder belongs to another study, run or architecture, and `ModelError` if its checkpoint
+    does not fit the network.
+    """
     checkpoints = folder / CHECKPOINTS
     found = latest_checkpoint(checkpoints, warn) if checkpoints.is_dir() else None
     if found is None:

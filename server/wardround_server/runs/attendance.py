@@ -1,7 +1,7 @@
-"""Who is there while a round is under way: `round.json` of a run's folder, renewed every few seconds for `show`.
+"""Attendance during a round: `round.json` of a run's folder, rewritten every few seconds for `show`.
 
-A round's replies are stored when it ends, which may take its whole deadline; a site that is cut off meanwhile shows
-here within a minute or two: Flower takes one minute to miss it.
+A round's replies are stored when the round ends, which may take its whole deadline. A site that loses its connection
+meanwhile appears in this file within a minute or two, since Flower takes one minute to detect it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class Attended:
-    """An exchange that keeps the file while it is asked. `directory`: the sites; None for one not connected. `online`
-    gives those that are, by name, and is called from a thread.
+    """An exchange that maintains round.json during each round.
+
+    Args:
+        exchange: The exchange that carries the messages.
+        run: The run's folder.
+        directory: Site name -> node id; None marks a site that is not connected.
+        online: Returns the sites that are connected now, by name; called from a thread.
     """
 
     def __init__(
@@ -40,15 +45,15 @@ class Attended:
         self._path = run.path / ROUND_FILE
 
     def __call__(self, broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
-        """See `rounds.Exchange`."""
+        """See `rounds.loop.Exchange`."""
         with self._kept(broadcast.round, deadline_s) as round:
             for reply in self._exchange(broadcast, deadline_s):
                 round.answered(reply.site, reply.code)
                 yield reply
-                del reply  # or it would be held while the next one arrives
+                del reply  # otherwise it would stay in memory while the next one arrives
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
-        """See `evaluation.FiguresExchange`."""
+        """See `rounds.evaluation.FiguresExchange`."""
         with self._kept(question.round, deadline_s) as round:
             for answer in self._exchange.ask_for_figures(question, bins, deadline_s):
                 round.answered(answer.site, answer.code)
@@ -66,7 +71,7 @@ class Attended:
 
 
 class _Round:
-    """The file of one round. Two threads write it, one at a time."""
+    """The file of one round. Two threads write it; a lock keeps them apart."""
 
     def __init__(self, *, path: Path, number: int, deadline_s: float, directory: Mapping[str, int | None]) -> None:
         self._path, self._number, self._deadline_s, self._began = path, number, deadline_s, time.time()
@@ -77,18 +82,18 @@ class _Round:
         self._write()
 
     def answered(self, site: str, code: str | None) -> None:
-        """A site's answer was taken; `code` where it is none."""
+        """Record that a site's reply was processed; `code` is None if the reply is good."""
         with self._lock:
             self._answered[site] = code
             self._waiting.discard(site)
             self._write()
 
     def look(self, online: Callable[[], Mapping[str, int]]) -> None:
-        """See who is connected, until the round ends."""
+        """Poll which sites are connected, until the round ends."""
         while not self._ended.wait(LOOK_EVERY_S):
             try:
                 there = set(online())
-            except Exception:  # a look that fails must cost the round nothing
+            except Exception:  # a failed poll must not affect the round
                 log.exception("who is connected could not be told")
                 continue
             with self._lock:
@@ -99,7 +104,7 @@ class _Round:
                     self._write()
 
     def end(self) -> None:
-        """No file afterwards."""
+        """End the round and delete its file."""
         with self._lock:
             self._ended.set()
             self._path.unlink(missing_ok=True)

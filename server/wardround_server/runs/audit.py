@@ -1,8 +1,9 @@
-"""What the server's audit log and log say of a run: every word of a site that is new, every reply, counted or not.
+"""Records a run in the server's audit log and log: every new decision of a site and every reply, counted or refused.
 
-A reply is in the audit log before its round is stored, a word before it counts: what cannot be written down does not
-happen. `reply` is the same hash that the site's own log has for what it sent, so that the two logs can be compared. A
-round that was taken up again is recorded again, with the same hashes.
+A reply is in the audit log before its round is stored, and a decision before it takes effect: if the entry cannot be
+written, the action does not happen. The field `reply` is the hash that the site's own log has for the data it sent, so
+that the two logs can be compared. A round that is repeated after an interruption is recorded again, with the same
+hashes.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class RunRecord:
-    """Writes down what happens in one run."""
+    """Writes the audit events and log lines of one run."""
 
     def __init__(self, run: RunFolder, study: Study) -> None:
         self._run, self._study, self._audit = run, study, AuditLog(run.server / AUDIT_FILE)
         self._named = {"study": study.sha256(), "run": run.run_id}
 
     def heard(self, words: Mapping[str, str]) -> None:
-        """Keep what sites said of the study; a decision that is new is in the audit log first."""
+        """Store the sites' decisions on the study; a new decision is written to the audit log first."""
         known = {site: said.state for site, said in self._run.approvals().items()}
         for site, word in sorted(words.items()):
             with at(site=site):
@@ -44,7 +45,7 @@ class RunRecord:
         self._run.hear(words)
 
     def replied(self, round: int, line: SiteRound) -> None:
-        """A site's part of a round, as it was taken."""
+        """Record a site's outcome in a round as it is processed."""
         with at(site=line.site, round=round):
             if line.code is None and line.reply_sha256 is not None:
                 head = line.ledger_head
@@ -57,7 +58,7 @@ class RunRecord:
                 self._refused(round, TRAIN, line.site, line.code or "failed")
 
     def released(self, answer: SiteRelease) -> None:
-        """A site's noised counts, as they were taken."""
+        """Record a site's noised counts, or the reason for their absence, as they are processed."""
         round = evaluation_round(self._study)
         with at(site=answer.site, round=round):
             if answer.release is not None:
@@ -68,12 +69,12 @@ class RunRecord:
                 self._refused(round, EVALUATE, answer.site, answer.code or "failed")
 
     def finished(self, model_sha256: str) -> None:
-        """The run has its model."""
+        """Record that the run has produced its model."""
         self._append(RunDecided(decision="finished", sha256=model_sha256, **self._named))
         log.info("finished")
 
     def decided(self, decision: str, who: str | None) -> None:
-        """The operator submitted, stopped or resumed the run, and by whom where that was said."""
+        """Record that the operator submitted, stopped or resumed the run, with the person's name if it was given."""
         self._append(RunDecided(decision=decision, who=who, **self._named))
 
     def _refused(self, round: int, purpose: str, site: str, code: str) -> None:

@@ -1,6 +1,6 @@
-"""A run's folder at the server. The run has our own id, and outlives Flower's runs, processes and cuts of power.
+"""A run's folder at the server. A run has its own id and survives Flower's runs, its processes and power failures.
 
-`paths.py` lists what it holds.
+`paths.py` lists the files of the folder.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ from wardround_server.runs.paths import (
 )
 
 State = Literal["proposed", "training", "finished", "stopped"]
-DECIDED = ("approved", "proposed", "refused", "revoked")  # a site's own words; whatever else stands for one is a code
+DECIDED = ("approved", "proposed", "refused", "revoked")  # the states that a site sends; any other one is a code
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A site's last word on a study: "approved", "proposed" (not decided), "refused", "revoked", or a code that says
-    why there is none; since when, in seconds since 1970.
+    """A site's last decision on a study, and the time of it (seconds since 1970).
+
+    `state` is "approved", "proposed" (not yet decided), "refused", "revoked", or a code with the reason why the site
+    sent none of these.
     """
 
     state: str
@@ -52,7 +54,7 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """One run, by its folder."""
+    """One run, identified by its folder."""
 
     path: Path
 
@@ -66,7 +68,7 @@ class RunFolder:
         return self.path.parents[1]
 
     def study(self) -> Study:
-        """The study of this run. Raises `UsageError` where the folder holds none."""
+        """Read the study of this run. Raises `UsageError` if the folder contains none."""
         path = self.path / STUDY_FILE
         try:
             return study_from_json(path.read_text(encoding="utf-8"), source=str(path))
@@ -74,15 +76,15 @@ class RunFolder:
             raise UsageError(f"{self.path}: not a run; `wardround-server runs` lists them") from None
 
     def approvals(self) -> dict[str, Said]:
-        """The sites' last words, by name."""
+        """Return the last decision of each site, by name."""
         return {site: Said(**said) for site, said in (read_json(self.path / APPROVALS_FILE) or {}).items()}
 
     def approved(self) -> tuple[str, ...]:
-        """The sites that approved, in the order of names."""
+        """Return the names of the sites that approved, sorted."""
         return tuple(sorted(site for site, said in self.approvals().items() if said.state == "approved"))
 
     def hear(self, words: Mapping[str, str]) -> None:
-        """Keep what sites said now. A site that could not be asked keeps the word it gave before."""
+        """Store the sites' new decisions. A code does not replace a decision that the site sent before."""
         known = {site: {"state": said.state, "at": said.at} for site, said in self.approvals().items()}
         for site, state in words.items():
             before = known.get(site, {"state": ""})["state"]
@@ -91,7 +93,7 @@ class RunFolder:
         write_json(self.path / APPROVALS_FILE, known)
 
     def state(self) -> State:
-        """Where the run is, from what lies in its folder."""
+        """Derive the state of the run from the files in its folder."""
         if (self.path / RESULT_FILE).is_file():
             return "finished"
         if self.is_stopped:
@@ -99,37 +101,35 @@ class RunFolder:
         return "training" if len(self.approved()) >= quorum(self.study()) else "proposed"
 
     def rounds_done(self) -> int:
-        """How many rounds have their checkpoint."""
+        """Return the number of the last round that has a checkpoint."""
         names = [path.stem for path in (self.path / CHECKPOINTS).glob(ROUND_CHECKPOINTS)]
         return max((int(name.removeprefix("round-")) for name in names), default=0)
 
     def problem(self) -> dict[str, Any] | None:
-        """Why the last phase ended without success: `phase`, `error` (one line), `at`; None where none did."""
+        """Return why the last phase failed: `phase`, `error` (one line), `at`; None if it did not fail."""
         return read_json(self.path / PROBLEM_FILE)
 
     def result(self) -> dict[str, Any] | None:
-        """result.json of a finished run, or None."""
+        """Return the content of result.json of a finished run, or None."""
         return read_json(self.path / RESULT_FILE)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: what became of each site in each round."""
+        """Return the lines of metrics.jsonl: the outcome of each site in each round."""
         return read_lines(self.path / METRICS_FILE)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the operator wants no more of it now."""
+        """Whether the operator has stopped the run."""
         return (self.path / STOPPED_FILE).is_file()
 
     def stop(self) -> None:
-        """Say that the operator wants no more of it. Durable on return. Raises `UsageError` where it is finished."""
+        """Mark the run as stopped by the operator, durably. Raises `UsageError` if it is finished."""
         if self.state() == "finished":
             raise UsageError(f"run {self.run_id} is finished")
         write_text(self.path / STOPPED_FILE, time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
     def resume(self, record: Callable[[], object] = bool) -> None:
-        """Say that a stopped run should go on; `record` writes it down before. Raises `UsageError` where it was not
-        stopped.
-        """
+        """Let a stopped run continue; `record` is called before. Raises `UsageError` if the run is not stopped."""
         if self.state() != "stopped":
             raise UsageError(f"run {self.run_id} is {self.state()}, not stopped")
         record()
@@ -138,9 +138,10 @@ class RunFolder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Be the one process that works on the run; what goes wrong is kept in problem.json, unless the operator has
-        stopped the run. Raises `RoundError` where
-        another process is at it.
+        """Hold the run's lock while a phase works on it.
+
+        An exception in the phase is stored in problem.json, unless the operator has stopped the run, and raised again.
+        Raises `RoundError` if another process works on the run.
         """
         with try_locked(self.path / PHASE_LOCK) as alone:
             if not alone:
@@ -156,14 +157,15 @@ class RunFolder:
             (self.path / PROBLEM_FILE).unlink(missing_ok=True)
 
     def at_work(self) -> bool:
-        """Whether a process works on the run now."""
+        """Return whether a process works on the run now."""
         return is_locked(self.path / PHASE_LOCK)
 
 
 def create_run(server: Path, study: Study, record: Callable[[RunFolder], object] = bool) -> RunFolder:
-    """A new run of a study, or the one of it that is not finished or stopped: submitting twice makes no second run.
+    """Create a run of a study, or return the run of this study that is neither finished nor stopped.
 
-    `record` writes a new one down before it is there; where that fails, there is none.
+    Submitting a study twice therefore does not create a second run. `record` is called with a new run before it
+    becomes visible; if it raises, the run is not created.
     """
     sha256 = study.sha256()
     for run in runs(server):
@@ -179,13 +181,13 @@ def create_run(server: Path, study: Study, record: Callable[[RunFolder], object]
 
 
 def runs(server: Path) -> list[RunFolder]:
-    """All runs, the oldest first."""
+    """Return all runs, the oldest first."""
     found = [RunFolder(path=path.parent) for path in (server / RUNS).glob(f"*/{STUDY_FILE}")]
     return sorted(found, key=lambda run: ((run.path / STUDY_FILE).stat().st_mtime, run.run_id))
 
 
 def find_run(server: Path, run_id: str) -> RunFolder:
-    """A run by its id. Raises `UsageError` where there is none."""
+    """Find a run by its id. Raises `UsageError` if there is none."""
     for run in runs(server):
         if run.run_id == run_id:
             return run
@@ -193,7 +195,7 @@ def find_run(server: Path, run_id: str) -> RunFolder:
 
 
 def largest_network(server: Path) -> tuple[int, int]:
-    """(tensors, bytes) of the largest networks among all runs: no site has more than that to send in one answer."""
+    """Return (tensors, bytes), each the maximum over the networks of all runs, as the limit for a site's reply."""
     tensors, size = 0, 0
     for path in (server / RUNS).glob(f"*/{START_FILE}"):
         with path.open("rb") as file:
@@ -203,7 +205,7 @@ def largest_network(server: Path) -> tuple[int, int]:
 
 
 def quorum(study: Study) -> int:
-    """How many sites a round needs."""
+    """Return how many sites a round needs."""
     return study.aggregation.min_sites or study.aggregation.nominal_sites
 
 
@@ -212,7 +214,7 @@ def one_line(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content, or None where there is no such file."""
+    """Return the content of a JSON file, or None if the file does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -220,10 +222,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step, durably."""
+    """Write a JSON file atomically and durably."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step, durably."""
+    """Write a text file atomically and durably."""
     write_file(path, text.encode())

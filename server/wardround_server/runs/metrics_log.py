@@ -1,7 +1,7 @@
-"""metrics.jsonl: a line a round and site, appended durably, and never two lines for the same round and site.
+"""metrics.jsonl: exactly one line for each finished round and site, appended durably.
 
-Lines are written before the checkpoint of their round, so a finished round has its lines; a resume drops the lines of
-rounds after its checkpoint, which will be written again.
+Lines are written before the checkpoint of their round, so that a finished round always has its lines. A resume drops
+the lines of the rounds after its checkpoint, because these rounds are repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wardround.storage.folders import make_folder
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append one JSON line a record, and make them durable. Raises `WardroundError` when the disk is full."""
+    """Append one JSON line for each record, durably. Raises `WardroundError` if the disk is full."""
     try:
         make_folder(path.parent)
         jsonl.append_lines(path, records)
@@ -26,9 +26,9 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All records, in order; none when there is no file. A last line cut short by a kill is left out.
+    """Return all records in order, or an empty list if there is no file.
 
-    Raises `WardroundError` for a damaged line anywhere else.
+    An incomplete last line, left by a kill, is skipped. Raises `WardroundError` for any other damaged line.
     """
     try:
         records = jsonl.read_lines(path)
@@ -41,5 +41,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def trim_lines(path: Path, last_round: int) -> None:
-    """Drop the lines of rounds after `last_round`, and a last line cut short; in one step, durably."""
+    """Drop the lines of rounds after `last_round` and an incomplete last line, atomically and durably."""
     jsonl.trim_lines(path, (record for record in read_lines(path) if record["round"] <= last_round))

@@ -1,7 +1,7 @@
-"""A released model and its card: what it was trained for, on what, under which promise, by whom, with what missing.
+"""A released model and its card: purpose, training data, privacy guarantee, participating sites and missing replies.
 
-Everything is read from the run's folder (`folder.py`), so a card says what happened and nothing that somebody would
-like to have happened. `written` exports the model's bytes as they are, with the card beside it, and never overwrites.
+All facts are read from the run's folder (`folder.py`), so that a card describes what actually happened. `written`
+exports the model file byte for byte, with the card beside it, and never overwrites a file.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class ModelCard:
         return self.content["run"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return dict(self.content)
 
     def to_text(self) -> str:
-        """The card as Markdown, for people."""
+        """Return the card as Markdown."""
         return _markdown(self.content)
 
 
 def released(server: Path) -> list[RunFolder]:
-    """The runs that have released a model, the oldest first."""
+    """Return the runs that have released a model, the oldest first."""
     return [run for run in runs(server) if run.state() == "finished"]
 
 
 def summary_of(run: RunFolder) -> dict[str, Any]:
-    """One line about a released model: run, study, architecture, epsilon, delta, rounds, finished_at, sha256.
+    """Summarise a released model: run, study, architecture, epsilon, delta, rounds, finished_at, sha256.
 
-    Raises `UsageError` where the run has released none, `ModelError` where a file of it is gone or damaged.
+    Raises `UsageError` if the run has released no model, and `ModelError` if one of its files is missing or damaged.
     """
     result, study = _result(run), run.study()
     return {
@@ -74,7 +74,10 @@ def summary_of(run: RunFolder) -> dict[str, Any]:
 
 
 def card_of(run: RunFolder) -> ModelCard:
-    """The card, after the model was found whole and of this study. Raises as `summary_of`."""
+    """Return the card after checking that the model file is intact and belongs to this study.
+
+    Raises the errors of `summary_of`, and `ModelError` if the model belongs to another study.
+    """
     result, study = _result(run), run.study()
     tensors, manifest = load_checkpoint(run.path / MODEL_FILE)
     if manifest.get("study_sha256") != study.sha256() or result["study_sha256"] != study.sha256():
@@ -109,7 +112,7 @@ def card_of(run: RunFolder) -> ModelCard:
 
 
 def privacy_statement(epsilon: float, delta: float) -> list[str]:
-    """What the model's training promises a patient, in sentences; or that it promises nothing."""
+    """Return the privacy guarantee of the model for a patient, or the lack of one, as sentences."""
     if math.isinf(epsilon):
         return [
             "No privacy: this model was trained without noise, and nothing bounds what it tells of single patients."
@@ -121,8 +124,10 @@ def privacy_statement(epsilon: float, delta: float) -> list[str]:
 
 
 def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
-    """Write the model and its card to `target`, a folder or FILE.safetensors; returns the files. None of them may be
-    there: then `UsageError`, and nothing is written. `WardroundError` where the disk refuses; nothing is left then.
+    """Write the model and its card to `target`, a folder or FILE.safetensors; return the files.
+
+    Raises `UsageError` if one of the files exists already; then nothing is written. Raises `WardroundError` if a file
+    cannot be written; then no file is left behind.
     """
     if target.suffix == ".safetensors":
         model, text, plain = target, target.with_suffix(".md"), target.with_suffix(".json")
@@ -229,7 +234,7 @@ def _ledger(head: Mapping[str, Any] | None) -> str:
 
 
 def _released_weights(which: str | None) -> list[str]:
-    """Which weights the file holds, for a task that may release its public start instead of the trained model."""
+    """Describe the weights in the file, for a task that may release its public start instead of the trained model."""
     texts = {
         "trained": "The file holds the weights that the sites trained.",
         "start": "The file holds the public start: nothing that the sites trained is in it.",
@@ -261,7 +266,7 @@ def _patients_of_sites(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(figures: Mapping[str, Any]) -> list[str]:
-    """AUC, together and of each site that allows it, and sensitivity at fixed specificities."""
+    """Return lines with the AUC, pooled and of each site that allows it, and sensitivity at fixed specificities."""
     return [
         f"- all together: {_auc(figures)}",
         *(f"- {site} alone: {_auc(one)}" for site, one in sorted(figures.get("per_site", {}).items())),

@@ -1,18 +1,18 @@
-"""The names in a run's folder, each once.
+"""The file names of a run's folder.
 
-    study.json              what is run: written once, by `submit`
-    approvals.json          what each site has said, and when: written by the process of a phase alone
+    study.json              the study, written once by `submit`
+    approvals.json          each site's decision on the study and its time, written only by the process of a phase
     start.safetensors       the network before training
-    checkpoints/            round-000001.safetensors and on: the last rounds          rounds/loop.py
-    metrics.jsonl           a line a round and site                                   runs/metrics_log.py
-    round.json              who is waited for, while a round is under way             runs/attendance.py
-    problem.json            why the last phase ended without success; gone when the next one succeeds
-    stopped                 the operator stopped the run
-    .phase.lock             held by the process that works on the run
+    checkpoints/            round-000001.safetensors and so on: the last rounds       rounds/loop.py
+    metrics.jsonl           one line per round and site                               runs/metrics_log.py
+    round.json              the sites still to reply, while a round is under way      runs/attendance.py
+    problem.json            why the last phase failed; deleted when the next one succeeds
+    stopped                 present if the operator stopped the run
+    .phase.lock             locked by the process that works on the run
     model.safetensors       the released model
-    result.json             written last: its presence says that the run is finished
+    result.json             written last; the run is finished if it exists
 
-A simulation's run has the same names for study, checkpoints, metrics, model and result.
+A simulation's run uses the same names for study, checkpoints, metrics, model and result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What one Flower run does for a run of ours: ask the sites for their word, or train. Both end by themselves.
+"""The phases of a run, each executed by one Flower run that ends by itself: propose the study to the sites, or train.
 
-A phase gets a `Federation` (who is there, and the way to them) and a run's folder, and leaves everything it learned in
-that folder. So it can be killed at any moment, and the next one goes on.
+A phase gets a `Federation` (the connected sites and the exchange with them) and a run's folder, and stores all of its
+results in that folder. It can therefore be killed at any moment, and the next phase continues.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE, START_FILE, STU
 from wardround_server.sites.ledger_heads import LedgerHeads
 
 ASK_LIMIT_S = 60.0
-GATHER_LIMIT_S = 45.0  # a node that was killed is back after about a minute; a round does not wait much longer for one
-# Those who have not decided may join a run that is at work: the first pause before they are asked, and the last.
+GATHER_LIMIT_S = 45.0  # a killed node is back after about a minute; a round does not wait much longer for one site
+# Undecided sites may join a run during training: the first and the longest pause between two proposals to them.
 ASK_AGAIN_SOON_S, ASK_AGAIN_S = 15.0, 300.0
 LOOK_S = 1.0
 START_LIMIT_S = 300.0
@@ -42,29 +42,29 @@ STOPPED = "the operator stopped the run"
 
 
 class Federation(Protocol):
-    """The sites as a phase sees them."""
+    """The interface of a phase to the sites."""
 
     def online(self) -> Mapping[str, int]:
-        """Name -> node of the registered sites that are connected now."""
+        """Return name -> node id of the registered sites that are connected now."""
 
     def propose(self, study: Study, sites: Collection[str], limit_s: float) -> dict[str, str]:
-        """Put a study before those of `sites` that are connected; name -> their word, or a code; `limit_s` at most."""
+        """Propose a study to the connected `sites`; return name -> decision or code within `limit_s` seconds."""
 
     def exchange(self, directory: Mapping[str, int | None]) -> SitesExchange:
-        """The way to these sites; None for one that is not connected."""
+        """Return the exchange with these sites (name -> node id; None for a site that is not connected)."""
 
 
 def ask(run: RunFolder, federation: Federation) -> None:
-    """Put the run's study before all sites that are connected, and keep what they say."""
+    """Propose the run's study to all connected sites and store their replies."""
     with run.phase("propose"):
         study = run.study()
         RunRecord(run, study).heard(federation.propose(study, federation.online().keys(), ASK_LIMIT_S))
 
 
 def train(run: RunFolder, federation: Federation) -> None:
-    """Train the run to its end with the sites that approved it, from its last checkpoint, and write its result."""
+    """Train the run from its last checkpoint to the end with the sites that approved it, and write its result."""
     with run.phase("train"):
-        if run.state() == "finished":  # a phase that was ordered twice: the first one did it all
+        if run.state() == "finished":  # the phase was started twice, and the first one completed the run
             return
         study = run.study()
         network, manifest = start_of(run, study)
@@ -85,16 +85,17 @@ def train(run: RunFolder, federation: Federation) -> None:
 
 
 class Gathering:
-    """The exchange over the sites that approved, gathered anew for every question: sites come and go between rounds.
+    """The exchange with the sites that approved the study.
 
-    It waits for all of them, but not for ever; who is not there then is named as unreachable.
+    Before every request it waits a limited time until all of these sites are connected, since connections come and go
+    between rounds. A site that is not connected by then is reported as unreachable.
     """
 
     def __init__(self, run: RunFolder, federation: Federation, needed: int) -> None:
         self._run = run
         self._federation = federation
         self._needed = needed
-        # After a phase without success at once: those who approved may never make a quorum, however often they try.
+        # After a failed phase, propose again at once: the sites that approved so far may never reach the quorum.
         self._asked = -math.inf if run.problem() else time.monotonic()
         self._pause_s = ASK_AGAIN_SOON_S
 
@@ -102,7 +103,7 @@ class Gathering:
         return self._federation.exchange(self._gather(deadline_s))(broadcast, deadline_s)
 
     def ask_for_figures(self, question: Broadcast, bins: int, deadline_s: float) -> Iterator[SiteRelease]:
-        """The question about figures; see `evaluation`."""
+        """Request the noised counts; see `rounds.evaluation`."""
         return self._federation.exchange(self._gather(deadline_s)).ask_for_figures(question, bins, deadline_s)
 
     def _gather(self, deadline_s: float) -> dict[str, int | None]:
@@ -120,7 +121,7 @@ class Gathering:
             time.sleep(LOOK_S)
 
     def _ask_again(self) -> None:
-        """Ask those who have not decided, between two rounds and now and then: sites may join later."""
+        """Propose the study again to the undecided sites, at growing intervals between rounds: sites may join later."""
         if time.monotonic() - self._asked < self._pause_s:
             return
         decided = {site for site, said in self._run.approvals().items() if said.state in ("approved", "refused")}
@@ -131,8 +132,10 @@ class Gathering:
 
 
 def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    """The network before training and its manifest, made once for a run by a process of its own: torch stays out of
-    this one. Raises `ModelError` where it cannot be made.
+    """Return the network before training and its manifest, made once per run.
+
+    A separate process makes the network, so that this process never imports torch. Raises `ModelError` if it cannot be
+    made.
     """
     path = run.path / START_FILE
     if not path.is_file():
@@ -176,8 +179,10 @@ def _make_start(run: RunFolder, command: list[str]) -> None:
 def result_of(
     study: Study, run_id: str, architecture: str, outcome: RunOutcome, figures: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The content of result.json, schema 1, with what a real server knows: no patient counts and no ledgers, but how
-    far each site said that its ledger had come.
+    """Return the content of result.json, schema 1.
+
+    It contains only the facts that a server has in a real federation: no patient counts and no ledgers, but the last
+    ledger head that each site reported.
     """
     privacy = study.privacy
     result = {
@@ -215,7 +220,7 @@ def save_model(
     study: Study,
     result: Mapping[str, Any],
 ) -> None:
-    """The whole network with the released weights, and what it is, as `wardround-sim run` writes it."""
+    """Write the whole network with the released weights and a manifest, in the format of `wardround-sim run`."""
     manifest = {
         "kind": "model",
         "study": study.study.name,

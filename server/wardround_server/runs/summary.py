@@ -1,4 +1,4 @@
-"""What `show` says of a run: its state, its round, its sites with every failure by name, the promise, the bytes."""
+"""The output of `wardround-server show`: a run's state, round, sites with their failures, guarantee and bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ WORDS = {
 
 
 def facts_of(run: RunFolder) -> dict[str, Any]:
-    """All that is known of a run, as plain JSON. `words`: each site's last word on the study; `sites`: the same with
-    since when, what it runs and why that would not fit; `now`: the round under way, where a process is at work on it.
+    """Return all facts about a run as plain JSON values.
+
+    `words` is each site's last decision on the study, or a code. `sites` adds when the site made it, its software, and
+    the reason if that is incompatible. `now` is the round under way if a process works on the run, otherwise None.
     """
     study, lines, said = run.study(), run.metrics(), run.approvals()
     at_work = run.at_work()
@@ -52,7 +54,7 @@ def facts_of(run: RunFolder) -> dict[str, Any]:
 
 
 def _sites(run: RunFolder, lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every site that is enrolled or ever said something in this run."""
+    """Return the facts about every site that is enrolled or appears in this run's replies."""
     said, heard, now = run.approvals(), heard_of(run.server), time.time()
     enrolled = {site.name for site in Registry(run.server).sites()}
     found = {}
@@ -71,7 +73,7 @@ def _sites(run: RunFolder, lines: list[dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def headlines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What stands above the tables, line by line."""
+    """Yield the lines that are printed above the tables."""
     yield f"{facts['run']}: {facts['state']}, round {facts['round']} of {facts['rounds']}"
     yield (
         f"study {facts['study']} {facts['study_sha256'][:12]}, submitted {moment(facts['submitted_at'])}; "
@@ -98,7 +100,7 @@ def _now(now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(site, what it says of the study, since when, what it runs, rounds in which it counted)."""
+    """Return rows of (site, decision on the study, since when, software, rounds in which it counted)."""
     rows: list[tuple[str, ...]] = []
     for site, one in facts["sites"].items():
         word = one["word"]
@@ -116,7 +118,7 @@ def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def round_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(round, site, what became of its reply, after how long, bytes) of the last rounds."""
+    """Return rows of (round, site, outcome of its reply, after how long, bytes) for the last `ROUNDS_SHOWN` rounds."""
     rows: list[tuple[str, ...]] = []
     for line in facts["metrics"]:
         if line["round"] > facts["round"] - ROUNDS_SHOWN:
@@ -128,5 +130,5 @@ def round_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def moment(at: float) -> str:
-    """Seconds since 1970 as people write them."""
+    """Format seconds since 1970 as a date and time (UTC)."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))

@@ -1,7 +1,8 @@
 """Certificates of a federation: its own authority (CA), the server's certificate, and the check of a site's key.
 
-Pure functions from bytes to bytes; `operations/folder.py` keeps what they make. Keys are elliptic, P-384, as the sites'
-are. Sites pin the CA, so it never changes; the server's certificate is renewed under it.
+These are pure functions from bytes to bytes; `operations/folder.py` stores their results. New keys are elliptic-curve
+keys on P-384, like those of the sites. Sites pin the CA, so it never changes; the server's certificate is renewed under
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from wardround.identity import sha256_hex
 
 AUTHORITY_DAYS = 3650
 LOOPBACK = "127.0.0.1"
-EARLIER = timedelta(minutes=10)  # a site whose clock runs late must still find a new certificate valid
+EARLIER = timedelta(minutes=10)  # a new certificate must be valid for a site whose clock is slow
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 
 
@@ -36,7 +37,7 @@ class Authority:
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateFacts:
-    """What stands in a certificate."""
+    """The contents of a certificate that this project uses. Times are UTC."""
 
     sha256: str  # of its DER form
     hosts: tuple[str, ...]
@@ -45,14 +46,14 @@ class CertificateFacts:
 
 
 def new_key_pem() -> bytes:
-    """A fresh P-384 private key, PKCS #8 in PEM, without a passphrase: a server has to start by itself."""
+    """Generate a P-384 private key as PKCS #8 in PEM, without a passphrase, so that the server can start unattended."""
     key = ec.generate_private_key(ec.SECP384R1())
     pem = serialization.Encoding.PEM
     return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def new_authority(name: str, now: datetime) -> Authority:
-    """A CA of the federation's own: self-signed, for ten years, able to sign servers and no further CA."""
+    """Create the federation's own CA: self-signed, valid for ten years, able to sign servers but no further CA."""
     key_pem = new_key_pem()
     key = _private_key(key_pem, "the new key")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} CA"[:64])])
@@ -64,7 +65,7 @@ def new_authority(name: str, now: datetime) -> Authority:
 
 
 def given_authority(certificate_pem: bytes, key_pem: bytes, now: datetime) -> Authority:
-    """A CA that was there before, such as a hospital group's. Raises `UsageError` where it cannot serve as one."""
+    """Check and return an existing CA, such as a hospital group's. Raises `UsageError` if it is unsuitable."""
     certificate = _certificate(certificate_pem, "--ca: the certificate")
     key = _private_key(key_pem, "--ca: the key")
     try:
@@ -83,8 +84,10 @@ def given_authority(certificate_pem: bytes, key_pem: bytes, now: datetime) -> Au
 
 
 def server_certificate(authority: Authority, key_pem: bytes, hosts: tuple[str, ...], now: datetime, days: int) -> bytes:
-    """A certificate (PEM) for the server's key, all its names and this machine itself (the server's own processes speak
-    with each other under it), never valid for longer than its CA.
+    """Sign a certificate (PEM) for the server's key.
+
+    It names all `hosts` and the loopback address, which the server's own processes use to connect to each other. It
+    never outlives its CA. Raises `UsageError` if the CA expires within a day.
     """
     issuer = _certificate(authority.certificate_pem, "the CA's certificate")
     signing_key = _private_key(authority.key_pem, "the CA's key")
@@ -105,7 +108,7 @@ def server_certificate(authority: Authority, key_pem: bytes, hosts: tuple[str, .
 
 
 def facts_of(certificate_pem: bytes, source: str) -> CertificateFacts:
-    """Read a certificate. Raises `UsageError` in one line."""
+    """Read a certificate. Raises a one-line `UsageError` that names `source`."""
     certificate = _certificate(certificate_pem, source)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -121,7 +124,7 @@ def facts_of(certificate_pem: bytes, source: str) -> CertificateFacts:
 
 
 def belongs_together(authority_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> bool:
-    """Whether the CA signed the server's certificate, and the key is the certificate's."""
+    """Return whether the CA signed the server's certificate and the key belongs to that certificate."""
     certificate = _certificate(certificate_pem, "the server's certificate")
     try:
         certificate.verify_directly_issued_by(_certificate(authority_pem, "the CA's certificate"))
@@ -131,7 +134,7 @@ def belongs_together(authority_pem: bytes, certificate_pem: bytes, key_pem: byte
 
 
 def check_site_key(public_key: str) -> None:
-    """Raises `UsageError` where the line is no real key on the curve P-384."""
+    """Raise `UsageError` unless the line is a valid public key on the curve P-384."""
     try:
         key = serialization.load_ssh_public_key(public_key.encode("ascii"))
     except Exception as error:  # damaged keys make the library raise IndexError, NotImplementedError and others
@@ -141,14 +144,17 @@ def check_site_key(public_key: str) -> None:
 
 
 def key_pem(public_key: str) -> bytes:
-    """A site's key (OpenSSH's one line) as PEM, which is how Flower keeps it. Raises `UsageError` as above."""
+    """Convert a site's public key from OpenSSH's one-line format to PEM, the format in which Flower stores it.
+
+    Raises `UsageError` like `check_site_key`.
+    """
     check_site_key(public_key)
     key = serialization.load_ssh_public_key(public_key.encode("ascii"))
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def read_hosts(text: str) -> tuple[str, ...]:
-    """NAME[,NAME…] as typed: DNS names in lower case and addresses, each once. Raises `UsageError`."""
+    """Parse NAME[,NAME…] into unique DNS names in lower case and IP addresses. Raises `UsageError` for any other."""
     found = tuple(dict.fromkeys(_general_name(part.strip()).value for part in text.split(",")))
     return tuple(map(str, found))
 

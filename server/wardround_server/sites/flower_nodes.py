@@ -1,8 +1,8 @@
-"""Flower's list of nodes follows the registry: every enrolled key is let in, every other one is let in no more.
+"""Keep Flower's list of nodes in line with the registry: enrolled keys are registered, all other keys unregistered.
 
-Flower knows a node by its number and does not list names or keys, so `flower/nodes.json` keeps which number each key
-got. The file says that a key is about to be registered before it is: after a kill in between, the one node that nobody
-knows is that key's. Flower never takes a key twice: one that was shut out stays out.
+Flower identifies a node by its id and lists neither names nor keys, so `flower/nodes.json` stores the id that each key
+got. A key is entered there before it is registered: if the process is killed in between, the one node missing from the
+file belongs to that key. Flower never accepts a key twice, so an unregistered key stays excluded.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from wardround_server.flower.superlink import SuperLink
 from wardround_server.operations.paths import NODES_FILE
 from wardround_server.runs.folder import write_text
 
-UNREGISTERED, USED_UP = "unregistered", "already in use"  # Flower's words
+UNREGISTERED, USED_UP = "unregistered", "already in use"  # texts of Flower
 
 log = logging.getLogger(__name__)
 
 
 def keep_nodes(superlink: SuperLink, sites: Mapping[str, str]) -> None:
-    """Bring Flower's nodes to the sites (name: public key) that may take part now.
+    """Make Flower's nodes match the sites (name -> public key) that may take part now.
 
-    Those who are out go first. A key that Flower took once before is logged with its site's name and does not keep the
-    others out. Raises `WardroundError` where the SuperLink does not answer: then the same call goes on where it was.
+    Keys that may no longer take part are unregistered first. If Flower had a key before, the site's name is logged, and
+    the other keys are registered nevertheless. Raises `WardroundError` if the SuperLink does not reply; repeating the
+    call then completes the work.
     """
     names = {key_fingerprint(key): name for name, key in sites.items()}
     path = superlink.folder / NODES_FILE
@@ -35,7 +36,7 @@ def keep_nodes(superlink: SuperLink, sites: Mapping[str, str]) -> None:
     there = {str(node["node-id"]) for node in superlink.nodes() if node["status"] != UNREGISTERED}
     unknown = there - set(number_of.values())
     pending = [fingerprint for fingerprint, number in number_of.items() if number is None]
-    if len(pending) == len(unknown) == 1:  # registered, and killed before that was written down
+    if len(pending) == len(unknown) == 1:  # the process was killed after registering the key, before storing its id
         number_of[pending[0]] = unknown.pop()
         _write(path, number_of)
     kept = {number_of[fingerprint] for fingerprint in names if number_of.get(fingerprint) in there}
@@ -56,7 +57,7 @@ def _let_in(
         number_of[fingerprint] = superlink.register(name, key)
     except WardroundError as error:
         if USED_UP not in str(error):
-            raise  # perhaps it was registered all the same: the next call finds the node
+            raise  # the key may have been registered despite the error: the next call finds the node
         del number_of[fingerprint]
         log.warning("site %s cannot be let in: Flower had its key before; the site has to make a new one", name)
     else:

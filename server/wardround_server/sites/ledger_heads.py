@@ -1,8 +1,8 @@
-"""How far each site's ledger had come, by site name: `ledger_heads.json` of a server's folder.
+"""The last ledger head seen of each site, by site name: `ledger_heads.json` of a server's folder.
 
-It outlives runs, and a site's keys: the name has the same ledger when it is enrolled again. A site that put back an old
-copy of its ledger has forgotten what it spent on its patients, and is refused by name until the copy is one that
-contains the last head seen here, or until the operator accepts another one.
+The file outlives runs and keys: a name keeps its ledger when the site is enrolled again. A site that restored an old
+copy of its ledger has lost the record of what it spent on its patients. Its replies are refused until its ledger
+contains the last head seen here, or until the operator accepts another ledger.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from wardround_server.operations.paths import HEADS_FILE, HEADS_LOCK
 
 @dataclass(frozen=True, kw_only=True)
 class SeenHead:
-    """The last head seen of a site's ledger, and when. `accepted_at`: when the operator last accepted another one; with
-    `entries` 0 no reply has come since. Times are ISO 8601, UTC.
+    """The last head seen of a site's ledger and when it was seen.
+
+    `accepted_at` is when the operator last accepted another ledger; if `entries` is 0, no reply has come since. Times
+    are ISO 8601, UTC.
     """
 
     entries: int
@@ -42,12 +44,12 @@ class LedgerHeads:
     """The heads of all sites. Every change is durable when the call returns; several runs may share the file."""
 
     def __init__(self, folder: Path | None) -> None:
-        """`None` keeps them in memory, for simulations that leave nothing behind."""
+        """With `folder` None the heads are kept in memory, for simulations that write no files."""
         self._path = None if folder is None else folder / HEADS_FILE
         self._known: dict[str, SeenHead] = {}
 
     def known(self) -> dict[str, SeenHead]:
-        """By site name. Raises `WardroundError` where the file is damaged."""
+        """Return the last heads by site name. Raises `WardroundError` if the file is damaged."""
         if self._path is None:
             return dict(self._known)
         try:
@@ -62,9 +64,10 @@ class LedgerHeads:
             ) from None
 
     def take(self, site: str, now: LedgerHead | None, recent: str) -> None:
-        """Keep the head that a site's reply named, where the last one seen is part of the same ledger.
+        """Store the ledger head of a site's reply if the last one seen belongs to the same ledger.
 
-        `recent` as in `wire.Answer`. Raises `WireError` "ledger-rollback" or "ledger-gap", see `check_extends`.
+        `recent` is as in `wire.packets.Answer`. Raises `WireError` "ledger-rollback" or "ledger-gap"; see
+        `check_extends`.
         """
         with self._changing() as known:
             before = known.get(site)
@@ -74,9 +77,10 @@ class LedgerHeads:
                 known[site] = SeenHead(entries=now.entries, sha256=now.sha256, seen_at=_now(), accepted_at=accepted_at)
 
     def take_over(self, heads: Mapping[str, LedgerHead]) -> None:
-        """Keep what a checkpoint knows, of a run that began before this file was kept.
+        """Store the heads of a checkpoint, for a run that began before this file existed.
 
-        A later head stays, and so does one that the operator accepted: the checkpoint may be older than that.
+        A later head is kept, and so is the entry of a site whose ledger the operator accepted, because the checkpoint
+        may be older than that decision.
         """
         with self._changing() as known:
             for site, head in heads.items():
@@ -85,9 +89,10 @@ class LedgerHeads:
                     known[site] = SeenHead(entries=head.entries, sha256=head.sha256, seen_at=_now())
 
     def accept(self, site: str, record: Callable[[LedgerHead], object]) -> LedgerHead:
-        """Let the next head of a site be any; returns the last one seen, which `record` gets before it has an effect.
+        """Accept any head in the next reply of a site; return the last one seen.
 
-        Raises `UsageError` where none was seen: then any is taken already.
+        `record` is called with that head before the change takes effect. Raises `UsageError` if no head was seen,
+        because any ledger is accepted then.
         """
         with self._changing() as known:
             before = known.get(site)
@@ -113,15 +118,15 @@ class LedgerHeads:
 
 
 def check_extends(now: LedgerHead | None, recent: str, before: LedgerHead) -> None:
-    """Raise `WireError` unless the ledger whose head is `now` contains the head `before`; `START` is part of any.
+    """Raise `WireError` unless the ledger whose head is `now` contains the head `before`; every ledger has `START`.
 
-    "ledger-rollback": it has fewer entries, or another one in the place of `before`: an old copy was put back, which
-    may have grown since. "ledger-gap": more entries were added than `recent` shows.
+    "ledger-rollback": the ledger has fewer entries, or a different entry in the position of `before`. An old copy was
+    restored, and may have grown since. "ledger-gap": more entries were added than `recent` covers.
     """
     if before == START:
         return
     added = -1 if now is None else now.entries - before.entries
-    place = len(recent) - RECENT_DIGITS * (added + 1)  # of the entry `before` among those that the reply shows
+    place = len(recent) - RECENT_DIGITS * (added + 1)  # position of the entry `before` in `recent`
     if added > 0 and place < 0:
         raise WireError("ledger-gap", f"the site's ledger grew by {added} entries, and its reply shows fewer")
     same = now == before if added == 0 else recent[place:].startswith(before.sha256[:RECENT_DIGITS])

@@ -1,7 +1,8 @@
-"""Who may take part: `registry.sqlite3` of a server's folder. A site is its key; its name is what the operator says.
+"""The registry of enrolled sites: `registry.sqlite3` of a server's folder.
 
-A key that was removed or revoked stays in the list for ever, so that it cannot come back (Flower would not take it a
-second time either); its name is free for a new key.
+A site is identified by its key; the operator chooses its name. A key that was removed or revoked stays in the list
+permanently, so that it cannot be enrolled again (Flower would not accept it a second time either). Its name is free for
+a new key.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from wardround.identity import SITE_NAME, key_fingerprint
 from wardround.storage.atomic import owner_only
 from wardround_server.operations.paths import REGISTRY_FILE
 
-WAIT_S = 10.0  # for another process that is writing
+WAIT_S = 10.0  # how long to wait for another process that is writing
 _SITES = """
 CREATE TABLE IF NOT EXISTS sites (
     fingerprint TEXT PRIMARY KEY,
@@ -37,8 +38,9 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_key_a_name ON sites (name) WHERE revoked_a
 
 @dataclass(frozen=True, kw_only=True)
 class EnrolledSite:
-    """One site: its name, its key, since when; where it is out, until when and whether "removed" or "revoked". Times
-    are ISO 8601, UTC.
+    """One site: its name, its key and when it was added. Times are ISO 8601, UTC.
+
+    For a site that may no longer take part, `revoked_at` is when it was excluded and `ended` is "removed" or "revoked".
     """
 
     name: str
@@ -49,7 +51,7 @@ class EnrolledSite:
     ended: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
-        """Plain values, for `--json`."""
+        """Return plain values, for `--json`."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -63,16 +65,16 @@ class EnrolledSite:
 class Registry:
     """The sites of one server. Every change is one transaction and durable when the call returns.
 
-    Raises `WardroundError` where the file is no registry or stays locked.
+    All methods raise `WardroundError` if the file is not a registry or stays locked for `WAIT_S` seconds.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / REGISTRY_FILE
 
     def sites(self, *, revoked: bool = False) -> list[EnrolledSite]:
-        """All that may take part, by name; with `revoked` also those that are out."""
+        """Return the sites that may take part, sorted by name; with `revoked` also removed and revoked ones."""
         if not self._path.exists():
-            return []  # looking makes no file
+            return []  # a query must not create the file
         query = "SELECT name, public_key, fingerprint, added, revoked_at, ended FROM sites"
         query += "" if revoked else " WHERE revoked_at IS NULL"
         with self._open() as database:
@@ -80,10 +82,10 @@ class Registry:
         return [EnrolledSite(**dict(row)) for row in rows]
 
     def add(self, name: str, public_key: str, record: Callable[[EnrolledSite], object] = str) -> EnrolledSite:
-        """Enrol a key under a name. Asked again for the same, it changes nothing.
+        """Enrol a key under a name and return the site. Repeating the call changes nothing.
 
-        `record` writes it down before it has an effect; where that fails, nobody is enrolled. Raises `UsageError` where
-        the name has another key, the key another name, or the key was revoked.
+        `record` is called with the site before it is enrolled; if it raises, the site is not enrolled. Raises
+        `UsageError` if the name has another key, the key has another name, or the key was removed or revoked.
         """
         if not re.fullmatch(SITE_NAME, name):
             raise UsageError(f"{name}: a site's name has up to 63 letters, digits, dots, hyphens and underscores")
@@ -100,7 +102,7 @@ class Registry:
                     return site
                 if site.name == name and site.revoked_at is None:
                     raise UsageError(f"{name}: is enrolled with another key; revoke that first, or give another --name")
-            key_alone = " ".join(public_key.split()[:2])  # without the comment, in which anything could stand
+            key_alone = " ".join(public_key.split()[:2])  # without the comment, which may contain any text
             site = EnrolledSite(name=name, public_key=key_alone, fingerprint=fingerprint, added=_now())
             values = (site.fingerprint, site.name, site.public_key, site.added)
             record(site)
@@ -108,7 +110,7 @@ class Registry:
         return site
 
     def end(self, name: str, how: Literal["removed", "revoked"]) -> EnrolledSite:
-        """From now on the site's key is refused, for ever. Raises `UsageError` where no such site is enrolled."""
+        """Refuse the site's key permanently and return the site. Raises `UsageError` if no such site is enrolled."""
         with self._open() as database:
             site = self._enrolled(database, name)
             query = "UPDATE sites SET revoked_at = ?, ended = ? WHERE fingerprint = ?"
@@ -127,7 +129,7 @@ class Registry:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction, which holds the file against other writers from its beginning."""
+        """Open a connection for one transaction, which locks the file against other writers from its start."""
         os.close(owner_only(self._path, os.O_RDWR | os.O_CREAT))
         database = None
         try:
@@ -143,7 +145,7 @@ class Registry:
             raise WardroundError(f"{self._path}: the registry cannot be used: {error}") from None
         finally:
             if database is not None:
-                database.close()  # rolls back what was not committed
+                database.close()  # rolls back uncommitted changes
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""What each site said it runs when it last answered: `software/NAME.json` of a server's folder. See `versions`."""
+"""Each site's software as of its last reply: `software/NAME.json` of a server's folder. See `wire.versions`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from wardround_server.runs.folder import read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """A site's software, and when it was heard by this machine's clock (seconds since 1970)."""
+    """A site's software, and when its reply arrived by this machine's clock (seconds since 1970)."""
 
     software: Software
     at: float
 
     @property
     def fault(self) -> str | None:
-        """Why it does not fit this server, and who must move; None where it does."""
+        """Why the software is incompatible with this server and which side must upgrade; None if it is compatible."""
         return mismatch(site=self.software, server=ours())
 
 
 def keep(server: Path, site: str, software: Software) -> None:
-    """Remember what a site, known by its key, says it runs."""
+    """Store the software that a site, identified by its key, reports."""
     folder = server / SOFTWARE_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     write_json(folder / f"{site}.json", {SOFTWARE: asdict(software), "at": time.time()})
 
 
 def heard_of(server: Path) -> dict[str, Heard]:
-    """By site, what was heard last; sites that never answered are not in it."""
+    """Return each site's last reported software, by site name; sites that never replied are left out."""
     found = {}
     for path in sorted((server / SOFTWARE_FOLDER).glob("*.json")):
         content = read_json(path) or {}

@@ -1,10 +1,10 @@
-"""How good a model is on labelled images: the figures of a test set, calibration, scores by patient.
+"""Classification metrics on labelled images: the figures of a test set, calibration, scores by patient.
 
-The one door to all figures: AUC and ROC live in `ranking`, intervals over patients in `intervals`.
+This module re-exports all metrics: AUC and ROC are defined in `ranking`, intervals over patients in `intervals`.
 
 Shapes: N rows (images, or whatever the unit is), P patients, K labels, B bins. scores_N are probabilities of the label
-1; labels_N are 0 or 1 (0..K-1 with scores_NK); patients_N says which patient a row belongs to. One class alone has no
-AUC: the functions then return None. Shapes, labels or scores without sense raise `ValueError`.
+1; labels_N are 0 or 1 (0..K-1 with scores_NK); patients_N is the patient of each row. The AUC is undefined if only one
+class is present: the functions then return None. Invalid shapes, labels or scores raise `ValueError`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CALIBRATION_BINS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationCurve:
-    """Bins of equal width, the empty ones left out: what was said, what happened, and how sure that is."""
+    """Calibration in bins of equal width, without empty bins: mean score, observed share, its interval and counts."""
 
     mean_score_B: np.ndarray
     observed_B: np.ndarray
@@ -59,7 +59,7 @@ class CalibrationCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class TestFigures:
-    """What `result.json` says of a test set: `images` and `patients` with a label, `positives` in units."""
+    """The figures of a test set in `result.json`: `images` and `patients` with a label, `positives` in units."""
 
     unit: Unit
     auc: float | None
@@ -70,14 +70,14 @@ class TestFigures:
     ece: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain numbers, strings and None."""
+        """Return a dict of plain numbers, lists, strings and None."""
         return {**asdict(self), "auc_ci95": None if self.auc_ci95 is None else list(self.auc_ci95)}
 
 
 def probabilities(logits: ArrayLike) -> np.ndarray:
-    """Logits (N,) or (N, 1) -> probability of the label 1 (N,); logits (N, K) -> probabilities (N, K).
+    """Convert logits (N,) or (N, 1) to probabilities of the label 1 (N,), and logits (N, K) to probabilities (N, K).
 
-    In float64: in float32 everything above a logit of 17 becomes 1, and what was in order is tied.
+    The computation is in float64: in float32 every logit above 17 would give 1, so that ordered scores become ties.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if logits.ndim == 2 and logits.shape[1] > 1:
@@ -91,7 +91,10 @@ def probabilities(logits: ArrayLike) -> np.ndarray:
 def patient_scores(
     scores_N: ArrayLike, labels_N: ArrayLike, patients_N: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """scores_P, labels_P, patients_P by ascending patient: the highest of its scores, and 1 if any of its labels is."""
+    """Return scores_P, labels_P and patients_P by ascending patient.
+
+    A patient's score is the highest of its scores; its label is 1 if any of its labels is 1.
+    """
     scores_N, positive_N = checked(scores_N, labels_N)
     patient_N, patients = numbered(patients_N, len(scores_N))
     scores_P, positive_P = np.full(patients, -np.inf), np.zeros(patients, dtype=bool)
@@ -101,15 +104,16 @@ def patient_scores(
 
 
 def brier(scores_N: ArrayLike, labels_N: ArrayLike) -> float:
-    """Mean squared distance of probability and event (G. W. Brier 1950): 0 is perfect, always a half gives 0.25."""
+    """Mean squared difference of probability and event (G. W. Brier 1950): 0 is perfect; a constant 0.5 gives 0.25."""
     scores_N, positive_N = _probable(scores_N, labels_N)
     return float(np.square(scores_N - positive_N).mean())
 
 
 def expected_calibration_error(scores: ArrayLike, labels_N: ArrayLike, bins: int = CALIBRATION_BINS) -> float:
-    """Mean distance between what was said and what happened, over bins of equal width (Guo et al. 2017, eq. 3).
+    """Mean gap between probability and observed share, over bins of equal width (Guo et al. 2017, eq. 3).
 
-    scores_N: the probability of the label 1. scores_NK: how sure the likeliest label is, against how often it is right.
+    With scores_N, the probability of the label 1 is compared with the share of label 1. With scores_NK, the probability
+    of the likeliest label is compared with how often that label is right.
     """
     scores_N, positive_N = _probable(*_top_label(scores, labels_N))
     bin_N = np.minimum((scores_N * bins).astype(np.int64), bins - 1)
@@ -124,9 +128,10 @@ def calibration_curve(
     bins: int = CALIBRATION_BINS,
     confidence: float = 0.95,
 ) -> CalibrationCurve:
-    """Observed share of label 1 against the mean probability, in bins of equal width.
+    """Return the observed share of label 1 and the mean probability in bins of equal width.
 
-    The interval is Wilson's (1927) for as many trials as the bin has patients: many slices of one do not narrow it.
+    The interval is Wilson's (1927), with the number of patients in the bin as the number of trials, so that many slices
+    of one patient do not narrow it.
     """
     scores_N, positive_N = _probable(scores_N, labels_N)
     patient_N, patients = numbered(patients_N, len(scores_N))
@@ -152,10 +157,15 @@ def calibration_curve(
 
 
 def summary(scores: ArrayLike, labels_N: ArrayLike, patients_N: ArrayLike, unit: Unit) -> TestFigures:
-    """The figures of one test set. scores_N: probabilities of the label 1; scores_NK: of each label, with `macro_auc`.
+    """Compute the figures of one test set.
 
-    A row with a negative label has none and is left out. `unit = "patient"` first joins each patient's rows by
-    `patient_scores` (two labels only); "slice" and "nodule" take the rows as they are.
+    Args:
+        scores: scores_N, the probabilities of the label 1, or scores_NK, those of each label; with scores_NK the AUC is
+            `macro_auc`.
+        labels_N: The labels. A negative label means that the row has no label; such rows are left out.
+        patients_N: The patient of each row.
+        unit: "patient" first merges each patient's rows by `patient_scores` (two labels only); "slice" and "nodule" use
+            the rows unchanged.
     """
     scores, labels_N, patients_N = np.asarray(scores, dtype=np.float64), np.asarray(labels_N), np.asarray(patients_N)
     if not (labels_N.ndim == 1 and labels_N.shape == patients_N.shape == scores.shape[:1]):
@@ -190,7 +200,7 @@ def _probable(scores_N: ArrayLike, labels_N: ArrayLike) -> tuple[np.ndarray, np.
 
 
 def _top_label(scores: ArrayLike, labels_N: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """For scores (N, K): those of the likeliest label, and whether it is the right one. Vectors pass as they are."""
+    """For scores (N, K), return those of the likeliest label and whether it is right; return vectors unchanged."""
     scores, labels_N = np.asarray(scores, dtype=np.float64), np.asarray(labels_N)
     if scores.ndim != 2:
         return scores, labels_N

@@ -1,7 +1,6 @@
-"""How sure a figure is, given that a patient's images resemble each other: every interval here is one over patients.
+"""Confidence intervals over patients, which allow for the similarity of a patient's images.
 
-Shapes: N rows, P patients. Nothing draws from a random source that is not fixed: the same predictions give the same
-interval.
+Shapes: N rows, P patients. All random draws have a fixed seed, so the same predictions give the same interval.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from wardround.metrics.ranking import auc, checked, placements, roc_curve
 Figure = TypeVar("Figure", float, np.ndarray)
 RESAMPLES = 1000
 RESAMPLING_SEED = 20260101  # fixed and public: these are figures of a model, not draws that protect a patient
-# By simulation with 16 to 120 patients and AUC .75 to .97: coverage .91 to .97, where plain DeLong has .88 to .95.
+# Chosen by simulation with 16 to 120 patients and AUC .75 to .97: coverage .91 to .97; plain DeLong has .88 to .95.
 PRIOR_PATIENTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure with its interval over patients, and how many patients it comes from."""
+    """A figure with its confidence interval over patients and the number of patients."""
 
     value: float
     low: float
@@ -36,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class RocBand:
-    """Sensitivity at each of a grid of false-positive rates, with a pointwise interval over patients."""
+    """Sensitivity on a grid of false-positive rates, with a pointwise interval over patients."""
 
     false_positive_rate: np.ndarray
     true_positive_rate: np.ndarray
@@ -49,14 +48,14 @@ class RocBand:
 def auc_interval(
     scores_N: ArrayLike, labels_N: ArrayLike, patients_N: ArrayLike, confidence: float = 0.95
 ) -> Estimate | None:
-    """AUC with an interval that knows that the rows of one patient go together; None when a class is missing.
+    """Return the AUC with an interval for rows that are clustered by patient; None if a class is missing.
 
-    The interval holds every area A with |AUC - A| <= z sqrt(D V(A)): a score interval, which stays within 0 and 1 and
-    has a width even at an AUC of 1. V is the variance for m patients with a positive row and n with a negative one
-    (Hanley & McNeil 1982 as in R. G. Newcombe, Stat. Med. 25, 2006, method 5). D, the design effect, is the variance
-    for clustered data (N. A. Obuchowski, Biometrics 53, 1997; DeLong's when each patient has one row) over V(AUC),
-    drawn towards 1 as if by `PRIOR_PATIENTS` more patients, for with few patients that variance is often far too small.
-    With fewer than two patients of a class there is nothing to go by: [0, 1].
+    The interval contains every area A with |AUC - A| <= z sqrt(D V(A)): a score interval, which stays within 0 and 1
+    and has a positive width even at an AUC of 1. V is the variance for m patients with a positive row and n with a
+    negative one (Hanley & McNeil 1982 as in R. G. Newcombe, Stat. Med. 25, 2006, method 5). D, the design effect, is
+    the variance for clustered data (N. A. Obuchowski, Biometrics 53, 1997; DeLong's if each patient has one row) over
+    V(AUC), shrunk towards 1 as if by `PRIOR_PATIENTS` more patients, because with few patients that variance is often
+    far too small. With fewer than two patients of a class the interval is [0, 1].
     """
     area = auc(scores_N, labels_N)
     if area is None:
@@ -83,12 +82,12 @@ def bootstrap(
     patients_N: ArrayLike,
     confidence: float = 0.95,
 ) -> Estimate | None:
-    """`statistic(scores, labels_N)` with the percentile interval of `RESAMPLES` draws of patients with replacement.
+    """Return `statistic(scores, labels_N)` with a percentile interval from `RESAMPLES` resamples of the patients.
 
-    For `brier`, `macro_auc`, `sensitivity_at_specificity` and the like (B. Efron 1979; whole patients are drawn: Field
-    & Welsh 2007). The draws are always the same. One where the statistic is None is left out;
-    None when it is None on the data themselves. Rough with few patients, and never wider than what the patients show:
-    for an AUC of two labels use `auc_interval`.
+    Whole patients are drawn with replacement (B. Efron 1979; Field & Welsh 2007), always with the same seed. Resamples
+    in which the statistic is None are left out; the result is None if it is None on the data themselves. The function
+    suits `brier`, `macro_auc`, `sensitivity_at_specificity` and similar statistics. The interval is rough with few
+    patients and never extends beyond the variation among them; for an AUC of two labels use `auc_interval`.
     """
     scores, labels_N = np.asarray(scores, dtype=np.float64), np.asarray(labels_N)
     value = statistic(scores, labels_N)
@@ -105,7 +104,7 @@ def bootstrap(
 def roc_band(
     scores_N: ArrayLike, labels_N: ArrayLike, patients_N: ArrayLike, confidence: float = 0.95, points: int = 101
 ) -> RocBand | None:
-    """The ROC curve on a grid with a pointwise interval from drawing patients; None when a class is missing."""
+    """Return the ROC curve on a grid with pointwise bootstrap intervals over patients; None if a class is missing."""
     scores_N, positive_N = checked(scores_N, labels_N)
     grid = np.linspace(0.0, 1.0, points)
     curve = _sensitivities(scores_N, positive_N, grid)
@@ -121,7 +120,7 @@ def roc_band(
 
 
 def numbered(patients_N: ArrayLike, rows: int) -> tuple[np.ndarray, int]:
-    """Patients numbered 0..P-1, and P."""
+    """Return the patient of each row as a number 0..P-1, and P. Raises `ValueError` for another number of rows."""
     patients_N = np.asarray(patients_N)
     if patients_N.shape != (rows,):
         raise ValueError("patients must be a vector with one entry a row")
@@ -130,7 +129,7 @@ def numbered(patients_N: ArrayLike, rows: int) -> tuple[np.ndarray, int]:
 
 
 def tail_of(confidence: float) -> float:
-    """The share left out at each end."""
+    """Return the probability outside the interval at each end, (1 - confidence) / 2."""
     if not 0 < confidence < 1:
         raise ValueError("confidence must lie between 0 and 1")
     return (1 - confidence) / 2
@@ -139,7 +138,11 @@ def tail_of(confidence: float) -> float:
 def _clustered_variance(
     scores_N: np.ndarray, positive_N: np.ndarray, patient_N: np.ndarray, with_positive: int, with_negative: int
 ) -> float:
-    """Obuchowski 1997: each patient's placements about the mean, summed: positives, negatives, and the two together."""
+    """Variance of the AUC for clustered data (Obuchowski 1997).
+
+    It sums over patients the squared deviations of their placements from the mean, for positives and for negatives, and
+    the product of the two.
+    """
     place_N = placements(scores_N, positive_N)
     excess_N = place_N - place_N[positive_N].mean()
     positive_P = np.bincount(patient_N, weights=excess_N * positive_N) / positive_N.sum()
@@ -153,14 +156,14 @@ def _clustered_variance(
 
 
 def unclustered_variance(area: Figure, positives: float, negatives: float) -> Figure:
-    """Hanley & McNeil 1982 with both class sizes replaced by their mean in the bracket (Newcombe 2006, method 5)."""
+    """Variance of an AUC by Hanley & McNeil 1982, with the mean class size in the bracket (Newcombe 2006, method 5)."""
     others = (positives + negatives) / 2 - 1
     bracket = 1 + others * (1 - area) / (2 - area) + others * area / (1 + area)
     return area * (1 - area) * bracket / (positives * negatives)
 
 
 def _farthest(area: float, end: float, reach: Callable[[float], float]) -> float:
-    """The area farthest from `area` towards `end` that is still within its own reach of it, by halving to 1e-12."""
+    """Return the area A farthest towards `end` with |area - A| <= reach(A), by bisection to 1e-12."""
     inside, outside = area, end
     for _ in range(40):
         middle = (inside + outside) / 2
@@ -169,7 +172,10 @@ def _farthest(area: float, end: float, reach: Callable[[float], float]) -> float
 
 
 def _sensitivities(scores_N: np.ndarray, labels_N: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
-    """True-positive rate at each false-positive rate of the grid: straight lines, and the upper end of a vertical."""
+    """True-positive rate at each false-positive rate of the grid, by linear interpolation.
+
+    At a vertical segment of the curve, the rate of its upper end is used.
+    """
     curve = roc_curve(scores_N, labels_N)
     if curve is None:
         return None
@@ -178,7 +184,7 @@ def _sensitivities(scores_N: np.ndarray, labels_N: np.ndarray, grid: np.ndarray)
 
 
 def _resamples(patient_N: np.ndarray, patients: int) -> Iterator[np.ndarray]:
-    """`RESAMPLES` times the rows of P patients drawn with replacement, a patient drawn twice with its rows twice."""
+    """Yield `RESAMPLES` times the rows of P patients drawn with replacement; repeated patients repeat their rows."""
     generator, rows_N = np.random.default_rng(RESAMPLING_SEED), np.arange(len(patient_N))
     for _ in range(RESAMPLES):
         times_P = np.bincount(generator.integers(patients, size=patients), minlength=patients)

@@ -1,13 +1,13 @@
-"""Figures from noised histograms of scores: AUC, ROC and thresholds, with intervals that know the noise.
+"""Figures from noised histograms of scores: AUC, ROC and thresholds, with intervals that account for the noise.
 
 Each site counts its patients by label and score bin (`score_bins`) and adds noise of a known variance to every cell;
-the sum over sites is all that is known here. Negative counts stay: clipping them would bias every figure.
+these functions use only the sum over sites. Negative counts are kept: clipping them would bias every figure.
 
 The AUC is a ratio of bilinear forms, p'Wn / (P N) with p, n the counts of the two labels and P, N their sums. W counts
-a pair won as 1 and a tie as 1/2, and adds 1/12 for neighbours the right way round, -1/12 for the wrong way: where the
-densities in a bin have slopes a and b the true share is 1/2 + (a - b)/12, and central differences of the counts
-estimate the slopes. That takes away the bins' bias to second order. The intervals are Fieller's (1954): theta is in
-when p'(W - theta 11')n, whose mean is exactly 0 at the true theta, is within z of its standard deviation there.
+a pair won as 1 and a tie as 1/2, and adds 1/12 for neighbouring bins in the right order and -1/12 for the wrong order:
+if the densities in a bin have slopes a and b, the true share is 1/2 + (a - b)/12, and central differences of the counts
+estimate the slopes. This removes the bias of the bins to second order. The intervals are Fieller's (1954): they contain
+theta if p'(W - theta 11')n, whose mean is exactly 0 at the true theta, is within z standard deviations of 0.
 
 Shapes: B bins; counts_2B has the negatives in row 0 and the positives in row 1.
 """
@@ -23,9 +23,9 @@ import numpy as np
 from wardround.metrics.intervals import PRIOR_PATIENTS, tail_of, unclustered_variance
 from wardround.metrics.score_bins import probability_at
 
-GRID = 4000  # steps of an interval's ends between 0 and 1; they are rounded outwards
+GRID = 4000  # grid steps between 0 and 1 for the ends of an interval, which are rounded outwards
 _STEPS_IN_A_BIN = 8
-LEAST_SIGNAL = 2.0  # a label's noised total in standard deviations of its noise; below, there is no figure
+LEAST_SIGNAL = 2.0  # minimum of a label's noised total, in standard deviations of its noise, for figures to be computed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +48,7 @@ class ScoreHistogram:
 
     @property
     def both_labels(self) -> bool:
-        """Whether both labels stand out of the noise, so that their figures mean something."""
+        """Whether the counts of both labels exceed the noise, so that figures about them are meaningful."""
         least = max(1.0, LEAST_SIGNAL * math.sqrt(self.bins * self.noise_variance))
         return bool((self.counts_2B.sum(axis=1) >= least).all())
 
@@ -57,9 +57,10 @@ class ScoreHistogram:
 class AucEstimate:
     """An AUC and its two 95 % intervals.
 
-    `low` to `high` is for the AUC in the population the patients come from; `low_here` to `high_here` for the exact AUC
-    of just these patients, which only the noise and the bins hide. `tied_pairs` is the share of pairs in one bin, whose
-    order nobody can tell: where it is large the bins are too wide for the scores (`evaluation.logit_scale`).
+    `low` to `high` is for the AUC in the population from which the patients come; `low_here` to `high_here` is for the
+    exact AUC of these patients only, which is uncertain because of the noise and the bins alone. `tied_pairs` is the
+    share of pairs within one bin, whose order is unknown: if it is large, the bins are too wide for the scores
+    (`evaluation.logit_scale`).
     """
 
     value: float
@@ -72,7 +73,7 @@ class AucEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdEstimate:
-    """The sensitivity at a given specificity with its 95 % interval, and the probability that divides the two."""
+    """The sensitivity at a given specificity with its 95 % interval, and the probability used as the threshold."""
 
     specificity: float
     sensitivity: float
@@ -88,10 +89,10 @@ def noise_variance(epsilon: float) -> float:
 
 
 def auc_estimate(histogram: ScoreHistogram, confidence: float = 0.95) -> AucEstimate | None:
-    """The AUC with both intervals; None where a label does not stand out of the noise.
+    """Estimate the AUC with both intervals; None if the count of a label does not exceed the noise.
 
     The value is corrected for the bias of the noisy denominator to second order. Its sampling variance is DeLong's
-    from the histogram, unbiased by the noise, as a design effect on the closed form that `auc_interval` uses.
+    from the histogram, without the bias of the noise, as a design effect on the closed form that `auc_interval` uses.
     """
     if not histogram.both_labels:
         return None
@@ -108,7 +109,7 @@ def auc_estimate(histogram: ScoreHistogram, confidence: float = 0.95) -> AucEsti
     theta_G = np.linspace(0.0, 1.0, GRID + 1)
     noise_G = _noise_of_score(theta_G, weights_BB, n_B, p_B, v)
     likely_n, likely_p = np.maximum(n_B, 0), np.maximum(p_B, 0)
-    within_bins = (likely_n * likely_p * (likely_n + likely_p + 1)).sum() / 12  # of the order of tied patients
+    within_bins = (likely_n * likely_p * (likely_n + likely_p + 1)).sum() / 12  # variance from the order of ties
     design = _design_effect(value, weights_BB, n_B, p_B, v)
     sampling_G = pairs**2 * design * unclustered_variance(theta_G, positives, negatives)
     score_G, z = wins - theta_G * pairs, NormalDist().inv_cdf(1 - tail_of(confidence))
@@ -119,16 +120,16 @@ def auc_estimate(histogram: ScoreHistogram, confidence: float = 0.95) -> AucEsti
 
 
 def pair_weights(bins: int) -> np.ndarray:
-    """W (B, B): what a positive in bin i and a negative in bin j add to the AUC; see the head of this file."""
+    """Return W (B, B): the contribution to the AUC of a positive in bin i and a negative in bin j; see the module."""
     won = np.tril(np.ones((bins, bins)), -1) + 0.5 * np.eye(bins)
     return won + np.eye(bins, k=-1) / 12 - np.eye(bins, k=1) / 12
 
 
 def roc_points(histogram: ScoreHistogram) -> tuple[np.ndarray, np.ndarray] | None:
-    """False and true positive rates (B + 1,) at the bins' edges, from (1, 1) down to (0, 0), made monotone.
+    """Return false and true positive rates (B + 1,) at the bins' edges, from (1, 1) down to (0, 0), made monotone.
 
-    The rates are isotonic regressions of the noised ones (Barlow, Brunk 1972): post-processing, for drawing. None where
-    a label does not stand out of the noise.
+    The rates are isotonic regressions of the noised rates (Barlow, Brunk 1972), which is post-processing; use them for
+    plots. Returns None if the count of a label does not exceed the noise.
     """
     if not histogram.both_labels:
         return None
@@ -138,10 +139,12 @@ def roc_points(histogram: ScoreHistogram) -> tuple[np.ndarray, np.ndarray] | Non
 def sensitivity_at(
     histogram: ScoreHistogram, specificity: float = 0.9, confidence: float = 0.95
 ) -> ThresholdEstimate | None:
-    """Sensitivity at the threshold of this specificity, straight lines within a bin; None where a label is missing.
+    """Estimate the sensitivity at the threshold with this specificity, by linear interpolation within a bin.
 
-    The interval is a profile: a sensitivity is in when some threshold explains both the negatives below it and the
-    positives above it, by the sum of two squared scores of sampling and noise, against chi-square of one degree.
+    The interval is a profile interval: it contains a sensitivity if some threshold explains both the negatives below it
+    and the positives above it, that is, if the sum of the two squared scores, standardised by sampling and noise, is
+    within the quantile of chi-square with one degree of freedom. Returns None if the count of a label does not exceed
+    the noise.
     """
     if not histogram.both_labels:
         return None
@@ -159,7 +162,7 @@ def sensitivity_at(
     above_UB, share_S = 1 - below_UB, np.linspace(0.0, 1.0, GRID // 10 + 1)
     gap_US = ((above_UB @ p_B)[:, None] - share_S * p_B.sum()) ** 2
     noise_US = (above_UB**2).sum(axis=1)[:, None] - 2 * share_S * above_UB.sum(axis=1)[:, None] + bins * share_S**2
-    # 1/4: the ends of a share of counts, which a normal approximation makes certain
+    # 1/4 allows for sampling at shares of 0 and 1, where the variance of the normal approximation vanishes
     gap_US /= v * noise_US + p_B.sum() * share_S * (1 - share_S) + 0.25
     fit_S = (missed_U[:, None] + gap_US).min(axis=0)
     low, high = _hull(share_S, fit_S <= NormalDist().inv_cdf(1 - tail_of(confidence)) ** 2, value)
@@ -170,10 +173,10 @@ def sensitivity_at(
 def _noise_of_score(
     theta_G: np.ndarray, weights_BB: np.ndarray, n_B: np.ndarray, p_B: np.ndarray, v: float
 ) -> np.ndarray:
-    """Unbiased variance, by noise alone, of the score p'(W - theta 11')n at each theta.
+    """Unbiased variance, from the noise alone, of the score p'(W - theta 11')n at each theta.
 
-    It is v (|(W - theta)n|^2 + |(W - theta)'p|^2) + v^2 |W - theta|^2 of the true counts; the noised ones put
-    v |W - theta|^2 too much into each square.
+    For the true counts it is v (|(W - theta)n|^2 + |(W - theta)'p|^2) + v^2 |W - theta|^2; with the noised counts each
+    square is too large by v |W - theta|^2.
     """
     bins, beaten_B, beating_B = len(n_B), weights_BB @ n_B, p_B @ weights_BB
     own_G = (weights_BB**2).sum() - 2 * theta_G * weights_BB.sum() + theta_G**2 * bins**2
@@ -183,7 +186,7 @@ def _noise_of_score(
 
 
 def _design_effect(area: float, weights_BB: np.ndarray, n_B: np.ndarray, p_B: np.ndarray, v: float) -> float:
-    """DeLong's variance over the closed form, drawn towards 1 as in `auc_interval` and kept between 1/2 and 2."""
+    """DeLong's variance over the closed form, clipped to 1/2 to 2 and shrunk towards 1 as in `auc_interval`."""
     centred_BB = weights_BB - area
     negatives, positives = max(n_B.sum(), 2.0), max(p_B.sum(), 2.0)
     of_p = p_B @ ((centred_BB @ n_B) ** 2 - v * (centred_BB**2).sum(axis=1)) / negatives**2
@@ -195,7 +198,7 @@ def _design_effect(area: float, weights_BB: np.ndarray, n_B: np.ndarray, p_B: np
 
 
 def _hull(values_G: np.ndarray, inside_G: np.ndarray, value: float) -> tuple[float, float]:
-    """From the least to the largest value that is in, one grid step outwards; it holds `value` in any case."""
+    """Return the smallest and largest values inside, extended one grid step outwards and to include `value`."""
     held_G = values_G[inside_G] if inside_G.any() else np.array([value])
     step = values_G[1] - values_G[0]
     low, high = min(held_G[0], value) - step, max(held_G[-1], value) + step
@@ -203,7 +206,7 @@ def _hull(values_G: np.ndarray, inside_G: np.ndarray, value: float) -> tuple[flo
 
 
 def _share_below(counts_B: np.ndarray) -> np.ndarray:
-    """The share of counts below each edge, (B + 1,), rising from 0 to 1: pools of adjacent violators."""
+    """Return the share of counts below each edge, (B + 1,), made monotone from 0 to 1 by pooling adjacent violators."""
     pools: list[tuple[float, int]] = []
     for share in np.cumsum(counts_B) / counts_B.sum():
         pool = (float(share), 1)

@@ -1,7 +1,7 @@
-"""Whether probabilities mean what they say, from noised histograms of scores (`histogram_metrics`).
+"""Calibration of a model's probabilities, estimated from noised histograms of scores (`noised_auc`).
 
-A patient counts as having been told the probability in the middle of their bin. Shapes: B bins, G groups of
-neighbouring bins, few enough that their counts stand out of the noise.
+The probability in the middle of a bin is used as the prediction for all patients in it. Shapes: B bins, G groups of
+neighbouring bins, few enough that their counts exceed the noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GRID = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityPoint:
-    """One group of bins: what was said on average, the share that was positive, its 95 % interval, the patients."""
+    """One group of bins: mean prediction, observed share of positives with its 95 % interval, and patients."""
 
     predicted: float
     observed: float
@@ -33,11 +33,12 @@ class ReliabilityPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationEstimate:
-    """`excess`: mean probability minus share of positives, with its 95 % interval, unbiased.
+    """The calibration of a model over all patients and by group of bins.
 
-    `ece` is the expected calibration error over the groups, partly corrected for noise, which can only make it larger;
-    `ece_if_perfect` is what a perfectly calibrated model would show on average, so only an `ece` well above it is a
-    finding. `points` leaves out groups that do not stand out of the noise.
+    `excess` is the mean probability minus the share of positives, unbiased, with its 95 % interval from `low` to
+    `high`. `ece` is the expected calibration error over the groups, partly corrected for noise, which can only make it
+    larger; `ece_if_perfect` is its mean for a perfectly calibrated model, so only an `ece` well above it is a finding.
+    `points` leaves out groups whose counts do not exceed the noise.
     """
 
     excess: float
@@ -49,7 +50,7 @@ class CalibrationEstimate:
 
 
 def calibration_estimate(histogram: ScoreHistogram, confidence: float = 0.95) -> CalibrationEstimate | None:
-    """Calibration over all patients and by group; None where a label does not stand out of the noise."""
+    """Estimate the calibration over all patients and by group; None if a label's count does not exceed the noise."""
     if not histogram.both_labels:
         return None
     v, bins = histogram.noise_variance, histogram.bins
@@ -57,7 +58,7 @@ def calibration_estimate(histogram: ScoreHistogram, confidence: float = 0.95) ->
     n_B, p_B = histogram.negatives_B(), histogram.positives_B()
     patients, z = n_B.sum() + p_B.sum(), NormalDist().inv_cdf(1 - tail_of(confidence))
     gap_B = told_B * n_B - (1 - told_B) * p_B
-    # noise of both cells, and who turns out positive when the probability is right
+    # the variance of the noise in both cells, plus that of the labels if the probability is right
     variance_B = v * (told_B**2 + (1 - told_B) ** 2) + np.maximum(n_B + p_B, 0) * told_B * (1 - told_B)
     reach = z * math.sqrt(variance_B.sum())
     groups = [np.asarray(group) for group in np.array_split(np.arange(bins), GROUPS)]
@@ -79,7 +80,7 @@ def calibration_estimate(histogram: ScoreHistogram, confidence: float = 0.95) ->
 
 
 def _length_without_noise(gap: float, spread: float) -> float:
-    """|gap| less the bias that normal noise of this spread gives it, judged at the noised gap itself."""
+    """Return |gap| minus the bias that normal noise of this spread causes, estimated at the noised gap itself."""
     if spread == 0:
         return abs(gap)
     ratio = gap / spread

@@ -1,7 +1,7 @@
-"""How well scores put the rows of one label above those of the other: AUC and ROC, ties treated rightly.
+"""Ranking metrics: AUC and ROC, with ties counted as halves.
 
-Shapes: N rows, K labels. scores_N are any numbers that rise with the label 1; labels_N are 0 or 1.
-One class alone has no AUC and no curve: the functions then return None.
+Shapes: N rows, K labels. scores_N are any numbers, higher for the label 1; labels_N are 0 or 1. AUC and ROC are
+undefined if only one class is present: the functions then return None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RocCurve:
 
 
 def auc(scores_N: ArrayLike, labels_N: ArrayLike) -> float | None:
-    """Chance that a row of label 1 scores above one of label 0, ties counting half; None when a class is missing."""
+    """Probability that a row of label 1 scores above one of label 0, ties counting half; None if a class is missing."""
     scores_N, positive_N = checked(scores_N, labels_N)
     positives, negatives = int(positive_N.sum()), int((~positive_N).sum())
     if positives == 0 or negatives == 0:
@@ -32,7 +32,7 @@ def auc(scores_N: ArrayLike, labels_N: ArrayLike) -> float | None:
 
 
 def macro_auc(scores_NK: ArrayLike, labels_N: ArrayLike) -> float | None:
-    """Mean AUC of "this label against the rest", over the labels with rows on both sides; None when none has."""
+    """Mean one-against-the-rest AUC over the labels that have rows on both sides; None if no label has."""
     scores_NK, labels_N = np.asarray(scores_NK, dtype=np.float64), np.asarray(labels_N)
     if scores_NK.ndim != 2 or labels_N.shape != scores_NK.shape[:1]:
         raise ValueError("macro_auc needs scores (N, K) and labels (N,)")
@@ -44,7 +44,7 @@ def macro_auc(scores_NK: ArrayLike, labels_N: ArrayLike) -> float | None:
 
 
 def roc_curve(scores_N: ArrayLike, labels_N: ArrayLike) -> RocCurve | None:
-    """The curve whose area is `auc`; None when a class is missing."""
+    """Return the ROC curve, whose area is `auc`; None if a class is missing."""
     scores_N, positive_N = checked(scores_N, labels_N)
     if positive_N.all() or not positive_N.any():
         return None
@@ -60,7 +60,7 @@ def roc_curve(scores_N: ArrayLike, labels_N: ArrayLike) -> RocCurve | None:
 
 
 def sensitivity_at_specificity(scores_N: ArrayLike, labels_N: ArrayLike, specificity: float = 0.9) -> float | None:
-    """The best sensitivity of a threshold of at least this specificity on these rows; None when a class is missing."""
+    """Best sensitivity on these rows among thresholds with at least this specificity; None if a class is missing."""
     curve = roc_curve(scores_N, labels_N)
     if curve is None:
         return None
@@ -68,7 +68,7 @@ def sensitivity_at_specificity(scores_N: ArrayLike, labels_N: ArrayLike, specifi
 
 
 def placements(scores_N: np.ndarray, positive_N: np.ndarray) -> np.ndarray:
-    """The share of the other class that a positive row beats, or that a negative row is beaten by; ties are halves."""
+    """Share of negative rows below each positive row, or of positive rows above each negative row; ties are halves."""
     below_N, place_N = _midranks(scores_N), np.empty(len(scores_N))
     negatives, positives = (~positive_N).sum(), positive_N.sum()
     place_N[positive_N] = (below_N[positive_N] - _midranks(scores_N[positive_N])) / negatives
@@ -77,7 +77,10 @@ def placements(scores_N: np.ndarray, positive_N: np.ndarray) -> np.ndarray:
 
 
 def checked(scores_N: ArrayLike, labels_N: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """float64 scores and boolean labels. Raises `ValueError` on other shapes, NaN scores and labels beside 0 and 1."""
+    """Return float64 scores and boolean labels.
+
+    Raises `ValueError` for other shapes than two equal vectors, NaN scores, and labels other than 0 and 1.
+    """
     scores_N, labels_N = np.asarray(scores_N, dtype=np.float64), np.asarray(labels_N)
     if scores_N.ndim != 1 or labels_N.shape != scores_N.shape:
         raise ValueError("scores and labels must be two vectors of the same length")
@@ -89,6 +92,6 @@ def checked(scores_N: ArrayLike, labels_N: ArrayLike) -> tuple[np.ndarray, np.nd
 
 
 def _midranks(values_N: np.ndarray) -> np.ndarray:
-    """Ranks from 1 to N; equal values share the mean of theirs."""
+    """Ranks from 1 to N; equal values share the mean of their ranks."""
     _, inverse_N, count_U = np.unique(values_N, return_inverse=True, return_counts=True)
     return (np.cumsum(count_U) - (count_U - 1) / 2)[inverse_N]

@@ -1,9 +1,9 @@
-"""The public bins of released scores: which numbers they depend on is in the study, and none is a patient's.
+"""The public bins of released scores. They depend only on numbers in the study, never on patients' data.
 
-A score is a logit x. The bins are of equal width in u = 1 / (1 + exp(-x / logit_scale)): narrow where models are
-unsure, wide in the tails, and the outermost reach to infinity. With 16 bins and a scale of 2 a bin in the middle is
-half a logit wide and the last edges lie at +-5.4: right for scores whose standard deviation is 0.5 to 4 logits
-(`docs/studies.md`). Shapes: P patients, B bins.
+A score is a logit x. The bins have equal width in u = 1 / (1 + exp(-x / logit_scale)): narrow where models are
+unsure, wide in the tails, and the outermost ones extend to infinity. With 16 bins and a scale of 2, a bin in the middle
+is half a logit wide and the outermost edges are at +-5.4, which suits scores with a standard deviation of 0.5 to 4
+logits (`docs/studies.md`). Shapes: P patients, B bins.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from wardround.metrics.classification import probabilities
 
 
 def bins_of(logits_P: ArrayLike, bins: int, logit_scale: float) -> np.ndarray:
-    """The bin of each score, int64 (P,) in 0..B-1. A score that is not a number goes to bin 0, for no reason."""
+    """Return the bin of each score, int64 (P,) in 0..B-1. NaN scores go to bin 0, an arbitrary choice."""
     logits_P = np.asarray(logits_P, dtype=np.float64)
     known_P = ~np.isnan(logits_P)
-    with np.errstate(over="ignore"):  # beyond the largest number is in the last bin as well
+    with np.errstate(over="ignore"):  # a logit that overflows to infinity belongs to the last bin too
         place_P = probabilities(np.where(known_P, logits_P, -np.inf) / logit_scale) * bins
     return np.minimum(place_P.astype(np.int64), bins - 1)
 
 
 def probability_at(place: ArrayLike, logit_scale: float) -> np.ndarray:
-    """The probability of the positive label that a score at `place` (0..1, in units of all bins) stands for."""
+    """Return the probability of the positive label for a score at `place` (0..1 over the range of all bins)."""
     place = np.asarray(place, dtype=np.float64)
     with np.errstate(divide="ignore"):
         logits = logit_scale * (np.log(place) - np.log1p(-place))
@@ -32,5 +32,5 @@ def probability_at(place: ArrayLike, logit_scale: float) -> np.ndarray:
 
 
 def bin_centres(bins: int, logit_scale: float) -> np.ndarray:
-    """The probability in the middle of each bin, (B,): what its patients count as having been told."""
+    """Return the probability in the middle of each bin, (B,), which is used as the prediction for its patients."""
     return probability_at((np.arange(bins) + 0.5) / bins, logit_scale)

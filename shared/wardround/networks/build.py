@@ -1,9 +1,9 @@
-"""From `[model]` of a study to a network: which one, with which first weights, and which of them travel.
+"""Build the network of a study from its `[model]` section, with initial weights and frozen parameters.
 
 Every network is an `nn.Module` with `.features(images_NCHW) -> (N, D)` on grey values 0..255 (normalisation inside),
-`.head`, an `nn.Linear(D, K)` with K = 1 for two labels, and `forward(x) = head(features(x))`; those of the generative
-tasks have parts of their own, and a method `travelling`. An image's output depends on that image alone, as clipping by
-patient needs: what holds statistics of a batch is refused.
+`.head`, an `nn.Linear(D, K)` with K = 1 for two labels, and `forward(x) = head(features(x))`. The networks of the
+generative tasks have parts of their own and a method `travelling`. The output for an image depends only on that image,
+which per-patient clipping requires: layers with batch statistics are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALLEST_IMAGE_PX = {"densenet121": 32}
 
 
 def initial_network(study: Study) -> nn.Module:
-    """The study's network with its initial weights, on the CPU. Raises `ModelError` as `build_model` does."""
+    """Build the study's network with its initial weights, on the CPU. Raises `ModelError` like `build_model`."""
     return build_model(study.model, study.data, study.study.seed, study.task_section)
 
 
@@ -38,18 +38,25 @@ def start_weights(study: Study) -> dict[str, np.ndarray]:
 
 
 def build_model(model: ModelSection, data: DataSection, seed: int, section: Section | None = None) -> nn.Module:
-    """The network of a study with its first weights, in float32 on the CPU; only what `exchanged_names` lists has
-    `requires_grad`.
+    """Build the network of a study with its initial weights, in float32 on the CPU.
 
-    The same sections and seed give the same weights, and torch's global generators are left as they were. `seed` counts
-    for `init = "random"` alone; `section` is the task's own section of the study. Raises `ModelError`, one line, for a
-    file that does not fit, an image too small for the network, or a network that would mix patients.
+    Only the parameters in `exchanged_names` have `requires_grad`. The same sections and seed give the same weights, and
+    torch's global generators keep their state.
+
+    Args:
+        model: The study's section `[model]`.
+        data: The study's section `[data]`.
+        seed: The seed of the initial weights; used for `init = "random"` only.
+        section: The task's own section of the study.
+
+    Raises:
+        ModelError: A file does not fit, the images are too small for the network, or the network would mix patients.
     """
     if data.image_size < SMALLEST_IMAGE_PX.get(model.name, 0):
         raise ModelError(f"data.image_size: {model.name} needs {SMALLEST_IMAGE_PX[model.name]} pixels or more")
     task = registry.networks_of_tasks()[model.name]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         network = registry.networks_part(task).first_weights(model, data, section)
     refuse_batch_statistics(network)
     exchanged = set(exchanged_names(network, model.trainable))
@@ -61,7 +68,7 @@ def build_model(model: ModelSection, data: DataSection, seed: int, section: Sect
 
 
 def refuse_batch_statistics(network: nn.Module) -> None:
-    """Raises `ModelError` for a layer that mixes the images of a batch or keeps running statistics of them."""
+    """Raise `ModelError` for a layer that mixes the images of a batch or keeps running statistics of them."""
     for path, layer in network.named_modules():
         running = any(name.startswith("running_") for name, _ in layer.named_buffers(recurse=False))
         if running or isinstance(layer, _BatchNorm):

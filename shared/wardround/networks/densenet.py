@@ -1,8 +1,8 @@
-"""DenseNet121 with GroupNorm: every layer sees the maps of all layers before it.
+"""DenseNet121 with GroupNorm, in which every layer of a block receives the maps of all earlier layers.
 
-The architecture of G. Huang et al. (arXiv:1608.06993, table 1) with BatchNorm replaced. It is the one that kept an AUC
-of 0.94 on chest radiographs at epsilon 6 (Ziegler 2022). Shapes: N images, C channels, H rows, W columns, D features,
-K outputs.
+The architecture is that of G. Huang et al. (arXiv:1608.06993, table 1) with BatchNorm replaced by GroupNorm. It kept an
+AUC of 0.94 on chest radiographs at epsilon 6 (Ziegler 2022). Shapes: N images, C channels, H rows, W columns, D
+features, K outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUPS = 32  # every width here is a multiple of 32
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1 x 1 to the bottleneck; norm, ReLU, 3 x 3 to `GROWTH` maps, appended to what came in."""
+    """Norm, ReLU, 1 x 1 to the bottleneck; norm, ReLU, 3 x 3 to `GROWTH` maps, which are appended to the input."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet121(nn.Module):
-    """121 layers with weights: the stem, 58 dense layers of two, 3 transitions and the head, which starts at zero."""
+    """121 weighted layers: the stem, 58 dense layers of two each, 3 transitions and the head, which starts at zero."""
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class DenseNet121(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255 (N, C, H, W), uint8 or float, from 32 pixels a side on -> (N, 1024)."""
+        """Grey values 0..255 (N, C, H, W), uint8 or float, at least 32 pixels a side -> (N, 1024)."""
         return self.trunk(self.stem(self.normalise(images_NCHW))).mean((2, 3))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class DenseNet121(nn.Module):
 
 
 def transition(before: int) -> nn.Sequential:
-    """Between two blocks: half the maps at half the size."""
+    """Build the transition between two blocks, which halves the number of maps and their height and width."""
     return nn.Sequential(
         nn.GroupNorm(GROUPS, before),
         nn.ReLU(),

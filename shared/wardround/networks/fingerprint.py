@@ -1,6 +1,6 @@
-"""The hash of a network's architecture, by which sites and server know that they train the same network.
+"""The hash of a network's architecture, with which sites and server verify that they train the same network.
 
-A model file fits a network when its tensors do and it was written for the same architecture (`load_strictly`).
+A model file fits a network if its tensors fit and the file was written for the same architecture (`load_strictly`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from wardround.networks.model_file import tensors_sha256
 from wardround.networks.public_head import PhantomHead
 from wardround.networks.weights import TRAINABLE, not_exchanged
 
-# Goes into every architecture's hash: raise it when a forward pass changes while layers and shapes stay.
+# Part of every architecture's hash: increase it if a forward pass changes while layers and shapes stay the same.
 ARCHITECTURE_REVISION = 1
-INSTALLED = "_installed_names"  # a network's frozen tensors that come from a file, where `build_model` notes them
+INSTALLED = "_installed_names"  # attribute in which `build_model` stores the names of frozen tensors from a file
 
-# What makes a layer of torch compute what it does, beside the shapes of its tensors. By name, so that a new attribute
-# in a later torch changes no hash.
+# The attributes that, besides the shapes of its tensors, determine what a torch layer computes. They are listed by
+# name, so that a new attribute in a later torch version does not change any hash.
 HYPER_PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     nn.Linear: (),
@@ -41,12 +41,13 @@ HYPER_PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def architecture_sha256(network: nn.Module) -> str:
-    """SHA-256 in hex over the layers in their order (path, type, hyper-parameters) and tensors (name, shape, dtype).
+    """Return the SHA-256 in hex of a network's layers (path, type, hyper-parameters) and tensors (name, shape, dtype).
 
-    Weights that train do not count. What is frozen and comes from a file counts with its values: nobody sends it, each
-    site has its own copy, and sites whose copies differ must not be averaged. Frozen random weights do not: the last
-    bits of what a seed draws depend on the processor. Raises `ModelError` for a layer that is neither of this package
-    nor in `HYPER_PARAMETERS`: what cannot be described cannot be approved.
+    The values of trained weights are not included. The values of frozen tensors from a file are included: they are
+    never sent, each site has its own copy, and sites whose copies differ must not be averaged. The values of frozen
+    random weights are not included, because the last bits of seeded random numbers depend on the processor. Raises
+    `ModelError` for a layer that is neither defined in this package nor listed in `HYPER_PARAMETERS`, because a layer
+    that cannot be described cannot be approved.
     """
     return _architecture_sha256(network, getattr(network, INSTALLED, frozenset()))
 
@@ -63,14 +64,18 @@ def _architecture_sha256(network: nn.Module, installed: frozenset[str]) -> str:
 
 
 def possible_architectures(network: nn.Module) -> Iterator[str]:
-    """The hashes that a run with these weights could have had: another part of them may have trained there."""
+    """Yield the hashes that a run with these weights may have had, one for each choice of trainable parameters."""
     for trainable in TRAINABLE:
-        with suppress(ModelError):  # this network has no such part
+        with suppress(ModelError):  # the network does not support this choice
             yield _architecture_sha256(network, not_exchanged(network, trainable))
 
 
 def load_strictly(network: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], complaint: str) -> None:
-    """Copies the tensors in. Raises `ModelError` that names the first mismatch by the order of names."""
+    """Load the tensors into the network.
+
+    Raises a `ModelError` that names the first mismatch in the order of names: a missing or unknown tensor, a wrong
+    shape or dtype, values that are not finite; or an architecture other than the one in the file's metadata.
+    """
     wanted = network.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors:
@@ -91,9 +96,7 @@ def load_strictly(network: nn.Module, tensors: dict[str, Tensor], metadata: dict
 
 
 def _written_architecture(metadata: dict[str, str]) -> str | None:
-    """The architecture's hash in a file's metadata, or in the manifest `storage/checkpoint.py` puts there; None when
-    absent.
-    """
+    """Return the architecture's hash from a file's metadata or its manifest (`storage/checkpoint.py`), or None."""
     if "architecture_sha256" in metadata:
         return metadata["architecture_sha256"]
     try:
@@ -104,7 +107,10 @@ def _written_architecture(metadata: dict[str, str]) -> str | None:
 
 
 def _hyper_parameters(layer: nn.Module) -> dict[str, object]:
-    """Of a torch layer what `HYPER_PARAMETERS` lists; of a layer of this package its public plain attributes too."""
+    """Return a layer's attributes listed in `HYPER_PARAMETERS`, or the public plain attributes of a project layer.
+
+    Raises `ModelError` for a layer that is neither listed there nor defined in this package.
+    """
     known = [kind for kind in type(layer).__mro__ if kind in HYPER_PARAMETERS]
     ours = type(layer).__module__.startswith("wardround.")
     if not (ours or type(layer) in HYPER_PARAMETERS):

@@ -1,10 +1,10 @@
-"""A study's network before any patient moved it, as a file: what a server starts from without loading torch itself.
+"""Write a study's network before training to a file, so that a server can start without loading torch itself.
 
     python -I -m wardround.networks.initial_weights STUDY.json START.safetensors
 
-The file holds the whole network; its manifest names the weights that travel and the architecture's hash. The same study
-gives the same tensors on the same machine; a site takes the weights it receives as they are, and what does not travel
-from its own files, which the hash covers.
+The file contains the whole network; its manifest contains the names of the exchanged weights and the architecture's
+hash. The same study gives the same tensors on the same machine. A site uses the weights that it receives unchanged, and
+takes all other weights from its own files, which the hash covers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wardround.study.load import Study, study_from_json
 
 
 def write_start(study: Study, path: Path) -> None:
-    """Write the study's first weights to `path`. Raises `ModelError` where the study's network cannot be built."""
+    """Write the study's initial weights to `path`. Raises `ModelError` if the study's network cannot be built."""
     network = initial_network(study)
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
     manifest = {
@@ -35,7 +35,7 @@ def write_start(study: Study, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the file, or say in one line why not."""
+    """Write the file, or exit with a one-line error."""
     source, path = arguments
     try:
         write_start(study_from_json(Path(source).read_text(encoding="utf-8"), source), Path(path))

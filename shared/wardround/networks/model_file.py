@@ -1,8 +1,8 @@
 """Reading model files: those that ship with the package, and those that a study names.
 
-What ships, and what `wardround-sim pretrain` writes in its place, comes from phantoms alone, so using it costs no
-privacy. Such a file holds the SHA-256 of its own tensors, so that damage is noticed whatever the file is called.
-A study names a file, such as a run's released model, by its content's hash.
+The shipped files, and the replacements that `wardround-sim pretrain` writes, come from phantoms only, so using them
+costs no privacy. Such a file contains the SHA-256 of its own tensors, so that damage is detected whatever the file's
+name. A study identifies a file, such as a run's released model, by the hash of its content.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from wardround.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedWeights:
-    """What one file holds. `name` is the file as an error names it."""
+    """The content of a shipped file. `name` identifies the file in error messages."""
 
     name: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
     def check_hash(self) -> None:
-        """Raises `ModelError` where the tensors are not those that were written."""
+        """Raise `ModelError` if the tensors do not match the hash in the file."""
         if tensors_sha256(self.tensors) != self.metadata.get("tensors_sha256"):
             raise ModelError(
                 f"{self.name}: its tensors do not match its own hash, so it was altered or damaged; get it again"
@@ -38,9 +38,9 @@ class ShippedWeights:
 
 
 def read_shipped(package: str, shipped: str, path: str | None = None) -> ShippedWeights:
-    """The file `shipped` of a package, or the one in `path`. Its hash is not checked yet: see `check_hash`.
+    """Read the file `shipped` of a package, or the file `path`. Its hash is checked separately: see `check_hash`.
 
-    Raises `ModelError` where it is missing or no safetensors file.
+    Raises `ModelError` if the file is missing or not a safetensors file.
     """
     source, name = (str(files(package) / shipped), shipped) if path is None else (path, path)
     try:
@@ -55,7 +55,10 @@ def read_shipped(package: str, shipped: str, path: str | None = None) -> Shipped
 
 
 def read_model_file(path: Path, expected_sha256: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, read once, so that what is hashed is what is used."""
+    """Return tensors and metadata of a safetensors file, read once, so that the hashed content is the content used.
+
+    Raises `ModelError` if the file is missing, damaged, or differs from `expected_sha256`.
+    """
     try:
         content = path.read_bytes()
         if expected_sha256 and hashlib.sha256(content).hexdigest() != expected_sha256:
@@ -70,8 +73,9 @@ def read_model_file(path: Path, expected_sha256: str | None) -> tuple[dict[str, 
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of names: the same for the same tensors wherever
-    they are stored.
+    """Return the SHA-256 in hex of names, dtypes, shapes and bytes, in the order of names.
+
+    The hash depends only on the tensors, not on the device or file that stores them.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

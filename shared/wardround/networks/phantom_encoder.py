@@ -1,7 +1,7 @@
-"""The phantom encoder: a small CNN pre-trained on phantoms, and the public features of an image that it gives.
+"""The phantom encoder: a small CNN pre-trained on phantoms, and the public features that it computes for an image.
 
-Shapes: N images, C channels, H rows, W columns, D pooled features, K outputs. Everything in the shipped file, the
-projection's statistics too, comes from phantoms, so using it costs no privacy.
+Shapes: N images, C channels, H rows, W columns, D pooled features, K outputs. Everything in the shipped file, including
+the statistics of the projection, comes from phantoms, so using it costs no privacy.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ SHIPPED_FILE = "phantom_encoder.safetensors"
 
 
 class PhantomEncoder(nn.Module):
-    """A three-layer CNN over the middle 64 x 64 pixels, normalised per image. About 24,000 parameters; trainable as a
-    whole or by its head.
+    """A three-layer CNN over the middle 64 x 64 pixels, normalised per image.
 
-    No batch statistics and no in-place activations: each image's output depends on that image alone, as per-patient
-    clipping needs.
+    It has about 24,000 parameters, and is trainable as a whole or by its head only. It uses no batch statistics and no
+    in-place activations: the output for an image depends only on that image, which per-patient clipping requires.
     """
 
     feature_dim = POOLED
@@ -55,13 +54,18 @@ class PhantomEncoder(nn.Module):
         self.head = nn.Linear(POOLED, outputs)
 
     def prepare(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255, uint8 or float, any H and W -> normalised (N, 1, 64, 64). Several channels are
-        normalised each, then averaged."""
+        """Grey values 0..255 (N, C, H, W), uint8 or float, any H and W -> normalised (N, 1, 64, 64).
+
+        Each channel is normalised separately, then the channels are averaged.
+        """
         return self.normalise(self.crop(images_NCHW)).mean(1, keepdim=True)
 
     def pool(self, prepared_N1HW: Tensor) -> Tensor:
-        """Prepared images -> (N, D): the largest response near the centre, where the nodule is, and the mean response
-        everywhere."""
+        """Prepared images (N, 1, 64, 64) -> (N, D).
+
+        The pooled features are the largest response near the centre, where the nodule is, and the mean response over
+        the whole map.
+        """
         maps_NDHW = self.trunk(prepared_N1HW)
         return torch.cat([maps_NDHW[:, :, 2:6, 2:6].amax((2, 3)), maps_NDHW.mean((2, 3))], 1)
 
@@ -71,12 +75,11 @@ class PhantomEncoder(nn.Module):
 
 
 class PublicFeatures(nn.Module):
-    """Image -> 33 public features: half the phantom logit, and 32 partly whitened principal components of the pooled
-    features.
+    """33 public features of an image: half the phantom logit, and 32 partly whitened principal components.
 
-    Both are means over eight flips and turns. The logit feature lies within 1.5, the components' row norm too, so a
-    patient's gradient is bounded before any clipping. A linear head that starts at `initial_head` is the phantom model.
-    Nothing in here is trained.
+    The components are those of the pooled features, which are averaged over eight flips and turns. The absolute value
+    of the logit feature and the row norm of the components are at most 1.5, so a patient's gradient is bounded before
+    any clipping. A linear head that starts at `initial_head` is the phantom model. None of these parameters is trained.
     """
 
     mean_D: Tensor
@@ -108,35 +111,37 @@ class PublicFeatures(nn.Module):
         return torch.cat([logit_N1, components_NC * (LARGEST_ROW_NORM / norm_N1).clamp(max=1)], 1)
 
     def pooled(self, images_NCHW: Tensor) -> Tensor:
-        """Pooled features, averaged over the eight views (N, D)."""
+        """Grey values 0..255 (N, C, H, W) -> pooled features (N, D), averaged over the eight views."""
         views = self.views(self.encoder.prepare(images_NCHW))
         return DihedralViews.average(self.encoder.pool(views))
 
     def standardise(self, pooled_ND: Tensor) -> Tensor:
-        """Pooled features in units of their spread over phantoms, within 5 (N, D)."""
+        """Pooled features (N, D) -> the same in standard deviations from their mean over phantoms, clamped to +-5."""
         return ((pooled_ND - self.mean_D) / self.deviation_D).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
 
     @torch.no_grad()
     def fit_projection(self, pooled_ND: Tensor) -> None:
-        """Sets mean, spread and projection from the pooled features of phantoms: principal components, each divided
-        by its deviation to the power `WHITENING`, on one scale that makes the mean squared row norm 1."""
+        """Set mean, deviation and projection from the pooled features of phantoms.
+
+        The projection consists of principal components, each divided by its deviation to the power `WHITENING`, with
+        one common scale that makes the mean squared row norm 1.
+        """
         self.mean_D.copy_(pooled_ND.mean(0))
         self.deviation_D.copy_(pooled_ND.std(0) + 1e-6)
         standard = self.standardise(pooled_ND).double()
         _, singular, right = torch.linalg.svd(standard, full_matrices=False)
         deviations = (singular / len(standard) ** 0.5)[:COMPONENTS]
         projection = right[:COMPONENTS].T / deviations**WHITENING
-        projection = projection * right[:COMPONENTS].T.sum(0).sign()  # the sign of a component is free: fix it
+        projection = projection * right[:COMPONENTS].T.sum(0).sign()  # fixes the sign of a component, which is free
         scale = (standard @ projection).square().sum(1).mean().sqrt()
         self.projection_DC.copy_((projection / scale).float())
 
 
 def initial_head(outputs: int = 1) -> nn.Linear:
-    """A linear head over the public features that starts as the phantom model: its score is the phantom logit (within
-    3).
+    """Return a linear head over the public features that starts as the phantom model.
 
-    With one output the score is for `malignant`. With more there is no phantom model of these classes, so all weights
-    start at zero.
+    With one output, the score is the phantom logit for `malignant`, limited to +-3. With more outputs there is no
+    phantom model of the classes, so all weights start at zero.
     """
     head = nn.Linear(PUBLIC_FEATURES, outputs)
     with torch.no_grad():
@@ -152,10 +157,10 @@ def _layout(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dty
 
 
 def load_phantom_encoder(path: str | None = None) -> tuple[PhantomEncoder, PublicFeatures]:
-    """The shipped encoder (or the one in `path`, as `wardround-sim pretrain` writes it), as a trainable network and
-    as frozen features.
+    """Load the shipped encoder as a trainable network and as frozen features, which share no tensor.
 
-    The two share no tensor. Raises ModelError when the file is missing, altered, or of another architecture.
+    `path` names another encoder file, as written by `wardround-sim pretrain`. Raises `ModelError` if the file is
+    missing, altered, or of another architecture.
     """
     stored = read_shipped("wardround.networks", SHIPPED_FILE, path)
     frozen = PublicFeatures(PhantomEncoder())

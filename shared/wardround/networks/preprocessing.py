@@ -1,7 +1,7 @@
-"""From pixels to what a network sees: crop, contrast and views, as plain torch modules that export to ONNX.
+"""Preprocessing of images for a network: crop, contrast and views, as plain torch modules that export to ONNX.
 
-Shapes: N images, C channels, H rows, W columns. Grey values run from 0 to 255, whatever the window was. No statistic
-of any data set is in here: each image is normalised by itself, so a site's scanner settings neither matter nor leak.
+Shapes: N images, C channels, H rows, W columns. Grey values run from 0 to 255, regardless of the window. No statistics
+of a data set are used: each image is normalised by itself, so a site's scanner settings neither matter nor leak.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GREY_LEVELS = 256
-NO_DATA_LEVELS = 3  # grey 0, 1 and 2 are padding or air below the window: no tissue, so no say in the threshold
+NO_DATA_LEVELS = 3  # grey 0, 1 and 2 are padding or air below the window, not tissue: they do not affect the threshold
 SMALLEST_CLASS = 0.02
 LARGEST_CLASS = 0.995
-SMALLEST_CONTRAST = 12.0  # a flat image would otherwise have its noise blown up
+SMALLEST_CONTRAST = 12.0  # prevents the amplification of noise in a flat image
 LUNG_LEVEL = -0.3  # the darker class ends at -0.3 and the brighter one at 0.7
 DARKEST, BRIGHTEST = -1.5, 4.0
 VIEWS = 8
 
 
 class CentreCrop(nn.Module):
-    """Cuts the middle `size` x `size` pixels out of images_NCHW; a smaller image is first padded by repeating its
-    border."""
+    """Crops images_NCHW to the middle `size` x `size` pixels; smaller images are padded by repeating their border."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -42,12 +41,11 @@ class CentreCrop(nn.Module):
 
 
 class OtsuNormalise(nn.Module):
-    """Splits each channel of each image into dark (lung) and bright (tissue) by Otsu's threshold, puts their means at
-    -0.3 and 0.7, clips.
+    """Normalises each channel of each image by Otsu's split into dark (lung) and bright (tissue) pixels.
 
-    The result hardly changes when the window does, as long as the window keeps lung and tissue apart. The threshold
-    maximises the variance between the two classes (N. Otsu, IEEE Trans. SMC 9(1), 1979) over the histogram without
-    the padding levels.
+    The mean of the dark class is mapped to -0.3 and that of the bright class to 0.7; the result is clipped. It hardly
+    depends on the window, as long as the window keeps lung and tissue apart. The threshold maximises the variance
+    between the two classes (N. Otsu, IEEE Trans. SMC 9(1), 1979) over the histogram without the padding levels.
     """
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class OtsuNormalise(nn.Module):
 
 
 def _histogram(pixels_BP: Tensor) -> Tensor:
-    """Share of each grey level in each row (B, 256), the padding levels left out; zeros for a row of padding alone."""
+    """Share of each grey level in each row (B, 256), without the padding levels; zeros for a row of padding only."""
     levels_BP = pixels_BP.nan_to_num(0.0).round().clamp(0, GREY_LEVELS - 1).long()
     counts_BL = torch.zeros(pixels_BP.shape[0], GREY_LEVELS, dtype=torch.float32, device=pixels_BP.device)
     counts_BL = counts_BL.scatter_add(1, levels_BP, torch.ones_like(pixels_BP))
@@ -84,11 +82,10 @@ def _otsu_means(histogram_BL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DihedralViews(nn.Module):
-    """The eight flips and quarter turns of square images, so that what is learned does not depend on how a slice
-    lies."""
+    """The eight flips and quarter turns of square images, so that results do not depend on a slice's orientation."""
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """images_NCHW with H = W -> (8 N, C, H, W): all images in view 0, then all in view 1, and so on."""
+        """images_NCHW with H = W -> (8 N, C, H, W): all images in view 0, then all images in view 1, and so on."""
         turned = [images_NCHW]
         for _ in range(3):
             turned.append(turned[-1].transpose(2, 3).flip(2))

@@ -1,4 +1,4 @@
-"""The phantom encoder as the two networks a study can train: a head over frozen public features, or the encoder itself.
+"""Two trainable networks from the phantom encoder: a head over frozen public features, and the encoder itself.
 
 Shapes: N images, C channels, H rows, W columns, D features, K outputs.
 """
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from wardround.networks.phantom_encoder import PhantomEncoder, PublicFeatures, initial_head
 from wardround.networks.preprocessing import DihedralViews
 
-POSITIVE_PHANTOM = "malignant"  # the phantom logit says how much a nodule looks like this label
+POSITIVE_PHANTOM = "malignant"  # a higher phantom logit means a higher probability of this label
 
 
 class PhantomHead(nn.Module):
-    """33 public features that nothing trains, and a linear head that starts as the phantom model.
+    """33 frozen public features and a linear head that starts as the phantom model.
 
-    With two labels the score is for the second; the start is turned around where the first of them is `malignant`.
+    With two labels the score is for the second label; the sign of the initial head is reversed if the first label is
+    `malignant`.
     """
 
     def __init__(self, public: PublicFeatures, labels: tuple[str, ...]) -> None:
@@ -30,7 +31,7 @@ class PhantomHead(nn.Module):
 
     @torch.no_grad()
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255 (N, C, H, W), uint8 or float -> (N, 33), without a gradient."""
+        """Grey values 0..255 (N, C, H, W), uint8 or float -> features (N, 33), without a gradient."""
         return self.public(images_NCHW)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ class PhantomHead(nn.Module):
 
 
 class PhantomNetwork(PhantomEncoder):
-    """The encoder with its own head, every weight trainable.
+    """The encoder with its own head; every weight is trainable.
 
-    It trains on an image as it comes, and scores it by the mean over its eight flips and quarter turns, for how a slice
-    lies means nothing.
+    Training uses each image unchanged. Evaluation averages over its eight flips and quarter turns, because the
+    orientation of a slice carries no information.
     """
 
     def __init__(self, outputs: int = 1) -> None:
@@ -62,8 +63,11 @@ class PhantomNetwork(PhantomEncoder):
 
 
 def phantom_network(pretrained: PhantomEncoder, labels: tuple[str, ...]) -> PhantomNetwork:
-    """The trunk pre-trained on phantoms. With two labels the head is the phantom model's too, turned around where the
-    first label is `malignant`; with more there is none, and the head starts at zero."""
+    """Build the network with the trunk that was pre-trained on phantoms.
+
+    With two labels the head is that of the phantom model, with its sign reversed if the first label is `malignant`.
+    With more labels there is no such head, and it starts at zero.
+    """
     network = PhantomNetwork(1 if len(labels) == 2 else len(labels))
     network.trunk.load_state_dict(pretrained.trunk.state_dict(), strict=True)
     with torch.no_grad():

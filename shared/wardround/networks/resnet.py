@@ -1,4 +1,4 @@
-"""Residual networks that differential privacy can train: GroupNorm and standardised filters, no batch statistics.
+"""Residual networks for differentially private training: GroupNorm and standardised filters, no batch statistics.
 
 Shapes: N images, C channels, H rows, W columns, D features, K outputs.
 """
@@ -16,7 +16,7 @@ CHANNELS_PER_GROUP = 16  # the best fixed size in Y. Wu and K. He, arXiv:1803.08
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and the way around them (K. He et al., arXiv:1512.03385, figure 2)."""
+    """Two 3 x 3 convolutions with a shortcut connection (K. He et al., arXiv:1512.03385, figure 2)."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """ResNet18's layout at any widths: a 7 x 7 stem, four stages of two blocks, the mean over the map, a head.
 
-    The head starts at zero, so the first prediction is a half for everyone and the first clipped step of a patient is
-    not spent on undoing a random one.
+    The head starts at zero, so that the first prediction is 0.5 for every patient and the first clipped steps are not
+    spent on undoing random predictions.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...], outputs: int) -> None:
@@ -70,7 +70,7 @@ class ResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255 (N, C, H, W), uint8 or float, from 16 pixels a side on -> (N, D)."""
+        """Grey values 0..255 (N, C, H, W), uint8 or float, at least 16 pixels a side -> (N, D)."""
         return self.blocks(self.stem(self.normalise(images_NCHW))).mean((2, 3))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

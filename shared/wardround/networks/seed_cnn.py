@@ -1,4 +1,4 @@
-"""The seed CNN: the classic small recipe for images in two folders, two convolutions and a dense layer.
+"""The seed CNN: the classic small network for images in two folders, with two convolutions and a dense layer.
 
 Shapes: N images, C channels, H rows, W columns, D features, K outputs.
 """
@@ -16,8 +16,9 @@ BRIGHTEST = 255.0
 class SeedCNN(nn.Module):
     """conv 32 - pool - conv 64 - pool - dense 128 - head, on grey values divided by 255.
 
-    3 x 3 filters without padding and ReLU everywhere, with the recipe's usual initialisation (Glorot's uniform one,
-    biases zero). Most of its weights sit in the dense layer: 7.4 of 7.4 million at 128 x 128.
+    The filters are 3 x 3 without padding, every layer but the head is followed by a ReLU, and the initialisation is the
+    usual one for this network (Glorot uniform, biases zero). Nearly all of its weights are in the dense layer: 7.4 of
+    7.4 million at 128 x 128.
     """
 
     def __init__(self, channels: int, image_size: int, outputs: int) -> None:
@@ -41,7 +42,7 @@ class SeedCNN(nn.Module):
                 nn.init.zeros_(required(layer.bias, "bias"))
 
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Grey values 0..255 (N, C, H, W), uint8 or float, of the size it was built for -> (N, 128)."""
+        """Grey values 0..255 (N, C, H, W), uint8 or float, of the size given at construction -> (N, 128)."""
         return self.trunk(images_NCHW.float() / BRIGHTEST)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

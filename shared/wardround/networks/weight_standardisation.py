@@ -1,4 +1,4 @@
-"""Zero mean and unit variance, for an image and for a filter, without any statistic of a data set.
+"""Standardisation of images and of filters to zero mean and unit variance, without statistics of a data set.
 
 Shapes: N images, C channels, H rows, W columns; a filter bank is OIHW (outputs, inputs, rows, columns).
 """
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST_DEVIATION = 1.0  # one grey level: below that an image is flat, and its noise must not be blown up
-FILTER_EPS = 1e-5  # against filters of He's initialisation, whose variance is 2 / fan-in: 4e-4 and more here
+SMALLEST_DEVIATION = 1.0  # one grey level: an image below it is flat, and its noise must not be amplified
+FILTER_EPS = 1e-5  # small against the variance of filters in He's initialisation, 2 / fan-in: 4e-4 and more here
 
 
 class ImageStandardise(nn.Module):
-    """Brings each image, all its channels together, to mean 0 and variance 1.
+    """Standardises each image to mean 0 and variance 1, jointly over its channels.
 
-    Jointly over the channels, because the relation between them (a colour, lung window against soft tissue, the slice
-    above against the one below) is a finding. This and not Otsu's split: that knows lung and tissue, and these networks
-    are for any modality.
+    The channels are standardised jointly because the relation between them (a colour, lung window against soft tissue,
+    the slice above against the slice below) is a finding. Otsu's split (`preprocessing.OtsuNormalise`) is not used: it
+    is specific to lung and tissue, and these networks are for any modality.
     """
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -31,10 +31,10 @@ class ImageStandardise(nn.Module):
 class WSConv2d(nn.Conv2d):
     """Convolution whose filters are standardised before use (S. Qiao et al., arXiv:1903.10520).
 
-    Each filter, over its inputs, rows and columns, has mean 0 and variance 1 when it meets the image, so noise on the
-    weights cannot change its scale. Beside GroupNorm it makes up for the missing BatchNorm under differential privacy
-    (S. De et al., arXiv:2204.13650). The gradient flows through the standardisation: a clipping engine that forms
-    weight gradients itself must pull them back through `standardised_weight`.
+    Each filter is applied with mean 0 and variance 1 over its inputs, rows and columns, so that noise on the weights
+    cannot change its scale. Together with GroupNorm it compensates for the missing BatchNorm under differential privacy
+    (S. De et al., arXiv:2204.13650). The gradient flows through the standardisation: a clipping engine that computes
+    weight gradients itself must backpropagate them through `standardised_weight`.
     """
 
     def standardised_weight(self) -> Tensor:
@@ -43,6 +43,6 @@ class WSConv2d(nn.Conv2d):
         return (self.weight - mean_O) * torch.rsqrt(variance_O + FILTER_EPS)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """images_NCHW float32 -> maps, as `nn.Conv2d` gives them."""
+        """images_NCHW float32 -> maps of the shape that `nn.Conv2d` returns."""
         weight = self.standardised_weight()
         return F.conv2d(images_NCHW, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

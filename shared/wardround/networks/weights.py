@@ -1,4 +1,4 @@
-"""Which weights of a network train and travel; loading them and copying them out."""
+"""The weights of a network that are trained and exchanged: their names, and copying them in and out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from wardround.errors import ModelError
 from wardround.networks.public_head import PhantomHead
 from wardround.study.load import Study
 
-TRAINABLE = ("head", "norm+head", "all")  # of `model.trainable`
+TRAINABLE = ("head", "norm+head", "all")  # the values of `model.trainable`
 
 
 def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
-    """Names of the parameters that train and travel, sorted: `head`, `norm+head` (the scales and shifts of the
-    normalisation layers too) or `all`. Buffers never travel, nor does what a network keeps frozen: the public features.
-    A network of several parts says itself what travels, with a method `travelling(trainable)`.
+    """Return the sorted names of the parameters that are trained and exchanged.
 
-    Raises `ModelError` for `norm+head` on a network without normalisation layers.
+    `trainable` is `head`, `norm+head` (the head and the scales and shifts of the normalisation layers) or `all`.
+    Buffers and frozen public features are never exchanged. A network of several parts defines the names itself, with a
+    method `travelling(trainable)`. Raises `ModelError` for `norm+head` on a network without normalisation layers, and
+    for an unknown value.
     """
     if callable(travelling := getattr(network, "travelling", None)):
         return tuple(sorted(travelling(trainable)))
@@ -42,14 +43,14 @@ def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
 
 
 def not_exchanged(network: nn.Module, trainable: str) -> frozenset[str]:
-    """All that each site must have already: parameters and buffers that do not travel."""
+    """Return the names of the parameters and buffers that are not exchanged, which each site must have already."""
     return frozenset(network.state_dict()) - set(exchanged_names(network, trainable))
 
 
 def trained_parameters(network: nn.Module, study: Study) -> dict[str, nn.Parameter]:
-    """The parameters that move and travel, by their names in the whole network, in the order of their names.
+    """Return the parameters that are trained and exchanged, by their names in the whole network, sorted by name.
 
-    All others are frozen, so that autograd builds nothing for them.
+    All other parameters are frozen, so that autograd records nothing for them.
     """
     names = exchanged_names(network, study.model.trainable)
     found = dict(network.named_parameters())
@@ -61,8 +62,9 @@ def trained_parameters(network: nn.Module, study: Study) -> dict[str, nn.Paramet
 
 
 def load_weights(parameters: dict[str, nn.Parameter], weights: dict[str, np.ndarray]) -> list[Tensor]:
-    """Copy received weights into the parameters; names and shapes were checked at the border. Returns copies, in
-    order.
+    """Copy received weights into the parameters; return copies of the parameters, in their order.
+
+    Names and shapes were validated when the weights were received.
     """
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -71,5 +73,5 @@ def load_weights(parameters: dict[str, nn.Parameter], weights: dict[str, np.ndar
 
 
 def weights_of(parameters: dict[str, nn.Parameter]) -> dict[str, np.ndarray]:
-    """Copies of the parameters as they leave: float32 on the CPU."""
+    """Return copies of the parameters in the form in which they are sent: float32 on the CPU."""
     return {name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in parameters.items()}

@@ -1,10 +1,10 @@
-"""The parts a chest-CT phantom is made of: lung texture, vessels, chest wall. Public prior knowledge only, no
-real pixel.
+"""The parts of a chest-CT phantom: lung texture, vessels, chest wall.
 
-Each part is a frozen record of random numbers (`draw_*`) and a function that paints it on any grid (`paint_*`), so
-that crops (`phantom_crops`) and whole series (`phantom_dicom`) are made of the same anatomy. Values are in Hounsfield
-units (HU), lengths in mm. Shapes: N pictures, H rows, W columns, K parts of a kind in a picture. A grid is `x_NHW,
-y_NHW`: mm to the right of and below the centre.
+They are based on public prior knowledge only, without real pixels. Each part is a frozen record of random numbers
+(`draw_*`) with a function that paints it on any grid (`paint_*`), so that crops (`crops`) and whole volumes
+(`wardround_simulation.phantoms.volume`) have the same anatomy. Values are in Hounsfield units (HU), lengths in mm.
+Shapes: N pictures, H rows, W columns, K parts of a kind in a picture. A grid is `x_NHW, y_NHW`: mm to the right of and
+below the centre.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Part = TypeVar("Part", bound="DataclassInstance")
 
 
 class Dice:
-    """Independent random numbers for each of `count` pictures, all from one seeded generator."""
+    """Random numbers for `count` pictures, independent for each picture and all from one seeded generator."""
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
         self.count = count
@@ -53,12 +53,12 @@ class Dice:
 
 
 def column(values_N: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1), to meet a grid."""
+    """(N,) -> (N, 1, 1), for broadcasting against a grid."""
     return values_N[:, None, None]
 
 
 def size_of(pictures_NHW: Tensor) -> tuple[int, int]:
-    """The height and width of pictures."""
+    """Return the height and width of pictures."""
     _, height, width = pictures_NHW.shape
     return height, width
 
@@ -66,10 +66,10 @@ def size_of(pictures_NHW: Tensor) -> tuple[int, int]:
 def grain(
     dice: Dice, shape: tuple[int, int], blur_px: Tensor, stretch: Tensor | None = None, angle: Tensor | None = None
 ) -> Tensor:
-    """Smooth noise (N, H, W) of mean 0 and deviation 1: white noise blurred by a Gaussian of `blur_px`, `stretch`
-    times wider along `angle`.
+    """Return smooth noise (N, H, W) of mean 0 and deviation 1.
 
-    Made in the Fourier domain: the transform of a Gaussian of deviation s is exp(-2 pi^2 s^2 f^2).
+    It is white noise blurred by a Gaussian of deviation `blur_px`, `stretch` times wider along `angle`. The blur is
+    applied in the Fourier domain: the transform of a Gaussian of deviation s is exp(-2 pi^2 s^2 f^2).
     """
     rows, columns = shape
     spectrum = dice.normal(rows, columns // 2 + 1, 2)
@@ -87,25 +87,25 @@ def grain(
 
 
 def bump(squared: Tensor) -> Tensor:
-    """About exp(-squared / 2), but exactly zero beyond 8: many times faster, as it makes no denormal numbers."""
+    """Approximate exp(-squared / 2), exactly zero beyond 8; many times faster since it creates no denormal numbers."""
     rest = (1 - squared / 8).clamp(min=0)
-    rest = rest * rest  # a product: a general power costs ten times as much
+    rest = rest * rest  # a product, since a general power takes ten times as long
     return rest * rest
 
 
 def spread_over(part: Part, count: int) -> Part:
-    """One part drawn for one picture, repeated for `count` pictures (the slices of a series)."""
+    """Repeat a part that was drawn for one picture for `count` pictures (the slices of a series)."""
     return replace(part, **{f.name: (v := getattr(part, f.name)).expand(count, *v.shape[1:]) for f in fields(part)})
 
 
 def pick(part: Part, rows: Tensor) -> Part:
-    """The part of the pictures in `rows` alone."""
+    """Select the part's values for the pictures in `rows`."""
     return replace(part, **{f.name: getattr(part, f.name)[rows] for f in fields(part)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """Lung parenchyma (N,): its level, slopes, fine texture and the dark holes of emphysema."""
+    """Lung parenchyma (N,): level, slopes, fine texture and the dark holes of emphysema."""
 
     level_hu: Tensor
     slope_right_hu: Tensor
@@ -117,7 +117,7 @@ class Texture:
 
 
 def draw_texture(dice: Dice) -> Texture:
-    """Aerated lung between -920 and -780 HU, one in five with emphysema."""
+    """Draw aerated lung between -920 and -780 HU, one in five with emphysema."""
     return Texture(
         level_hu=dice.uniform(-920, -780),
         slope_right_hu=dice.uniform(-40, 40),
@@ -130,7 +130,7 @@ def draw_texture(dice: Dice) -> Texture:
 
 
 def paint_texture(texture: Texture, dice: Dice, shape: tuple[int, int]) -> Tensor:
-    """The lung before anything is in it (N, H, W), in HU."""
+    """Paint the lung without other structures (N, H, W), in HU."""
     down, right = torch.meshgrid(
         torch.linspace(-0.5, 0.5, shape[0]), torch.linspace(-0.5, 0.5, shape[1]), indexing="ij"
     )
@@ -142,7 +142,7 @@ def paint_texture(texture: Texture, dice: Dice, shape: tuple[int, int]) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class Vessels:
-    """Arcs (N, K) and bright cross-sections (N, D): where, how wide, how long, how bright."""
+    """Vessels as arcs (N, K), bright cross-sections (N, D) and large masses (N, M): position, size and brightness."""
 
     x_mm: Tensor
     y_mm: Tensor
@@ -164,10 +164,10 @@ class Vessels:
 
 
 def draw_vessels(dice: Dice, reach_mm: float, clear_mm: Tensor | None = None) -> Vessels:
-    """One to ten arcs within `reach_mm`, some of which branch off the arc before them, and up to ten cross-sections.
+    """Draw one to ten arcs within `reach_mm`, some of which branch off the previous arc, and up to ten cross-sections.
 
-    With `clear_mm` (N,), the free radius about the middle, there may be great vessels (hilum, aorta) or other large
-    organs outside it.
+    If `clear_mm` (N,), the free radius around the middle, is given, there may be great vessels (hilum, aorta) or other
+    large organs outside it.
     """
     most, dots = VESSELS, DOTS
     x_mm, y_mm = dice.uniform(-reach_mm, reach_mm, most), dice.uniform(-reach_mm, reach_mm, most)
@@ -212,7 +212,7 @@ def draw_vessels(dice: Dice, reach_mm: float, clear_mm: Tensor | None = None) ->
 
 
 def paint_masses(vessels: Vessels, x_NHW: Tensor, y_NHW: Tensor) -> Tensor:
-    """How much of each pixel is great vessel or organ (N, H, W), 0..1."""
+    """Return the share of great vessel or organ in each pixel (N, H, W), 0..1."""
     share = torch.zeros(torch.broadcast_shapes(x_NHW.shape, y_NHW.shape))
     for k in range(MASSES):
         squared = (x_NHW - column(vessels.mass_x_mm[:, k])) ** 2 + (y_NHW - column(vessels.mass_y_mm[:, k])) ** 2
@@ -222,7 +222,7 @@ def paint_masses(vessels: Vessels, x_NHW: Tensor, y_NHW: Tensor) -> Tensor:
 
 
 def paint_vessels(vessels: Vessels, x_NHW: Tensor, y_NHW: Tensor) -> Tensor:
-    """How much of each pixel is vessel (N, H, W), 0..1."""
+    """Return the share of vessel in each pixel (N, H, W), 0..1."""
     share = torch.zeros(torch.broadcast_shapes(x_NHW.shape, y_NHW.shape, (len(vessels.opacity), 1, 1)))
     for k in range(vessels.x_mm.shape[1]):
         dx, dy = x_NHW - column(vessels.x_mm[:, k]), y_NHW - column(vessels.y_mm[:, k])
@@ -264,7 +264,7 @@ class Wall:
 
 
 def draw_wall(dice: Dice, distance_mm: Tensor, probability: float) -> Wall:
-    """A boundary at `distance_mm` (N,) from the centre in a random direction, there with this probability."""
+    """Draw a boundary at `distance_mm` (N,) from the centre in a random direction, present with this probability."""
     ribs, wave_length_mm = dice.chance(0.55, RIBS), dice.uniform(12, 45)
     return Wall(
         present=dice.chance(probability),
@@ -289,7 +289,7 @@ def draw_wall(dice: Dice, distance_mm: Tensor, probability: float) -> Wall:
 
 
 def paint_wall(wall: Wall, dice: Dice, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of each pixel is wall (0..1) and the wall's HU, both (N, H, W)."""
+    """Return the share of wall in each pixel (0..1) and the wall's HU, both (N, H, W)."""
     cos, sin = column(wall.angle.cos()), column(wall.angle.sin())
     outward, along = x_NHW * cos + y_NHW * sin, y_NHW * cos - x_NHW * sin
     wave = column(wall.wave_mm) * torch.cos(FULL_TURN * along / column(wall.wave_length_mm) + column(wall.wave_phase))
@@ -298,7 +298,10 @@ def paint_wall(wall: Wall, dice: Dice, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Te
 
 
 def paint_wall_tissue(wall: Wall, dice: Dice, depth_NHW: Tensor, along_NHW: Tensor) -> Tensor:
-    """Muscle, fat and ribs in HU (N, H, W), at these mm behind the lung's surface and along it."""
+    """Paint muscle, fat and ribs in HU (N, H, W) at the given depths behind the lung's surface and positions along it.
+
+    `depth_NHW` and `along_NHW` are in mm.
+    """
     tissue = column(wall.tissue_hu) + grain(dice, size_of(depth_NHW), wall.grain_blur_px) * column(wall.grain_hu)
     tissue = tissue - torch.sigmoid((depth_NHW - column(wall.fat_depth_mm)) / 0.7) * column(wall.fat_hu)
     nearest = _nearest_rib(wall, along_NHW)
@@ -313,13 +316,15 @@ def paint_wall_tissue(wall: Wall, dice: Dice, depth_NHW: Tensor, along_NHW: Tens
         )
     )
     radius = ((along_NHW - along) / half_length) ** 2 + ((depth_NHW - behind) / half_width) ** 2
-    cortex = 0.35 + 0.65 * torch.sigmoid((radius - 0.45) * 6)  # a rib is a bright shell about darker marrow
+    cortex = 0.35 + 0.65 * torch.sigmoid((radius - 0.45) * 6)  # a rib is a bright shell around darker marrow
     return tissue + hu * torch.sigmoid((1 - radius) * 3) * cortex
 
 
 def _nearest_rib(wall: Wall, along_NHW: Tensor) -> Tensor:
-    """Which rib (N, H W) each pixel asks: only the nearest one along the wall can be there, so one is painted for
-    all."""
+    """Return the index of the nearest rib along the wall for each pixel, (N, H W).
+
+    Only the nearest rib can cover a pixel, so that a single rib is evaluated per pixel.
+    """
     best, nearest = (along_NHW - column(wall.rib_along_mm[:, 0])).abs(), torch.zeros(along_NHW.shape, dtype=torch.long)
     for k in range(1, wall.rib_along_mm.shape[1]):
         distance = (along_NHW - column(wall.rib_along_mm[:, k])).abs()

@@ -1,9 +1,9 @@
-"""Nodule crops for pre-training, thousands a second: 64 x 64 pixels, 0.55 to 0.85 mm each, a nodule near the centre,
-random scanner.
+"""Phantom nodule crops for pre-training, generated at thousands per second.
 
-The ranges come from what is publicly known of lung nodules and scanners; no real pixel, and no statistic of a real
-data set, is used. They are wide on purpose (domain randomisation): an encoder that has seen every window, noise and
-blur meets a hospital's scanner prepared.
+A crop has 64 x 64 pixels of 0.55 to 0.85 mm, with a nodule near the centre and a random scanner. The ranges come from
+public knowledge about lung nodules and scanners; no real pixels and no statistics of a real data set are used. They are
+wide on purpose (domain randomisation), so that an encoder trained on many windows, noise levels and blurs generalises
+to a hospital's scanner.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wardround.phantoms.scanner import acquire, draw_scanner, window
 
 GENERATOR_VERSION = 2
 CROP_PX = 64
-BATCH = 100  # pictures painted at once: small enough for a core's cache
+BATCH = 100  # pictures painted at once, few enough for the cache of a CPU core
 CONCEPTS = (
     "log_diameter",
     "spiculation",
@@ -51,8 +51,11 @@ CONCEPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomCrops:
-    """`images_NHW` uint8 grey, `labels_N` int64 (1 malignant), `concepts_NK` float32 in the order of `CONCEPTS`,
-    `spacing_mm_N` float32."""
+    """A set of crops with their labels.
+
+    `images_NHW` are uint8 grey values, `labels_N` int64 (1: malignant), `concepts_NK` float32 in the order of
+    `CONCEPTS`, and `spacing_mm_N` float32.
+    """
 
     images_NHW: Tensor
     labels_N: Tensor
@@ -61,11 +64,10 @@ class PhantomCrops:
 
 
 def generate_crops(count: int, seed: int, progress: Callable[[int, int], None] | None = None) -> PhantomCrops:
-    """Paints `count` crops, half of them malignant on average. The same count and seed give the same pictures on one
-    machine.
+    """Paint `count` crops, half of them malignant on average.
 
-    Each batch has its own stream, so the first pictures do not depend on how many follow. `progress(done, count)` is
-    called per batch.
+    The same count and seed give the same pictures on one machine. Each batch has its own random stream, so the first
+    pictures do not depend on how many follow. `progress(done, count)` is called after each batch.
     """
     batches = []
     for first in range(0, count, BATCH):
@@ -100,7 +102,7 @@ def _generate_batch(dice: Dice) -> PhantomCrops:
 
 
 def _paint_surroundings(dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Lung, vessels and up to two walls in HU, and the share of wall, both (N, H, W)."""
+    """Return the scene with lung, vessels and up to two walls in HU, and the share of wall (0..1), both (N, H, W)."""
     scene = paint_texture(draw_texture(dice), dice, (CROP_PX, CROP_PX))
     vessels = draw_vessels(dice, reach_mm=24, clear_mm=nodule.radius_mm)
     share = torch.maximum(paint_vessels(vessels, x_NHW, y_NHW), paint_attached_vessel(nodule, x_NHW, y_NHW))

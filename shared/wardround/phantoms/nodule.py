@@ -1,8 +1,8 @@
 """The nodule of a phantom: its size, outline, spicules, density, and the vessel that may run into it.
 
-What tells malignant from benign here is textbook knowledge (size, lobulation, spiculation, part-solid or ground-glass
-density, calcification), with overlap as wide as in life. As in `phantom_anatomy`, a frozen record of random numbers
-and functions that paint it on any grid.
+Malignant and benign nodules differ by textbook criteria (size, lobulation, spiculation, part-solid or ground-glass
+density, calcification), with a wide overlap as in real nodules. As in `anatomy`, the nodule is a frozen record of
+random numbers with functions that paint it on any grid.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ SPICULES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Nodule:
-    """One nodule (N,), with (N, K) harmonics of its outline and spicules. `radius_mm` is that of the slice shown,
-    before the outline."""
+    """One nodule for each picture (N,), with (N, K) harmonics of its outline and (N, K) spicules.
+
+    `radius_mm` is the radius in the slice shown, before the outline is applied.
+    """
 
     malignant: Tensor
     radius_mm: Tensor
@@ -60,11 +62,16 @@ class Nodule:
 def draw_nodule(
     dice: Dice, malignant: Tensor, cut: Tensor | None = None, median_mm: tuple[float, float] = (5.5, 13.0)
 ) -> Nodule:
-    """A nodule of each kind of `malignant` (N,) 0/1. `cut` (N,) in 0..1 is how far off the middle the slice lies,
-    in radii; `median_mm` are the median diameters of benign and of malignant ones.
+    """Draw one nodule for each picture.
 
-    Malignant ones are larger, lobulated or spiculated more often, sometimes part-solid, glassy or hollow; benign ones
-    small and round, sometimes calcified (and then larger), now and then a stretched scar.
+    Malignant nodules are larger, more often lobulated or spiculated, and sometimes part-solid, ground-glass or hollow.
+    Benign nodules are small and round, sometimes calcified (and then larger), and occasionally an elongated scar.
+
+    Args:
+        dice: The random numbers.
+        malignant: (N,), 1 for malignant and 0 for benign.
+        cut: (N,) in 0..1, the distance of the slice from the nodule's middle, in radii. Random if None.
+        median_mm: The median diameters of benign and of malignant nodules.
     """
     cut = dice.uniform(0, 0.8) if cut is None else cut
     density = _draw_density(dice, malignant)
@@ -72,7 +79,7 @@ def draw_nodule(
     benign_mm = torch.where(density["calcified"] > 0, calcified_mm, plain_mm)
     diameter_mm = torch.where(malignant > 0, dice.lognormal(median_mm[1], 0.45, 4.5, 44), benign_mm)
     radius_mm = diameter_mm / 2 * (1 - cut**2).sqrt()
-    # A ball cut off its middle by a thick slice has a soft edge: its border moves sideways within the slice.
+    # A ball cut away from its middle by a thick slice has a soft edge, because its border shifts within the slice.
     slant_mm = 0.3 * dice.lognormal(1.5, 0.5, 0.5, 5) * cut / (1 - cut**2).sqrt()
     outline = _draw_outline(dice, malignant, radius_mm)
     outline["edge_mm"] = outline["edge_mm"] * (1 + 1.5 * density["ground_glass"]) + slant_mm.clamp(max=2)
@@ -135,7 +142,7 @@ def _draw_density(dice: Dice, malignant: Tensor) -> dict[str, Tensor]:
 
 
 def paint_spicules(nodule: Nodule, dx_NHW: Tensor, dy_NHW: Tensor) -> Tensor:
-    """Thin tapering rays out of the nodule (N, H, W), 0..1."""
+    """Paint the spicules, thin rays that taper away from the nodule: (N, H, W), 0..1."""
     rays = torch.zeros(torch.broadcast_shapes(dx_NHW.shape, dy_NHW.shape))
     for k in range(nodule.spicule_angle.shape[1]):
         cos, sin = column(nodule.spicule_angle[:, k].cos()), column(nodule.spicule_angle[:, k].sin())
@@ -148,7 +155,7 @@ def paint_spicules(nodule: Nodule, dx_NHW: Tensor, dy_NHW: Tensor) -> Tensor:
 
 
 def paint_nodule(nodule: Nodule, dice: Dice, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of each pixel is nodule (0..1) and the nodule's HU, both (N, H, W)."""
+    """Return the share of nodule in each pixel (0..1) and the nodule's HU, both (N, H, W)."""
     dx, dy = x_NHW - column(nodule.x_mm), y_NHW - column(nodule.y_mm)
     border, from_centre = _outline(nodule, dice, dx, dy)
     softness = column(nodule.edge_mm) * 0.6
@@ -162,8 +169,10 @@ def paint_nodule(nodule: Nodule, dice: Dice, x_NHW: Tensor, y_NHW: Tensor) -> tu
 
 
 def _outline(nodule: Nodule, dice: Dice, dx_NHW: Tensor, dy_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of the border in each pixel's direction and of the pixel itself from the centre (N, H, W), in mm of
-    the ellipse."""
+    """Return, for each pixel, the distances from the centre of the border in its direction and of the pixel itself.
+
+    Both are (N, H, W), in mm of the nodule's ellipse.
+    """
     cos, sin = column(nodule.angle.cos()), column(nodule.angle.sin())
     long_axis = (dx_NHW * cos + dy_NHW * sin) / column(1 + nodule.elongation / 2)
     short_axis = (dy_NHW * cos - dx_NHW * sin) / column(1 - nodule.elongation / 2)
@@ -177,7 +186,7 @@ def _outline(nodule: Nodule, dice: Dice, dx_NHW: Tensor, dy_NHW: Tensor) -> tupl
 
 
 def _density(nodule: Nodule, dice: Dice, core_NHW: Tensor) -> Tensor:
-    """The nodule's HU (N, H, W): solid, glass, glass about a solid core, calcium in one of four patterns, or hollow."""
+    """Paint the nodule's HU (N, H, W): solid, ground-glass, part-solid, hollow, or with one of 4 calcium patterns."""
     shape = size_of(core_NHW)
     glass, part = column(nodule.ground_glass), column(nodule.part_solid)
     solid_hu, glass_hu = column(nodule.solid_hu), column(nodule.glass_hu)
@@ -192,7 +201,7 @@ def _density(nodule: Nodule, dice: Dice, core_NHW: Tensor) -> Tensor:
 
 
 def paint_attached_vessel(nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> Tensor:
-    """The vessel that runs into some nodules (N, H, W), 0..1."""
+    """Paint the vessel that runs into some nodules: (N, H, W), 0..1."""
     dx, dy = x_NHW - column(nodule.x_mm), y_NHW - column(nodule.y_mm)
     cos, sin = column(nodule.attached_angle.cos()), column(nodule.attached_angle.sin())
     along, across = dx * cos + dy * sin, dy * cos - dx * sin + column(nodule.attached_bend_per_mm) * dx**2
@@ -201,7 +210,10 @@ def paint_attached_vessel(nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> Tenso
 
 
 def insert_nodule(scene_NHW: Tensor, share_NHW: Tensor, hu_NHW: Tensor, cavity: Tensor) -> Tensor:
-    """The scene with the nodule in it. A nodule adds density and hides no denser tissue, except that a cavity is
-    really hollow."""
+    """Return the scene with the nodule inserted.
+
+    A nodule adds density and does not hide denser tissue. A nodule with a cavity replaces the tissue instead, so that
+    the cavity is hollow.
+    """
     filled = torch.where(column(cavity) > 0, hu_NHW, torch.maximum(hu_NHW, scene_NHW))
     return scene_NHW * (1 - share_NHW) + filled * share_NHW

@@ -1,4 +1,4 @@
-"""What a CT scanner, and then an export to grey values, makes of a phantom: blur, kernel, noise, window.
+"""The effects of a CT scanner and of an export to grey values on a phantom: blur, kernel, noise, window.
 
 Shapes: N pictures, H rows, W columns. Values are in Hounsfield units until `window`.
 """
@@ -18,8 +18,7 @@ from wardround.phantoms.anatomy import Dice, column, grain, size_of
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """Scanner and protocol (N,): the kernel's blur and edge enhancement, and the strength, grain and streaks of the
-    noise."""
+    """Scanner and protocol (N,): blur and edge enhancement of the kernel; strength, grain and streaks of the noise."""
 
     blur_px: Tensor
     sharpening: Tensor
@@ -30,8 +29,11 @@ class Scanner:
 
 
 def draw_scanner(dice: Dice) -> Scanner:
-    """Any scanner: smooth to sharp, five to sixty HU of noise, one in eight low dose, one in three with (mostly
-    horizontal) streaks."""
+    """Draw a random scanner for each picture.
+
+    Kernels range from smooth to sharp, and noise from 5 to 60 HU. One scanner in eight has a low dose, and one in three
+    has streaks, most of them horizontal.
+    """
     return Scanner(
         blur_px=dice.uniform(0.3, 0.9),
         sharpening=dice.chance(0.25) * dice.uniform(0.2, 1.2),
@@ -43,7 +45,7 @@ def draw_scanner(dice: Dice) -> Scanner:
 
 
 def acquire(scanner: Scanner, dice: Dice, scene_NHW: Tensor) -> Tensor:
-    """The scene as this scanner shows it (N, H, W), in HU."""
+    """Return the scene as this scanner images it (N, H, W), in HU."""
     picture = blur(scene_NHW, scanner.blur_px)
     picture = picture + column(scanner.sharpening) * (picture - blur(picture, torch.ones_like(scanner.blur_px)))
     noise = grain(dice, size_of(picture), scanner.noise_blur_px, scanner.streak, scanner.streak_angle)
@@ -51,7 +53,7 @@ def acquire(scanner: Scanner, dice: Dice, scene_NHW: Tensor) -> Tensor:
 
 
 def blur(pictures_NHW: Tensor, deviation_px: Tensor) -> Tensor:
-    """Gaussian blur, a deviation (N,) for each picture; five taps each way, the border repeated."""
+    """Apply a Gaussian blur with one deviation (N,) per picture; five taps in each direction, border repeated."""
     taps = torch.exp(-(torch.arange(-2, 3) ** 2)[None] / 2 / deviation_px[:, None] ** 2)
     taps = taps / taps.sum(1, keepdim=True)
     rows, columns = pictures_NHW.shape[1:]
@@ -61,8 +63,10 @@ def blur(pictures_NHW: Tensor, deviation_px: Tensor) -> Tensor:
 
 
 def window(dice: Dice, hu_NHW: Tensor) -> Tensor:
-    """Grey values 0..255 (uint8) under a random window; three in ten reach down to a padding value far below air, as
-    exports do."""
+    """Convert HU to grey values 0..255 (uint8) with a random window.
+
+    Three in ten windows extend down to a padding value far below air, as in some exports.
+    """
     air, padding, deep_padding = dice.uniform(-1050, -950), dice.uniform(-2100, -1900), dice.uniform(-3100, -2900)
     low = torch.where(dice.chance(0.7) > 0, air, torch.where(dice.chance(0.7) > 0, padding, deep_padding))
     high = dice.uniform(math.log(200), math.log(2000)).exp()

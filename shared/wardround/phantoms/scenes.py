@@ -1,8 +1,8 @@
-"""Phantom pictures for restoration: what a crop of 64 x 64 pixels anywhere in the chest may show.
+"""Phantom pictures for restoration: crops of 64 x 64 pixels from anywhere in the chest.
 
-The anatomy is that of `phantom_crops`, looked at from anywhere: the nodule may be off the middle or absent, the chest
-wall with its ribs is in most pictures, and beyond the skin there is air. An encoder needs nodules in the middle; a
-restorer meets all of an image. No real pixel, and no statistic of a real data set, is used.
+The anatomy is that of `crops`, at any position: the nodule may be off the centre or absent, the chest wall with its
+ribs is in most pictures, and there is air beyond the skin. An encoder needs nodules in the middle, while a restoration
+network is applied to all of an image. No real pixels and no statistics of a real data set are used.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Atomic files: written whole or not at all, durable on return, readable by their owner only.
+"""Atomic files: written completely or not at all, durable on return, accessible to their owner only.
 
-A file is written under a temporary name beside its place (`.NAME.partial`), fsynced and renamed, and then its folder is
-fsynced. After a crash the old file or the new one is there, never a part of one. The next write replaces a temporary
-file that a crash left behind.
+A file is written under a temporary name in the same folder (`.NAME.partial`), fsynced and renamed, and then the folder
+is fsynced. After a crash either the old or the new file exists, never a part of one. The next write replaces a
+temporary file that a crash left behind.
 
-A key and what was made from it must appear together, or a crash between the two would leave a folder that nobody can
-repair: `write_folder` makes them in one rename.
+A key and the files made from it must appear together, because a crash between two renames would leave a folder that
+cannot be repaired: `write_folder` creates them in one rename.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ OWNER_ONLY, OWNERS_FOLDER = 0o600, 0o700
 
 
 def owner_only(path: str | os.PathLike[str], flags: int) -> int:
-    """An opener for `open`: the file is its owner's alone, whatever the umask."""
+    """Open a file with mode 0600, regardless of the umask; an opener for `open`."""
     descriptor = os.open(path, flags, OWNER_ONLY)
-    os.fchmod(descriptor, OWNER_ONLY)  # of a file that is there already: an older version may have left it open to all
+    os.fchmod(descriptor, OWNER_ONLY)  # an older version may have created the file readable by all
     return descriptor
 
 
 def write_file(path: Path, content: bytes, mode: int | None = OWNER_ONLY) -> None:
-    """Write a file in one step, replacing what is there; durable on return. Raises `OSError`; nothing is left then.
+    """Write or replace a file atomically; durable on return.
 
     Args:
-        path: Where the file appears. Its folder must exist.
-        content: All of it.
-        mode: Its mode, whatever the umask. None takes what the umask gives, for results that a user may share.
+        path: The file. Its folder must exist.
+        content: The complete content.
+        mode: The file's mode, regardless of the umask. None uses the umask, for results that a user may share.
+
+    Raises:
+        OSError: The file cannot be written. No temporary file is left behind.
     """
     partial = partial_path(path)
     try:
@@ -48,7 +51,7 @@ def write_file(path: Path, content: bytes, mode: int | None = OWNER_ONLY) -> Non
 
 
 def write_private(path: Path, content: bytes, mode: int = OWNER_ONLY) -> None:
-    """`write_file`, with an error for users: raises `UsageError` in one line where the folder cannot be written."""
+    """Write a file like `write_file`, but raise a one-line `UsageError` if it cannot be written."""
     try:
         write_file(path, content, mode)
     except OSError as error:
@@ -56,13 +59,13 @@ def write_private(path: Path, content: bytes, mode: int = OWNER_ONLY) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make a folder (0700) with all its files (0600) in one rename. It must not be there yet, or be empty.
+    """Create a folder (0700) with all its files (0600) in one rename. It must be missing or empty.
 
-    Raises `UsageError` in one line where it cannot be made, or holds something already.
+    Raises a one-line `UsageError` if the folder cannot be created or is not empty.
     """
     partial = partial_path(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed
         partial.mkdir(mode=OWNERS_FOLDER)
         for name, content in files.items():
             write_synced(partial / name, content, OWNER_ONLY)
@@ -74,23 +77,23 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file or folder is written before it gets its name."""
+    """Return the temporary name under which a file or folder is written before the rename."""
     return path.with_name(f".{path.name}.partial")
 
 
 def write_synced(path: Path, content: bytes, mode: int | None = OWNER_ONLY) -> None:
-    """Write and fsync a file under its own name: not atomic, for files that nobody opens before they are renamed."""
-    path.unlink(missing_ok=True)  # so that the mode below is the file's from its first byte
+    """Write and fsync a file in place. This is not atomic: it is for files that are not opened before a rename."""
+    path.unlink(missing_ok=True)  # so that the file has the mode below from its first byte
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode), "wb") as file:
         if mode is not None:
-            os.fchmod(file.fileno(), mode)  # whatever the umask
+            os.fchmod(file.fileno(), mode)  # regardless of the umask
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def fsync(path: Path) -> None:
-    """Make durable a file's content, or the names in a folder."""
+    """Make a file's content, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,5 +102,5 @@ def fsync(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> UsageError:
-    """The error for a file or folder that the system refuses to write."""
+    """Return the error for a file or folder that cannot be written."""
     return UsageError(f"{path}: cannot be written: {error.strerror}")

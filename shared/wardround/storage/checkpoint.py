@@ -1,9 +1,9 @@
 """Tensors and their manifest in one safetensors file: written atomically, hashed, never unpickled.
 
-A file is whole or it is not there: it is written beside its place, fsynced, renamed, and the folder fsynced. Its
-metadata holds the manifest (JSON) and one SHA-256 over manifest and tensors, so that a flipped bit, a cut file or an
-edited number is noticed on loading. Used for the server's checkpoints of every round and for the model that a run
-releases.
+Writing is atomic and durable: the file is written under a temporary name, fsynced and renamed, and the folder is
+fsynced. The metadata contains the manifest (JSON) and one SHA-256 of manifest and tensors, so that loading detects a
+flipped bit, a truncated file or an edited number. The format is used for the server's checkpoint of every round and for
+the model that a run releases.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file that was read and found whole."""
+    """The content of a checkpoint file that was read and verified."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -35,16 +35,16 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON manifest to `path`, durably: after the return a crash of the machine keeps them.
+    """Write tensors and a JSON manifest to `path`, so that they survive a crash of the machine after the return.
 
-    A file of that name is replaced in one step. Raises `WardroundError` when the disk is full or the folder cannot be
-    written, `ValueError` for a manifest that JSON cannot hold (write an infinite epsilon as "inf").
+    A file of that name is replaced atomically. Raises `WardroundError` if the disk is full or the folder cannot be
+    written, and `ValueError` for a manifest that JSON cannot represent (write an infinite epsilon as "inf").
     """
     from safetensors.numpy import save
 
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     metadata = {"format": FORMAT, "manifest": text, "sha256": _digest(text, tensors)}
-    # Not safetensors' own save_file: its temporary file has a random name, so each kill would leave one behind.
+    # safetensors' save_file is not used: its temporary file has a random name, so each kill would leave one behind.
     content = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, metadata=metadata)
     try:
         write_file(path, content)
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Map
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read tensors and manifest. Raises `ModelError`, one line, for a file missing, damaged or of another kind."""
+    """Read tensors and manifest. Raises a one-line `ModelError` for a missing, damaged or foreign file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -73,11 +73,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a folder, by the order of file names; None when there is none at all.
+    """Return the newest intact checkpoint of a folder, by the order of file names; None if the folder has none.
 
-    A damaged newest file (a failing disk: a kill cannot make one) is not passed over in silence: `warn` gets one line
-    that names it, and the file before it is taken. That repeats a round with the same weights, which costs no privacy,
-    since a site answers a settled round with the same bytes. Raises `ModelError` when every file is damaged.
+    For every damaged file that is skipped (a disk fault: a kill cannot cause one), `warn` is called with one line that
+    names it. Using an older file repeats a round with the same weights, which costs no privacy, because a site answers
+    a settled round with the same bytes. Raises `ModelError` if every file is damaged.
     """
     paths = sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
     paths = [path for path in paths if not path.name.startswith(".")]

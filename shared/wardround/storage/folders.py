@@ -1,4 +1,4 @@
-"""Folders that belong to one program alone: made for their owner only, never taken over from something else."""
+"""Folders that belong to one program only: accessible to their owner, and never shared with other content."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from wardround.storage.atomic import OWNERS_FOLDER, unwritable
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those missing above it, each its owner's alone; `mkdir` gives its mode to the last one only."""
+    """Create a folder and its missing parents, each with mode 0700; `mkdir` would set the mode of the last one only."""
     for path in (*(path for path in reversed(folder.parents) if not path.exists()), folder):
         path.mkdir(mode=OWNERS_FOLDER, exist_ok=True)
 
 
 def own_folder(folder: Path, mark: str) -> None:
-    """Make the folder of a site or a server (0700), or take one that is empty or has the file `mark` already.
+    """Create the folder of a site or a server (0700), or accept one that is empty or contains the file `mark`.
 
-    Raises `UsageError` where it holds other things: nobody wants their home folder to become a hospital.
+    Raises `UsageError` if the folder has other content, so that a home folder, for example, is not used by mistake.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=OWNERS_FOLDER)
@@ -33,7 +33,7 @@ def own_folder(folder: Path, mark: str) -> None:
 
 
 def too_open(*paths: Path) -> Iterator[Path]:
-    """Those of the paths that are there and that others than their owner may read or write."""
+    """Yield the existing paths that grant any permission to users other than their owner."""
     for path in paths:
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             yield path

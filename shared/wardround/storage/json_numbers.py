@@ -1,4 +1,7 @@
-"""Infinity in JSON: the string "inf", since JSON has no infinite number. An infinite ε or clip means no privacy."""
+"""Infinity in JSON, represented by the string "inf" because JSON has no infinite number.
+
+An infinite ε or clipping norm means no privacy.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ INFINITY = "inf"
 
 
 def json_number(value: float) -> float | str:
-    """A number as JSON can hold it."""
+    """Return a number in the form that JSON can represent."""
     return INFINITY if value == math.inf else value
 
 
 def number_of_json(value: Any) -> Any:
-    """The inverse of `json_number`; any other value as it is."""
+    """Invert `json_number`; any other value is returned unchanged."""
     return math.inf if value == INFINITY else value
 
 
 def json_numbers(value: Any) -> Any:
-    """The same content with every infinity in it, at any depth, as JSON can hold it; tuples become lists."""
+    """Return the content with every infinity, at any depth, replaced by "inf"; tuples become lists."""
     if isinstance(value, Mapping):
         return {key: json_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

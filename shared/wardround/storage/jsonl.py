@@ -1,8 +1,8 @@
-"""JSON lines: one object a line, only ever added to, so that a kill costs at most the end of the last line.
+"""JSON lines: append-only files with one object per line, of which a kill can damage at most the last line.
 
-A line counts when its line end is there: what follows the last one was cut short by a kill, and its writer repeats it.
-The audit log and the programs' logs are JSON lines too, with readers of their own: the audit log's lines are a chain of
-hashes (`records/audit_log.py`), and a log is read while it grows and is rotated (`operations/log_reader.py`).
+A line is complete if it has its line end; text after the last line end was cut short by a kill, and its writer repeats
+it. The audit log and the programs' logs are JSON lines too, but have their own readers: the audit log's lines form a
+chain of hashes (`records/audit_log.py`), and a log is read while it grows and is rotated (`operations/log_reader.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from wardround.storage.atomic import OWNER_ONLY, write_file
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]], mode: int | None = OWNER_ONLY) -> None:
-    """Add one line a record, durable on return. Raises `OSError`, and `ValueError` for NaN or infinity.
+    """Append one line per record; durable on return.
 
     Args:
-        path: The file, made where it is missing. Its folder must exist.
-        records: What to add. `read_lines` must have found no cut line; call `trim_lines` first.
-        mode: The file's mode, whatever the umask. None takes what the umask gives.
+        path: The file, created if it is missing. Its folder must exist.
+        records: The records to append. The file must not end with an incomplete line; call `trim_lines` first.
+        mode: The file's mode, regardless of the umask. None uses the umask.
+
+    Raises:
+        OSError: The file cannot be written.
+        ValueError: A record contains NaN or infinity.
     """
     text = as_text(records)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666 if mode is None else mode), "ab") as file:
@@ -34,9 +38,9 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], mode: int | N
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All records in order; none where there is no file. A last line that was cut short is left out.
+    """Return all records in order, or an empty list if there is no file. An incomplete last line is skipped.
 
-    Raises `ValueError` that names the first damaged line.
+    Raises a `ValueError` that names the first damaged line.
     """
     if not path.exists():
         return []
@@ -53,9 +57,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def trim_lines(path: Path, kept: Iterable[Mapping[str, Any]], mode: int | None = OWNER_ONLY) -> None:
-    """Replace the file by the records `kept` where it holds anything else, such as a last line cut short.
+    """Replace the file by the records `kept` if its content differs, for example by an incomplete last line.
 
-    In one step, durable on return. Raises `OSError`.
+    The replacement is atomic, and durable on return. Raises `OSError` if the file cannot be written.
     """
     content = as_text(kept).encode()
     if path.exists() and content != path.read_bytes():
@@ -63,7 +67,7 @@ def trim_lines(path: Path, kept: Iterable[Mapping[str, Any]], mode: int | None =
 
 
 def as_text(records: Iterable[Mapping[str, Any]]) -> str:
-    """Records as lines."""
+    """Return records as JSON lines."""
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 

@@ -1,7 +1,7 @@
 """Locks between processes: advisory locks on files (flock), which end with the process that holds them.
 
-A lock belongs to an open file: it is given up when the file is closed or its process ends, however it ends. So a kill
-never leaves a lock behind, and a lock file that lies in a folder says nothing about who holds it.
+A lock belongs to an open file and is released when the file is closed or the process ends, for whatever reason. A kill
+therefore never leaves a lock behind, and the existence of a lock file does not mean that the lock is held.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from wardround.storage.atomic import OWNER_ONLY, unwritable
 
-POLL_S = 0.2  # how often a lock is tried while it is waited for with a time limit
+POLL_S = 0.2  # pause between two attempts to get a lock within a time limit
 
 
 def lock(descriptor: int, *, shared: bool = False, timeout_s: float = math.inf) -> bool:
-    """Lock an open file; False where another process holds it for longer than `timeout_s`.
+    """Lock an open file; return False if other processes hold the lock for longer than `timeout_s`.
 
     A shared lock is compatible with other shared locks and excludes exclusive ones.
     """
@@ -41,15 +41,15 @@ def lock(descriptor: int, *, shared: bool = False, timeout_s: float = math.inf) 
 
 
 def open_lock(path: Path, flags: int = 0) -> int:
-    """Open a lock file, made for its owner alone where it is missing. Raises `OSError`."""
+    """Open a lock file, created with mode 0600 if it is missing. Raises `OSError` on failure."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, OWNER_ONLY)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, made where it is missing; wait for other processes.
+    """Hold the lock of a file, which is created if it is missing; wait while another process holds it.
 
-    Raises `UsageError` in one line where the file cannot be made.
+    Raises a one-line `UsageError` if the file cannot be opened or created.
     """
     try:
         descriptor = open_lock(path)
@@ -64,9 +64,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def try_locked(path: Path, timeout_s: float = 0.0) -> Iterator[bool]:
-    """Hold a lock file unless another process does; yields whether it is held. Raises `OSError`.
+    """Try to hold the lock of a file; yield whether it is held. Raises `OSError` if the file cannot be opened.
 
-    The caller turns False into an error that says what the other process is doing.
+    The caller turns False into an error that names the work of the other process.
     """
     descriptor = open_lock(path)
     try:
@@ -77,9 +77,9 @@ def try_locked(path: Path, timeout_s: float = 0.0) -> Iterator[bool]:
 
 @contextmanager
 def locked_if_there(path: Path) -> Iterator[None]:
-    """Share a lock file with other readers, and wait for a writer. A missing file means that nothing was written.
+    """Hold the shared lock of a file, waiting for a writer. Without the file nothing was written, and no lock is taken.
 
-    It is opened for reading alone, so that a folder that cannot be written can still be read.
+    The file is opened read-only, so that a read-only folder can still be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -94,7 +94,7 @@ def locked_if_there(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock file now; False where there is no such file."""
+    """Return whether a process holds the exclusive lock of the file now; False if the file does not exist."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

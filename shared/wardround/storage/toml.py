@@ -1,4 +1,4 @@
-"""Reading a configuration file strictly: what is unknown, missing or out of range is one line with file and field."""
+"""Strict reading of a configuration file: every fault becomes a one-line error that names file and field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def read_toml(path: Path, kind: type[C]) -> C:
-    """The file's content as a `kind`. Raises `UsageError`."""
+    """Read a TOML file as a model of type `kind`. Raises `UsageError` if the file or one of its fields is invalid."""
     try:
         return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

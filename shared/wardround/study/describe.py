@@ -1,6 +1,6 @@
-"""A study in plain words: what it reads, what it costs, what leaves. Shown before anyone approves it.
+"""Describe a study in plain words before a person approves it: what it reads, costs and sends.
 
-Pure text from the study and a few numbers; nothing here opens a file or knows a network.
+The functions build text from the study and a few numbers; they open no file and load no network.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from wardround.tasks import registry
 from wardround.text import bytes_text, count_text, epsilon_text, promise, seconds_text
 
 BYTES_OF_A_NUMBER = 4
-MOST_ALIKE, MOST_KEYS = 4, 12  # named on the screen, which what a server proposes must not make long
+MOST_ALIKE, MOST_KEYS = 4, 12  # limits on what is listed, so that a server's proposal cannot fill the screen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an approval of `runs` runs, of which `begun` began already, would do to a site's budget: spent or held
-    `now`, `after` all of them, the site's `cap`, and why it would be refused, if it would.
+    """The effect of approving `runs` runs, of which `begun` have begun already, on a site's budget.
 
-    `together`: the epsilon of all `runs` runs for one patient, at the study's delta and by the study alone.
+    `now` is the epsilon spent or reserved so far, `after` the epsilon after all these runs, `cap_epsilon` the site's
+    cap, and `refusal` the reason if the site would refuse. `together` is the epsilon of all `runs` runs for one
+    patient, at the study's delta and by this study alone.
     """
 
     runs: int
@@ -40,7 +41,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Alike:
-    """Another study of the same name that this site knows, and what was decided about it."""
+    """Another study of the same name at this site, and the site's decision about it."""
 
     study: Study
     state: str
@@ -49,10 +50,15 @@ class Alike:
 def describe(
     study: Study, *, numbers_leaving: int, cost: Cost, asked_by: str, releases: str, alike: Sequence[Alike] = ()
 ) -> list[tuple[str, str]]:
-    """(what, said) for each thing that somebody who approves must know, in the order in which they would ask.
+    """Return (heading, text) pairs with the facts that an approver needs, in the order in which they would ask.
 
-    `numbers_leaving`: how many weights travel a round. `releases`: the site's own `[release] evaluation`.
-    `alike`: the other studies of its name, those that matter most first.
+    Args:
+        study: The study.
+        numbers_leaving: The number of weights sent in each round.
+        cost: The effect on the site's budget.
+        asked_by: Who proposes the study.
+        releases: The site's own `[release] evaluation`.
+        alike: The other studies of the same name, the most relevant first.
     """
     return [
         ("study", study.study.name),
@@ -74,7 +80,7 @@ def describe(
 
 
 def differs(study: Study, alike: Sequence[Alike]) -> str:
-    """In which keys a study is another one than those of the same name."""
+    """Describe in which keys a study differs from other studies of the same name."""
     said = [
         f"from {one.study.sha256()[:12]} ({one.state}) in: {_some(_differing_keys(study, one.study))}"
         for one in alike[:MOST_ALIKE]
@@ -89,7 +95,7 @@ def _some(keys: list[str]) -> str:
 
 
 def _differing_keys(study: Study, other: Study) -> list[str]:
-    """The keys, as `section.key`, whose values are not the same, by what the hash covers."""
+    """Return the keys, as `section.key`, whose values differ; only fields that the study's hash covers count."""
     ours, theirs = _values(study), _values(other)
     return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
 
@@ -105,19 +111,19 @@ def _values(study: Study) -> dict[str, str]:
 
 
 def _in_full(number: float) -> str:
-    """A number of a study with all its digits, so that two that differ are seen to differ; `∞` for infinity."""
+    """Format a number of a study with all its digits, so that different numbers look different; `∞` for infinity."""
     return "∞" if math.isinf(number) else repr(number).removesuffix(".0")
 
 
 def learns(study: Study) -> str:
-    """What the study asks for."""
+    """Describe what the network learns."""
     *first, last = map(quoted, study.data.labels)
     named = f"{', '.join(first)} and {last}"
     return registry.study_part(study.study.task).learns(study, named)
 
 
 def reads(study: Study) -> str:
-    """Which images of a site it reads, and of which patients."""
+    """Describe which images of a site the study reads, and of which patients."""
     data, what = study.data, "images of any kind" if study.data.modality == "any" else f"{study.data.modality} images"
     part = f" of the body part {quoted(data.body_part)}" if data.body_part else ""
     cut = {"whole": "the whole image", "centre": "its centre", "marked": "what is cut out around marked points"}
@@ -135,7 +141,7 @@ def _network(study: Study, numbers: int) -> str:
 
 
 def network(study: Study) -> str:
-    """Which network, where its weights start, and which of them are trained."""
+    """Describe the network, its initial weights, and which of them are trained."""
     start = {"phantom": "weights learned from generated phantoms", "random": "random weights"}
     moved = {"head": "its last layer", "norm+head": "its last layer and its normalisation layers", "all": "all of it"}
     return (

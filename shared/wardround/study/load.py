@@ -1,9 +1,9 @@
-"""The study file: what is to be learned, on which data, how private, in how many rounds.
+"""The study file: the task, the data, the privacy guarantee and the rounds of a training.
 
 A study is a TOML file of seven sections, and for the generative tasks one more (`docs/studies.md` lists every key). It
-is declarative: no code travels. Its identity is the SHA-256 of its canonical form, with every default written out, so
-that a site which approves a hash has approved all of it. `load_study` is the only way in: unknown keys, values out of
-range and contradictions raise `StudyError`.
+is declarative and contains no code. Its identity is the SHA-256 of its canonical form, in which every default is
+written out, so that a site which approves a hash has approved every setting. All functions that read a study validate
+it: unknown keys, values out of range and contradictions raise `StudyError`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from wardround.study.schema import (
 from wardround.tasks import TASKS, registry
 
 SCHEMA_VERSION = 1
-MOST_OF_A_KEY = 64  # of a key that a message quotes: an unknown one may be of any length
+MOST_OF_A_KEY = 64  # characters of a key that a message quotes, since an unknown key may have any length
 
 
 class _Study(Section):
-    """A whole study. Frozen; compare two by `sha256()`."""
+    """A complete study. It is immutable; compare two studies by `sha256()`."""
 
     study: StudySection
     data: DataSection
@@ -81,17 +81,18 @@ class _Study(Section):
 
     @property
     def budgeted_steps(self) -> int:
-        """Noisy steps the privacy plan pays for at one site: (rounds + spare_rounds) x local_steps."""
+        """Noisy steps that the privacy plan covers at one site: (rounds + spare_rounds) x local_steps."""
         return (self.study.rounds + self.study.spare_rounds) * self.training.local_steps
 
     @property
     def task_section(self) -> Section | None:
-        """The section of the study's own task, with every default; None for a task without one."""
+        """The section of the study's task, with every default; None for a task without a section of its own."""
         return getattr(self, self.study.task, None)
 
     def canonical(self) -> str:
-        """The canonical form: JSON with sorted keys, every default written out, a model file by its hash and not
-        its path.
+        """Return the canonical form: JSON with sorted keys and every default written out.
+
+        A model file is represented by its hash, not its path.
         """
         content = self._content()
         if content["model"]["init_sha256"]:
@@ -101,15 +102,15 @@ class _Study(Section):
         )
 
     def to_json(self) -> str:
-        """All fields as JSON, a model file by its path; `study_from_json` reads it back."""
+        """Return all fields as JSON, with a model file given by its path; `study_from_json` reads it back."""
         return json.dumps(json_numbers(self._content()), indent=1, allow_nan=False)
 
     def _content(self) -> dict[str, Any]:
-        """All sections that the task has, with every default."""
+        """Return all sections that the task has, with every default."""
         return {name: section for name, section in self.model_dump(mode="python").items() if section is not None}
 
     def sha256(self) -> str:
-        """Identity of the study: SHA-256 of `canonical()`, in hex."""
+        """Return the identity of the study: the SHA-256 of `canonical()`, in hex."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
 
@@ -120,7 +121,7 @@ def _task_sections() -> dict[str, type[Section]]:
 
 if TYPE_CHECKING:
     Study = _Study
-else:  # with a field for each task's own section: None in studies of other tasks, and never None in its own
+else:  # adds a field for each task's own section, which is None only in studies of other tasks
     Study = create_model(
         "Study",
         __base__=_Study,
@@ -133,13 +134,13 @@ else:  # with a field for each task's own section: None in studies of other task
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     """Read a study file and apply `section.key=value` overrides in their order.
 
-    Raises `StudyError` with one line that names the file, the field and the mend.
+    Raises `StudyError` with one line that names the file, the field and the fix.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: no such study file; the ready ones are in {ready_folder()}") from None
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, deep nesting
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, thousands of digits, or deep nesting
         raise StudyError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:
         raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
@@ -158,8 +159,9 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
 
 
 def parse_study(content: dict[str, Any], source: str = "study") -> Study:
-    """Validate a study given as nested dicts. Raises `StudyError`, one printable line, with the nearest spelling of
-    an unknown key.
+    """Validate a study given as nested dicts.
+
+    Raises `StudyError` with one printable line, which suggests the nearest spelling for an unknown key.
     """
     if not isinstance(content, dict):
         raise StudyError(f"{source}: is no study: it has no sections")
@@ -170,10 +172,10 @@ def parse_study(content: dict[str, Any], source: str = "study") -> Study:
 
 
 def study_from_json(text: str, source: str = "study") -> Study:
-    """Read what `Study.to_json` wrote. Raises `StudyError` where it is not a study, whatever it is instead."""
+    """Read the output of `Study.to_json`. Raises `StudyError` for any other text."""
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
+    except (ValueError, RecursionError) as error:  # not JSON, a number with thousands of digits, or deep nesting
         raise StudyError(f"{source}: not JSON that can be read: {error}") from None
     return parse_study(content, source)
 
@@ -186,7 +188,7 @@ def with_epsilon(study: Study, epsilon: float) -> Study:
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
-    """The string "inf" (JSON knows no infinity) becomes the number, where a number is meant."""
+    """Convert the string "inf" to infinity, which JSON cannot represent, in the sections that allow it."""
     for name in ("privacy", "evaluation"):
         section = content.get(name)
         if isinstance(section, dict):
@@ -210,7 +212,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _first_fault(error: ValidationError) -> str:
-    """One line for the first fault: an unknown key before anything else, for it often causes the rest."""
+    """Return one line for the first fault, unknown keys first, because they often cause the other faults."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     place = escaped(

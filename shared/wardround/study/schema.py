@@ -1,8 +1,8 @@
-"""The sections of a study file: their keys, defaults and bounds. `load.py` holds them together.
+"""The sections of a study file: their keys, defaults and bounds. `load.py` combines them into a study.
 
-A study may come from a server that lies, and a person decides by what the screen says of it. So every text is short and
-plain (`printable.py`), and every number has a bound from above: far beyond what a study can use, and far within
-what the arithmetic and the screen can bear.
+A study may come from a malicious server, and a person decides on it by the text on the screen. Every text is therefore
+short and plain (`printable.py`), and every number has an upper bound: far above what a study can use, and far below
+what the arithmetic and the screen can handle.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from wardround.printable import is_plain, is_printable
 from wardround.tasks import TASKS, registry
 
-LEAST_EPSILON = 0.001  # below, the noise is larger than any hospital
-MOST_EPSILON = 1e4  # far beyond any promise; a larger one is no better than inf, which a site must allow by name
-# A clipping norm's square is taken in float32, whose smallest and largest numbers are 1e-38 and 3e38: within these
-# limits the squares of single weights (C / 1e4 of each, where 1e8 weights share the norm), the noise (1e-2 to 1e4 times
-# C) and its grid (2^-13 of the noise at the least) all stay at least 1e15 away from both.
+LEAST_EPSILON = 0.001  # below it, the noise exceeds the contribution of any hospital's patients
+MOST_EPSILON = 1e4  # far above any useful guarantee; a larger one is as weak as inf, which a site must allow
+# The square of a clipping norm C is computed in float32, whose smallest and largest numbers are 1e-38 and 3e38. Within
+# these limits, the squares of single weights (C / 1e4 each, if 1e8 weights share the norm), the noise (1e-2 to 1e4
+# times C) and its grid (at least 2^-13 of the noise) all stay a factor of at least 1e15 away from both numbers.
 LEAST_NORM, MOST_NORM = 1e-4, 1e4
-LEAST_DELTA = 1e-15  # below, a probability is lost in the rounding of float64
+LEAST_DELTA = 1e-15  # below it, a probability is lost in the rounding of float64
 MOST_LABELS, MOST_WINDOWS, MOST_SITES = 64, 16, 10_000
-MOST_OF_ALL_LABELS = 200  # characters: what stands above them must still be on the screen
+MOST_OF_ALL_LABELS = 200  # characters, so that the text above the labels stays on the screen
 MOST_ROUNDS, MOST_STEPS, MOST_PATIENTS, MOST_IMAGES = 100_000, 100_000, 10_000_000, 10_000
-WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; preparing an image takes memory with its square
+WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; the memory to prepare an image grows with its square
 
 
 def _printable(text: str) -> str:
@@ -61,13 +61,13 @@ def _one_of(name: str, known: list[str]) -> str:
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
-# Steps and weights are post-processing of what was noised, so any number of them is private.
+# Step sizes and weights apply to noised values as post-processing, so every value of them preserves privacy.
 StepSize = Annotated[float, Field(ge=1e-30, le=1e15)]  # `attack` stretches a step by up to 1000 x patients / norm
 Weight = Annotated[float, Field(ge=1e-9, le=1e9)]
 
 
 class Section(BaseModel):
-    """A section of the study: frozen, strict about unknown keys; NaN is refused everywhere."""
+    """A section of the study: frozen, without unknown keys and without NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
 
@@ -80,7 +80,7 @@ class Section(BaseModel):
 
 
 class StudySection(Section):
-    """`[study]`: name, task and length. `seed` draws initial weights, never samples or noise."""
+    """`[study]`: name, task and length. `seed` determines the initial weights only, never sampling or noise."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     task: Annotated[str, AfterValidator(_known_task)] = "classification"
@@ -90,8 +90,9 @@ class StudySection(Section):
 
 
 class DataSection(Section):
-    """`[data]`: which images, and what is cut out of them. HU windows apply to DICOM with a rescale; 8-bit images
-    ignore them.
+    """`[data]`: which images are read, and the region that is cut out of them.
+
+    HU windows apply to DICOM images with a rescale; 8-bit images ignore them.
     """
 
     modality: Literal["CT", "CR", "DX", "MG", "MR", "PT", "any"] = "CT"
@@ -135,7 +136,7 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """`[model]`: the network, where its weights start, and which of them the patients may move."""
+    """`[model]`: the network, its initial weights, and which of them are trained on patients."""
 
     name: Annotated[str, AfterValidator(_known_network)] = "phantom-encoder"
     init: Annotated[str, Field(max_length=1024), AfterValidator(_printable)] = "phantom"
@@ -155,8 +156,9 @@ class ModelSection(Section):
 
 
 class TrainingSection(Section):
-    """`[training]`: the local steps of a round. `learning_rate = "rule"` derives it from public numbers
-    (`docs/studies.md`).
+    """`[training]`: the local steps of a round.
+
+    `learning_rate = "rule"` derives the learning rate from public numbers (`docs/studies.md`).
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -176,7 +178,7 @@ class TrainingSection(Section):
 
 
 class PrivacySection(Section):
-    """`[privacy]`: the promise for one patient, and the public numbers it is computed from."""
+    """`[privacy]`: the guarantee for one patient, and the public numbers from which the noise is computed."""
 
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(ge=LEAST_DELTA, le=1e-2)]
@@ -203,13 +205,13 @@ class PrivacySection(Section):
 
 
 class AggregationSection(Section):
-    """`[aggregation]`: how replies become the next model, who must be there, and how long a round waits."""
+    """`[aggregation]`: how replies become the next model, how many sites must reply, and how long a round waits."""
 
     strategy: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
     nominal_sites: Annotated[int, Field(ge=1, le=MOST_SITES)]
     min_sites: Annotated[int, Field(ge=1, le=MOST_SITES)] | None = None
     site_weights: Annotated[dict[Text, Weight], Field(max_length=MOST_SITES)] = {}
-    round_deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0  # a month
+    round_deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0  # at most a month
     max_update_norm: Weight = 1000.0
     release: Literal["last", "ema", "tail_mean"] = "last"
     tail_fraction: Fraction = 0.5
@@ -229,8 +231,11 @@ class AggregationSection(Section):
 
 
 class EvaluationSection(Section):
-    """`[evaluation]`: the share of patients held out for ever, the budget for releasing figures about them (0: none,
-    inf: exact counts, no privacy), and the public bins of their scores (`score_bins`).
+    """`[evaluation]`: the held-out patients, the budget for figures about them, and the bins of their scores.
+
+    `holdout` is the share of patients that are never trained on. `epsilon` is the budget for releasing figures about
+    them (0: no figures; inf: exact counts, no privacy). `bins` and `logit_scale` are the public bins of their scores
+    (`metrics/score_bins.py`).
     """
 
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -1,8 +1,8 @@
-"""The one answer beside weights that a site sends: its noised histogram of scores, checked on arrival.
+"""The records of the federated test: a site's noised histogram of scores, and its validation on arrival.
 
-The question is a `Broadcast` of the released weights whose round is the one after the last, carried as a message of its
-own type. The answer holds one tensor of int64 counts, negatives in row 0 and positives in row 1, or is the refusal that
-answers any broadcast. Counts may be negative: they carry noise.
+The request is a `Broadcast` of the released weights whose round is one after the last, in a message of its own type.
+The reply contains one tensor of int64 counts, with negatives in row 0 and positives in row 1, or it is a refusal as for
+any broadcast. Counts may be negative because they contain noise.
 
     server  Broadcast, round R + 1 --pack_broadcast--> --unpack_broadcast-->                        site
     site    ScoreRelease or code   --pack_release----> --unpack_release---> ScoreRelease or code    server
@@ -29,13 +29,15 @@ from wardround.wire.packets import (
 )
 
 COUNTS = "counts"
-MAX_COUNT = 10_000_000  # more patients, or more noise, than any hospital has
+MAX_COUNT = 10_000_000  # exceeds the number of patients, and the noise, of any hospital
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreRelease:
-    """A site's noised counts, int64 (2, B), whether the site lets figures of its own be shown, and how far its ledger
-    had come: `head` and `recent` as in `wire.Answer`.
+    """A site's noised counts, int64 (2, B).
+
+    `per_site` is whether the site allows figures of its own to be shown; `head` and `recent` describe its ledger as in
+    `wire.packets.Answer`.
     """
 
     counts_2B: np.ndarray
@@ -46,7 +48,7 @@ class ScoreRelease:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SiteRelease:
-    """What became of one site's question: its `release`, or the `code` that says why there is none."""
+    """The outcome of one site in the federated test: its `release`, or the `code` of the reason why there is none."""
 
     site: str
     release: ScoreRelease | None
@@ -55,12 +57,12 @@ class SiteRelease:
 
 
 def evaluation_round(study: Study) -> int:
-    """The round number that a question for figures carries: one after the last round of training."""
+    """Return the round number of the federated test: one after the last round of training."""
     return study.study.rounds + 1
 
 
 def pack_release(question: Broadcast, release: ScoreRelease) -> Packet:
-    """The packet of a site's noised counts. Raises `WireError` where they are not int64 (2, B)."""
+    """Build the packet of a site's noised counts. Raises `WireError` if they are not int64 (2, B)."""
     counts_2B = release.counts_2B
     if counts_2B.dtype != np.int64 or counts_2B.ndim != 2 or len(counts_2B) != 2:
         raise WireError("shape", "a release holds int64 counts of two labels")
@@ -70,10 +72,10 @@ def pack_release(question: Broadcast, release: ScoreRelease) -> Packet:
 
 
 def unpack_release(packet: Packet, question: Broadcast, bins: int) -> tuple[ScoreRelease | None, str | None]:
-    """Check a packet that should answer `question` with counts of (2, `bins`): a release and None, or None and a code.
+    """Validate a reply to `question`, with counts of shape (2, `bins`); return (release, None) or (None, code).
 
-    Raises `WireError` with "protocol", "header", "stale" (an answer to another question), "names", "dtype", "shape",
-    "size", "range" (a count that no hospital can have) or "code".
+    Raises `WireError` with "protocol", "header", "stale" (a reply to another request), "names", "dtype", "shape",
+    "size", "range" (a count beyond `MAX_COUNT`) or "code".
     """
     if packet.header.get("kind") == "answer":
         weights, code = unpack_answer(packet, question)

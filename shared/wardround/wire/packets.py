@@ -1,10 +1,10 @@
 """The records that cross the network between server and site, and their validation on arrival, in both directions.
 
-A packet is a flat header and named raw tensors; nothing in it is ever unpickled, imported or evaluated, and no text
-that a peer wrote is shown to anyone: a site says why it has no weights with a code of a fixed alphabet. Both sides take
-packets in through `unpack_broadcast` and `unpack_answer` only, which raise `WireError` with a code for whatever is
-wrong. The way Flower carries a packet is the business of the two adaptors
-(`server/wardround_server/flower/exchange.py`, `client/wardround_client/flower/client_app.py`).
+A packet is a flat header plus named raw tensors. Its content is never unpickled, imported or evaluated, and free text
+from a peer is never shown to a user: a site without weights sends a code in a fixed alphabet as the reason. Both sides
+read packets only through `unpack_broadcast` and `unpack_answer`, which raise `WireError` with a code for every fault.
+Two adapters carry packets over Flower (`server/wardround_server/flower/exchange.py`,
+`client/wardround_client/flower/client_app.py`).
 
     server  Broadcast --pack_broadcast--> Packet --unpack_broadcast--> Broadcast        site
     site    Answer or code  --pack_answer--> Packet --unpack_answer--> Answer or code   server
@@ -23,7 +23,7 @@ import numpy as np
 
 from wardround.errors import WireError
 
-PROTOCOL_VERSION = 3  # 2: an answer carries the head of the site's ledger; 3: and the hashes of its last entries
+PROTOCOL_VERSION = 3  # 2 added the head of the site's ledger to an answer; 3 added the hashes of its last entries
 MAX_TENSORS = 20_000
 MAX_PAYLOAD_BYTES = 4 * 2**30
 MAX_ROUND = 1_000_000
@@ -36,7 +36,7 @@ _RECENT = re.compile(rf"(?:[0-9a-f]{{{RECENT_DIGITS}}}){{0,{RECENT_ENTRIES}}}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,255}")
 _CODE = re.compile(r"[a-z][a-z0-9_:.-]{0,63}")
-_CHUNK = 1 << 20  # values handled at once, so that a float64 copy of a large tensor never exists
+_CHUNK = 1 << 20  # values converted at once, to avoid a float64 copy of a large tensor
 
 
 class Tensor(NamedTuple):
@@ -49,20 +49,20 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Packet:
-    """What Flower carries: a flat header and raw tensors by name."""
+    """The payload of a Flower message: a flat header and raw tensors by name."""
 
     header: Mapping[str, str | int]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of all tensors, without the header."""
+        """Total bytes of all tensors, without the header."""
         return sum(len(tensor.data) for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:
-    """The server's question of one round: these weights (float32, the exchanged parameters only), to be trained on."""
+    """The server's request of one round, with the weights to start from (float32, the exchanged parameters only)."""
 
     study_sha256: str
     run_id: str
@@ -73,10 +73,11 @@ class Broadcast:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerHead:
-    """How far a site's ledger has come: its number of entries, and the hash that chains them all.
+    """The head of a site's ledger: the number of entries, and the hash that chains them all.
 
-    It says nothing of a patient, and the hash nothing of the entries (the first holds a secret number). Its use: a
-    site that restores an old copy of its ledger shows a server fewer entries than before, or another history.
+    It contains no information about a patient, and the hash reveals nothing about the entries (the first contains a
+    secret number). It lets the server detect that a site restored an old copy of its ledger: the head then has fewer
+    entries than before, or belongs to another history.
     """
 
     entries: int
@@ -85,10 +86,11 @@ class LedgerHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A site's answer to a broadcast: its trained weights (float32), and its ledger's head after they were settled.
+    """A site's answer to a broadcast: its trained weights (float32), and its ledger's head after settling the round.
 
-    `recent`: the first `RECENT_DIGITS` digits of the hashes of the ledger's last `RECENT_ENTRIES` entries, in their
-    order. It shows that an earlier head is part of this ledger: a copy that was put back and went on lacks it.
+    `recent` contains the first `RECENT_DIGITS` hexadecimal digits of the hashes of the ledger's last `RECENT_ENTRIES`
+    entries, in their order. It shows that an earlier head is part of this ledger, which is not the case for a restored
+    copy to which new entries were added.
     """
 
     weights: dict[str, np.ndarray]
@@ -98,11 +100,11 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteReply:
-    """What became of one site in one round: `weights`, or the `code` that says why there are none.
+    """The outcome of one site in one round: `weights`, or the `code` of the reason why there are none.
 
-    `code` is "late", "failed", "unreachable" (no message could be brought to it), "refused:<code>" (the site said no)
-    or "invalid:<code>" (the server did not take what came). `seconds` runs from the broadcast to the reply;
-    `bytes_up` counts the tensors that came. `ledger_head` and `ledger_recent` come with weights.
+    `code` is "late", "failed", "unreachable" (no message could be delivered), "refused:<code>" (the site refused) or
+    "invalid:<code>" (the server rejected the reply). `seconds` is the time from the broadcast to the reply; `bytes_up`
+    is the size of the received tensors. `ledger_head` and `ledger_recent` are present if `weights` are.
     """
 
     site: str
@@ -115,9 +117,9 @@ class SiteReply:
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 in hex over the sorted names, dtypes, shapes and little-endian bytes of a set of tensors.
+    """Return the SHA-256 in hex of the sorted names, dtypes, shapes and little-endian bytes of a set of tensors.
 
-    Two sets have the same hash only if they are the same bit for bit (0.0 and -0.0 differ).
+    Two sets have the same hash only if they are bit-identical (0.0 and -0.0 differ).
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -130,21 +132,22 @@ def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def payload_bytes(weights: Mapping[str, np.ndarray]) -> int:
-    """Bytes that a set of weights takes on the wire, without the header."""
+    """Return the bytes of a set of weights on the wire (float32), without the header."""
     return sum(array.size * 4 for array in weights.values())
 
 
 def pack_broadcast(broadcast: Broadcast) -> Packet:
-    """The packet of a broadcast. Raises `WireError` when its weights are not finite float32."""
+    """Build the packet of a broadcast. Raises `WireError` if its weights are not finite float32."""
     header = {"protocol": PROTOCOL_VERSION, "kind": "broadcast", **_identity(broadcast)}
     header["architecture_sha256"] = broadcast.architecture_sha256
     return Packet(header=header, tensors=_pack_tensors(broadcast.weights))
 
 
 def unpack_broadcast(packet: Packet) -> Broadcast:
-    """Check a packet that should be a broadcast and return it; the arrays are read-only views of the packet's bytes.
+    """Validate the packet of a broadcast and return the broadcast.
 
-    Raises `WireError` with one of the codes "protocol", "header", "names", "shape", "dtype", "size", "not-finite".
+    The arrays are read-only views of the packet's bytes. Raises `WireError` with one of the codes "protocol", "header",
+    "names", "shape", "dtype", "size", "not-finite".
     """
     keys = ("protocol", "kind", "study_sha256", "run_id", "round", "architecture_sha256")
     header = _checked_header(packet.header, "broadcast", keys)
@@ -158,14 +161,21 @@ def unpack_broadcast(packet: Packet) -> Broadcast:
 
 
 def pack_answer(broadcast: Broadcast, answer: Answer) -> Packet:
-    """The packet of a site's answer to `broadcast`. Raises `WireError` if its weights do not fit it."""
+    """Build the packet of a site's answer to `broadcast`.
+
+    Raises `WireError` if the answer's weights have other names or shapes than the broadcast's, or are not finite
+    float32.
+    """
     check_names_and_shapes(answer.weights, broadcast.weights)
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **_identity(broadcast), "code": ""}
     return Packet(header=header | pack_ledger(answer.head, answer.recent), tensors=_pack_tensors(answer.weights))
 
 
 def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
-    """The packet of a site that has no weights to give; `broadcast` is None when that itself could not be read."""
+    """Build the packet of a site that has no weights to send.
+
+    `broadcast` is None if the broadcast itself could not be read. Raises `WireError` "code" for an invalid code.
+    """
     if not _CODE.fullmatch(code):
         raise WireError("code", "a refusal's code holds lower-case letters, digits and _:.- only")
     nothing = {"study_sha256": "", "run_id": "", "round": 0}
@@ -175,10 +185,10 @@ def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
 
 
 def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, str | None]:
-    """Check a packet that should answer `broadcast`: the answer and None, or None and the site's code.
+    """Validate a reply to `broadcast`; return (answer, None), or (None, code) if the site sent a code.
 
-    The update's norm is checked where it is folded (`check_update`). Raises `WireError` with the codes of
-    `unpack_broadcast`, and "stale" for an answer to another broadcast, "code" for a code outside the alphabet.
+    The norm of the update is checked later, when the update is folded (`check_update`). Raises `WireError` with the
+    codes of `unpack_broadcast`, "stale" for an answer to another broadcast, and "code" for a malformed code.
     """
     identity = ("study_sha256", "run_id", "round")
     keys = ("protocol", "kind", *identity, "code", *LEDGER_KEYS)
@@ -199,12 +209,12 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
 
 
 def pack_ledger(head: LedgerHead, recent: str) -> dict[str, str | int]:
-    """What a reply's header says of the site's ledger; see `Answer`."""
+    """Return the header fields about the site's ledger; see `Answer`."""
     return dict(zip(LEDGER_KEYS, (head.entries, head.sha256, recent), strict=True))
 
 
 def unpack_ledger(header: Mapping[str, str | int]) -> tuple[LedgerHead, str]:
-    """The inverse of `pack_ledger`. Raises `WireError` "header" where it is none."""
+    """Invert `pack_ledger`. Raises `WireError` "header" if the fields are malformed or inconsistent."""
     head = LedgerHead(
         entries=_number(header, "ledger_entries", MAX_LEDGER_ENTRIES),
         sha256=_matching(header, "ledger_head", _SHA256),
@@ -216,7 +226,7 @@ def unpack_ledger(header: Mapping[str, str | int]) -> tuple[LedgerHead, str]:
 
 
 def check_names_and_shapes(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:
-    """Raise `WireError` unless `weights` holds float32 arrays of exactly the names and shapes of `reference`."""
+    """Raise `WireError` unless `weights` are float32 arrays with exactly the names and shapes of `reference`."""
     _match_names(weights, reference)
     for name, array in weights.items():
         if array.dtype != np.float32:
@@ -226,10 +236,11 @@ def check_names_and_shapes(weights: Mapping[str, np.ndarray], reference: Mapping
 
 
 def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], max_norm: float) -> float:
-    """Check what a site wants to change, and return the Euclidean norm of the change over all tensors.
+    """Validate a site's weights and return the Euclidean norm of their change from `reference` over all tensors.
 
-    `weights` and `reference` hold float32 arrays. Raises `WireError` with "names", "dtype", "shape", "not-finite", or
-    "norm" when the norm is above `max_norm`. The sum runs in float64 over slices of a million values.
+    `weights` and `reference` are float32 arrays by name. Raises `WireError` with "names", "dtype", "shape",
+    "not-finite", or "norm" if the norm exceeds `max_norm`. The sum of squares is accumulated in float64 over slices of
+    about a million (2^20) values.
     """
     check_names_and_shapes(weights, reference)
     total = 0.0
@@ -248,10 +259,11 @@ def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.n
 
 
 def packet_from(record: Mapping[str, Mapping]) -> Packet:
-    """The packet in a message's records, of which the peer chose names, number and types.
+    """Extract the packet from the records of a message, whose names, number and types the peer chose.
 
-    `record["tensors"]` should hold values with `dtype`, `shape` and `data`, as Flower's arrays are. Raises `WireError`
-    "header" when the parts are not those of a packet; everything else is for `unpack_broadcast` and `unpack_answer`.
+    The values of `record["tensors"]` should have the attributes `dtype`, `shape` and `data`, like Flower's arrays.
+    Raises `WireError` "header" if the records are not those of a packet; all other checks are made by
+    `unpack_broadcast` and `unpack_answer`.
     """
     if set(record) != {"header", "tensors"}:
         raise WireError("header", "the message does not have the parts of a packet")
@@ -265,7 +277,7 @@ def packet_from(record: Mapping[str, Mapping]) -> Packet:
 
 
 def is_code(text: str) -> bool:
-    """True for a text that may stand as a code on the wire: lower-case letters, digits and _:.- up to 64 characters."""
+    """Return whether a text is a valid code: a lower-case letter, then up to 63 lower-case letters, digits and _:.-"""
     return bool(_CODE.fullmatch(text))
 
 

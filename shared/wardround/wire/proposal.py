@@ -1,8 +1,8 @@
-"""The records of a proposal: the server sends a study as canonical JSON, the site says what has become of it.
+"""The records of a proposal: the server sends a study as JSON, and the site replies with its decision.
 
-A proposal is answered with one word and nothing else; asking again is how the server learns of an approval, which may
-take a hospital days. Beside both travels which software that side runs (`versions`), for people to compare. Both sides
-take records in through `unpack_proposal` and `unpack_state` only.
+The reply to a proposal is one of the states in `State`. The server repeats the proposal until it learns of an approval,
+which may take a hospital days. Both records are accompanied by the sender's software versions (`versions`), which
+people can compare. Both sides read records only through `unpack_proposal` and `unpack_state`.
 
     server  Study --pack_proposal--> {"proposal": ...} --unpack_proposal--> Study    site
     site    state --pack_state-----> {"decision": ...} --unpack_state-----> state    server
@@ -26,15 +26,17 @@ Record = dict[str, str | int]
 
 
 def pack_proposal(study: Study) -> dict[str, Record]:
-    """The records of a proposed study."""
+    """Build the records of a proposed study."""
     text = study.to_json()
     proposal: Record = {"protocol": PROTOCOL_VERSION, "study_sha256": study.sha256(), "study": text}
     return {"proposal": proposal, SOFTWARE: asdict(ours())}
 
 
 def unpack_proposal(content: Mapping[str, Mapping]) -> Study:
-    """The proposed study. Raises `WireError` "protocol", "header", "size", "study" (not a study), "hash" (not the
-    study whose hash it claims) or "file" (its first weights are a file: a peer may name no path on this machine).
+    """Validate a proposal and return its study.
+
+    Raises `WireError` "protocol", "header", "size", "study" (not a study), "hash" (the study does not match the claimed
+    hash) or "file" (its initial weights are a file: a peer must not name paths on this machine).
     """
     record = _record(content, "proposal", {"protocol", "study_sha256", "study"})
     text = record["study"]
@@ -54,14 +56,15 @@ def unpack_proposal(content: Mapping[str, Mapping]) -> Study:
 
 
 def pack_state(study_sha256: str, state: State) -> dict[str, Record]:
-    """The records of what a site has decided about a study."""
+    """Build the records of a site's decision on a study."""
     decision: Record = {"protocol": PROTOCOL_VERSION, "study_sha256": study_sha256, "state": state}
     return {"decision": decision, SOFTWARE: asdict(ours())}
 
 
 def unpack_state(content: Mapping[str, Mapping], study_sha256: str) -> State:
-    """What a site says about the study that was proposed. Raises `WireError` "protocol", "header", "stale" (another
-    study) or "state" (no such word).
+    """Validate a site's reply to a proposal and return the state.
+
+    Raises `WireError` "protocol", "header", "stale" (another study) or "state" (unknown state).
     """
     record = _record(content, "decision", {"protocol", "study_sha256", "state"})
     if record["study_sha256"] != study_sha256:

@@ -1,7 +1,8 @@
-"""The codes with which a site or the server refuses, and the sentence that each stands for.
+"""The codes for replies that do not count, and the text that is displayed for each.
 
-A code is all that crosses the network about a failure: `late`, `failed`, `unreachable`, `refused:WHY` (the site's
-policy or budget) and `invalid:WHY` (the peer's message failed its checks). So neither side shows a text of the other.
+Only a code crosses the network about a failure: `late`, `failed`, `unreachable`, `refused:WHY` (the site's policy or
+budget) or `invalid:WHY` (the peer's message failed its checks). Neither side therefore displays text written by the
+other.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CODES = {
 
 
 def code_text(code: str) -> str:
-    """A reply's code in words; an unknown one as it is."""
+    """Return the text for a reply's code; a code of unknown form is returned unchanged."""
     if code in CODES:
         return CODES[code]
     kind, _, detail = code.partition(":")

@@ -1,8 +1,8 @@
-"""Which software each side runs, how it is told, and who must move where two do not fit.
+"""The software versions of both sides: their record on the wire, and the side that must upgrade on a mismatch.
 
-It travels with every proposal and every answer to one, beside the record itself, so that it is read even where the
-rest is of a version that this one does not know. What a peer says of itself is shown and compared, never trusted: the
-records are checked whatever it says.
+The record accompanies every proposal and every reply to one, separate from the proposal's own record, so that it can be
+read even if that is of an unknown version. A peer's version is displayed and compared, but not trusted: all records are
+validated regardless of it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from wardround.wire.packets import PROTOCOL_VERSION
 
-SOFTWARE = "software"  # the record's name
+SOFTWARE = "software"  # name of the record
 Side = Literal["site", "server"]
 _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9A-Za-z+-]{1,16}){0,5}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
-    """What one side runs."""
+    """The versions of Wardround, Flower and the protocol on one side."""
 
     wardround: str
     flower: str
@@ -33,12 +33,12 @@ class Software:
 
 
 def ours() -> Software:
-    """What runs here."""
+    """Return the versions of this installation."""
     return Software(wardround=version("wardround"), flower=version("flwr"), protocol=PROTOCOL_VERSION)
 
 
 def told(content: Mapping[str, Any]) -> Software | None:
-    """What a message or a file says of the software it comes from; None where it says nothing that can be read."""
+    """Read the sender's versions from a message or a file; None if they are missing or malformed."""
     record = content.get(SOFTWARE)
     if not isinstance(record, Mapping) or set(record) != {"wardround", "flower", "protocol"}:
         return None
@@ -51,13 +51,13 @@ def told(content: Mapping[str, Any]) -> Software | None:
 
 
 def older_side(*, site_protocol: object, server_protocol: object) -> Side:
-    """Which side must move where their protocols differ: the one with the lower number, or with none."""
+    """Return the side that must upgrade if the protocols differ: the one with the lower number, or with none."""
     site, server = (number if type(number) is int else 0 for number in (site_protocol, server_protocol))
     return "site" if site < server else "server"
 
 
 def mismatch(*, site: Software, server: Software) -> str | None:
-    """Where the two cannot work together: one line that says what differs and who must move. None where they can."""
+    """Return one line with the difference and the side that must upgrade, or None if both sides are compatible."""
     if site.protocol != server.protocol:
         older: Side = older_side(site_protocol=site.protocol, server_protocol=server.protocol)
         return f"the site speaks protocol {site.protocol}, the server {server.protocol}: {_must_move(older)}"
@@ -72,5 +72,5 @@ def _must_move(side: Side) -> str:
 
 
 def _release(text: str) -> tuple[int, ...]:
-    """Major and minor, as far as they are numbers."""
+    """Return the major and minor version, as far as they are numbers."""
     return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
