@@ -37,16 +37,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wardround.networks.weight_standardisation import FILTER_EPS, WSConv2d
+from wardround.networks.weight_standardisation import WSConv2d
+from wardround_client.clipping.gram_norms import gram_sum
+from wardround_client.clipping.standardisation import Standardisation, standardisation
 
 BLOCK = 256  # float32 numbers whose squares are added in float32
-FLOOR = 1e-8  # share of B^2 that is added to a Gram sum, see above
 WIDE = 8  # input channels from which the library's grouped weight gradient is fast (measured: 1 slow, 16 fast)
 # Measured on one core, in multiply-adds or numbers per nanosecond; these affect speed only.
 FLOAT64_RATE, FLOAT32_RATE = 20, 15  # of a matrix product, and of the library's weight gradient of one unit
 MOVE_RATE, PULL_BACK_RATE, PATCH_RATE = 0.7, 1.0, 0.5  # unit weights moved to memory and back; pulled back; patches
 COLUMNS_AT_ONCE, MANY_COLUMNS = 4096, 1 << 22  # of unit gradients in float64, so that they stay in a processor's cache
-ROWS_AT_ONCE = 64  # filters of a layer that stay in the processor's cache together
 IMAGES_OF_A_UNIT = 4  # assumed for uneven units when direct or ghost is chosen for a layer
 
 
@@ -141,7 +141,7 @@ def _convolution(
 
     def squares(a: Tensor, g: Tensor, images: int) -> Tensor:
         A_UPD, G_UPO = _patches(layer, a, images), _positions(g, images)
-        return _gram_sum(A_UPD, G_UPO) if standard is None else standard.gram_sum(A_UPD, G_UPO)
+        return gram_sum(A_UPD, G_UPO) if standard is None else standard.gram_sum(A_UPD, G_UPO)
 
     def weighted(weight_U: Tensor) -> Tensor:
         a_kept, g_kept = _weighted_rows(a, g, units, weight_U)
@@ -176,7 +176,7 @@ def _linear(
         return
 
     def squares(a: Tensor, g: Tensor, images: int) -> Tensor:
-        return _gram_sum(rows(a, images).double(), rows(g, images).double())
+        return gram_sum(rows(a, images).double(), rows(g, images).double())
 
     def weighted(weight_U: Tensor) -> Tensor:
         a_kept, g_kept = _weighted_rows(a, g, units, weight_U)
@@ -334,88 +334,3 @@ def _positions(values_NCHW: Tensor, images: int) -> Tensor:
     """Reshape (N, C, H, W) to (U, kT, C), float64."""
     rows = values_NCHW.permute(0, 2, 3, 1).to(torch.float64, memory_format=torch.contiguous_format)
     return rows.reshape(len(rows) // images, images * rows.shape[1] * rows.shape[2], rows.shape[3])
-
-
-def _gram_sum(A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-    """Return the squared norm of G^T A for each unit, float64, never too small: <A A^T, G G^T> + FLOOR B^2."""
-    exact = torch.bmm(A_UPD, A_UPD.transpose(1, 2)).mul_(torch.bmm(G_UPO, G_UPO.transpose(1, 2))).sum((1, 2))
-    return exact.clamp(min=0) + FLOOR * _filter_bounds(A_UPD, G_UPO).square().sum(1)
-
-
-def _filter_bounds(A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-    """Return sum_t |g_to| |a_t|, (U, O), an upper bound on the length of each filter's gradient."""
-    return torch.bmm(torch.linalg.vector_norm(A_UPD, dim=2)[:, None, :], G_UPO.abs())[:, 0]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Standardisation:
-    """Standardisation of a layer's filters, D numbers each: v = (w - mean w) r, with r = (var w + eps)^(-1/2).
-
-    The layer applies v in place of its weights w.
-
-    With G the gradient for v, m = mean G and c = mean(G v), the gradient for w is L G = r (G - m - c v): linear in G.
-    Its squared norm is r^2 (|G|^2 - D m^2 - (2 - q) D c^2 + 2 m c s), with q = mean v^2 and s = sum v, for any v. All
-    of these are float64 numbers and treated as exact.
-    """
-
-    v_OD: Tensor
-    r_O: Tensor
-    q_O: Tensor
-    s_O: Tensor
-
-    def pull_back(self, gradient_OIHW: Tensor) -> Tensor:
-        """Apply L to a float64 sum, in place."""
-        _pull_back(gradient_OIHW.flatten(1), self.v_OD, self.r_O)
-        return gradient_OIHW
-
-    def pull_back_each(self, gradient_UOIHW: Tensor) -> Tensor:
-        """Apply L to every unit's float32 gradient, in place.
-
-        The results are the numbers that are kept, however they were rounded.
-        """
-        v_OD, r_O = self.v_OD.float(), self.r_O.float()
-        for G_OD in gradient_UOIHW.flatten(2):
-            _pull_back(G_OD, v_OD, r_O)
-        return gradient_UOIHW
-
-    def gram_sum(self, A_UPD: Tensor, G_UPO: Tensor) -> Tensor:
-        """Return the squared norm of L (G^T A) for each unit, float64, never too small.
-
-        It is computed by the formula of the class plus FLOOR B^2, with r^2 in each filter's part of B^2 (the terms
-        subtracted from |G|^2 are at most a few times |G|^2).
-        """
-        size = self.v_OD.shape[1]
-        scaled_UPO = G_UPO * self.r_O
-        whole = torch.bmm(A_UPD, A_UPD.transpose(1, 2)).mul_(torch.bmm(scaled_UPO, scaled_UPO.transpose(1, 2)))
-        m_UO = torch.bmm(A_UPD.sum(2)[:, None, :], scaled_UPO)[:, 0] / size
-        c_UO = (A_UPD.flatten(0, 1) @ self.v_OD.t()).view_as(scaled_UPO).mul_(scaled_UPO).sum(1) / size
-        taken_UO = size * (m_UO.square() + (2 - self.q_O) * c_UO.square()) - 2 * m_UO * c_UO * self.s_O
-        exact_U = whole.sum((1, 2)) - taken_UO.sum(1)
-        return exact_U.clamp(min=0) + FLOOR * _filter_bounds(A_UPD, scaled_UPO).square().sum(1)
-
-
-def _pull_back(G_OD: Tensor, v_OD: Tensor, r_O: Tensor) -> None:
-    """Replace G by r (G - m - c v), some filters at a time."""
-    parts = zip(G_OD.split(ROWS_AT_ONCE), v_OD.split(ROWS_AT_ONCE), r_O.split(ROWS_AT_ONCE), strict=True)
-    for G, v, r in parts:
-        c = (G * v).mean(1, keepdim=True)
-        G.sub_(G.mean(1, keepdim=True)).addcmul_(v, c, value=-1).mul_(r[:, None])
-
-
-def standardisation(layer: WSConv2d) -> Standardisation:
-    """Return the standardisation of the layer's current weights.
-
-    Centring filters of equal, large weights once leaves a constant, so they are centred twice.
-    """
-    v_OD = layer.weight.detach().flatten(1).to(torch.float64, copy=True)
-    r_O = v_OD.new_empty(len(v_OD))
-    for v, r in zip(v_OD.split(ROWS_AT_ONCE), r_O.split(ROWS_AT_ONCE), strict=True):
-        v.sub_(v.mean(1, keepdim=True))
-        v.sub_(v.mean(1, keepdim=True))
-        r.copy_(torch.rsqrt(v.square().mean(1) + FILTER_EPS))
-        v.mul_(r[:, None])
-    return Standardisation(v_OD=v_OD, r_O=r_O, q_O=_mean_squares(v_OD), s_O=v_OD.sum(1))
-
-
-def _mean_squares(values_OD: Tensor) -> Tensor:
-    return torch.cat([part.square().mean(1) for part in values_OD.split(ROWS_AT_ONCE)])

@@ -25,7 +25,7 @@ from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
 from wardround.tasks.augmentation import augmentation
 from wardround.tasks.classification.objective import loss_per_image
-from wardround_client.clipping import bookkeeping, hostile_weights, layer_rules
+from wardround_client.clipping import bookkeeping, gram_norms, hostile_weights, layer_rules
 from wardround_client.clipping import engines as clipping
 from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping, places_agree
 from wardround_client.clipping.engines import (
@@ -395,7 +395,7 @@ def test_a_norm_that_is_a_float32_difference_is_noticed(monkeypatch) -> None:
     network, parameters, batch = wide_case()
     arguments = (network, parameters, loss_per_image, batch, 1.0, (0, 1))
     assert largest_move(clip_by_bookkeeping, *arguments) <= 1 + 1e-5
-    monkeypatch.setattr(layer_rules, "_gram_sum", float32_gram)
+    monkeypatch.setattr(layer_rules, "gram_sum", float32_gram)
     assert largest_move(clip_by_bookkeeping, *arguments) > 1e4
 
 
@@ -406,10 +406,10 @@ def test_the_floor_is_needed_beside_float64(monkeypatch) -> None:
     G = torch.ones(1, 64, 8, dtype=torch.float64)
     G[:, 1::2] = -1
     formed = (G.transpose(1, 2) @ A).square().sum()
-    assert float(layer_rules._gram_sum(A, G)) >= float(formed)
-    monkeypatch.setattr(layer_rules, "FLOOR", 0.0)
+    assert float(gram_norms.gram_sum(A, G)) >= float(formed)
+    monkeypatch.setattr(gram_norms, "FLOOR", 0.0)
     A[:] = A[:, :1]
-    assert float(layer_rules._gram_sum(A, G)) == 0
+    assert float(gram_norms.gram_sum(A, G)) == 0
 
 
 def test_a_batch_in_one_piece_is_noticed() -> None:
