@@ -56,7 +56,7 @@ class RunningMean:
     def fold(self, site: str, weights: Mapping[str, np.ndarray], weight: float) -> None:
         """Add `weight` times a reply (float32, the expected names and shapes). Raises `RoundError` out of order."""
         if self._last_site is not None and site <= self._last_site:
-            raise RoundError(f"replies came out of order or twice: {site} after {self._last_site}")
+            raise RoundError(f"replies are out of order or duplicated: {site} after {self._last_site}")
         self._last_site = site
         for name, total in self._sum.items():
             flat_total, flat = total.reshape(-1), weights[name].reshape(-1)
@@ -67,7 +67,7 @@ class RunningMean:
     def mean(self) -> Weights:
         """The mean, float64, once: the sum is divided in place. Raises `RoundError` when nothing was folded."""
         if self._weight <= 0:
-            raise RoundError("no reply to take a mean of")
+            raise RoundError("there is no reply to average")
         for total in self._sum.values():
             total /= self._weight
         return self._sum
