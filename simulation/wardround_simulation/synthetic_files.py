@@ -54,7 +54,7 @@ class ReleasedModel:
         if self.epsilon == "inf":
             return "Their model was trained WITHOUT PRIVACY: its images may show patients."
         return (
-            f"Their model kept ε = {epsilon_text(self.epsilon)} (δ = {self.delta:g}) for each patient who trained it."
+            f"Their model was trained with ε = {epsilon_text(self.epsilon)} (δ = {self.delta:g}) per training patient."
         )
 
     def label_number(self, label: str | None) -> int | None:
@@ -62,7 +62,9 @@ class ReleasedModel:
         if label is None:
             return None
         if label not in self.study.data.labels:
-            raise UsageError(f"--label {label}: the study has {', '.join(self.study.data.labels)}")
+            raise UsageError(
+                f"--label {label}: is not a label of the study; choose from {', '.join(self.study.data.labels)}"
+            )
         return self.study.data.labels.index(label)
 
     def origin(self, seed: int) -> dict[str, Any]:
@@ -83,17 +85,19 @@ def open_model(folder: Path) -> ReleasedModel:
     """The model of a finished run. Raises `UsageError` where there is none, or it makes no images."""
     path, study_path = folder / MODEL_FILE, folder / STUDY_FILE
     if not path.is_file() or not study_path.is_file():
-        raise UsageError(f"{folder}: holds no finished run; name the --out folder of one")
+        raise UsageError(f"{folder}: contains no finished run; give the --out folder of a finished run")
     study = study_from_json(study_path.read_text(encoding="utf-8"), str(study_path))
     if not commands_of(study.study.task).generate:
-        raise UsageError(f"{folder}: is a run of the task {study.study.task}, which makes no images")
+        raise UsageError(
+            f"{folder}: is a run of the task {study.study.task}, which generates no images; give a synthesis run"
+        )
     tensors, manifest = load_checkpoint(path)
     if manifest.get("study_sha256") != study.sha256():
-        raise UsageError(f"{path}: is not the model of the study beside it")
+        raise UsageError(f"{path}: is not the model of the study in the same folder")
     network = build_model(study.model, study.data, study.study.seed).eval()
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != wanted:
-        raise UsageError(f"{path}: does not fit the network of its study; it was made by another version")
+        raise UsageError(f"{path}: does not fit the network of its study; it was written by a different version")
     network.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
     privacy = manifest["privacy"]
     return ReleasedModel(

@@ -55,7 +55,7 @@ def test_a_grid_names_model_study_and_epsilon_and_is_never_overwritten(run: Path
     assert (said["epsilon"], said["model"], said["study"], said["unit"]) == ("7.9", "dcgan", "made", "patient")
     before = (run / "synthetic.png").read_bytes()
     code, error = generate(run, "--count", 3)
-    assert code != 0 and "exists already" in error
+    assert code != 0 and "already exists" in error
     assert (run / "synthetic.png").read_bytes() == before
 
 
@@ -86,8 +86,8 @@ def test_dicom_files_are_marked_as_derived_and_synthetic_and_name_nobody(run: Pa
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--label", "other"], "the study has benign, malignant"),
-        (["--format", "tiff"], "is none of grid, folder, dicom"),
+        (["--label", "other"], "choose from benign, malignant"),
+        (["--format", "tiff"], "choose from grid, folder, dicom"),
         (["--out", "nowhere/x.png"], "no such folder"),
         (["--out", "grid.jpg"], "must end in .png"),
     ],

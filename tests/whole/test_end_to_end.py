@@ -246,7 +246,7 @@ def test_figures_leave_once_through_the_ledger_and_a_site_that_releases_none_is_
     command(*words)
     first = json.loads((out / "result.json").read_text())["federated_test"]
     assert first["epsilon"] == 3.0 and first["sites"] == ["site-0", "site-1"] and first["per_site"] == {}
-    assert "Figures that may leave a hospital" in (out / "report.html").read_text()
+    assert "Released figures" in (out / "report.html").read_text()
     for folder in sites_of(out).values():
         assert {type(event): event.releases for event in ledger_of(folder)[0]} == {GaussianEvent: 1, PureEvent: 1}
 

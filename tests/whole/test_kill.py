@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on_and_every_released_reply_has_one_charge(tmp_path, 
     assert max(Counter((line["round"], line["site"]) for line in lines).values()) == 1
     assert set(codes) == ({"refused:no_spare_rounds"} if spare_rounds == 0 else set())
     if spare_rounds == 0 and process.returncode != 0:  # the last rounds, where every site had lost one
-        assert process.returncode == 1 and "0 good replies" in said.splitlines()[-1]
+        assert process.returncode == 1 and "0 valid replies" in said.splitlines()[-1]
         assert all(f"site-{number} (refused:no_spare_rounds)" in said.splitlines()[-1] for number in range(3))
         return
     assert process.returncode == 0, said[-2000:]

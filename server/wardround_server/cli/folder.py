@@ -20,25 +20,29 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: wardround-server init federation --host federation.example.org,192.0.2.10")
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder: new, empty, or made before.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The server's folder: new, empty, or created by an earlier `init`.")
+    ],
     host: Annotated[
         str | None,
-        typer.Option("--host", metavar="NAME[,NAME…]", help="Names or addresses under which hospitals reach it."),
+        typer.Option(
+            "--host", metavar="NAME[,NAME…]", help="Names or addresses under which hospitals reach the server."
+        ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the federation is called.")] = "federation",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The federation's name.")] = "federation",
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, metavar="N", help="The one port that hospitals connect to.")
     ] = 9092,
     ca: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--ca", metavar="CERT KEY", help="A CA of your own, PEM files; its key is used and not copied."),
+        typer.Option("--ca", metavar="CERT KEY", help="Your own CA as PEM files; its key is used but not copied."),
     ] = None,
     renew: Annotated[
-        bool, typer.Option("--renew", help="Renew the server's certificate under the same CA; sites notice nothing.")
+        bool, typer.Option("--renew", help="Renew the server's certificate under the same CA; sites need no change.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a server's folder: CA, certificate, server.toml. What is there is shown and never made anew."""
+    """Create a server's folder: CA, certificate, server.toml. Existing files are shown and never replaced."""
     from wardround_server.operations import folder as server_folder
     from wardround_server.operations.paths import CA_CERTIFICATE
 
@@ -52,7 +56,7 @@ def init(
     from wardround.identity import in_groups
 
     server, days = state.config.server, "%Y-%m-%d"
-    print(f"{folder}: {'made ' + ', '.join(state.made) if state.made else 'all was there; nothing was changed'}")
+    print(f"{folder}: {'created ' + ', '.join(state.made) if state.made else 'already complete; nothing was changed'}")
     print(f"hospitals connect to  {server.host}:{server.fleet_port}")
     print(f"certificate           for {', '.join(state.certificate.hosts)}, until {state.certificate.not_after:{days}}")
     print(f"CA                    {folder / CA_CERTIFICATE}, until {state.authority.not_after:{days}}")
@@ -62,7 +66,7 @@ def init(
 
 @app.command(epilog="Example: wardround-server doctor --server federation")
 def doctor(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """Look at files, certificates, ports, sites, clock and disk: a tick or a cross, and what to do. Exit 1: a cross."""
+    """Check files, certificates, ports, sites, clock and disk, and show what to do. Exit code 1: a check failed."""
     from wardround.operations.health_checks import exit_code, table_of
     from wardround_server.operations.doctor import examine
 
@@ -79,12 +83,12 @@ def doctor(server: ServerOption = Path("."), as_json: JsonOption = False) -> Non
 @app.command(epilog="Example: wardround-server backup federation-2026-03-01.tar --server federation")
 def backup(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The new tar file. It holds private keys: lock it away.")
+        Path, typer.Argument(metavar="FILE", help="The new tar file. It contains private keys: store it securely.")
     ],
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """The whole folder without its logs as one tar file. The server may be running."""
+    """Write the whole folder without its logs to one tar file. The server may be running."""
     from wardround_server.operations import backup as backups
     from wardround_server.operations.config import load_server_config
 
@@ -93,23 +97,23 @@ def backup(
     if as_json:
         print(json.dumps({"file": str(file), "files": done.files, "bytes": done.size_bytes, "made": done.made}))
     else:
-        print(f"{file}: {done.files} files, {done.size_bytes / 1e6:.1f} MB, private keys among them: lock it away.")
+        print(f"{file}: {done.files} files, {done.size_bytes / 1e6:.1f} MB, including private keys: store it securely.")
 
 
 @app.command(epilog="Example: wardround-server restore federation-2026-03-01.tar --server federation")
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar file that `backup` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar file written by `backup`.")],
     server: Annotated[Path, typer.Option("--server", metavar="DIR", help="A new or empty folder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Write a backup into a new or empty folder. Every file is checked; nothing is left behind if one is wrong."""
+    """Restore a backup into a new or empty folder. Every file is checked; if one is damaged, nothing is restored."""
     from wardround_server.operations import backup as backups
 
     done = backups.restore(file, server)
     if as_json:
         print(json.dumps({"folder": str(server), "files": done.files, "bytes": done.size_bytes, "made": done.made}))
     else:
-        print(f"{server}: {done.files} files as of {done.made}. Stop the old server for good before this one starts.")
+        print(f"{server}: {done.files} files as of {done.made}. Stop the old server for good before starting this one.")
 
 
 def _to_json(state: Founding) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from wardround_server.operations.paths import LOGS
 
 def logs(
     run: OfRunOption = None,
-    site: Annotated[str | None, typer.Option("--site", metavar="NAME", help="Only what names this site.")] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="NAME", help="Only entries that name this site.")
+    ] = None,
     last: LastOption = None,
     follow: FollowOption = False,
     server: ServerOption = Path("."),
     as_json: JsonLinesOption = False,
 ) -> None:
-    """The logs of the server and of its runs as one, in the order of time, rotated files included."""
+    """Show the logs of the server and its runs as one, in order of time, including rotated files."""
     from wardround.operations.log_reader import Entry, names_place, show
     from wardround_server.operations.config import load_server_config
     from wardround_server.runs.folder import find_run
@@ -31,7 +33,9 @@ def logs(
     if run is not None:
         find_run(server, run)
     if site is not None and all(one.name != site for one in Registry(server).sites(revoked=True)):
-        raise UsageError(f"--site {site}: no such site was ever enrolled; `wardround-server sites list` shows all")
+        raise UsageError(
+            f"--site {site}: no such site was ever enrolled; `wardround-server sites list` lists all sites"
+        )
 
     def wanted(entry: Entry) -> bool:
         return all(value is None or names_place(entry, name, value) for name, value in asked.items())

@@ -14,7 +14,7 @@ from wardround_server.cli import folder, logs, models, runs, sites
 
 app = program(
     "wardround-server",
-    "The server of a federation: its certificates, its sites, its runs. Research software, no medical device.",
+    "The server of a federation: its certificates, sites and runs. Research software, not a medical device.",
 )
 app.add_typer(folder.app)
 app.add_typer(runs.app)
@@ -27,7 +27,7 @@ add_health(app, "wardround-server", "--server", "federation")
 
 def main() -> NoReturn:
     """Run the program: every expected error becomes one line and an exit code."""
-    full_disk = "the disk is full or read-only; make room, then run the same command again"
+    full_disk = "the disk is full or read-only; free some space, then run the same command again"
     run_program(app, "wardround-server", full_disk=full_disk)
 
 

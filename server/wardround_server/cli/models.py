@@ -11,7 +11,7 @@ import typer
 from wardround.cli.options import JsonOption, ServerOption
 
 app = typer.Typer(
-    help="The released models: what each was trained for, under which promise, and a copy to take away.",
+    help="The released models: list them, show their model cards, export a copy.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -20,7 +20,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, a
 
 @app.command("list", epilog="Example: wardround-server model list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """Every released model: run, network, promise, rounds, when, and the hash of its file. Exit 1: one is damaged."""
+    """List the released models: run, network, ε and δ, rounds, date, file hash. Exit code 1: a model is damaged."""
     from wardround.cli.app import print_table
     from wardround.printable import escaped
     from wardround.text import epsilon_text
@@ -46,7 +46,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
 
 @app.command(epilog="Example: wardround-server model show lidc-20261124-220105-e0b46f --server federation")
 def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """The model's card: study, data, privacy, who took part, which parts are missing, figures. Its file is checked."""
+    """Show a model card: study, data, privacy, sites, missing replies, figures. The model file is checked."""
     from wardround_server.runs.folder import find_run
     from wardround_server.runs.model_card import card_of
 
@@ -60,12 +60,15 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
 def export(
     run: RunArgument,
     target: Annotated[
-        Path, typer.Argument(metavar="DIR|FILE", help="A folder, or a name that ends in .safetensors. New files only.")
+        Path,
+        typer.Argument(
+            metavar="DIR|FILE", help="A folder, or a file name that ends in .safetensors. Existing files are refused."
+        ),
     ],
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the model (safetensors) with its card beside it, as Markdown and as JSON. Overwrites nothing."""
+    """Copy the model (safetensors) and its card, as Markdown and as JSON. Overwrites nothing."""
     from wardround_server.runs.folder import find_run
     from wardround_server.runs.model_card import card_of, written
 

@@ -33,7 +33,7 @@ def start(
     server: ServerOption = Path("."),
     as_json: JsonStartOption = False,
 ) -> None:
-    """Serve the federation until stopped (SIGTERM or Ctrl-C): let sites in, ask for approvals, train, average."""
+    """Serve the federation until SIGTERM or Ctrl-C: admit sites, propose studies, train, aggregate."""
     import threading
 
     from wardround.processes.supervisor import stop_on_signals
@@ -63,12 +63,12 @@ def start(
 @app.command(epilog="Example: wardround-server submit studies/lidc.toml --wait --server federation")
 def submit(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's TOML file.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the run is finished or stopped.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run is finished or stopped.")] = False,
     by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Put a study before every site. It is trained as soon as min_sites of them approved; that may take days."""
+    """Propose a study to every site. Training starts when min_sites of them have approved it; this may take days."""
     from wardround.errors import StudyError
     from wardround.study.load import load_study
     from wardround_server.operations.config import load_server_config
@@ -80,7 +80,8 @@ def submit(
     asked = load_study(study)
     if asked.model.init not in ("phantom", "random"):
         raise StudyError(
-            f"{study}: model.init: a study that starts from a file cannot be proposed over the network yet"
+            f"{study}: model.init: a study that starts from a file cannot be proposed over the network; "
+            "use phantom or random"
         )
     run = create_run(server, asked, lambda new: RunRecord(new, asked).decided("submitted", by))
     while wait and run.state() in ("proposed", "training"):
@@ -90,7 +91,7 @@ def submit(
 
 @app.command(epilog="Example: wardround-server runs --server federation")
 def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """All runs: what they are at, and who approved."""
+    """List all runs: state, round, and which sites approved."""
     from wardround_server.operations.config import load_server_config
     from wardround_server.runs.folder import runs as all_runs
     from wardround_server.runs.summary import facts_of
@@ -106,7 +107,7 @@ def runs(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
 
 @app.command(epilog="Example: wardround-server show lidc-20261124-220105-e0b46f --server federation")
 def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """One run: each site's word and since when, the round under way, who was missing from the last rounds and why."""
+    """Show one run: each site's status, the current round, and which sites missed the last rounds and why."""
     from wardround_server.runs.folder import find_run
 
     _say(find_run(server, run), as_json)
@@ -116,7 +117,7 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
 def stop(
     run: RunArgument, by: ByForAuditOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
 ) -> None:
-    """Stop a run within seconds, in the middle of a round. Its checkpoints stay, and `resume` goes on from them."""
+    """Stop a run within seconds, even during a round. Its checkpoints are kept; `resume` continues from them."""
     from wardround_server.runs.audit import RunRecord
     from wardround_server.runs.folder import find_run
 
@@ -128,7 +129,10 @@ def stop(
     while found.at_work() and time.monotonic() < ends:
         time.sleep(LOOK_S / 4)
     if found.at_work():
-        print(f"{run}: a process still works on it after {STOP_LIMIT_S:.0f} s; see the log", file=sys.stderr)
+        print(
+            f"{run}: a process is still working on it after {STOP_LIMIT_S:.0f} s; see `wardround-server logs`",
+            file=sys.stderr,
+        )
     _say(found, as_json)
 
 
@@ -136,7 +140,7 @@ def stop(
 def resume(
     run: RunArgument, by: ByForAuditOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
 ) -> None:
-    """Go on with a run that was stopped, from its last checkpoint. One that a failure ended goes on by itself."""
+    """Continue a stopped run from its last checkpoint. A run that failed is retried automatically."""
     from wardround_server.runs.audit import RunRecord
     from wardround_server.runs.folder import find_run
 
@@ -155,7 +159,7 @@ def _say(run: RunFolder, as_json: bool) -> None:
         return
     for line in headlines(facts):
         print(escaped(line))
-    columns = ("site", "says", "since", "runs", "counted")
-    print_table(columns, site_rows(facts) or [("none is enrolled", "", "", "", "")])
+    columns = ("site", "status", "since", "software", "counted")
+    print_table(columns, site_rows(facts) or [("no site is enrolled", "", "", "", "")])
     if rows := round_rows(facts):
         print_table(("round", "site", "reply", "after", "size"), rows)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wardround_server.sites.registry import EnrolledSite, Registry
 
 app = typer.Typer(
-    help="Who may take part: enrolled by a key whose fingerprint was compared by telephone.",
+    help="The sites that may take part, each enrolled by a key whose fingerprint was compared by telephone.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -32,19 +32,21 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The site's na
     "04b29c7e51d3f8a604b29c7e51d3f8a604b29c7e51d3f8a604b29c7e51d3f8a6 --server federation"
 )
 def add(
-    request: Annotated[Path, typer.Argument(metavar="REQUEST_FILE", help="What the site's `init` wrote.")],
+    request: Annotated[
+        Path, typer.Argument(metavar="REQUEST_FILE", help="The enrolment request written by the site's `init`.")
+    ],
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Another name than the one asked for.")
+        str | None, typer.Option("--name", metavar="NAME", help="Use a different name from the one requested.")
     ] = None,
     fingerprint: Annotated[
         str | None,
-        typer.Option("--fingerprint", metavar="DIGITS", help="The fingerprint as the site reads it out by telephone."),
+        typer.Option("--fingerprint", metavar="DIGITS", help="The fingerprint that the site reads out by telephone."),
     ] = None,
     by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Enrol a site. Its key's fingerprint is typed in, or shown and confirmed, as the site reads it out."""
+    """Enrol a site after comparing its key's fingerprint by telephone: type it in, or confirm the one shown."""
     from wardround.identity import in_groups, read_request, typed_fingerprint
     from wardround_server.sites.certificates import check_site_key
 
@@ -53,11 +55,14 @@ def add(
     check_site_key(asked.public_key)
     if fingerprint is not None:
         if typed_fingerprint(fingerprint) != asked.fingerprint:
-            raise UsageError(f"{request}: its key has another fingerprint than the one given; do not enrol it")
+            raise UsageError(
+                f"{request}: its key's fingerprint differs from --fingerprint; do not enrol it, "
+                "ask the site for a new request"
+            )
     elif as_json or not sys.stdin.isatty():
-        raise UsageError("--fingerprint is missing: have the site read its key's fingerprint out by telephone")
+        raise UsageError("--fingerprint is missing: ask the site to read out its key's fingerprint by telephone")
     else:
-        print(f"{asked.name} asks with the key  {in_groups(asked.fingerprint)}")
+        print(f"{asked.name} requests enrolment with the key  {in_groups(asked.fingerprint)}")
         if not typer.confirm("Does the site read out the same 64 digits by telephone?"):
             raise UsageError(f"{request}: was not enrolled")
     record = _recorder(server, "added", by)
@@ -66,8 +71,8 @@ def add(
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """All sites with their keys' fingerprints, what they said they run and how many entries their ledgers had when they
-    last replied, those that are out too.
+    """List all sites, including removed ones: state, key's fingerprint, and the software and number of ledger entries
+    as of the site's last reply.
     """
     from dataclasses import asdict
 
@@ -94,7 +99,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
         runs = str(heard[site.name].software) if site.name in heard and site.revoked_at is None else ""
         ledger = str(ledgers[site.name].entries) if site.name in ledgers and site.revoked_at is None else ""
         rows.append((site.name, state, since[:10], runs, ledger, in_groups(site.fingerprint)))
-    columns = ("site", "state", "since", "runs", "ledger", "key's fingerprint")
+    columns = ("site", "state", "since", "software", "ledger", "key's fingerprint")
     print_table(columns, rows or [("none", "", "", "", "", "")])
 
 
@@ -106,8 +111,8 @@ def revoke(
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Refuse a site's key from now on and for ever, as after a theft. With a new key it may be enrolled again."""
-    _end(server, name, "revoked", f"Refuse the key of {name} for ever?", yes, by, as_json)
+    """Refuse a site's key permanently, for example after a theft. The site can be enrolled again with a new key."""
+    _end(server, name, "revoked", f"Permanently refuse the key of {name}?", yes, by, as_json)
 
 
 @app.command(epilog="Example: wardround-server sites remove north --yes --server federation")
@@ -118,8 +123,8 @@ def remove(
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Let a site in no more, as when it leaves in peace. To come back it makes a new key, in a new folder."""
-    _end(server, name, "removed", f"Let {name} in no more?", yes, by, as_json)
+    """Stop admitting a site, for example when it leaves. To return, it needs a new key in a new folder."""
+    _end(server, name, "removed", f"Stop admitting {name}?", yes, by, as_json)
 
 
 @app.command(
@@ -133,10 +138,10 @@ def accept_ledger(
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Take a site's ledger as its next reply shows it, though it went back or is another one.
+    """Accept any ledger in a site's next reply, even an older or a different one.
 
-    Only after the site accepted the loss (`wardround-site ledger accept-loss`) or is another hospital under this name:
-    telephone. A site that has its newest copy needs nothing of this.
+    Use it only after the site accepted the loss (`wardround-site ledger accept-loss`), or if a different hospital now
+    has this name: telephone first. It is not needed if the site still has its newest copy.
     """
     from dataclasses import asdict
 
@@ -145,12 +150,12 @@ def accept_ledger(
     from wardround_server.sites.ledger_heads import LedgerHeads
 
     if name not in [site.name for site in _registry(server).sites()]:
-        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` shows who is")
+        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` lists the enrolled ones")
     require_person(by)
     heads = LedgerHeads(server)
     seen = heads.known().get(name)
     last = f"entry {seen.entries}, hash {seen.sha256[:12]}…" if seen and seen.entries else "none"
-    _confirm(f"{name}: last seen of its ledger: {last}. Take any ledger in its next reply?", yes or as_json)
+    _confirm(f"{name}: ledger last seen: {last}. Accept any ledger in its next reply?", yes or as_json)
 
     def record(before: LedgerHead) -> None:
         event = LedgerAccepted(site=name, who=by, ledger_entries=before.entries, ledger_head=before.sha256)
@@ -160,7 +165,7 @@ def accept_ledger(
     if as_json:
         print(json.dumps({"name": name, "was": asdict(before)}))
     else:
-        print(f"{name}: its next reply counts whatever its ledger is; entry {before.entries} need not be in it")
+        print(f"{name}: its next reply is accepted with any ledger; entry {before.entries} need not be in it")
 
 
 def _end(
@@ -203,7 +208,7 @@ def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Call it again with --yes")
+        raise UsageError(f"{question} To confirm, run the command again with --yes")
     if not typer.confirm(question):
         raise UsageError("nothing was changed")
 

@@ -140,7 +140,7 @@ class FlowerExchange:
             if now >= ends:
                 return None
             if self._stopped.wait(min(self._polling.pause_s(now - began), ends - now)):
-                raise RoundError("the run was stopped while it waited for its sites")
+                raise RoundError("the run was stopped while it was waiting for its sites")
 
 
 def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -> Message | None:
@@ -158,7 +158,7 @@ def pull_reply(grid: Grid, message_id: str, most_bytes: int = NO_ARRAYS_BYTES) -
     except Exception as error:
         if isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__):
             raise  # the connection to the SuperLink failed, not the parsing of the message
-        raise WireError("message", "what came cannot be read as a message") from None
+        raise WireError("message", "the reply is not a readable message") from None
     return next((message for message in found if message.metadata.reply_to_message_id == message_id), None)
 
 
@@ -217,7 +217,7 @@ def _release(
 def _content(message: Message | WireError | None) -> RecordDict:
     """Return the content of a message that `transport_code` accepted. Raises `WireError` if there is none."""
     if message is None or isinstance(message, WireError):
-        raise WireError("kind", "no readable message came")
+        raise WireError("kind", "no readable message was received")
     return message.content
 
 

@@ -80,8 +80,8 @@ class BoundedFleet(FleetServicer):
     def ActivateNode(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Activate a node. Only the holder of its key may: anyone else could lock its hospital out permanently."""
         if dict(context.invocation_metadata()).get(PUBLIC_KEY_HEADER) != request.public_key:
-            log.warning("somebody tried to connect under a key that is not theirs")
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, "this key is not yours")
+            log.warning("a connection was refused: the request names a public key that is not the caller's")
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "the public key is not the caller's")
         return super().ActivateNode(request, context)
 
     def PushMessages(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -97,11 +97,11 @@ class BoundedFleet(FleetServicer):
         message, tree = message_from_proto(request.messages_list[0]), request.message_object_trees[0]
         question = self._question_of(message, node)
         if question is None or tree.object_id != message.metadata.message_id:
-            log.warning("node %s sent what answers no open question to it; it is not taken", node)
+            log.warning("node %s sent a reply to no open request; it is discarded", node)
             return nothing
         tensors, size = largest_network(Path(os.environ[SERVER_FOLDER]))
         if sum(1 for _ in iterate_object_tree(tree)) > 2 * tensors + size // PIECE_BYTES + ALLOWANCE_OBJECTS:
-            log.warning("node %s announced more pieces than a network has; its answer is not taken", node)
+            log.warning("node %s announced more objects than a network has; its reply is discarded", node)
             self._say_too_large(question, node)
             return nothing
         arrived = self._make_room(node, tree.object_id)
@@ -126,7 +126,7 @@ class BoundedFleet(FleetServicer):
             upload.arrived += len(request.object_content)
             too_large = upload.arrived > upload.limit
         if too_large:
-            log.warning("node %s sends more than %s bytes; its answer is thrown away", upload.node, upload.limit)
+            log.warning("node %s sent more than %s bytes; its reply is discarded", upload.node, upload.limit)
             self._forget(request.session_id)
             self._say_too_large(upload.question, upload.node)
             return PushObjectResponse(stored=False)
@@ -163,7 +163,7 @@ class BoundedFleet(FleetServicer):
                 return
         state = self.state_factory.state()
         if state.store_message_res(upload.message) is None:
-            log.warning("node %s answered twice or too late; it is not taken", upload.node)
+            log.warning("node %s replied twice or too late; its reply is discarded", upload.node)
             state.object_store.delete(upload.message.metadata.message_id)
 
     def _make_room(self, node: int, root: str) -> int:

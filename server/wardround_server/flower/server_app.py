@@ -55,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
         elif phase == "train":
             train(run, federation)
         else:
-            raise UsageError("a run has two phases: propose and train")
+            raise UsageError("phase: must be propose or train")
 
 
 class FlowerFederation:

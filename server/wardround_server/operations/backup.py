@@ -74,9 +74,9 @@ def backup(folder: Path, file: Path) -> Transfer:
     inside the folder, and `WardroundError` if anything cannot be read or written.
     """
     if file.exists():
-        raise UsageError(f"{file}: is there already; a backup never replaces another")
+        raise UsageError(f"{file}: already exists and is not replaced; choose another name")
     if file.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"{file}: lies inside the folder that is backed up; put it elsewhere")
+        raise UsageError(f"{file}: is inside the folder that is backed up; choose a file outside it")
     partial = partial_path(file)
     try:
         with tempfile.TemporaryDirectory(prefix=".wardround-backup-", dir=file.parent) as temporary:
@@ -107,7 +107,7 @@ def restore(file: Path, folder: Path) -> Transfer:
     cases nothing is left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: is not empty; a backup is restored into a new folder only")
+        raise UsageError(f"{folder}: is not empty; choose a new or empty folder")
     partial = folder.parent / f".{folder.name}.restoring"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def restore(file: Path, folder: Path) -> Transfer:
         os.rename(partial, folder)
         fsync(folder.parent)
     except tarfile.TarError:
-        raise UsageError(f"{file}: is no backup, or a damaged one") from None
+        raise UsageError(f"{file}: is not a backup or is damaged; use another backup") from None
     except OSError as error:
         raise UsageError(f"{error.filename or file}: cannot be restored: {error.strerror}") from None
     finally:
@@ -176,25 +176,27 @@ def _add_file(archive: tarfile.TarFile, entry: BackedUp, path: Path) -> None:
     header.size, header.mode = entry.size, entry.mode
     with open(path, "rb") as source:
         if os.fstat(source.fileno()).st_size < entry.size:
-            raise WardroundError(f"{path}: changed while it was backed up; run backup again")
+            raise WardroundError(f"{path}: changed during the backup; run `wardround-server backup` again")
         archive.addfile(header, source)
 
 
 def _contents(archive: tarfile.TarFile, file: Path) -> Contents:
     first = archive.next()
     if first is None or first.name != CONTENTS or not first.isreg() or first.size > CONTENTS_BYTES:
-        raise UsageError(f"{file}: is no backup of wardround-server")
+        raise UsageError(f"{file}: is not a backup made by wardround-server; use another file")
     try:
         contents = Contents.model_validate_json(_opened(archive, first).read())
     except ValidationError:
-        raise UsageError(f"{file}: its list of contents is damaged") from None
+        raise UsageError(f"{file}: the list of contents is damaged; use another backup") from None
     names = [entry.path for entry in contents.files]
     for name in names:
         parts = PurePosixPath(name).parts
         if "\0" in name or ".." in parts or name != "/".join(parts):  # the last test also catches absolute names
-            raise UsageError(f"{file}: names a file outside its folder; nothing was restored")
+            raise UsageError(
+                f"{file}: the backup lists a file outside its folder; nothing was restored; use another backup"
+            )
     if len(set(names)) != len(names) or CONFIG_FILE not in names:
-        raise UsageError(f"{file}: its list of contents is not that of a server's folder")
+        raise UsageError(f"{file}: the list of contents is not that of a server's folder; use another backup")
     return contents
 
 
@@ -203,13 +205,15 @@ def _write_all(archive: tarfile.TarFile, contents: Contents, target: Path, file:
     while (member := archive.next()) is not None:
         entry = expected.pop(member.name, None)
         if entry is None or not member.isreg() or member.size != entry.size:
-            raise UsageError(f"{file}: holds something that its list does not name; nothing was restored")
+            raise UsageError(f"{file}: the backup contains an unlisted file; nothing was restored; use another backup")
         path = target / entry.path
         make_folder(path.parent)
         if _copy(_opened(archive, member), path, entry.mode) != entry.sha256:
-            raise UsageError(f"{file}: one of its files is damaged; nothing was restored")
+            raise UsageError(f"{file}: one of its files is damaged; nothing was restored; use another backup")
     if expected:
-        raise UsageError(f"{file}: is cut short, {len(expected)} files are missing; nothing was restored")
+        raise UsageError(
+            f"{file}: is incomplete, {len(expected)} files are missing; nothing was restored; use another backup"
+        )
 
 
 def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

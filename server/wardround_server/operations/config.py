@@ -52,7 +52,7 @@ def load_server_config(folder: Path) -> ServerConfig:
     """Read `server.toml` of a server's folder. Raises a one-line `UsageError` that names the file and the field."""
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise UsageError(f"{folder}: is no server's folder; `wardround-server init` makes one")
+        raise UsageError(f"{folder}: is not a server's folder; `wardround-server init` creates one")
     return read_toml(path, ServerConfig)
 
 
@@ -60,26 +60,26 @@ def config_text(name: str, hosts: tuple[str, ...], fleet_port: int) -> str:
     """Return the text of a new `server.toml`."""
     more = ", ".join(f'"{host}"' for host in hosts[1:])
     return f"""\
-# The server of a federation. Nothing here can change what a hospital allows: that stands in its own site.toml.
+# The server of a federation. Nothing here changes what a hospital allows: its own site.toml sets that.
 
 [server]
 # The federation's name, as it appears in certificates and reports.
 name = "{name}"
 
-# The name or address under which the hospitals reach this server, and further ones. All of them stand in the server's
-# certificate: after a change here call `wardround-server init DIR --renew`.
+# The name or address under which the hospitals reach this server, and additional ones. The server's certificate
+# contains all of them: after a change here run `wardround-server init DIR --renew`.
 host = "{hosts[0]}"
 more_hosts = [{more}]
 
 # The address to listen on for hospitals; 0.0.0.0 is every network interface.
 listen = "0.0.0.0"
 
-# The one port that hospitals connect to. It is all that a firewall has to let in.
+# The one port that hospitals connect to. No other port has to be open in a firewall.
 fleet_port = {fleet_port}
 
-# A port on this machine itself (127.0.0.1), for submitting and running studies. Never to be opened.
+# A port on this machine itself (127.0.0.1), for submitting and running studies. Never open it to others.
 control_port = 9093
 
-# For how many days the server's certificate is made at `init` and `--renew`. The CA's own lives ten years.
+# For how many days a server certificate from `init` or `--renew` is valid. The CA's certificate is valid for ten years.
 certificate_days = 397
 """

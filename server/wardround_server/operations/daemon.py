@@ -81,8 +81,8 @@ def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:
 def serving(superlink: Child) -> Check:
     """Check whether the SuperLink is up, so that hospitals can connect."""
     if superlink.is_up:
-        return ok("superlink", f"is up as process {superlink.pid}")
-    return fault("superlink", "is not up", "see logs/server.log; it is started again and again")
+        return ok("superlink", f"running as process {superlink.pid}")
+    return fault("superlink", "not running", "see logs/server.log; it is restarted automatically")
 
 
 @dataclass(kw_only=True)
@@ -127,7 +127,7 @@ class Coordinator:
             log.warning("%s", error)
             self.stopped.wait(FAILED_PAUSE_S)
         except Exception:
-            log.exception("the coordinator failed; it goes on")
+            log.exception("an error in the coordinator; it continues")
             self.stopped.wait(FAILED_PAUSE_S)
 
     def _keep_keys(self) -> None:
@@ -155,7 +155,7 @@ class Coordinator:
         phase = "propose" if state == "proposed" else "train"
         self._end_last(run.run_id)
         flower_id = self._ordered[run.run_id] = self.superlink.start_phase(run.run_id, phase)
-        log.info("%s begins (Flower's run %s)", phase, flower_id)
+        log.info("phase %s starts (Flower's run %s)", phase, flower_id)
         longest_s = ASK_EVERY_S if state == "proposed" else LONGEST_PAUSE_S
         pursuit.pause_s = min(max(2 * pursuit.pause_s, SHORTEST_PAUSE_S), longest_s)
         pursuit.not_before = time.monotonic() + pursuit.pause_s

@@ -29,11 +29,11 @@ def examine(folder: Path) -> Iterator[Check]:
     yield ok(CONFIG_FILE, f"{config.server.name}, reached as {config.server.host}:{config.server.fleet_port}")
     secrets = [CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY]
     yield files_closed(folder, [*secrets, CA_KEY] if (folder / CA_KEY).exists() else secrets)
-    todo = "put ca/ and tls/ back from a backup"
+    todo = "restore ca/ and tls/ from a backup"
     yield looked_at("CA", lambda: authority(folder), todo)
     yield looked_at("certificate", lambda: certificate(folder, config), todo)
     yield looked_at("ports", lambda: _ports(folder, config), "")
-    yield looked_at("sites", lambda: sites(folder), "put registry.sqlite3 back from a backup")
+    yield looked_at("sites", lambda: sites(folder), "restore registry.sqlite3 from a backup")
     yield versions(folder)
     yield clock()
     yield disk(folder, NEEDED_BYTES)
@@ -42,7 +42,7 @@ def examine(folder: Path) -> Iterator[Check]:
 def authority(folder: Path) -> Check:
     """Check the validity period of the CA."""
     facts = facts_of(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
-    todo = "make a new server folder with a new CA in good time: every site has to pin it"
+    todo = "create a new server folder with a new CA before that date: every site has to pin it"
     return days_left("CA", facts.not_before, facts.not_after, datetime.now(UTC), todo)
 
 
@@ -54,11 +54,11 @@ def certificate(folder: Path, config: ServerConfig) -> Check:
     )
     if not whole(folder):
         return fault(
-            "certificate", "CA, certificate and key do not belong together", "put ca/ and tls/ back from a backup"
+            "certificate", "CA, certificate and key do not belong together", "restore ca/ and tls/ from a backup"
         )
     missing = [host for host in config.server.hosts if host not in facts.hosts]
     if missing:
-        return fault("certificate", f"does not name {', '.join(missing)}, which server.toml does", renew)
+        return fault("certificate", f"lacks the names {', '.join(missing)} of server.toml", renew)
     return days_left("certificate", facts.not_before, facts.not_after, datetime.now(UTC), renew)
 
 
@@ -72,7 +72,7 @@ def _ports(folder: Path, config: ServerConfig) -> Check:
         return ok("ports", f"the server is running on {server.fleet_port}")
     words = ", ".join(map(str, taken))
     return fault(
-        "ports", f"taken by another program: {words}", "choose other ports in server.toml, or stop that program"
+        "ports", f"taken by another program: {words}", "choose other ports in server.toml or stop that program"
     )
 
 
@@ -97,7 +97,7 @@ def sites(folder: Path) -> Check:
     """Check that sites are enrolled."""
     enrolled = Registry(folder).sites()
     if not enrolled:
-        return note("sites", "none is enrolled", "wardround-server sites add REQUEST_FILE")
+        return note("sites", "no site is enrolled", "wardround-server sites add REQUEST_FILE")
     return ok("sites", f"{len(enrolled)} enrolled: {', '.join(site.name for site in enrolled)}")
 
 
@@ -107,12 +107,12 @@ def versions(folder: Path) -> Check:
     known = {site: said for site, said in heard_of(folder).items() if site in enrolled}
     faults = [f"{site}: {said.fault}" for site, said in known.items() if said.fault is not None]
     if faults:
-        return fault("versions", "; ".join(faults), "the side that is named has to upgrade; nobody enrols anew")
+        return fault("versions", "; ".join(faults), "upgrade the named side; no site has to be enrolled again")
     others = sorted({said.software.wardround for said in known.values()} - {here.wardround})
     if others:
-        words = f"{here}; sites also have wardround {', '.join(others)}: they fit"
-        return note("versions", words, "`wardround-server sites list` shows who has which; nothing must be done now")
-    return ok("versions", f"{here}; {len(known)} of {len(enrolled)} sites have said that they have the same")
+        words = f"{here}; sites also run wardround {', '.join(others)}, which is compatible"
+        return note("versions", words, "no action needed; `wardround-server sites list` shows the version of each site")
+    return ok("versions", f"{here}; {len(known)} of {len(enrolled)} sites have reported the same version")
 
 
 def _read(path: Path) -> bytes:

@@ -60,7 +60,7 @@ def found(
     made = []
     if not (folder / CONFIG_FILE).exists():
         if hosts is None:
-            raise UsageError("--host is missing: under which name or address do the hospitals reach this server?")
+            raise UsageError("--host is missing: give the name or address under which hospitals reach this server")
         authority = _read_given(given, now) if given else None  # before anything is written
         write_private(folder / CONFIG_FILE, config_text(name, read_hosts(hosts), fleet_port).encode())
         made.append(CONFIG_FILE)
@@ -68,13 +68,13 @@ def found(
     if hosts is not None and read_hosts(hosts) != config.server.hosts:
         raise UsageError(
             f"{folder / CONFIG_FILE}: its names are {', '.join(config.server.hosts)}; change host and more_hosts "
-            f"there, then call init with --renew"
+            f"there, then run init with --renew"
         )
     authority = _authority(folder, given, config, now, made)
     if not (folder / TLS).exists():
         if authority is None:
             raise UsageError(
-                f"{folder / CA_KEY}: is not kept here; give --ca CERT KEY to make the server's certificate"
+                f"{folder / CA_KEY}: is not in this folder; give --ca CERT KEY to create the server's certificate"
             )
         key_pem = new_key_pem()
         certificate_pem = _signed(authority, key_pem, config, now)
@@ -90,10 +90,10 @@ def renew(folder: Path, given: tuple[Path, Path] | None, now: datetime) -> Found
     """
     config = load_server_config(folder)
     if not (folder / TLS).is_dir() or not (folder / CA).is_dir():
-        raise UsageError(f"{folder}: has no certificate to renew yet; call init without --renew")
+        raise UsageError(f"{folder}: has no certificate to renew; run init without --renew")
     authority = _authority(folder, given, config, now, [])
     if authority is None:
-        raise UsageError(f"{folder / CA_KEY}: is not kept here; give --ca CERT KEY to renew")
+        raise UsageError(f"{folder / CA_KEY}: is not in this folder; give --ca CERT KEY to renew")
     certificate_pem = _signed(authority, _read(folder, SERVER_KEY), config, now)
     write_private(folder / SERVER_CERTIFICATE, certificate_pem)
     return _state(folder, config, [SERVER_CERTIFICATE])
@@ -112,7 +112,7 @@ def _authority(
     if not (folder / CA).exists():
         if (folder / TLS).exists() or (folder / REGISTRY_FILE).exists():
             raise UsageError(
-                f"{folder / 'ca'}: is gone; put it back from a backup, for sites know the CA that was there"
+                f"{folder / 'ca'}: is missing; restore it from a backup, because sites have pinned that CA"
             )
         if known is not None:
             write_folder(folder / CA, _named({CA_CERTIFICATE: known.certificate_pem}))
@@ -126,7 +126,7 @@ def _authority(
         here, there = facts_of(certificate_pem, CA_CERTIFICATE), facts_of(known.certificate_pem, "--ca")
         if here.sha256 != there.sha256:
             raise UsageError(
-                f"{folder / CA_CERTIFICATE}: is another CA than --ca; sites have pinned the one that is here"
+                f"{folder / CA_CERTIFICATE}: is not the CA given by --ca; sites have pinned this one, so give its files"
             )
         return known
     if not (folder / CA_KEY).exists():
@@ -155,7 +155,7 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except FileNotFoundError:
         raise UsageError(
-            f"{folder / name}: is gone; put it back from a backup, for sites know the one that was there"
+            f"{folder / name}: is missing; restore it from a backup, because sites rely on the old one"
         ) from None
     except OSError as error:
         raise UsageError(f"{folder / name}: cannot be read: {error.strerror}") from None

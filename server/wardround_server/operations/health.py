@@ -15,13 +15,13 @@ def looks_of(folder: Path, superlink: Callable[[], Check]) -> list[Look]:
     """Return the daemon's checks; `superlink` checks whether Flower's SuperLink is up."""
     return [
         Look(name="superlink", look=superlink, todo="see logs/server.log"),
-        Look(name="CA", look=lambda: authority(folder), todo="put ca/ back from a backup"),
+        Look(name="CA", look=lambda: authority(folder), todo="restore ca/ from a backup"),
         Look(
             name="certificate",
             look=lambda: certificate(folder, load_server_config(folder)),
-            todo="call wardround-server init DIR --renew",
+            todo="run wardround-server init DIR --renew",
         ),
-        Look(name="sites", look=lambda: sites(folder), todo="put registry.sqlite3 back from a backup"),
+        Look(name="sites", look=lambda: sites(folder), todo="restore registry.sqlite3 from a backup"),
         Look(name="clock", look=clock, todo="switch on NTP"),
-        Look(name="disk", look=lambda: disk(folder, NEEDED_BYTES), todo="make room"),
+        Look(name="disk", look=lambda: disk(folder, NEEDED_BYTES), todo="free some space"),
     ]

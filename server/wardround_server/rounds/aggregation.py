@@ -60,7 +60,7 @@ class RunningMean:
         Raises `RoundError` if the sites come out of order or twice.
         """
         if self._last_site is not None and site <= self._last_site:
-            raise RoundError(f"replies came out of order or twice: {site} after {self._last_site}")
+            raise RoundError(f"replies are out of order or duplicated: {site} after {self._last_site}")
         self._last_site = site
         for name, total in self._sum.items():
             flat_total, flat = total.reshape(-1), weights[name].reshape(-1)
@@ -74,7 +74,7 @@ class RunningMean:
         Raises `RoundError` if nothing was folded.
         """
         if self._weight <= 0:
-            raise RoundError("no reply to take a mean of")
+            raise RoundError("there is no reply to average")
         for total in self._sum.values():
             total /= self._weight
         return self._sum

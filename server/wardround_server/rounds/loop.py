@@ -270,10 +270,10 @@ def _require_quorum(number: int, lines: tuple[SiteRound, ...], min_sites: int) -
     present = len(lines) - len(absent)
     if present >= min_sites:
         return
-    named = ", ".join(f"{line.site} ({line.code})" for line in absent) or "no other site is known"
+    named = ", ".join(f"{line.site} ({line.code})" for line in absent) or "no other site is connected"
     raise RoundError(
-        f"round {number}: {present} good replies, and aggregation.min_sites asks for {min_sites}; missing: {named}. "
-        "Mend those sites and start the same run again: it continues with this round"
+        f"round {number}: {present} valid replies, but aggregation.min_sites is {min_sites}; missing: {named}. "
+        "Fix those sites and start the same run again: it continues with this round"
     )
 
 
@@ -337,7 +337,7 @@ def _resume(
     manifest, path = found.manifest, found.path
     for key, name in (("study_sha256", "study"), ("run_id", "run"), ("architecture_sha256", "architecture")):
         if manifest.get(key) != identity[key]:
-            raise UsageError(f"{folder}: holds checkpoints of another {name}; choose another output folder")
+            raise UsageError(f"{folder}: contains checkpoints of another {name}; choose another output folder")
     groups: dict[str, Weights] = {"weights": {}, "first_moment": {}, "second_moment": {}, "release": {}}
     for key, array in found.tensors.items():
         group, _, name = key.partition("/")

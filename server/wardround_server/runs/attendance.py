@@ -94,11 +94,11 @@ class _Round:
             try:
                 there = set(online())
             except Exception:  # a failed poll must not affect the round
-                log.exception("who is connected could not be told")
+                log.exception("the list of connected sites could not be read")
                 continue
             with self._lock:
                 for site in sorted(self._waiting - there - self._away):
-                    log.warning("site %s is cut off while its reply is waited for", site)
+                    log.warning("site %s disconnected before it replied", site)
                 self._away = self._waiting - there
                 if not self._ended.is_set():
                     self._write()

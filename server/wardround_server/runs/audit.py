@@ -41,7 +41,9 @@ class RunRecord:
                 if word in DECIDED and word != known.get(site):
                     self._append(SiteSaid(decision=word, site=site, **self._named))
                 if word != known.get(site):
-                    log.log(logging.INFO if word in DECIDED else logging.WARNING, "says of the study: %s", word)
+                    log.log(
+                        logging.INFO if word in DECIDED else logging.WARNING, "reply to the proposed study: %s", word
+                    )
         self._run.hear(words)
 
     def replied(self, round: int, line: SiteRound) -> None:
@@ -53,7 +55,7 @@ class RunRecord:
                 if head is not None:
                     named |= {"ledger_entries": head.entries, "ledger_head": head.sha256}
                 self._append(ReplyCounted(reply=line.reply_sha256, **named))
-                log.info("its reply counts: %d bytes, after %.1f s", line.bytes_up, line.seconds)
+                log.info("reply counted: %d bytes, after %.1f s", line.bytes_up, line.seconds)
             else:
                 self._refused(round, TRAIN, line.site, line.code or "failed")
 
@@ -64,7 +66,7 @@ class RunRecord:
             if answer.release is not None:
                 named: dict[str, Any] = {**self._named, "round": round, "purpose": EVALUATE, "site": answer.site}
                 self._append(ReplyCounted(reply=weights_sha256({COUNTS: answer.release.counts_2B}), **named))
-                log.info("its figures count")
+                log.info("figures counted")
             else:
                 self._refused(round, EVALUATE, answer.site, answer.code or "failed")
 
@@ -79,7 +81,7 @@ class RunRecord:
 
     def _refused(self, round: int, purpose: str, site: str, code: str) -> None:
         self._append(ReplyRefused(code=code, round=round, purpose=purpose, site=site, **self._named))
-        log.warning("no part in it: %s (%s)", code_text(code), code)
+        log.warning("reply missing or refused: %s (%s)", code_text(code), code)
 
     def _append(self, event: Event) -> None:
         self._audit.append(event)

@@ -73,7 +73,7 @@ class RunFolder:
         try:
             return study_from_json(path.read_text(encoding="utf-8"), source=str(path))
         except OSError:
-            raise UsageError(f"{self.path}: not a run; `wardround-server runs` lists them") from None
+            raise UsageError(f"{self.path}: is not a run; `wardround-server runs` lists the runs") from None
 
     def approvals(self) -> dict[str, Said]:
         """Return the last decision of each site, by name."""
@@ -125,13 +125,13 @@ class RunFolder:
     def stop(self) -> None:
         """Mark the run as stopped by the operator, durably. Raises `UsageError` if it is finished."""
         if self.state() == "finished":
-            raise UsageError(f"run {self.run_id} is finished")
+            raise UsageError(f"run {self.run_id} is finished and cannot be stopped")
         write_text(self.path / STOPPED_FILE, time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
     def resume(self, record: Callable[[], object] = bool) -> None:
         """Let a stopped run continue; `record` is called before. Raises `UsageError` if the run is not stopped."""
         if self.state() != "stopped":
-            raise UsageError(f"run {self.run_id} is {self.state()}, not stopped")
+            raise UsageError(f"run {self.run_id} is {self.state()}; only a stopped run can be resumed")
         record()
         (self.path / STOPPED_FILE).unlink()
         fsync(self.path)
@@ -145,11 +145,11 @@ class RunFolder:
         """
         with try_locked(self.path / PHASE_LOCK) as alone:
             if not alone:
-                raise RoundError(f"run {self.run_id}: another process works on it")
+                raise RoundError(f"run {self.run_id}: another process is working on it")
             try:
                 yield
             except Exception as error:
-                log.error("%s ended without success: %s", name, one_line(error))
+                log.error("phase %s failed: %s", name, one_line(error))
                 if self.is_stopped:
                     raise
                 write_json(self.path / PROBLEM_FILE, {"phase": name, "error": one_line(error), "at": time.time()})
@@ -191,7 +191,7 @@ def find_run(server: Path, run_id: str) -> RunFolder:
     for run in runs(server):
         if run.run_id == run_id:
             return run
-    raise UsageError(f"{server}: no run is called {run_id!r}; `wardround-server runs` lists them")
+    raise UsageError(f"{server}: there is no run {run_id!r}; `wardround-server runs` lists the runs")
 
 
 def largest_network(server: Path) -> tuple[int, int]:

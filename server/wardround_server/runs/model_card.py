@@ -27,7 +27,7 @@ from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import RunFolder, runs
 from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE
 
-NOTICE = "Research software, no medical device: not for diagnosis or treatment."
+NOTICE = "Research software, not a medical device: not for diagnosis or treatment."
 CARD, CARD_JSON = "model-card.md", "model-card.json"
 
 
@@ -82,7 +82,7 @@ def card_of(run: RunFolder) -> ModelCard:
     tensors, manifest = load_checkpoint(run.path / MODEL_FILE)
     if manifest.get("study_sha256") != study.sha256() or result["study_sha256"] != study.sha256():
         raise ModelError(
-            f"{run.path / MODEL_FILE}: is not the model of this run's study; put the folder back from a backup"
+            f"{run.path / MODEL_FILE}: is not the model of this run's study; restore the folder from a backup"
         )
     counted = Counter(line["site"] for line in run.metrics() if line["code"] is None)
     content = {
@@ -114,9 +114,7 @@ def card_of(run: RunFolder) -> ModelCard:
 def privacy_statement(epsilon: float, delta: float) -> list[str]:
     """Return the privacy guarantee of the model for a patient, or the lack of one, as sentences."""
     if math.isinf(epsilon):
-        return [
-            "No privacy: this model was trained without noise, and nothing bounds what it tells of single patients."
-        ]
+        return ["No privacy: this model was trained without noise, and nothing bounds what it reveals about a patient."]
     return [
         *promise(epsilon, delta),
         "Settings of the study that were chosen by looking at private data are not covered by this epsilon.",
@@ -140,7 +138,7 @@ def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
     }
     there = [str(path) for path in contents if os.path.lexists(path)]
     if there:
-        raise UsageError(f"{', '.join(there)}: there already, and nothing is overwritten; give another name")
+        raise UsageError(f"{', '.join(there)}: already exists and is not overwritten; choose another name")
     made: list[Path] = []
     try:
         make_folder(model.parent)
@@ -162,9 +160,11 @@ def _result(run: RunFolder) -> dict[str, Any]:
     try:
         result = run.result()
     except (OSError, ValueError):
-        raise ModelError(f"{run.path / RESULT_FILE}: damaged; put it back from a backup") from None
+        raise ModelError(f"{run.path / RESULT_FILE}: damaged; restore it from a backup") from None
     if result is None:
-        raise UsageError(f"run {run.run_id} is {run.state()} and has released no model; `wardround-server model list`")
+        raise UsageError(
+            f"run {run.run_id} is {run.state()} and has released no model; see `wardround-server model list`"
+        )
     return result
 
 
@@ -173,7 +173,7 @@ def _bytes(run: RunFolder) -> bytes:
         return (run.path / MODEL_FILE).read_bytes()
     except OSError as error:
         raise ModelError(
-            f"{run.path / MODEL_FILE}: cannot be read: {error.strerror}; put it back from a backup"
+            f"{run.path / MODEL_FILE}: cannot be read: {error.strerror}; restore it from a backup"
         ) from None
 
 
@@ -199,12 +199,12 @@ def _markdown(card: Mapping[str, Any]) -> str:
         "",
         "## What it is for",
         "",
-        f"It learned {card['learns']} ({card['task']}). Its network: {card['network']}; "
-        f"{count_text(card['numbers'], 'number')} in all.",
+        f"The model learned {card['learns']} ({card['task']}). Its network: {card['network']}; "
+        f"{count_text(card['numbers'], 'number')} in total.",
         "",
         "## What it was trained on",
         "",
-        f"At each site: {card['data']}. Images, names and single scores never left the sites.",
+        f"At each site: {card['data']}. Images, names and individual scores never left the sites.",
         "",
         "## Privacy",
         "",
@@ -215,11 +215,11 @@ def _markdown(card: Mapping[str, Any]) -> str:
         "",
         "## Who took part",
         "",
-        "| site | replies that counted | its ledger, as last seen |",
+        "| site | replies counted | ledger, as last seen |",
         "|---|---|---|",
         *sites,
         "",
-        *(missing and ["Missing from these rounds:", "", *missing] or ["No part was missing from any round."]),
+        *(missing and ["Missing replies:", "", *missing] or ["No reply was missing in any round."]),
         "",
         "## Figures",
         "",
@@ -236,8 +236,8 @@ def _ledger(head: Mapping[str, Any] | None) -> str:
 def _released_weights(which: str | None) -> list[str]:
     """Describe the weights in the file, for a task that may release its public start instead of the trained model."""
     texts = {
-        "trained": "The file holds the weights that the sites trained.",
-        "start": "The file holds the public start: nothing that the sites trained is in it.",
+        "trained": "The file contains the weights that the sites trained.",
+        "start": "The file contains the public start weights and nothing that the sites trained.",
     }
     return [texts[which], ""] if which else []
 
@@ -280,6 +280,6 @@ def _scores(figures: Mapping[str, Any]) -> list[str]:
 
 def _auc(figures: Mapping[str, Any]) -> str:
     if figures["auc"] is None:
-        return "no AUC, for the noise is too large beside the counts"
+        return "no AUC, because the noise is too large compared with the counts"
     low, high = figures["auc_ci95"]
     return f"AUC {figures['auc']:.3f} (95 %: {low:.3f}–{high:.3f})"

@@ -150,7 +150,7 @@ def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mappi
         _make_start(run, command)
     tensors, manifest = load_checkpoint(path)
     if manifest.get("kind") != "start" or manifest.get("study_sha256") != study.sha256():
-        raise ModelError(f"{path}: not the first weights of this study; remove the file to make them anew")
+        raise ModelError(f"{path}: are not the initial weights of this study; restore the run's folder from a backup")
     return tensors, manifest
 
 
@@ -167,13 +167,13 @@ def _make_start(run: RunFolder, command: list[str]) -> None:
                     raise RoundError(STOPPED) from None
                 if time.monotonic() > ends:
                     why = f"it took longer than {START_LIMIT_S:.0f} s"
-                    raise ModelError(f"the study's first weights cannot be made: {why}") from None
+                    raise ModelError(f"the study's initial weights cannot be created: {why}") from None
     finally:
         process.kill()
         process.wait()
     if process.returncode != 0:
         why = (said.strip().splitlines() or ["no reason given"])[-1]
-        raise ModelError(f"the study's first weights cannot be made: {why}")
+        raise ModelError(f"the study's initial weights cannot be created: {why}")
 
 
 def result_of(

@@ -16,7 +16,7 @@ from wardround_server.sites.software import heard_of
 ROUNDS_SHOWN = 3
 WORDS = {
     "approved": "approved",
-    "proposed": "has it, nobody decided yet",
+    "proposed": "received, awaiting a decision",
     "refused": "refused by the site",
     "revoked": "approved, then revoked",
 }
@@ -85,18 +85,18 @@ def headlines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield from _now(facts["now"])
     if facts["problem"]:
         problem = facts["problem"]
-        yield f'last problem, {moment(problem["at"])}, while at "{problem["phase"]}": {problem["error"]}'
+        yield f'last problem, {moment(problem["at"])}, in phase "{problem["phase"]}": {problem["error"]}'
 
 
 def _now(now: Mapping[str, Any]) -> Iterator[str]:
     since = seconds_text(max(time.time() - now["began"], 0.0))
-    yield f"round {now['round']} is under way for {since}, of at most {seconds_text(now['deadline_s'])}"
+    yield f"round {now['round']} has been running for {since} of at most {seconds_text(now['deadline_s'])}"
     waited = [f"{site} (not connected)" if site in now["away"] else site for site in now["waiting_for"]]
     if waited:
         yield f"waiting for {', '.join(waited)}"
     for site, code in now["answered"].items():
         if code is not None:
-            yield f"{site} has no part in it: {code_text(code)} ({code})"
+            yield f"{site} is not counted: {code_text(code)} ({code})"
 
 
 def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -105,12 +105,12 @@ def site_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for site, one in facts["sites"].items():
         word = one["word"]
         if word is None:
-            says = "not asked yet: not connected since the study was submitted"
+            says = "not reached yet: not connected since the study was submitted"
         else:
             says = WORDS[word] if word in DECIDED else code_text(word)
         if not one["enrolled"]:
             says += "; no longer enrolled"
-        runs = one["misfit"] or (one["software"] or "not heard yet")
+        runs = one["misfit"] or (one["software"] or "unknown")
         taken = one["rounds_counted"] + one["rounds_missed"]
         counted = f"{one['rounds_counted']} of {taken}" if taken else ""
         rows.append((site, says, "" if one["since"] is None else moment(one["since"]), runs, counted))

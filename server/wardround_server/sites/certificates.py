@@ -75,9 +75,9 @@ def given_authority(certificate_pem: bytes, key_pem: bytes, now: datetime) -> Au
     if constraints is None or not constraints.ca:
         raise UsageError("--ca: the certificate is not that of a CA (basicConstraints CA:TRUE)")
     if certificate.issuer != certificate.subject:
-        raise UsageError("--ca: the certificate is an intermediate one; give the root, which is what sites pin")
+        raise UsageError("--ca: the certificate is an intermediate one; give the root certificate, which sites pin")
     if key.public_key() != certificate.public_key():
-        raise UsageError("--ca: the key is not the certificate's")
+        raise UsageError("--ca: the key does not match the certificate")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise UsageError(f"--ca: the certificate is valid until {certificate.not_valid_after_utc:%Y-%m-%d} only")
     return Authority(certificate_pem=certificate_pem, key_pem=key_pem)
@@ -94,7 +94,10 @@ def server_certificate(authority: Authority, key_pem: bytes, hosts: tuple[str, .
     key = _private_key(key_pem, "the server's key")
     days = min(days, (issuer.not_valid_after_utc - now).days)
     if days < 1:
-        raise UsageError(f"the CA expires on {issuer.not_valid_after_utc:%Y-%m-%d}: it can sign nothing any more")
+        raise UsageError(
+            f"the CA expires on {issuer.not_valid_after_utc:%Y-%m-%d}: it can no longer sign certificates; "
+            "create a new server folder with a new CA"
+        )
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     names = [_general_name(host) for host in dict.fromkeys((*hosts, LOOPBACK))]
     builder = _builder(subject, issuer.subject, key.public_key(), now, days)
@@ -138,9 +141,11 @@ def check_site_key(public_key: str) -> None:
     try:
         key = serialization.load_ssh_public_key(public_key.encode("ascii"))
     except Exception as error:  # damaged keys make the library raise IndexError, NotImplementedError and others
-        raise UsageError(f"the site's public key cannot be read ({type(error).__name__}); ask for it again") from None
+        raise UsageError(
+            f"the site's public key cannot be read ({type(error).__name__}); ask the site for a new request"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise UsageError("the site's public key is not an elliptic one on P-384; ask for it again")
+        raise UsageError("the site's public key is not an elliptic-curve key on P-384; ask the site for a new request")
 
 
 def key_pem(public_key: str) -> bytes:
@@ -190,14 +195,14 @@ def _certificate(pem: bytes, source: str) -> x509.Certificate:
         (certificate,) = x509.load_pem_x509_certificates(pem)
         return certificate
     except ValueError:
-        raise UsageError(f"{source}: not exactly one certificate in PEM form") from None
+        raise UsageError(f"{source}: must contain exactly one certificate in PEM form") from None
 
 
 def _private_key(pem: bytes, source: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
-        raise UsageError(f"{source}: not a private key in PEM form without a passphrase") from None
+        raise UsageError(f"{source}: must be a private key in PEM form without a passphrase") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise UsageError(f"{source}: neither an elliptic-curve nor an RSA key; use a CA with one of these")
+        raise UsageError(f"{source}: is neither an elliptic-curve nor an RSA key; use a CA with one of these")
     return key

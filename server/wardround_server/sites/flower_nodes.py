@@ -42,7 +42,7 @@ def keep_nodes(superlink: SuperLink, sites: Mapping[str, str]) -> None:
     kept = {number_of[fingerprint] for fingerprint in names if number_of.get(fingerprint) in there}
     for number in sorted(there - kept):
         superlink.unregister(number)
-        log.info("node %s is let in no more", number)
+        log.info("node %s is no longer admitted", number)
     for fingerprint, name in names.items():
         if number_of.get(fingerprint) not in there:
             _let_in(superlink, path, number_of, fingerprint, name, sites[name])
@@ -59,9 +59,11 @@ def _let_in(
         if USED_UP not in str(error):
             raise  # the key may have been registered despite the error: the next call finds the node
         del number_of[fingerprint]
-        log.warning("site %s cannot be let in: Flower had its key before; the site has to make a new one", name)
+        log.warning(
+            "site %s cannot be admitted: its key was registered with Flower before; the site needs a new key", name
+        )
     else:
-        log.info("site %s is let in with its key", name)
+        log.info("site %s is admitted with its key", name)
     _write(path, number_of)
 
 
@@ -71,7 +73,7 @@ def _read(path: Path) -> dict[str, str | None]:
     try:
         return dict(json.loads(path.read_text(encoding="ascii")))
     except (OSError, ValueError, TypeError):
-        raise WardroundError(f"{path}: cannot be read; put flower/ back from a backup") from None
+        raise WardroundError(f"{path}: cannot be read; restore flower/ from a backup") from None
 
 
 def _write(path: Path, number_of: Mapping[str, str | None]) -> None:

@@ -59,8 +59,8 @@ class LedgerHeads:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise WardroundError(
-                f"{self._path}: cannot be read ({type(error).__name__}); put it back from a backup, or every site may "
-                "go back to an older ledger"
+                f"{self._path}: cannot be read ({type(error).__name__}); restore it from a backup; without it no "
+                "rollback of a site's ledger is detected"
             ) from None
 
     def take(self, site: str, now: LedgerHead | None, recent: str) -> None:
@@ -97,7 +97,7 @@ class LedgerHeads:
         with self._changing() as known:
             before = known.get(site)
             if before is None or before.head == START:
-                raise UsageError(f"{site}: any ledger of this site is taken already; there is nothing to accept")
+                raise UsageError(f"{site}: any ledger of this site is already accepted; this command is not needed")
             record(before.head)
             known[site] = replace(before, entries=START.entries, sha256=START.sha256, accepted_at=_now())
         return before.head
@@ -128,10 +128,12 @@ def check_extends(now: LedgerHead | None, recent: str, before: LedgerHead) -> No
     added = -1 if now is None else now.entries - before.entries
     place = len(recent) - RECENT_DIGITS * (added + 1)  # position of the entry `before` in `recent`
     if added > 0 and place < 0:
-        raise WireError("ledger-gap", f"the site's ledger grew by {added} entries, and its reply shows fewer")
+        raise WireError("ledger-gap", f"the site's ledger has {added} new entries, more than its reply contains")
     same = now == before if added == 0 else recent[place:].startswith(before.sha256[:RECENT_DIGITS])
     if added < 0 or not same:
-        raise WireError("ledger-rollback", "the site's ledger went back to an older copy; it must restore the newest")
+        raise WireError(
+            "ledger-rollback", "the site's ledger was replaced by an older copy; the site must restore the newest"
+        )
 
 
 def _now() -> str:

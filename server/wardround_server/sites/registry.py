@@ -88,20 +88,24 @@ class Registry:
         `UsageError` if the name has another key, the key has another name, or the key was removed or revoked.
         """
         if not re.fullmatch(SITE_NAME, name):
-            raise UsageError(f"{name}: a site's name has up to 63 letters, digits, dots, hyphens and underscores")
+            raise UsageError(
+                f"{name}: is not a valid site name; use up to 63 letters, digits, dots, hyphens and underscores"
+            )
         fingerprint = key_fingerprint(public_key)
         with self._open() as database:
             for site in self._all(database):
                 if site.fingerprint == fingerprint:
                     if site.revoked_at is not None:
                         raise UsageError(
-                            f"this key was {site.ended} on {site.revoked_at[:10]}; the site has to make a new one"
+                            f"this key was {site.ended} on {site.revoked_at[:10]}; the site needs a new key"
                         )
                     if site.name != name:
-                        raise UsageError(f"this key is enrolled already, as {site.name}")
+                        raise UsageError(f"this key is already enrolled as {site.name}")
                     return site
                 if site.name == name and site.revoked_at is None:
-                    raise UsageError(f"{name}: is enrolled with another key; revoke that first, or give another --name")
+                    raise UsageError(
+                        f"{name}: is enrolled with another key; revoke that key first or choose another --name"
+                    )
             key_alone = " ".join(public_key.split()[:2])  # without the comment, which may contain any text
             site = EnrolledSite(name=name, public_key=key_alone, fingerprint=fingerprint, added=_now())
             values = (site.fingerprint, site.name, site.public_key, site.added)
@@ -121,7 +125,7 @@ class Registry:
         for site in self._all(database):
             if site.name == name and site.revoked_at is None:
                 return site
-        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` shows who is")
+        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` lists the enrolled ones")
 
     def _all(self, database: sqlite3.Connection) -> list[EnrolledSite]:
         rows = database.execute("SELECT name, public_key, fingerprint, added, revoked_at, ended FROM sites").fetchall()
@@ -142,7 +146,7 @@ class Registry:
             if database.in_transaction:
                 database.execute("COMMIT")
         except sqlite3.Error as error:
-            raise WardroundError(f"{self._path}: the registry cannot be used: {error}") from None
+            raise WardroundError(f"{self._path}: the site registry cannot be used: {error}") from None
         finally:
             if database is not None:
                 database.close()  # rolls back uncommitted changes

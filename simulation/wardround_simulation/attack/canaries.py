@@ -155,14 +155,14 @@ def _judge(
     if broken:
         told += ": more than was promised"
     elif above:
-        told += ": more than an honest system shows"
+        told += ": more than a correct system shows"
     elif blind:
-        told += ": less than an honest system shows, so the canaries did not arrive and nothing was audited"
+        told += ": less than a correct system shows: the canaries had no effect, so the audit is void"
     return Finding(
         name="canaries",
-        question="Can planted patients be told from what is released no better than the plan lets them?",
+        question="Is the participation of planted patients no easier to guess than the plan allows?",
         measured=told,
-        limit=f"ε {plan.epsilon_asked:g}; honest {band[0]:.2f}–{band[1]:.2f}, signal {expected:.2f} ± "
+        limit=f"ε {plan.epsilon_asked:g}; correct system {band[0]:.2f}–{band[1]:.2f}, signal {expected:.2f} ± "
         f"{signal_limit:.2f}",
         verdict=passed(not (broken or above or blind)),
     )  # fmt: skip

@@ -75,7 +75,7 @@ def noise_size(system: System, study: Study, seed: int = 0) -> Finding:
     """
     asked = Finding(
         name="noise-size",
-        question="Is the noise as strong as the plan says, in every part of the model?",
+        question="Is the noise as strong as planned in every part of the model?",
         measured="–", limit="–", verdict="does not apply",
     )  # fmt: skip
     plan = plan_from_study(study)
@@ -128,7 +128,7 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
     """
     asked = Finding(
         name="sensitivity",
-        question="Does one patient move the sum by no more than the noise is made for, however many images?",
+        question="Does one patient, with any number of images, change the sum by no more than C?",
         measured="–", limit="–", verdict="does not apply",
     )  # fmt: skip
     plan = plan_from_study(study)
@@ -166,7 +166,7 @@ def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
     """
     asked = Finding(
         name="hostile-weights",
-        question="Does one patient move the sum by no more than C whatever weights a lying server sends?",
+        question="Does one patient change the sum by no more than C, even if a malicious server sends other weights?",
         measured="–", limit="–", verdict="does not apply",
     )  # fmt: skip
     plan = plan_from_study(study)
@@ -251,7 +251,7 @@ def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
     told = f"q {PROBED_RATE:g} drew {small:.3f} and {large:.3f}, divisors {divisors[0]:.4g} and {divisors[1]:.4g}"
     return Finding(
         name="plan",
-        question="Are noise, sampling rate and divisor the study's public numbers, whatever the number of patients?",
+        question="Are noise, sampling rate and divisor the study's public values, for any number of patients?",
         measured="; ".join(faults) if faults else f"at {SIZES[0]} and {SIZES[1]} patients: {told}",
         limit=f"σ {plan.noise_multiplier:.4g}, q as asked, divisor {public:g} at q = 1",
         verdict=passed(not faults),
@@ -325,7 +325,7 @@ def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
     words = np.concatenate(sources)
     shared = len(words) - len(np.unique(words))
     plan = plan_from_study(study)
-    told, linked = f"{shared} of {len(words):,} words came twice", 0.0
+    told, linked = f"{shared} of {len(words):,} random words were repeated", 0.0
     if plan.noise_multiplier > 0:
         network = initial_network(study)
         start = {name: np.zeros_like(array) for name, array in start_of(study).items()}
@@ -337,13 +337,13 @@ def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
         linked = float((one * two).mean() / math.sqrt(np.square(one).mean() * np.square(two).mean())) * math.sqrt(
             one.size
         )
-        told += f"; noise of two rounds is linked by {linked:+.1f} standard errors"
+        told += f"; correlation of two rounds' noise {linked:+.1f} standard errors"
     limit = float(stats.norm.isf(FALSE_ALARM / 2))
     return Finding(
         name="fresh-draws",
-        question="Is every draw new and secret, so that nobody can subtract the noise?",
+        question="Is every random draw new and secret, so that the noise cannot be subtracted?",
         measured=told,
-        limit=f"0 words; link within ±{limit:.1f}",
+        limit=f"0 words; correlation within ±{limit:.1f}",
         verdict=passed(shared == 0 and abs(linked) < limit and system.randomness().secret),
     )
 
@@ -395,8 +395,8 @@ def equal_sites(system: System, study: Study, seed: int = 0) -> Finding:
     gap = float(np.abs(found - expected).max())
     return Finding(
         name="equal-sites",
-        question="Do the sites count by the study's public weights, and not by how many patients they have?",
-        measured=f"the mean is off by {gap:.1e}",
+        question="Are the sites weighted by the study's public weights, and not by their number of patients?",
+        measured=f"the mean deviates by {gap:.1e}",
         limit="1.0e-06",
         verdict=passed(gap <= 1e-6),
     )

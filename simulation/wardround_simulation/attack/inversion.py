@@ -107,7 +107,7 @@ def _judge(ratios: dict[str, np.ndarray], promised: bool) -> Finding:
     if not promised:
         verdict, told = "does not apply", f"{private:.1f} dB from what is sent: no privacy"
     elif raw < mean:
-        verdict, told = "does not apply", f"the raw gradient gave {raw:.1f} dB: this attack fails on these images"
+        verdict, told = "does not apply", f"the raw gradient yields {raw:.1f} dB: this attack fails on these images"
     return Finding(
         name="inversion",
         question="Can a patient's image be rebuilt from what a hospital sends?",

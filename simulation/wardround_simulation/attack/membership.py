@@ -119,10 +119,10 @@ def _judge(found: Attack, auc_limit: float, rate_limit: float) -> Finding:
     broken = found.surely_auc > auc_limit or found.surely_true_positive_rate > rate_limit
     return Finding(
         name="membership",
-        question="Can somebody with the released model tell who was among its patients?",
+        question="Does the released model reveal which patients took part in its training?",
         measured=f"AUC {found.auc:.3f} ({low:.3f}–{high:.3f}); finds {found.true_positive_rate:.1%} at 1 % false "
         "alarms",
-        limit=f"AUC {auc_limit:.3f}, {rate_limit:.1%} at most, by theory",
+        limit=f"at most AUC {auc_limit:.3f} and {rate_limit:.1%}, by theory",
         verdict=passed(not broken),
     )  # fmt: skip
 

@@ -81,42 +81,43 @@ def section_content(study: Study, result: AttackResult, show_images: bool) -> di
 def _verdict_words(result: AttackResult) -> str:
     failed = [finding.name for finding in result.findings if finding.failed]
     if failed:
-        return f"Failed: {', '.join(failed)}. Do not rely on the promised ε before this is explained."
+        return f"Failed: {', '.join(failed)}. Do not rely on the promised ε until the failure is explained."
     if not result.promised:
-        return "The study promises nothing (ε = ∞), and the attacks below show what that means."
+        return "The study promises no privacy (ε = ∞); the attacks below show the consequences."
     tried = sum(finding.verdict == "pass" for finding in result.findings)
-    return f"{tried} checks and attacks were made; none found more than the promise allows."
+    return f"{tried} checks and attacks were run; none found more than the promise allows."
 
 
 def canary_words(found: Canaries) -> list[str]:
     low, high = found.honest_low, found.honest_high
     return [
-        f"{found.canaries} invented patients were made as conspicuous as a patient can be. A coin decided which of "
-        f"them took part, and the study was trained on them {len(found.audits)} times with the real sampling, clipping "
-        f"and noise. From the messages the auditor guessed {found.guesses} coins each time and was right "
-        f"{min(a.right for a in found.audits)} to {max(a.right for a in found.audits)} times. That proves, with 95 % "
-        f"confidence each, that ε is at least {found.epsilon_bound:.2f}; promised is at most {found.promised:g}.",
-        "Such a proof is always far below the true ε, so it is also compared with a computed audit of a system that "
-        f"keeps its plan exactly: that proves {low:.2f} to {high:.2f} in 99 of 100 cases. The canaries stood out by "
-        f"{found.signal:.2f} standard deviations of the noise, expected {found.signal_expected:.2f} ± "
-        f"{found.signal_limit:.2f}. With half of the noise it would be {2 * found.signal_expected:.2f}.",
+        f"{found.canaries} invented patients (canaries) were made as conspicuous as a patient can be. Coin tosses "
+        f"decided which of them took part, and the study was trained on them {len(found.audits)} times with the real "
+        f"sampling, clipping and noise. From the messages the auditor guessed {found.guesses} tosses each time and was "
+        f"right {min(a.right for a in found.audits)} to {max(a.right for a in found.audits)} times. This proves, with "
+        f"95 % confidence each, that ε is at least {found.epsilon_bound:.2f}; the promise is at most "
+        f"{found.promised:g}.",
+        "This lower bound is always far below the true ε, so it is also compared with the computed audit of a system "
+        f"that follows its plan exactly: its bound is {low:.2f} to {high:.2f} in 99 of 100 cases. The canaries stood "
+        f"out by {found.signal:.2f} standard deviations of the noise; {found.signal_expected:.2f} ± "
+        f"{found.signal_limit:.2f} is expected. With half of the noise it would be {2 * found.signal_expected:.2f}.",
     ]
 
 
 def membership_words(found: Membership) -> list[str]:
     tested = found.released
     lines = [
-        f"An attacker who has the released model and the public start looks at each patient: did the model learn to be "
-        f"surer about this one? Tried on all {tested.members} patients of the training and {tested.others} held-out "
-        "ones. An AUC of 0.5 is a coin. What no attacker can exceed follows from the noise alone.",
+        f"An attacker has the released model and the public start weights, and tests for each patient whether training "
+        f"improved the model's prediction. All {tested.members} training patients and {tested.others} held-out "
+        "patients were tested. An AUC of 0.5 is guessing. The limit for any attacker follows from the noise alone.",
     ]
     if found.contrast is not None:
         lines.append(
-            f"To show that the attack can work, it was also made on a network that learned the images of "
-            f"{found.contrast.members} of these patients by heart, without any privacy."
+            f"To show that the attack can work, it was also run on a network that memorised the images of "
+            f"{found.contrast.members} of these patients, without any privacy."
         )
     if tested.others < 100:
-        lines.append(f"With {tested.others} others, “at 1 % false alarms” means without any false alarm among them.")
+        lines.append(f"With {tested.others} held-out patients, “at 1 % false alarms” means without any false alarm.")
     return lines
 
 
@@ -125,7 +126,7 @@ def _membership_rows(found: Membership) -> list[dict[str, str]]:
     if found.contrast is not None:
         rows.append(_attack_row("without privacy, for comparison", found.contrast))
     limit = f"{found.auc_limit:.3f}", f"{found.true_positive_rate_limit:.1%}"
-    return [*rows, {"name": "no attacker can exceed", "auc": limit[0], "auc_ci": "", "found": limit[1], "found_ci": "",
+    return [*rows, {"name": "limit for any attacker", "auc": limit[0], "auc_ci": "", "found": limit[1], "found_ci": "",
                     "patients": ""}]  # fmt: skip
 
 
@@ -144,26 +145,26 @@ def _attack_row(name: str, found: Attack) -> dict[str, str]:
 def inversion_words(found: Inversion, study: Study, show_images: bool) -> list[str]:
     noise = "the study’s noise" if found.finding.verdict != "does not apply" else "the study’s noise (none at ε = ∞)"
     lines = [
-        "“Only weights leave” is no protection by itself: the first step on one patient’s image gives the image away. "
-        f"Here {len(found.psnr['raw'])} training images were rebuilt from the gradient as it is, from the clipped one, "
-        f"and from the clipped one with {noise}. The attacker is given every advantage: the patient is alone in the "
-        "step, with one image. Above 30 dB an image is plainly there; below the mean of other patients’ images, "
-        "nothing of this patient is.",
+        "Sending only weights is not a protection by itself: the first step on one patient’s image reveals the image. "
+        f"Here {len(found.psnr['raw'])} training images were rebuilt from the raw gradient, from the clipped one, and "
+        f"from the clipped one with {noise}. The attacker has every advantage: the step contains this patient only, "
+        "with one image. Above 30 dB the image is clearly visible; a value below that of the mean of other patients’ "
+        "images shows nothing specific to this patient.",
     ]
     if not found.own_network:
         lines.append(
-            f"The network of this demonstration is a small convolutional one on the middle {SIDE_PX} pixels, with the "
-            "clipping and noise of the study."
+            f"This demonstration uses a small convolutional network on the middle {SIDE_PX} pixels, with the clipping "
+            "and noise of the study."
             + (
-                f" The study itself sends the gradient of a linear layer over {_features(study)}: without noise the "
-                f"patient’s values follow from it exactly (error {found.feature_error[0]:.0e}), with the noise they "
-                f"are off by {found.feature_error[1]:.1f} times their size."
+                f" The study itself sends the gradient of a linear layer over {_features(study)}: without noise it "
+                f"determines the patient’s values exactly (error {found.feature_error[0]:.0e}), with the noise their "
+                f"error is {found.feature_error[1]:.1f} times their size."
                 if found.feature_error is not None
                 else ""
             )
         )
     if not show_images:
-        lines.append("The images are not shown, for they may be of patients; --show-images would show them.")
+        lines.append("The images are not shown because they may be of patients; use --show-images to show them.")
     return lines
 
 

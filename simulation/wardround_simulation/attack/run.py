@@ -45,7 +45,7 @@ def attack_folder(
     study, system = run.study, System()
     if not commands_of(study.study.task).attack:
         known = ", ".join(task for task in TASKS if commands_of(task).attack)
-        raise UsageError(f"{folder}: attack is for runs of {known}; this one is of {study.study.task}")
+        raise UsageError(f"{folder}: attack supports runs of {known}; this is a run of {study.study.task}")
     if reads_features(study):
         # Small tensors: more threads wait for each other, and take five times the work on a busy machine.
         torch.set_num_threads(1)
@@ -62,10 +62,10 @@ def attack_folder(
     findings.append(run_files.sent_mean(run))
     stage("Planting canaries")
     planted = audit_canaries(system, study, canaries, seeds, pieces)
-    stage("Guessing who was a member")
+    stage("Guessing which patients took part")
     events = max((site.events for site in run.sites.values()), key=lambda events: sum(one.steps for one in events))
     members = attack_run(study, hospitals, run.released, events)
-    stage("Inverting one round's gradients")
+    stage("Rebuilding images from one round's gradients")
     inverted = invert(system, study, hospitals, told=pieces)
     findings += [part.finding for part in (planted, members, inverted) if part is not None]
     result = AttackResult(

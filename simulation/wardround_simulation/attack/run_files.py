@@ -81,12 +81,12 @@ def read_run(folder: Path) -> RunRecord:
         UsageError: If there is no run, it is not finished, or a file is missing or wrong (a one-line message).
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; name the --out folder of a finished run")
+        raise UsageError(f"{folder}: no such folder; give the --out folder of a finished run")
     if not (folder / CLAIM_FILE).is_file():
-        raise UsageError(f"{folder}: holds no run; name the --out folder of a finished run")
+        raise UsageError(f"{folder}: contains no run; give the --out folder of a finished run")
     result_path, study_path = folder / RESULT_FILE, folder / STUDY_FILE
     if not result_path.is_file():
-        raise UsageError(f"{folder}: the run is not finished; the command that began it continues it")
+        raise UsageError(f"{folder}: the run is not finished; run its `wardround-sim run` command again to continue it")
     try:
         result = json.loads(result_path.read_text(encoding="utf-8"))
         study = study_from_json(study_path.read_text(encoding="utf-8"), str(study_path))
@@ -98,12 +98,14 @@ def read_run(folder: Path) -> RunRecord:
     tensors, _ = load_checkpoint(folder / MODEL_FILE)
     names = in_process.start_weights(study)
     if not names.keys() <= tensors.keys():
-        raise UsageError(f"{folder}/model.safetensors: is not the model of this study")
+        raise UsageError(
+            f"{folder}/model.safetensors: is not the model of this study; give the unchanged folder of the run"
+        )
     sites = {}
     for name, claim in sorted(claims.items()):
         path = folder / SITES / name / LEDGER_FILE
         if not path.is_file():
-            raise UsageError(f"{path}: the ledger is missing; attack needs the whole folder of the run")
+            raise UsageError(f"{path}: the ledger is missing; give the complete folder of the run")
         ledger = Ledger(path)
         attempts = ledger.attempts(study.sha256(), run_id)
         sites[name] = SiteRecord(
@@ -131,9 +133,11 @@ def replay(study: Study, sites: Mapping[str, SiteRecord]) -> Finding:
         replayed, exact = spent([event], study.privacy.delta), spent_exactly([event], study.privacy.delta)
         largest = max(largest, replayed.value)
         if not _same(site.claimed_epsilon, replayed.value):
-            faults.append(f"{name} claims ε {site.claimed_epsilon:.3g}, its {steps} steps cost {replayed.value:.3g}")
+            faults.append(
+                f"{name} claims ε {site.claimed_epsilon:.3g}, but its {steps} steps cost {replayed.value:.3g}"
+            )
         if site.claimed_steps != steps or sum(one.steps for one in site.events) != steps:
-            faults.append(f"{name} claims {site.claimed_steps} steps, {steps} were attempted")
+            faults.append(f"{name} claims {site.claimed_steps} steps, but {steps} were attempted")
         if exact is not None and site.claimed_epsilon < exact.value * (1 - 1e-6):
             faults.append(f"{name} claims less than the exact ε {exact.value:.3g}")
         if replayed.value > study.privacy.epsilon * (1 + 1e-9):
@@ -143,9 +147,9 @@ def replay(study: Study, sites: Mapping[str, SiteRecord]) -> Finding:
     rounds = sum(len(site.attempts) for site in sites.values())
     return Finding(
         name="replay",
-        question="Does all that the ledgers recorded, added up again from nothing, give the ε that the run claims?",
-        measured="; ".join(faults) if faults else f"ε {shown} from {rounds} rounds, site by site",
-        limit=f"the claim exactly, and at most ε {promised}",
+        question="Does ε recomputed from all entries of the ledgers equal the ε that the run claims?",
+        measured="; ".join(faults) if faults else f"ε {shown} from {rounds} rounds, computed per site",
+        limit=f"equal to the claim, and at most ε {promised}",
         verdict=passed(not faults),
     )  # fmt: skip
 
@@ -160,13 +164,13 @@ def plan_kept(record: RunRecord) -> Finding:
     wanted = (plan.noise_multiplier, plan.sampling_rate)
     for name, site in record.sites.items():
         if any((event.noise_multiplier, event.sampling_rate) != wanted for event in site.events):
-            faults.append(f"{name}'s ledger holds other noise or another rate")
+            faults.append(f"{name}'s ledger records a different noise or sampling rate")
     shown = record.result["privacy"]
     if (shown["noise_multiplier"], shown["sampling_rate"]) != wanted:
-        faults.append(f"result.json says σ {shown['noise_multiplier']:.4g}, q {shown['sampling_rate']:g}")
+        faults.append(f"result.json contains σ {shown['noise_multiplier']:.4g}, q {shown['sampling_rate']:g}")
     return Finding(
         name="plan-kept",
-        question="Did this run use the noise and the sampling rate of its study at every hospital?",
+        question="Did every hospital use the study's noise and sampling rate in this run?",
         measured="; ".join(faults) if faults else f"σ {wanted[0]:.4g}, q {wanted[1]:g} at {len(record.sites)} sites",
         limit=f"σ {wanted[0]:.4g}, q {wanted[1]:g}",
         verdict=passed(not faults),
@@ -190,7 +194,7 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
         and study.training.weight_decay == 0
         and reads_features(study)
     )
-    asked = "Is the noise in the messages that this run's hospitals really sent as strong as planned?"
+    asked = "Is the noise in the messages sent by this run's hospitals as strong as planned?"
     nothing = Finding(name="sent-noise", question=asked, measured="–", limit="–", verdict="does not apply")
     residues = []
     if simple:
@@ -214,7 +218,7 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
         name="sent-noise",
         question=asked,
         measured=f"{math.sqrt(total / n):.3f} of the planned size in {len(noise_RD)} messages ({n:,} values); "
-        f"no two alike beyond {linked:.2f}",
+        f"largest correlation of two messages {linked:.2f}",
         limit=f"1 within {reach:.0%}; {link_limit:.2f}",
         verdict=passed(chance > FALSE_ALARM and linked < link_limit),
     )
@@ -223,7 +227,7 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
 def sent_mean(record: RunRecord) -> Finding:
     """Check each stored round's model against the mean of its replies. Does not apply to FedAdam."""
     settings = record.study.aggregation
-    asked = "Is the model of the last rounds the mean of the hospitals' messages, each with its public weight?"
+    asked = "Is the model of the last rounds the mean of the hospitals' messages, weighted by their public weights?"
     nothing = Finding(name="sent-mean", question=asked, measured="–", limit="–", verdict="does not apply")
     if settings.strategy == "fedadam":
         return nothing
@@ -247,7 +251,7 @@ def sent_mean(record: RunRecord) -> Finding:
     return Finding(
         name="sent-mean",
         question=asked,
-        measured=f"off by {max(gaps):.1e} of the largest weight at most",
+        measured=f"largest deviation {max(gaps):.1e} of the largest weight",
         limit="1.0e-05",
         verdict=passed(max(gaps) <= 1e-5),
     )

@@ -22,16 +22,17 @@ def federation(
         Path | None, typer.Argument(metavar="[STUDY]", help="The study file. Default: studies/demo.toml.")
     ] = None,
     sites: Annotated[int, typer.Option("--sites", min=1, metavar="N", help="Phantom hospitals.")] = 3,
-    patients: Annotated[int, typer.Option("--patients", min=1, metavar="N", help="Patients at each of them.")] = 60,
+    patients: Annotated[int, typer.Option("--patients", min=1, metavar="N", help="Patients at each hospital.")] = 60,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The folders of all; the same one again continues.")
+        Path,
+        typer.Option("--out", metavar="DIR", help="The folder for server and sites; an existing one is continued."),
     ] = Path("runs/federation"),
     as_json: JsonOption = False,
 ) -> None:
-    """A real federation on this machine: a server and sites as processes with keys and TLS. All is stopped at the end.
+    """Run a real federation on this machine: server and sites as processes with keys and TLS, stopped at the end.
 
-    Makes and enrols the sites, starts all daemons, submits the study, approves it at each site, trains it on phantom
-    hospitals, and shows the run and each site's ledger. The folders stay.
+    Creates and enrols the sites, starts all daemons, submits the study, approves it at each site, trains it on phantom
+    hospitals, and shows the run and each site's ledger. The folders are kept.
     """
     from wardround.study.load import load_study
     from wardround.study.ready_studies import ready_study
@@ -67,6 +68,6 @@ def federation(
         print(json.dumps(here.status_json(run)))
         return
     print(here.status(run), end="")
-    print(f"\nThe folders: {out}; the model: {here.server / 'runs' / run / 'model.safetensors'}")
+    print(f"\nFolders: {out}; model: {here.server / 'runs' / run / 'model.safetensors'}")
     if known:
-        print("This study is finished there already; choose another --out to train it again.")
+        print("This study is already finished in this folder; choose another --out to train it again.")

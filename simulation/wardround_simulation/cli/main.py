@@ -24,18 +24,18 @@ from wardround_simulation.run.paths import SITES, TEST_SITES
 
 app = program(
     "wardround-sim",
-    "Federated learning across hospitals, simulated on one machine. Research software, no medical device.",
+    "Federated learning across hospitals, simulated on one machine. Research software, not a medical device.",
 )
 PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 60, 7
 
 StudyArgument = Annotated[
-    Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for instance studies/lidc.toml.")
+    Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for example studies/lidc.toml.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="The data folder; docs/data.md shows its layouts.")
+    Path | None, typer.Option("--data", metavar="DIR", help="The data folder; docs/data.md describes its layouts.")
 ]
 TestDataOption = Annotated[
-    Path | None, typer.Option("--test-data", metavar="DIR", help="An external test set: other patients.")
+    Path | None, typer.Option("--test-data", metavar="DIR", help="An external test set with other patients.")
 ]
 SitesOption = Annotated[
     int | None, typer.Option("--sites", min=1, metavar="N", help="Split a pool of patients over N sites.")
@@ -43,7 +43,7 @@ SitesOption = Annotated[
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="DIR", help="The folder of results; the same one again continues. Default: in runs/."
+        "--out", metavar="DIR", help="The folder for results; an existing run in it is continued. Default: in runs/."
     ),
 ]
 SetOption = Annotated[
@@ -51,7 +51,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a key of the study, for instance privacy.epsilon=3; may be repeated.",
+        help="Override a key of the study, for example privacy.epsilon=3; may be repeated.",
     ),
 ]
 
@@ -69,21 +69,21 @@ def run(
         str | None,
         typer.Option("--ray-address", metavar="ADDRESS", help="An existing Ray cluster; default: this machine."),
     ] = None,
-    baselines: Annotated[bool, typer.Option(help="Also train each hospital alone, and all data pooled.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also train at each hospital alone and on all data pooled.")] = True,
     show_images: Annotated[
         bool,
         typer.Option(
             "--show-images",
-            help="Put sample images into the report. Phantoms are always shown; patients only with this.",
+            help="Show sample images in the report. Phantoms are always shown, patients only with this option.",
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """One federated run. Without a study and data, or for making or restoring images without data, it makes phantom
-    hospitals and trains on them.
+    """Simulate one federated run. Without a study and data, or for a synthesis or reconstruction study without data, it
+    creates phantom hospitals and trains on them.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {device}: is none of auto, cpu, cuda")
+        raise UsageError(f"--device {device}: must be auto, cpu or cuda")
     from wardround.study.load import load_study
     from wardround.study.ready_studies import ready_study
     from wardround.tasks.registry import commands_of
@@ -92,7 +92,7 @@ def run(
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
     if data is None and study is not None and not commands_of(loaded.study.task).phantoms:
-        raise UsageError("--data is missing: which folder holds the images? (Without a study, phantoms are made.)")
+        raise UsageError("--data is missing: give the folder with the images (without a study, phantoms are created)")
     phantoms = data is None
     hospitals = sites or PHANTOM_SITES
     data = data or out.parent / f"phantom-hospitals-{hospitals}x{PHANTOM_PATIENTS}"
@@ -100,7 +100,7 @@ def run(
 
     finished = preflight.finished_result(out, loaded, data, test_data)
     if finished is not None:
-        _show_result(finished, out, as_json, "This run is finished already; choose another --out to train again.")
+        _show_result(finished, out, as_json, "This run is already finished; choose another --out to train again.")
         return
     preflight.check_out(out, loaded, data, test_data)
     if ray_address is not None:
@@ -154,34 +154,38 @@ def compare(
     test_data: TestDataOption = None,
     folds: Annotated[
         Path | None,
-        typer.Option("--folds", metavar="CSV", help="patient_id and a column of fold numbers for each split."),
+        typer.Option(
+            "--folds", metavar="CSV", help="CSV file with patient_id and a column of fold numbers for each split."
+        ),
     ] = None,
     epsilon: Annotated[
-        str, typer.Option("--epsilon", metavar="LIST", help="Comma-separated; inf is no privacy.")
+        str, typer.Option("--epsilon", metavar="LIST", help="Comma-separated values; inf means no privacy.")
     ] = "inf,8,3,1",
     settings: Annotated[
-        str, typer.Option("--settings", metavar="LIST", help="Which to train.")
+        str, typer.Option("--settings", metavar="LIST", help="Comma-separated settings to train.")
     ] = "federated,pooled,alone",
-    draws: Annotated[int, typer.Option(min=1, metavar="N", help="Draws of samples and noise for each fold.")] = 3,
+    draws: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Repetitions of each fold with new samples and noise.")
+    ] = 3,
     out: OutOption = None,
     set_: SetOption = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes at once; default: one a core.")
+        int | None, typer.Option(min=1, metavar="N", help="Parallel processes; default: one per core.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Alone, pooled and federated, at each epsilon. Over folds by patient; continues where it was ended."""
+    """Compare training alone, pooled and federated at each epsilon, over folds by patient. Continues if interrupted."""
     from wardround.study.load import load_study
     from wardround.study.ready_studies import ready_study
     from wardround.tasks.registry import commands_of
 
     if data is None:
-        raise UsageError("--data is missing: which folder holds the images?")
+        raise UsageError("--data is missing: give the folder with the images")
     loaded = load_study(study or ready_study("lidc"), tuple(set_ or ()))
     task = loaded.study.task
     compared_by = commands_of(task).compare
     if compared_by is None:
-        raise UsageError(f"compare is for other tasks; {loaded.study.name} is a study of {task}")
+        raise UsageError(f"compare does not support the task {task} of the study {loaded.study.name}")
     epsilons = _epsilons(epsilon)
     chosen_settings = _settings(settings)
     out = out or Path("runs") / f"compare-{loaded.study.name}"
@@ -210,8 +214,8 @@ def compare(
             chosen = comparison.holdout_folds(loaded, folders)
         if compared_by == "methods":
             if test_data is not None:
-                raise UsageError(f"--test-data: compare has no external test set for a {task}")
-            progress.stage("Training at each epsilon, testing every fold by every method")
+                raise UsageError(f"--test-data: compare does not support an external test set for {task}; leave it out")
+            progress.stage("Training at each epsilon and testing every fold with every method")
             from wardround_simulation.compare import methods
 
             rows = methods.compare_methods(
@@ -222,7 +226,7 @@ def compare(
             else:
                 Console().print(methods.methods_table(loaded, rows))
             return
-        progress.stage("Features, then training alone, pooled and federated")
+        progress.stage("Computing features, then training alone, pooled and federated")
         rows = comparison.compare(
             loaded,
             folders,
@@ -255,7 +259,7 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = PHANTOM_SEED,
     as_json: JsonOption = False,
 ) -> None:
-    """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules; no patient is in them."""
+    """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules, without data of any patient."""
     from wardround_simulation.cli.progress import RunProgress
 
     with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
@@ -272,18 +276,18 @@ def phantom(
 @app.command(epilog="Example: wardround-sim attack runs/demo")
 def attack(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished run.")],
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Audits with planted patients.")] = 5,
-    canaries: Annotated[int, typer.Option(min=50, max=5000, metavar="N", help="Planted patients in each.")] = 500,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of audits with planted patients.")] = 5,
+    canaries: Annotated[int, typer.Option(min=50, max=5000, metavar="N", help="Planted patients in each audit.")] = 500,
     show_images: Annotated[
         bool,
         typer.Option(
             "--show-images",
-            help="Show rebuilt images in the report. Phantoms are always shown; patients only with this.",
+            help="Show rebuilt images in the report. Phantoms are always shown, patients only with this option.",
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Attack a finished run: is its promise kept? Named checks, planted patients, membership, gradient inversion."""
+    """Test a finished run's privacy promise: named checks, planted patients, membership, gradient inversion."""
     from wardround_simulation.cli.progress import RunProgress
 
     with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
@@ -315,10 +319,10 @@ def _epsilons(text: str) -> list[float]:
             value = float(part)
         except ValueError:
             raise UsageError(
-                f"--epsilon {text}: {part.strip() or 'nothing'} is not a number; write for instance inf,8,3,1"
+                f"--epsilon {text}: {part.strip() or 'nothing'} is not a number; write for example inf,8,3,1"
             ) from None
         if not value > 0:
-            raise UsageError(f"--epsilon {text}: each must be above 0")
+            raise UsageError(f"--epsilon {text}: each value must be above 0")
         if value not in out:
             out.append(value)
     return out
@@ -329,7 +333,7 @@ def _settings(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for part in chosen:
         if part not in known:
-            raise UsageError(f"--settings {text}: {part or 'nothing'} is none of {', '.join(known)}")
+            raise UsageError(f"--settings {text}: {part or 'nothing'} is not a setting; choose from {', '.join(known)}")
     return chosen
 
 
@@ -351,7 +355,7 @@ def main() -> NoReturn:
     run_program(
         app,
         "wardround-sim",
-        stopped="stopped; the same command continues",
+        stopped="stopped; the same command continues the run",
         full_disk="the disk is full; free some space or choose another --out, then run the same command again",
     )
 

@@ -28,31 +28,32 @@ app = typer.Typer(rich_markup_mode=None)
 def pretrain(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
     network: Annotated[
-        str, typer.Option("--network", metavar="NAME", help=f"Which shipped file: {', '.join(NETWORKS)}.")
+        str, typer.Option("--network", metavar="NAME", help=f"The network to train: {', '.join(NETWORKS)}.")
     ] = "encoder",
     degradation: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"What a restorer undoes: {', '.join(DEGRADATIONS)}.")
+        str | None,
+        typer.Option(metavar="NAME", help=f"The degradation that a restorer removes: {', '.join(DEGRADATIONS)}."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
     crops: Annotated[
         int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's; the sampler has none.")
+        int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's. Not for the sampler.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a shipped file from nothing. Generated crops go in, weights come out; no patient is involved."""
+    """Reproduce a shipped file: train a network on generated crops, without data of any patient."""
     if network not in NETWORKS:
-        raise UsageError(f"--network {network}: is none of {', '.join(NETWORKS)}")
+        raise UsageError(f"--network {network}: choose from {', '.join(NETWORKS)}")
     if network == "sampler" and epochs is not None:
-        raise UsageError("--epochs: the sampler's bank of phantoms is painted once; leave it out")
+        raise UsageError("--epochs: is not for --network sampler, which is not trained in epochs; leave it out")
     if network == "restorer" and degradation not in DEGRADATIONS:
-        raise UsageError(f"--degradation {degradation or 'is missing'}: is none of {', '.join(DEGRADATIONS)}")
+        raise UsageError(f"--degradation {degradation or 'is missing'}: choose from {', '.join(DEGRADATIONS)}")
     if network != "restorer" and degradation is not None:
-        raise UsageError("--degradation: is for --network restorer")
+        raise UsageError("--degradation: is only for --network restorer; leave it out")
     if file.exists():
-        raise UsageError(f"{file}: exists already; choose another name")
+        raise UsageError(f"{file}: already exists; choose another name")
     if file.suffix != ".safetensors":
         raise UsageError(f"{file}: must end in .safetensors")
     from wardround_simulation.cli.progress import RunProgress
@@ -89,9 +90,9 @@ def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, s
 @app.command(epilog="Example: wardround-sim generate runs/synthesis --count 200 --format folder")
 def generate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished synthesis run.")],
-    count: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Images to make.")] = 64,
+    count: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Number of images.")] = 64,
     label: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Images of this label only; default: as they come.")
+        str | None, typer.Option(metavar="NAME", help="Only images of this label; default: all labels.")
     ] = None,
     format_: Annotated[
         str,
@@ -100,21 +101,21 @@ def generate(
         ),
     ] = "grid",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="Where to; nothing is ever overwritten.")
+        Path | None, typer.Option("--out", metavar="PATH", help="The new file or folder; nothing is overwritten.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same images.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Images of no patient from a trained model, with what they are, its study and its ε in every file."""
+    """Generate images of no patient from a trained model. Every file states this, the study and its ε."""
     if format_ not in FORMATS:
-        raise UsageError(f"--format {format_}: is none of {', '.join(FORMATS)}")
+        raise UsageError(f"--format {format_}: choose from {', '.join(FORMATS)}")
     target = out or folder / ("synthetic.png" if format_ == "grid" else f"synthetic-{format_}")
     if target.exists():
-        raise UsageError(f"{target}: exists already; choose another --out")
+        raise UsageError(f"{target}: already exists; choose another --out")
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent}: no such folder; choose another --out")
     if format_ == "grid" and target.suffix.lower() != ".png":
-        raise UsageError(f"{target}: a grid is one picture; its name must end in .png")
+        raise UsageError(f"{target}: the name of a grid must end in .png")
     from wardround_simulation.cli.progress import RunProgress
 
     with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
@@ -124,7 +125,7 @@ def generate(
 
         model = open_model(folder)
         wanted = model.label_number(label)
-        progress.stage("Making images")
+        progress.stage("Generating images")
         use = use_part(model.study.study.task)
         made = use.make_images(model.network, count, seed, wanted, progress.pieces)
         written = write_synthetic(target, format_, made, model, seed)

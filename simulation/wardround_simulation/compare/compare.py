@@ -86,11 +86,13 @@ def read_folds(path: Path) -> Folds:
                     if not text:
                         continue
                     if not text.isdigit():
-                        raise DataError(f"{path}: row {number}, column {split}: a fold is a whole number")
+                        raise DataError(f"{path}: row {number}, column {split}: the fold must be a whole number")
                     if fold_by_split[split].setdefault(patient, int(text)) != int(text):
-                        raise DataError(f"{path}: row {number}, column {split}: this patient already has another fold")
+                        raise DataError(
+                            f"{path}: row {number}, column {split}: this patient is already in another fold"
+                        )
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file of folds") from None
+        raise DataError(f"{path}: no such file; give --folds a CSV file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a CSV file: {error}") from None
     for split, folds in fold_by_split.items():
@@ -107,7 +109,7 @@ def check_folds(folds: Folds, path: Path, site_folders: dict[str, Path]) -> None
         if found != set(by_patient.values()):
             missing = min(set(by_patient.values()) - found)
             raise DataError(
-                f"{path}: column {split}: none of the patients of fold {missing} is among the {len(known)} in the data"
+                f"{path}: column {split}: the data of {len(known)} patients contain no patient of fold {missing}"
             )
 
 
@@ -120,7 +122,7 @@ def holdout_folds(study: Study, site_folders: dict[str, Path]) -> Folds:
         folds.update(zip(cohort.pseudonyms, np.where(held_out_P, 0, 1).tolist(), strict=True))
     if not 0 < sum(folds.values()) < len(folds):
         raise DataError(
-            "evaluation.holdout leaves nobody to train on or nobody to test on; give --folds, or another share"
+            "evaluation.holdout leaves no patients for training or for testing; give --folds or change this key"
         )
     return Folds(fold_by_split={HOLDOUT: folds})
 
@@ -250,7 +252,7 @@ def finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
     except ValueError as error:
         raise UsageError(f"{log}: {error}; restore the file from a backup, or choose another --out") from None
     if any(entry["identity"] != identity for entry in entries):
-        raise UsageError(f"{log.parent}: holds a comparison of another study, data or folds; choose another --out")
+        raise UsageError(f"{log.parent}: contains a comparison of another study, data or folds; choose another --out")
     trim_lines(log, entries, mode=None)
     return {entry["work"]: entry["rows"] for entry in entries}
 

@@ -16,8 +16,8 @@ def auc_against_epsilon(means: Mapping[str, Mapping[float, FoldMean]], start: Fo
     """Mean AUC with interval by setting and ε over every fold's own dot; the start is a line across."""
     title = "AUC against ε"
     caption = (
-        f"AUC per {unit}. Large marks: mean over all folds with its 95 % interval; small dots: every single fold. "
-        "ε = ∞ is no privacy; privacy grows to the right."
+        f"AUC per {unit}. Large marks: mean over all folds with its 95 % interval; small dots: individual folds. "
+        "ε = ∞ means no privacy; privacy increases to the right."
     )
     with style.canvas(height_in=3.9) as (figure, (axes,)):
         if start is not None:
@@ -33,10 +33,10 @@ def auc_against_epsilon(means: Mapping[str, Mapping[float, FoldMean]], start: Fo
 
 def gain_over_start(means: Mapping[str, Mapping[float, FoldMean]], unit: str) -> Picture:
     """Paired difference to the start, fold by fold: what the hospitals' patients added."""
-    title = "What the hospitals' data add to the start"
+    title = "Improvement over the start"
     caption = (
         f"AUC per {unit} minus that of the start on the same patients. Below the line, training made the model worse; "
-        "small dots: every single fold."
+        "small dots: individual folds."
     )
     with style.canvas(height_in=3.9) as (figure, (axes,)):
         axes.axhline(0, color=MUTED, linewidth=1.2)

@@ -31,7 +31,7 @@ def write_comparison(folder: Path, rows: Sequence[Row], study: Study, notes: Seq
     without a row.
     """
     if not rows:
-        raise ValueError("a comparison without a row has nothing to show")
+        raise ValueError("the comparison has no rows, so there is nothing to show")
     from wardround_simulation.report.page import write_page
 
     epsilons, units = statistics.epsilons_of(rows), statistics.units_of(rows)
@@ -118,7 +118,7 @@ def _headline(rows: Sequence[Row], means: Mapping[str, Mapping[float, FoldMean]]
         for epsilon, mean in federated.items()
     ]
     if told:
-        lines.append(f"Federated, the model reaches a mean AUC of {_listed(told)}.")
+        lines.append(f"The federated model reaches a mean AUC of {_listed(told)}.")
     start = _start(rows)
     if start is not None:
         lines.append(f"The start, before any hospital's data, has {words.auc_text(start.value)} on the same patients.")

@@ -94,7 +94,7 @@ def with_flower(
         open_site, answer, release = open_site or real_open_site, answer or real_answer, release or release_scores
     folders = {folder.name: folder.resolve() for folder in site_folders}
     if len(folders) != len(site_folders) or not folders:
-        raise UsageError("the sites of a simulation need folders of different names, at least one")
+        raise UsageError("a simulation needs at least one site, and the sites' folders need different names")
     cores = len(os.sched_getaffinity(0))
     cpus = cpus_per_site or max(1, cores // len(folders))
     gpus, share = gpu_share(gpu_step) if device == "cuda" else (0, 0.0)
@@ -171,7 +171,7 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> Non
         if began.is_set():
             task.ended.wait(END_LIMIT_S)
     if task.interrupted:
-        failure = Interrupted("stopped; the same command continues with the round that was not finished")
+        failure = Interrupted("stopped; the same command continues with the unfinished round")
     task.error = failure or task.error  # after a failure the body's own error only reports that it was stopped
 
 
@@ -318,11 +318,11 @@ def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) ->
         for reply in grid.pull_messages(asked):
             asked.discard(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                raise WardroundError("a worker of the simulation engine did not come up; the run's log folder says why")
+                raise WardroundError("a worker of the simulation engine did not start; see the run's log folder")
             partition = int(cast(int, reply.content.config_records["whoami"]["partition"]))
             directory[names[partition]] = reply.metadata.src_node_id
     if stopped.is_set() or len(directory) < len(names):
-        raise RoundError("the simulation engine's workers did not come up in time")
+        raise RoundError("the simulation engine's workers did not start in time")
     return directory
 
 
@@ -353,7 +353,7 @@ def _signals(task: _Task[T]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("stopped; the same command continues with the round that was not finished") from None
+        raise Interrupted("stopped; the same command continues with the unfinished round") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

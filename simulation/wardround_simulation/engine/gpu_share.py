@@ -33,7 +33,7 @@ def gpu_share(step: Callable[[], None] | None) -> tuple[int, float]:
 
     count = torch.cuda.device_count()
     if count == 0:
-        raise WardroundError("device = cuda, but torch finds no CUDA GPU; use --device cpu, or mend the driver")
+        raise WardroundError("device = cuda, but torch finds no CUDA GPU; use --device cpu or fix the GPU driver")
     if step is None:
         return count, 1.0
     context = multiprocessing.get_context("spawn")
@@ -49,7 +49,9 @@ def gpu_share(step: Callable[[], None] | None) -> tuple[int, float]:
         process.kill()
         process.join()
     if measured is None:
-        raise WardroundError("one training step did not end on the GPU; use --device cpu, or a smaller model or images")
+        raise WardroundError(
+            "one training step did not finish on the GPU; use --device cpu, a smaller model or smaller images"
+        )
     return count, share_of(*measured)
 
 
@@ -64,7 +66,9 @@ def share_of(needed_bytes: int, free_bytes: int) -> float:
     sites = int(free_bytes * (1 - SPARE) / (max(1, needed_bytes) * SLACK))
     if sites < 1:
         needed, free = needed_bytes / 2**30, free_bytes / 2**30
-        raise WardroundError(f"one site needs {needed:.1f} GiB of GPU memory and {free:.1f} are free; use --device cpu")
+        raise WardroundError(
+            f"one site needs {needed:.1f} GiB of GPU memory and a reserve, but {free:.1f} GiB are free; use --device cpu"
+        )
     return int(10_000 / min(sites, 100)) / 10_000
 
 

@@ -140,7 +140,9 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
         except Exception as error:
             raise WardroundError(f"the simulation engine (Ray) did not start: {_first_line(error)}") from error
         if ray.util.get_node_ip_address() != "127.0.0.1":
-            raise WardroundError("the simulation engine (Ray) did not stay on this machine's loopback address")
+            raise WardroundError(
+                "the simulation engine (Ray) uses an address other than this machine's loopback address"
+            )
 
 
 @contextlib.contextmanager
@@ -151,7 +153,7 @@ def _connected(address: str) -> Iterator[float]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        raise UsageError(f"--ray-address {address}: no Ray cluster answers there: {_first_line(error)}") from error
+        raise UsageError(f"--ray-address {address}: the Ray cluster cannot be used: {_first_line(error)}") from error
     try:
         with _no_chatter():
             yield ray.cluster_resources().get("CPU", 1.0)

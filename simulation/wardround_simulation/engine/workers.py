@@ -36,7 +36,7 @@ def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise WardroundError(
-                    "a worker process was ended from outside, perhaps for want of memory; the same command continues"
+                    "a worker process was killed, possibly because memory ran out; the same command continues the run"
                 ) from None
             raise
 

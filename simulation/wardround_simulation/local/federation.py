@@ -77,11 +77,11 @@ class LocalFederation:
             WardroundError: If another command, or a daemon that was started by hand, works on the folders.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        other, mend = "this command works on it in another window", "stop it there with Ctrl-C, or choose another --out"
+        other, mend = "another process of this command uses this folder", "stop it with Ctrl-C or choose another --out"
         with sole(self.folder, f"{other}; {mend}"):
             ends = time.monotonic() + ENDING_LIMIT_S
             for folder in filter(Path.is_dir, (self.server, *map(self.site, self.sites))):
-                busy = "a daemon is at work in it; end that process, or choose another --out"
+                busy = "a daemon is running in this folder; end that process or choose another --out"
                 with sole(folder, busy, ends - time.monotonic()):
                     pass
             try:
@@ -94,7 +94,7 @@ class LocalFederation:
 
         Each site generates its own key, and the server receives the key's fingerprint.
         """
-        progress.stage("Making the server and the sites, with their keys and certificates")
+        progress.stage("Creating the server and the sites, with their keys and certificates")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / "logs").mkdir(exist_ok=True)
         self._keep_ports()
@@ -164,7 +164,7 @@ class LocalFederation:
         for name, state in ((name, one["state"]) for name, one in studies.items()):
             if state in ("refused", "revoked"):
                 words = f"{SITE} studies approve {sha256[:12]} --site {self.site(name)} --by NAME"
-                raise WardroundError(f"{name}: the study is {state} there; if that is to change: {words}")
+                raise WardroundError(f"{name}: the study is {state} at this site; to approve it, run: {words}")
         undecided = [name for name, one in studies.items() if one["runs"] < runs]
         # All sites at once: the server may begin as soon as enough of them have approved.
         self._ask_sites("studies", "approve", sha256, "--runs", runs, "--yes", "--by", PERSON, sites=undecided)
@@ -185,15 +185,15 @@ class LocalFederation:
             if facts["state"] == "finished":
                 return
             if facts["state"] == "stopped":
-                raise WardroundError(f"server: the run {run} was stopped; `wardround-server resume` goes on with it")
+                raise WardroundError(f"server: the run {run} was stopped; `wardround-server resume` continues it")
             if facts["problem"] and facts["problem"] != problem:
                 problem = facts["problem"]
-                progress.warn(f"server, while at {problem['phase']}: {problem['error']}")
+                progress.warn(f"server, in phase {problem['phase']}: {problem['error']}")
             if mark != (facts["state"], facts["words"], facts["round"]):
                 mark, moved = (facts["state"], facts["words"], facts["round"]), time.monotonic()
             if time.monotonic() - moved > limit_s:
                 last = f"the server's last problem: {problem['error']}; " if problem else ""
-                raise WardroundError(f"no round ended within {limit_s:.0f} s: {last}{self._who_is_ill()}")
+                raise WardroundError(f"no round finished within {limit_s:.0f} s: {last}{self._who_is_ill()}")
             for daemon in running:
                 daemon.check()
             time.sleep(LOOK_S)
@@ -238,8 +238,8 @@ class LocalFederation:
             health: dict[str, Any] = json.loads(said) if said else nobody_answers
             faults = [f"{check['name']} {check['found']}" for check in health["checks"] if check["state"] == "fault"]
             if not health["serving"]:
-                ill.append(f"{name}: {faults[0] if faults else 'does not answer'}")
-        return f"{'; '.join(ill) or 'all daemons say that they are well'}; logs: {self.folder}/*/logs/"
+                ill.append(f"{name}: {faults[0] if faults else 'no reply'}")
+        return f"{'; '.join(ill) or 'all daemons report that they are serving'}; logs: {self.folder}/*/logs/"
 
     def _ports(self) -> dict[str, tuple[Path, int]]:
         """Return "folder key" -> (configuration file, port) for all ports in the folders' configuration files."""
@@ -282,6 +282,6 @@ def _wait(what: Callable[[], T | None], running: list[Daemon], limit_s: float, c
         for daemon in running:
             daemon.check()
         if time.monotonic() > ends:
-            raise WardroundError(f"nothing came within {limit_s:.0f} s: {complaint()}")
+            raise WardroundError(f"timed out after {limit_s:.0f} s: {complaint()}")
         time.sleep(LOOK_S / 4)
     return found

@@ -51,7 +51,9 @@ class LocalPorts:
         for port in self.choice:
             if port not in self._claims and self.claim(port):
                 return port
-        raise WardroundError(f"{LOOPBACK}: no free port from {min(self.choice)} to {max(self.choice)}")
+        raise WardroundError(
+            f"{LOOPBACK}: no free port from {min(self.choice)} to {max(self.choice)}; stop a program that uses one"
+        )
 
     def release(self) -> None:
         """Release all claims."""

@@ -64,10 +64,10 @@ def _printed(
     try:
         printed, complaint = process.communicate(timeout=max(ends - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
-        raise WardroundError(f"{who}: `{what}` did not end within {limit_s:.0f} s") from None
+        raise WardroundError(f"{who}: `{what}` did not finish within {limit_s:.0f} s") from None
     if process.returncode not in codes:
         lines = complaint.decode("utf-8", "replace").strip().splitlines()
-        raise WardroundError(f"{who}: {lines[-1] if lines else f'`{what}` ended with {process.returncode}'}")
+        raise WardroundError(f"{who}: {lines[-1] if lines else f'`{what}` exited with code {process.returncode}'}")
     return printed.decode("utf-8")
 
 
@@ -95,8 +95,8 @@ class Daemon:
         code = self.process.poll()
         if code is not None:
             lines = self.printed.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1] if lines and not lines[-1].startswith("{") else "it said nothing"
-            raise WardroundError(f"{self.name}: the daemon ended with {code}: {said}; its log: {self.log}")
+            said = lines[-1] if lines and not lines[-1].startswith("{") else "no output"
+            raise WardroundError(f"{self.name}: the daemon exited with code {code}: {said}; its log: {self.log}")
 
 
 def start(name: str, program: str, *words: object, printed: Path, log: Path) -> Daemon:

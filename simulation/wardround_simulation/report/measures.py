@@ -131,7 +131,7 @@ def _difference(first: ScoredSet | None, second: ScoredSet | None, unit: str, si
     if first is None or second is None:
         return Interval(value=None)
     if not (np.array_equal(first.patients_N, second.patients_N) and np.array_equal(first.labels_N, second.labels_N)):
-        raise ValueError("two settings were scored on different images; a difference between them would mean nothing")
+        raise ValueError("two settings were scored on different images; their difference is meaningless")
     one, labels_N, patients_N = rows_by_unit(first, unit, site)
     two = rows_by_unit(second, unit, site)[0]
     area = classification.macro_auc if one.ndim == 2 else classification.auc

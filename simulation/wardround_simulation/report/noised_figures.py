@@ -92,17 +92,19 @@ def _lines(released: Mapping[str, Any]) -> list[str]:
     epsilon = epsilon_of(released["epsilon"])
     sites = text.count_text(len(released["sites"]), "hospital")
     if math.isinf(epsilon):
-        lines = [f"{sites} released exact counts of held-out patients by score (ε = ∞): no privacy for these patients."]
+        lines = [
+            f"{sites} released exact counts of held-out patients by score (ε = ∞): these patients have no privacy."
+        ]
     else:
         lines = [
             f"{sites} released noised counts of held-out patients by score, once, each at ε = "
             f"{text.epsilon_text(epsilon)} per held-out patient (add or remove one, δ = 0), charged to the ledgers. "
-            "The server made these figures from the sum of the counts; it saw no score."
+            "The server made these figures from the sum of the counts; it received no scores."
         ]
     lines += [f"{row['site']}: {code_text(row['code'])}." for row in released.get("missing") or ()]
     if (released.get("tied_pairs") or 0) > MANY_TIED:
         lines.append(
             f"{released['tied_pairs']:.0%} of all pairs lie in one bin: the bins are too wide for these scores. A "
-            "smaller evaluation.logit_scale would tell more."
+            "smaller evaluation.logit_scale would separate them better."
         )
     return lines

@@ -25,8 +25,8 @@ from wardround_simulation.run.paths import REPORT_PAGE
 __all__ = ["CurvePoint", "RunEvidence", "ScoredSet", "SiteQuality", "write_report"]
 
 NO_PRIVACY = (
-    "This run was made with ε = ∞: no noise protects the patients. What left each hospital, and the model itself, may "
-    "give away single patients' images. That only weights leave is no protection by itself."
+    "This run used ε = ∞: no noise protects the patients. What left each hospital, and the model itself, may reveal "
+    "individual patients' images. Sending only weights is not a protection by itself."
 )
 
 
@@ -72,7 +72,7 @@ def _asked(evidence: RunEvidence) -> str:
     part = {"head": "its last layer", "norm+head": "its normalisation and last layers", "all": "all of it"}
     hospitals = len(evidence.result.get("sites") or {}) or study.aggregation.nominal_sites
     return (
-        f"Asked: to tell {kind} apart as {told}. The network {study.model.name} starts from {start}; "
+        f"Task: classify {kind} as {told}. The network {study.model.name} starts from {start}; "
         f"{part[study.model.trainable]} is trained in {plain.count_text(study.study.rounds, 'round')} across "
         f"{plain.count_text(hospitals, 'hospital')}. No image leaves its hospital."
     )
@@ -86,13 +86,13 @@ def _banners(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[dict[s
     done, asked = result.get("rounds_completed"), evidence.study.study.rounds
     if done is not None and done < asked:
         status = result.get("status", "unknown")
-        text = f"{done} of {asked} rounds were completed (status: {status}). The same command on this folder continues."
+        text = f"{done} of {asked} rounds were completed (status: {status}). The same command continues the run."
         banners.append({"title": "NOT FINISHED", "text": text})
     told, found = (result.get("test") or {}).get("auc"), aucs.get("federated")
     if told is not None and found is not None and (found.value is None or abs(found.value - told) > 5e-4):
         text = (
-            f"result.json says AUC {words.auc_text(told)}, the scores give {words.auc_text(found.value)}. "
-            "Do not rely on this report; please report the fault."
+            f"The AUC is {words.auc_text(told)} in result.json, but {words.auc_text(found.value)} computed from the "
+            "scores. Do not rely on this report; please report the error."
         )
         banners.append({"title": "FIGURES DISAGREE", "text": text})
     return banners
@@ -142,16 +142,18 @@ def _privacy(evidence: RunEvidence) -> dict[str, Any]:
     if "opacus" in evidence.versions and "opacus" not in accountant:
         accountant += f", opacus {evidence.versions['opacus']}"
     exact = any(site.get("epsilon_exact") is not None for site in sites.values())
-    caption = "ε = ∞ is no privacy at all. Steps are counted, noise was not added."
+    caption = "ε = ∞ means no privacy. Steps are counted, but no noise was added."
     if private:
         asked = plain.epsilon_text(evidence.study.privacy.epsilon)
         caption = (
             f"Unit: one {privacy.get('unit', 'patient')}. Neighbours: data sets that differ by adding or removing one. "
-            f"δ = {delta:g}. Accountant: {accountant}. Values are rounded up. The study promises ε = {asked} at most, "
-            "spare rounds included."
+            f"δ = {delta:g}. Accountant: {accountant}. Values are rounded up. The study promises at most ε = {asked}, "
+            "including spare rounds."
         )
         if exact:
-            caption += " “Exact”: the same events by the analytic Gaussian, where everyone takes part in every step."
+            caption += (
+                " “Exact”: the same events by the analytic Gaussian, where every patient takes part in every step."
+            )
     rows = [
         {
             "site": name,

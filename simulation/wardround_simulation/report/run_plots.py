@@ -87,7 +87,7 @@ def learning_curve(curve: Sequence[CurvePoint], references: Mapping[str, float])
 def sites_side_by_side(
     rows: Sequence[tuple[str, Mapping[str, Interval]]],
     name: str = "sites",
-    title: str = "Is it worth it for this hospital?",
+    title: str = "Does federated training help each hospital?",
     shown_values: Sequence[float | None] = (),
 ) -> Picture:
     """Draw, per site, the AUC of each setting with its interval, on that site's own test patients.
@@ -141,7 +141,7 @@ def sites_side_by_side(
         what = "Each site's own model beside the federated one, on" if "alone" in settings else "The same model on"
         caption = (
             f"{what} the held-out patients of each site; lines are 95 % intervals. A site whose held-out patients have "
-            "one label only cannot be shown."
+            "only one label is not shown."
         )
         return Picture(name=name, title=title, svg=style.to_svg(figure, name, title), caption=caption)
 
@@ -165,17 +165,17 @@ def roc(curves: Mapping[str, RocCurve], band: RocBand | None) -> Picture:
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.01)
         axes.set_aspect("equal")
-        axes.set_xlabel("false positive share")
-        axes.set_ylabel("true positive share")
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], loc="lower right")
-        title = "Hits against false alarms (ROC)"
+        title = "ROC curve"
         caption = "All held-out patients."
         if not set(curves) & set(COLOUR):
-            caption += " The federated model, each label against the rest."
+            caption += " The federated model, each label against all others."
         if band is not None:
             caption += (
-                " The band is the 95 % interval of the federated curve at each false positive share, from "
+                " The band is the 95 % interval of the federated curve at each false positive rate, from "
                 "resampled patients."
             )
         return Picture(name="roc", title=title, svg=style.to_svg(figure, "roc", title), caption=caption)
@@ -205,10 +205,8 @@ def calibration(curve: CalibrationCurve, scores_N: np.ndarray, event: str, ece: 
         below.set_xlim(-0.01, 1.01)
         style.locator_of(below.yaxis).set_params(integer=True, nbins=3)
         below.set_xlabel(f"predicted probability of {event}")
-        title = "Do the probabilities mean what they say?"
-        caption = (
-            "Points on the dotted line are honest probabilities; lines are 95 % intervals (Wilson, counting patients)."
-        )
+        title = "Calibration: predicted and observed probabilities"
+        caption = "Points on the dotted line are well calibrated; lines are 95 % intervals (Wilson, counting patients)."
         if ece is not None:
             caption += f" Expected calibration error: {ece:.3f}."
         return Picture(name="calibration", title=title, svg=style.to_svg(figure, "calibration", title), caption=caption)
@@ -231,9 +229,10 @@ def score_distribution(scores_by_label: Mapping[str, np.ndarray], event: str) ->
         axes.set_xlabel(f"predicted probability of {event}")
         axes.set_ylabel("% of the label")
         figure.legend(loc="outside upper left", ncols=2)
-        title = "How the scores are spread"
+        title = "Distribution of the scores"
         caption = (
-            "Federated model, held-out patients. The less the two shapes overlap, the better the labels are told apart."
+            "Federated model, held-out patients. The less the distributions overlap, the better the model separates "
+            "the labels."
         )
         return Picture(name="scores", title=title, svg=style.to_svg(figure, "scores", title), caption=caption)
 
@@ -260,7 +259,9 @@ def rounds_and_sites(
         style.locator_of(axes_list[-1].xaxis).set_params(integer=True)
         axes_list[-1].set_xlabel("round")
         title = "Rounds"
-        caption = "Bars: the site's reply is in the round's model. A cross: it is not; the table says why."
+        caption = (
+            "Bar: the site's reply is included in the round's model. Cross: it is not; the table gives the reason."
+        )
         return Picture(name="rounds", title=title, svg=style.to_svg(figure, "rounds", title), caption=caption)
 
 

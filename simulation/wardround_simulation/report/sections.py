@@ -99,14 +99,14 @@ def round_section(evidence: RunEvidence, missing: Mapping[tuple[int, str], str])
     sites = sorted({*(evidence.result.get("sites") or {}), *(site for _, site in missing)})
     rows = [_round_row(evidence, site, rounds, missing) for site in sites]
     lost = len({at for at, _ in missing})
-    sentence = f"{text.count_text(rounds, 'round')} completed; every site answered in every round."
+    sentence = f"{text.count_text(rounds, 'round')} completed; every site replied in every round."
     if not rounds:
         sentence = "No round was completed."
     elif missing:
         lack = "1 reply is" if len(missing) == 1 else f"{len(missing):,} replies are"
         sentence = (
             f"{text.count_text(rounds, 'round')} completed. {lack} missing, in {text.count_text(lost, 'round')}; "
-            "the table names them. A round without a site is the mean of the others."
+            "the table lists them. Without a site, the round's model is the mean of the other sites."
         )
     seconds = {
         (int(r["round"]), str(r["site"])): float(r["seconds"])
@@ -119,7 +119,7 @@ def round_section(evidence: RunEvidence, missing: Mapping[tuple[int, str], str])
     totals = [f"Time: {', '.join(totals)}."] if totals else []
     if carried:
         totals.append(
-            f"Carried in all: {text.bytes_text(carried.get('up', 0))} up, "
+            f"Transferred in total: {text.bytes_text(carried.get('up', 0))} up, "
             f"{text.bytes_text(carried.get('down', 0))} down."
         )
     return {"rounds_sentence": sentence, "rounds_picture": picture, "round_rows": rows, "totals": " ".join(totals)}
@@ -187,9 +187,9 @@ def montage_section(montages: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         columns = min(4, len(images_NCHW))
         items.append({
             "site": site,
-            "alt": f"{len(images_NCHW)} images of {site} as the network sees them",
+            "alt": f"{len(images_NCHW)} images of {site} as given to the network",
             "png": style.montage_png(images_NCHW, columns, tile_px),
             "width_px": columns * (tile_px + 2) - 2,
-            "caption": f"{text.count_text(len(images_NCHW), 'image')} as the network sees them, before normalisation.",
+            "caption": f"{text.count_text(len(images_NCHW), 'image')} as given to the network, before normalisation.",
         })  # fmt: skip
     return items

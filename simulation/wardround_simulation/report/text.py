@@ -34,7 +34,7 @@ def verdict_text(site: SiteFigures) -> str:
         return said[site.verdict]
     if site.difference.value == 0:
         return "the same"
-    return "lower, within chance" if (site.difference.value or 0) < 0 else "higher, within chance"
+    return "lower, not significant" if (site.difference.value or 0) < 0 else "higher, not significant"
 
 
 def rounds_text(rounds: Sequence[int]) -> str:
@@ -77,9 +77,9 @@ def headline(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[str]:
     test = evidence.result.get("test") or {}
     if test.get("auc") is None:
         if not test:
-            return ["No patients were held out, so this run says nothing about how good the model is."]
+            return ["No patients were held out, so this run does not measure how good the model is."]
         return [
-            f"The {count_text(int(test['patients']), 'held-out patient')} have one label only: no AUC can be computed."
+            f"The {count_text(int(test['patients']), 'held-out patient')} have only one label: no AUC can be computed."
         ]
     low, high = test.get("auc_ci95") or (None, None)
     told = Interval(value=test["auc"], low=low, high=high)
@@ -87,7 +87,7 @@ def headline(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[str]:
     lines = [
         f"On {count_text(int(test['patients']), 'held-out patient')} the federated model reaches an AUC of "
         f"{auc_text(told.value)}{within}, counted per {evidence.unit}"
-        + ("." if len(evidence.study.data.labels) == 2 else ", as the mean over the labels, each against the rest.")
+        + ("." if len(evidence.study.data.labels) == 2 else ", as the mean over the labels, each against all others.")
     ]
     beside = {
         "start": f"the {start_name(evidence.study)}, before any hospital's data:",
@@ -118,13 +118,13 @@ def worth_it(sites: Sequence[SiteFigures]) -> str:
     above, below = ([s for s in known if (s.difference.value or 0) * sign > 0] for sign in (1, -1))
     clear = sum(site.verdict in ("above", "below") for site in known)
     sentence = (
-        f"Federated is above the site's own model at {len(above)} of {len(known)} "
+        f"The federated model has a higher AUC than the site's own model at {len(above)} of {len(known)} "
         f"{'site' if len(known) == 1 else 'sites'} where both can be tested"
     )
     if below:
         named = ", ".join(f"{site.site} ({signed_text(site.difference.value)})" for site in below)
-        sentence += f", and below it at {len(below)}: {named}"
+        sentence += f", and a lower one at {len(below)}: {named}"
     return (
-        f"{sentence}. {clear or 'None'} of these differences {'is' if clear < 2 else 'are'} larger than chance "
-        "explains (the 95 % interval leaves out 0)."
+        f"{sentence}. {clear or 'None'} of these differences {'is' if clear < 2 else 'are'} statistically significant "
+        "(the 95 % interval excludes 0)."
     )

@@ -82,12 +82,13 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
         for patient in cohort.pseudonyms:
             if owner.setdefault(patient, hospital.name) != hospital.name:
                 raise DataError(
-                    f"{data}: a patient is at both {owner[patient]} and {hospital.name}; a patient belongs to one site"
+                    f"{data}: a patient is at both {owner[patient]} and {hospital.name}; "
+                    "assign each patient to one site"
                 )
     if len(labels) < 2 and not _uses_unlabelled_images(study):
         names = ", ".join(study.data.labels[label] for label in sorted(labels)) or "none"
         raise DataError(
-            f"{data}: a {study.study.task} study needs images of two labels, and the usable images have: {names}"
+            f"{data}: a {study.study.task} study needs images of two labels, but the usable images have: {names}"
         )
 
 
@@ -101,7 +102,7 @@ def check_disjoint(hospitals: list[Prepared], test: list[Prepared], data: Path) 
     for hospital in test:
         if known & set(open_cohort(hospital.folder / COHORT).pseudonyms):
             raise DataError(
-                f"{data}: a patient of the test data is also in the training data; a test needs other patients"
+                f"{data}: a patient of the test data is also in the training data; use other patients for the test"
             )
 
 

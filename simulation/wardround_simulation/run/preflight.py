@@ -59,7 +59,7 @@ def survey(study: Study, data: Path, test_data: Path | None, sites: int | None) 
     test = tuple(discover(test_data, study.data, None))
     if shared_patients(train, test):
         raise DataError(
-            f"{test_data}: a patient of the test data is also in the training data; a test needs other patients"
+            f"{test_data}: a patient of the test data is also in the training data; use other patients for the test"
         )
     return Material(data=data, train=train, test_data=test_data, test=test)
 
@@ -70,7 +70,7 @@ def check_number_of_sites(study: Study, place: str, sites: int) -> None:
     if not least <= sites <= most:
         asked = str(most) if least == most else f"{least} to {most}"
         raise StudyError(
-            f"{place}: has {sites} sites, and the study asks for {asked}; "
+            f"{place}: has {sites} sites, but the study requires {asked}; "
             f"add --set aggregation.nominal_sites={sites} --set aggregation.min_sites={sites}"
         )
 
@@ -82,7 +82,7 @@ def check_ray_address(address: str) -> None:
     """
     host, colon, port = address.rpartition(":")
     if not colon or not host or "/" in host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"--ray-address {address}: write HOST:PORT, the address that `ray start` shows")
+        raise UsageError(f"--ray-address {address}: write HOST:PORT, as `ray start` prints it")
     import grpc
 
     with grpc.insecure_channel(address) as channel:
@@ -90,7 +90,7 @@ def check_ray_address(address: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=RAY_ANSWERS_WITHIN_S)
         except grpc.FutureTimeoutError:
             raise UsageError(
-                f"--ray-address {address}: no Ray cluster answers there; check the address, and that Ray was started"
+                f"--ray-address {address}: no reply from a Ray cluster; check the address and that Ray is running"
             ) from None
 
 
@@ -104,9 +104,9 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
         if claim is not None and (_is_another(claim, study, data, test_data) and _has_begun(out)):
             name = claim["name"] if claim["study_sha256"] != study.sha256() else None
             what = f"a run of another study ({name})" if name else "a run on another --data or --test-data"
-            raise UsageError(f"{out}: holds {what}; choose another --out")
+            raise UsageError(f"{out}: contains {what}; choose another --out")
         if claim is None and out.is_dir() and any(entry.name not in LEFT_BY_A_FULL_DISK for entry in out.iterdir()):
-            raise UsageError(f"{out}: is not empty and holds no run; choose an empty folder for --out")
+            raise UsageError(f"{out}: is not empty and contains no run; choose an empty folder for --out")
     except OSError as error:
         raise UsageError(f"{out}: cannot be read: {error.strerror}; choose another --out") from None
     if not os.access(there, os.W_OK | os.X_OK):
@@ -143,7 +143,7 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
         if not alone:
-            raise UsageError(f"{out}: another run is at work in this folder; wait for it")
+            raise UsageError(f"{out}: another run is using this folder; wait until it ends or choose another --out")
         check_out(out, study, data, test_data)  # another process may have claimed it in the meantime
         claim = _read_claim(out)
         if claim is None or _is_another(claim, study, data, test_data):
@@ -161,8 +161,8 @@ def check_disk(out: Path, need_bytes: int) -> None:
     free = shutil.disk_usage(out).free
     if free < need_bytes:
         raise WardroundError(
-            f"{out}: the run needs about {need_bytes / 1e6:.0f} MB on this disk and {free / 1e6:.0f} MB are free; "
-            f"make room or choose another --out"
+            f"{out}: the run needs about {need_bytes / 1e6:.0f} MB on this disk, but only {free / 1e6:.0f} MB are "
+            f"free; free some space or choose another --out"
         )
 
 
@@ -191,7 +191,7 @@ def _read_claim(out: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path}: damaged, so that nobody can tell whose run this is; choose another --out") from None
+        raise UsageError(f"{path}: damaged, so the run cannot be identified; choose another --out") from None
 
 
 def _is_another(claim: dict[str, Any], study: Study, data: Path, test_data: Path | None) -> bool:

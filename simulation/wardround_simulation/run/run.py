@@ -144,7 +144,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
             gpu_step=functools.partial(dummy_step, study, device),
         )
     except RoundError as error:
-        raise RoundError(f"{error}. Each site's own words: {out}/sites/NAME/site.log") from None
+        raise RoundError(f"{error}. The log of each site: {out}/sites/NAME/site.log") from None
     training_s = time.monotonic() - trained_from
 
     listener.stage("Testing")
@@ -222,7 +222,7 @@ def result_of(
             "test": assessed.site_tests.get(hospital.name),
         }
     if largest is None:
-        raise WardroundError("a run without a hospital has no result")
+        raise WardroundError("the run has no hospital and therefore no result")
     return {
         "schema": RESULT_SCHEMA,
         "status": "finished",
@@ -290,7 +290,7 @@ def _device(asked: str) -> str:
     """Return "cpu" or "cuda". Raises `UsageError` if "cuda" was requested and torch finds no GPU."""
     found = torch.cuda.is_available()
     if asked == "cuda" and not found:
-        raise UsageError("--device cuda: torch finds no CUDA GPU here; use --device cpu, or mend the driver")
+        raise UsageError("--device cuda: torch finds no CUDA GPU; use --device cpu or fix the GPU driver")
     return "cuda" if found and asked != "cpu" else "cpu"
 
 
@@ -328,7 +328,7 @@ def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> 
     if settings.phantoms:
         notes.append(
             "These hospitals are generated phantoms: the figures show that the system works, "
-            "not how good it is on patients."
+            "but not how well it works on patients."
         )
     notes += dict.fromkeys(note for hospital in hospitals for note in hospital.report.quality.notes)
     if math.isfinite(study.privacy.epsilon):

@@ -91,7 +91,7 @@ def test_a_card_says_what_happened_under_which_promise_and_what_is_missing(serve
     assert card["numbers"] == sum(array.size for array in tensors.values())
     code, text, _ = called(monkeypatch, capfd, "model", "show", run.run_id, "--server", server)
     for part in (
-        "Research software, no medical device",
+        "Research software, not a medical device",
         '"benign" and "malignant"',
         "ε 8 at δ 1e-05, for each patient of each site (add or remove one)",
         "differs by at most the factor",
@@ -126,7 +126,7 @@ def test_an_exported_model_is_the_released_one_with_its_card_and_nothing_is_over
         assert card["sha256"] == hashlib.sha256(content).hexdigest()
         before = {path: path.stat().st_mtime_ns for path in written}
         code, _, complaint = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server)
-        assert code == 2 and "nothing is overwritten" in complaint and len(complaint.splitlines()) == 1
+        assert code == 2 and "not overwritten" in complaint and len(complaint.splitlines()) == 1
         assert {path: path.stat().st_mtime_ns for path in written} == before
     (tmp_path / "other.md").write_text("mine")
     code, *_ = called(
@@ -385,7 +385,7 @@ def test_show_says_who_approved_and_since_when_who_is_silent_who_cannot_speak_wi
     row = {line.split()[0]: line for line in said.splitlines() if line.strip()}
     day = time.strftime("%Y-%m-%d", time.gmtime(run.approvals()["east"].at))
     assert "approved" in row["east"] and day in row["east"] and str(ours()) in row["east"]
-    assert "nobody decided yet" in row["north"] and "not heard yet" in row["north"]
+    assert "received, awaiting a decision" in row["north"] and "unknown" in row["north"]
     assert "not connected since the study was submitted" in row["silent"]
     assert row["west"].count("the site must upgrade") == 2 and "protocol 1" in row["west"]
     assert "no longer enrolled" in row["former"] and "revoked" in row["former"]
@@ -417,9 +417,9 @@ def test_show_says_who_is_waited_for_and_who_was_cut_off_while_a_round_is_under_
     with run.phase("train"):
         assert [next(replies).site, next(replies).site] == ["east", "north"]
         _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)
-        assert "round 7 is under way for" in said and "of at most 60 s" in said
+        assert "round 7 has been running for" in said and "of at most 60 s" in said
         assert "waiting for south (not connected), west (not connected)" in said
-        assert "east has no part in it: the study does not fit what is left" in said
+        assert "east is not counted: the study does not fit what is left" in said
         assert list(replies) == [] and not (run.path / "round.json").exists()
 
 

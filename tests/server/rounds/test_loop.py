@@ -125,7 +125,7 @@ def test_a_site_whose_ledger_moved_on_in_a_round_below_its_quorum_raises_no_alar
 def test_a_round_below_its_quorum_names_the_sites_and_the_same_call_continues(tmp_path):
     study = a_study()
     faults = {(3, "a"): "late", (3, "ccc"): "refused:budget"}
-    with pytest.raises(RoundError, match=r"round 3: 1 good replies.*a \(late\), ccc \(refused:budget\)"):
+    with pytest.raises(RoundError, match=r"round 3: 1 valid replies.*a \(late\), ccc \(refused:budget\)"):
         run(study, Sites(faults=faults), tmp_path)
     sites = Sites()
     outcome = run(study, sites, tmp_path)
@@ -136,7 +136,7 @@ def test_a_round_below_its_quorum_names_the_sites_and_the_same_call_continues(tm
 
 
 def test_an_exchange_without_sites_misses_its_quorum():
-    with pytest.raises(RoundError, match="no other site is known"):
+    with pytest.raises(RoundError, match="no other site is connected"):
         run(a_study(), Sites(()))
 
 

@@ -123,7 +123,7 @@ def test_a_run_whose_sites_only_fail_asks_those_who_came_later_at_once_when_it_t
     there = Sites([{"east": 1, "north": 2}], words={"north": "approved"})
     assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1}]
     with pytest.raises(RoundError), run.phase("train"):
-        raise RoundError("round 1: 0 good replies")
+        raise RoundError("round 1: 0 valid replies")
     with run.phase("train"):
         assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1, "north": 2}]
 

@@ -58,7 +58,7 @@ def card(tmp_path: Path, figures: float, bin_: int) -> ModelCard:
         (
             0,
             "accept test: not accepted; the gain over the public start is -",
-            "the public start: nothing",
+            "the public start weights and nothing",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_flower_lets_in_exactly_the_keys_of_the_registry(tmp_path: Path, monkeyp
         assert let_in(superlink) == {after} and after not in first.values()
 
         keep_nodes(superlink, {"north": second, "south": south})  # a key that was out never comes back, and is told
-        assert let_in(superlink) == {after} and "site south cannot be let in" in caplog.text
+        assert let_in(superlink) == {after} and "site south cannot be admitted" in caplog.text
 
         third, register = public_key(), SuperLink.register
         with monkeypatch.context() as patch:  # killed when Flower has registered, before it is written down

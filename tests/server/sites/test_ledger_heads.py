@@ -169,7 +169,7 @@ def _take_many(folder: Path, site: str) -> None:
 def test_a_damaged_file_of_heads_is_one_line_and_not_forgotten(tmp_path: Path) -> None:
     (tmp_path / HEADS_FILE).write_text("{")
     for call in (LedgerHeads(tmp_path).known, lambda: LedgerHeads(tmp_path).take("a", head(1), "d" * 8)):
-        with pytest.raises(WardroundError, match=r"ledger_heads.json: cannot be read .*put it back from a backup"):
+        with pytest.raises(WardroundError, match=r"ledger_heads.json: cannot be read .*restore it from a backup"):
             call()
 
 
@@ -262,7 +262,7 @@ def test_the_operator_accepts_another_ledger_by_name_and_it_counts_from_its_next
     entry = verified(server / AUDIT_FILE).entries[-1]
     assert (entry["event"], entry["site"], entry["who"]) == ("ledger-accepted", "bb", "Ada Lovelace")
     assert (entry["ledger_entries"], entry["ledger_head"]) == (8, "d" * 64)
-    with pytest.raises(UsageError, match="nothing to accept"):
+    with pytest.raises(UsageError, match="is already accepted"):
         sites(*accept, "--by", "Ada Lovelace", "--yes")
     assert missing_in(server, "third", back) == []
     assert LedgerHeads(server).known()["bb"].head == head(5)
@@ -277,7 +277,7 @@ def test_only_an_enrolled_site_that_was_seen_has_a_ledger_to_accept(server: Path
         with pytest.raises(UsageError, match="no such site is enrolled"):
             sites("accept-ledger", name, "--by", "Ada Lovelace", "--yes", "--server", str(server))
     Registry(server).add("new", public_key())
-    with pytest.raises(UsageError, match="nothing to accept"):
+    with pytest.raises(UsageError, match="is already accepted"):
         sites("accept-ledger", "new", "--by", "Ada Lovelace", "--yes", "--server", str(server))
 
 

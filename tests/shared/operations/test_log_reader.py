@@ -161,7 +161,7 @@ def test_an_entry_names_a_run_by_its_field_or_by_a_whole_word(folder: Path) -> N
     for text in ("run-1, which goes on", "site north: (run-1)", "run-12 begins"):
         logging.getLogger("test").info(text)
     assert [names_place(entry, "run", "run-1") for entry in Logs(folder).news()] == [True, True, True, False]
-    assert names_place({"text": "site north is let in"}, "site", "north")
+    assert names_place({"text": "site north is admitted"}, "site", "north")
     assert not names_place({"text": "north", "site": "east"}, "site", "north")
 
 
@@ -195,7 +195,7 @@ def test_the_command_chooses_by_run_and_says_so_where_nothing_is_there(folder: P
     assert said.endswith(f"[run {run} round 2] WARNING late")
     entries = [json.loads(line) for line in logs_of(tmp_path, "--run", run, "--json").stdout.splitlines()]
     assert [entry["round"] for entry in entries] == [0, 1, 2]
-    for words, part in ((("--run", "none"), "no run is called"), (("--site", "north"), "no such site")):
+    for words, part in ((("--run", "none"), "there is no run"), (("--site", "north"), "no such site")):
         done = logs_of(tmp_path, *words)
         assert done.returncode == 2 and part in done.stderr and len(done.stderr.splitlines()) == 1
 

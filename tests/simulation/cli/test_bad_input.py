@@ -123,7 +123,7 @@ GIVEN = (*RUN, "good")
         (("runn",), ("No such command 'runn'", "run")),
         (("run", "--dta", "good"), ("No such option", "--data")),
         (("run", "--sites", "0", "--data", "good"), ("--sites",)),
-        ((*GIVEN, "--device", "tpu"), ("--device tpu", "auto, cpu, cuda")),
+        ((*GIVEN, "--device", "tpu"), ("--device tpu", "auto, cpu or cuda")),
         (("run", "nowhere.toml", "--data", "good"), ("nowhere.toml: no such study file",)),
         (("run", "good/manifest.csv", "--data", "good"), ("manifest.csv: not a TOML file",)),
         (("run", "tiny.toml", "--out", "never"), ("--data is missing",)),
@@ -146,23 +146,29 @@ GIVEN = (*RUN, "good")
         ((*RUN, "strange"), ("no row has a label of the study",)),
         ((*RUN, "pool", "--sites", "50"), ("50 sites need at least 50 patients", "12")),
         ((*GIVEN, "--sites", "3"), ("names 2 sites, but --sites says 3",)),
-        ((*GIVEN, "--set", "aggregation.nominal_sites=3"), ("has 2 sites, and the study asks for 3", "--set")),
+        ((*GIVEN, "--set", "aggregation.nominal_sites=3"), ("has 2 sites, but the study requires 3", "--set")),
         ((*GIVEN, "--test-data", "good"), ("a patient of the test data is also in the training data",)),
-        ((*GIVEN, "--ray-address", "127.0.0.1:9"), ("--ray-address 127.0.0.1:9: no Ray cluster answers",)),
+        ((*GIVEN, "--ray-address", "127.0.0.1:9"), ("--ray-address 127.0.0.1:9: no reply from a Ray cluster",)),
         ((*GIVEN, "--ray-address", "cluster"), ("--ray-address cluster: write HOST:PORT",)),
-        (("run", "--sites", "9", "--out", "never"), ("--sites 9", "the study asks for 2 to 3")),
+        (("run", "--sites", "9", "--out", "never"), ("--sites 9", "the study requires 2 to 3")),
         (("run", "tiny.toml", "--data", "good", "--out", "file"), ("file: is a file",)),
         (("run", "tiny.toml", "--data", "good", "--out", "file/deeper"), ("file: is a file",)),
-        (("run", "tiny.toml", "--data", "good", "--out", "nonempty"), ("nonempty: is not empty and holds no run",)),
-        (("run", "tiny.toml", "--data", "good", "--out", "other"), ("other: holds a run of another study (another)",)),
+        (("run", "tiny.toml", "--data", "good", "--out", "nonempty"), ("nonempty: is not empty and contains no run",)),
+        (
+            ("run", "tiny.toml", "--data", "good", "--out", "other"),
+            ("other: contains a run of another study (another)",),
+        ),
         (("run", "tiny.toml", "--data", "good", "--out", "damaged"), ("run.json: damaged",)),
         (("compare", "tiny.toml", "--out", "never"), ("--data is missing",)),
         (
             ("compare", "tiny.toml", "--data", "good", "--epsilon", "8,lots"),
             ("--epsilon 8,lots: lots is not a number",),
         ),
-        (("compare", "tiny.toml", "--data", "good", "--epsilon", "nan"), ("--epsilon nan: each must be above 0",)),
-        (("compare", "tiny.toml", "--data", "good", "--epsilon", "0"), ("--epsilon 0: each must be above 0",)),
+        (
+            ("compare", "tiny.toml", "--data", "good", "--epsilon", "nan"),
+            ("--epsilon nan: each value must be above 0",),
+        ),
+        (("compare", "tiny.toml", "--data", "good", "--epsilon", "0"), ("--epsilon 0: each value must be above 0",)),
         (("compare", "tiny.toml", "--data", "oneclass", "--out", "never"), ("every label is benign",)),
     ],
     ids=lambda value: "-".join(map(str, value))[:60] if isinstance(value, tuple) else None,
@@ -213,7 +219,7 @@ def test_what_only_torch_can_tell_is_told_before_any_data_are_prepared(place, tm
 
 
 def test_a_wrong_folds_file_is_one_line(place, tmp_path):
-    file, part = "folds-text.csv", "row 2, column split0: a fold is a whole number"
+    file, part = "folds-text.csv", "row 2, column split0: the fold must be a whole number"
     done = ask(place, "compare", "tiny.toml", "--data", "good", "--folds", file, "--out", tmp_path / "out")
     is_one_line(done, 2, file, part, after=[PREPARING])
     assert not (tmp_path / "out").exists()
@@ -221,7 +227,7 @@ def test_a_wrong_folds_file_is_one_line(place, tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "part"),
-    [("folds-column.csv", "needs the column patient_id"), ("folds-none.csv", "no such file of folds")],
+    [("folds-column.csv", "needs the column patient_id"), ("folds-none.csv", "no such file")],
 )
 def test_folds_that_cannot_be_read_are_refused_by_file_and_reason(place, file, part):
     with pytest.raises(DataError, match=f"{file}: .*{part}"):
@@ -232,7 +238,7 @@ def test_folds_of_unknown_patients_are_refused_before_training(place, tmp_path):
     words = ("compare", "tiny.toml", "--data", "good", "--folds", "folds-unknown.csv", "--out", tmp_path / "out")
     done = ask(place, *words)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "none of the patients of fold 0 is among the 12 in the data" in done.stderr.splitlines()[-1]
+    assert "the data of 12 patients contain no patient of fold 0" in done.stderr.splitlines()[-1]
 
 
 def test_a_claim_under_which_nothing_was_trained_binds_nobody(place, tmp_path):
@@ -256,7 +262,7 @@ def test_a_folder_is_held_by_one_run_at_a_time(place, tmp_path):
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = ask(place, "run", "tiny.toml", "--data", "good", "--out", out)
-    is_one_line(done, 2, "another run is at work in this folder")
+    is_one_line(done, 2, "another run is using this folder")
     assert names_in(out) == [".lock"]
 
 
@@ -285,7 +291,7 @@ def test_a_disk_too_small_for_the_run_is_said_before_data_are_prepared(place, tm
         pytest.skip("this machine lets nobody mount a small disk")
     words = ("run", place / "tiny.toml", "--data", place / "good", "--out", "out")
     done = ask(tmp_path, *words, prefix=small_disk("8m"))
-    is_one_line(done, 1, "out: the run needs about", "MB are free", "make room", after=[LOADING])
+    is_one_line(done, 1, "out: the run needs about", "MB are free", "free some space", after=[LOADING])
 
 
 def test_a_disk_without_any_room_is_one_line_and_does_not_spoil_the_folder(place, tmp_path):
@@ -337,7 +343,7 @@ def test_a_stop_is_one_line_at_once_and_leaves_no_process(place, tmp_path, numbe
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and time.monotonic() - asked < 60  # a few seconds, where nothing else runs
-    assert said.strip().splitlines()[-1] == "wardround-sim: stopped; the same command continues"
+    assert said.strip().splitlines()[-1] == "wardround-sim: stopped; the same command continues the run"
     assert "Traceback" not in said
     assert not is_anyone_left(process.pid)
 

@@ -117,10 +117,8 @@ def test_no_privacy_is_announced_only_where_it_is_shown(tmp_path: Path, page: st
 def test_an_external_test_set_has_its_own_table(tmp_path: Path, page: str) -> None:
     outside = [{**row, "external_auc": 0.654, "external_start_auc": 0.6, "external_patients": 61} for row in rows()]
     seen = text_of(written(tmp_path, outside))
-    assert (
-        "On patients from elsewhere" in seen and "61 other patients" in seen and "federated 0.654 0.654–0.654" in seen
-    )
-    assert "On patients from elsewhere" not in text_of(page)
+    assert "External test patients" in seen and "61 other patients" in seen and "federated 0.654 0.654–0.654" in seen
+    assert "External test patients" not in text_of(page)
 
 
 def test_a_single_fold_has_no_interval_and_no_row_is_no_report(tmp_path: Path) -> None:

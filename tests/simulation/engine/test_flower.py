@@ -206,7 +206,7 @@ def test_sites_share_a_gpu_by_what_they_need():
     assert share_of(needed_bytes=2 * gib, free_bytes=24 * gib) == 0.1111  # nine of 2.3 GiB in 21.6
     assert share_of(needed_bytes=18 * gib, free_bytes=24 * gib) == 1.0
     assert share_of(needed_bytes=1, free_bytes=24 * gib) == 0.01
-    with pytest.raises(WardroundError, match="24.0 are free; use --device cpu"):
+    with pytest.raises(WardroundError, match="24.0 GiB are free; use --device cpu"):
         share_of(needed_bytes=22 * gib, free_bytes=24 * gib)
     for sites in range(1, 101):  # as many as measured fit by Ray's count too, and not one more
         share = share_of(needed_bytes=gib, free_bytes=int(gib * 1.15 * (sites + 0.01) / 0.9))
@@ -295,7 +295,7 @@ def test_a_signal_ends_everything_in_seconds(tmp_path, number):
         assert gone(children, within_s=60), "something of Ray goes on"
     else:
         assert driver.returncode == 130
-        assert said == "stopped; the same command continues with the round that was not finished\n"
+        assert said == "stopped; the same command continues with the unfinished round\n"
         assert gone(children, within_s=10)
 
 
@@ -360,7 +360,7 @@ def test_the_sites_can_run_on_a_cluster_that_is_there_and_it_stays(tmp_path):
 
 
 def test_a_ray_address_where_nothing_is_is_one_line(tmp_path):
-    for address, mend in (("127.0.0.1:9", "no Ray cluster answers there"), ("auto", "write HOST:PORT")):
+    for address, mend in (("127.0.0.1:9", "no reply from a Ray cluster"), ("auto", "write HOST:PORT")):
         arguments = {"ray_address": address, "open_site": open_tiny, "answer": answer_tiny}
         with pytest.raises(UsageError, match=mend):
             with_flower(site_folders(tmp_path), lambda exchange: None, **arguments)

@@ -152,7 +152,7 @@ def test_a_program_that_takes_too_long_is_named_and_ended(monkeypatch) -> None:
     monkeypatch.setattr(programs, "GRACE_S", 1.0)
     code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
     began, pids = time.monotonic(), of_python(code)
-    with pytest.raises(WardroundError, match="^north: `python -c` did not end within 2 s$"):
+    with pytest.raises(WardroundError, match="^north: `python -c` did not finish within 2 s$"):
         programs.call("north", "python", "-c", code, limit_s=2)
     assert time.monotonic() - began < 20 and of_python(code) == pids == set()
 
@@ -177,7 +177,7 @@ def test_a_daemon_that_ended_is_named_with_its_last_line_and_its_log(tmp_path) -
     daemon.process.wait(30)
     assert daemon.started
     with pytest.raises(
-        WardroundError, match=f"^north: the daemon ended with 1: the port is taken; its log: {tmp_path}"
+        WardroundError, match=f"^north: the daemon exited with code 1: the port is taken; its log: {tmp_path}"
     ):
         daemon.check()
     programs.end([daemon])

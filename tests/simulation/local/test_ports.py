@@ -85,11 +85,13 @@ def test_a_folder_is_one_commands_and_daemons_of_a_killed_one_are_waited_for(tmp
     monkeypatch.setattr("wardround_simulation.local.federation.ENDING_LIMIT_S", 0.5)
     ports = LocalPorts(choice=free(1), folder=tmp_path / "ports")
     here = LocalFederation(folder=tmp_path / "out", data=tmp_path, sites=("a",), ports=ports)
-    window = "another window; stop it there with Ctrl-C, or choose another --out"
+    window = "another process of this command uses this folder; stop it with Ctrl-C or choose another --out"
     with here.alone(), pytest.raises(WardroundError, match=window), here.alone():
         pass
     (here.folder / "a").mkdir()
-    busy = pytest.raises(WardroundError, match=f"^{here.folder}/a: a daemon is at work in it; end that process")
+    busy = pytest.raises(
+        WardroundError, match=f"^{here.folder}/a: a daemon is running in this folder; end that process"
+    )
     with sole(here.folder / "a"), busy, here.alone():
         pass
     with here.alone():
