@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -31,15 +30,16 @@ from wardround.accounting import GaussianEvent
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters, weights_of
-from wardround.study.load import Study, parse_study
+from wardround.study.load import Study
 from wardround.tasks.classification.objective import trained_part
-from wardround.wire.packets import Broadcast, SiteReply
+from wardround.wire.packets import Broadcast
 from wardround_client.clipping.hostile_weights import WEIGHTS, set_weights, weights_restored
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.privacy.sampling import index_patients
 from wardround_client.site.site import Site, Weights
 from wardround_client.training.batches import Material
+from wardround_simulation.attack.averaging_check import equal_sites
 from wardround_simulation.attack.system import (
     CPU,
     Finding,
@@ -366,40 +366,6 @@ def _words_of_another_process(system: System) -> np.ndarray:
         content = pipe.read()
     os.waitpid(child, 0)
     return np.frombuffer(content, dtype="<u8")
-
-
-def equal_sites(system: System, study: Study, seed: int = 0) -> Finding:
-    """Check that the server's new model is the mean of the sites' replies with the study's public weights.
-
-    One round runs over sites whose replies are known. A reply contains no number of patients, and the server does not
-    have one.
-    """
-    weights = dict(study.aggregation.site_weights) or {"audited-a": 1.0, "audited-b": 1.0}
-    names, generator = sorted(weights), np.random.default_rng(seed)
-    sent = {name: {"w": generator.normal(size=64).astype(np.float32)} for name in names}
-
-    def exchange(broadcast: Broadcast, deadline_s: float) -> Iterator[SiteReply]:
-        for name in names:
-            yield SiteReply(site=name, weights=sent[name], code=None, seconds=0.0, bytes_up=256)
-
-    content = study.model_dump()
-    content["study"].update(rounds=1)
-    content["training"].update(schedule="constant", warmup_rounds=0)
-    content["aggregation"].update(
-        strategy="fedavg", release="last", nominal_sites=len(names), min_sites=len(names), max_update_norm=1000.0
-    )
-    start = {"w": np.zeros(64, dtype=np.float32)}
-    found = system.run_rounds(parse_study(content), "attack", "0" * 64, start, exchange, None).weights["w"]
-    total = sum(weights.values())
-    expected = sum(weights[name] / total * sent[name]["w"].astype(np.float64) for name in names)
-    gap = float(np.abs(found - expected).max())
-    return Finding(
-        name="equal-sites",
-        question="Are the sites weighted by the study's public weights, and not by their number of patients?",
-        measured=f"the mean deviates by {gap:.1e}",
-        limit="1.0e-06",
-        verdict=passed(gap <= 1e-6),
-    )
 
 
 CHECKS = (noise_size, sensitivity, plan_is_public, fresh_draws, equal_sites, hostile_weights)
