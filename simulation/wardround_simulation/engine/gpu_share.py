@@ -67,7 +67,8 @@ def share_of(needed_bytes: int, free_bytes: int) -> float:
     if sites < 1:
         needed, free = needed_bytes / 2**30, free_bytes / 2**30
         raise WardroundError(
-            f"one site needs {needed:.1f} GiB of GPU memory and a reserve, but {free:.1f} GiB are free; use --device cpu"
+            f"one site needs {needed:.1f} GiB of GPU memory and a reserve, but {free:.1f} GiB are free; "
+            "use --device cpu"
         )
     return int(10_000 / min(sites, 100)) / 10_000
 
