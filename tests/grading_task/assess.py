@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from wardround.tasks.assessment import Assessed, AtEnd, SiteData, Trainer, Weights
 
 from wardround.errors import DataError
 from wardround.networks.build import initial_network, start_weights
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
+from wardround.tasks.assessment import Assessed, AtEnd, SiteData, Trainer, Weights
 
 
 class GradingAssessment:
