@@ -181,7 +181,7 @@ def test_the_same_command_again_shows_the_finished_run_at_once(private_run, plac
     code += "from wardround_simulation.cli.main import main\n"
     code += "atexit.register(lambda: print('heavy:', sorted({'torch', 'ray', 'flwr'} & set(sys.modules))))\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "finished already" in done.stdout and "report.html" in done.stdout
+    assert done.returncode == 0 and "already finished" in done.stdout and "report.html" in done.stdout
     assert "heavy: []" in done.stdout  # so it takes a second
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     other = subprocess.run(

@@ -79,7 +79,7 @@ def given_authority(certificate_pem: bytes, key_pem: bytes, now: datetime) -> Au
     if key.public_key() != certificate.public_key():
         raise UsageError("--ca: the key does not match the certificate")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        raise UsageError(f"--ca: the certificate is valid until {certificate.not_valid_after_utc:%Y-%m-%d} only")
+        raise UsageError(f"--ca: not valid today; valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
     return Authority(certificate_pem=certificate_pem, key_pem=key_pem)
 
 
