@@ -119,7 +119,7 @@ def test_a_run_that_a_person_names_is_charged_too_and_an_unknown_study_is_no_run
     assert (THIRD.sha256(), "run-3") in loss.unknown
     ledger = accept_loss(folder, loss, "Ada Lovelace")
     assert [hold.used[TRAIN] for hold in ledger.holds()] == [5, 5, 5]
-    with pytest.raises(UsageError, match="no study has this hash here"):
+    with pytest.raises(UsageError, match="no study here has this hash"):
         loss_of(folder, 10**6, [("f" * 12, "run-4")])
 
 
