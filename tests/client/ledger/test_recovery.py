@@ -149,7 +149,7 @@ def test_a_newest_copy_that_turns_up_later_is_another_history(lost) -> None:
     folder, _, kind = lost
     accept_loss(folder, loss_of(folder, seen(kind), ()), "Ada Lovelace")
     shutil.copy2(folder / "ledger.sqlite3.newest", folder / "ledger.sqlite3")
-    with pytest.raises(LedgerError, match="another history"):
+    with pytest.raises(LedgerError, match="a different history"):
         Ledger(folder / "ledger.sqlite3")
 
 
