@@ -331,7 +331,7 @@ def test_a_file_that_is_no_study_is_one_line_in_each_command_and_hides_no_other_
     lines = listed.output.splitlines()
     assert listed.exit_code == 0 and len(lines) == len(texts) + 2 and all(map(is_printable, lines))
     assert "proposed  nodules" in lines[0] and all(
-        "unreadable" in line and "remove the file" in line for line in lines[1:]
+        "unreadable" in line and "move the file to another folder" in line for line in lines[1:]
     )
     known = json.loads(CliRunner().invoke(app, ["studies", "list", "--json", "--site", str(site)]).output)
     assert [one["state"] for one in known] == ["proposed", *["unreadable"] * (len(texts) + 1)]
@@ -341,7 +341,7 @@ def test_a_file_that_is_no_study_is_one_line_in_each_command_and_hides_no_other_
     for words in (("show",), ("approve", "--by", "M", "--yes"), ("refuse", "--by", "M"), ("revoke", "--by", "M")):
         refused = CliRunner().invoke(app, ["studies", *words, asked, "--site", str(site)])
         assert isinstance(refused.exception, UsageError) and refused.output == ""
-        assert "remove the file" in str(refused.exception) and is_printable(str(refused.exception))
+        assert "move the file to another folder" in str(refused.exception) and is_printable(str(refused.exception))
     command = [sys.executable, "-m", "wardround_client.cli.main", "studies", "show", asked, "--site", str(site)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1

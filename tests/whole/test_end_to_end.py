@@ -270,7 +270,7 @@ def test_folders_of_classes_say_what_was_assumed_and_no_privacy_is_said(free_run
     result = json.loads((free_run / "result.json").read_text())
     assert set(result["sites"]) == {"site-1", "site-2"} and result["privacy"]["epsilon"] == "inf"
     report = (free_run / "report.html").read_text()
-    assert "ne image is taken as one patient" in report and "no privacy" in report.lower()
+    assert "ach image is treated as a different patient" in report and "no privacy" in report.lower()
 
 
 def test_two_equal_hospitals_are_one_hospital(free_run):

@@ -33,19 +33,26 @@ def ingest(
     ],
     study: Annotated[
         str,
-        typer.Option("--study", metavar="FILE|HASH", help="The study that says what to cut out; a hash: one received."),
+        typer.Option(
+            "--study",
+            metavar="FILE|HASH",
+            help="The study that defines what to prepare: a file, or the hash of a received study.",
+        ),
     ],
     image_is_patient: Annotated[
         bool,
-        typer.Option("--image-is-patient", help="Every picture is another patient: only if you know that it is so."),
+        typer.Option(
+            "--image-is-patient", help="Treat every picture as a different patient; only if you know that this is true."
+        ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, metavar="N", help="Processes that decode. Default: one a core.")
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", help="Number of decoding processes. Default: one per core."),
     ] = None,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare this hospital's images. Files are only read; what is put aside and why is in the quality report."""
+    """Prepare this hospital's images. Files are only read; the quality report lists what was put aside and why."""
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import remove_objectors
@@ -57,8 +64,8 @@ def ingest(
     source = _one_site(folder, asked.data)
     if source.assumes_one_image_one_patient and not image_is_patient:
         raise DataError(
-            f"{folder}: nothing says which pictures belong to the same patient, and privacy is promised to patients; "
-            f"add a manifest.csv (docs/data.md), or --image-is-patient if every picture is another patient"
+            f"{folder}: it is unknown which pictures belong to the same patient, and privacy is promised per patient; "
+            f"add a manifest.csv (docs/data.md), or --image-is-patient if every picture shows a different patient"
         )
     source = replace(source, name=config.name)
 
@@ -76,7 +83,7 @@ def ingest(
     from wardround_client.sources.quality.report import REPORT_HTML
 
     quality = report.quality
-    print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} known")
+    print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} reused")
     print(f"Quality report: {site / 'cohort' / REPORT_HTML}")
 
 
@@ -84,18 +91,21 @@ def ingest(
 def forget(
     patient: Annotated[
         str,
-        typer.Argument(metavar="PATIENT", help="PatientID as in the data; - asks for it, so that no history keeps it."),
+        typer.Argument(
+            metavar="PATIENT",
+            help="PatientID as in the data; - prompts for it, which keeps it out of the shell history.",
+        ),
     ],
     issuer: Annotated[
-        str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, where the data state one.")
+        str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, if the data contain one.")
     ] = "",
     yes: YesOption = False,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """A patient objects: from now on they take part in nothing, and their prepared images are removed here.
+    """Record a patient's objection: exclude the patient from now on and remove their prepared images here.
 
-    What was learned before stays accounted for in the ledger. Source files are not touched.
+    What was learned before stays accounted for in the ledger. Source files are not changed.
     """
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
@@ -109,16 +119,18 @@ def forget(
         )
     if not yes:
         if as_json or not sys.stdin.isatty():
-            raise UsageError("this cannot be taken back by a command: call it again with --yes")
+            raise UsageError("no command can undo this; run it again with --yes to confirm")
         if not typer.confirm("Keep this patient out of everything from now on, and remove their prepared images?"):
             raise UsageError("nothing was changed")
     done = forget_patient(site, key, patient, issuer, record=lambda count: _record_objections(site, count))
     if as_json:
         print(json.dumps({"already": done.already, "images_removed": done.images_removed}))
         return
-    print(f"{'Had objected before' if done.already else 'Entered'}; {done.images_removed} prepared images removed.")
+    print(
+        f"{'Already recorded' if done.already else 'Objection recorded'}; {done.images_removed} prepared images removed"
+    )
     if not done.images_removed and not done.already:
-        print("No prepared image was theirs: compare PatientID and issuer with the data if that is unexpected.")
+        print("This patient had no prepared image; if that is unexpected, compare PatientID and issuer with the data.")
 
 
 def _record_objections(site: Path, count: int) -> None:

@@ -13,12 +13,20 @@ from wardround.cli.options import JsonOption
 
 def enhance(
     source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="PNG, JPEG or DICOM, one file or a folder.")],
-    model: Annotated[Path, typer.Option("--model", metavar="FILE", help="The model.safetensors of a reconstruction.")],
+    model: Annotated[
+        Path, typer.Option("--model", metavar="FILE", help="The model.safetensors of a reconstruction run.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where results go; default: beside each source.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the results; default: the folder of each source."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", metavar="FILE", help="For missing data: a picture, white where they are.")
+        Path | None,
+        typer.Option(
+            "--mask",
+            metavar="FILE",
+            help="For a model of missing data: a picture that is white where data are missing.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from wardround_client.ledger.ledger import Cap, Hold, Ledger, WhatIf
 
 app = typer.Typer(
-    help="The privacy spent on this site's patients. Held, charged and settled; one append-only file, never reset.",
+    help="The privacy budget of this site's patients: holds, charges and settlements in one append-only file.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -39,12 +39,12 @@ def show(
     prv_timeout: Annotated[
         float,
         typer.Option(
-            "--prv-timeout", min=0, metavar="SECONDS", help="How long the PRV accountant may take; 0: not asked."
+            "--prv-timeout", min=0, metavar="SECONDS", help="Time limit of the PRV accountant; 0: do not run it."
         ),
     ] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Holds, attempts, and the epsilon spent, held and left. The gate is RDP; tighter figures stand beside it."""
+    """Show holds, attempts, and the epsilon spent, held and left. RDP decides; tighter figures are shown beside it."""
     cap = cap_of_site(site)
     ledger = opened_ledger(site)
     holds, head = ledger.holds(), ledger.head()
@@ -80,7 +80,7 @@ def what_if(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a study would cost this site, and how many of its rounds are left. Nothing is written; exit 3: refused."""
+    """Show what a study would cost this site and how many of its rounds are left. Writes nothing. Exit 3: refused."""
     from wardround.study.load import load_study
     from wardround_client.privacy.plan import plan_from_study
 
@@ -111,14 +111,14 @@ def release(
     study: Annotated[
         str, typer.Argument(metavar="STUDY_HASH", help="The study's hash, or its first 8 or more letters.")
     ],
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The run, as `ledger show` names it.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run, as listed by `ledger show`.")],
     site: SiteOption = Path("."),
     who: Annotated[
         str | None, typer.Option("--who", metavar="NAME", help="Who decides this; default: the user's name.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give back what a run holds and has not used. What it used stays charged; the run can train here no more.
+    """Release the unused budget that a run holds. What it used stays charged; the run can no longer train here.
 
     It still counts as one of the runs that the study's approval allows.
     """
@@ -138,9 +138,9 @@ def release(
 
 @app.command(epilog="Example: wardround-site ledger verify --site hospital")
 def verify(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
-    """Check the whole file: its structure, every entry's hash, and that it is no older copy. Exit 1 names the fault."""
+    """Check the whole file: its structure, every entry's hash, and that it is not an older copy. Exit 1: a fault."""
     if not _path(site).exists() and not _path(site).with_suffix(".head").exists():
-        raise UsageError(f"{site}: holds no ledger yet; the first study that is admitted makes it")
+        raise UsageError(f"{site}: there is no ledger yet; it is created when the first study is admitted")
     head = opened_ledger(site).verify()
     if as_json:
         print(json.dumps({"entries": head.entries, "head": head.sha256}))
@@ -156,23 +156,23 @@ def accept_loss(
     entries: Annotated[
         int,
         typer.Option(
-            "--entries", min=0, metavar="N", help="How many entries the server saw; `ledger.head` counts too."
+            "--entries", min=0, metavar="N", help="Number of entries that the server saw; `ledger.head` is also used."
         ),
     ] = 0,
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", metavar="HASH=RUN", help="A run since then that the audit log lacks; may be repeated."),
+        typer.Option("--run", metavar="HASH=RUN", help="A later run that is not in the audit log; may be repeated."),
     ] = None,
     yes: YesOption = False,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Go on from an older copy because every newer one is gone for good. Whatever its runs held is charged in full.
+    """Continue with an older copy because every newer one is lost. All that its runs held is charged in full.
 
-    Those runs train here no more, and count as begun; later ones may where an approval allows more runs, within what is
-    left of the cap. The runs are those of the copy and of the audit log; where that is an old copy too, ask the
-    operator which runs were since (`wardround-server runs`). Afterwards the operator accepts this ledger by name
-    (`wardround-server sites accept-ledger`): until then the server refuses this site's replies.
+    Those runs can no longer train here and count as begun. Later runs can train if an approval allows more runs and the
+    cap has room for them. The runs are those in the copy and in the audit log; if the audit log is an old copy too, ask
+    the operator which runs came later (`wardround-server runs`). Afterwards the operator accepts this ledger
+    (`wardround-server sites accept-ledger`); until then the server refuses this site's replies.
     """
     from wardround_client.ledger.recovery import accept_loss as accept
     from wardround_client.ledger.recovery import loss_of
@@ -182,14 +182,14 @@ def accept_loss(
     if not all(study and name for study, _, name in parts):
         raise UsageError("--run: give the study's hash and the run's id: HASH=RUN")
     loss = loss_of(site, entries, [(study, name) for study, _, name in parts])
-    lines = [("this copy ends at", f"entry {loss.entries}"), ("a later one had", f"{loss.seen} entries")]
+    lines = [("this copy ends at", f"entry {loss.entries}"), ("newest known copy", f"{loss.seen} entries")]
     lines += [("charged in full", f"{study[:WIDTH_OF_A_HASH]} {name}") for study, name in (*loss.known, *loss.unknown)]
     if not as_json:
         _print(_table_of_lines(lines))
     if not yes:
         if as_json or not sys.stdin.isatty():
-            raise UsageError("this cannot be taken back: call it again with --yes")
-        typer.confirm("Is every newer copy gone, and is no run missing from this list?", abort=True)
+            raise UsageError("this cannot be undone; run it again with --yes to confirm")
+        typer.confirm("Is every newer copy lost, and is this list of runs complete?", abort=True)
     ledger = accept(site, loss, by)
     head, spent, left = ledger.head(), ledger.spent(cap.delta), ledger.remaining(cap)
     if as_json:
@@ -218,9 +218,7 @@ def opened_ledger(site: Path) -> Ledger:
     if path.exists():
         return Ledger(path)
     if path.with_suffix(".head").exists():
-        raise LedgerError(
-            f"{path}: is gone, and ledger.head beside it says that it was there; put the newest copy back"
-        )
+        raise LedgerError(f"{path}: is missing, but ledger.head shows that it existed; put the newest copy back")
     return Ledger(None)
 
 
@@ -307,7 +305,7 @@ def _table_of_figures(figures: list[tuple[str, Epsilon]], cap: Cap) -> Table:
 def _lines_of_what_if(said: WhatIf) -> list[tuple[str, str]]:
     affordable = "not limited" if said.rounds_affordable is None else str(said.rounds_affordable)
     return [
-        ("rounds asked", f"{said.rounds_asked}, spare ones included"),
+        ("rounds asked", f"{said.rounds_asked}, including spare rounds"),
         ("rounds affordable", affordable),
         ("answer", "it would be admitted" if said.refusal is None else f"refused: {said.refusal}"),
     ]

@@ -15,7 +15,7 @@ def logs(
     site: SiteOption = Path("."),
     as_json: JsonLinesOption = False,
 ) -> None:
-    """The daemon's log, rotated files included. It may hold whole tracebacks: it is for the hospital's own eyes."""
+    """Show the daemon's log, including rotated files. It may contain tracebacks: keep it inside the hospital."""
     from wardround.operations.log_reader import Entry, names_place, show
     from wardround_client.site.config import load_site_config
 

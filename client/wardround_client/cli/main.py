@@ -16,7 +16,7 @@ from wardround_client.cli import daemon, data, enhance, ledger, logs, setup, sta
 
 app = program(
     "wardround-site",
-    "One hospital of a federation: its rules, its data, its ledger. Research software, no medical device.",
+    "One hospital of a federation: its rules, its data, its ledger. Research software, not a medical device.",
 )
 app.add_typer(setup.app)
 app.add_typer(data.app)

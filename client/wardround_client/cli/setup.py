@@ -18,19 +18,20 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command(epilog="Example: wardround-site init --server fed.example.org:9092 --name north --ca ca.crt --site north")
 def init(
     server: Annotated[
-        str | None, typer.Option("--server", metavar="HOST:PORT", help="The federation's server, as the operator says.")
+        str | None,
+        typer.Option("--server", metavar="HOST:PORT", help="The federation's server, as given by the operator."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What this hospital is called.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="The name of this hospital.")] = None,
     ca: Annotated[
         Path | None, typer.Option("--ca", metavar="FILE", help="The server's CA certificate (PEM), from the operator.")
     ] = None,
     proxy: Annotated[
-        str | None, typer.Option("--proxy", metavar="HOST:PORT", help="An HTTP proxy that passes connections on.")
+        str | None, typer.Option("--proxy", metavar="HOST:PORT", help="An HTTP proxy that forwards connections.")
     ] = None,
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Make a site's folder: keys, site.toml, request to take part. What is there is shown and never made anew."""
+    """Create a site's folder: keys, site.toml, enrolment request. Existing files are shown and never replaced."""
     from wardround_client.site.enrolment import enrol
     from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE
 
@@ -49,13 +50,13 @@ def init(
         return
     from wardround.identity import in_groups
 
-    print(f"{site}: {'made ' + ', '.join(state.made) if state.made else 'all was there; nothing was changed'}")
+    print(f"{site}: {'created ' + ', '.join(state.made) if state.made else 'everything exists; nothing was changed'}")
     print(f"site               {state.config.name}, to the server {address}")
     print(f"key's fingerprint  {in_groups(state.key_sha256)}")
     print(f"CA's fingerprint   {in_groups(state.ca_sha256)}")
-    print(f"Send {state.request} to the operator, then telephone: read the key's fingerprint out, and compare the")
+    print(f"Send {state.request} to the operator, then telephone: read out the key's fingerprint, and compare")
     print(
-        f"CA's, which is that of {site / CA_CERTIFICATE}. Then look through {site / CONFIG_FILE}: it holds your limits."
+        f"the CA's fingerprint, from {site / CA_CERTIFICATE}. Then review {site / CONFIG_FILE}: it holds your limits."
     )
 
 
@@ -63,13 +64,13 @@ def init(
 def doctor(
     site: SiteOption = Path("."),
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="How long the server may take to answer.")
+        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time limit for the server's answer.")
     ] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at keys, server, clock, device (one private step on it), data, ledger: a tick or a cross, and what to do.
+    """Check keys, server, clock, device (with one private step), data and ledger: a tick or a cross, and what to do.
 
-    Exit 1 where there is a cross.
+    Exit 1 if there is a cross.
     """
     from wardround.operations.health_checks import exit_code, table_of
     from wardround_client.site.config import load_site_config

@@ -16,7 +16,7 @@ def status(
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Studies and decisions, last round, budget, cohort, objections. For this hospital's own eyes: nothing is sent."""
+    """Show studies, decisions, last round, budget, cohort, objections. For this hospital only: nothing is sent."""
     from wardround_client.site.status import status_of
 
     found = status_of(site, opened_ledger(site))
@@ -32,7 +32,7 @@ def lines_of(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("site", str(found["site"]))]
     for name, say in SAID.items():
         part = found[name]
-        said = [f"cannot be told: {part['fault']}"] if "fault" in part else say(part)
+        said = [f"unknown: {part['fault']}"] if "fault" in part else say(part)
         lines += [(name.replace("_", " ") if number == 0 else "", text) for number, text in enumerate(said)]
     return lines
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from wardround_client.studies.approvals import KnownStudy
 
 app = typer.Typer(
-    help="What this site trains: studies proposed, approved, refused and revoked, by whom and when.",
+    help="The studies of this site: proposed, approved, refused and revoked, by whom and when.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
-RUNS_HELP = "How many runs may ever begin here, those that began included"
+RUNS_HELP = "Total number of runs that may begin here, including those that have begun"
 WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
 
 
 @app.command("list", epilog="Example: wardround-site studies list --site hospital")
 def list_(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
-    """Every study this site has heard of, its state, and the last decision."""
+    """List every study known at this site, its state, and the last decision."""
     from wardround_client.studies.approvals import known_studies
 
     _require_site(site)
@@ -43,10 +43,12 @@ def list_(site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
         if one.study is None:
             print(escaped(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state}  {one.fault}"))
             continue
-        decided = decision_text(one.decisions[-1]) if one.decisions else "nobody decided yet"
+        decided = decision_text(one.decisions[-1]) if one.decisions else "no decision yet"
         print(escaped(f"{one.sha256[:WIDTH_OF_A_HASH]}  {one.state:<8}  {one.study.study.name}  {decided}"))
     if not known:
-        print("none; `wardround-site studies approve FILE` approves a study file, or the server submits one")
+        print(
+            "none; approve a study file with `wardround-site studies approve FILE`, or wait for the server's proposal"
+        )
 
 
 @app.command(epilog="Example: wardround-site studies show 3f9c2a71 --site hospital")
@@ -59,7 +61,7 @@ def show(
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """A study in plain words: what it reads, what leaves, what it costs this site's patients now and after."""
+    """Describe a study in plain words: what it reads, what leaves, and this site's privacy cost now and afterwards."""
     from wardround_client.studies.approvals import find_study
     from wardround_client.studies.store import runs_allowed
 
@@ -79,16 +81,19 @@ def approve(
     ],
     by: ByOption,
     runs: Annotated[
-        int, typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; all are paid for together.")
+        int,
+        typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; all are charged to the budget."),
     ] = 1,
     site: SiteOption = Path("."),
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the study was read elsewhere.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask for confirmation; the study was read elsewhere.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a study be trained here. Shows it, asks, and writes down who and when. Exit 3: the budget cannot hold it.
+    """Allow a study to be trained here. Shows it, asks, and records who and when. Exit 3: it exceeds the budget.
 
-    One approval allows one run, unless --runs says more. A run goes on after a stop or a crash under its own name; the
-    next one goes back to a person, who approves again with a larger number.
+    One approval allows one run, unless --runs gives a larger number. A run that stopped or crashed resumes as the same
+    run; the next run needs a person, who approves again with a larger number.
     """
     from wardround.text import count_text
     from wardround_client.studies.approvals import approve as approve_study
@@ -98,7 +103,7 @@ def approve(
         _print_words([*_in_words(site, asked, runs), *_identity(asked)])
     question = f"Approve {count_text(runs, 'run')} of this study for {site.resolve().name}, as {by}?"
     if not yes and not _confirmed(question):
-        raise UsageError("not approved: nobody said yes; answer y, or give --yes")
+        raise UsageError("not approved, because it was not confirmed; answer y, or give --yes")
     ledger = opened_ledger(site)
     sha256 = approve_study(site, asked, by, ledger, cap, runs)
     begun = ledger.runs_of(sha256)
@@ -110,7 +115,7 @@ def approve(
 
 @app.command(epilog='Example: wardround-site studies refuse 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
 def refuse(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
-    """Say no to a proposed study. It can be approved later."""
+    """Refuse a proposed study. It can be approved later."""
     from wardround_client.studies.approvals import decide_against, find_study
 
     known = find_study(site, study)
@@ -120,7 +125,7 @@ def refuse(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_j
 
 @app.command(epilog='Example: wardround-site studies revoke 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
 def revoke(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
-    """Take an approval back: every later round of the study is refused. What was trained stays charged."""
+    """Revoke an approval: every later round of the study is refused. What was trained stays charged."""
     from wardround_client.studies.approvals import decide_against, find_study
 
     known = find_study(site, study)
@@ -177,7 +182,7 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
     config = load_site_config(site / CONFIG_FILE)
     received = received_at(site, study.sha256())
-    asked_by = "nobody: it came as a file" if received is None else f"received {received}"
+    asked_by = "no server: the study was given as a file" if received is None else f"received {received}"
     if received is not None and config.server is not None:
         asked_by = f"the server at {config.server.address}, {asked_by}"
     words = {"asked_by": asked_by, "releases": config.release.evaluation}
@@ -200,9 +205,7 @@ def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
         found = differences(open_cohort(site / COHORT), study)
     except DataError:  # no prepared data, or damaged ones: `doctor` reports it
         return []
-    return (
-        [("prepared data", f"{'; '.join(found)}: call wardround-site ingest with this study's file")] if found else []
-    )
+    return [("prepared data", f"{'; '.join(found)}: run wardround-site ingest with this study's file")] if found else []
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:

@@ -94,7 +94,7 @@ def trained_layers(network: nn.Module, parameters: dict[str, nn.Parameter]) -> l
         place = f"{path or 'the network'}: {type(layer).__name__}"
         rule = rule_for(layer)
         if rule is None:
-            raise UnknownLayerError(f"{place} has no rule for clipping")
+            raise UnknownLayerError(f"{place} has no clipping rule")
         if next(layer.buffers(recurse=False), None) is not None:
             raise UnknownLayerError(f"{place} has buffers")
         if seen & {id(p) for p in own.values()}:
@@ -198,7 +198,7 @@ def _groups(batch: PatientBatch, speed: SpeedSettings) -> Iterator[Group | Patie
     """
     starts, k = batch.start_U1.tolist(), speed.images_per_unit
     if k is not None and starts != list(range(0, k * batch.units + 1, k)):
-        raise WardroundError(f"this engine is for units of {k} images each, and a unit has another number of them")
+        raise WardroundError(f"this engine needs {k} images in every unit, but a unit has a different number")
     first = 0
     while first < batch.units:
         begin, last = starts[first], first + 1

@@ -159,7 +159,7 @@ def clip_linear_head(
     may differ by 10^-15 of that, and no weights amplify the difference.
     """
     if not isinstance(network, nn.Linear):
-        raise WardroundError("the closed form is for a linear head over features")
+        raise WardroundError("the closed form applies only to a linear head on features")
     if batch.units == 0:
         return ClippedSum(gradients=zero_sum(parameters), sensitivity=max_grad_norm)
     features_ND = batch.inputs_N.double()
@@ -211,7 +211,7 @@ def sum_unclipped(
     The sum has no sensitivity bound.
     """
     if math.isfinite(max_grad_norm):
-        raise WardroundError("the unclipped sum has no bound; it is for max_grad_norm = inf only")
+        raise WardroundError("the unclipped sum has no bound; it is allowed only for max_grad_norm = inf")
     if batch.units == 0:
         return ClippedSum(gradients=zero_sum(parameters), sensitivity=math.inf)
     rows_U = batch.start_U1.diff()
@@ -291,7 +291,7 @@ def check_engine(
     if tolerance < gap <= KINKS:
         gap = _relative_gap(fast, clip_over_one_pass(network, parameters, batch, loss_per_image, norm).gradients)
     if not gap <= tolerance:
-        raise WardroundError(f"the clipping engine differs from the one-patient loop by {gap:.1e}; not training")
+        raise WardroundError(f"the clipping engine differs from the one-patient loop by {gap:.1e}; nothing is trained")
 
 
 def unit_lengths(

@@ -206,7 +206,7 @@ def _prove(
         else:
             check(engine)
     if speed is not None and not places_agree(network, parameters, loss_per_image, sample.images_N, speed):
-        raise WardroundError("how a patient's images are rounded depends on their place in a batch here")
+        raise WardroundError("on this device the rounding of a patient's images depends on their position in the batch")
     if math.isfinite(max_grad_norm):
         arguments = (network, parameters, loss_per_image, sample.images_N, sample.outputs, max_grad_norm)
         check_hostile_weights(engine, *arguments, images_per_unit=k)
@@ -353,4 +353,4 @@ def _loop(speed: SpeedSettings) -> ClippingEngine:
 def _say_loop(reason: Exception) -> None:
     """Log that the loop is used, in one line even if torch's message is longer."""
     first = str(reason).partition("\n")[0]
-    log.warning("clipping: %s; one patient at a time instead, which is right and slower", first)
+    log.warning("clipping: %s; patients are computed one at a time instead, which is correct but slower", first)

@@ -60,7 +60,7 @@ def write_derived_dicom(
     """
     original = pydicom.dcmread(source, stop_before_pixels=True, force=True)
     if "StudyInstanceUID" not in original or "PatientID" not in original:
-        raise DataError(f"{source}: names no patient or study that a derived image could belong to")
+        raise DataError(f"{source}: has no PatientID or StudyInstanceUID, which a derived image needs")
     derived = Dataset()
     for keyword in KEPT:
         if keyword in original:
@@ -110,7 +110,7 @@ def new_series_uid() -> str:
 def _new(path: Path) -> Path:
     """Return the temporary path at which a file is first written. Raises `DataError` if the file exists."""
     if path.exists():
-        raise DataError(f"{path}: is there already; nothing is overwritten. Remove it, or choose another --out")
+        raise DataError(f"{path}: already exists and is not overwritten; choose another --out")
     partial = partial_path(path)
     partial.unlink(missing_ok=True)
     return partial
@@ -125,6 +125,6 @@ def _settle(path: Path) -> None:
     try:
         os.link(partial, path)
     except FileExistsError:
-        raise DataError(f"{path}: is there already; nothing is overwritten") from None
+        raise DataError(f"{path}: already exists and is not overwritten; choose another --out") from None
     finally:
         partial.unlink(missing_ok=True)

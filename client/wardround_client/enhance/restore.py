@@ -54,13 +54,13 @@ def load_restoring_model(path: Path) -> RestoringModel:
     tensors, manifest = load_checkpoint(path)
     section = manifest.get("reconstruction")
     if manifest.get("kind") != "model" or not isinstance(section, dict):
-        raise ModelError(f"{path}: is not the model of a reconstruction; give the model.safetensors of such a run")
+        raise ModelError(f"{path}: is not a reconstruction model; give the model.safetensors of a reconstruction run")
     network = Restorer()
     try:
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()}, strict=True)
         degradation = degradation_of(ReconstructionSection.model_validate(section))
     except (RuntimeError, ValueError):
-        raise ModelError(f"{path}: is a restorer of another version; use the version that made it") from None
+        raise ModelError(f"{path}: was made by another version of wardround; use that version") from None
     low, high = manifest.get("window_hu") or (-1000.0, 400.0)
     return RestoringModel(
         network=network.eval(),
@@ -100,7 +100,7 @@ def restore(model: RestoringModel, image_HW: np.ndarray, missing_HW: np.ndarray 
     factor = model.degradation.factor if model.degradation.kind == "super-resolution" else 1
     if min(rows, columns) < MULTIPLE_PX or max(rows, columns) * factor > LARGEST_SIDE_PX:
         raise DataError(
-            f"{rows} x {columns} pixels: a restorer takes {MULTIPLE_PX} to {LARGEST_SIDE_PX // factor} a side"
+            f"{rows} x {columns} pixels: a restorer accepts {MULTIPLE_PX} to {LARGEST_SIDE_PX // factor} pixels a side"
         )
     # padded by reflection to a multiple of 8, because the network halves its maps; the padding is cut off again
     margin = (0, -columns % MULTIPLE_PX, 0, -rows % MULTIPLE_PX)
@@ -164,10 +164,14 @@ def enhance(
 def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.ndarray | None:
     if model.degradation.kind != "missing":
         if mask is not None:
-            raise DataError(f"{mask}: this model restores {model.degradation.words()}; only missing data take a mask")
+            raise DataError(
+                f"{mask}: --mask needs a model for missing data; this one restores {model.degradation.words()}"
+            )
         return None
     if mask is None or len(files) != 1:
-        raise DataError("what is missing must be said: give one file, and --mask with a picture that is white there")
+        raise DataError(
+            "the missing area is unknown: pass one file, and --mask with a picture that is white in that area"
+        )
     pixels = read_picture(mask)
     return (pixels if pixels.ndim == 2 else luminance(pixels)) >= 128
 
@@ -177,7 +181,7 @@ def _one(path: Path, model: RestoringModel, out: Path, missing_HW: np.ndarray | 
     if kind == DICOM:
         frame = read_frame(path, 0)
         if frame.values.ndim != 2:
-            raise DataError(f"{path}: is in colour; grey images are restored")
+            raise DataError(f"{path}: is in colour; only grey images can be restored")
         grey = to_grey(frame.values, model.window_hu if frame.hu else (0.0, 255.0))
         target = out / f"{path.stem if path.suffix == '.dcm' else path.name}{MARK}.dcm"
     elif kind == PICTURE:
@@ -187,7 +191,7 @@ def _one(path: Path, model: RestoringModel, out: Path, missing_HW: np.ndarray | 
     else:
         raise DataError(f"{path}: is neither a picture (PNG, JPEG) nor a DICOM file")
     if missing_HW is not None and missing_HW.shape != grey.shape:
-        raise DataError(f"{path}: has another size than the mask")
+        raise DataError(f"{path}: its size differs from the size of the mask")
     restored = restore(model, grey, missing_HW)
     if kind == DICOM:
         scale = restored.shape[0] / grey.shape[0]

@@ -84,13 +84,13 @@ def _reply(
             reply = pack(broadcast, answer(broadcast, site))
             log.info("answered: %d bytes", reply.payload_bytes)
     except OutOfTime:
-        log.error("round %s: the deadline passed while this site was at work", broadcast.round if broadcast else "?")
+        log.error("round %s: the deadline passed while this site was working", broadcast.round if broadcast else "?")
         reply = pack_refusal(broadcast, "late")
     except RefusedError as error:
         log.warning("refused: %s: %s", error.code, error)
         reply = pack_refusal(broadcast, error.code if is_code(error.code) else "failed")
     except WireError as error:
-        log.warning("message not understood, or reply not fit to send: %s: %s", error.code, error)
+        log.warning("the request cannot be read, or the reply cannot be sent: %s: %s", error.code, error)
         reply = pack_refusal(broadcast, f"wire-{error.code}")
     except Exception:
         log.exception("failed")

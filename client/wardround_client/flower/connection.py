@@ -70,7 +70,7 @@ def open_channel(
         ValueError: A connection without TLS or without that CA is requested.
     """
     if insecure or not root_certificates:
-        raise ValueError("a hospital connects over TLS, with the CA that it pinned")
+        raise ValueError("a site connects only over TLS, with its pinned CA")
     credentials = grpc.ssl_channel_credentials(root_certificates)
     lengths = [(f"grpc.max_{way}_message_length", max_message_length) for way in ("send", "receive")]
     channel = grpc.secure_channel(server_address, credentials, options=[*lengths, *OPTIONS])
@@ -151,5 +151,5 @@ def end_with_any_part(main_loop: Callable[[], object]) -> NoReturn:
         main_loop()
     except Exception:
         traceback.print_exc()
-    print("the SuperNode's main loop gave up; its process ends", flush=True)
+    print("the SuperNode's main loop failed; its process is stopped", flush=True)
     os._exit(ENDED)  # a normal exit would wait for the threads that serve loopback

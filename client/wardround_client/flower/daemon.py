@@ -63,8 +63,8 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
 def registered(supernode: Child) -> Check:
     """Check whether the server has admitted this site, as its SuperNode reports."""
     if supernode.is_up:
-        return ok("registered", "the server knows this site's key")
-    return fault("registered", "the server has not let this site in", "ask the operator: wardround-server sites list")
+        return ok("registered", "the server accepts this site's key")
+    return fault("registered", "the server has not admitted this site", "ask the operator: wardround-server sites list")
 
 
 def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
@@ -104,7 +104,7 @@ def require_key(folder: Path) -> None:
     except OSError:
         raise UsageError(f"{path}: no such key; `wardround-site init` makes it") from None
     if mode & 0o077:
-        raise UsageError(f"{path}: others may read this key; run `chmod 600` on it")
+        raise UsageError(f"{path}: other users can read this key; run `chmod 600` on it")
 
 
 def write_secret(path: Path) -> Path:

@@ -99,7 +99,7 @@ class SiteExecutor:
                 if task.deadline.poll():
                     task.ends = float(task.deadline.recv_bytes(64)) - BEFORE_TTL_S
             if task.process.is_alive() and time.time() > task.ends:
-                log.error("task process %s is past its deadline; it is killed", task.process.pid)
+                log.error("task process %s has passed its deadline and is killed", task.process.pid)
                 task.process.kill()
             if not task.process.is_alive():
                 task.deadline.close()

@@ -89,7 +89,7 @@ class BoundedLink:
         if not well_labelled(*received):
             from wardround_client.flower.site_app import recorded
 
-            log.error("a question was refused: its labels are not of the form that Flower gives them")
+            log.error("a request was refused: its labels do not have Flower's format")
             recorded(self._folder, "labels")
             return None
         self._question = received[0]
@@ -124,7 +124,7 @@ class BoundedLink:
             self._question is not None
             and time.time() > self._question.metadata.created_at + self._question.metadata.ttl
         ):
-            raise ValueError("the server's question is over, and not all of it has come")
+            raise ValueError("the server's request ended before all of it was received")
         try:
             content = self._pull(run_id, object_id)
         except grpc.RpcError as error:
@@ -135,13 +135,13 @@ class BoundedLink:
             self._arrived += len(content)
             self._refused = self._refused or self._arrived > MOST_BYTES
         if self._refused:
-            raise ValueError(f"the server's question has more than {MOST_BYTES} bytes")
+            raise ValueError(f"the server's request has more than {MOST_BYTES} bytes")
         return content
 
     def _refuse(self, question: Message) -> None:
         from wardround_client.flower.site_app import recorded_refusal
 
-        log.error("a question was refused: it, or a piece of it, has too many bytes")
+        log.error("a request was refused: it, or one of its parts, has too many bytes")
         for name, number in (("_task_id", 0), ("_run_id", question.metadata.run_id), ("_node_id", self._node)):
             setattr(TaskIdentity, name, number)  # the identity under which Flower sends the reply
         reply = recorded_refusal(self._folder, question, "too_large")

@@ -47,7 +47,7 @@ def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Con
             log.warning("a proposal was refused: %s: %s", error.code, error)
             return recorded_refusal(folder, message, error.code)
         except WireError as error:
-            log.warning("a proposal was not understood: %s: %s", error.code, error)
+            log.warning("a proposal cannot be read: %s: %s", error.code, error)
             code = f"version-{_older(message)}-older" if error.code == "protocol" else f"wire-{error.code}"
             return recorded_refusal(folder, message, code)
         content = RecordDict({name: ConfigRecord(dict(fields)) for name, fields in record.items()})
@@ -55,16 +55,16 @@ def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Con
 
     def ask(message: Message, context: Context) -> Message:
         if message.metadata.message_type not in QUESTIONS:
-            log.error("a question of an unknown kind was refused")
+            log.error("a request of an unknown kind was refused")
             return recorded_refusal(folder, message, "question")
         if not server_info.is_time(message.metadata.created_at):
             at = f"{message.metadata.created_at:g}"
-            log.error("a question was refused: the server's clock shows %s seconds since 1970, which is no time", at)
+            log.error("a request was refused: the server's clock shows %s seconds since 1970, an impossible time", at)
             return recorded_refusal(folder, message, "clock")
         try:
             server_info.keep(folder, message.metadata.created_at, told(message.content))
         except UsageError as error:  # for example a full disk, which the message may not need
-            log.warning("what the server runs was not kept: %s", error)
+            log.warning("the server's software versions cannot be saved: %s", error)
         return app(message, context)
 
     return ask

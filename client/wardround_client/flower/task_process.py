@@ -100,7 +100,7 @@ def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: 
     except Exception:
         if "PullMessages" not in given or not given["PullMessages"].messages_list:
             raise  # there is no message to reply to
-        log.exception("a message could not be put together")
+        log.exception("a message could not be assembled")
     task, messages = given["PullTaskInput"], given["PullMessages"]
     message = message_from_proto(messages.messages_list[0])
     message.metadata.__dict__.update(_labels(messages))
@@ -130,7 +130,7 @@ def _behind_the_gate(
     try:
         deadline.send_bytes(repr(message.metadata.created_at + message.metadata.ttl).encode())
         if task_type != TaskType.CLIENT_APP:
-            log.error("a task of type %s was refused: this hospital runs no code that is sent to it", task_type)
+            log.error("a task of type %s was refused: this hospital does not run code from the server", task_type)
             return recorded_refusal(folder, message, "task_type")
         return site_app(folder, proofs)(message, context)
     except Exception:  # Flower would send the exception's text to the server

@@ -116,7 +116,7 @@ class Book:
         """
         fold = self._kinds.get(entry.get("kind", ""))
         if fold is None:
-            raise LedgerError(f"an entry of the unknown kind {entry.get('kind')!r}; upgrade wardround")
+            raise LedgerError(f"unknown kind of entry {entry.get('kind')!r}; upgrade wardround")
         try:
             fold(entry)
         except (KeyError, TypeError, ValueError) as error:
@@ -125,7 +125,7 @@ class Book:
     def _fold_hold(self, entry: dict[str, Any]) -> None:
         key = entry["study"], entry["run"]
         if key in self.holds:
-            raise LedgerError("one run holds its budget twice")
+            raise LedgerError("the budget of one run is held twice")
         shares = {purpose: share_from_json(share) for purpose, share in entry["shares"].items()}
         none = dict.fromkeys(shares, 0)
         self.holds[key] = Hold(study=key[0], run=key[1], shares=shares, used=none, settled=dict(none), released_by=None)
@@ -134,7 +134,7 @@ class Book:
         attempt = Attempt(**{name: entry[name] for name in _WRITTEN}, reply_sha256=None)
         hold = self.hold_of(attempt.study, attempt.run)
         if attempt.id <= self._last_attempt or hold.attempts_left.get(attempt.purpose, 0) < 1:
-            raise LedgerError(f"attempt {attempt.id} is beyond what its run holds, or out of order")
+            raise LedgerError(f"attempt {attempt.id} exceeds the attempts that its run holds, or is out of order")
         used = {**hold.used, attempt.purpose: hold.used[attempt.purpose] + 1}
         self.holds[attempt.study, attempt.run] = replace(hold, used=used)
         self.attempts[attempt.id] = attempt
@@ -144,7 +144,7 @@ class Book:
     def _fold_settled(self, entry: dict[str, Any]) -> None:
         attempt = self.attempts.get(entry["id"])
         if attempt is None or attempt.reply_sha256 is not None:
-            raise LedgerError(f"attempt {entry['id']} is settled twice, or was never made")
+            raise LedgerError(f"attempt {entry['id']} is settled twice, or was never recorded")
         self.attempts[attempt.id] = replace(attempt, reply_sha256=str(entry["reply_sha256"]))
         hold = self.hold_of(attempt.study, attempt.run)
         settled = {**hold.settled, attempt.purpose: hold.settled[attempt.purpose] + 1}

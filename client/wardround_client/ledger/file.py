@@ -35,8 +35,8 @@ _NOT_ITS_FAULT = tuple(
     f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
 )
 RESTORE = (
-    "put the newest copy back, ledger and ledger.head together, and keep this one for comparison; where every newer "
-    "one is gone for good, see `wardround-site ledger accept-loss --help`"
+    "put the newest copy back, ledger and ledger.head together, and keep this one for comparison; if every newer "
+    "one is lost, see `wardround-site ledger accept-loss --help`"
 )
 
 
@@ -70,7 +70,7 @@ class LedgerFile:
                     self._migrate_from_1()
                 elif found != SCHEMA_VERSION:
                     raise LedgerError(
-                        f"{self.place}: ledger schema {found}, this version knows {SCHEMA_VERSION}; upgrade wardround"
+                        f"{self.place}: ledger schema {found}, this version needs {SCHEMA_VERSION}; upgrade wardround"
                     )
 
     def _connected(self) -> sqlite3.Connection:
@@ -89,10 +89,10 @@ class LedgerFile:
         try:
             yield
         except (sqlite3.Error, UnicodeError) as error:  # UnicodeError: damage can make SQLite's message undecodable
-            mend = RESTORE
+            fix = RESTORE
             if getattr(error, "sqlite_errorname", "").startswith(_NOT_ITS_FAULT):
-                mend = "see the disk, the file's owner and rights, and who else has it open; then try again"
-            raise LedgerError(f"{self.place}: not a readable ledger ({error}); {mend}") from None
+                fix = "check the disk, the file's owner and permissions, and other programs that use it; then try again"
+            raise LedgerError(f"{self.place}: not a readable ledger ({error}); {fix}") from None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -196,17 +196,21 @@ class LedgerFile:
     def _compare(self, connection: sqlite3.Connection, seen: LedgerHead | None, head: LedgerHead) -> None:
         if seen is None:
             return
-        past = f"ledger.head has seen {seen.entries} entries"
+        past = f"ledger.head records {seen.entries} entries"
         if head.entries < seen.entries:
-            raise LedgerError(f"{self.place}: an older copy: it ends at entry {head.entries}, {past}; {RESTORE}")
+            raise LedgerError(f"{self.place}: is an older copy: it ends at entry {head.entries}, but {past}; {RESTORE}")
         with self._in_one_line():
             row = connection.execute("SELECT sha256 FROM entries WHERE number = ?", (seen.entries,)).fetchone()
         if row != (seen.sha256,):
-            raise LedgerError(f"{self.place}: another history: {past}, and the last is not the one here; {RESTORE}")
+            raise LedgerError(
+                f"{self.place}: has a different history: {past}, and the last of them differs here; {RESTORE}"
+            )
 
     def _create(self, seen: LedgerHead | None) -> None:
         if seen is not None:
-            raise LedgerError(f"{self.place}: gone or empty, ledger.head has seen {seen.entries} entries; {RESTORE}")
+            raise LedgerError(
+                f"{self.place}: is missing or empty, but ledger.head records {seen.entries} entries; {RESTORE}"
+            )
         for statement in _SCHEMA:
             self._connection.execute(statement)
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -95,7 +95,7 @@ class Ledger:
         if self._head.entries:
             number, _, sha256 = rows.pop(0) if rows else (0, "", "")
             if (number, sha256) != (self._head.entries, self._head.sha256):
-                raise LedgerError(f"{self._file.place}: was exchanged while it was open; start this program again")
+                raise LedgerError(f"{self._file.place}: was replaced while it was open; start this program again")
         for head, entry in self._file.walked(rows, self._head):
             try:
                 self._book.fold(entry)
@@ -147,11 +147,11 @@ class Ledger:
             held = self._book.holds.get((study, run))
             if held is not None and held.shares != plan.shares():
                 raise LedgerError(
-                    f"{self._file.place}: this run holds another plan; the study or the accountant changed under it"
+                    f"{self._file.place}: this run holds budget for another plan: the study or the accountant changed"
                 )
             begun = self._book.runs_of(study)
             if held is None and begun >= runs:
-                told = f"runs of this study that are approved: {runs}, that began: {begun}"
+                told = f"approved runs of this study: {runs}, begun: {begun}"
                 mend = f"`wardround-site studies approve {study[:12]} --runs {begun + 1}` allows one more"
                 raise PolicyRefusal("runs_used", f"{told}; {mend}")
             refusal = self._refusal(plan, cap, [] if held else plan.events())
@@ -271,7 +271,7 @@ class Ledger:
             if hold.attempts_left.get(purpose, 0) < 1:
                 held = hold.shares[purpose].attempts if purpose in hold.shares else 0
                 code = "no_spare_rounds" if purpose == TRAIN else "no_spare_attempts"
-                text = f"all {held} attempts of this run to {purpose} are used; the site sits round {round_} out"
+                text = f"all {held} attempts of this run to {purpose} are used; the site skips round {round_}"
                 raise BudgetRefusal(code, text)
             self._require_below(cap, hold, purpose)
             number = self._book.next_attempt
@@ -291,9 +291,9 @@ class Ledger:
         after = spent([event for one in holds for event in one.spent() if event.private], cap.delta)
         if after.value > cap.epsilon:
             text = (
-                f"this attempt would bring what is spent to {after.value:.3g}, above this site's cap of epsilon "
-                f"{cap.epsilon:g} at delta {cap.delta:g} (site.toml), which was lowered since; the run goes on if the "
-                "cap is raised again, and `wardround-site ledger release` gives back what it still holds"
+                f"this attempt would raise the epsilon spent to {after.value:.3g}, above this site's cap of epsilon "
+                f"{cap.epsilon:g} at delta {cap.delta:g} (site.toml), which was lowered since; the run continues if "
+                "the cap is raised again, and `wardround-site ledger release` releases what it still holds"
             )
             raise BudgetRefusal("budget", text)
 
@@ -307,7 +307,7 @@ class Ledger:
             self._read()
             known = self._book.attempts.get(attempt)
             if known is None or known.reply_sha256 is not None:
-                raise LedgerError(f"{self._file.place}: attempt {attempt} is settled already, or was never made")
+                raise LedgerError(f"{self._file.place}: attempt {attempt} is already settled, or was never recorded")
             self._file.append(self._head, {"kind": "settled", "id": attempt, "reply_sha256": reply_sha256})
 
     def release(self, study: str, run: str, who: str) -> Hold:

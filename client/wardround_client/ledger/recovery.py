@@ -57,8 +57,8 @@ def loss_of(folder: Path, seen_elsewhere: int, named: Iterable[tuple[str, str]])
     entries = ledger.head().entries if path.exists() else 0
     if seen <= entries:
         raise UsageError(
-            f"{path}: nothing shows a loss: it ends at entry {entries}, and no later one was seen; where the server "
-            "saw one (`wardround-server sites list`), say so with --entries"
+            f"{path}: no sign of a loss: it ends at entry {entries}, and no later one is recorded; if the server saw "
+            "more (`wardround-server sites list`), give their number with --entries"
         )
     holds = {(hold.study, hold.run): hold for hold in ledger.holds()}
     asked = [(find_study(folder, study).sha256, run) for study, run in named]
@@ -72,7 +72,7 @@ def _released(folder: Path) -> set[tuple[str, str]]:
     """Return the runs for which the audit log records a reply that left the site."""
     path = folder / AUDIT_FILE
     if not path.exists():
-        raise UsageError(f"{path}: is gone as well; put its newest copy back, which says what left this site")
+        raise UsageError(f"{path}: is missing as well; put its newest copy back, which records what left this site")
     return {(entry["study"], entry["run"]) for entry in verified(path).entries if entry["event"] == "released"}
 
 

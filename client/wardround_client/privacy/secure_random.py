@@ -45,12 +45,12 @@ class SecretRandom:
         self._zeros = bytes(12 * DRAWS_PER_NORMAL * _PAIRS_AT_ONCE)
 
     def __reduce__(self) -> NoReturn:
-        raise WardroundError("secret randomness does not travel between processes")
+        raise WardroundError("secret randomness cannot be sent to another process")
 
     def _fill(self, out: memoryview, size: int) -> None:
         """Write the next `size` bytes of the stream into `out`, which has room for one block more."""
         if os.getpid() != self._process:
-            raise WardroundError("secret randomness was carried into another process")
+            raise WardroundError("secret randomness cannot be used in a forked process")
         zeros = memoryview(self._zeros)
         for begin in range(0, size, len(zeros)):
             end = min(begin + len(zeros), size)

@@ -78,7 +78,7 @@ def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.n
         record_release(question, site, EVALUATE, weights_sha256(counts), again=True)
         return counts[COUNTS]
     if site.held_out_of is None:
-        raise PolicyRefusal("evaluation_off", "this site holds out no patients")
+        raise PolicyRefusal("evaluation_off", "this site has no held-out patients")
     attempt = site.ledger.reserve(study_sha256, run, question.round, received, EVALUATE, cap=site.cap)
     counts = {COUNTS: _noised_counts(question, admitted, site, site.held_out_of)}
     site.replies[attempt] = counts

@@ -112,8 +112,8 @@ def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nob
         return with_patients()
     except Exception:
         log.exception(
-            "round %s: failed with this site's patients; it is charged and answered with noise alone, as by a site "
-            "with nobody; fix what the traceback names before the next round",
+            "round %s: training failed with this site's patients; the round is charged, and the reply is noise only, "
+            "like that of a site without patients; fix the error in the traceback before the next round",
             question.round,
         )
     return with_nobody()  # outside the handler, which would keep the failed attempt's memory alive
@@ -162,15 +162,15 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
     """
     study = site.study_of(broadcast.study_sha256)
     if not site.randomness.secret and not site.cap.allow_no_privacy:
-        raise PolicyRefusal("known_randomness", "known randomness is for tests; this site has patients")
+        raise PolicyRefusal("known_randomness", "known randomness is only for tests; this site has patients")
     admitted = site.admitted.get(broadcast.study_sha256)
     if not isinstance(admitted, Admitted):
         admitted = _open_study(study, site)
         site.admitted[broadcast.study_sha256] = admitted
     if broadcast.architecture_sha256 != admitted.architecture_sha256:
-        raise PolicyRefusal("architecture", "the server's network is not the one that this study names")
+        raise PolicyRefusal("architecture", "the server's network differs from the one in this study")
     if broadcast.round not in rounds:
-        raise PolicyRefusal("round", f"round {broadcast.round} is not one that this question may have in this study")
+        raise PolicyRefusal("round", f"round {broadcast.round} is not allowed for this kind of request in this study")
     expected = {name: tuple(p.shape) for name, p in trained_parameters(admitted.network, study).items()}
     got = {name: array.shape for name, array in broadcast.weights.items()}
     if got != expected:
@@ -213,7 +213,7 @@ def settled_reply(site: Site, attempt: int, reply_sha256: str | None) -> Weights
     try:
         reply = site.replies[attempt]
     except KeyError:
-        raise PolicyRefusal("reply_gone", f"the reply of attempt {attempt} is no longer kept") from None
+        raise PolicyRefusal("reply_gone", f"the reply of attempt {attempt} is no longer stored") from None
     if weights_sha256(reply) != reply_sha256:
-        raise LedgerError(f"the reply of attempt {attempt} on disk is not the one that was settled")
+        raise LedgerError(f"the stored reply of attempt {attempt} differs from the settled one")
     return reply

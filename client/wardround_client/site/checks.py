@@ -44,9 +44,9 @@ def looks_of(folder: Path, registered: Callable[[], Check]) -> list[Look]:
         Look(
             name="server",
             look=lambda: server(folder, config(), ANSWER_TIMEOUT_S),
-            todo="look at the address in site.toml, DNS, proxy and firewall",
+            todo="check the address in site.toml, DNS, proxy and firewall",
         ),
-        Look(name="data", look=lambda: readable(folder), todo="call wardround-site ingest again"),
+        Look(name="data", look=lambda: readable(folder), todo="run wardround-site ingest again"),
         Look(name="budget", look=lambda: enough(folder, config()), todo="see wardround-site ledger show"),
         Look(name="last reply", look=lambda: last_reply(folder), todo="see wardround-site audit verify"),
     ]
@@ -74,7 +74,7 @@ def enough(folder: Path, config: SiteConfig) -> Check:
     if check.state == "ok":
         return check
     return (
-        ok("budget", f"{check.found}; a study at work holds the rest")
+        ok("budget", f"{check.found}; a running study holds the rest")
         if at_work
         else fault("budget", check.found, check.todo)
     )
@@ -103,7 +103,7 @@ def server(folder: Path, config: SiteConfig, timeout_s: float) -> Check:
     connection = required(config.server, "server")
     address, proxy = connection.address, connection.proxy
     shown = x509.load_der_x509_certificate(presented_certificate(address, pem, proxy, timeout_s))
-    todo = "the operator has to renew the server's certificate"
+    todo = "ask the operator to renew the server's certificate"
     check = days_left("server", shown.not_valid_before_utc, shown.not_valid_after_utc, datetime.now(UTC), todo)
     return Check(name="server", state=check.state, found=f"{address} answers; {check.found}", todo=check.todo)
 
@@ -124,7 +124,7 @@ def studies(folder: Path) -> Check:
     from wardround_client.studies.approvals import known_studies
 
     if not (folder / COHORT / SEAL_FILE).exists():
-        return ok("studies", "nothing is prepared that could differ from a study")
+        return ok("studies", "no prepared data to compare with the studies")
     prepared = open_cohort(folder / COHORT)
     approved = [one.study for one in known_studies(folder) if one.state == "approved" and one.study is not None]
     found = [f"{one.study.name}: {'; '.join(lines)}" for one in approved if (lines := differences(prepared, one))]
@@ -144,7 +144,7 @@ def opened(folder: Path) -> Ledger | None:
     if path.exists():
         return Ledger(path)
     if path.with_suffix(".head").exists():
-        raise WardroundError("ledger.sqlite3 is gone, and ledger.head says that it was there")
+        raise WardroundError("ledger.sqlite3 is missing, but ledger.head shows that it existed")
     return None
 
 
@@ -152,8 +152,8 @@ def ledger(folder: Path) -> Check:
     """Verify the whole ledger, entry by entry."""
     known = opened(folder)
     if known is None:
-        return ok("ledger", "none yet; the first study that is admitted makes it")
-    return ok("ledger", f"whole, {known.verify().entries} entries")
+        return ok("ledger", "none yet; it is created when the first study is admitted")
+    return ok("ledger", f"intact, {known.verify().entries} entries")
 
 
 def budget(folder: Path, config: SiteConfig) -> Check:
@@ -162,5 +162,5 @@ def budget(folder: Path, config: SiteConfig) -> Check:
     left = (opened(folder) or Ledger(None)).remaining(cap)
     said = f"ε = {left.value:.3g} of {cap.epsilon:g} left, per {left.unit} at δ = {left.delta:g}"
     if left.value <= 0:
-        return note("budget", said, "no further study is admitted; `wardround-site ledger show` says who holds what")
+        return note("budget", said, "no further study is admitted; `wardround-site ledger show` lists who holds what")
     return ok("budget", said)

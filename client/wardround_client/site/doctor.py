@@ -50,18 +50,18 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     yield looked_at(
         "CA", lambda: checks.ca(folder, config), "ask the operator for the CA, and compare fingerprints again"
     )
-    todo = "look at the address in site.toml, DNS, proxy and firewall; one port outward is needed"
+    todo = "check the address in site.toml, DNS, proxy and firewall; one outgoing port is needed"
     yield looked_at("server", lambda: checks.server(folder, config, timeout_s), todo)
     yield version_against_server(folder)
     yield clock()
     yield clock_against_server(folder)
-    yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or mend the driver")
+    yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or repair the driver")
     yield disk(folder, NEEDED_BYTES)
-    yield looked_at("cohort", lambda: checks.cohort(folder), "call wardround-site ingest again")
+    yield looked_at("cohort", lambda: checks.cohort(folder), "run wardround-site ingest again")
     yield looked_at("studies", lambda: checks.studies(folder), "see wardround-site studies list")
-    todo = "put the newest copy of the ledger back; nothing trains without it"
+    todo = "put the newest copy of the ledger back; no study can train without it"
     yield looked_at("ledger", lambda: checks.ledger(folder), todo)
-    yield looked_at("budget", lambda: checks.budget(folder, config), "see the line of the ledger")
+    yield looked_at("budget", lambda: checks.budget(folder, config), "see the check of the ledger")
 
 
 def _keys(folder: Path) -> Check:
@@ -73,8 +73,8 @@ def _keys(folder: Path) -> Check:
     except (OSError, ValueError) as error:
         raise WardroundError(f"a key in keys/ cannot be read ({type(error).__name__})") from None
     if private.public_key() != public:
-        raise WardroundError(f"{SITE_KEY} and {SITE_KEY}.pub do not belong together")
-    return ok("keys", "the site's key and the key of pseudonyms are whole")
+        raise WardroundError(f"{SITE_KEY} and {SITE_KEY}.pub are not a pair")
+    return ok("keys", "the site's key and the pseudonym key are intact")
 
 
 def _device(config: SiteConfig) -> Check:
@@ -94,9 +94,9 @@ def _device(config: SiteConfig) -> Check:
         after = train(study, plan, network, before, material, 1, SecretRandom(), device, speed)
     except RuntimeError as error:  # raised by torch for a driver that does not fit or memory that is in use
         return fault(
-            "device", f"{device}: {str(error).splitlines()[0]}", "mend the driver, or free the device's memory"
+            "device", f"{device}: {str(error).splitlines()[0]}", "repair the driver, or free the device's memory"
         )
     if not all(np.isfinite(after[name]).all() and (after[name] != before[name]).any() for name in before):
         return fault("device", f"{device}: one private step gave no usable weights", "set compute.device to cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return ok("device", f"{name}: one private step, its clipping proved, in {time.monotonic() - started:.1f} s")
+    return ok("device", f"{name}: one private step, its clipping checked, in {time.monotonic() - started:.1f} s")

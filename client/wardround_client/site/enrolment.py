@@ -80,7 +80,7 @@ def enrol(folder: Path, name: str | None, address: str | None, ca: Path | None, 
     certificate = pinned_ca(folder, config)
     public_key = _read(folder / PUBLIC_KEY).decode("ascii", "replace")
     if not (folder / SITE_KEY).exists():
-        raise UsageError(f"{folder / SITE_KEY}: is gone; put it back from a backup, or enrol anew in a new folder")
+        raise UsageError(f"{folder / SITE_KEY}: is missing; put it back from a backup, or enrol again in a new folder")
     request = folder / f"{config.name}{REQUEST_SUFFIX}"
     if not request.exists():
         content = request_for(config.name, public_key).model_dump_json(indent=1) + "\n"
@@ -103,12 +103,10 @@ def pinned_ca(folder: Path, config: SiteConfig) -> x509.Certificate:
         UsageError: The CA is a different one.
     """
     if config.server is None:
-        raise UsageError(f"{folder / CONFIG_FILE}: has no [server]; `wardround-site init` writes it")
+        raise UsageError(f"{folder / CONFIG_FILE}: has no [server] section; `wardround-site init` writes it")
     certificate = _certificate(_read(folder / CA_CERTIFICATE), CA_CERTIFICATE)
     if certificate_sha256(certificate) != config.server.ca_sha256:
-        raise UsageError(
-            f"{folder / CA_CERTIFICATE}: is not the CA that {CONFIG_FILE} has pinned; put the right file back"
-        )
+        raise UsageError(f"{folder / CA_CERTIFICATE}: is not the CA pinned in {CONFIG_FILE}; put the correct file back")
     return certificate
 
 
@@ -142,7 +140,7 @@ def config_text(name: str, address: str, ca: x509.Certificate, proxy: str | None
         raise UsageError(f"--name {name}: up to 63 letters, digits, dots, hyphens and underscores")
     proxy_line = f'proxy = "{proxy}"' if proxy else '# proxy = "proxy.hospital.example:3128"'
     return f"""\
-# The rules of this hospital. The server can change none of them; a study that asks for more is refused.
+# The rules of this hospital. The server cannot change them; a study that asks for more is refused.
 
 # The site's name in the federation.
 name = "{name}"
@@ -150,34 +148,34 @@ name = "{name}"
 [server]
 # Where the federation's server is: the only address that this site connects to. Nothing connects to this site.
 address = "{address}"
-# The fingerprint of the server's CA, compared by telephone. A server that cannot show it is not talked to.
+# The fingerprint of the server's CA, compared by telephone. Any other server is refused.
 ca_sha256 = "{certificate_sha256(ca)}"
-# An HTTP proxy that passes connections on (CONNECT), if one stands between.
+# An HTTP proxy that forwards connections (CONNECT), if your network needs one.
 {proxy_line}
-# Two ports on this machine itself (127.0.0.1): one between the daemon's own processes, which differs where two sites
-# share a machine, and one for a program that watches the daemon (0: any free one).
+# Two ports on this machine itself (127.0.0.1): one between the daemon's own processes, which must differ if two
+# sites share a machine, and one for a program that monitors the daemon (0: any free port).
 runtime_port = 9094
 health_port = 0
 
 [privacy]
-# The most that all studies together may spend on a patient of this hospital: the ledger refuses what goes beyond.
-# delta_cap belongs well below 1 / (number of patients).
+# The most that all studies together may spend on a patient of this hospital: the ledger refuses anything more.
+# Keep delta_cap well below 1 / (number of patients).
 epsilon_cap = 8.0
 delta_cap = 1e-4
-# Whether studies with epsilon = inf, which promise nothing, are admitted.
+# Whether studies with epsilon = inf, which give no privacy, are admitted.
 allow_no_privacy = false
 
 [release]
-# Figures about held-out patients that may leave: "off", "noised" (charged to the ledger) or "exact" (no privacy).
+# Which figures about held-out patients may leave: "off", "noised" (charged to the ledger) or "exact" (no privacy).
 evaluation = "off"
-# Whether figures of this hospital alone may be shown, and from how many patients (counted with noise) on.
+# Whether figures of this hospital alone may be shown, and the number of patients (counted with noise) needed.
 per_site = false
 minimum_patients = 50
 
 [compute]
-# "auto" takes a CUDA GPU where there is one. Nothing here affects privacy.
+# "auto" uses a CUDA GPU if there is one. Nothing here affects privacy.
 device = "auto"
-# How many processor threads a round may use, and "bfloat16" where the processor is faster with it.
+# How many processor threads a round may use, and "bfloat16" if the processor is faster with it.
 threads = {max(1, (os.cpu_count() or 1) // 2)}
 precision = "float32"
 """
@@ -204,7 +202,7 @@ def _refuse_lost_keys(folder: Path, config: SiteConfig) -> None:
     """
     later = (f"{config.name}{REQUEST_SUFFIX}", COHORT, LEDGER_FILE, STUDIES)
     if any((folder / name).exists() for name in later):
-        raise UsageError(f"{folder / 'keys'}: is gone; put it back from a backup, or enrol anew in a new folder")
+        raise UsageError(f"{folder / 'keys'}: is missing; put it back from a backup, or enrol again in a new folder")
 
 
 def _same(folder: Path, config: SiteConfig, name: str | None, address: str | None, ca: Path | None) -> None:
@@ -213,20 +211,20 @@ def _same(folder: Path, config: SiteConfig, name: str | None, address: str | Non
     if name is not None and name != config.name:
         raise UsageError(f"{here}: this site is called {config.name}; another site needs another folder")
     if config.server is None:
-        raise UsageError(f"{here}: has no [server]: a site of a simulation; choose another folder")
+        raise UsageError(f"{here}: has no [server] section, so it is a simulated site; choose another folder")
     if address is not None and address != config.server.address:
         raise UsageError(
-            f"{here}: its server is {config.server.address}; if the server moved, change the address there"
+            f"{here}: its server is {config.server.address}; if the server moved, change the address in this file"
         )
     if ca is not None and certificate_sha256(_certificate(_read(ca), str(ca))) != config.server.ca_sha256:
-        raise UsageError(f"{ca}: is another CA than the one pinned in {here}; ask the operator which one is right")
+        raise UsageError(f"{ca}: differs from the CA pinned in {here}; ask the operator which one is correct")
 
 
 def _certificate(pem: bytes, source: str) -> x509.Certificate:
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem)
     except ValueError:
-        raise UsageError(f"{source}: not exactly one certificate in PEM form") from None
+        raise UsageError(f"{source}: does not contain exactly one certificate in PEM format") from None
     return certificate
 
 
@@ -234,6 +232,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{path}: is not there; give the right file, or put it back from a backup") from None
+        raise UsageError(f"{path}: does not exist; give the correct file, or put it back from a backup") from None
     except OSError as error:
         raise WardroundError(f"{path}: cannot be read: {error.strerror}") from None

@@ -54,7 +54,7 @@ def keep(folder: Path, sent_at: float, software: Software | None) -> None:
         UsageError: The file cannot be written, or the time is not plausible.
     """
     if not is_time(sent_at):
-        raise UsageError(f"the server's clock shows {sent_at:g} seconds since 1970, which is no time of these years")
+        raise UsageError(f"the server's clock shows {sent_at:g} seconds since 1970, an impossible time")
     now, last = time.time(), heard(folder)
     software_at = now
     if software is None and last is not None:
@@ -78,16 +78,14 @@ def version_against_server(folder: Path) -> Check:
     """Check whether the versions of this site and the server fit, as far as the server has reported its own."""
     here, last = ours(), heard(folder)
     if last is None or last.software is None:
-        return ok("version", f"{here}; the server's is known when it first puts a study before this site")
+        return ok("version", f"{here}; the server's is unknown until it first proposes a study to this site")
     when, there = f"heard {_when(last.software_at)}", last.software
     problem = mismatch(site=here, server=there)
     if problem is not None:
-        return fault(
-            "version", f"{problem} ({when})", "upgrade the side that is named; ledger and keys stay as they are"
-        )
+        return fault("version", f"{problem} ({when})", "upgrade the named side; ledger and keys do not change")
     if there.wardround != here.wardround:
-        words = f"{here}; the server has wardround {there.wardround}: they fit ({when})"
-        return note("version", words, "nothing must be done now; the older side moves at its next upgrade")
+        words = f"{here}; the server has wardround {there.wardround}: they are compatible ({when})"
+        return note("version", words, "no action is needed now; the older side catches up at its next upgrade")
     return ok("version", f"{here}; the server has the same ({when})")
 
 
@@ -99,15 +97,15 @@ def clock_against_server(folder: Path) -> Check:
     """
     name, last = "server's clock", heard(folder)
     if last is None:
-        return ok(name, "is compared when the server first asks this site something")
+        return ok(name, "is compared when the server's first request arrives")
     delay_s, when = last.read_at - last.sent_at, _when(last.read_at)
     if delay_s < LEAST_DELAY_S:
         words = f"this clock was at least {-delay_s:.0f} s behind the server's ({when})"
-        return note(name, words, "switch on NTP here; if it is on, tell the operator")
+        return note(name, words, "switch on NTP here; if it is already on, inform the operator")
     if delay_s > MOST_DELAY_S:
-        words = f"a question took {delay_s:.0f} s by the two clocks: this one was ahead, or the way was slow ({when})"
-        return note(name, words, "compare this clock with one you trust; if it is right, tell the operator")
-    return ok(name, f"agreed with this one within the {max(delay_s, 0):.0f} s that a question took ({when})")
+        words = f"a request took {delay_s:.0f} s by the two clocks: this clock was ahead, or the network slow ({when})"
+        return note(name, words, "compare this clock with one you trust; if it is correct, inform the operator")
+    return ok(name, f"agreed with this clock within the {max(delay_s, 0):.0f} s that a request took ({when})")
 
 
 def _when(at: float) -> str:

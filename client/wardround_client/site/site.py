@@ -151,11 +151,11 @@ def open_cohort_of(folder: Path, study: Study) -> Cohort:
     try:
         cohort = open_cohort(folder / COHORT)
     except NoCohortError:
-        log.warning("no prepared data here: this site takes part with noise alone; see wardround-site ingest")
+        log.warning("no prepared data: this site takes part with noise only; see wardround-site ingest")
         return nobody(study)
     found = differences(cohort, study)
     if found:
-        todo = "call wardround-site ingest again with this study's file"
+        todo = "run wardround-site ingest again with this study's file"
         log.warning("the prepared data do not fit the study %s: %s; %s", study.study.name, "; ".join(found), todo)
     return without_objectors(cohort_for(cohort, study), opted_out(folder))
 
@@ -184,7 +184,9 @@ def choose_device(config: SiteConfig) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise WardroundError("compute.device = cuda, but torch finds no CUDA GPU; use auto or cpu, or mend the driver")
+        raise WardroundError(
+            "compute.device = cuda, but torch finds no CUDA GPU; use auto or cpu, or repair the driver"
+        )
     if wanted == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     return torch.device(wanted)

@@ -59,15 +59,15 @@ def forget(
             patient is in the list.
     """
     if not patient_id.strip(" \0"):
-        raise DataError("the patient's id is empty; give it as it stands in PatientID or in the manifest")
+        raise DataError("the patient's ID is empty; give it as in PatientID or in the manifest")
     name = pseudonym(key, patient_id, issuer)
     new = enter(site_folder, name, record)
     try:
         removed = _remove_prepared(site_folder, key, {name})
     except CohortBusyError:
         raise DataError(
-            f"{site_folder}: the patient is in the list and takes part in nothing from now on; an ingest is at work, "
-            "which removes their images at its end. Call forget again after it, to see that it did"
+            f"{site_folder}: the patient is on the list of objections, excluded from now on; an ingest is running and "
+            "removes their images when it ends. Run forget again afterwards to confirm this"
         ) from None
     return Forgotten(already=not new, images_removed=removed)
 

@@ -44,7 +44,7 @@ class ImageFile:
         if fortran_order or self.dtype.hasobject or not self.shape:
             raise ValueError("not an array of plain numbers in C order")
         if size != self._begin + len(self) * self._row_bytes:
-            raise ValueError("the file does not have the size that its header says")
+            raise ValueError("the file's size differs from the size given in its header")
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -79,5 +79,5 @@ class ImageFile:
     def _row(self, row: int) -> np.ndarray:
         content = os.pread(self._descriptor, self._row_bytes, self._begin + row * self._row_bytes)
         if len(content) != self._row_bytes:
-            raise OSError(f"image {row} of the prepared data ends early")
+            raise OSError(f"image {row} of the prepared data is cut short")
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])

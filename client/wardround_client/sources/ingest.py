@@ -118,8 +118,8 @@ def ingest(
             write_quality(folder, quality, findings, [file.path for file in source.files], key)
             if not kept:
                 raise DataError(
-                    f"{source.root}: none of the {len(source.files)} files of {source.name} is fit for the study; "
-                    f"{folder / REPORT_HTML} says why"
+                    f"{source.root}: none of the {len(source.files)} files of {source.name} can be used for the study; "
+                    f"the reasons are in {folder / REPORT_HTML}"
                 )
             rows = [
                 CohortRow(
@@ -298,10 +298,10 @@ def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings
         findings.append(Finding(code="no_hu", count=without_hu))
     notes = [note[0].upper() + note[1:] + "." for note in site.source.assumptions]
     if site.data.region == "marked" and any(record.kind == "picture" for record in site.scanned):
-        notes.append("A picture is taken as already cut around its marked point.")
+        notes.append("Pictures are treated as already cropped around their marked point.")
     if site.source.ignored:
         passed = "1 file was" if site.source.ignored == 1 else f"{site.source.ignored} files were"
-        notes.append(f"{passed} passed over by name (texts, tables, hidden files).")
+        notes.append(f"{passed} skipped by name (texts, tables, hidden files).")
     return summarise(
         site=site.source.name,
         files=len(site.source.files),
@@ -348,8 +348,8 @@ def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{folder}: {images} images need {needed / 1e9:.1f} GB on this disk and {free / 1e9:.1f} GB are free; "
-            f"make room or choose another folder"
+            f"{folder}: {images} images need {needed / 1e9:.1f} GB on this disk, but only {free / 1e9:.1f} GB are free;"
+            " make room or choose another folder"
         )
 
 
@@ -367,7 +367,7 @@ def claimed_cohort(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
         if not alone:
-            raise CohortBusyError(f"{folder}: another ingest is at work here; wait for it")
+            raise CohortBusyError(f"{folder}: another ingest is running in this folder; wait until it has finished")
         try:
             yield
         except OSError as error:

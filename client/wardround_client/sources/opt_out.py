@@ -64,8 +64,8 @@ def enter(site_folder: Path, pseudonym: str, record: Callable[[int], object] = i
             record(len(after))
     except OSError as error:
         raise DataError(
-            f"{path}: the objection cannot be written ({error.strerror}); see the disk and the file's owner, then call "
-            "forget again"
+            f"{path}: the objection cannot be written ({error.strerror}); check the disk and the file's owner, then "
+            "run forget again"
         ) from None
     return after != before
 

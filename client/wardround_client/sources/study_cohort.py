@@ -26,18 +26,20 @@ def differences(cohort: Cohort, study: Study) -> list[str]:
     prepared, asked = cohort.images_NCHW.shape[1:], _shape_CHW(study)
     kind = _channels(cohort)
     if kind != study.data.channels and kind is not None:
-        found.append(f"images were prepared as {kind}, the study asks for {study.data.channels}: nobody takes part")
+        found.append(
+            f"images are prepared as {kind}, but the study requires {study.data.channels}: no patient takes part"
+        )
     elif prepared[0] != asked[0]:
-        found.append(f"images have {prepared[0]} channels, the study asks for {asked[0]}: nobody takes part")
+        found.append(f"images have {prepared[0]} channels, but the study requires {asked[0]}: no patient takes part")
     if prepared[1:] != asked[1:]:
         sizes = " x ".join(map(str, prepared[1:])), " x ".join(map(str, asked[1:]))
-        found.append(f"images are {sizes[0]} pixels, the study asks for {sizes[1]}: nobody takes part")
+        found.append(f"images are {sizes[0]} pixels, but the study requires {sizes[1]}: no patient takes part")
     unknown = [name for name in cohort.label_names if name not in study.data.labels]
     missing = [name for name in study.data.labels if name not in cohort.label_names]
     if unknown:
-        found.append(f"labels that the study does not have count as no label: {', '.join(unknown)}")
+        found.append(f"images with labels that are not in the study count as unlabelled: {', '.join(unknown)}")
     if missing:
-        found.append(f"labels of the study that the prepared data do not have: {', '.join(missing)}")
+        found.append(f"labels of the study that are missing from the prepared data: {', '.join(missing)}")
     return found
 
 

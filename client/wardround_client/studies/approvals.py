@@ -93,10 +93,10 @@ def find_study(folder: Path, prefix: str) -> KnownStudy:
         raise UsageError(f"{prefix}: give at least {SHORTEST_PREFIX} letters of the study's hash")
     hashes = store.stored_hashes(folder, prefix)
     if not hashes:
-        raise UsageError(f"{prefix}: no study has this hash here; `wardround-site studies list` shows those it has")
+        raise UsageError(f"{prefix}: no study here has this hash; `wardround-site studies list` shows all studies")
     if len(hashes) > 1:
         raise UsageError(
-            f"{prefix}: {len(hashes)} studies begin so; give more letters: {', '.join(h[:16] for h in hashes)}"
+            f"{prefix}: {len(hashes)} studies match; give more letters: {', '.join(h[:16] for h in hashes)}"
         )
     return _known(folder, hashes[0])
 
@@ -166,10 +166,10 @@ def _known(folder: Path, sha256: str) -> KnownStudy:
     try:
         study = store.read_study(path)
     except (StudyError, UnicodeDecodeError) as error:
-        why = error if isinstance(error, StudyError) else f"{path}: is no text"
-        raise UsageError(f"{why}; this version does not take such a study: remove the file") from None
+        why = error if isinstance(error, StudyError) else f"{path}: is not a text file"
+        raise UsageError(f"{why}; this version cannot read such a study; move the file to another folder") from None
     if study.sha256() != sha256:
-        raise UsageError(f"{path}: is not the study that its name says; it was altered, put the original back")
+        raise UsageError(f"{path}: its content does not match its name, so it was altered; put the original back")
     decisions = read_decisions(folder, sha256)
     last = decisions[-1]["decision"] if decisions else None
     if approved:

@@ -24,7 +24,7 @@ def receive(folder: Path, study: Study) -> State:
         return state
     with store.deciding(folder):  # tasks that receive at once are counted one after another
         if store.undecided(folder) >= MOST_UNDECIDED:
-            raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals wait for a decision already")
+            raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals already wait for a decision")
         store.store_proposed(folder, study)
     return state
 

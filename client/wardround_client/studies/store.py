@@ -123,7 +123,7 @@ def read_decisions(folder: Path, sha256: str) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UsageError(
-            f"{path}: cannot be read as a list of decisions; restore it, the audit log says what it held"
+            f"{path}: cannot be read as a list of decisions; restore it (the audit log lists the decisions)"
         ) from None
 
 

@@ -53,7 +53,7 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
             failed += 1
             log.exception("image %d has no features: its patient counts as zero", row)
     if failed and failed == len(images_NCHW):
-        raise DataError("no prepared image can be read or computed; the log above says why")
+        raise DataError("no prepared image can be read or computed; see the errors logged above")
     if path is not None and not failed:
         make_folder(path.parent)
         save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})

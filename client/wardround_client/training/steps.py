@@ -77,10 +77,10 @@ def take_noisy_steps(
         optimizer.noisy_step(add_public_terms)
     if tried and not counted:
         # Raising here would discard the noise and draw it again, for a reason that depends on the patients.
-        log.error("training failed with each patient, so this round is noise alone; the log above says why")
+        log.error("training failed for every patient, so this round is noise only; see the errors logged above")
     if optimizer.noisy_steps != plan.local_steps:
         raise WardroundError(
-            f"{optimizer.noisy_steps} noisy steps ran where the ledger was charged for {plan.local_steps}"
+            f"{optimizer.noisy_steps} noisy steps ran, but the ledger was charged for {plan.local_steps}"
         )
 
 

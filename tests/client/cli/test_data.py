@@ -103,7 +103,7 @@ def test_a_study_is_found_by_its_hash_and_an_altered_one_is_refused(site: Path, 
 def test_pictures_without_patients_are_refused_without_an_explicit_word(site: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "data", [f"{label}/{number}.png" for label in ("benign", "malignant") for number in range(3)])
     words = ("ingest", tmp_path / "data", "--study", tmp_path / "t.toml", "--workers", 1, "--site", site)
-    with pytest.raises(DataError, match="nothing says which pictures belong to the same patient"):
+    with pytest.raises(DataError, match="it is unknown which pictures belong to the same patient"):
         run(*words)
     assert not (site / "cohort").exists()
     assert run(*words, "--image-is-patient")[0] == 0

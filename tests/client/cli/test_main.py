@@ -121,7 +121,7 @@ def test_looking_at_a_site_without_a_ledger_makes_none(site: Path) -> None:
     assert said("what-if", study, "--site", site).exit_code == 0
     assert sorted(path for path in site.iterdir() if path != study) == before
     done = said("verify", "--site", site, fails=True)
-    assert isinstance(done.exception, UsageError) and "holds no ledger yet" in str(done.exception)
+    assert isinstance(done.exception, UsageError) and "there is no ledger yet" in str(done.exception)
 
 
 def test_what_if_agrees_with_hold_and_ends_with_3_where_it_would_refuse(site: Path) -> None:
@@ -168,7 +168,7 @@ def test_verify_names_the_head_and_an_altered_entry(site: Path) -> None:
     path.unlink()
     for command in (("verify",), ("show",), ("what-if", study_file(site))):
         done = said(*command, "--site", site, fails=True)
-        assert isinstance(done.exception, LedgerError) and "is gone" in str(done.exception)
+        assert isinstance(done.exception, LedgerError) and "is missing" in str(done.exception)
     assert not path.exists()
 
 

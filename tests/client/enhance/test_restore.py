@@ -59,7 +59,7 @@ def test_a_picture_is_restored_beside_its_source_which_stays_as_it_was(tmp_path)
         assert (
             restored.text["model_sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
         )
-    with pytest.raises(DataError, match="is there already; nothing is overwritten"):
+    with pytest.raises(DataError, match="already exists and is not overwritten; choose another --out"):
         enhance(source, model)
 
 
@@ -122,7 +122,7 @@ def test_an_image_is_as_well_restored_in_any_size_as_padded_by_hand(tmp_path) ->
 
 def test_another_model_is_refused_in_one_line(tmp_path) -> None:
     save_checkpoint(tmp_path / "other.safetensors", {"w": np.zeros(3, np.float32)}, {"kind": "model"})
-    with pytest.raises(ModelError, match="not the model of a reconstruction"):
+    with pytest.raises(ModelError, match="not a reconstruction model"):
         load_restoring_model(tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="no such file"):
         load_restoring_model(tmp_path / "none.safetensors")

@@ -419,7 +419,7 @@ def alter(path: Path, *statements: str) -> None:
         ("UPDATE entries SET sha256 = replace(sha256, 'a', 'b') WHERE number = 4", "entry 4 was altered"),
         ("DELETE FROM entries WHERE number = 5", "entry 5 is missing"),
         ("DELETE FROM entries WHERE number = 1", "entry 1 is missing"),
-        ("DELETE FROM entries WHERE number > 9", "an older copy: it ends at entry 9, ledger.head has seen 11"),
+        ("DELETE FROM entries WHERE number > 9", "an older copy: it ends at entry 9, but ledger.head records 11"),
         ("UPDATE entries SET number = -number WHERE number = 7", "entry 1 is missing: entry -7"),
         ("UPDATE entries SET number = 12 WHERE number = 11", "entry 11 is missing"),
     ],
@@ -452,7 +452,7 @@ def test_a_chain_written_anew_is_another_history(tmp_path: Path) -> None:
     connection.executemany("INSERT INTO entries VALUES (?, ?, ?)", forged)
     connection.commit()
     connection.close()
-    with pytest.raises(LedgerError, match="another history"):
+    with pytest.raises(LedgerError, match="a different history"):
         Ledger(path)
     (tmp_path / "ledger.head").unlink()
     with pytest.raises(LedgerError, match="triggers were altered"):  # as good as it gets without the witness
@@ -525,11 +525,11 @@ def test_an_old_copy_that_was_put_back_is_noticed_and_the_newest_one_is_taken_ag
     new = path.read_bytes()
     path.write_bytes(old)
     with pytest.raises(
-        LedgerError, match="an older copy: it ends at entry 9, ledger.head has seen 11 entries; put the"
+        LedgerError, match="an older copy: it ends at entry 9, but ledger.head records 11 entries; put the"
     ):
         Ledger(path)
     path.unlink()
-    with pytest.raises(LedgerError, match="gone or empty, ledger.head has seen 11 entries"):
+    with pytest.raises(LedgerError, match="is missing or empty, but ledger.head records 11 entries"):
         Ledger(path)
     path.write_bytes(new)
     assert len(Ledger(path).attempts()) == 4

@@ -119,7 +119,7 @@ def test_a_run_that_a_person_names_is_charged_too_and_an_unknown_study_is_no_run
     assert (THIRD.sha256(), "run-3") in loss.unknown
     ledger = accept_loss(folder, loss, "Ada Lovelace")
     assert [hold.used[TRAIN] for hold in ledger.holds()] == [5, 5, 5]
-    with pytest.raises(UsageError, match="no study has this hash here"):
+    with pytest.raises(UsageError, match="no study here has this hash"):
         loss_of(folder, 10**6, [("f" * 12, "run-4")])
 
 
@@ -149,7 +149,7 @@ def test_a_newest_copy_that_turns_up_later_is_another_history(lost) -> None:
     folder, _, kind = lost
     accept_loss(folder, loss_of(folder, seen(kind), ()), "Ada Lovelace")
     shutil.copy2(folder / "ledger.sqlite3.newest", folder / "ledger.sqlite3")
-    with pytest.raises(LedgerError, match="another history"):
+    with pytest.raises(LedgerError, match="a different history"):
         Ledger(folder / "ledger.sqlite3")
 
 

@@ -299,7 +299,7 @@ def test_two_steps_and_two_processes_never_share_a_draw() -> None:
     import copy
     import os
 
-    with pytest.raises(WardroundError, match="does not travel"):
+    with pytest.raises(WardroundError, match="cannot be sent to another process"):
         copy.deepcopy(one)
     if (child := os.fork()) == 0:
         try:

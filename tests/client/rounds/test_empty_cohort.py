@@ -191,15 +191,15 @@ def test_labels_are_matched_by_name_and_one_that_the_study_does_not_have_counts_
     assert found.labels_N.tolist() == [-1, 1, 0, -1] and found.label_names == LABELS
     assert training_rows(study, found).sum() <= 2
     (warning,) = caplog.messages
-    assert "count as no label: other" in warning and "wardround-site ingest" in warning
+    assert "count as unlabelled: other" in warning and "wardround-site ingest" in warning
 
 
 @pytest.mark.parametrize(
     ("shape_CHW", "by", "difference"),
     [
-        ((3, 64, 64), "", "3 channels, the study asks for 1"),
-        ((1, 32, 32), "", "32 x 32 pixels, the study asks for 64 x 64"),
-        ((1, 64, 64), '{"channels": "windows"}', "prepared as windows, the study asks for grey"),
+        ((3, 64, 64), "", "3 channels, but the study requires 1"),
+        ((1, 32, 32), "", "32 x 32 pixels, but the study requires 64 x 64"),
+        ((1, 64, 64), '{"channels": "windows"}', "prepared as windows, but the study requires grey"),
     ],
 )
 def test_images_of_another_kind_take_no_part_and_the_site_is_warned(
@@ -210,7 +210,7 @@ def test_images_of_another_kind_take_no_part_and_the_site_is_warned(
     found = open_cohort_of(tmp_path, study)
     assert found.patient_count == 0 and found.images_NCHW.shape == (0, 1, 64, 64)
     (warning,) = caplog.messages
-    assert difference in warning and "nobody takes part" in warning
+    assert difference in warning and "no patient takes part" in warning
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
     sha256 = store_approved(tmp_path, study)
     add_decision(tmp_path, "approved", sha256, "Marie", 1)

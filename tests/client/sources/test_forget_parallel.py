@@ -137,7 +137,10 @@ def test_who_objects_during_an_ingest_is_in_the_list_at_once_and_in_no_cohort_af
     assert done.exit_code == 0 and codes == [1]
     assert pseudonym(KEY, GONE) not in open_cohort(site / "cohort").pseudonyms
     assert open_cohort(site / "cohort").patient_count == PATIENTS - 1
-    with ingest.claimed_cohort(site / "cohort"), pytest.raises(DataError, match="in the list.*at work.*its end"):
+    with (
+        ingest.claimed_cohort(site / "cohort"),
+        pytest.raises(DataError, match="on the list.*is running.*when it ends"),
+    ):
         forget(site, KEY, "p4")
 
 

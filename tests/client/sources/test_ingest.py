@@ -193,7 +193,7 @@ def test_progress_ends_at_its_total(tmp_path, pool):
 def test_a_disk_too_small_is_told_before_anything_is_decoded(tmp_path, pool, monkeypatch):
     folder = manifest(tmp_path / "data", many())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1000))
-    with pytest.raises(DataError, match=r"40 images need [\d.]+ GB on this disk and [\d.]+ GB are free"):
+    with pytest.raises(DataError, match=r"40 images need [\d.]+ GB on this disk, but only [\d.]+ GB are free"):
         run(folder, tmp_path / "out", pool, image_size=1024)
 
 
@@ -203,7 +203,7 @@ def test_two_ingests_into_one_folder_do_not_mix(tmp_path, pool):
 
     def intrude(done, total):
         if done == 1:
-            with pytest.raises(DataError, match="another ingest is at work"):
+            with pytest.raises(DataError, match="another ingest is running"):
                 run(folder, tmp_path / "out", None)
             inner.append(done)
 
@@ -213,7 +213,7 @@ def test_two_ingests_into_one_folder_do_not_mix(tmp_path, pool):
 
 def test_a_site_without_a_fit_image_is_one_line_and_its_report_is_there(tmp_path, pool):
     rows = [("CANARY.png", "p", "benign", b"no picture"), ("b.png", "q", "malignant", np.full((16, 16), 7, np.uint8))]
-    with pytest.raises(DataError, match="none of the 2 files of data is fit") as raised:
+    with pytest.raises(DataError, match="none of the 2 files of data can be used") as raised:
         run(manifest(tmp_path / "data", rows), tmp_path / "out", pool)
     assert "CANARY" not in str(raised.value)
     assert json.loads((tmp_path / "out/quality.json").read_text())["quarantined"] == {"blank": 1, "unreadable": 1}

@@ -89,7 +89,7 @@ def test_the_last_patient_leaves_no_cohort(folder) -> None:
 
 
 def test_an_unreadable_list_stops_training_and_an_empty_id_is_refused(folder) -> None:
-    with pytest.raises(DataError, match="id is empty"):
+    with pytest.raises(DataError, match="ID is empty"):
         forget(folder, KEY, "  ")
     (folder / OPT_OUT_FILE).write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="list of objections"):

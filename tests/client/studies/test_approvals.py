@@ -111,7 +111,7 @@ def test_nobody_who_does_not_say_yes_approves(site: Path) -> None:
     receive(site, study)
     for answer in ("", "n\n", "\n", "maybe\n"):
         done = said("approve", study.sha256()[:8], "--by", "Marie", site=site, answer=answer, fails=True)
-        assert isinstance(done.exception, UsageError) and "nobody said yes" in str(done.exception)
+        assert isinstance(done.exception, UsageError) and "it was not confirmed" in str(done.exception)
     assert not trains(site, study) and not (site / "audit.jsonl").exists()
     assert "nodules" in said("approve", study.sha256()[:8], "--by", "Marie", site=site, answer="y\n").output
     assert trains(site, study)
@@ -291,7 +291,7 @@ def test_show_says_who_asked(site: Path) -> None:
     assert words["asked by"].startswith("the server at fed.example:9092, received 20")
     other = study_of("other", epsilon=1.0)
     done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
-    assert "nobody: it came as a file" in done.output
+    assert "no server: the study was given as a file" in done.output
 
 
 DECIDES = """
@@ -453,8 +453,8 @@ def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> 
         receive(site, study)
     prefix = pair[0].sha256()[:4]
     for words, line in (
-        (prefix, "2 studies begin so"),
-        ("0000", "no study has this hash"),
+        (prefix, "2 studies match"),
+        ("0000", "no study here has this hash"),
         ("00", "at least 4 letters"),
     ):
         for command in (["show"], ["refuse", "--by", "M"], ["revoke", "--by", "M"], ["approve", "--yes", "--by", "M"]):
@@ -486,11 +486,11 @@ def test_proposals_that_were_refused_take_no_room_from_those_that_wait(site: Pat
     first, *more, last = (study_of(f"s{number}") for number in range(102))
     for study in (first, *more[:99]):
         receive(site, study)
-    with pytest.raises(PolicyRefusal, match="100 proposals wait"):
+    with pytest.raises(PolicyRefusal, match="100 proposals already wait"):
         receive(site, last)
     said("refuse", first.sha256(), "--by", "Marie", site=site)
     assert receive(site, last) == "proposed"
-    with pytest.raises(PolicyRefusal, match="100 proposals wait"):
+    with pytest.raises(PolicyRefusal, match="100 proposals already wait"):
         receive(site, more[99])
 
 
@@ -529,7 +529,7 @@ def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) ->
     (site / "audit.jsonl").write_bytes((site / "audit.jsonl").read_bytes().replace(b"Marie", b"Maria"))
     text = CliRunner().invoke(app, ["status", "--site", str(site)]).output
     assert "objections    2 patients" in text and "approved, by Marie" in text
-    assert "last release  cannot be told" in text and "was altered" in text
+    assert "last release  unknown" in text and "was altered" in text
 
 
 def test_status_says_what_the_daemon_says_of_itself(site: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_patient_whose_views_cannot_be_made_counts_as_zero_and_the_others_as_b
 def test_where_everyone_fails_the_log_says_so_and_the_round_is_that_of_nobody(unviewable, caplog) -> None:
     images = np.full((4, 1, 32, 32), BAD, np.uint8)
     found, nobody = trained(study_of(), images, [0, 1]), trained(study_of(), images, [])
-    assert "failed with each patient" in caplog.text
+    assert "training failed for every patient" in caplog.text
     assert all(np.array_equal(found[name], nobody[name]) for name in nobody)
 
 

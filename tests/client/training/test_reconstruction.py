@@ -248,7 +248,7 @@ def test_the_charge_and_the_noisy_steps_must_agree(monkeypatch, optimizer, taken
     assert plan_from_study(study).event(1).steps == 2  # what an attempt is charged, and what the steps are held against
     trained(study, images, patient_N)
     monkeypatch.setattr(steps, "PatientOptimizer", optimizer)
-    with pytest.raises(WardroundError, match=f"{taken} noisy steps ran where the ledger was charged for 2"):
+    with pytest.raises(WardroundError, match=f"{taken} noisy steps ran, but the ledger was charged for 2"):
         trained(study, images, patient_N)
 
 

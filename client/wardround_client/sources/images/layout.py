@@ -25,7 +25,7 @@ from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, lis
 from wardround_client.sources.images.tables import LabelTable, read_label_table, read_manifest
 
 MANIFEST, LABELS = "manifest.csv", "labels.csv"
-ONE_IMAGE_ONE_PATIENT = "one image is taken as one patient"
+ONE_IMAGE_ONE_PATIENT = "each image is treated as a different patient"
 SPLIT_BY_PATIENT = "one pool, split over the sites by a hash of the patient"
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -101,7 +101,7 @@ def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource
             raise DataError(f"{folder}: holds no images; {_layouts(data)}")
         if sites is not None and sites != len(found):
             raise DataError(
-                f"{folder}: its {len(found)} folders are taken as {len(found)} sites, but --sites says {sites}; "
+                f"{folder}: its {len(found)} folders are taken as {len(found)} sites, but --sites is {sites}; "
                 f"leave --sites out, or put a manifest.csv or labels.csv at the top to make them one pool"
             )
     _refuse_shared_patients(folder, found)
@@ -120,7 +120,7 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
     if (folder / MANIFEST).is_file():
         found = _from_manifest(folder, data, None)
         if len(found) > 1:
-            raise DataError(f"{folder / MANIFEST}: names several sites inside the folder of one")
+            raise DataError(f"{folder / MANIFEST}: names several sites inside the folder of one site")
         return replace(found[0], name=name)
     if _is_pool_of_classes(folder, data):
         return replace(_from_classes(folder, data), name=name)
@@ -164,7 +164,7 @@ def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[Sit
     if not names:
         return _split(groups[0], sites)
     if sites is not None and sites != len(names):
-        raise DataError(f"{path}: names {len(names)} sites, but --sites says {sites}; leave --sites out")
+        raise DataError(f"{path}: names {len(names)} sites, but --sites is {sites}; leave --sites out")
     return groups
 
 
@@ -207,7 +207,7 @@ def _from_dicom(root: Path, data: DataSection) -> SiteSource:
     table = read_label_table(root / LABELS) if (root / LABELS).is_file() else None
     if data.region == "marked" and (table is None or not table.has_points):
         raise DataError(
-            f"{root / LABELS}: the study cuts around marked points (data.region), and nothing says where: add "
+            f"{root / LABELS}: the study cuts around marked points (data.region), but no points are given: add "
             f"SOPInstanceUID,x,y,label or SeriesInstanceUID,coordX,coordY,coordZ,label"
         )
     if table is not None and not any(row.label in data.labels for row in table.rows):
@@ -229,7 +229,7 @@ def _split(pool: SiteSource, sites: int | None) -> list[SiteSource]:
     owners = [_owner(pool, file) for file in pool.files]
     patients = sorted({owner for owner in owners if owner is not None}, key=_patient_hash)
     if sites > len(patients):
-        raise DataError(f"{pool.root}: {sites} sites need at least {sites} patients, here are {len(patients)}")
+        raise DataError(f"{pool.root}: {sites} sites need at least {sites} patients, but there are {len(patients)}")
     site_of = {patient: index % sites for index, patient in enumerate(patients)}
     # A file without a patient goes to the first site, so that a quality report lists it.
     places = [site_of.get(owner, 0) if owner is not None else 0 for owner in owners]
@@ -319,7 +319,7 @@ def _refuse_one_class(folder: Path, found: Sequence[SiteSource], data: DataSecti
     if len(counts) == 1:
         only = data.labels[next(iter(counts))]
         others = ", ".join(label for label in data.labels if label != only)
-        raise DataError(f"{folder}: every label is {only}; learning needs images of {others} too")
+        raise DataError(f"{folder}: every label is {only}; training also needs images of {others}")
 
 
 def _site_name(text: str, place: str, *, strict: bool = True) -> str:
@@ -335,4 +335,4 @@ def _site_name(text: str, place: str, *, strict: bool = True) -> str:
 
 
 def _layouts(data: DataSection) -> str:
-    return f"give a manifest.csv, folders named {' and '.join(data.labels)}, or DICOM files (see docs/data.md)"
+    return f"provide a manifest.csv, folders named {' and '.join(data.labels)}, or DICOM files (see docs/data.md)"

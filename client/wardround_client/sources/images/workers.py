@@ -138,7 +138,7 @@ class WorkerPool:
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts > 2 * self._count:
-                raise WardroundError("worker processes cannot be started here; is there memory left?")
+                raise WardroundError("worker processes cannot be started; check that enough memory is free")
         waiting.extendleft(reversed(worker.busy))
         worker.process.kill()
         worker.process.join()

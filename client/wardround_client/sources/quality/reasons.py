@@ -26,47 +26,47 @@ REASONS: dict[str, Reason] = {
     ),
     "no_decoder": Reason(
         title="The picture's compression is not supported",
-        advice="The pixel data uses a transfer syntax that no decoder here knows. Export as Explicit VR Little Endian.",
+        advice="No decoder here supports the transfer syntax of the pixel data. Export as Explicit VR Little Endian.",
     ),
     "decoder_crashed": Reason(
-        title="The decoder broke on this file",
-        advice="The pixel data is damaged in a way that stopped the decoder, twice. Send it again from the archive.",
+        title="The decoder failed on this file",
+        advice="Damaged pixel data stopped the decoder twice. Send the file again from the archive.",
     ),
     "too_slow": Reason(
         title="The file took longer than the time limit",
-        advice="Look whether the file, or the disk it lies on, is damaged. Then run ingest again.",
+        advice="Check whether the file or its disk is damaged, then run ingest again.",
     ),
     "too_large": Reason(
         title="The image is larger than the size limit",
-        advice="The header announces more pixels than can be held in memory. If that is right, export it in parts.",
+        advice="The header declares more pixels than fit into memory. If that is correct, export the image in parts.",
     ),
     "no_pixels": Reason(
-        title="The object holds no picture",
+        title="The DICOM object contains no image",
         advice="Reports, plans and presentation states have no pixels. Nothing to do if that was expected.",
     ),
     "not_an_image": Reason(
         title="A mask or a dose, not an image",
-        advice="Segmentations and radiotherapy objects lie over an image. Nothing to do if that was expected.",
+        advice="Segmentations and radiotherapy objects are overlays on an image. Nothing to do if that was expected.",
     ),
     "several_pictures": Reason(
-        title="The file holds several pictures",
+        title="The file contains several pictures",
         advice="A TIFF, GIF or WebP with more than one page. Save each page as its own file.",
     ),
     "no_patient": Reason(
-        title="The file does not say whose it is",
-        advice="The PatientID is missing or empty, so the patient cannot be protected as one. Export with PatientID, "
-        "or give a manifest.csv with a patient_id for each file.",
+        title="The patient ID is missing",
+        advice="PatientID is missing or empty, so the images of one patient cannot be grouped and protected together. "
+        "Export with PatientID, or provide a manifest.csv with a patient_id for each file.",
     ),
     "opted_out": Reason(
-        title="The patient objects",
-        advice="The patient is on this site's list of objections and takes part in nothing. Nothing to do.",
+        title="The patient has objected",
+        advice="The patient is on this site's list of objections and takes part in no study. Nothing to do.",
     ),
     "wrong_modality": Reason(
-        title="Another modality than the study asks for",
-        advice="The study names its modality under data.modality. Nothing to do if the folder is mixed.",
+        title="The modality differs from the study's",
+        advice="The study requires the modality given in data.modality. Nothing to do if the folder is mixed.",
     ),
     "wrong_body_part": Reason(
-        title="Another body part than the study asks for",
+        title="The body part differs from the study's",
         advice="BodyPartExamined differs from data.body_part. Nothing to do if the folder is mixed.",
     ),
     "screenshot": Reason(
@@ -75,7 +75,7 @@ REASONS: dict[str, Reason] = {
     ),
     "localizer": Reason(
         title="A localizer (scout) image",
-        advice="Planning views are no slices. Nothing to do.",
+        advice="A localizer is a planning view, not a slice. Nothing to do.",
     ),
     "not_axial": Reason(
         title="The slice is not axial",
@@ -108,7 +108,7 @@ REASONS: dict[str, Reason] = {
         "patient's system.",
     ),
     "mark_unclear": Reason(
-        title="The marked point does not say which frame",
+        title="The marked point has no frame number",
         advice="The file has several frames. Add a column frame (counted from 1) to labels.csv.",
     ),
     "two_labels": Reason(
@@ -118,17 +118,17 @@ REASONS: dict[str, Reason] = {
     ),
     "two_patients": Reason(
         title="The same picture under two patients",
-        advice="Identical pixels under different patient ids: one person under two numbers, or a mixed-up file. Clear "
-        "up who it is; until then neither is used.",
+        advice="Identical pixels have different patient IDs: one person has two IDs, or a file was mixed up. Find out "
+        "who the patient is; until then no copy is used.",
         error=True,
     ),
     "duplicate": Reason(
-        title="The same picture of the same patient again",
-        advice="One of them is used. Nothing to do.",
+        title="Duplicate picture of the same patient",
+        advice="Only one copy is used. Nothing to do.",
     ),
     "burned_in": Reason(
         title="Text is burned into the picture",
-        advice="The header says BurnedInAnnotation = YES: a name may be written into the pixels. Have it masked first.",
+        advice="The header has BurnedInAnnotation = YES, so the pixels may contain a name. Have the text masked first.",
     ),
     "slice_gap_seen": Reason(
         title="The series has a gap between slices",
@@ -137,16 +137,16 @@ REASONS: dict[str, Reason] = {
     ),
     "few_of_class": Reason(
         title="Few patients of a class",
-        advice="Figures for a class with so few patients say little, and the patients weigh heavily.",
+        advice="Figures for a class with so few patients are unreliable, and each patient affects them strongly.",
         fault=False,
     ),
     "no_label": Reason(
         title="Images without a label",
-        advice="They are kept but do not take part in learning a label.",
+        advice="They are kept, but no label is learned from them.",
         fault=False,
     ),
     "unmatched_label": Reason(
-        title="Rows of labels.csv that fit no image",
+        title="Rows of labels.csv that match no image",
         advice="Check that the identifiers are spelt as in the files.",
         fault=False,
     ),

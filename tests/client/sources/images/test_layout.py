@@ -164,16 +164,16 @@ def test_a_bad_manifest_is_one_line_with_file_and_row_and_no_patient(tmp_path, c
 
 
 def test_more_sites_than_patients_or_than_the_data_name(tmp_path):
-    with pytest.raises(DataError, match="11 sites need at least 11 patients, here are 10"):
+    with pytest.raises(DataError, match="11 sites need at least 11 patients, but there are 10"):
         discover(pool(tmp_path / "pool"), DATA, 11)
-    with pytest.raises(DataError, match="names 2 sites, but --sites says 3"):
+    with pytest.raises(DataError, match="names 2 sites, but --sites is 3"):
         discover(manifest(tmp_path / "named", GOOD), DATA, 3)
     with pytest.raises(DataError, match="at least 1"):
         discover(tmp_path / "named", DATA, 0)
     for site in ("north", "south"):
         for label in DATA.labels:
             picture(tmp_path / f"folders/{site}/{label}/a.png", hash((site, label)) % 1000)
-    with pytest.raises(DataError, match="2 sites, but --sites says 3"):
+    with pytest.raises(DataError, match="2 sites, but --sites is 3"):
         discover(tmp_path / "folders", DATA, 3)
 
 
@@ -187,7 +187,7 @@ def test_folders_without_images_say_what_is_expected(tmp_path):
     with pytest.raises(DataError, match="manifest.csv"):
         discover(tmp_path / "flat", DATA, 1)
     picture(tmp_path / "one/cancer/a.png")
-    with pytest.raises(DataError, match="every label is cancer; learning needs images of normal"):
+    with pytest.raises(DataError, match="every label is cancer; training also needs images of normal"):
         discover(tmp_path / "one", DATA)
 
 
@@ -238,10 +238,10 @@ def test_a_bad_label_table_is_one_line_with_the_row(tmp_path, case):
 def test_a_study_of_marked_points_needs_points(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
     marked = DATA.model_copy(update={"region": "marked"})
-    with pytest.raises(DataError, match="nothing says where"):
+    with pytest.raises(DataError, match="no points are given"):
         discover(tmp_path, marked)
     (tmp_path / "labels.csv").write_text("SOPInstanceUID,label\n1,cancer\n2,normal\n")
-    with pytest.raises(DataError, match="nothing says where"):
+    with pytest.raises(DataError, match="no points are given"):
         discover(tmp_path, marked)
 
 
