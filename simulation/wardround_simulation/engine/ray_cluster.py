@@ -77,13 +77,15 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: P
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # how long Ray's agents survive a SIGKILL; 60 by default
     }
     try:
-        with _environment(closed), _settings_read_again():
-            with _environment({"HOME": str(folder), "PYTHONUSERBASE": site.getuserbase()}):
-                _start(folder, num_cpus, num_gpus)
-            with _no_chatter():
-                yield num_cpus
+        with _environment(closed), _settings_read_again(), _driver_left_alone():
+            try:
+                with _environment({"HOME": str(folder), "PYTHONUSERBASE": site.getuserbase()}):
+                    _start(folder, num_cpus, num_gpus)
+                with _no_chatter():
+                    yield num_cpus
+            finally:
+                _stop()  # while the token is set: Ray aborts the process if it cannot authenticate its last calls
     finally:
-        _stop()
         _keep_logs(folder, log_folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,6 +123,37 @@ def _settings_read_again() -> Iterator[None]:
         AuthenticationTokenLoader.instance().reset_cache()
 
 
+@contextlib.contextmanager
+def _driver_left_alone() -> Iterator[None]:
+    """Keep two things of this process from Ray: its handler of SIGTERM, and its command line.
+
+    Ray would replace the handler by one that exits at once. It would publish the command line to its processes, and
+    fail if a path in it is not UTF-8.
+    """
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler, utils.get_entrypoint_name
+    utils.set_sigterm_handler, utils.get_entrypoint_name = lambda handler: None, lambda: "wardround-sim"
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler, utils.get_entrypoint_name = before
+
+
+def _job_without_code_paths() -> Any:
+    """Return a job whose workers do not import modules from the working folder, which may be a user's data folder.
+
+    Ray puts the working folder first on its workers' module path, unless the job brings a working folder of its own.
+    """
+    from ray.job_config import JobConfig
+
+    class JobWithoutCodePaths(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return JobWithoutCodePaths()
+
+
 def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -136,6 +169,7 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(folder),
+                job_config=_job_without_code_paths(),
             )
         except Exception as error:
             raise WardroundError(f"the simulation engine (Ray) did not start: {_first_line(error)}") from error
@@ -151,7 +185,10 @@ def _connected(address: str) -> Iterator[float]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _driver_left_alone():
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_without_code_paths()
+            )
     except Exception as error:
         raise UsageError(f"--ray-address {address}: the Ray cluster cannot be used: {_first_line(error)}") from error
     try:
