@@ -92,7 +92,7 @@ def memory_bytes(device: torch.device) -> int:
 
 def _total(path: Path = Path("/proc/meminfo")) -> int | None:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")), None)
@@ -101,7 +101,7 @@ def _total(path: Path = Path("/proc/meminfo")) -> int | None:
 def _control_group_limit(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Return the memory limit of control group v2; None without a control group or without a limit."""
     try:
-        most = (folder / "memory.max").read_text().strip()
+        most = (folder / "memory.max").read_text(encoding="ascii").strip()
         return None if most == "max" else int(most)
     except (OSError, ValueError):
         return None

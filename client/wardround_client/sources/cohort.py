@@ -113,7 +113,7 @@ def pseudonym(key: bytes, patient_id: str, issuer: str = "") -> str:
     The spaces that DICOM pads values with are ignored. The lengths are hashed as well, so that ("ab", "c") and ("a",
     "bc") differ.
     """
-    parts = [text.strip(" \0").encode() for text in (patient_id, issuer)]
+    parts = [text.strip(" \0").encode("utf-8", "surrogateescape") for text in (patient_id, issuer)]
     message = b"patient" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 

@@ -99,7 +99,7 @@ def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int
     if not gone_N.any():
         return 0
     kept = np.flatnonzero(~gone_N)
-    with open(folder / TABLE_FILE, newline="") as file:
+    with open(folder / TABLE_FILE, newline="", encoding="utf-8") as file:
         hashes = [line["pixels_sha256"] for line in csv.DictReader(file)]
     rows = [
         CohortRow(

@@ -1,28 +1,33 @@
-"""Code shared by the three programs: creating a Typer application, and turning an error into one line."""
+"""Code shared by the three programs: creating a Typer application, printing, and turning an error into one line."""
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterable
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 import typer.core
 
 from wardround.errors import UsageError, WardroundError
 from wardround.printable import escaped
+from wardround.processes.spawn import import_nothing_from_working_folder
+from wardround.storage.disk_errors import FULL, cause, is_of_the_disk
+from wardround.storage.text_file import path_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 typer.core.HAS_RICH = False  # help is plain text (rich_markup_mode=None) and must not be escaped as Rich markup
 
 STOPPED = 130
 LATER_S = 0.1
 OTHERS_NOTHING = 0o077  # the umask, which also covers files written by child processes, Flower and SQLite
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def program(name: str, text: str) -> typer.Typer:
@@ -40,10 +45,12 @@ def program(name: str, text: str) -> typer.Typer:
 def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_disk: str) -> NoReturn:
     """Run a program and end the process; every deliberate error becomes one line on stderr and an exit code.
 
-    The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. Any other error is
-    a fault of the program and keeps its traceback.
+    The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. An error of the
+    disk or of permissions is one line too. Any other error is a fault of the program and keeps its traceback.
     """
     os.umask(OTHERS_NOTHING)
+    survive_any_terminal()
+    import_nothing_from_working_folder()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell wants SIGINT ignored
         signal.signal(signal.SIGINT, _interrupt)
@@ -60,12 +67,30 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
             sys.exit(2)
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _fail(name, error.format_message(), 2)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            _fail(name, full_disk, 1)
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            place = "" if error.filename is None else f"{path_text(error.filename)}: "
+            _fail(name, full_disk if error.errno in FULL else f"{place}{cause(error)}", 1)
         raise
     if exit_code == STOPPED:  # the exit code that Typer returns for a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
     sys.exit(exit_code)
+
+
+def survive_any_terminal() -> None:
+    """Print a character that the terminal's encoding lacks as its escape; Python would end with a traceback.
+
+    This concerns every character outside ASCII in the locale C, and file names that are not UTF-8 in every locale.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def literal_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: Rich would read `[name]` in a path as markup, and drop it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -73,7 +98,6 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
     Cells are printed literally, including those from a peer: without markup, emoji or control characters.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -82,7 +106,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(escaped(cell)) for cell in row))
-    Console().print(table)
+    literal_console().print(table)
 
 
 def require_person(by: str | None) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from wardround.errors import UsageError
+from wardround.storage.disk_errors import unwritable
 
 OWNER_ONLY, OWNERS_FOLDER = 0o600, 0o700
 
@@ -99,8 +99,3 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unwritable(path: Path, error: OSError) -> UsageError:
-    """Return the error for a file or folder that cannot be written."""
-    return UsageError(f"{path}: cannot be written: {error.strerror}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
 
 SEED = 7
@@ -50,7 +50,7 @@ def federation(
     run = here.finished(loaded)
     known = run is not None
     if run is None:
-        with here.alone(), RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+        with here.alone(), RunProgress(literal_console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
             if not data.exists():
                 from wardround_simulation.phantoms.dicom import make_once
 

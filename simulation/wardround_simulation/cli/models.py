@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 
+from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
 
@@ -58,7 +58,7 @@ def pretrain(
         raise UsageError(f"{file}: must end in .safetensors")
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Loading torch")
         chosen = {"seed": seed, "crops": crops, "epochs": epochs}
         given = {name: value for name, value in chosen.items() if value is not None}
@@ -66,7 +66,7 @@ def pretrain(
     if as_json:
         print(json.dumps(metadata))
     else:
-        Console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
+        literal_console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
 
 
 def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, str]]:
@@ -118,7 +118,7 @@ def generate(
         raise UsageError(f"{target}: the name of a grid must end in .png")
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Reading the run")
         from wardround.tasks.registry import use_part
         from wardround_simulation.synthetic_files import open_model, write_synthetic
@@ -132,4 +132,4 @@ def generate(
     if as_json:
         print(json.dumps({"out": str(target), "files": written, "images": count, **model.origin(seed)}))
     else:
-        Console().print(f"{count} synthetic images in {target}. {model.says}", soft_wrap=True)
+        literal_console().print(f"{count} synthetic images in {target}. {model.says}", soft_wrap=True)

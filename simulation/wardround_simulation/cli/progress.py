@@ -21,12 +21,14 @@ class RunProgress:
 
     def __init__(self, console: Console, rounds: int, *, quiet: bool) -> None:
         columns = (
-            TextColumn("{task.description:<34}"),
+            TextColumn("{task.description:<34}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=quiet)
+        self._progress = Progress(
+            *columns, TextColumn("{task.fields[note]}", markup=False), console=console, disable=quiet
+        )
         self._console, self._quiet, self._rounds = console, quiet, rounds
         self._bars: dict[str, TaskID] = {}
         self._stage = ""
@@ -42,7 +44,7 @@ class RunProgress:
         """A new part of the work begins."""
         self._stage = text
         if not self._quiet:
-            self._progress.console.print(f"[bold]{text}[/bold]", highlight=False)
+            self._progress.console.print(Text(text, style="bold"))
 
     def ingest(self, site: str, done: int, total: int) -> None:
         """Files of a site looked at or prepared so far."""

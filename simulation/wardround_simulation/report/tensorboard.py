@@ -6,7 +6,9 @@ the images that its model generated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def write_tensorboard(
     log.mkdir(parents=True, exist_ok=True)
     for earlier in log.glob("events.out.tfevents.*"):
         earlier.unlink()
-    with SummaryWriter(str(log)) as writer:
+    with _ascii_path(log) as path, SummaryWriter(path) as writer:
         for point in sorted(curve, key=lambda point: (point.round, point.site or "")):
             figures = {"auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
             for name, value in figures.items():
@@ -56,3 +58,13 @@ def write_tensorboard(
         for at, sheet_HW in sorted((samples or {}).items()):
             writer.add_image("samples", sheet_HW, at, dataformats="HW")
     return log
+
+
+@contextmanager
+def _ascii_path(folder: Path) -> Iterator[str]:
+    """Yield another path of an existing folder, in ASCII: TensorBoard accepts only paths that are UTF-8."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

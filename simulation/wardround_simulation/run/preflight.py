@@ -24,6 +24,7 @@ from typing import Any
 from wardround.errors import DataError, StudyError, UsageError, WardroundError
 from wardround.storage.atomic import partial_path, write_file
 from wardround.storage.locks import try_locked
+from wardround.storage.text_file import path_key
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
 from wardround_client.sources.images.layout import SiteSource, discover, shared_patients
@@ -200,7 +201,7 @@ def _is_another(claim: dict[str, Any], study: Study, data: Path, test_data: Path
 
 
 def _places(data: Path, test_data: Path | None) -> dict[str, str | None]:
-    return {"data": str(data.resolve()), "test_data": str(test_data.resolve()) if test_data else None}
+    return {"data": path_key(data.resolve()), "test_data": path_key(test_data.resolve()) if test_data else None}
 
 
 def _has_begun(out: Path) -> bool:

@@ -114,7 +114,7 @@ class Memory:
         if cohort.images_NCHW.shape[1:] != self._shape:
             return
         self._cohort_images = cohort.images_NCHW
-        with open(self._folder / TABLE_FILE, newline="") as file:
+        with open(self._folder / TABLE_FILE, newline="", encoding="utf-8") as file:
             self._cohort_rows = {line["pixels_sha256"]: int(line["row"]) for line in csv.DictReader(file)}
 
 
@@ -139,7 +139,7 @@ def _outcome_bytes(outcomes: Iterable[Outcome]) -> bytes:
 def _read_outcomes(path: Path) -> dict[str, Outcome]:
     if not path.is_file():
         return {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return {
             line["request"]: Outcome(**cast(dict[str, Any], {**line, "hu": line["hu"] == "1"}))
             for line in csv.DictReader(file)

@@ -259,7 +259,7 @@ def _patients(source: SiteSource) -> set[tuple[str, str]]:
 
 
 def _patient_hash(patient: tuple[str, str]) -> str:
-    return hashlib.sha256("\0".join(patient).encode()).hexdigest()
+    return hashlib.sha256("\0".join(patient).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _patient_in_header(path: Path) -> tuple[str | None, str]:

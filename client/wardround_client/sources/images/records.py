@@ -80,4 +80,5 @@ class PreparedImage:
 
 def keyed(key: bytes, kind: str, value: str) -> str:
     """Return the hex HMAC-SHA256 of an identifier under the site's key: hashes can be compared, but not read back."""
-    return hmac.new(key, f"{kind}\0{value.strip(chr(0) + ' ')}".encode(), hashlib.sha256).hexdigest()
+    text = f"{kind}\0{value.strip(chr(0) + ' ')}"
+    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
