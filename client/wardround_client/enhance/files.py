@@ -8,10 +8,13 @@ source.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pydicom
@@ -21,9 +24,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from wardround.errors import DataError
-from wardround.storage.atomic import owner_only, partial_path
+from wardround.storage.atomic import OWNER_ONLY, owner_only, partial_path
+from wardround.storage.disk_errors import writing
+from wardround.storage.text_file import path_text
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Attributes of the patient and the examination: copied, so that the image is never attributed to another patient.
 KEPT = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
@@ -37,13 +43,18 @@ def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> Non
     text = PngInfo()
     for name, value in notes.items():
         text.add_text(name, value)
-    with open(_new(path), "xb", opener=owner_only) as file:
+    with _new(path) as file:
         Image.fromarray(image_HW, mode="L").save(file, format="PNG", pnginfo=text)
-    _settle(path)
 
 
 def write_derived_dicom(
-    path: Path, image_HW: np.ndarray, source: Path, notes: Mapping[str, str], series_uid: str, scale: float
+    path: Path,
+    image_HW: np.ndarray,
+    source: Path,
+    notes: Mapping[str, str],
+    series_uid: str,
+    scale: float,
+    frame: int | None = None,
 ) -> None:
     """Write a derived Secondary Capture of `source`.
 
@@ -54,6 +65,7 @@ def write_derived_dicom(
         notes: Text for the derivation description.
         series_uid: The UID of the series of derived images.
         scale: The size of the new image divided by the size of the source.
+        frame: Which frame of the source was restored, counted from 1; None if it has one frame.
 
     Raises:
         DataError: The file exists, or the source names no patient or study that the image could belong to.
@@ -65,6 +77,8 @@ def write_derived_dicom(
     for keyword in KEPT:
         if keyword in original:
             derived[keyword] = original[keyword]
+    if frame is not None:
+        derived.InstanceNumber = frame
     now = datetime.now()
     derived.SOPClassUID, derived.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     derived.SeriesInstanceUID = series_uid
@@ -82,6 +96,8 @@ def write_derived_dicom(
         reference = Dataset()
         reference.ReferencedSOPClassUID = original.SOPClassUID
         reference.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        if frame is not None:
+            reference.ReferencedFrameNumber = frame
         derived.SourceImageSequence = [reference]
     if "PixelSpacing" in original:
         derived.PixelSpacing = [f"{float(value) / scale:.6g}" for value in original.PixelSpacing]
@@ -97,9 +113,14 @@ def write_derived_dicom(
     derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
     derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with open(_new(path), "xb", opener=owner_only) as file:
+    with _new(path) as file:
         derived.save_as(file, enforce_file_format=True)
-    _settle(path)
+
+
+def frame_count(path: Path) -> int:
+    """Return the number of frames that a DICOM file announces; 1 without NumberOfFrames."""
+    header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["NumberOfFrames"])
+    return int(header.get("NumberOfFrames") or 1)
 
 
 def new_series_uid() -> str:
@@ -107,24 +128,44 @@ def new_series_uid() -> str:
     return generate_uid()
 
 
-def _new(path: Path) -> Path:
-    """Return the temporary path at which a file is first written. Raises `DataError` if the file exists."""
-    if path.exists():
-        raise DataError(f"{path}: already exists and is not overwritten; choose another --out")
+@contextmanager
+def _new(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file that gets the name `path` when the block has written it completely.
+
+    Raises:
+        DataError: The file exists.
+        UsageError: The file cannot be written: the disk is full, read-only or not permitted. Nothing of it is left.
+    """
+    if os.path.lexists(path):
+        raise _taken(path)
     partial = partial_path(path)
-    partial.unlink(missing_ok=True)
-    return partial
+    with writing(path):
+        partial.unlink(missing_ok=True)  # left by an earlier call that was killed
+        try:
+            with open(partial, "xb", opener=owner_only) as file:
+                yield file
+            _settle(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
-def _settle(path: Path) -> None:
+def _settle(partial: Path, path: Path) -> None:
     """Give the complete file its final name, unless that name has been taken in the meantime.
 
-    A hard link is used, because a rename would replace an existing file.
+    A hard link is used, because a rename would replace an existing file. A file system without hard links (FAT, some
+    network shares) gets a new empty file instead, which the rename replaces.
     """
-    partial = partial_path(path)
     try:
-        os.link(partial, path)
+        try:
+            os.link(partial, path)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, OWNER_ONLY))
+            os.replace(partial, path)
     except FileExistsError:
-        raise DataError(f"{path}: already exists and is not overwritten; choose another --out") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise _taken(path) from None
+
+
+def _taken(path: Path) -> DataError:
+    return DataError(f"{path_text(path)}: already exists and is not overwritten; choose another --out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,18 +20,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wardround.errors import DataError, ModelError
+from wardround.errors import DataError, ModelError, UsageError
 from wardround.storage.checkpoint import load_checkpoint
+from wardround.storage.disk_errors import cause, is_of_the_disk, require_writable, writing
 from wardround.storage.folders import make_folder
+from wardround.storage.text_file import path_text
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, degradation_of
 from wardround.tasks.reconstruction.image_quality import to_8_bit
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import ReconstructionSection
-from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
+from wardround_client.enhance.files import (
+    NOT_FOR_DIAGNOSIS,
+    frame_count,
+    new_series_uid,
+    write_derived_dicom,
+    write_png,
+)
 from wardround_client.sources.images.crop import luminance, to_grey
 from wardround_client.sources.images.dicom_pixels import read_frame
 from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files
-from wardround_client.sources.images.pictures import read_picture
+from wardround_client.sources.images.pictures import read_picture, scan_picture
 from wardround_client.sources.images.records import UnfitImage
 from wardround_client.sources.quality.reasons import REASONS
 
@@ -131,6 +140,10 @@ def enhance(
 ) -> Enhanced:
     """Restore one file, or every image of a folder, as NAME.restored.png or NAME.restored.dcm.
 
+    Every frame of a DICOM file is restored to a file of its own, NAME.frame-K.restored.dcm. Where two files of a folder
+    would have the same result, such as a.png and a.jpg, NAME is the whole file name. Below `out`, the results are in
+    the subfolders of their sources.
+
     Args:
         source: A file or a folder.
         model: The restoring model.
@@ -140,25 +153,45 @@ def enhance(
 
     Raises:
         DataError: `source` does not exist, contains no image, or is a single file that cannot be restored.
+        UsageError: A result cannot be written: the disk is full, read-only or not permitted.
     """
     if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
+        raise DataError(f"{path_text(source)}: no such file or folder")
     files = [source] if source.is_file() else list_files(source)[0]
     files = [path for path in files if MARK not in path.suffixes]
     missing_HW = _mask(mask, model, files)
     if out is not None:
-        make_folder(out)
+        require_writable(out)
+    root = source.resolve() if source.is_dir() else source.parent
+    names = _names_of_results(files)
     written, refused, series = [], [], new_series_uid()
     for number, path in enumerate(files, start=1):
-        try:
-            written.append(_one(path, model, out or path.parent, missing_HW, series))
-        except (UnfitImage, DataError, OSError, ValueError) as error:
-            refused.append((path, _reason(error, path)))
+        folder = path.parent if out is None else out / path.parent.relative_to(root)
+        for frame in _frames(path):
+            try:
+                image = _read(path, frame, model, missing_HW)
+            except UnfitImage as error:
+                refused.append((path, _reason(error, path, frame)))
+                continue
+            except Exception as error:  # a decoder's own errors are of any type; a header may announce any frames
+                after = "; the frames after it were not read" if frame else ""
+                refused.append((path, _reason(error, path, frame) + after))
+                break
+            try:
+                written.append(_write(folder, names[path], path, image, model, missing_HW, series))
+            except DataError as error:
+                refused.append((path, str(error)))
+            except UsageError as error:
+                raise UsageError(f"{error}; {len(written)} images were restored before") from None
         if progress is not None:
             progress(number, len(files))
     if not written:
-        raise DataError(refused[0][1] if len(refused) == 1 else f"{source}: holds no image that can be restored")
+        raise DataError(refused[0][1] if len(refused) == 1 else f"{path_text(source)}: {_nothing_restored(refused)}")
     return Enhanced(written=tuple(written), refused=tuple(refused))
+
+
+def _nothing_restored(refused: list[tuple[Path, str]]) -> str:
+    return f"holds no image that can be restored{f'; the first: {refused[0][1]}' if refused else ''}"
 
 
 def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.ndarray | None:
@@ -176,37 +209,88 @@ def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.nda
     return (pixels if pixels.ndim == 2 else luminance(pixels)) >= 128
 
 
-def _one(path: Path, model: RestoringModel, out: Path, missing_HW: np.ndarray | None, series_uid: str) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A grey image that was read. `frame` is counted from 1, and None in a file with one frame."""
+
+    grey_HW: np.ndarray
+    dicom: bool
+    frame: int | None
+
+
+def _names_of_results(files: list[Path]) -> dict[Path, str]:
+    """Return the name of each file's result, without its suffix; no two files of a folder share one."""
+    short = {path: path.stem if file_kind(path) != DICOM or path.suffix == ".dcm" else path.name for path in files}
+    places = {path: (path.parent, name.casefold(), file_kind(path) == DICOM) for path, name in short.items()}
+    count = Counter(places.values())
+    return {path: name if count[places[path]] == 1 else path.name for path, name in short.items()}
+
+
+def _frames(path: Path) -> list[int | None]:
+    """Return the frames of a file, counted from 1, or [None] for a file with one frame or one that is not DICOM."""
+    try:
+        count = frame_count(path) if file_kind(path) == DICOM else 1
+    except Exception:  # damaged: reading its first frame gives the reason
+        count = 1
+    return [None] if count == 1 else [*range(1, count + 1)] or [0]
+
+
+def _read(path: Path, frame: int | None, model: RestoringModel, missing_HW: np.ndarray | None) -> _Source:
+    """Read one image. Raises `DataError` or `UnfitImage` if it does not fit, and a decoder's own error."""
     kind = file_kind(path)
+    if frame == 0:
+        raise DataError(f"{path_text(path)}: its number of frames is not positive; export it again")
     if kind == DICOM:
-        frame = read_frame(path, 0)
-        if frame.values.ndim != 2:
-            raise DataError(f"{path}: is in colour; only grey images can be restored")
-        grey = to_grey(frame.values, model.window_hu if frame.hu else (0.0, 255.0))
-        target = out / f"{path.stem if path.suffix == '.dcm' else path.name}{MARK}.dcm"
+        pixels = read_frame(path, (frame or 1) - 1)
+        if pixels.values.ndim != 2:
+            raise DataError(f"{path_text(path)}: is in colour; only grey images can be restored")
+        grey = to_grey(pixels.values, model.window_hu if pixels.hu else (0.0, 255.0))
     elif kind == PICTURE:
-        pixels = read_picture(path)
-        grey = np.asarray(pixels if pixels.ndim == 2 else to_grey(luminance(pixels), (0.0, 255.0)))
-        target = out / f"{path.stem}{MARK}.png"
+        scan_picture(path, "")  # refuses pictures that are too large, and files with several
+        picture = read_picture(path)
+        grey = np.asarray(picture if picture.ndim == 2 else to_grey(luminance(picture), (0.0, 255.0)))
     else:
-        raise DataError(f"{path}: is neither a picture (PNG, JPEG) nor a DICOM file")
+        with path.open("rb"):  # a file that cannot be opened has a better reason
+            raise DataError(f"{path_text(path)}: is neither a picture (PNG, JPEG) nor a DICOM file")
     if missing_HW is not None and missing_HW.shape != grey.shape:
-        raise DataError(f"{path}: its size differs from the size of the mask")
-    restored = restore(model, grey, missing_HW)
-    if kind == DICOM:
-        scale = restored.shape[0] / grey.shape[0]
+        raise DataError(f"{path_text(path)}: its size differs from the size of the mask")
+    return _Source(grey_HW=grey, dicom=kind == DICOM, frame=frame)
+
+
+def _write(
+    folder: Path,
+    name: str,
+    path: Path,
+    image: _Source,
+    model: RestoringModel,
+    missing_HW: np.ndarray | None,
+    series_uid: str,
+) -> Path:
+    """Restore an image and write the result. Raises `DataError` if it exists, and `UsageError` if it is unwritable."""
+    frame = "" if image.frame is None else f".frame-{image.frame}"
+    target = folder / f"{name}{frame}{MARK}{'.dcm' if image.dicom else '.png'}"
+    restored = restore(model, image.grey_HW, missing_HW)
+    with writing(folder):
+        make_folder(folder)
+    if image.dicom:
+        scale = restored.shape[0] / image.grey_HW.shape[0]
         notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
-        write_derived_dicom(target, restored, path, notes, series_uid, scale)
+        write_derived_dicom(target, restored, path, notes, series_uid, scale, image.frame)
     else:
-        write_png(target, restored, {**model.notes, "source": path.name})
+        write_png(target, restored, {**model.notes, "source": path_text(path.name)})
     return target
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path, frame: int | None) -> str:
     """Return one line that quotes no tag and no value."""
+    place = path_text(path) if frame is None else f"{path_text(path)}, frame {frame}"
     if isinstance(error, UnfitImage):
         known = REASONS.get(error.code)
-        return f"{path}: {known.title if known else error.code}"
+        return f"{place}: {known.title if known else error.code}"
     if isinstance(error, DataError):
         return str(error)
-    return f"{path}: cannot be read as an image; it is damaged, or cut short"
+    if isinstance(error, OSError) and is_of_the_disk(error):
+        return f"{place}: cannot be read: {cause(error)}"
+    if isinstance(error, MemoryError):
+        return f"{place}: cannot be read: there is not enough memory"
+    return f"{place}: cannot be read as an image; it is damaged, or cut short"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,5 +55,18 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an `OSError` of the block, which writes `path` or files below it, into the one-line error for `path`."""
     try:
         yield
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def require_writable(path: Path) -> None:
+    """Raise the one-line `UsageError` unless files can be created at `path`, or where its missing folders will be.
+
+    Nothing is left behind. `os.access` would not do: it gives no reason, and other answers than a network share.
+    """
+    try:
+        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise unwritable(path, error) from None
