@@ -60,6 +60,11 @@ def ingest(
     from wardround_client.sources.opt_out import opted_out
 
     config = load_site_config(site / CONFIG_FILE)
+    if site.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{site}: the site's folder is inside the data folder {folder}, so its own files would be read as data; "
+            "move the site's folder out of it"
+        )
     key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
     source = _one_site(folder, asked.data)
     if source.assumes_one_image_one_patient and not image_is_patient:

@@ -8,7 +8,6 @@ source.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +23,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from wardround.errors import DataError
-from wardround.storage.atomic import OWNER_ONLY, owner_only, partial_path
+from wardround.storage.atomic import owner_only, partial_path, settle_new
 from wardround.storage.disk_errors import writing
 from wardround.storage.text_file import path_text
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
-NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Attributes of the patient and the examination: copied, so that the image is never attributed to another patient.
 KEPT = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
@@ -144,27 +142,11 @@ def _new(path: Path) -> Iterator[IO[bytes]]:
         try:
             with open(partial, "xb", opener=owner_only) as file:
                 yield file
-            _settle(partial, path)
+            settle_new(partial, path)
+        except FileExistsError:
+            raise _taken(path) from None
         finally:
             partial.unlink(missing_ok=True)
-
-
-def _settle(partial: Path, path: Path) -> None:
-    """Give the complete file its final name, unless that name has been taken in the meantime.
-
-    A hard link is used, because a rename would replace an existing file. A file system without hard links (FAT, some
-    network shares) gets a new empty file instead, which the rename replaces.
-    """
-    try:
-        try:
-            os.link(partial, path)
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, OWNER_ONLY))
-            os.replace(partial, path)
-    except FileExistsError:
-        raise _taken(path) from None
 
 
 def _taken(path: Path) -> DataError:

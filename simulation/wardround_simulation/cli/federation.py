@@ -10,6 +10,7 @@ import typer
 
 from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
+from wardround.storage.disk_errors import require_writable
 
 SEED = 7
 
@@ -46,6 +47,8 @@ def federation(
     out = out.resolve()
     data = out.parent / f"phantom-hospitals-{sites}x{patients}"
     names = tuple(f"hospital-{number}" for number in range(1, sites + 1))
+    for folder in (out, *(() if data.exists() else (data,))):
+        require_writable(folder)
     here = LocalFederation(folder=out, data=data, sites=names)
     run = here.finished(loaded)
     known = run is not None

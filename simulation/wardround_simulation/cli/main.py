@@ -18,6 +18,7 @@ import typer
 from wardround.cli.app import literal_console, program, run_program
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError, required
+from wardround.storage.disk_errors import require_writable, writing
 from wardround.storage.text_file import path_text
 from wardround_simulation.cli import federation, models
 from wardround_simulation.run.paths import SITES, TEST_SITES
@@ -112,6 +113,7 @@ def run(
     with RunProgress(literal_console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
         if phantoms:
             if not data.exists():
+                require_writable(data)
                 from wardround_simulation.phantoms.dicom import make_once
 
                 progress.stage(f"Writing {hospitals} phantom hospitals as DICOM files")
@@ -262,7 +264,8 @@ def phantom(
     """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules, without data of any patient."""
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
+    require_writable(folder)
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress, writing(folder):
         progress.stage("Writing phantom hospitals")
         from wardround_simulation.phantoms.dicom import write_phantom_hospitals
 

@@ -15,10 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wardround.errors import DataError, ModelError, UsageError
+from wardround.storage import atomic
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.tasks.reconstruction.restorer import Restorer
 from wardround_client.cli.main import app
-from wardround_client.enhance import files
 from wardround_client.enhance import restore as module
 from wardround_client.enhance.restore import enhance, load_restoring_model, restore
 
@@ -215,7 +215,7 @@ def test_a_result_that_cannot_be_written_is_no_damage_and_leaves_nothing(tmp_pat
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.os, "link", refuse)
+    monkeypatch.setattr(atomic.os, "link", refuse)
     with pytest.raises(UsageError, match=f"cannot be written: {os.strerror(number)}; .*0 images were restored before"):
         enhance(tmp_path / "data", model)
     assert names_below(tmp_path / "data") == [name]
@@ -228,7 +228,7 @@ def test_a_file_system_without_hard_links_is_written_and_nothing_replaced(tmp_pa
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(files.os, "link", no_links)
+    monkeypatch.setattr(atomic.os, "link", no_links)
     (target,) = enhance(source, model).written
     before = target.read_bytes()
     assert Image.open(target).size == (50, 37)
