@@ -77,10 +77,10 @@ def works_of(source: Path, place: Path, ours: WorkerPool, plain: ProcessPoolExec
         "ingest": ingest_anew,
         "pydicom": lambda: decode_in_processes(plain, paths),
         "again": lambda: ingest(site, DATA, place / "first", KEY, workers=1, pool=ours),
-        "epoch": lambda: epoch(cohort.images_NCHW, generator),
+        "epoch": lambda: epoch(cohort.values_N, generator),
         "decoded epoch": lambda: decode(paths),
     }
-    return works, {"files": len(paths), "images": len(cohort.images_NCHW), "decoded": first.decoded}
+    return works, {"files": len(paths), "images": len(cohort.values_N), "decoded": first.decoded}
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def labelled_images(hospitals: list[Hospital], fold_of: dict[str, int]) -> tuple
         cohort = hospital.cohort
         fold_N = np.array([fold_of.get(name, -1) for name in cohort.pseudonyms])[cohort.patient_N]
         rows = np.flatnonzero((cohort.labels_N >= 0) & (fold_N >= 0))
-        images.append(np.asarray(cohort.images_NCHW[rows]))
+        images.append(np.asarray(cohort.values_N[rows]))
         labels.append(cohort.labels_N[rows].astype(np.int64))
         patients.append(cohort.patient_N[rows] + offset)
         folds.append(fold_N[rows])

@@ -61,7 +61,7 @@ def readable(folder: Path) -> Check:
     if check.state != "ok":
         return fault("data", check.found, check.todo)
     opened = open_cohort(folder / COHORT)
-    int(opened.images_NCHW[-1].sum())
+    int(opened.values_N[-1].sum())
     return ok("data", check.found)
 
 

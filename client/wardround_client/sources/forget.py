@@ -7,7 +7,6 @@ Source files are never touched.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from wardround.storage.atomic import fsync
 from wardround.storage.locks import locked
 from wardround_client.site.paths import CACHE, COHORT, FORGET_LOCK
 from wardround_client.sources.cohort import (
-    TABLE_FILE,
     CohortRow,
     open_cohort,
     pseudonym,
     remove_cohort,
+    row_hashes,
     write_cohort,
 )
 from wardround_client.sources.images.decoded_cache import DECODED_FILE, forget_pixels
@@ -99,24 +98,24 @@ def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int
     if not gone_N.any():
         return 0
     kept = np.flatnonzero(~gone_N)
-    with open(folder / TABLE_FILE, newline="") as file:
-        hashes = [line["pixels_sha256"] for line in csv.DictReader(file)]
+    hashes = row_hashes(folder)
     rows = [
         CohortRow(
             pseudonym=cohort.pseudonyms[cohort.patient_N[row]],
             label=int(cohort.labels_N[row]),
-            hu=bool(cohort.hu_N[row]),
+            extra={name: column[row] for name, column in cohort.extra.items()},
         )
         for row in kept
     ]
     forget_pixels(folder / DECODED_FILE, {hashes[row] for row in np.flatnonzero(gone_N)})
     if rows:
-        images = (np.asarray(cohort.images_NCHW[row]) for row in kept)
+        values = (np.asarray(cohort.values_N[row]) for row in kept)
         write_cohort(
             folder,
             rows,
-            images,
-            shape_CHW=cohort.images_NCHW.shape[1:],
+            values,
+            row_shape=cohort.values_N.shape[1:],
+            dtype=cohort.values_N.dtype,
             label_names=cohort.label_names,
             site_key=key,
             prepared_by=cohort.prepared_by,

@@ -125,7 +125,7 @@ def ingest(
                 CohortRow(
                     pseudonym=required(site.owners[asked[index].file], "owner"),
                     label=asked[index].label,
-                    hu=outcomes[index].hu,
+                    extra={"hu": str(int(outcomes[index].hu))},
                 )
                 for index in kept
             ]
@@ -322,7 +322,7 @@ def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: _Site, 
         folder,
         rows,
         (memory.pixels(sha256) for sha256 in hashes),
-        shape_CHW=_shape(site.data),
+        row_shape=_shape(site.data),
         label_names=site.data.labels,
         site_key=site.key,
         prepared_by=settings,

@@ -23,7 +23,7 @@ def nobody(study: Study) -> Cohort:
 def differences(cohort: Cohort, study: Study) -> list[str]:
     """Return the differences between the prepared cohort and the study, one line each; empty if the cohort fits."""
     found = []
-    prepared, asked = cohort.images_NCHW.shape[1:], _shape_CHW(study)
+    prepared, asked = cohort.values_N.shape[1:], _shape_CHW(study)
     kind = _channels(cohort)
     if kind != study.data.channels and kind is not None:
         found.append(
@@ -48,7 +48,7 @@ def cohort_for(cohort: Cohort, study: Study) -> Cohort:
 
     An image whose label is not in the study gets no label (-1).
     """
-    if cohort.images_NCHW.shape[1:] != _shape_CHW(study) or _channels(cohort) not in (None, study.data.channels):
+    if cohort.values_N.shape[1:] != _shape_CHW(study) or _channels(cohort) not in (None, study.data.channels):
         return nobody(study)
     if cohort.label_names == study.data.labels:
         return cohort

@@ -139,8 +139,8 @@ def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.
                 taken.add(patient)
                 first.append(row)
         share = -(-PATIENTS // len(hospitals)) if turn < PATIENTS else 0
-        true += [_grey_middle(hospital.cohort.images_NCHW[row]) for row in first[:share]]
-        others += [_grey_middle(hospital.cohort.images_NCHW[row]) for row in first[share : share + 100]]
+        true += [_grey_middle(hospital.cohort.values_N[row]) for row in first[:share]]
+        others += [_grey_middle(hospital.cohort.values_N[row]) for row in first[share : share + 100]]
     empty = np.empty((0, 1, 1, 1), dtype=np.uint8)
     return np.stack(true[:PATIENTS]) if true else empty, np.stack(others) if others else empty
 

@@ -313,7 +313,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 def montage_of(hospital: Hospital) -> np.ndarray:
     """Return up to 12 images spread evenly over the cohort, uint8 (n, C, H, W)."""
-    images_NCHW = hospital.cohort.images_NCHW
+    images_NCHW = hospital.cohort.values_N
     rows = np.unique(np.linspace(0, len(images_NCHW) - 1, 12).astype(int))
     return np.array(images_NCHW[rows])
 

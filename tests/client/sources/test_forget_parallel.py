@@ -150,7 +150,7 @@ def test_an_ingest_that_fails_removes_who_objected_too(folder: Path, tmp_path: P
     (site / OPT_OUT_FILE).write_text("".join(pseudonym(KEY, f"p{n}") + "\n" for n in range(PATIENTS)))
     words = ["ingest", str(tmp_path / "source"), "--study", str(tmp_path / "t.toml"), "--site", str(site)]
     assert CliRunner().invoke(app, [*words, "--workers", "1"]).exit_code != 0  # no file is fit: everybody objects
-    assert not (site / "cohort" / "images.npy").exists()
+    assert not (site / "cohort" / "values.npy").exists()
 
 
 def _forget_all(site: Path, patients: list[str]) -> None:

@@ -38,8 +38,8 @@ def test_pictures_of_the_right_size_arrive_bit_by_bit(tmp_path, pool):
     for index, region in enumerate(("whole", "centre", "marked")):
         report = run(manifest(tmp_path / "data", rows), tmp_path / f"out{index}", pool, region=region)
         cohort = open_cohort(tmp_path / f"out{index}")
-        assert np.array_equal(cohort.images_NCHW[:, 0], np.stack([row[3] for row in rows]))
-        assert cohort.labels_N.tolist() == [i % 2 for i in range(40)] and not cohort.hu_N.any()
+        assert np.array_equal(cohort.values_N[:, 0], np.stack([row[3] for row in rows]))
+        assert cohort.labels_N.tolist() == [i % 2 for i in range(40)] and set(cohort.extra["hu"]) == {"0"}
         assert cohort.patient_N.tolist() == [i // 4 for i in range(40)] and report.key == cohort.key
 
 
@@ -49,10 +49,10 @@ def test_whole_keeps_the_aspect_and_centre_keeps_the_scale(tmp_path, pool):
     rows = [("a.png", "p", "benign", wide), ("b.png", "q", "malignant", pixels(1, (40, 40)))]
     folder = manifest(tmp_path / "data", rows)
     run(folder, tmp_path / "whole", pool, region="whole")
-    whole = open_cohort(tmp_path / "whole").images_NCHW[0, 0]
+    whole = open_cohort(tmp_path / "whole").values_N[0, 0]
     assert (whole[:5] == 0).all() and (whole[11:] == 0).all() and (whole[6:10, :6] == 200).all()
     run(folder, tmp_path / "centre", pool, region="centre")
-    centre = open_cohort(tmp_path / "centre").images_NCHW
+    centre = open_cohort(tmp_path / "centre").values_N
     assert np.array_equal(centre[0, 0], wide[:, 24:40]) and np.array_equal(centre[1, 0], rows[1][3][12:28, 12:28])
 
 
@@ -61,10 +61,10 @@ def test_colour_becomes_luminance_or_stays_three_channels(tmp_path, pool):
     rows = [("a.png", "p", "benign", colour), ("b.png", "q", "malignant", pixels(2))]
     folder = manifest(tmp_path / "data", rows)
     run(folder, tmp_path / "rgb", pool, channels="rgb")
-    rgb = open_cohort(tmp_path / "rgb").images_NCHW
+    rgb = open_cohort(tmp_path / "rgb").values_N
     assert np.array_equal(rgb[0], colour.transpose(2, 0, 1)) and (rgb[1] == rows[1][3]).all()
     run(folder, tmp_path / "grey", pool)
-    grey = open_cohort(tmp_path / "grey").images_NCHW[0, 0]
+    grey = open_cohort(tmp_path / "grey").values_N[0, 0]
     assert np.abs(grey - colour @ [0.299, 0.587, 0.114]).max() <= 0.51
 
 
@@ -78,7 +78,7 @@ def test_deep_turned_and_transparent_pictures_are_read_sensibly(tmp_path, pool):
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(half).save(folder / "turned.jpg", exif=exif, quality=95)
     run(folder, tmp_path / "out", pool)
-    deep, turned = open_cohort(tmp_path / "out").images_NCHW[:, 0].astype(int)
+    deep, turned = open_cohort(tmp_path / "out").values_N[:, 0].astype(int)
     assert deep.ravel()[0] == 0 and deep.ravel()[-1] == 255 and (np.diff(deep.ravel()) >= 0).all()
     assert turned[:, 8:].min() > 200 and turned[:, :8].max() < 50
 
@@ -89,7 +89,7 @@ def test_order_and_key_do_not_depend_on_workers_or_names_of_folders(tmp_path, po
     (source,) = discover(tmp_path / "two", study())
     keys.add(ingest(source, study(), tmp_path / "out2", KEY, workers=1).key)
     assert len(keys) == 1
-    for name in ("images.npy", "table.csv", "quality.json"):
+    for name in ("values.npy", "table.csv", "quality.json"):
         one, two = (tmp_path / out / name for out in ("out1", "out2"))
         assert one.read_bytes().replace(b'"one"', b"") == two.read_bytes().replace(b'"two"', b"")
 
@@ -98,7 +98,7 @@ def test_the_second_ingest_decodes_nothing_and_writes_nothing(tmp_path, pool):
     bad = [("same.png", "patient 0", "benign", pixels(0)), ("bad.png", "patient 1", "benign", b"\x89PNG\r\n\x1a\n")]
     folder = manifest(tmp_path / "data", [*many(), *bad])
     first = run(folder, tmp_path / "out", pool)
-    written = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in ("images.npy", "cohort.json")}
+    written = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in ("values.npy", "cohort.json")}
     second = run(folder, tmp_path / "out", pool)
     assert (first.decoded, second.decoded, second.reused) == (41, 0, 41) and second.key == first.key
     assert second.quality == first.quality
@@ -118,10 +118,10 @@ def test_only_what_changed_is_decoded_again(tmp_path, pool):
     assert second.decoded == 2 and second.key != first.key
     fresh = run(folder, tmp_path / "fresh", pool)
     assert fresh.key == second.key and fresh.decoded == 40
-    for name in ("images.npy", "table.csv", "cohort.json"):
+    for name in ("values.npy", "table.csv", "cohort.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
     other_settings = run(folder, tmp_path / "out", pool, channels="rgb")
-    assert other_settings.decoded == 40 and open_cohort(tmp_path / "out").images_NCHW.shape == (40, 3, 16, 16)
+    assert other_settings.decoded == 40 and open_cohort(tmp_path / "out").values_N.shape == (40, 3, 16, 16)
 
 
 def test_pixels_that_the_gate_refused_come_back_when_the_fault_is_mended(tmp_path, pool):
@@ -131,7 +131,7 @@ def test_pixels_that_the_gate_refused_come_back_when_the_fault_is_mended(tmp_pat
     manifest(folder, rows[:8])
     mended = run(folder, tmp_path / "out", pool)
     assert mended.quality.images == 8 and mended.decoded == 1
-    assert np.array_equal(open_cohort(tmp_path / "out").images_NCHW[0, 0], pixels(0))
+    assert np.array_equal(open_cohort(tmp_path / "out").values_N[0, 0], pixels(0))
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(tmp_path):

@@ -56,9 +56,9 @@ def test_nothing_prepared_of_a_patient_is_left_and_the_sources_are_untouched(fol
     name = pseudonym(KEY, GONE)
     theirs_N = cohort.patient_N == cohort.pseudonyms.index(name)
     table = list(csv.DictReader((folder / "cohort" / "table.csv").open()))
-    needles = [np.asarray(cohort.images_NCHW[row]).tobytes() for row in np.flatnonzero(theirs_N)]
-    needles += [table[row]["pixels_sha256"].encode() for row in np.flatnonzero(theirs_N)] + [name.encode()]
-    others = {n: cohort.images_NCHW[cohort.patient_N == i] for i, n in enumerate(cohort.pseudonyms) if n != name}
+    needles = [np.asarray(cohort.values_N[row]).tobytes() for row in np.flatnonzero(theirs_N)]
+    needles += [table[row]["values_sha256"].encode() for row in np.flatnonzero(theirs_N)] + [name.encode()]
+    others = {n: cohort.values_N[cohort.patient_N == i] for i, n in enumerate(cohort.pseudonyms) if n != name}
     assert list((folder / "cache").glob("features-*"))
     forget(folder, KEY, GONE)
     left = [p for p in folder.rglob("*") if p.is_file() and p.name != OPT_OUT_FILE]
@@ -67,7 +67,7 @@ def test_nothing_prepared_of_a_patient_is_left_and_the_sources_are_untouched(fol
     after = open_cohort(folder / "cohort")
     assert set(after.pseudonyms) == set(others) and after.key != cohort.key
     for index, one in enumerate(after.pseudonyms):
-        assert (after.images_NCHW[after.patient_N == index] == others[one]).all()
+        assert (after.values_N[after.patient_N == index] == others[one]).all()
         assert after.holdout_rank_P[index] == holdout_rank(KEY, one)
     assert digests(tmp_path / "source") == before
 

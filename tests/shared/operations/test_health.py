@@ -191,7 +191,7 @@ def site(tmp_path: Path) -> Path:
     rows = [CohortRow(pseudonym=pseudonym(b"k" * 32, f"p{n}"), label=n % 2) for n in range(6)]
     images = (generator.integers(0, 256, (1, 16, 16), dtype=np.uint8) for _ in rows)
     names = ("benign", "malignant")
-    write_cohort(tmp_path / "cohort", rows, images, shape_CHW=(1, 16, 16), label_names=names, site_key=b"k" * 32)
+    write_cohort(tmp_path / "cohort", rows, images, row_shape=(1, 16, 16), label_names=names, site_key=b"k" * 32)
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
     return tmp_path
 

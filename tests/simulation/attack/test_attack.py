@@ -430,7 +430,7 @@ def write_hospitals(folder: Path, patients: int = 40) -> None:
         rows = [CohortRow(pseudonym=n, label=int(crops.labels_N[r])) for n, r in zip(names, rows_N, strict=True)]
         images = crops.images_NHW[rows_N][:, None].numpy()
         write_cohort(
-            folder / name / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=("benign", "malignant"),
+            folder / name / "cohort", rows, images, row_shape=(1, 64, 64), label_names=("benign", "malignant"),
             site_key=KEY,
         )  # fmt: skip
 

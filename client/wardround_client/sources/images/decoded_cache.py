@@ -19,7 +19,7 @@ import numpy as np
 
 from wardround.errors import DataError
 from wardround.storage.atomic import owner_only, write_file
-from wardround_client.sources.cohort import TABLE_FILE, AnyRows, open_cohort
+from wardround_client.sources.cohort import AnyRows, open_cohort, row_hashes
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 
 DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
@@ -111,11 +111,10 @@ class Memory:
             cohort = open_cohort(self._folder)
         except DataError:
             return  # no cohort, or an unfinished one: everything is decoded again
-        if cohort.images_NCHW.shape[1:] != self._shape:
+        if cohort.values_N.shape[1:] != self._shape:
             return
-        self._cohort_images = cohort.images_NCHW
-        with open(self._folder / TABLE_FILE, newline="") as file:
-            self._cohort_rows = {line["pixels_sha256"]: int(line["row"]) for line in csv.DictReader(file)}
+        self._cohort_images = cohort.values_N
+        self._cohort_rows = {sha256: row for row, sha256 in enumerate(row_hashes(self._folder))}
 
 
 def forget_pixels(path: Path, pixel_hashes: set[str]) -> None:

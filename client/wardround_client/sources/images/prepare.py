@@ -13,7 +13,7 @@ import numpy as np
 
 from wardround.errors import required
 from wardround.study.schema import DataSection
-from wardround_client.sources.cohort import pixels_sha256
+from wardround_client.sources.cohort import values_sha256
 from wardround_client.sources.images.crop import cut, luminance, refuse_blank, region_box, stack_channels, to_grey
 from wardround_client.sources.images.files import PICTURE, file_kind
 from wardround_client.sources.images.pictures import prepare_picture, scan_picture
@@ -70,7 +70,7 @@ def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
     """Decode, cut and scale one image. If it cannot be used, the result has a `fault`; no exception is raised."""
     try:
         image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
-        return replace(image, pixels_sha256=pixels_sha256(required(image.pixels_CHW, "image")))
+        return replace(image, pixels_sha256=values_sha256(required(image.pixels_CHW, "image")))
     except Exception as error:
         return PreparedImage(fault=_reason(error))
 

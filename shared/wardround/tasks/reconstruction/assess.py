@@ -81,11 +81,11 @@ class RestorationAssessment:
         images, patients, names, training = [], [], [], []
         for site, offset in zip(self._sites, patient_offsets(self._sites), strict=True):
             rows = np.flatnonzero(site.held_out_N)
-            images.append(np.asarray(site.images_NCHW[rows]))
+            images.append(np.asarray(site.values_N[rows]))
             patients.append(site.patient_N[rows].astype(np.int64) + offset)
             names.append(np.full(len(rows), site.name))
             rows = spread_rows(np.flatnonzero(site.training_N), TUNING_IMAGES // len(self._sites) + 1)
-            training.append(np.asarray(site.images_NCHW[rows]))
+            training.append(np.asarray(site.values_N[rows]))
         keep = spread_rows(np.arange(sum(map(len, images))), MOST_TEST_IMAGES)
         if not len(keep):
             raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")

@@ -116,8 +116,8 @@ def test_the_window_maps_hounsfield_units_to_grey(tmp_path, pool):
     cohort = open_cohort(tmp_path / "out")
     for channel, (low, high) in enumerate(data.window_hu):
         expected = np.rint(np.clip((hu - low) / (high - low) * 255, 0, 255))
-        assert np.abs(cohort.images_NCHW[0, channel] - expected).max() <= 1
-    assert cohort.hu_N.all()
+        assert np.abs(cohort.values_N[0, channel] - expected).max() <= 1
+    assert set(cohort.extra["hu"]) == {"1"}
 
 
 @pytest.mark.parametrize("transfer", ["photometric", "padding", "rescale"])
@@ -152,7 +152,7 @@ def test_slices_are_sorted_along_their_normal_and_series_are_kept_apart(tmp_path
         write_series(tmp_path / "data", 5, series=series, seed=seed)
     data = study(image_size=64)
     run(tmp_path / "data", tmp_path / "out", data, pool)
-    images = open_cohort(tmp_path / "out").images_NCHW[:, 0].astype(float)
+    images = open_cohort(tmp_path / "out").values_N[:, 0].astype(float)
     grey_per_hu = 255 / 1400
     for first, seed in ((0, 0), (5, 50)):
         for index in range(5):
@@ -163,7 +163,7 @@ def test_slices_are_sorted_along_their_normal_and_series_are_kept_apart(tmp_path
 def test_slices_below_and_above_are_the_neighbouring_channels(tmp_path, pool):
     write_series(tmp_path / "data", 4)
     run(tmp_path / "data", tmp_path / "out", study(channels="slices"), pool)
-    images = open_cohort(tmp_path / "out").images_NCHW
+    images = open_cohort(tmp_path / "out").values_N
     assert images.shape == (4, 3, 32, 32)
     for index in range(4):
         assert np.array_equal(images[index, 0], images[max(0, index - 1), 1])
@@ -207,7 +207,7 @@ def test_frames_of_an_enhanced_object_have_their_own_place_and_rescale(tmp_path,
     assert [frame.position_mm[2] for frame in record.frames] == [0, -1, -2]
     assert record.frames[1].spacing_mm == (0.5, 0.5)
     run(tmp_path / "data", tmp_path / "out", study(image_size=64), pool)
-    images = open_cohort(tmp_path / "out").images_NCHW[:, 0]
+    images = open_cohort(tmp_path / "out").values_N[:, 0]
     for row, index in enumerate((2, 1, 0)):  # sorted from below
         expected = np.clip((hu[index] + index + 1000) * 255 / 1400, 0, 255)
         assert np.abs(images[row] - expected).max() <= 1
@@ -224,10 +224,10 @@ def test_a_marked_pixel_is_the_centre_of_the_crop(tmp_path, pool):
         out = tmp_path / f"out{spacing_mm}"
         run(tmp_path / "data", out, study(region="marked", spacing_mm=spacing_mm), pool)
         cohort = open_cohort(out)
-        bright = np.argwhere(cohort.images_NCHW[0, 0] >= 250)
+        bright = np.argwhere(cohort.values_N[0, 0] >= 250)
         assert len(bright) >= sharp and np.abs(bright.mean(0) - 15.5).max() <= 0.6
         assert cohort.labels_N.tolist() == [1, 0]
-        assert (cohort.images_NCHW[1, 0, :8] == 0).all()  # beyond the edge: the low end of the window
+        assert (cohort.values_N[1, 0, :8] == 0).all()  # beyond the edge: the low end of the window
 
 
 @pytest.mark.parametrize("step_mm, expected", [(2.0, [8.0, 10.0, 12.0]), (1.5, [9.0, 10.5, 12.0]), (6.0, [12.0])])

@@ -116,7 +116,7 @@ def test_the_same_files_through_ingest_are_a_cohort_and_a_quarantine(tmp_path):
     (source,) = discover(folder, ANYTHING, 1)
     report = ingest(source, ANYTHING, tmp_path, KEY, workers=2)
     cohort = open_cohort(tmp_path)
-    assert report.quality.images == len(cohort.images_NCHW) > 10
+    assert report.quality.images == len(cohort.values_N) > 10
     assert report.quality.quarantined.keys() >= {"no_pixels", "no_decoder", "not_an_image", "no_patient", "duplicate"}
     assert "unreadable" not in report.quality.quarantined
 

@@ -1,8 +1,8 @@
-"""A read-only view of a cohort's images on disk that reads them row by row.
+"""A read-only view of a cohort's values on disk that reads them row by row.
 
 Reads use `os.pread` instead of a memory map. With a memory map, a page that cannot be read (a bad sector, a network
 share that has gone away) kills the whole process with SIGBUS. Here a failed read raises `OSError`, so that the patient
-whose image it is counts as zero and the round continues.
+whose row it is counts as zero and the round continues.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 Index = int | np.integer | slice | np.ndarray  # along the first axis
 
 
-class ImageFile:
-    """The read-only N x C x H x W array of an .npy file.
+class RowFile:
+    """The read-only array of an .npy file.
 
     It is indexed along the first axis. Each access reads from disk into newly allocated memory.
     """
@@ -50,14 +50,14 @@ class ImageFile:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
-    def __reduce__(self) -> tuple[type[ImageFile], tuple[Path]]:
-        return ImageFile, (self._path,)  # a file descriptor cannot be pickled, so another process reopens the file
+    def __reduce__(self) -> tuple[type[RowFile], tuple[Path]]:
+        return RowFile, (self._path,)  # a file descriptor cannot be pickled, so another process reopens the file
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: Index | tuple[Any, ...]) -> np.ndarray:
-        """Return one row (C, H, W) for an integer, otherwise rows (n, C, H, W).
+        """Return one row for an integer, otherwise an array of n rows.
 
         The rest of a tuple applies to each row.
 
@@ -79,5 +79,5 @@ class ImageFile:
     def _row(self, row: int) -> np.ndarray:
         content = os.pread(self._descriptor, self._row_bytes, self._begin + row * self._row_bytes)
         if len(content) != self._row_bytes:
-            raise OSError(f"image {row} of the prepared data is cut short")
+            raise OSError(f"row {row} of the prepared data is cut short")
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
