@@ -6,9 +6,9 @@ needs. Nothing here may start a thread, use a device, read data or make a secret
 
 import signal
 
-from wardround.processes.parent_death import tie_this_process
+from wardround.processes.parent_death import end_with_parent
 
-tie_this_process(signal.SIGKILL, "wardround-warm")  # first, because the executor may end during the seconds of loading
+end_with_parent(signal.SIGKILL, "wardround-warm")  # first, because the executor may end during the seconds of loading
 
 import flwr.supernode.runtime.run_clientapp  # noqa: E402, F401
 

@@ -4,7 +4,7 @@ Releases are off by default. Only the site itself can allow them (`[release]` of
 cannot change these settings. A release is one noised histogram of scores under the study's `evaluation.epsilon`
 (`privacy/score_noise.py`), charged to the ledger as one pure event. If the same request arrives twice, the site sends
 the same bytes and charges them once. If patients' data cause an error, the site replies with the noised counts of a
-site without held-out patients (`training.or_with_nobody`).
+site without held-out patients (`training.answer_as_empty_on_error`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _noised_counts(
         again = training.with_new_network(question.study_sha256, admitted, site)
         return _counts(question, again, site, no_held_out_rows(study))
 
-    counts_2B = training.or_with_nobody(
+    counts_2B = training.answer_as_empty_on_error(
         question, lambda: _counts(question, admitted, site, held_out_of(study)), counted_on_nobody
     )
     return noised(counts_2B, admitted.plan.evaluation_epsilon, site.randomness)

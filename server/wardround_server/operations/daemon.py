@@ -24,7 +24,7 @@ from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround_server.flower.superlink import SuperLink
-from wardround_server.operations.health import looks_of
+from wardround_server.operations.health import probes_of
 from wardround_server.operations.paths import SERVER_LOG
 from wardround_server.runs.folder import RunFolder, State, runs
 from wardround_server.sites.flower_nodes import keep_nodes
@@ -49,7 +49,7 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
         log_to(superlink.folder / SERVER_LOG)
         (child, executor), audit = superlink.children(), AuditLog(superlink.folder / AUDIT_FILE)
         coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
-        health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
+        health = HealthService(probes_of(superlink.folder, lambda: serving(child)), superlink.folder)
         audit.append(Started(program="wardround-server", version=version("wardround")))
         health.start()
         threading.Thread(target=coordinator.work, daemon=True).start()

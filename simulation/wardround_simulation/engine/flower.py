@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from wardround.errors import RoundError, UsageError, WardroundError
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_simulation.engine.gpu_share import gpu_share
-from wardround_simulation.engine.ray_cluster import log, quiet_environment, ray_cluster
+from wardround_simulation.engine.ray_cluster import disable_telemetry, log, ray_cluster
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -100,7 +100,7 @@ def with_flower(
     gpus, share = gpu_share(gpu_step) if device == "cuda" else (0, 0.0)
     at_once = max(1, min(len(folders), cores // cpus))
     task = _Task(body=body, names=tuple(sorted(folders)))
-    quiet_environment()
+    disable_telemetry()
     with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
         task.take_signals()  # Ray has replaced the handlers with its own
         cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, one worker per site
@@ -152,7 +152,7 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> Non
         task.main(grid)
 
     try:
-        with warnings.catch_warnings(), _flower_mended(task.pushed):
+        with warnings.catch_warnings(), _replacements_in_flower(task.pushed):
             warnings.simplefilter("ignore")
             run_simulation(
                 server_app=make_server_app(main),
@@ -198,7 +198,7 @@ class _PromptGrid:
 
 
 @contextlib.contextmanager
-def _flower_mended(pushed: threading.Event) -> Iterator[None]:
+def _replacements_in_flower(pushed: threading.Event) -> Iterator[None]:
     """Patch three faults of Flower's engine for the duration of a run.
 
     Contract tests check that the replaced parts are still those that the patches were written for.

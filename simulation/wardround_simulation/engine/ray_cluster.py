@@ -32,7 +32,7 @@ _PREFIX = "wardround-"
 _LONGEST_FOLDER = 40  # Ray creates sockets in it, whose paths are limited to 107 bytes
 
 
-def quiet_environment() -> None:
+def disable_telemetry() -> None:
     """Set the variables that stop Flower and Ray from making outgoing connections and installing packages.
 
     Must be called before either is imported.
@@ -61,7 +61,7 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: P
         UsageError: If there is no cluster at `address`.
         WardroundError: If Ray does not start.
     """
-    quiet_environment()
+    disable_telemetry()
     if address is not None:
         with _connected(address) as cpus:
             yield cpus

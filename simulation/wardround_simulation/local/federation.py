@@ -77,8 +77,11 @@ class LocalFederation:
             WardroundError: If another command, or a daemon that was started by hand, works on the folders.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        other, mend = "another process of this command uses this folder", "stop it with Ctrl-C or choose another --out"
-        with sole(self.folder, f"{other}; {mend}"):
+        other, advice = (
+            "another process of this command uses this folder",
+            "stop it with Ctrl-C or choose another --out",
+        )
+        with sole(self.folder, f"{other}; {advice}"):
             ends = time.monotonic() + ENDING_LIMIT_S
             for folder in filter(Path.is_dir, (self.server, *map(self.site, self.sites))):
                 busy = "a daemon is running in this folder; end that process or choose another --out"
