@@ -284,8 +284,8 @@ def sample_of(width: int) -> Sample:
 @pytest.mark.parametrize(
     "make, width, says",
     [
-        (lambda: Small(nn.LayerNorm(8)), 6, "middle: LayerNorm has no rule"),
-        (lambda: Small(nn.PReLU()), 6, "middle: PReLU has no rule"),
+        (lambda: Small(nn.LayerNorm(8)), 6, "middle: LayerNorm has no clipping rule"),
+        (lambda: Small(nn.PReLU()), 6, "middle: PReLU has no clipping rule"),
         (shared, 8, "middle: Linear shares a parameter"),
         (lambda: Tied(nn.Linear(8, 8)), 6, "differs from the one-patient loop"),
         (lambda: Twice(nn.Linear(8, 8)), 6, "middle: used twice in one pass"),
@@ -403,7 +403,7 @@ def test_a_kept_engine_that_fails_its_proof_gives_way_to_the_rules_and_that_to_t
     monkeypatch.setattr(select, "_trial", lambda *_: {names[0]: 1.0, names[1]: 0.5, "loop": 2.0})
     taken = checked_engine(network, parameters, loss_per_image, sample, 0.3, memory=EngineMemory(choices=tmp_path))
     assert taken.func is (clip_by_loop if rule_too else clip_by_bookkeeping)
-    assert caplog.text.count("one patient at a time instead") == rule_too
+    assert caplog.text.count("one at a time instead") == rule_too
 
 
 @pytest.mark.parametrize("name", ["seed-cnn", "head"])
