@@ -199,7 +199,7 @@ class _PromptGrid:
 
 @contextlib.contextmanager
 def _flower_mended(pushed: threading.Event) -> Iterator[None]:
-    """Patch three faults of Flower's engine for the duration of a run.
+    """Patch four faults of Flower's engine for the duration of a run.
 
     Contract tests check that the replaced parts are still those that the patches were written for.
 
@@ -208,10 +208,13 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
       soon as they are pushed.
     - Flower shuts Ray down while threads wait for a busy worker. Those threads then wait for ever and the process
       cannot exit. The patch kills the workers first, so that the threads end.
+    - Flower's actor makes each worker load its server and databases. The patch runs an actor of our own.
     """
     import ray
     from flwr.server.superlink.fleet.vce import vce_api
     from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    from wardround_simulation.engine.client_app_actor import ClientAppActor
 
     waiting: set[int] = set()  # threads that wait for a worker
 
@@ -249,13 +252,14 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
             pushed.wait(0.1)
             pushed.clear()
 
-    before = vce_api.add_messages_to_queue, raybackend.RayBackend
+    before = vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor
     vce_api.add_messages_to_queue = add_messages_to_queue
     raybackend.RayBackend = EndingRayBackend  # type: ignore[misc]  # a class of Flower's is replaced
+    raybackend.ClientAppActor = ray.remote(ClientAppActor)  # type: ignore[misc]  # another one
     try:
         yield
     finally:
-        vce_api.add_messages_to_queue, raybackend.RayBackend = before  # type: ignore[misc]  # and put back
+        vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor = before  # type: ignore[misc]
 
 
 def _client_app(
