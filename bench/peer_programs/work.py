@@ -1,4 +1,4 @@
-"""The work that every program of this folder does: read PNG files, train the seed CNN, score it. Plain torch and Opacus.
+"""The work that every program of this folder does: read PNG files, train the seed CNN, score it, in torch and Opacus.
 
 Runs in the environments of `bench/peers.py`, so it imports nothing of Wardround. The settings are a JSON file: `data`
 (a folder with manifest.csv), `sites`, `rounds`, `steps`, `batch`, `image_size`, `learning_rate`, `noise` (0: no
@@ -52,14 +52,14 @@ class SeedCNN(nn.Sequential):
                     nn.init.zeros_(layer.bias)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def read_site(data: str, site: str) -> tuple[TensorDataset, TensorDataset]:
     """A site's training images and the held-out fifth of them, decoded once a process."""
     with (Path(data) / "manifest.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["site"] == site]
-    images_NCHW = np.stack([np.asarray(Image.open(Path(data) / row["file"]), dtype=np.float32) for row in rows])[:, None]
+    images_NHW = np.stack([np.asarray(Image.open(Path(data) / row["file"]), dtype=np.float32) for row in rows])
     labels_N = torch.tensor([float(row["label"] == "malignant") for row in rows])
-    everything, held_out = torch.from_numpy(images_NCHW / 255), round(HOLDOUT * len(rows))
+    everything, held_out = torch.from_numpy(images_NHW[:, None] / 255), round(HOLDOUT * len(rows))
     return (
         TensorDataset(everything[held_out:], labels_N[held_out:]),
         TensorDataset(everything[:held_out], labels_N[:held_out]),

@@ -1,7 +1,7 @@
 """What runs in a worker process of the simulation: Flower's ClientApp, called once a message.
 
-It does what `ClientAppActor` of flwr.simulation.ray_transport does. To unpickle that class a worker must import Flower's
-whole simulation with its server and databases: half a second of processor time and 40 MB in each worker.
+It does what `ClientAppActor` of flwr.simulation.ray_transport does. To unpickle that class a worker must import the
+whole of Flower's simulation with its server and databases: half a second of processor time and 40 MB in each worker.
 """
 
 from __future__ import annotations

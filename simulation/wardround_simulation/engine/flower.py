@@ -255,7 +255,7 @@ def _flower_mended(pushed: threading.Event) -> Iterator[None]:
     before = vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor
     vce_api.add_messages_to_queue = add_messages_to_queue
     raybackend.RayBackend = EndingRayBackend  # type: ignore[misc]  # a class of Flower's is replaced
-    raybackend.ClientAppActor = ray.remote(ClientAppActor)  # type: ignore[misc]  # another one
+    raybackend.ClientAppActor = ray.remote(ClientAppActor)  # type: ignore[misc, assignment]  # another one
     try:
         yield
     finally:

@@ -148,8 +148,10 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
 
 @contextlib.contextmanager
 def _fewer_processes() -> Iterator[None]:
-    """Ray without its dashboard, its log monitor and its autoscaler, which nothing here uses: a second of processor time
-    and three Python processes less. `include_dashboard=False` alone still starts the dashboard's process.
+    """Start Ray without dashboard, log monitor and autoscaler, which nothing here uses.
+
+    That saves a second of processor time and three Python processes. `include_dashboard=False` alone still starts the
+    dashboard's process.
     """
     from ray._private.node import Node
 
