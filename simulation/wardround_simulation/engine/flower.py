@@ -26,6 +26,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from wardround.errors import RoundError, UsageError, WardroundError
+from wardround.processes.imports import collection_paused
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_simulation.engine.gpu_share import gpu_share
 from wardround_simulation.engine.ray_cluster import log, quiet_environment, ray_cluster
@@ -141,9 +142,10 @@ class _Task(Generic[T]):
 
 def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> None:
     """Run Flower's engine until the body has ended, and store the body's result or error in `task`."""
-    from flwr.simulation import run_simulation
+    with collection_paused():
+        from flwr.simulation import run_simulation
 
-    from wardround_server.flower.exchange import make_server_app
+        from wardround_server.flower.exchange import make_server_app
 
     began, failure = threading.Event(), None
 
