@@ -14,6 +14,7 @@ import flwr.supernode.runtime.run_clientapp  # noqa: E402, F401
 
 import wardround_client.flower.site_app  # noqa: E402, F401
 import wardround_client.flower.task_process  # noqa: E402, F401
+import wardround_client.privacy.noise  # noqa: E402, F401  # Opacus, which training loads only for a plan with noise
 import wardround_client.rounds.evaluation  # noqa: E402, F401
 import wardround_client.rounds.training  # noqa: E402, F401
 import wardround_client.site.site  # noqa: E402, F401

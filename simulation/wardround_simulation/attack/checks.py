@@ -203,7 +203,7 @@ def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
 
 def _without_noise(plan: PrivacyPlan) -> PrivacyPlan:
     """Return the plan with sampling rate 1 and no noise, under which a site releases the clipped sum itself."""
-    return replace(plan, noise_multiplier=0.0, sampling_rate=1.0)
+    return replace(plan, epsilon_asked=math.inf, noise_multiplier=0.0, sampling_rate=1.0)
 
 
 def _clip_that_bites(

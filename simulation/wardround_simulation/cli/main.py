@@ -19,6 +19,7 @@ from rich.console import Console
 from wardround.cli.app import program, run_program
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError, required
+from wardround.processes.imports import collection_paused
 from wardround_simulation.cli import federation, models
 from wardround_simulation.run.paths import SITES, TEST_SITES
 
@@ -120,8 +121,9 @@ def run(
         material = preflight.survey(loaded, data, test_data, sites)
         with preflight.claimed(out, loaded, data, test_data) as run_id:
             progress.stage("Loading torch and Flower")
-            from wardround_simulation.run.run import RunSettings, finish
-            from wardround_simulation.run.run import run as run_study
+            with collection_paused():
+                from wardround_simulation.run.run import RunSettings, finish
+                from wardround_simulation.run.run import run as run_study
 
             settings = RunSettings(
                 material=material,
@@ -135,8 +137,9 @@ def run(
             )
             evidence = run_study(loaded, run_id, settings, progress.listener())
             progress.stage("Writing the report")
-            from wardround_simulation.report.report import write_report
-            from wardround_simulation.report.tensorboard import write_tensorboard
+            with collection_paused():
+                from wardround_simulation.report.report import write_report
+                from wardround_simulation.report.tensorboard import write_tensorboard
 
             write_report(out, evidence)
             write_tensorboard(out, evidence.curve, evidence.metrics, evidence.series, evidence.samples)

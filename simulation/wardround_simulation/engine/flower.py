@@ -26,6 +26,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from wardround.errors import RoundError, UsageError, WardroundError
+from wardround.processes.imports import collection_paused
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_simulation.engine.gpu_share import gpu_share
 from wardround_simulation.engine.ray_cluster import disable_telemetry, log, ray_cluster
@@ -141,9 +142,10 @@ class _Task(Generic[T]):
 
 def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> None:
     """Run Flower's engine until the body has ended, and store the body's result or error in `task`."""
-    from flwr.simulation import run_simulation
+    with collection_paused():
+        from flwr.simulation import run_simulation
 
-    from wardround_server.flower.exchange import make_server_app
+        from wardround_server.flower.exchange import make_server_app
 
     began, failure = threading.Event(), None
 
@@ -199,7 +201,7 @@ class _PromptGrid:
 
 @contextlib.contextmanager
 def _replacements_in_flower(pushed: threading.Event) -> Iterator[None]:
-    """Patch three faults of Flower's engine for the duration of a run.
+    """Patch four faults of Flower's engine for the duration of a run.
 
     Contract tests check that the replaced parts are still those that the patches were written for.
 
@@ -208,10 +210,13 @@ def _replacements_in_flower(pushed: threading.Event) -> Iterator[None]:
       soon as they are pushed.
     - Flower shuts Ray down while threads wait for a busy worker. Those threads then wait for ever and the process
       cannot exit. The patch kills the workers first, so that the threads end.
+    - Flower's actor makes each worker load its server and databases. The patch runs an actor of our own.
     """
     import ray
     from flwr.server.superlink.fleet.vce import vce_api
     from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    from wardround_simulation.engine.client_app_actor import ClientAppActor
 
     waiting: set[int] = set()  # threads that wait for a worker
 
@@ -249,13 +254,14 @@ def _replacements_in_flower(pushed: threading.Event) -> Iterator[None]:
             pushed.wait(0.1)
             pushed.clear()
 
-    before = vce_api.add_messages_to_queue, raybackend.RayBackend
+    before = vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor
     vce_api.add_messages_to_queue = add_messages_to_queue
     raybackend.RayBackend = EndingRayBackend  # type: ignore[misc]  # a class of Flower's is replaced
+    raybackend.ClientAppActor = ray.remote(ClientAppActor)  # type: ignore[misc, assignment]  # another one
     try:
         yield
     finally:
-        vce_api.add_messages_to_queue, raybackend.RayBackend = before  # type: ignore[misc]  # and put back
+        vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor = before  # type: ignore[misc]
 
 
 def _client_app(

@@ -62,7 +62,7 @@ def trained(study: Study, images: np.ndarray, patients: list[int]) -> dict[str, 
     """One step without noise, with all of `patients`, each with two images and a label that follows the number."""
     network = initial_network(study)
     start = {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
-    plan = dataclasses.replace(plan_from_study(study), noise_multiplier=0.0, sampling_rate=1.0)
+    plan = dataclasses.replace(plan_from_study(study), epsilon_asked=math.inf, noise_multiplier=0.0, sampling_rate=1.0)
     rows = np.array([row for patient in patients for row in (2 * patient, 2 * patient + 1)], dtype=int)
     labels = (rows // 2 % 2).astype(np.int16)
     material = material_of(images[rows], labels, np.repeat(patients, 2), np.ones(len(rows), bool))

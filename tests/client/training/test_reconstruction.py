@@ -19,6 +19,7 @@ from wardround.tasks.reconstruction.objective import joint_loss
 from wardround.tasks.reconstruction.restorer import INPUTS
 from wardround_client.clipping.bookkeeping import clip_by_bookkeeping
 from wardround_client.clipping.engines import PatientBatch, check_engine, clip_by_loop, sum_unclipped
+from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.training import steps
 from wardround_client.training.batches import HeldOutRows, SpeedPlan, material_of
@@ -224,7 +225,7 @@ def test_a_study_says_in_one_line_what_does_not_fit() -> None:
         study_of(model__name="dcgan")
 
 
-class Forgetful(steps.PatientOptimizer):
+class Forgetful(PatientOptimizer):
     """Steps once in a round, however often it is asked to."""
 
     def noisy_step(self, after_noise=None) -> None:
@@ -232,7 +233,7 @@ class Forgetful(steps.PatientOptimizer):
             super().noisy_step(after_noise)
 
 
-class Eager(steps.PatientOptimizer):
+class Eager(PatientOptimizer):
     """Releases a noised sum once more than it was asked to."""
 
     def noisy_step(self, after_noise=None) -> None:
@@ -247,7 +248,7 @@ def test_the_charge_and_the_noisy_steps_must_agree(monkeypatch, optimizer, taken
     images, patient_N = phantom_images(2), np.arange(2)
     assert plan_from_study(study).event(1).steps == 2  # what an attempt is charged, and what the steps are held against
     trained(study, images, patient_N)
-    monkeypatch.setattr(steps, "PatientOptimizer", optimizer)
+    monkeypatch.setattr(steps, "step_optimizer", optimizer)
     with pytest.raises(WardroundError, match=f"{taken} noisy steps ran, but the ledger was charged for 2"):
         trained(study, images, patient_N)
 
