@@ -24,9 +24,9 @@ from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, te
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import ingest
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
 
 KEY = b"bench" * 7
 BATCH = 64

@@ -29,7 +29,7 @@ from wardround.tasks.assessment import SyntheticImages
 from wardround.tasks.synthesis.measures.fidelity import frechet_interval
 from wardround.tasks.synthesis.measures.figures import AT_ONCE, RealImages, auc_of, figures_of
 from wardround.tasks.synthesis.use import PhantomPool, as_painted, chosen_from, kept_of, paint_pool
-from wardround_client.sources.images.layout import discover
+from wardround_client.sources.images.folder.layout import discover
 from wardround_simulation.compare.compare import read_folds
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital

@@ -19,8 +19,8 @@ from wardround_client.site.paths import COHORT, CONFIG_FILE
 if TYPE_CHECKING:
     from wardround.study.load import Study
     from wardround.study.schema import DataSection
-    from wardround_client.sources.images.layout import SiteSource
-    from wardround_client.sources.ingest import IngestReport, Progress
+    from wardround_client.sources.images.folder.layout import SiteSource
+    from wardround_client.sources.images.ingest import IngestReport, Progress
 
 app = typer.Typer(rich_markup_mode=None)
 LEAST_OF_A_HASH = 8
@@ -56,7 +56,7 @@ def ingest(
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import remove_objectors
-    from wardround_client.sources.ingest import ingest as prepare
+    from wardround_client.sources.images.ingest import ingest as prepare
     from wardround_client.sources.opt_out import opted_out
 
     config = load_site_config(site / CONFIG_FILE)
@@ -80,7 +80,7 @@ def ingest(
     if as_json:
         print(json.dumps(report.to_json()))
         return
-    from wardround_client.sources.quality.report import REPORT_HTML
+    from wardround_client.sources.images.quality.report import REPORT_HTML
 
     quality = report.quality
     print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} reused")
@@ -164,7 +164,7 @@ def _study(site: Path, text: str) -> Study:
 
 def _one_site(folder: Path, data: DataSection) -> SiteSource:
     """Return this hospital's data as one site, whatever their layout. Raises `DataError` if they are several sites."""
-    from wardround_client.sources.images.layout import discover
+    from wardround_client.sources.images.folder.layout import discover
 
     try:
         (source,) = discover(folder, data, sites=1)

@@ -27,12 +27,12 @@ from wardround.tasks.reconstruction.image_quality import to_8_bit
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
-from wardround_client.sources.images.crop import luminance, to_grey
-from wardround_client.sources.images.dicom_pixels import read_frame
-from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files
-from wardround_client.sources.images.pictures import read_picture
+from wardround_client.sources.images.decoding.crop import luminance, to_grey
+from wardround_client.sources.images.decoding.dicom_pixels import read_frame
+from wardround_client.sources.images.decoding.pictures import read_picture
+from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files
+from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import UnfitImage
-from wardround_client.sources.quality.reasons import REASONS
 
 MARK = ".restored"
 MULTIPLE_PX = 8

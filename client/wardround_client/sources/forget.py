@@ -17,6 +17,7 @@ from wardround.errors import DataError
 from wardround.storage.atomic import fsync
 from wardround.storage.locks import locked
 from wardround_client.site.paths import CACHE, COHORT, FORGET_LOCK
+from wardround_client.sources.claim import CohortBusyError, claimed_cohort
 from wardround_client.sources.cohort import (
     CohortRow,
     open_cohort,
@@ -25,9 +26,8 @@ from wardround_client.sources.cohort import (
     row_hashes,
     write_cohort,
 )
-from wardround_client.sources.images.decoded_cache import DECODED_FILE, forget_pixels
-from wardround_client.sources.ingest import CohortBusyError, claimed_cohort
 from wardround_client.sources.opt_out import enter, opted_out
+from wardround_client.sources.registry import all_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,9 @@ def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int
         )
         for row in kept
     ]
-    forget_pixels(folder / DECODED_FILE, {hashes[row] for row in np.flatnonzero(gone_N)})
+    gone = {hashes[row] for row in np.flatnonzero(gone_N)}
+    for source in all_sources():
+        source.forget_rows(folder, gone)
     if rows:
         values = (np.asarray(cohort.values_N[row]) for row in kept)
         write_cohort(

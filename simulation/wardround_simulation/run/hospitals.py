@@ -23,9 +23,9 @@ from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.layout import SiteSource
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import IngestReport, ingest
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import SiteSource
+from wardround_client.sources.images.ingest import IngestReport, ingest
 from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
 # All sites and runs share this key, and it is public: all data of a simulation are on one machine anyway. With one key

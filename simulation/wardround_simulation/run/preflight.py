@@ -26,7 +26,7 @@ from wardround.storage.atomic import partial_path, write_file
 from wardround.storage.locks import try_locked
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
-from wardround_client.sources.images.layout import SiteSource, discover, shared_patients
+from wardround_client.sources.images.folder.layout import SiteSource, discover, shared_patients
 from wardround_server.runs.paths import CHECKPOINTS, RESULT_FILE, STUDY_FILE
 from wardround_simulation.run.paths import CLAIM_FILE, COMPARISON_LOG, OUT_LOCK, SITES
 

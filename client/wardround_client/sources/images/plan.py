@@ -14,9 +14,9 @@ import numpy as np
 
 from wardround.errors import required
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.layout import SiteSource
+from wardround_client.sources.images.folder.layout import SiteSource
+from wardround_client.sources.images.folder.tables import LabelRow, LabelTable
 from wardround_client.sources.images.records import Frame, ImageRequest, ScannedFile, keyed
-from wardround_client.sources.images.tables import LabelRow, LabelTable
 
 MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that also become images, if they are
 MARK_REACH_MM = 3.0  # at most this far from the point: with thick slices the neighbour may not show the finding

@@ -1,7 +1,7 @@
 """The records that a file becomes once it has been scanned.
 
 Identity ends here: no field can hold a name, a UID or a tag's text. Patients, series and instances are keyed hashes
-(`keyed`), checks are reason codes (`sources/quality/reasons.py`), and everything else is a number.
+(`keyed`), checks are reason codes (`sources/images/quality/reasons.py`), and everything else is a number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 class UnfitImage(Exception):
     """A file or frame cannot be used; raised inside a worker.
 
-    `code` is the reason (`sources/quality/reasons.py`).
+    `code` is the reason (`sources/images/quality/reasons.py`).
     """
 
     def __init__(self, code: str) -> None:

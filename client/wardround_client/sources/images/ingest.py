@@ -1,41 +1,38 @@
 """Ingest: turns a site's files into its cohort in five steps: scan, plan, decode in worker processes, gate, write.
 
 Source files are opened read-only. A second ingest of the same files decodes nothing, because decoded images are cached
-by the hash of the content that they were made from (`sources/images/decoded_cache.py`). A faulty file never stops the
-others; its fault is listed in the quality report.
+by the hash of the content that they were made from (`decoding/decoded_cache.py`). A faulty file never stops the others;
+its fault is listed in the quality report.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
-import shutil
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.errors import DataError, required
-from wardround.storage.folders import make_folder
-from wardround.storage.locks import try_locked
 from wardround.study.schema import DataSection
+from wardround_client.sources.claim import claimed_cohort, refuse_full_disk
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
-from wardround_client.sources.images.decoded_cache import Memory, Outcome, request_key
-from wardround_client.sources.images.layout import SiteSource, SourceFile
+from wardround_client.sources.images.decoding.decoded_cache import Memory, Outcome, request_key
+from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
+from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
+from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
 from wardround_client.sources.images.plan import Finding, Plan, plan_images
-from wardround_client.sources.images.prepare import FrameAddress, Recipe, prepare, prepared_by, scan
+from wardround_client.sources.images.quality.gate import Candidate, Quality, gate, summarise
+from wardround_client.sources.images.quality.report import REPORT_HTML, write_quality
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
-from wardround_client.sources.images.workers import Lost, WorkerPool
-from wardround_client.sources.quality.gate import Candidate, Quality, gate, summarise
-from wardround_client.sources.quality.report import REPORT_HTML, write_quality
+from wardround_client.sources.images.source import prepared_by, row_shape
 
 Progress = Callable[[int, int], None]
 FILES_WORTH_A_WORKER = 64  # starting a worker takes about as long as this many small files
-SPARE_BYTES = 64 * 2**20  # in addition to the arrays: tables, reports, and some free space for other programs
-LOCK_FILE = ".ingest.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +101,9 @@ def ingest(
         count = _Counter(progress, len(source.files))
         site = _look(source, data, key, objectors, pool, count)
         plan = plan_images(source, site.scanned, site.owners, data, key)
-        with Memory(folder, _shape(data)) as memory:
+        with Memory(folder, row_shape(data)) as memory:
             asked = [request for request in plan.requests if not request.fault]
-            _refuse_full_disk(folder, len(asked), data)
+            refuse_full_disk(folder, len(asked), math.prod(row_shape(data)))
             outcomes, decoded = _make(asked, site, memory, pool, count)
             faults = _faults(asked, outcomes, site.owners)
             kept = [index for index, fault in enumerate(faults) if not fault]
@@ -322,7 +319,7 @@ def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: _Site, 
         folder,
         rows,
         (memory.pixels(sha256) for sha256 in hashes),
-        row_shape=_shape(site.data),
+        row_shape=row_shape(site.data),
         label_names=site.data.labels,
         site_key=site.key,
         prepared_by=settings,
@@ -332,45 +329,3 @@ def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: _Site, 
 def _is_sealed(folder: Path, made_key: str, table: bytes) -> bool:
     seal = json.loads((folder / SEAL_FILE).read_bytes())
     return seal["key"] == made_key and seal["table_sha256"] == hashlib.sha256(table).hexdigest()
-
-
-def _shape(data: DataSection) -> tuple[int, int, int]:
-    return data.channel_count, data.image_size, data.image_size
-
-
-def _refuse_full_disk(folder: Path, images: int, data: DataSection) -> None:
-    """Refuse to continue if the disk is too full.
-
-    For a moment the arrays are on disk twice: once in the order of decoding, and once in the order of the cohort.
-    """
-    channels, height, width = _shape(data)
-    needed = 2 * images * channels * height * width + SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder}: {images} images need {needed / 1e9:.1f} GB on this disk, but only {free / 1e9:.1f} GB are free;"
-            " make room or choose another folder"
-        )
-
-
-class CohortBusyError(DataError):
-    """Another ingest is running in the folder."""
-
-
-@contextmanager
-def claimed_cohort(folder: Path) -> Iterator[None]:
-    """Lock the cohort folder for one ingest, and turn errors of the disk into a one-line `DataError`."""
-    with ExitStack() as stack:
-        try:
-            make_folder(folder)
-            alone = stack.enter_context(try_locked(folder / LOCK_FILE))
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
-        if not alone:
-            raise CohortBusyError(f"{folder}: another ingest is running in this folder; wait until it has finished")
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise
-            raise DataError(f"{folder}: the disk is full or read-only; make room and run ingest again") from None

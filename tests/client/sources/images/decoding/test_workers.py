@@ -12,7 +12,7 @@ import time
 import pytest
 
 from wardround.errors import WardroundError
-from wardround_client.sources.images.workers import Lost, WorkerPool
+from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 
 
 def processes(pool):
@@ -36,7 +36,7 @@ def functions(tmp_path, monkeypatch):
         "    if item == 0: os._exit(1)\n"
         "    return item\n"
         "def has_module(name):\n"
-        "    import wardround_client.sources.images.prepare\n"
+        "    import wardround_client.sources.images.decoding.prepare\n"
         "    return name in sys.modules\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from wardround.errors import DataError
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files, subfolders
-from wardround_client.sources.images.tables import LabelTable, read_label_table, read_manifest
+from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files, subfolders
+from wardround_client.sources.images.folder.tables import LabelTable, read_label_table, read_manifest
 
 MANIFEST, LABELS = "manifest.csv", "labels.csv"
 ONE_IMAGE_ONE_PATIENT = "each image is treated as a different patient"
@@ -266,7 +266,7 @@ def _patient_in_header(path: Path) -> tuple[str | None, str]:
     """Return PatientID and its issuer from a DICOM header; (None, "") for other files or if PatientID is missing."""
     if file_kind(path) == PICTURE:
         return None, ""
-    from wardround_client.sources.images.dicom_header import read_patient
+    from wardround_client.sources.images.decoding.dicom_header import read_patient
 
     return read_patient(path)
 

@@ -20,11 +20,11 @@ from PIL import Image
 
 from wardround.errors import DataError
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import ingest
-from wardround_client.sources.quality.gate import Candidate, gate
-from wardround_client.sources.quality.reasons import REASONS
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
+from wardround_client.sources.images.quality.gate import Candidate, gate
+from wardround_client.sources.images.quality.reasons import REASONS
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def test_a_killed_ingest_leaves_no_cohort_that_opens_wrongly_and_the_next_one_me
     program = (
         "import os, sys, signal; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
         "from wardround.study.schema import DataSection\n"
-        "from wardround_client.sources.images.layout import discover\n"
-        "from wardround_client.sources.ingest import ingest\n"
+        "from wardround_client.sources.images.folder.layout import discover\n"
+        "from wardround_client.sources.images.ingest import ingest\n"
         "if __name__ == '__main__':\n"
         f"    data = DataSection(image_size=16, labels={LABELS!r}, modality='any', channels='rgb')\n"
         f"    root = Path(sys.argv[1]); (source,) = discover(root / 'data', data)\n"

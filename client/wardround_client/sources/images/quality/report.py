@@ -15,9 +15,9 @@ from pathlib import Path
 
 from wardround.storage.atomic import write_file
 from wardround_client.sources.images.plan import Finding
+from wardround_client.sources.images.quality.gate import Quality
+from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import keyed
-from wardround_client.sources.quality.gate import Quality
-from wardround_client.sources.quality.reasons import REASONS
 
 REPORT_JSON, REPORT_HTML, QUARANTINE = "quality.json", "quality.html", "quarantine.csv"
 SHOWN_REFERENCES = 200  # per reason in the HTML; the JSON and the CSV contain all of them

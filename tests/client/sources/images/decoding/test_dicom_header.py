@@ -12,12 +12,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort, pseudonym
-from wardround_client.sources.images.dicom_pixels import read_frame
-from wardround_client.sources.images.layout import discover
+from wardround_client.sources.images.decoding.dicom_pixels import read_frame
+from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
 from wardround_client.sources.images.plan import MARK_REACH_MM, group_series, plan_images
-from wardround_client.sources.images.prepare import FrameAddress, Recipe, prepare, scan
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import ingest
 
 KEY = b"site key of the tests, 32 bytes."
 LABELS = ("benign", "malignant")

@@ -18,8 +18,8 @@ import pydicom
 from pydicom import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 
-from wardround_client.sources.images.crop import robust_window
-from wardround_client.sources.images.dicom_header import first_value, frame_scopes
+from wardround_client.sources.images.decoding.crop import robust_window
+from wardround_client.sources.images.decoding.dicom_header import first_value, frame_scopes
 from wardround_client.sources.images.records import UnfitImage
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

@@ -9,8 +9,8 @@ from PIL import Image
 
 from wardround.errors import DataError
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.files import list_files
-from wardround_client.sources.images.layout import ONE_IMAGE_ONE_PATIENT, discover, shared_patients
+from wardround_client.sources.images.folder.files import list_files
+from wardround_client.sources.images.folder.layout import ONE_IMAGE_ONE_PATIENT, discover, shared_patients
 
 DATA = DataSection(image_size=16, labels=("normal", "cancer"), modality="any")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +13,20 @@ import numpy as np
 from wardround.errors import required
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import values_sha256
-from wardround_client.sources.images.crop import cut, luminance, refuse_blank, region_box, stack_channels, to_grey
-from wardround_client.sources.images.files import PICTURE, file_kind
-from wardround_client.sources.images.pictures import prepare_picture, scan_picture
+from wardround_client.sources.images.decoding.crop import (
+    cut,
+    luminance,
+    refuse_blank,
+    region_box,
+    stack_channels,
+    to_grey,
+)
+from wardround_client.sources.images.decoding.pictures import prepare_picture, scan_picture
+from wardround_client.sources.images.folder.files import PICTURE, file_kind
 from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
-    from wardround_client.sources.images.dicom_pixels import FramePixels
-
-PREPROCESSING_VERSION = 1  # increase it when the same file would give different pixels
+    from wardround_client.sources.images.decoding.dicom_pixels import FramePixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +49,6 @@ class Recipe:
     mark_xy: tuple[float, float] | None = None
 
 
-def prepared_by(data: DataSection) -> str:
-    """Return everything besides the file that determines the pixels: version and settings, as canonical JSON."""
-    settings = data.model_dump(include={"image_size", "region", "spacing_mm", "channels", "window_hu"})
-    return json.dumps({"preprocessing": PREPROCESSING_VERSION, **settings}, sort_keys=True)
-
-
 def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
     """Hash a file and scan its header. If the file cannot be used, the record has a `fault`; no exception is raised."""
     content_sha256 = ""
@@ -59,7 +57,7 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
             content_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if file_kind(path) == PICTURE:
             return scan_picture(path, content_sha256)
-        from wardround_client.sources.images.dicom_header import scan_dicom
+        from wardround_client.sources.images.decoding.dicom_header import scan_dicom
 
         return scan_dicom(path, content_sha256, data, key)
     except Exception as error:
@@ -126,6 +124,6 @@ def _frame(address: FrameAddress) -> FramePixels:
 @functools.lru_cache(maxsize=4)
 def _decoded(path: Path, index: int, changed_ns: int) -> FramePixels:
     """Decode a frame and cache the last few: each neighbour is requested three times in a row."""
-    from wardround_client.sources.images.dicom_pixels import read_frame
+    from wardround_client.sources.images.decoding.dicom_pixels import read_frame
 
     return read_frame(path, index)

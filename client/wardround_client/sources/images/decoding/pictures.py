@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.crop import (
+from wardround_client.sources.images.decoding.crop import (
     cut,
     luminance,
     refuse_blank,

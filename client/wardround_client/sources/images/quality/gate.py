@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wardround_client.sources.images.plan import Finding
-from wardround_client.sources.quality.reasons import REASONS
+from wardround_client.sources.images.quality.reasons import REASONS
 
 FEW_PATIENTS = 10  # a class with fewer patients gets the remark "few_of_class"
 
