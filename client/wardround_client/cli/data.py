@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ import typer
 
 from wardround.cli.options import JsonOption, SiteOption, YesOption
 from wardround.errors import DataError, StudyError, UsageError
+from wardround.text import count_text
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -79,12 +80,23 @@ def ingest(
         remove_objectors(site, key)  # patients who objected during the ingest
     if as_json:
         print(json.dumps(report.to_json()))
+        if report.lost_most:
+            raise typer.Exit(1)
         return
-    from wardround_client.sources.images.quality.report import REPORT_HTML
+    from wardround_client.sources.images.quality.report import REPORT_HTML, not_used_by_reason
 
     quality = report.quality
     print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} reused")
-    print(f"Quality report: {site / 'cohort' / REPORT_HTML}")
+    if quality.unlabelled:
+        print(f"{quality.unlabelled:>8,}  used without a label")
+    for _, text, count in not_used_by_reason(quality):
+        print(f"{count:>8,}  {text}")
+    print(f"Quality report: {site / COHORT / REPORT_HTML}")
+    if report.lost_most:
+        raise DataError(
+            f"{folder}: more files could not be read ({report.unread}) than images are used ({quality.images}); the "
+            "cohort was made from these alone. Check the reasons in the quality report"
+        )
 
 
 @app.command(epilog="Example: wardround-site forget - --site north")
@@ -97,7 +109,10 @@ def forget(
         ),
     ],
     issuer: Annotated[
-        str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, if the data contain one.")
+        str,
+        typer.Option(
+            "--issuer", metavar="I", help="IssuerOfPatientID; only for cohorts that an earlier version prepared."
+        ),
     ] = "",
     yes: YesOption = False,
     site: SiteOption = Path("."),
@@ -124,13 +139,23 @@ def forget(
             raise UsageError("nothing was changed")
     done = forget_patient(site, key, patient, issuer, record=lambda count: _record_objections(site, count))
     if as_json:
-        print(json.dumps({"already": done.already, "images_removed": done.images_removed}))
+        print(json.dumps(asdict(done)))
         return
     print(
         f"{'Already recorded' if done.already else 'Objection recorded'}; {done.images_removed} prepared images removed"
     )
     if not done.images_removed and not done.already:
-        print("This patient had no prepared image; if that is unexpected, compare PatientID and issuer with the data.")
+        print("This patient had no prepared image; if that is unexpected, compare PatientID with the data.")
+    if done.similar:
+        print(
+            f"Not sure: {count_text(done.similar, 'prepared patient')} with an ID that differs only in case, spaces, "
+            "hyphens or leading zeros. If it is the same person, run forget with that spelling too."
+        )
+    if done.earlier_identity:
+        print(
+            "Not sure: this cohort was prepared by an earlier version, in which one patient's images under different "
+            "issuers were different patients. Run ingest again; it leaves out all images of this PatientID."
+        )
 
 
 def _record_objections(site: Path, count: int) -> None:

@@ -143,7 +143,7 @@ def enhance(
     """
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
-    files = [source] if source.is_file() else list_files(source)[0]
+    files = [source] if source.is_file() else list_files(source).files
     files = [path for path in files if MARK not in path.suffixes]
     missing_HW = _mask(mask, model, files)
     if out is not None:

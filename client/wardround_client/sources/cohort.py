@@ -23,6 +23,7 @@ import io
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,6 +96,7 @@ class Cohort:
     key: str  # SHA-256 over the rows in their order and how they were prepared; labels are not in it
     prepared_by: str  # the preprocessing's version and settings
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # the source's own columns of the table, N each
+    earlier_identity: bool = False  # prepared when the issuer was part of a patient's identity
 
     @property
     def patient_count(self) -> int:
@@ -112,12 +114,13 @@ class CohortRow:
 
 
 def pseudonym(key: bytes, patient_id: str, issuer: str = "") -> str:
-    """Return the patient's pseudonym: hex HMAC-SHA256 (RFC 2104) of the site's key over PatientID and its issuer.
+    """Return the patient's pseudonym: hex HMAC-SHA256 (RFC 2104) of the site's key over PatientID.
 
-    The spaces that DICOM pads values with are ignored. The lengths are hashed as well, so that ("ab", "c") and ("a",
-    "bc") differ.
+    The spaces that DICOM pads values with, and the Unicode form of letters, are ignored. `issuer` was part of a
+    patient's identity in earlier versions; an optional field must not split a patient, who would then be protected
+    half. The lengths are hashed as well, so that ("ab", "c") and ("a", "bc") differ.
     """
-    parts = [text.strip(" \0").encode() for text in (patient_id, issuer)]
+    parts = [unicodedata.normalize("NFC", text).strip(" \0").encode() for text in (patient_id, issuer)]
     message = b"patient" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
@@ -149,6 +152,7 @@ def write_cohort(
     site_key: bytes,
     prepared_by: str = "",
     dtype: Any = np.uint8,
+    earlier_identity: bool = False,
 ) -> str:
     """Write a cohort and seal it. Returns its key.
 
@@ -162,6 +166,7 @@ def write_cohort(
         site_key: The site's own secret, from which hold-out ranks are derived.
         prepared_by: The preprocessing's version and settings.
         dtype: The dtype of every row.
+        earlier_identity: See `Cohort`.
 
     Raises:
         ValueError: The values of a row have a different shape or dtype, their number differs from the number of rows,
@@ -182,6 +187,7 @@ def write_cohort(
         "shape": [len(rows), *row_shape],
         "dtype": np.dtype(dtype).str,
         "labels": list(label_names),
+        "earlier_identity": earlier_identity,
         "patients": [[name, holdout_rank(site_key, name)] for name in patients],
         "table_sha256": hashlib.sha256(table).hexdigest(),
     }
@@ -233,6 +239,7 @@ def open_cohort(folder: Path) -> Cohort:
         key=seal["key"],
         prepared_by=seal["prepared_by"],
         extra={column: tuple(line[column] for line in lines) for column in _extra_columns(lines)},
+        earlier_identity=bool(seal.get("earlier_identity", False)),
     )
 
 
@@ -323,7 +330,7 @@ def _extra_columns(lines: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _seal_of_schema_1(seal: Mapping[str, Any]) -> dict[str, Any]:
     """Return the seal of schema 1 as one of schema 2: its rows are images, uint8, in `IMAGES_FILE`."""
-    return {**seal, "schema": 2, "shape": seal["shape_NCHW"], "dtype": np.dtype(np.uint8).str}
+    return {**seal, "schema": 2, "earlier_identity": True, "shape": seal["shape_NCHW"], "dtype": np.dtype(np.uint8).str}
 
 
 def _write_values(

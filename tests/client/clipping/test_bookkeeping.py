@@ -20,6 +20,7 @@ from wardround.errors import WardroundError
 from wardround.networks.build import build_model, initial_network
 from wardround.networks.weight_standardisation import WSConv2d
 from wardround.networks.weights import trained_parameters
+from wardround.processes.memory import control_group_bytes, total_bytes
 from wardround.study.load import parse_study
 from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.classification.objective import loss_per_image
@@ -524,10 +525,10 @@ def test_a_patient_of_many_images_takes_no_larger_pass_than_start_up_tried(engin
 def test_memory_is_what_the_machine_has_or_its_control_group_allows_and_never_what_is_free(tmp_path: Path) -> None:
     """What is free goes down with each patient's files that were read: patients would decide how they are rounded."""
     (tmp_path / "meminfo").write_text("MemTotal:  99 kB\nMemAvailable:   7 kB\n")
-    assert batch_size._total(tmp_path / "meminfo") == 99 * 1024
-    assert batch_size._control_group_limit(tmp_path) is None
+    assert total_bytes(tmp_path / "meminfo") == 99 * 1024
+    assert control_group_bytes(tmp_path) is None
     (tmp_path / "memory.current").write_text("600\n")
     for most, limit in (("max", None), ("1000", 1000)):
         (tmp_path / "memory.max").write_text(f"{most}\n")
-        assert batch_size._control_group_limit(tmp_path) == limit
+        assert control_group_bytes(tmp_path) == limit
     assert batch_size.memory_bytes(torch.device("cpu")) > 1 << 20

@@ -15,7 +15,7 @@ from wardround.errors import DataError
 from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import holdout_rank, open_cohort, pseudonym
-from wardround_client.sources.forget import forget
+from wardround_client.sources.forget import forget, similar_ids
 from wardround_client.sources.opt_out import opted_out
 
 
@@ -94,3 +94,20 @@ def test_an_unreadable_list_stops_training_and_an_empty_id_is_refused(folder) ->
     (folder / OPT_OUT_FILE).write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="list of objections"):
         open_site(folder).material_of(study_of())
+
+
+def test_a_similar_id_and_a_cohort_of_the_earlier_identity_are_said(folder) -> None:
+    cohort = open_cohort(folder / "cohort")
+    assert not cohort.earlier_identity
+    done = forget(folder, KEY, f" {GONE.upper()}" if GONE.upper() != GONE else GONE.lower())
+    assert done.images_removed == 0 and done.similar == 1
+    seal = json.loads((folder / "cohort/cohort.json").read_text())
+    (folder / "cohort/cohort.json").write_text(json.dumps({**seal, "earlier_identity": True}))
+    done = forget(folder, KEY, GONE)
+    assert done.images_removed == IMAGES_EACH and done.earlier_identity
+    assert open_cohort(folder / "cohort").earlier_identity, "what is left is still of the earlier identity"
+
+
+def test_other_spellings_of_an_id() -> None:
+    assert {"0042", "42"} <= similar_ids("042") and {"a-7".upper(), "A7", "a 7"} <= similar_ids("a-7")
+    assert "042" not in similar_ids("042")

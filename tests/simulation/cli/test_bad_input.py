@@ -145,7 +145,7 @@ GIVEN = (*RUN, "good")
         ((*RUN, "oneclass"), ("every label is benign", "malignant")),
         ((*RUN, "strange"), ("no row has a label of the study",)),
         ((*RUN, "pool", "--sites", "50"), ("50 sites need at least 50 patients", "12")),
-        ((*GIVEN, "--sites", "3"), ("names 2 sites, but --sites says 3",)),
+        ((*GIVEN, "--sites", "3"), ("names 2 sites, but --sites is 3",)),
         ((*GIVEN, "--set", "aggregation.nominal_sites=3"), ("has 2 sites, but the study requires 3", "--set")),
         ((*GIVEN, "--test-data", "good"), ("a patient of the test data is also in the training data",)),
         ((*GIVEN, "--ray-address", "127.0.0.1:9"), ("--ray-address 127.0.0.1:9: no reply from a Ray cluster",)),

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,13 +26,17 @@ from wardround_client.sources.images.decoding.decoded_cache import Memory, Outco
 from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
 from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
-from wardround_client.sources.images.plan import Finding, Plan, plan_images
-from wardround_client.sources.images.quality.gate import Candidate, Quality, gate, summarise
+from wardround_client.sources.images.plan import Finding, plan_images
+from wardround_client.sources.images.quality.findings import ScannedSite, faults_of, findings_of, quality_of
+from wardround_client.sources.images.quality.gate import Quality
+from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.quality.report import REPORT_HTML, write_quality
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 from wardround_client.sources.images.source import prepared_by, row_shape
 
 Progress = Callable[[int, int], None]
+PASSING_FAULTS = frozenset({"unreachable", "out_of_memory", "too_slow", "decoder_crashed"})
+UNREAD_FAULTS = PASSING_FAULTS | {"unreadable", "no_decoder"}
 FILES_WORTH_A_WORKER = 64  # starting a worker takes about as long as this many small files
 
 
@@ -49,21 +54,20 @@ class IngestReport:
     reused: int  # images reused from an earlier ingest
     seconds: float
 
+    @property
+    def unread(self) -> int:
+        """The number of files or images that could not be read at all."""
+        return sum(count for code, count in self.quality.quarantined.items() if code in UNREAD_FAULTS)
+
+    @property
+    def lost_most(self) -> bool:
+        """Whether more could not be read than is in the cohort."""
+        return self.unread > self.quality.images
+
     def to_json(self) -> dict:
         """Return plain values for `--json` and a run's report."""
         figures = {"key": self.key, "decoded": self.decoded, "reused": self.reused, "seconds": round(self.seconds, 3)}
         return {**figures, "quality": self.quality.to_json()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Site:
-    """The files of a site after scanning; records and owners (pseudonyms) are in the order of `source.files`."""
-
-    source: SiteSource
-    data: DataSection
-    key: bytes
-    scanned: Sequence[ScannedFile]
-    owners: Sequence[str | None]
 
 
 def ingest(
@@ -93,8 +97,8 @@ def ingest(
         pool: An open pool, which many small sites can share to avoid the cost of starting one each.
 
     Raises:
-        DataError: No image is fit for the study, the disk cannot hold the cohort, or another ingest is running in
-            `folder`.
+        DataError: No image is fit for the study, most files cannot be read at the moment, the disk cannot hold the
+            cohort, or another ingest is running in `folder`. An existing cohort is kept.
     """
     start = time.monotonic()
     with claimed_cohort(folder), _open_pool(pool, workers, len(source.files)) as pool:
@@ -105,14 +109,15 @@ def ingest(
             asked = [request for request in plan.requests if not request.fault]
             refuse_full_disk(folder, len(asked), math.prod(row_shape(data)))
             outcomes, decoded = _make(asked, site, memory, pool, count)
-            faults = _faults(asked, outcomes, site.owners)
+            faults = faults_of(asked, outcomes, site.owners)
             kept = [index for index, fault in enumerate(faults) if not fault]
             # Pixels that an earlier gate refused were not kept, so they are decoded again if the gate accepts them now.
             decoded += _make_missing(kept, asked, outcomes, site, memory, pool)
             memory.save(outcomes)
-            findings = _findings(site, plan, asked, faults)
-            quality = _quality(site, [(asked[index], outcomes[index]) for index in kept], findings)
+            findings = findings_of(site, plan, asked, faults)
+            quality = quality_of(site, [(asked[index], outcomes[index]) for index in kept], findings)
             write_quality(folder, quality, findings, [file.path for file in source.files], key)
+            _refuse_if_most_may_pass(source, findings)
             if not kept:
                 raise DataError(
                     f"{source.root}: none of the {len(source.files)} files of {source.name} can be used for the study; "
@@ -135,6 +140,21 @@ def ingest(
         reused=len(asked) - decoded,
         seconds=time.monotonic() - start,
     )
+
+
+def _refuse_if_most_may_pass(source: SiteSource, findings: Sequence[Finding]) -> None:
+    """Raise `DataError` if more than half of the files cannot be read for a cause that may pass.
+
+    A cohort of the few others would be trained on as if it were the hospital's data.
+    """
+    lost = {finding.file for finding in findings if finding.code in PASSING_FAULTS} - {None}
+    if 2 * len(lost) > len(source.files):
+        codes = Counter(finding.code for finding in findings if finding.code in PASSING_FAULTS)
+        reason = REASONS[codes.most_common(1)[0][0]]
+        raise DataError(
+            f"{source.root}: {len(lost)} of the {len(source.files)} files of {source.name} could not be read, most of "
+            f"them for this reason: {reason.title}. {reason.advice} Nothing was changed"
+        )
 
 
 def _open_pool(pool: WorkerPool | None, workers: int, files: int) -> AbstractContextManager[WorkerPool]:
@@ -168,7 +188,7 @@ def _look(
     objectors: frozenset[str],
     pool: WorkerPool,
     count: _Counter,
-) -> _Site:
+) -> ScannedSite:
     """Scan every file. Files without an owner get the fault `no_patient`, files of an objector `opted_out`."""
     scanned, owners = [], []
     paths = [source.root / file.path for file in source.files]
@@ -178,21 +198,26 @@ def _look(
         owner = _owner(file, record, key)
         if owner is None and not record.fault:
             record = replace(record, fault="no_patient")
-        if owner in objectors:
-            record = replace(record, fault="opted_out")
         scanned.append(record)
         owners.append(owner)
         count.step()
-    return _Site(source=source, data=data, key=key, scanned=scanned, owners=owners)
+    # An objection of an earlier version names a patient with the issuer; it holds for all files of the PatientID.
+    former = {owner for owner, record in zip(owners, scanned, strict=True) if record.former_pseudonym in objectors}
+    gone = objectors | former
+    scanned = [
+        replace(record, fault="opted_out") if owner in gone else record
+        for owner, record in zip(owners, scanned, strict=True)
+    ]
+    return ScannedSite(source=source, data=data, key=key, scanned=scanned, owners=owners)
 
 
 def _owner(file: SourceFile, record: ScannedFile, key: bytes) -> str | None:
     """Return the pseudonym of the patient that the source names (in a manifest, say), otherwise of the header's."""
-    return record.pseudonym if file.patient_id is None else pseudonym(key, file.patient_id, file.issuer)
+    return record.pseudonym if file.patient_id is None else pseudonym(key, file.patient_id)
 
 
 def _make(
-    asked: Sequence[ImageRequest], site: _Site, memory: Memory, pool: WorkerPool, count: _Counter
+    asked: Sequence[ImageRequest], site: ScannedSite, memory: Memory, pool: WorkerPool, count: _Counter
 ) -> tuple[list[Outcome], int]:
     """Return the outcome of each request, and the number of requests that had to be decoded."""
     count.images(len(asked))
@@ -215,7 +240,7 @@ def _make_missing(
     kept: Sequence[int],
     asked: Sequence[ImageRequest],
     outcomes: Sequence[Outcome],
-    site: _Site,
+    site: ScannedSite,
     memory: Memory,
     pool: WorkerPool,
 ) -> int:
@@ -229,7 +254,7 @@ def _make_missing(
     return len(missing)
 
 
-def _recipe(request: ImageRequest, site: _Site) -> Recipe:
+def _recipe(request: ImageRequest, site: ScannedSite) -> Recipe:
     def address(place: tuple[int, int]) -> FrameAddress:
         path = site.source.root / site.source.files[place[0]].path
         spacing_mm = site.scanned[place[0]].frames[place[1]].spacing_mm
@@ -256,60 +281,7 @@ def _outcome(key: str, image: PreparedImage | Lost) -> Outcome:
     )
 
 
-def _faults(asked: Sequence[ImageRequest], outcomes: Sequence[Outcome], owners: Sequence[str | None]) -> list[str]:
-    """Return a reason code for each request, "" if its image enters the cohort: its own fault, otherwise the gate's."""
-    faults = [outcome.fault for outcome in outcomes]
-    passed = [index for index, fault in enumerate(faults) if not fault]
-    candidates = [
-        Candidate(
-            pseudonym=required(owners[asked[index].file], "owner"),
-            label=asked[index].label,
-            pixels_sha256=outcomes[index].pixels_sha256,
-            source_sha256=outcomes[index].source_sha256,
-        )
-        for index in passed
-    ]
-    for index, fault in zip(passed, gate(candidates), strict=True):
-        faults[index] = fault
-    return faults
-
-
-def _findings(site: _Site, plan: Plan, asked: Sequence[ImageRequest], faults: Sequence[str]) -> list[Finding]:
-    """Return all findings in the order of the files; findings about the whole site come last."""
-    findings = [Finding(code=record.fault, file=index) for index, record in enumerate(site.scanned) if record.fault]
-    refused = [(request, request.fault) for request in plan.requests if request.fault]
-    refused += [(request, fault) for request, fault in zip(asked, faults, strict=True) if fault]
-    for request, code in refused:
-        several = len(site.scanned[request.file].frames) > 1
-        place = f"frame {request.frame + 1}" if several else ""
-        findings.append(Finding(code=code, file=request.file, place=place))
-    findings += plan.findings
-    if site.source.left_out:
-        findings.append(Finding(code="label_left_out", count=site.source.left_out))
-    return sorted(findings, key=lambda finding: (finding.file is None, finding.file or 0, finding.code, finding.place))
-
-
-def _quality(site: _Site, made: Sequence[tuple[ImageRequest, Outcome]], findings: list[Finding]) -> Quality:
-    without_hu = sum(not outcome.hu for _, outcome in made)
-    if without_hu and (site.data.modality == "CT" or without_hu < len(made)):
-        findings.append(Finding(code="no_hu", count=without_hu))
-    notes = [note[0].upper() + note[1:] + "." for note in site.source.assumptions]
-    if site.data.region == "marked" and any(record.kind == "picture" for record in site.scanned):
-        notes.append("Pictures are treated as already cropped around their marked point.")
-    if site.source.ignored:
-        passed = "1 file was" if site.source.ignored == 1 else f"{site.source.ignored} files were"
-        notes.append(f"{passed} skipped by name (texts, tables, hidden files).")
-    return summarise(
-        site=site.source.name,
-        files=len(site.source.files),
-        labels=site.data.labels,
-        accepted=[(required(site.owners[request.file], "owner"), request.label) for request, _ in made],
-        findings=findings,
-        notes=tuple(notes),
-    )
-
-
-def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: _Site, memory: Memory) -> str:
+def _write(folder: Path, rows: list[CohortRow], hashes: list[str], site: ScannedSite, memory: Memory) -> str:
     """Write the cohort, unless the existing one is identical. Returns its key."""
     settings = prepared_by(site.data)
     made_key = cohort_key(hashes, settings)

@@ -42,6 +42,8 @@ class ScannedFile:
     kind: Literal["picture", "dicom"] = "picture"
     fault: str = ""  # a reason code; a file with a fault is not processed any further
     pseudonym: str | None = None  # None: the file itself names no patient
+    issuer_key: str = ""  # `keyed` IssuerOfPatientID, to notice one PatientID with several issuers
+    former_pseudonym: str | None = None  # as given by versions in which the issuer was part of a patient's identity
     patient_key: str = ""  # `keyed` PatientID, for the rows of labels.csv
     series_key: str = ""
     image_key: str = ""

@@ -23,7 +23,9 @@ from wardround_client.sources.cohort import AnyRows, open_cohort, row_hashes
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 
 DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
-PASSING_FAULTS = frozenset({"decoder_crashed", "too_slow"})
+# Faults of the pixels themselves. Any other may pass (a share that is not reachable, too little memory, a decoder that
+# is not installed), so every ingest tries such a file again.
+LASTING_FAULTS = frozenset({"blank", "implausible_hu", "no_spacing", "mark_outside", "no_pixels", "too_large"})
 COLUMNS = ("request", "fault", "pixels_sha256", "source_sha256", "hu")
 
 
@@ -103,7 +105,7 @@ class Memory:
 
     def save(self, outcomes: Iterable[Outcome]) -> None:
         """Replace the stored outcomes by these, without those whose cause may have been temporary."""
-        lasting = [outcome for outcome in dict.fromkeys(outcomes) if outcome.fault not in PASSING_FAULTS]
+        lasting = [outcome for outcome in dict.fromkeys(outcomes) if _is_lasting(outcome.fault)]
         write_file(self._folder / DECODED_FILE, _outcome_bytes(lasting))
 
     def _open_cohort(self) -> None:
@@ -125,6 +127,10 @@ def forget_pixels(path: Path, pixel_hashes: set[str]) -> None:
         write_file(path, _outcome_bytes(kept))
 
 
+def _is_lasting(fault: str) -> bool:
+    return not fault or fault in LASTING_FAULTS
+
+
 def _outcome_bytes(outcomes: Iterable[Outcome]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -138,9 +144,9 @@ def _outcome_bytes(outcomes: Iterable[Outcome]) -> bytes:
 def _read_outcomes(path: Path) -> dict[str, Outcome]:
     if not path.is_file():
         return {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return {
             line["request"]: Outcome(**cast(dict[str, Any], {**line, "hu": line["hu"] == "1"}))
             for line in csv.DictReader(file)
-            if set(line) == set(COLUMNS)
+            if set(line) == set(COLUMNS) and _is_lasting(line["fault"])
         }

@@ -26,6 +26,9 @@ MAX_FRAME_PIXELS = 200_000_000
 AXIAL_COSINE = 0.8  # least cosine between a slice's normal and the long axis (a gantry tilts up to 30 degrees)
 AXIAL_MODALITIES = frozenset({"CT", "PT"})
 DERIVED_MODALITIES = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN"})
+IMAGE_ATTRIBUTES = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
+HUMAN_NAMES = frozenset({"human", "homo sapiens", "homo sapiens sapiens", "h. sapiens", "man", "mensch", "humain"})
+HUMAN_CODES = frozenset({"337915000", "L-85B00"})  # homo sapiens in SNOMED CT and in SNOMED RT
 SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 
 # Real headers often violate the standard; pydicom would quote the offending value in a warning.
@@ -41,20 +44,34 @@ def read_patient(path: Path) -> tuple[str | None, str]:
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, force=True, specific_tags=["PatientID", "IssuerOfPatientID"])
             return _patient(header)
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            return None, ""
+        raise
     except Exception:  # not DICOM, or damaged: ingest reports which
         return None, ""
 
 
 def read_header(path: Path) -> Dataset:
-    """Return the header without pixels. Raises `UnfitImage("unreadable")` if the file is not DICOM."""
+    """Return the header without pixels.
+
+    Raises:
+        UnfitImage: "unreadable", for a file that is not DICOM.
+        OSError, MemoryError: The file cannot be read at the moment.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    except Exception:
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UnfitImage("unreadable") from None
-    # With `force`, pydicom parses any bytes; only a DICOM object has a SOP class.
-    if "SOPClassUID" not in header and not header.file_meta.get("MediaStorageSOPClassUID"):
+    # With `force`, pydicom parses any bytes; only a DICOM object has a SOP class, or an image's attributes.
+    has_class = "SOPClassUID" in header or bool(header.file_meta.get("MediaStorageSOPClassUID"))
+    if not has_class and not all(name in header for name in IMAGE_ATTRIBUTES):
         raise UnfitImage("unreadable")
     return header
 
@@ -82,7 +99,9 @@ def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes)
         content_sha256=content_sha256,
         kind="dicom",
         fault=fault,
-        pseudonym=None if patient_id is None else pseudonym(key, patient_id, issuer),
+        pseudonym=None if patient_id is None else pseudonym(key, patient_id),
+        issuer_key=keyed(key, "issuer", issuer) if issuer else "",
+        former_pseudonym=pseudonym(key, patient_id, issuer) if patient_id is not None and issuer else None,
         patient_key="" if patient_id is None else keyed(key, "patient", patient_id),
         series_key=keyed(key, "series", str(header.get("SeriesInstanceUID", ""))),
         image_key=keyed(key, "image", str(header.get("SOPInstanceUID", ""))),
@@ -94,7 +113,11 @@ def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes)
 
 
 def _patient(header: Dataset) -> tuple[str | None, str]:
-    text = str(header.get("PatientID") or "").strip(" \0")
+    """Return PatientID and its issuer. Raises `UnfitImage` if the field holds several IDs, as a backslash separates."""
+    value = header.get("PatientID") or ""
+    if not isinstance(value, str) and len({str(one).strip(" \0") for one in value}) > 1:
+        raise UnfitImage("several_patients")
+    text = str(value if isinstance(value, str) else value[0]).strip(" \0")
     return (text, str(header.get("IssuerOfPatientID") or "").strip(" \0")) if text else (None, "")
 
 
@@ -103,9 +126,13 @@ def _fault(header: Dataset, data: DataSection) -> str:
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns or not header.get("BitsAllocated"):
         return "no_pixels"
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = _frame_count(header)
+    if frames < 1:
+        return "no_pixels"
     if frames > MAX_FRAMES or int(rows) * int(columns) * int(header.get("SamplesPerPixel") or 1) > MAX_FRAME_PIXELS:
         return "too_large"
+    if not _is_human(header):
+        return "not_human"
     modality = str(header.get("Modality") or "")
     if int(header.BitsAllocated) == 1 or modality in DERIVED_MODALITIES:
         return "not_an_image"
@@ -123,13 +150,29 @@ def _fault(header: Dataset, data: DataSection) -> str:
     return ""
 
 
+def _frame_count(header: Dataset) -> int:
+    """Return NumberOfFrames, 1 if it is absent; a single number that is 0 counts as absent, as in pydicom."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _is_human(header: Dataset) -> bool:
+    """Whether nothing in the header names a species or a breed of animals (PS3.3 C.7.1.1)."""
+    name = str(header.get("PatientSpeciesDescription") or "").strip(" \0").casefold()
+    codes = [str(item.get("CodeValue") or "").strip() for item in header.get("PatientSpeciesCodeSequence") or ()]
+    if name and name not in HUMAN_NAMES and not name.startswith(("homo sapiens", "human")):
+        return False
+    if any(code and code not in HUMAN_CODES for code in codes):
+        return False
+    return not header.get("PatientBreedDescription") and not header.get("PatientBreedCodeSequence")
+
+
 def _words(value: Any) -> list[str]:
     return [value.upper()] if isinstance(value, str) else [str(word).upper() for word in value or ()]
 
 
 def _frames(header: Dataset) -> tuple[Frame, ...]:
     """Return the geometry of each frame, from its functional groups if the object is enhanced (PS3.3 C.7.6.16)."""
-    count = int(header.get("NumberOfFrames") or 1)
+    count = max(1, _frame_count(header))
     return tuple(_frame(frame_scopes(header, index)) for index in range(count))
 
 

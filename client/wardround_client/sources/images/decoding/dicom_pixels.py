@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from wardround_client.sources.images.decoding.codestream import refuse_larger_codestream
 from wardround_client.sources.images.decoding.crop import robust_window
 from wardround_client.sources.images.decoding.dicom_header import first_value, frame_scopes
 from wardround_client.sources.images.records import UnfitImage
@@ -53,8 +56,20 @@ def read_frame(path: Path, index: int) -> FramePixels:
 
 @functools.lru_cache(maxsize=1)
 def _open(path: Path, changed_ns: int) -> Dataset:
-    """Read a file, and keep the last one in memory for its next frame."""
-    return pydicom.dcmread(path, force=True)
+    """Read a file, and keep the last one in memory for its next frame.
+
+    A file without a transfer syntax gets the one in which it was read, as long as its pixels are not compressed.
+    """
+    dataset = pydicom.dcmread(path, force=True)
+    if not getattr(dataset, "file_meta", None):
+        dataset.file_meta = FileMetaDataset()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise UnfitImage("no_decoder")
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def _decode(dataset: Dataset, index: int) -> FramePixels:
@@ -77,6 +92,7 @@ def _decode(dataset: Dataset, index: int) -> FramePixels:
 
 
 def _stored_values(dataset: Dataset, index: int) -> np.ndarray:
+    refuse_larger_codestream(dataset, index)
     try:
         return pixel_array(dataset, index=index)
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Pictures (PNG, JPEG, TIFF, BMP, GIF, WebP): 8-bit grey or colour, without Hounsfield units or PatientID."""
+"""Pictures (PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP): 8-bit grey or colour, without HU or PatientID."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.images.decoding.crop import (
@@ -20,7 +20,8 @@ from wardround_client.sources.images.decoding.crop import (
 )
 from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+PLUGINS = (Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)  # importing one registers its format with Pillow
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000")
 MAX_PIXELS = 200_000_000  # a picture whose header announces more is refused as a decompression bomb
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -35,7 +36,8 @@ def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
     with _open(path) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise UnfitImage("too_large")
-        if getattr(picture, "n_frames", 1) > 1:
+        # An MPO is a telephone's JPEG that carries a map of brightness or a small copy; the first picture is the photo.
+        if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
             raise UnfitImage("several_pictures")
         return ScannedFile(content_sha256=content_sha256, rows=picture.height, columns=picture.width)
 

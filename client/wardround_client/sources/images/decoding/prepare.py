@@ -22,7 +22,7 @@ from wardround_client.sources.images.decoding.crop import (
     to_grey,
 )
 from wardround_client.sources.images.decoding.pictures import prepare_picture, scan_picture
-from wardround_client.sources.images.folder.files import PICTURE, file_kind
+from wardround_client.sources.images.folder.files import OTHER, PICTURE, file_kind, foreign_format
 from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
@@ -55,8 +55,11 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
     try:
         with open(path, "rb") as file:
             content_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if file_kind(path) == PICTURE:
+        kind = file_kind(path)
+        if kind == PICTURE:
             return scan_picture(path, content_sha256)
+        if kind == OTHER and (foreign := foreign_format(path)) is not None:
+            raise UnfitImage(foreign)
         from wardround_client.sources.images.decoding.dicom_header import scan_dicom
 
         return scan_dicom(path, content_sha256, data, key)
@@ -77,11 +80,14 @@ def _reason(error: Exception) -> str:
     """Return the reason code for an error raised on a file.
 
     Decoders raise almost any exception on damaged input. One file's fault must not stop the others, and the text of the
-    error may quote the file.
+    error may quote the file. An error of the system has a number; Pillow's errors about damaged files are `OSError`s
+    without one.
     """
     if isinstance(error, UnfitImage):
         return error.code
-    return "too_large" if isinstance(error, MemoryError) else "unreadable"
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    return "unreachable" if isinstance(error, OSError) and error.errno is not None else "unreadable"
 
 
 def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:

@@ -18,16 +18,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from wardround.errors import WardroundError
+from wardround.processes.memory import machine_memory_bytes
 from wardround.processes.spawn import FreshContext
 
 BATCH = 8  # items sent at once: enough to hide the latency of the pipe, few enough to share the work evenly
 AHEAD = 4  # batches that a worker may be ahead of the results yielded: bounds the parent's memory use
 START_LIMIT_S = 60.0
-MEMORY_LIMIT_BYTES = 16 * 2**30  # address space of a worker: a decompression bomb raises MemoryError
+MOST_WORKER_BYTES = 16 * 2**30  # of memory for one worker: a decompression bomb raises MemoryError
+LEAST_WORKER_BYTES = 768 * 2**20
+SHARE_FOR_WORKERS = 0.5  # of the machine's memory, for all workers together
 
 
 @dataclass(frozen=True)
@@ -148,18 +152,25 @@ class WorkerPool:
     def _start(self) -> _Worker:
         context = FreshContext()
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True, name="wardround-decoder")
+        limit = memory_limit_bytes(self._count)
+        process = context.Process(target=_serve, args=(theirs, limit), daemon=True, name="wardround-decoder")
         process.start()
         theirs.close()
         return _Worker(process=process, pipe=ours)
 
 
-def _serve(pipe: connection.Connection) -> None:
+def memory_limit_bytes(workers: int) -> int:
+    """Return how much memory one of so many workers may take, from the memory of the machine."""
+    share = int(SHARE_FOR_WORKERS * machine_memory_bytes() / workers)
+    return max(LEAST_WORKER_BYTES, min(MOST_WORKER_BYTES, share))
+
+
+def _serve(pipe: connection.Connection, memory_bytes: int) -> None:
     """Run a worker: process batches item by item until the parent closes the pipe."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    _limit_memory()
+    _limit_memory(memory_bytes)
     try:
         pipe.send(("ready", None))
         while True:
@@ -178,9 +189,14 @@ def _answer(function: Callable[[Any], Any], item: Any) -> tuple[str, Any]:
         return "failed", type(error).__name__
 
 
-def _limit_memory() -> None:
+def _limit_memory(memory_bytes: int) -> None:
+    """Limit the address space to what the process has now and `memory_bytes` more."""
     import resource
 
+    pages = (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) if Path("/proc/self/statm").exists() else 0
+    )
+    limit = memory_bytes + pages * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(hard, MEMORY_LIMIT_BYTES)
+    limit = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -7,7 +7,8 @@ The layout is recognised by the top level of the folder (`docs/data.md` shows ex
     DICOM files, perhaps labels.csv   one site
     folders of any of these           a site each
 
-A pool without sites is split over `sites` by patient. This module only lists files; `ingest` reads them.
+A pool without sites is split over `sites` by patient. This module only lists files: who they belong to is found out in
+worker processes (`decoding/identify.py`), and `ingest` reads them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from pathlib import Path
 
 from wardround.errors import DataError
 from wardround.study.schema import DataSection
+from wardround_client.sources.images.decoding.identify import patients_of_files
+from wardround_client.sources.images.folder.class_folders import ClassFolders, are_splits, class_folders, label_index
 from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files, subfolders
-from wardround_client.sources.images.folder.tables import LabelTable, read_label_table, read_manifest
+from wardround_client.sources.images.folder.tables import (
+    LABELS,
+    MANIFEST,
+    LabelTable,
+    read_label_table,
+    read_manifest,
+    refuse_known_tables,
+)
 
-MANIFEST, LABELS = "manifest.csv", "labels.csv"
 ONE_IMAGE_ONE_PATIENT = "each image is treated as a different patient"
 SPLIT_BY_PATIENT = "one pool, split over the sites by a hash of the patient"
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -39,7 +48,6 @@ class SourceFile:
 
     path: Path = field(repr=False)  # relative to the source's root
     patient_id: str | None = field(default=None, repr=False)
-    issuer: str = field(default="", repr=False)
     label: int = -1
 
 
@@ -54,7 +62,8 @@ class SiteSource:
     labels: LabelTable | None = field(default=None, repr=False)
     assumptions: tuple[str, ...] = ()
     left_out: int = 0  # rows or pictures whose label is not in the study
-    ignored: int = 0  # files that are obviously not images, such as text files
+    skipped: int = 0  # files passed over by their name or folder
+    broken_links: int = 0
 
     @property
     def assumes_one_image_one_patient(self) -> bool:
@@ -89,10 +98,12 @@ def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[
 
 def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource]:
     root = folder.resolve()
+    if not (root / MANIFEST).is_file() and not (root / LABELS).is_file():
+        refuse_known_tables(root)
     if (root / MANIFEST).is_file():
         found = _from_manifest(root, data, sites)
-    elif _is_pool_of_classes(root, data):
-        found = _split(_from_classes(root, data), sites)
+    elif classes := class_folders(root, data):
+        found = _split(_from_classes(root, classes), sites)
     elif _is_one_dicom_site(root, data, sites):
         found = _split(_from_dicom(root, data), sites)
     else:
@@ -105,12 +116,12 @@ def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource
                 f"leave --sites out, or put a manifest.csv or labels.csv at the top to make them one pool"
             )
     _refuse_shared_patients(folder, found)
-    _refuse_one_class(folder, found, data)
+    _refuse_missing_labels(folder, found, data)
     return found
 
 
 def shared_patients(one: Iterable[SiteSource], other: Iterable[SiteSource]) -> int:
-    """Return the number of patients in both, by PatientID and issuer: training and test data must not share any."""
+    """Return the number of patients in both: training and test data must not share any."""
     return len(set().union(*map(_patients, one)) & set().union(*map(_patients, other)))
 
 
@@ -122,15 +133,14 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
         if len(found) > 1:
             raise DataError(f"{folder / MANIFEST}: names several sites inside the folder of one site")
         return replace(found[0], name=name)
-    if _is_pool_of_classes(folder, data):
-        return replace(_from_classes(folder, data), name=name)
+    if classes := class_folders(folder, data):
+        return replace(_from_classes(folder, classes), name=name)
     return replace(_from_dicom(folder, data), name=name)
 
 
 def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[SiteSource]:
     path = root / MANIFEST
     rows = read_manifest(path)
-    known = {"": -1, **{label: index for index, label in enumerate(data.labels)}}
     home: dict[str, tuple[str | None, int]] = {}
     for row in rows:
         site, first = home.setdefault(row.patient_id, (row.site, row.row))
@@ -142,9 +152,9 @@ def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[Sit
     for name in of_sites:
         own = [row for row in rows if row.site == name]
         files = tuple(
-            SourceFile(path=row.path, patient_id=row.patient_id, label=known[row.label])
+            SourceFile(path=row.path, patient_id=row.patient_id, label=label)
             for row in own
-            if row.label in known
+            if (label := label_index(row.label, data)) is not None
         )
         place = f"{path}: row {own[0].row}: site"
         groups.append(
@@ -168,57 +178,55 @@ def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[Sit
     return groups
 
 
-def _from_classes(root: Path, data: DataSection) -> SiteSource:
+def _from_classes(root: Path, classes: ClassFolders) -> SiteSource:
     """Read folders named as labels. A picture's patient is the hash of its content; a DICOM file's is in its header."""
-    known = {label.casefold(): index for index, label in enumerate(data.labels)}
     files: list[SourceFile] = []
-    assumed, left_out, ignored = False, 0, 0
-    for inner in subfolders(root):
-        paths, skipped = list_files(inner)
-        ignored += skipped
-        label = known.get(inner.name.casefold())
-        if label is None:
-            left_out += len(paths)
-            continue
-        for path in paths:
-            patient_id, issuer = _patient_in_header(path)
-            if patient_id is None:
-                assumed = True
-                patient_id = "picture " + _content_sha256(path)
-            relative = path.relative_to(root)
-            files.append(SourceFile(path=relative, patient_id=patient_id, issuer=issuer, label=label))
+    pictures: list[Path] = []
+    skipped = broken_links = 0
+    for inner, label in classes.labelled:
+        listing = list_files(inner)
+        skipped, broken_links = skipped + listing.skipped, broken_links + listing.broken_links
+        for path in listing.files:
+            files.append(SourceFile(path=path.relative_to(root), label=label))
+            if file_kind(path) == PICTURE:
+                pictures.append(path)
     if not files:
-        raise DataError(f"{root}: the folders named as the study's labels ({', '.join(data.labels)}) are empty")
+        raise DataError(f"{root}: the folders named as the study's labels are empty")
+    owners = dict(zip(pictures, patients_of_files(root, pictures), strict=True))
+    named = (replace(file, patient_id=owners.get(root / file.path)) for file in files)
     return SiteSource(
         name=_site_name(root.name, "", strict=False),
         root=root,
         layout="classes",
-        files=tuple(files),
-        assumptions=(ONE_IMAGE_ONE_PATIENT,) if assumed else (),
-        left_out=left_out,
-        ignored=ignored,
+        files=tuple(named),
+        assumptions=((ONE_IMAGE_ONE_PATIENT,) if pictures else ()) + classes.notes,
+        left_out=sum(len(list_files(other).files) for other in classes.others),
+        skipped=skipped + classes.copied,
+        broken_links=broken_links,
     )
 
 
 def _from_dicom(root: Path, data: DataSection) -> SiteSource:
-    paths, ignored = list_files(root)
-    if not any(file_kind(path) == DICOM for path in paths):
-        raise DataError(f"{root}: no image among its {len(paths)} files; {_layouts(data)}")
+    listing = list_files(root)
+    if not any(file_kind(path) == DICOM for path in listing.files):
+        raise DataError(f"{root}: no image among its {len(listing.files)} files; {_layouts(data)}")
     table = read_label_table(root / LABELS) if (root / LABELS).is_file() else None
     if data.region == "marked" and (table is None or not table.has_points):
         raise DataError(
             f"{root / LABELS}: the study cuts around marked points (data.region), but no points are given: add "
             f"SOPInstanceUID,x,y,label or SeriesInstanceUID,coordX,coordY,coordZ,label"
         )
-    if table is not None and not any(row.label in data.labels for row in table.rows):
+    labels = set() if table is None else {label_index(row.label, data) for row in table.rows} - {None, -1}
+    if table is not None and not labels:
         raise DataError(f"{root / LABELS}: no row has a label of the study ({', '.join(data.labels)})")
     return SiteSource(
         name=_site_name(root.name, "", strict=False),
         root=root,
         layout="dicom",
-        files=tuple(SourceFile(path=path.relative_to(root)) for path in paths),
+        files=tuple(SourceFile(path=path.relative_to(root)) for path in listing.files),
         labels=table,
-        ignored=ignored,
+        skipped=listing.skipped,
+        broken_links=listing.broken_links,
     )
 
 
@@ -226,7 +234,7 @@ def _split(pool: SiteSource, sites: int | None) -> list[SiteSource]:
     """Distribute a pool's patients over `sites` sites by the order of a hash: evenly, and the same way each time."""
     if sites is None or sites == 1:
         return [pool]
-    owners = [_owner(pool, file) for file in pool.files]
+    owners = _owners(pool)
     patients = sorted({owner for owner in owners if owner is not None}, key=_patient_hash)
     if sites > len(patients):
         raise DataError(f"{pool.root}: {sites} sites need at least {sites} patients, but there are {len(patients)}")
@@ -241,66 +249,50 @@ def _split(pool: SiteSource, sites: int | None) -> list[SiteSource]:
             files=tuple(file for file, place in zip(pool.files, places, strict=True) if place == index),
             assumptions=(*pool.assumptions, SPLIT_BY_PATIENT),
             left_out=pool.left_out if index == 0 else 0,
-            ignored=pool.ignored if index == 0 else 0,
+            skipped=pool.skipped if index == 0 else 0,
+            broken_links=pool.broken_links if index == 0 else 0,
         )
         for index in range(sites)
     ]
 
 
-def _owner(source: SiteSource, file: SourceFile) -> tuple[str, str] | None:
-    if file.patient_id is not None:
-        return file.patient_id, file.issuer
-    patient_id, issuer = _patient_in_header(source.root / file.path)
-    return None if patient_id is None else (patient_id, issuer)
+def _owners(source: SiteSource) -> list[str | None]:
+    """Return the patient of each file, from the source or else from the file's header."""
+    unknown = [source.root / file.path for file in source.files if file.patient_id is None]
+    read = dict(zip(unknown, patients_of_files(source.root, unknown), strict=True))
+    return [read[source.root / file.path] if file.patient_id is None else file.patient_id for file in source.files]
 
 
-def _patients(source: SiteSource) -> set[tuple[str, str]]:
-    return {owner for file in source.files if (owner := _owner(source, file)) is not None}
+def _patients(source: SiteSource) -> set[str]:
+    return {owner for owner in _owners(source) if owner is not None}
 
 
-def _patient_hash(patient: tuple[str, str]) -> str:
-    return hashlib.sha256("\0".join(patient).encode()).hexdigest()
-
-
-def _patient_in_header(path: Path) -> tuple[str | None, str]:
-    """Return PatientID and its issuer from a DICOM header; (None, "") for other files or if PatientID is missing."""
-    if file_kind(path) == PICTURE:
-        return None, ""
-    from wardround_client.sources.images.decoding.dicom_header import read_patient
-
-    return read_patient(path)
-
-
-def _content_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_pool_of_classes(root: Path, data: DataSection) -> bool:
-    known = {label.casefold() for label in data.labels}
-    return any(inner.name.casefold() in known for inner in subfolders(root))
+def _patient_hash(patient: str) -> str:
+    return hashlib.sha256(f"{patient}\0".encode()).hexdigest()
 
 
 def _is_one_dicom_site(root: Path, data: DataSection, sites: int | None) -> bool:
     """Whether the folder is one site of DICOM files.
 
-    That is the case if labels.csv or a DICOM file is at the top, or if one site is requested and the subfolders do not
-    look like sites.
+    That is the case if labels.csv or a DICOM file is at the top, if the folders are the parts of a split (train, test),
+    or if one site is requested and the subfolders do not look like sites.
     """
-    if (root / LABELS).is_file() or any(file_kind(path) == DICOM for path in list_files(root, deep=False)[0]):
+    if (root / LABELS).is_file() or any(file_kind(path) == DICOM for path in list_files(root, deep=False).files):
         return True
     inside = subfolders(root)
+    if are_splits(inside):
+        return True
     return sites == 1 and len(inside) > 1 and not any(_looks_like_site(inner, data) for inner in inside)
 
 
 def _looks_like_site(folder: Path, data: DataSection) -> bool:
-    return (folder / MANIFEST).is_file() or (folder / LABELS).is_file() or _is_pool_of_classes(folder, data)
+    return (folder / MANIFEST).is_file() or (folder / LABELS).is_file() or class_folders(folder, data) is not None
 
 
 def _refuse_shared_patients(folder: Path, found: Sequence[SiteSource]) -> None:
     if len(found) < 2 or any(SPLIT_BY_PATIENT in source.assumptions for source in found):
         return
-    home: dict[tuple[str, str], str] = {}
+    home: dict[str, str] = {}
     for source in found:
         for patient in _patients(source):
             if home.setdefault(patient, source.name) != source.name:
@@ -310,16 +302,27 @@ def _refuse_shared_patients(folder: Path, found: Sequence[SiteSource]) -> None:
                 )
 
 
-def _refuse_one_class(folder: Path, found: Sequence[SiteSource], data: DataSection) -> None:
+def _refuse_missing_labels(folder: Path, found: Sequence[SiteSource], data: DataSection) -> None:
+    """Raise `DataError` if labels are given, but not every label of the study: it would train without that class."""
     counts: Counter[int] = Counter()
+    others = 0
     for source in found:
         counts.update(file.label for file in source.files if file.label >= 0)
+        others += source.left_out
         if source.labels is not None:
-            counts.update(data.labels.index(row.label) for row in source.labels.rows if row.label in data.labels)
-    if len(counts) == 1:
-        only = data.labels[next(iter(counts))]
-        others = ", ".join(label for label in data.labels if label != only)
-        raise DataError(f"{folder}: every label is {only}; training also needs images of {others}")
+            known = [label_index(row.label, data) for row in source.labels.rows]
+            counts.update(label for label in known if label is not None and label >= 0)
+            others += known.count(None)
+    missing = [name for index, name in enumerate(data.labels) if not counts[index]]
+    if not counts or not missing:
+        return
+    if len(counts) == 1 and not others:
+        raise DataError(
+            f"{folder}: every label is {data.labels[next(iter(counts))]}; training also needs images of "
+            f"{', '.join(missing)}"
+        )
+    spelt = f"; {others} files or rows have a label that is not in the study: compare the spelling" if others else ""
+    raise DataError(f"{folder}: no image has the label {', '.join(missing)} of the study{spelt}")
 
 
 def _site_name(text: str, place: str, *, strict: bool = True) -> str:

@@ -6,15 +6,18 @@ row 1. No message quotes the content of a cell.
 
 from __future__ import annotations
 
-import csv
 import math
+import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import cast
 
 from wardround.errors import DataError
+from wardround.storage.table import read_table, refuse_shortened
 
+MANIFEST, LABELS = "manifest.csv", "labels.csv"
 MANIFEST_COLUMNS = ("file", "patient_id", "label")
 LABEL_KEYS = {"sopinstanceuid": "image", "seriesinstanceuid": "series", "seriesuid": "series", "patientid": "patient"}
 LABEL_COLUMNS = "SOPInstanceUID, SeriesInstanceUID or PatientID, then label, and optionally x,y or coordX,coordY,coordZ"
@@ -62,16 +65,18 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     Raises:
         DataError: A column is missing, a cell is empty, or a file is missing or lies outside the folder.
     """
-    columns, lines = _read_csv(path)
+    table = read_table(path)
+    columns = table.columns
     missing = [name for name in MANIFEST_COLUMNS if name not in columns]
     if missing:
         raise DataError(f"{path}: column {missing[0]} is missing; the columns are file, patient_id, label and site")
     root = path.parent.resolve()
     rows = []
-    for row, cells in lines:
+    for row, cells in table.rows:
         for name in ("file", "patient_id", *(("site",) if "site" in columns else ())):
             if not cells[name]:
                 raise DataError(f"{path}: row {row}: {name} is empty")
+        refuse_shortened(cells["patient_id"], f"{path}: row {row}: patient_id")
         inside = path_inside(root, cells["file"], f"{path}: row {row}: file")
         site = cells["site"] if "site" in columns else None
         rows.append(ManifestRow(row=row, path=inside, patient_id=cells["patient_id"], site=site, label=cells["label"]))
@@ -89,6 +94,7 @@ def path_inside(root: Path, text: str, place: str) -> Path:
     relative = PurePosixPath(text.replace("\\", "/"))
     if relative.is_absolute() or ".." in relative.parts or re.match(r"[A-Za-z]:", text) or "\0" in text:
         raise DataError(f"{place}: the path leaves the data folder; give paths relative to it")
+    relative = _as_on_disk(root, relative)
     full = root / relative
     try:
         resolved = full.resolve(strict=True)
@@ -101,13 +107,23 @@ def path_inside(root: Path, text: str, place: str) -> Path:
     return Path(relative)
 
 
+def _as_on_disk(root: Path, relative: PurePosixPath) -> PurePosixPath:
+    """Return the path in the spelling of the disk: letters with accents have two, composed and decomposed."""
+    for form in ("NFC", "NFD"):
+        other = PurePosixPath(unicodedata.normalize(form, str(relative)))
+        if os.path.lexists(root / other):
+            return other
+    return relative
+
+
 def read_label_table(path: Path) -> LabelTable:
     """Read `labels.csv`: one identifier column, `label`, and optionally the position of the finding.
 
     Raises:
         DataError: The columns are not a known combination, an identifier is empty, or a coordinate is not a number.
     """
-    columns, lines = _read_csv(path)
+    table = read_table(path)
+    columns = table.columns
     key = next((name for name in LABEL_KEYS if name in columns), None)
     if key is None or "label" not in columns:
         raise DataError(f"{path}: needs the columns {LABEL_COLUMNS}")
@@ -117,10 +133,11 @@ def read_label_table(path: Path) -> LabelTable:
     if world and (len(world) < 3 or LABEL_KEYS[key] != "series"):
         raise DataError(f"{path}: coordX, coordY and coordZ go together, with SeriesInstanceUID")
     rows = []
-    for row, cells in lines:
+    for row, cells in table.rows:
         if not cells[key]:
             raise DataError(f"{path}: row {row}: the identifier is empty")
         place = f"{path}: row {row}"
+        refuse_shortened(cells[key], f"{place}: the identifier")
         xy = _numbers(cells, ("x", "y"), place) if pixel else None
         point_mm = _numbers(cells, ("coordx", "coordy", "coordz"), place) if world else None
         frame = _numbers(cells, ("frame",), place) if "frame" in columns else None
@@ -157,34 +174,27 @@ def _numbers(cells: dict[str, str], names: tuple[str, ...], place: str) -> tuple
     return tuple(values)
 
 
-def _read_csv(path: Path) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
-    """Return the header's names in lower case, and each line with its row number.
+# Tables of public collections, by columns that only they have; what they are, and their section in docs/data.md.
+KNOWN_TABLES = (
+    ({"seriesuid", "coordx", "coordy", "coordz"}, "a list of nodules as LUNA16 has it", "LUNA16"),
+    ({"patientid", "x", "y", "width", "height", "target"}, "the table of boxes of RSNA's pneumonia challenge", "RSNA"),
+    ({"image index", "finding labels", "patient id"}, "the table of NIH's ChestX-ray14", "NIH ChestX-ray14"),
+)
 
-    The separator is a comma, a semicolon or a tab, whichever is most frequent in the header.
+
+def refuse_known_tables(folder: Path) -> None:
+    """Raise `DataError` if a table at the top of the folder is one of a public collection, with the way to go.
+
+    Tables that cannot be read are passed over: nothing else depends on them.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8; save it as 'CSV UTF-8'") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    header, _, _ = text.partition("\n")
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
-    try:
-        names = [name.strip().lower() for name in next(reader, [])]
-        if not any(names):
-            raise DataError(f"{path}: is empty; the first row names the columns")
-        repeated = {name for name in names if name and names.count(name) > 1}
-        if repeated:
-            raise DataError(f"{path}: two columns have the same name")
-        lines = []
-        for line in reader:
-            if not any(cell.strip() for cell in line):
-                continue
-            if len(line) < len(names):
-                raise DataError(f"{path}: row {reader.line_num}: has {len(line)} cells, the header has {len(names)}")
-            lines.append((reader.line_num, dict(zip(names, (cell.strip() for cell in line), strict=False))))
-    except csv.Error:
-        raise DataError(f"{path}: row {reader.line_num}: is not valid CSV (a quote left open?)") from None
-    return {name for name in names if name}, lines
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            columns = read_table(path).columns
+        except DataError:
+            continue
+        for own, what, section in KNOWN_TABLES:
+            if own <= columns:
+                raise DataError(
+                    f"{path}: is {what}, which is not read as it is; docs/data.md, section {section!r}, shows how to "
+                    f"make manifest.csv or labels.csv of it"
+                )

@@ -24,6 +24,16 @@ REASONS: dict[str, Reason] = {
         title="The file cannot be read as an image",
         advice="It is damaged, cut short, or not an image. Send it again from the archive (PACS).",
     ),
+    "unreachable": Reason(
+        title="The file could not be read from its disk or share",
+        advice="The disk, the network share or the file's permissions did not allow it at the moment. Check them and "
+        "run ingest again.",
+    ),
+    "out_of_memory": Reason(
+        title="Too little memory for this file",
+        advice="Decoding needed more memory than this machine can give to one process. Run ingest again with fewer "
+        "--workers; if it happens again, export the image in parts.",
+    ),
     "no_decoder": Reason(
         title="The picture's compression is not supported",
         advice="No decoder here supports the transfer syntax of the pixel data. Export as Explicit VR Little Endian.",
@@ -48,6 +58,19 @@ REASONS: dict[str, Reason] = {
         title="A mask or a dose, not an image",
         advice="Segmentations and radiotherapy objects are overlays on an image. Nothing to do if that was expected.",
     ),
+    "archive": Reason(
+        title="A packed archive",
+        advice="ZIP, TAR, 7z and gzip are not opened. Unpack it into the data folder.",
+    ),
+    "volume": Reason(
+        title="A volume in a research format",
+        advice="NIfTI, MetaImage, NRRD and HDF5 are not read: they have no patient ID. Give the DICOM series from "
+        "which the volume was made, or its slices as pictures with a manifest.csv.",
+    ),
+    "phone_photo": Reason(
+        title="A photo in HEIC or AVIF format",
+        advice="These formats are not read. Convert it to JPEG or PNG.",
+    ),
     "several_pictures": Reason(
         title="The file contains several pictures",
         advice="A TIFF, GIF or WebP with more than one page. Save each page as its own file.",
@@ -57,9 +80,18 @@ REASONS: dict[str, Reason] = {
         advice="PatientID is missing or empty, so the images of one patient cannot be grouped and protected together. "
         "Export with PatientID, or provide a manifest.csv with a patient_id for each file.",
     ),
+    "several_patients": Reason(
+        title="The file names several patients",
+        advice="PatientID holds more than one ID, so it is unclear whose image this is. Correct it in the archive and "
+        "export again.",
+    ),
     "opted_out": Reason(
         title="The patient has objected",
         advice="The patient is on this site's list of objections and takes part in no study. Nothing to do.",
+    ),
+    "not_human": Reason(
+        title="An image of an animal",
+        advice="The header names a species or a breed. Nothing to do if that was expected.",
     ),
     "wrong_modality": Reason(
         title="The modality differs from the study's",
@@ -71,7 +103,8 @@ REASONS: dict[str, Reason] = {
     ),
     "screenshot": Reason(
         title="A secondary capture, not the original image",
-        advice="Screenshots and dose sheets have no calibrated values. Export the original series.",
+        advice="Screenshots and dose sheets have no calibrated values. Export the original series. If the images exist "
+        'only in this form (some public X-ray collections), a study with data.modality = "any" accepts them.',
     ),
     "localizer": Reason(
         title="A localizer (scout) image",
@@ -80,6 +113,11 @@ REASONS: dict[str, Reason] = {
     "not_axial": Reason(
         title="The slice is not axial",
         advice="Coronal and sagittal reformats look different to the network. Export the axial series.",
+    ),
+    "no_position": Reason(
+        title="The slice has no position",
+        advice="The study reads adjacent slices together. Other slices of the series have ImagePositionPatient and "
+        "ImageOrientationPatient, but this one does not. Export the series again.",
     ),
     "slice_gap": Reason(
         title="A neighbouring slice is missing",
@@ -153,6 +191,33 @@ REASONS: dict[str, Reason] = {
     "label_left_out": Reason(
         title="Rows whose label is not in the study",
         advice="The study's labels are under data.labels. Nothing to do if that was expected.",
+        fault=False,
+    ),
+    "skipped": Reason(
+        title="Files skipped by their name or folder",
+        advice="Texts, tables and hidden files, and what network storage adds by itself (thumbnails, recycle bins, "
+        "snapshots). Nothing to do.",
+        fault=False,
+    ),
+    "broken_link": Reason(
+        title="Links to files that do not exist",
+        advice="The file behind the link was moved, or its disk is not connected. Put the file itself in the folder.",
+        fault=False,
+    ),
+    "not_marked": Reason(
+        title="Files without a marked point",
+        advice="labels.csv gives points, so only the images that contain one are used. Nothing to do.",
+        fault=False,
+    ),
+    "image_left_out": Reason(
+        title="Files whose label is not in the study",
+        advice="The study's labels are under data.labels. Nothing to do if that was expected.",
+        fault=False,
+    ),
+    "several_issuers": Reason(
+        title="Patient IDs with several issuers",
+        advice="One PatientID occurs with different values of IssuerOfPatientID, or with and without one. All files of "
+        "one PatientID count as one patient here.",
         fault=False,
     ),
     "no_hu": Reason(

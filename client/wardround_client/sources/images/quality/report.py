@@ -20,6 +20,7 @@ from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import keyed
 
 REPORT_JSON, REPORT_HTML, QUARANTINE = "quality.json", "quality.html", "quarantine.csv"
+LEFT_OUT = ("label_left_out", "image_left_out", "not_marked", "unmatched_label", "skipped", "broken_link")
 SHOWN_REFERENCES = 200  # per reason in the HTML; the JSON and the CSV contain all of them
 
 
@@ -44,6 +45,20 @@ def write_quality(
     write_file(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
     write_file(folder / REPORT_HTML, _html(quality, entries).encode())
     write_file(folder / QUARANTINE, _paths_csv(findings, entries, paths).encode(), mode=0o600)
+
+
+def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
+    """Return code, text and number of what was put aside, then of what was left out, most important first."""
+    left_out = {code: count for code, count in quality.remarks.items() if code in LEFT_OUT}
+    return [
+        *((code, f"put aside: {_in_a_line(code)}", count) for code, count in _by_weight(quality.quarantined)),
+        *((code, f"left out: {_in_a_line(code)}", count) for code, count in _by_weight(left_out)),
+    ]
+
+
+def _in_a_line(code: str) -> str:
+    title = REASONS[code].title
+    return title[0].lower() + title[1:]
 
 
 def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence[Path]) -> str:

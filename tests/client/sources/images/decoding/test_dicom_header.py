@@ -242,7 +242,7 @@ def test_a_point_in_mm_marks_the_nearest_slice_and_near_neighbours(tmp_path, ste
     heights = [scanned[request.file].frames[0].position_mm[2] for request in plan.requests]
     assert heights == expected and MARK_REACH_MM == 3.0
     assert all(request.mark_xy == pytest.approx((20.0, 22.0)) for request in plan.requests)
-    assert [finding.code for finding in plan.findings] == ["mark_outside"]
+    assert [finding.code for finding in plan.findings] == ["mark_outside", "not_marked"]
 
 
 def test_without_positions_the_instance_numbers_decide(tmp_path):
@@ -306,14 +306,102 @@ def test_the_same_picture_under_two_patients_is_used_for_neither(tmp_path, pool)
     assert report.quality.quarantined == {"duplicate": 1, "two_patients": 2} and report.quality.images == 1
 
 
-def test_a_patient_is_the_id_with_its_issuer(tmp_path, pool):
+def test_a_patient_is_the_patient_id_whatever_the_issuer(tmp_path, pool):
+    """An optional field must not split a patient, who would then be protected half, and forgotten half."""
     write_dicom(tmp_path / "data/a.dcm", body(1), IssuerOfPatientID="CANARY-A")
     write_dicom(tmp_path / "data/b.dcm", body(2), IssuerOfPatientID="CANARY-B")
-    write_dicom(tmp_path / "data/c.dcm", body(3), IssuerOfPatientID="CANARY-A", PatientID="P1 ")
-    run(tmp_path / "data", tmp_path / "out", study(), pool)
+    write_dicom(tmp_path / "data/c.dcm", body(3), PatientID="P1 ")
+    report = run(tmp_path / "data", tmp_path / "out", study(), pool)
     cohort = open_cohort(tmp_path / "out")
-    assert cohort.pseudonyms == (pseudonym(KEY, "P1", "CANARY-A"), pseudonym(KEY, "P1", "CANARY-B"))
-    assert cohort.patient_N.tolist() == [0, 0, 1]  # the series of the first patient comes first, whole
+    assert cohort.pseudonyms == (pseudonym(KEY, "P1"),) and cohort.patient_N.tolist() == [0, 0, 0]
+    assert report.quality.remarks["several_issuers"] == 1
+
+
+def test_an_objection_of_an_earlier_version_holds_for_all_files_of_the_patient(tmp_path, pool):
+    write_dicom(tmp_path / "data/a.dcm", body(1), IssuerOfPatientID="A")
+    write_dicom(tmp_path / "data/b.dcm", body(2))
+    write_dicom(tmp_path / "data/c.dcm", body(3), PatientID="P2", IssuerOfPatientID="A")
+    (source,) = discover(tmp_path / "data", study(), 1)
+    gone = frozenset({pseudonym(KEY, "P1", "A")})
+    report = ingest(source, study(), tmp_path / "out", KEY, workers=1, pool=pool, objectors=gone)
+    assert open_cohort(tmp_path / "out").pseudonyms == (pseudonym(KEY, "P2"),)
+    assert report.quality.quarantined == {"opted_out": 2}
+
+
+def test_a_file_that_names_several_patients_is_put_aside(tmp_path, pool):
+    write_dicom(tmp_path / "data/a.dcm", body(1))
+    write_dicom(tmp_path / "data/b.dcm", body(2), PatientID=["P1", "P2"])
+    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.quarantined == {"several_patients": 1}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PatientSpeciesDescription": "Canine species"},
+        {"PatientBreedDescription": "Labrador"},
+        {"PatientSpeciesCodeSequence": "448771007"},
+    ],
+)
+def test_an_animal_is_put_aside_and_a_person_is_not(tmp_path, pool, tags):
+    def coded(tags):
+        value = tags.get("PatientSpeciesCodeSequence")
+        return tags if value is None else {"PatientSpeciesCodeSequence": [code(value)]}
+
+    def code(value):
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", "a species"
+        return item
+
+    write_dicom(tmp_path / "data/animal.dcm", body(1), **coded(tags))
+    write_dicom(tmp_path / "data/a.dcm", body(2), PatientSpeciesDescription="Homo sapiens")
+    write_dicom(tmp_path / "data/b.dcm", body(3), PatientSpeciesCodeSequence=[code("337915000")])
+    report = run(tmp_path / "data", tmp_path / "out", study(), pool)
+    assert report.quality.quarantined == {"not_human": 1} and report.quality.images == 2
+
+
+def test_no_number_of_frames_loses_a_file(tmp_path, pool):
+    """A negative number gave a file no frames, so that it was neither used nor put aside."""
+    for index, frames in enumerate((0, -1, -20_000, 1)):
+        write_dicom(tmp_path / f"data/{index}.dcm", body(index), NumberOfFrames=frames)
+    report = run(tmp_path / "data", tmp_path / "out", study(), pool)
+    assert report.quality.images == 2 and report.quality.quarantined == {"no_pixels": 2}
+
+
+def test_frames_of_one_file_are_one_line_of_the_quarantine(tmp_path, pool):
+    write_dicom(tmp_path / "data/a.dcm", np.stack([np.full((64, 64), -1000.0)] * 500))
+    write_dicom(tmp_path / "data/b.dcm", body(2), PatientID="P2")
+    report = run(tmp_path / "data", tmp_path / "out", study(), pool)
+    lines = (tmp_path / "out/quarantine.csv").read_text().splitlines()
+    assert report.quality.quarantined == {"blank": 500} and len(lines) == 2
+    assert "500 frames between 1 and 500" in lines[1]
+
+
+def test_one_slice_without_a_position_does_not_take_the_others(tmp_path, pool):
+    data = study(channels="slices")
+    write_series(tmp_path / "data", 5)
+    write_dicom(tmp_path / "data/stray.dcm", body(9), SeriesInstanceUID="1.2.3", ImagePositionPatient=None)
+    report = run(tmp_path / "data", tmp_path / "out", data, pool)
+    assert report.quality.quarantined == {"no_position": 1} and report.quality.images == 5
+    values = open_cohort(tmp_path / "out").values_N
+    assert np.array_equal(values[2, 0], values[1, 1]) and np.array_equal(values[2, 2], values[3, 1])
+
+
+def test_orientations_that_differ_by_rounding_are_one_series(tmp_path, pool):
+    """0.005 rounds up or down: the series was split, and a slice's neighbours were two slices away."""
+    for index in range(6):
+        tilt = 0.005 + (1e-4 if index % 2 else -1e-4)
+        write_dicom(
+            tmp_path / f"data/{index}.dcm",
+            body(index) + index,
+            ImageOrientationPatient=[1, 0, 0, 0, (1 - tilt**2) ** 0.5, tilt],
+            ImagePositionPatient=[0.0, 0.0, index * 5.0],
+        )
+    run(tmp_path / "data", tmp_path / "out", study(channels="slices"), pool)
+    values = open_cohort(tmp_path / "out").values_N
+    assert len(values) == 6
+    for index in range(1, 5):
+        assert np.array_equal(values[index, 0], values[index - 1, 1])
+        assert np.array_equal(values[index, 2], values[index + 1, 1])
 
 
 def test_a_patient_called_canary_reaches_no_output(tmp_path, pool, capfd, caplog):
@@ -344,3 +432,53 @@ def test_a_header_that_lies_about_its_frames_is_no_traceback(tmp_path):
     assert prepare(Recipe(kind="dicom", here=FrameAddress(path=tmp_path / "a.dcm", frame=4)), study()).fault
     write_dicom(tmp_path / "b.dcm", body(), NumberOfFrames=2_000_000_000)
     assert scan(tmp_path / "b.dcm", study(), KEY).fault == "too_large"
+
+
+def without_preamble(path, dataset):
+    """Only the data set, as some archives write it: neither preamble nor file meta information."""
+    from pydicom.filebase import DicomFileLike
+    from pydicom.filewriter import write_dataset
+
+    with open(path, "wb") as file:
+        content = DicomFileLike(file)
+        content.is_little_endian, content.is_implicit_VR = True, path.stem.startswith("implicit")
+        plain = Dataset()
+        plain.update({element.tag: element for element in dataset})
+        write_dataset(content, plain)
+
+
+@pytest.mark.parametrize("name", ["implicit", "explicit"])
+def test_a_data_set_without_preamble_or_transfer_syntax_is_read(tmp_path, pool, name):
+    dataset = write_dicom(tmp_path / "whole.dcm", body(1))
+    (tmp_path / "data").mkdir()
+    without_preamble(tmp_path / f"data/{name}.dcm", dataset)
+    expected = read_frame(tmp_path / "whole.dcm", 0)
+    found = read_frame(tmp_path / f"data/{name}.dcm", 0)
+    assert found.hu and np.array_equal(found.values, expected.values)
+    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.images == 1
+
+
+def test_an_image_that_lacks_only_its_class_is_read(tmp_path, pool):
+    write_dicom(tmp_path / "a.dcm", body(1))
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    del dataset.SOPClassUID
+    del dataset.file_meta.MediaStorageSOPClassUID
+    (tmp_path / "data").mkdir()
+    dataset.save_as(tmp_path / "data/a.dcm", enforce_file_format=False)
+    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.images == 1
+
+
+@pytest.mark.parametrize(
+    "name, content, code",
+    [
+        ("a.zip", b"PK\3\4 rest", "archive"),
+        ("a.nii.gz", b"\x1f\x8b rest", "volume"),
+        ("a.gz", b"\x1f\x8b rest", "archive"),
+        ("a.mhd", b"ObjectType = Image\nNDims = 3\n", "volume"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "phone_photo"),
+        ("a.bin", b"nothing that is known", "unreadable"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(tmp_path, name, content, code):
+    (tmp_path / name).write_bytes(content)
+    assert scan(tmp_path / name, study(), KEY).fault == code

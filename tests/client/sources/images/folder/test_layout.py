@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 
 from wardround.errors import DataError
@@ -76,7 +77,7 @@ def test_folders_of_classes_are_one_pool_and_say_what_they_assume(tmp_path):
     assert all(source.assumes_one_image_one_patient for source in sites)
     assert ONE_IMAGE_ONE_PATIENT in sites[0].assumptions
     assert sorted(file.label for source in sites for file in source.files) == [0] * 4 + [1] * 4
-    assert sum(source.left_out for source in sites) == 1 and sum(source.ignored for source in sites) == 1
+    assert sum(source.left_out for source in sites) == 1 and sum(source.skipped for source in sites) == 1
 
 
 def test_a_folder_a_site_holding_folders_of_classes(tmp_path):
@@ -110,9 +111,122 @@ def test_patients_in_both_of_two_folders_are_counted(tmp_path):
 def test_files_come_in_the_same_order_everywhere(tmp_path):
     for name in ("b/1.png", "a/2.png", "a.png", "B/3.png", ".hidden.png", "Thumbs.db", "a/readme.md"):
         picture(tmp_path / name)
-    paths, ignored = list_files(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["B/3.png", "a.png", "a/2.png", "b/1.png"]
-    assert ignored == 3
+    listing = list_files(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in listing.files] == [
+        "B/3.png", "a.png", "a/2.png", "b/1.png"
+    ]  # fmt: skip
+    assert listing.skipped == 3 and listing.broken_links == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@eaDir",
+        "#recycle",
+        "@Recycle",
+        "$RECYCLE.BIN",
+        "~snapshot",
+        "System Volume Information",
+        "__MACOSX",
+        "@__thumb",
+    ],
+)
+def test_what_a_network_storage_adds_is_passed_over_and_counted(tmp_path, name):
+    """Thumbnails became patients, and deleted studies came back."""
+    for site in ("north", "south"):
+        picture(tmp_path / f"{site}/normal/{site}.png", hash(site) % 99)
+        picture(tmp_path / f"{site}/cancer/{site}.png", hash(site) % 98 + 100)
+        picture(tmp_path / f"{site}/normal/{name}/thumb.png", 7)
+    picture(tmp_path / f"{name}/normal/old.png", 8)
+    picture(tmp_path / f"{name}/cancer/old.png", 9)
+    sites = discover(tmp_path, DATA)
+    assert [source.name for source in sites] == ["north", "south"]
+    assert all(len(source.files) == 2 and source.skipped == 1 for source in sites)
+
+
+def test_broken_links_are_counted(tmp_path):
+    picture(tmp_path / "normal/a.png", 1)
+    picture(tmp_path / "cancer/b.png", 2)
+    (tmp_path / "normal/gone.png").symlink_to(tmp_path / "normal/missing.png")
+    (source,) = discover(tmp_path, DATA)
+    assert source.broken_links == 1 and len(source.files) == 2
+
+
+def test_a_table_of_labels_decides_and_not_the_names_of_folders(tmp_path):
+    """Patients in folders 0, 1, 2 and labels 0 and 1: the folders were taken for the labels."""
+    data = DataSection(image_size=16, labels=("0", "1"), modality="any")
+    for patient in range(4):
+        (tmp_path / f"data/{patient}").mkdir(parents=True)
+        (tmp_path / f"data/{patient}/a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(DataError, match="named as labels of the study and 2 are not"):
+        discover(tmp_path / "data", data)
+    (tmp_path / "data/labels.csv").write_text("PatientID,label\n10,0\n11,1\n")
+    (source,) = discover(tmp_path / "data", data)
+    assert source.layout == "dicom" and source.labels is not None
+
+
+def test_a_part_of_the_names_decides_nothing(tmp_path):
+    picture(tmp_path / "normal/a.png", 1)
+    picture(tmp_path / "cancr/b.png", 2)
+    with pytest.raises(DataError, match="1 are not .no folder is named cancer"):
+        discover(tmp_path, DATA)
+
+
+def test_a_label_of_the_study_that_nothing_has_is_an_error(tmp_path):
+    three = DataSection(image_size=16, labels=("normal", "benign", "cancer"), modality="any")
+    rows = [("a.png", "p1", "normal"), ("b.png", "p2", "cancer"), ("c.png", "p3", "benine")]
+    manifest(tmp_path, rows, ("file", "patient_id", "label"))
+    with pytest.raises(DataError, match="no image has the label benign of the study; 1 files or rows"):
+        discover(tmp_path, three)
+
+
+def test_labels_are_compared_alike_in_tables_and_folders(tmp_path):
+    rows = [("a.png", "p1", "Normal "), ("b.png", "p2", "CANCER")]
+    (source,) = discover(manifest(tmp_path / "table", rows, ("file", "patient_id", "label")), DATA)
+    assert [file.label for file in source.files] == [0, 1] and not source.left_out
+    picture(tmp_path / "folders/Normal/a.png", 1)
+    picture(tmp_path / "folders/CANCER/b.png", 2)
+    (source,) = discover(tmp_path / "folders", DATA)
+    assert sorted(file.label for file in source.files) == [0, 1]
+
+
+def test_the_parts_of_a_split_are_no_hospitals_and_a_copy_inside_is_left_out(tmp_path):
+    """As the public chest X-rays of children unpack: train, test, val, a copy of all of it, and what a Mac adds."""
+    root = tmp_path / "chest_xray"
+    for number, part in enumerate(("train", "test", "val")):
+        for label in ("NORMAL", "cancer"):
+            for folder in (root, root / "chest_xray", root / "__MACOSX"):
+                picture(folder / part / label / f"{part}.png", 2 * number + (label == "NORMAL"))
+    sites = discover(root, DATA, 2)
+    assert len(sites) == 2 and sum(len(source.files) for source in sites) == 6
+    text = " ".join(sites[0].assumptions)
+    assert "the folders test and train and val are taken as one pool" in text and "(6 files)" in text
+
+
+@pytest.mark.parametrize(
+    "name, header, section",
+    [
+        ("annotations.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm", "LUNA16"),
+        ("stage_2_train_labels.csv", "patientId,x,y,width,height,Target", "RSNA"),
+        ("Data_Entry_2017.csv", "Image Index,Finding Labels,Follow-up #,Patient ID", "NIH ChestX-ray14"),
+    ],
+)
+def test_tables_of_public_collections_are_named_with_the_way_to_go(tmp_path, name, header, section):
+    picture(tmp_path / "images/a.png")
+    (tmp_path / name).write_text(header + "\n")
+    with pytest.raises(DataError, match=f"{name}: is .*section '{section}'"):
+        discover(tmp_path, DATA)
+    assert section in (ROOT / "docs/data.md").read_text()
+
+
+def test_a_name_with_accents_is_found_in_either_unicode_form(tmp_path):
+    composed, decomposed = "r\u00f6ntgen.png", "ro\u0308ntgen.png"
+    rows = [(composed, "p1", "normal"), ("b.png", "p2", "cancer")]
+    manifest(tmp_path, rows, ("file", "patient_id", "label"), pictures=False)
+    picture(tmp_path / decomposed, 1)
+    picture(tmp_path / "b.png", 2)
+    (source,) = discover(tmp_path, DATA)
+    assert {file.path.name for file in source.files} == {decomposed, "b.png"}
 
 
 def edit_manifest(folder, old, new):
