@@ -289,7 +289,7 @@ def _winner(seconds: dict[str, float]) -> str:
 
 def _name_in(path: Path, candidates: dict[str, ClippingEngine]) -> str | None:
     try:
-        name = json.loads(path.read_text())["engine"]
+        name = json.loads(path.read_text(encoding="utf-8"))["engine"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return name if name in candidates else None

@@ -34,9 +34,13 @@ def claimed_cohort(folder: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if error.errno == errno.EROFS:
+                raise DataError(
+                    f"{folder}: is on a read-only disk; use a folder on a disk that can be written"
+                ) from None
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise DataError(f"{folder}: the disk is full or read-only; make room and run ingest again") from None
+            raise DataError(f"{folder}: the disk is full; make room and run ingest again") from None
 
 
 def refuse_full_disk(folder: Path, rows: int, row_bytes: int) -> None:

@@ -120,7 +120,10 @@ def pseudonym(key: bytes, patient_id: str, issuer: str = "") -> str:
     patient's identity in earlier versions; an optional field must not split a patient, who would then be protected
     half. The lengths are hashed as well, so that ("ab", "c") and ("a", "bc") differ.
     """
-    parts = [unicodedata.normalize("NFC", text).strip(" \0").encode() for text in (patient_id, issuer)]
+    parts = [
+        unicodedata.normalize("NFC", text).strip(" \0").encode("utf-8", "surrogatepass")
+        for text in (patient_id, issuer)
+    ]
     message = b"patient" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 

@@ -27,7 +27,7 @@ add_health(app, "wardround-server", "--server", "federation")
 
 def main() -> NoReturn:
     """Run the program: every expected error becomes one line and an exit code."""
-    full_disk = "the disk is full or read-only; free some space, then run the same command again"
+    full_disk = "the disk is full; free some space, then run the same command again"
     run_program(app, "wardround-server", full_disk=full_disk)
 
 

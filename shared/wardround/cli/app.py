@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -22,7 +23,24 @@ typer.core.HAS_RICH = False  # help is plain text (rich_markup_mode=None) and mu
 STOPPED = 130
 LATER_S = 0.1
 OTHERS_NOTHING = 0o077  # the umask, which also covers files written by child processes, Flower and SQLite
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What to do about other errors of the file system; without one, the system's own words are enough.
+ADVICE = {
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "check the owner and the permissions, or choose another folder",
+    errno.EPERM: "check the owner and the permissions, or choose another folder",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EISDIR: "a file is needed here",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "links point at each other",
+    errno.EIO: "check the disk or the network share",
+    errno.ESTALE: "check the network share",
+    errno.ENOTCONN: "check the network share",
+    errno.EHOSTDOWN: "check the network share",
+    errno.ETIMEDOUT: "check the network share",
+    errno.ENODEV: "check the disk or the network share",
+    errno.ENXIO: "check the disk or the network share",
+}
 
 
 def program(name: str, text: str) -> typer.Typer:
@@ -43,7 +61,10 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. Any other error is
     a fault of the program and keeps its traceback.
     """
+    use_utf8()
     os.umask(OTHERS_NOTHING)
+    os.environ["PYTHONSAFEPATH"] = "1"  # child processes import nothing from the working folder
+    survive_any_terminal()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell wants SIGINT ignored
         signal.signal(signal.SIGINT, _interrupt)
@@ -62,10 +83,30 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
             _fail(name, error.format_message(), 2)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             _fail(name, full_disk, 1)
+        if isinstance(error, OSError) and error.errno in ADVICE and error.filename is not None:
+            place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
+            _fail(name, f"{place}: {error.strerror}; {ADVICE[error.errno]}", 1)
         raise
     if exit_code == STOPPED:  # the exit code that Typer returns for a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
     sys.exit(exit_code)
+
+
+def use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode, unless it is in it or the locale is UTF-8 anyway.
+
+    In the locale C, paths and names with other letters are no text, which libraries and files of this program need.
+    """
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"  # for child processes
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def survive_any_terminal() -> None:
+    """Let output show what a terminal's encoding has no letter for as an escape, instead of failing at it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

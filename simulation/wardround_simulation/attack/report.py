@@ -57,7 +57,7 @@ def put_section(folder: Path, study: Study, result: AttackResult, show_images: b
     else:
         page = page.replace("</main>", f"{section}\n</main>", 1)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(page, encoding="utf-8")
+    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     draft.replace(path)
     return path
 

@@ -251,7 +251,7 @@ def compare(
         print(json.dumps(rows))
         return
     Console().print(comparison_table(rows))
-    Console().print(f"Report: {page}", soft_wrap=True)
+    print(f"Report: {page}")
 
 
 @app.command(epilog="Example: wardround-sim phantom hospitals --sites 3 --patients 40")
@@ -273,7 +273,7 @@ def phantom(
     if as_json:
         print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
     else:
-        Console().print(f"{sites} hospitals with {patients} patients each in {folder}", soft_wrap=True)
+        print(f"{sites} hospitals with {patients} patients each in {folder}")
 
 
 @app.command(epilog="Example: wardround-sim attack runs/demo")
@@ -306,7 +306,7 @@ def attack(
         print(json.dumps(result.to_json()))
     else:
         Console().print(attack_table(result))
-        Console().print(f"Report: {report}#attacks", soft_wrap=True)
+        print(f"Report: {report}#attacks")
     if result.verdict == "FAIL":
         raise typer.Exit(1)
 
@@ -348,9 +348,9 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
 
     console = Console()
     console.print(result_table(result))
-    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    print(f"Report: {out / 'report.html'}")
     if remark:
-        console.print(remark, soft_wrap=True)
+        print(remark)
 
 
 def main() -> NoReturn:

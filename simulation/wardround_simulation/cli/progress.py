@@ -42,7 +42,7 @@ class RunProgress:
         """A new part of the work begins."""
         self._stage = text
         if not self._quiet:
-            self._progress.console.print(f"[bold]{text}[/bold]", highlight=False)
+            self._progress.console.print(Text(text, style="bold"))
 
     def ingest(self, site: str, done: int, total: int) -> None:
         """Files of a site looked at or prepared so far."""

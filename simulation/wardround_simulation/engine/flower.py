@@ -103,7 +103,10 @@ def with_flower(
     task = _Task(body=body, names=tuple(sorted(folders)))
     disable_telemetry()
     with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
-        task.take_signals()  # Ray has replaced the handlers with its own
+        task.starting = False
+        task.take_signals()  # Ray may have replaced the handlers with its own
+        if task.interrupted:
+            raise KeyboardInterrupt
         cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, one worker per site
         _simulate(task, _client_app(folders, open_site, answer, release), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
@@ -121,6 +124,7 @@ class _Task(Generic[T]):
     stopped: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     interrupted: bool = False
+    starting: bool = True  # a stop waits: an exception in the middle of Ray's start would abort the process
     result: T | None = None
     error: BaseException | None = None
     take_signals: Callable[[], None] = lambda: None
@@ -336,7 +340,7 @@ def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) ->
 def _signals(task: _Task[T]) -> Iterator[None]:
     """Raise one KeyboardInterrupt in the main thread at the first SIGINT or SIGTERM, and ignore later ones.
 
-    Ignoring them lets the clean shutdown finish.
+    Ignoring them lets the clean shutdown finish. While the engine starts, a stop is noted and takes effect afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -347,7 +351,8 @@ def _signals(task: _Task[T]) -> Iterator[None]:
         task.stopped.set()
         if first:
             task.interrupted = True
-            raise KeyboardInterrupt
+            if not task.starting:
+                raise KeyboardInterrupt
 
     def take() -> None:
         for number in before:

@@ -17,7 +17,7 @@ import shutil
 import site
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,14 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int, log_folder: P
     }
     try:
         with _environment(closed), _settings_read_again():
-            with _environment({"HOME": str(folder), "PYTHONUSERBASE": site.getuserbase()}):
-                _start(folder, num_cpus, num_gpus)
-            with _no_chatter():
-                yield num_cpus
+            try:
+                with _environment({"HOME": str(folder), "PYTHONUSERBASE": _user_base()}), _sigterm_as_it_is():
+                    _start(folder, num_cpus, num_gpus)
+                with _no_chatter():
+                    yield num_cpus
+            finally:
+                _stop()  # before the token is taken back: Ray's threads abort the process if they find none
     finally:
-        _stop()
         _keep_logs(folder, log_folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -127,7 +129,7 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
         import ray
 
         try:
-            with _fewer_processes():
+            with _fewer_processes(), _no_arguments():
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -137,6 +139,7 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     _temp_dir=str(folder),
+                    job_config=_job_config(),
                 )
         except Exception as error:
             raise WardroundError(f"the simulation engine (Ray) did not start: {_first_line(error)}") from error
@@ -144,6 +147,22 @@ def _start(folder: Path, num_cpus: int, num_gpus: int) -> None:
             raise WardroundError(
                 "the simulation engine (Ray) uses an address other than this machine's loopback address"
             )
+
+
+class _NoFolders(list[str]):
+    """A list that stays empty, in place of the folders that Ray adds to its workers' import path."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Add nothing: the driver's working folder may hold a `numpy.py` of its user."""
+
+
+def _job_config() -> Any:
+    """Return Ray's settings of this run, under which workers import nothing from the working folder."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _NoFolders()
+    return config
 
 
 @contextlib.contextmanager
@@ -170,12 +189,29 @@ def _fewer_processes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _no_arguments() -> Iterator[None]:
+    """Hide the command from Ray, which stores it in its cluster as text.
+
+    Its paths may be no text in the terminal's encoding, and may name a patient.
+    """
+    from ray._private import utils
+
+    before = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: "wardround-sim"
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = before
+
+
+@contextlib.contextmanager
 def _connected(address: str) -> Iterator[float]:
     check_ray_address(address)  # Ray itself retries a dead address for many minutes
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _no_arguments():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config())
     except Exception as error:
         raise UsageError(f"--ray-address {address}: the Ray cluster cannot be used: {_first_line(error)}") from error
     try:
@@ -199,6 +235,27 @@ def _no_chatter() -> Iterator[None]:
         yield
     finally:
         worker.print_to_stdstream = before
+
+
+@contextlib.contextmanager
+def _sigterm_as_it_is() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM by itself, which would end the process in the middle of its start."""
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+def _user_base() -> str:
+    """Return the folder of packages that the user installed; the working folder's parent where there is no home."""
+    try:
+        return site.getuserbase()
+    except (KeyError, RuntimeError):  # neither HOME nor an entry in the system's list of users
+        return tempfile.gettempdir()
 
 
 def _stop() -> None:

@@ -21,7 +21,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     text = render(template, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be any bytes
     draft.replace(path)
     return path
 

@@ -44,7 +44,9 @@ def write_quality(
     content = {**quality.to_json(), "findings": entries}
     write_file(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
     write_file(folder / REPORT_HTML, _html(quality, entries).encode())
-    write_file(folder / QUARANTINE, _paths_csv(findings, entries, paths).encode(), mode=0o600)
+    write_file(
+        folder / QUARANTINE, _paths_csv(findings, entries, paths).encode("utf-8", "backslashreplace"), mode=0o600
+    )
 
 
 def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:

@@ -133,9 +133,9 @@ def test_files_come_in_the_same_order_everywhere(tmp_path):
 )
 def test_what_a_network_storage_adds_is_passed_over_and_counted(tmp_path, name):
     """Thumbnails became patients, and deleted studies came back."""
-    for site in ("north", "south"):
-        picture(tmp_path / f"{site}/normal/{site}.png", hash(site) % 99)
-        picture(tmp_path / f"{site}/cancer/{site}.png", hash(site) % 98 + 100)
+    for number, site in enumerate(("north", "south")):
+        picture(tmp_path / f"{site}/normal/{site}.png", 10 + number)
+        picture(tmp_path / f"{site}/cancer/{site}.png", 20 + number)
         picture(tmp_path / f"{site}/normal/{name}/thumb.png", 7)
     picture(tmp_path / f"{name}/normal/old.png", 8)
     picture(tmp_path / f"{name}/cancer/old.png", 9)
