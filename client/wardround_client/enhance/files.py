@@ -9,9 +9,11 @@ source.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -33,17 +35,22 @@ KEPT = (
 
 
 def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> None:
-    """Write an 8-bit grey PNG with `notes` as text. Raises `DataError` if the file exists."""
+    """Write an 8-bit grey PNG with `notes` as text. Raises `DataError` if the file exists or cannot be written."""
     text = PngInfo()
     for name, value in notes.items():
         text.add_text(name, value)
-    with open(_new(path), "xb", opener=owner_only) as file:
+    with _new_file(path) as file:
         Image.fromarray(image_HW, mode="L").save(file, format="PNG", pnginfo=text)
-    _settle(path)
 
 
 def write_derived_dicom(
-    path: Path, image_HW: np.ndarray, source: Path, notes: Mapping[str, str], series_uid: str, scale: float
+    path: Path,
+    image_HW: np.ndarray,
+    source: Path,
+    notes: Mapping[str, str],
+    series_uid: str,
+    scale: float,
+    frame: int | None = None,
 ) -> None:
     """Write a derived Secondary Capture of `source`.
 
@@ -54,9 +61,11 @@ def write_derived_dicom(
         notes: Text for the derivation description.
         series_uid: The UID of the series of derived images.
         scale: The size of the new image divided by the size of the source.
+        frame: Which frame of the source it is, counted from 1; None if the source has only one.
 
     Raises:
-        DataError: The file exists, or the source names no patient or study that the image could belong to.
+        DataError: The file exists or cannot be written, or the source names no patient or study that the image could
+            belong to.
     """
     original = pydicom.dcmread(source, stop_before_pixels=True, force=True)
     if "StudyInstanceUID" not in original or "PatientID" not in original:
@@ -65,6 +74,8 @@ def write_derived_dicom(
     for keyword in KEPT:
         if keyword in original:
             derived[keyword] = original[keyword]
+    if frame is not None:
+        derived.InstanceNumber = frame
     now = datetime.now()
     derived.SOPClassUID, derived.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     derived.SeriesInstanceUID = series_uid
@@ -82,6 +93,8 @@ def write_derived_dicom(
         reference = Dataset()
         reference.ReferencedSOPClassUID = original.SOPClassUID
         reference.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        if frame is not None:
+            reference.ReferencedFrameNumber = frame
         derived.SourceImageSequence = [reference]
     if "PixelSpacing" in original:
         derived.PixelSpacing = [f"{float(value) / scale:.6g}" for value in original.PixelSpacing]
@@ -97,9 +110,8 @@ def write_derived_dicom(
     derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
     derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with open(_new(path), "xb", opener=owner_only) as file:
+    with _new_file(path) as file:
         derived.save_as(file, enforce_file_format=True)
-    _settle(path)
 
 
 def new_series_uid() -> str:
@@ -107,24 +119,30 @@ def new_series_uid() -> str:
     return generate_uid()
 
 
-def _new(path: Path) -> Path:
-    """Return the temporary path at which a file is first written. Raises `DataError` if the file exists."""
-    if path.exists():
-        raise DataError(f"{path}: already exists and is not overwritten; choose another --out")
-    partial = partial_path(path)
-    partial.unlink(missing_ok=True)
-    return partial
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that must not exist yet: completely or not at all, and no temporary file stays.
 
+    The complete file gets its name by a hard link, because a rename would replace a file that appeared meanwhile.
 
-def _settle(path: Path) -> None:
-    """Give the complete file its final name, unless that name has been taken in the meantime.
-
-    A hard link is used, because a rename would replace an existing file.
+    Raises:
+        DataError: The file exists, or it cannot be written.
     """
+    taken = f"{path}: already exists and is not overwritten; choose another --out"
+    if path.exists():
+        raise DataError(taken)
     partial = partial_path(path)
     try:
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb", opener=owner_only) as file:
+            yield file
         os.link(partial, path)
     except FileExistsError:
-        raise DataError(f"{path}: already exists and is not overwritten; choose another --out") from None
+        raise DataError(taken) from None
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise DataError(f"{path}: cannot be written: {error.strerror}; choose another --out, or make room") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,13 +29,25 @@ from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
 from wardround_client.sources.images.decoding.crop import luminance, to_grey
-from wardround_client.sources.images.decoding.dicom_pixels import read_frame
+from wardround_client.sources.images.decoding.dicom_pixels import frame_count, read_frame
 from wardround_client.sources.images.decoding.pictures import read_picture
 from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import UnfitImage
 
 MARK = ".restored"
+SHORTENED = (
+    ".dcm",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jp2",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".webp",
+)  # left out of a result's name
 MULTIPLE_PX = 8
 LARGEST_SIDE_PX = 4096
 
@@ -131,6 +144,8 @@ def enhance(
 ) -> Enhanced:
     """Restore one file, or every image of a folder, as NAME.restored.png or NAME.restored.dcm.
 
+    Below `out` the folders of the source are kept. Each frame of a file with several becomes a file of its own.
+
     Args:
         source: A file or a folder.
         model: The restoring model.
@@ -148,10 +163,14 @@ def enhance(
     missing_HW = _mask(mask, model, files)
     if out is not None:
         make_folder(out)
-    written, refused, series = [], [], new_series_uid()
+    targets = _targets(files, source.resolve(), out)
+    written: list[Path] = []
+    refused: list[tuple[Path, str]] = []
+    series = new_series_uid()
     for number, path in enumerate(files, start=1):
         try:
-            written.append(_one(path, model, out or path.parent, missing_HW, series))
+            for target in _restored(path, targets[path], model, missing_HW, series):
+                written.append(target)
         except (UnfitImage, DataError, OSError, ValueError) as error:
             refused.append((path, _reason(error, path)))
         if progress is not None:
@@ -176,30 +195,73 @@ def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.nda
     return (pixels if pixels.ndim == 2 else luminance(pixels)) >= 128
 
 
-def _one(path: Path, model: RestoringModel, out: Path, missing_HW: np.ndarray | None, series_uid: str) -> Path:
+def _targets(files: list[Path], source: Path, out: Path | None) -> dict[Path, Path]:
+    """Return the name of each file's result, without its ending. No two files share one.
+
+    The ending of a file is left out of the name, unless another file of the folder would then have the same name.
+    """
+    places = {path: path.parent if out is None else out / _folder_below(path, source) for path in files}
+    short = {path: path.name if path.suffix.casefold() not in SHORTENED else path.stem for path in files}
+    uses = Counter((places[path], short[path].casefold()) for path in files)
+    return {
+        path: places[path] / (path.name if uses[places[path], short[path].casefold()] > 1 else short[path])
+        for path in files
+    }
+
+
+def _folder_below(path: Path, source: Path) -> Path:
+    folder = path.resolve().parent
+    return folder.relative_to(source) if folder.is_relative_to(source) else Path()
+
+
+def _restored(
+    path: Path, target: Path, model: RestoringModel, missing_HW: np.ndarray | None, series_uid: str
+) -> Iterator[Path]:
+    """Restore every frame of a file, and yield the files written."""
     kind = file_kind(path)
     if kind == DICOM:
-        frame = read_frame(path, 0)
-        if frame.values.ndim != 2:
-            raise DataError(f"{path}: is in colour; only grey images can be restored")
-        grey = to_grey(frame.values, model.window_hu if frame.hu else (0.0, 255.0))
-        target = out / f"{path.stem if path.suffix == '.dcm' else path.name}{MARK}.dcm"
+        frames = frame_count(path)
+        for index in range(frames):
+            name = f"{target.name}.frame-{index + 1:0{len(str(frames))}d}" if frames > 1 else target.name
+            yield _dicom_frame(
+                path, index, frames, target.with_name(f"{name}{MARK}.dcm"), model, missing_HW, series_uid
+            )
     elif kind == PICTURE:
         pixels = read_picture(path)
         grey = np.asarray(pixels if pixels.ndim == 2 else to_grey(luminance(pixels), (0.0, 255.0)))
-        target = out / f"{path.stem}{MARK}.png"
+        written = target.with_name(f"{target.name}{MARK}.png")
+        make_folder(written.parent)
+        write_png(written, _restored_grey(path, grey, model, missing_HW), {**model.notes, "source": path.name})
+        yield written
     else:
         raise DataError(f"{path}: is neither a picture (PNG, JPEG) nor a DICOM file")
-    if missing_HW is not None and missing_HW.shape != grey.shape:
-        raise DataError(f"{path}: its size differs from the size of the mask")
-    restored = restore(model, grey, missing_HW)
-    if kind == DICOM:
-        scale = restored.shape[0] / grey.shape[0]
-        notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
-        write_derived_dicom(target, restored, path, notes, series_uid, scale)
-    else:
-        write_png(target, restored, {**model.notes, "source": path.name})
+
+
+def _dicom_frame(
+    path: Path,
+    index: int,
+    frames: int,
+    target: Path,
+    model: RestoringModel,
+    missing_HW: np.ndarray | None,
+    series_uid: str,
+) -> Path:
+    frame = read_frame(path, index)
+    if frame.values.ndim != 2:
+        raise DataError(f"{path}: is in colour; only grey images can be restored")
+    grey = to_grey(frame.values, model.window_hu if frame.hu else (0.0, 255.0))
+    restored = _restored_grey(path, grey, model, missing_HW)
+    notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
+    make_folder(target.parent)
+    scale = restored.shape[0] / grey.shape[0]
+    write_derived_dicom(target, restored, path, notes, series_uid, scale, index + 1 if frames > 1 else None)
     return target
+
+
+def _restored_grey(path: Path, grey_HW: np.ndarray, model: RestoringModel, missing_HW: np.ndarray | None) -> np.ndarray:
+    if missing_HW is not None and missing_HW.shape != grey_HW.shape:
+        raise DataError(f"{path}: its size differs from the size of the mask")
+    return restore(model, grey_HW, missing_HW)
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -209,4 +271,6 @@ def _reason(error: Exception, path: Path) -> str:
         return f"{path}: {known.title if known else error.code}"
     if isinstance(error, DataError):
         return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{path}: cannot be read: {error.strerror}; check the disk and the permissions"
     return f"{path}: cannot be read as an image; it is damaged, or cut short"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +137,60 @@ def test_the_command_says_what_it_wrote_and_fails_in_one_line(tmp_path) -> None:
     assert json.loads(done.stdout) == {"written": [str(tmp_path / "scan.restored.png")], "refused": []}
     again = CliRunner().invoke(app, ["enhance", str(tmp_path / "nothing"), "--model", str(model)])
     assert isinstance(again.exception, DataError) and "no such file or folder" in str(again.exception)
+
+
+def blurred(folder: Path):
+    return load_restoring_model(model_file(folder, degradation="blur"))
+
+
+def test_files_of_one_name_in_several_folders_or_formats_each_have_their_result(tmp_path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for series in ("a", "b/deep"):
+        (data / series).mkdir(parents=True)
+        for name in ("1.png", "1.jpg", "2.png"):
+            picture(data / series / name)
+        dicom(data / series / "1.dcm")
+    done = enhance(data, blurred(tmp_path), out)
+    assert len(done.written) == len(set(done.written)) == 8 and not done.refused
+    assert all(path.is_file() for path in done.written)
+    assert sorted(path.relative_to(out).as_posix() for path in done.written if "deep" in path.parts) == [
+        "b/deep/1.dcm.restored.dcm", "b/deep/1.jpg.restored.png", "b/deep/1.png.restored.png", "b/deep/2.restored.png"
+    ]  # fmt: skip
+
+
+def test_every_frame_is_restored(tmp_path) -> None:
+    dataset = pydicom.dcmread(dicom(tmp_path / "one.dcm"))
+    dataset.NumberOfFrames = 3
+    dataset.PixelData = dataset.PixelData * 3
+    dataset.save_as(tmp_path / "film.dcm")
+    done = enhance(tmp_path / "film.dcm", blurred(tmp_path))
+    assert [path.name for path in done.written] == [f"film.frame-{number}.restored.dcm" for number in (1, 2, 3)]
+    derived = [pydicom.dcmread(path) for path in done.written]
+    assert [one.SourceImageSequence[0].ReferencedFrameNumber for one in derived] == [1, 2, 3]
+    assert [one.InstanceNumber for one in derived] == [1, 2, 3] and len({one.SOPInstanceUID for one in derived}) == 3
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_result_that_cannot_be_written_is_no_damage_and_leaves_nothing(tmp_path, monkeypatch, code) -> None:
+    """A full disk and a read-only folder were called damage of the source, and a partial file stayed."""
+    source, model = picture(tmp_path / "scan.png"), blurred(tmp_path)
+
+    def link(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(DataError, match="scan.restored.png: cannot be written: "):
+        enhance(source, model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "scan.png"]
+
+
+def test_a_source_that_cannot_be_read_at_the_moment_is_no_damage(tmp_path, monkeypatch) -> None:
+    from wardround_client.enhance import restore as restoring
+
+    def read_picture(path: Path) -> np.ndarray:
+        raise OSError(errno.EIO, "Input/output error")
+
+    source, model = picture(tmp_path / "scan.png"), blurred(tmp_path)
+    monkeypatch.setattr(restoring, "read_picture", read_picture)
+    with pytest.raises(DataError, match="cannot be read: Input/output error; check the disk"):
+        enhance(source, model)

@@ -54,6 +54,13 @@ def read_frame(path: Path, index: int) -> FramePixels:
         return _decode(_open(path, path.stat().st_mtime_ns), index)
 
 
+def frame_count(path: Path) -> int:
+    """Return the number of frames of a DICOM file, at least 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return max(1, int(_open(path, path.stat().st_mtime_ns).get("NumberOfFrames") or 1))
+
+
 @functools.lru_cache(maxsize=1)
 def _open(path: Path, changed_ns: int) -> Dataset:
     """Read a file, and keep the last one in memory for its next frame.
