@@ -61,6 +61,8 @@ def ingest(
     from wardround_client.sources.opt_out import opted_out
 
     config = load_site_config(site / CONFIG_FILE)
+    if site.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{site}: lies inside {folder}, so its own files would be taken for data; use another folder")
     key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
     source = _one_site(folder, asked.data)
     if source.assumes_one_image_one_patient and not image_is_patient:

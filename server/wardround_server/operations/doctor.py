@@ -14,12 +14,11 @@ from wardround.wire.versions import ours
 from wardround_server.operations.config import ServerConfig, load_server_config
 from wardround_server.operations.folder import whole
 from wardround_server.operations.paths import CA_CERTIFICATE, CA_KEY, CONFIG_FILE, SERVER_CERTIFICATE, SERVER_KEY
-from wardround_server.sites.certificates import facts_of
+from wardround_server.sites.certificates import LOOPBACK, facts_of
 from wardround_server.sites.registry import Registry
 from wardround_server.sites.software import software_of_sites
 
 NEEDED_BYTES = 5 * 10**9  # checkpoints, and Flower's database of three to five models
-LOOPBACK = "127.0.0.1"
 ANSWER_TIMEOUT_S = 3.0
 
 

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tomllib
 from pathlib import Path
 from types import NoneType
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 from wardround.errors import StudyError
 from wardround.printable import escaped
 from wardround.storage.json_numbers import json_numbers, number_of_json
+from wardround.storage.toml import toml_content
 from wardround.study.ready_studies import ready_folder
 from wardround.study.schema import (
     AggregationSection,
@@ -136,14 +138,9 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
 
     Raises `StudyError` with one line that names the file, the field and the fix.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(f"{path}: no such study file; the ready ones are in {ready_folder()}") from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, thousands of digits, or deep nesting
-        raise StudyError(f"{path}: not a TOML file: {error}") from None
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
+    if not os.path.lexists(path):
+        raise StudyError(f"{path}: no such study file; the ready ones are in {ready_folder()}")
+    content = toml_content(path, StudyError)
     for override in overrides:
         _override(content, override)
     study = parse_study(content, source=str(path))

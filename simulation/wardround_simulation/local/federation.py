@@ -15,7 +15,6 @@ import json
 import os
 import re
 import time
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 from wardround.errors import WardroundError
 from wardround.processes.supervisor import sole
 from wardround.storage.atomic import write_private
+from wardround.storage.toml import toml_content
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
 from wardround_server.operations.paths import CA_CERTIFICATE, LOGS
@@ -249,7 +249,7 @@ class LocalFederation:
         found = {}
         for path in (self.server / SERVER_CONFIG, *(self.site(name) / CONFIG_FILE for name in self.sites)):
             if path.exists():
-                section = tomllib.loads(path.read_text(encoding="utf-8")).get("server", {})
+                section = toml_content(path).get("server", {})
                 for key in ("fleet_port", "control_port", "runtime_port"):
                     if key in section:
                         found[f"{path.parent.name} {key}"] = (path, section[key])

@@ -96,6 +96,12 @@ def check_ray_address(address: str) -> None:
 
 def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> None:
     """Raise `UsageError` if a run of this study on these data may not use `out`. Writes nothing."""
+    for option, folder in (("--data", data), ("--test-data", test_data)):
+        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{out}: lies inside {option} {folder}, so the next run would take its files for data; choose an --out "
+                "outside"
+            )
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UsageError(f"{there}: is a file, not a folder; choose another --out")
