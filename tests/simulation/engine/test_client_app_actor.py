@@ -10,12 +10,15 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
+from flwr.supercore.task_identity import TaskIdentity
 
 from wardround_simulation.engine.client_app_actor import RARELY, ClientAppActor
 
 
 @pytest.fixture(autouse=True)
-def collection():
+def collection(monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):  # as Flower sets them in a process that answers
+        monkeypatch.setattr(TaskIdentity, name, 1)
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
