@@ -26,6 +26,7 @@ OTHERS_NOTHING = 0o077  # the umask, which also covers files written by child pr
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What to do about other errors of the file system; without one, the system's own words are enough.
 ADVICE = {
+    errno.ENOENT: "check the path",
     errno.EROFS: "choose a folder on a disk that can be written",
     errno.EACCES: "check the owner and the permissions, or choose another folder",
     errno.EPERM: "check the owner and the permissions, or choose another folder",
