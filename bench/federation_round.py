@@ -74,7 +74,7 @@ def write_cohort_at(site: Path, seed: int, size: int) -> None:
     generator = np.random.default_rng(seed)
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"{seed}/{n}"), label=n % 2) for n in range(4)]
     images = (generator.integers(0, 256, (1, size, size), dtype=np.uint8) for _ in rows)
-    write_cohort(site / "cohort", rows, images, shape_CHW=(1, size, size), label_names=("a", "b"), site_key=KEY)
+    write_cohort(site / "cohort", rows, images, row_shape=(1, size, size), label_names=("a", "b"), site_key=KEY)
 
 
 class Watcher(threading.Thread):

@@ -24,9 +24,9 @@ from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, te
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import ingest
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
 
 KEY = b"bench" * 7
 BATCH = 64
@@ -77,10 +77,10 @@ def works_of(source: Path, place: Path, ours: WorkerPool, plain: ProcessPoolExec
         "ingest": ingest_anew,
         "pydicom": lambda: decode_in_processes(plain, paths),
         "again": lambda: ingest(site, DATA, place / "first", KEY, workers=1, pool=ours),
-        "epoch": lambda: epoch(cohort.images_NCHW, generator),
+        "epoch": lambda: epoch(cohort.values_N, generator),
         "decoded epoch": lambda: decode(paths),
     }
-    return works, {"files": len(paths), "images": len(cohort.images_NCHW), "decoded": first.decoded}
+    return works, {"files": len(paths), "images": len(cohort.values_N), "decoded": first.decoded}
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def make_sites(folder: Path, study, sites: int, patients: int) -> list[Path]:
         place = folder / f"site-{number:02d}"
         rows = [CohortRow(pseudonym=pseudonym(KEY, f"{number}/{n}"), label=n % 2) for n in range(patients)]
         images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)
-        write_cohort(place / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=("a", "b"), site_key=KEY)
+        write_cohort(place / "cohort", rows, images, row_shape=(1, 64, 64), label_names=("a", "b"), site_key=KEY)
         settle_rules(Prepared(name=place.name, folder=place, report=None), study, "cpu", 1)
         folders.append(place)
     return folders

@@ -29,7 +29,7 @@ from wardround.tasks.assessment import SyntheticImages
 from wardround.tasks.synthesis.measures.fidelity import frechet_interval
 from wardround.tasks.synthesis.measures.figures import AT_ONCE, RealImages, auc_of, figures_of
 from wardround.tasks.synthesis.use import PhantomPool, as_painted, chosen_from, kept_of, paint_pool
-from wardround_client.sources.images.layout import discover
+from wardround_client.sources.images.folder.layout import discover
 from wardround_simulation.compare.compare import read_folds
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.in_process import Hospital
@@ -56,7 +56,7 @@ def labelled_images(hospitals: list[Hospital], fold_of: dict[str, int]) -> tuple
         cohort = hospital.cohort
         fold_N = np.array([fold_of.get(name, -1) for name in cohort.pseudonyms])[cohort.patient_N]
         rows = np.flatnonzero((cohort.labels_N >= 0) & (fold_N >= 0))
-        images.append(np.asarray(cohort.images_NCHW[rows]))
+        images.append(np.asarray(cohort.values_N[rows]))
         labels.append(cohort.labels_N[rows].astype(np.int64))
         patients.append(cohort.patient_N[rows] + offset)
         folds.append(fold_N[rows])

@@ -17,7 +17,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.study.load import Study, load_study
 from wardround.tasks.synthesis.assess import SynthesisAssessment
-from wardround_client.sources.images.layout import discover
+from wardround_client.sources.images.folder.layout import discover
 from wardround_client.training.rows import training_rows
 from wardround_server.rounds.loop import run_rounds
 from wardround_simulation.engine import in_process

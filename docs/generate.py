@@ -79,10 +79,17 @@ by the loop over patients, which is correct and slower.
 
 ## A new source
 
-A source turns a hospital's folder into a cohort: one array of rows, one table (patient, label, hold-out rank) and one
-seal. Today there is one, images (`client/wardround_client/sources/images`). Two files still assume images and are the
-first to generalise for a second source: `client/wardround_client/sources/ingest.py`, which calls the reader of images
-by name, and `client/wardround_client/sources/cohort.py`, whose rows are uint8 images.
+A source turns a hospital's folder into a cohort: one array of rows of any shape and dtype, one table (patient, label,
+hold-out rank and the source's own columns) and one seal. Today there is one, images. A new one is a folder beside
+`client/wardround_client/sources/images` with two files, and a line in `sources/registry.py`:
+
+- `source.py` has the functions of `Source` in `sources/registry.py`: the shape and dtype of a row, whether a cohort
+  fits a study, and what to remove when a patient objects.
+- `ingest.py` reads the hospital's files under `claimed_cohort` (`sources/claim.py`), puts aside what cannot be used,
+  and calls `write_cohort` (`sources/cohort.py`).
+
+Nothing after the cohort depends on the source: drawing patients, clipping, holding out and forgetting use rows, labels
+and pseudonyms.
 """
 
 

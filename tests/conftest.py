@@ -42,3 +42,10 @@ def one_thread() -> None:
     """One thread in torch too, whatever a test before set; torch itself is imported only by tests that need it."""
     if (torch := sys.modules.get("torch")) is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def safe_path_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that runs a program in this process leaves no PYTHONSAFEPATH for the processes of the next test."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.delenv("PYTHONSAFEPATH")

@@ -54,12 +54,14 @@ REPLACED = {
     },
     "flwr.server.superlink.fleet.vce.backend.raybackend": {
         "RayBackend": "simulation: a worker that died is replaced, and a stop ends in time",
+        "ClientAppActor": "simulation: workers load less of Flower, which saves time and memory at the start",
     },
 }
 
 # What is imported from private modules: module -> names -> why.
 IMPORTED = {
     "flwr.client.grpc_rere_client": {"connection": "see REPLACED"},
+    "flwr.clientapp.client_app": {"ClientAppException": "how a worker of the simulation reports an app that failed"},
     "flwr.common.constant": {
         "ErrorCode": "tells apart why a message has no answer",
         "PUBLIC_KEY_HEADER": "who calls the Fleet API",

@@ -158,13 +158,12 @@ def cohort_of(seed: int) -> Cohort:
     labels_N = dice.integers(0, 2, len(patient_N)).astype(np.int16)
     labels_N[0] = -1
     return Cohort(
-        images_NCHW=images,
+        values_N=images,
         labels_N=labels_N,
         patient_N=patient_N,
         label_names=("benign", "malignant"),
         pseudonyms=tuple(f"{number:032x}" for number in range(12)),
         holdout_rank_P=np.linspace(0, 1, 12),
-        hu_N=np.zeros(len(patient_N), bool),
         key=f"{seed:064x}",
         prepared_by="golden",
     )

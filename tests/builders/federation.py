@@ -73,7 +73,7 @@ def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -
         images.append(image)
         rows.append(CohortRow(pseudonym=pseudonym(KEY, f"{seed}-{number // 2}"), label=label))
     names = ("benign", "malignant")
-    write_cohort(folder / "cohort", rows, iter(images), shape_CHW=(1, size, size), label_names=names, site_key=KEY)
+    write_cohort(folder / "cohort", rows, iter(images), row_shape=(1, size, size), label_names=names, site_key=KEY)
 
 
 def make_hospital(server: Path, folder: Path, address: str, runtime_port: int) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from wardround.study.load import Study, parse_study
 from wardround_client.rounds.training import answer
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.ingest import ingest
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
 from wardround_client.sources.opt_out import opted_out
 from wardround_client.studies.store import store_approved
 

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.ingest import ingest
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
 
 KEY = b"site key of the tests, 32 bytes."
 

@@ -81,4 +81,4 @@ def write_patients(folder: Path, prefix: str) -> None:
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"{prefix}{n // 2}"), label=n // 2 % 2) for n in range(24)]
     images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)
     names = ("benign", "malignant")
-    write_cohort(folder / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=names, site_key=KEY)
+    write_cohort(folder / "cohort", rows, images, row_shape=(1, 64, 64), label_names=names, site_key=KEY)

@@ -20,7 +20,7 @@ class GradingAssessment:
 
     def __init__(self, study: Study, sites: Sequence[SiteData], out: Path, trainer: Trainer) -> None:
         self._study, self._network, self._start = study, initial_network(study).eval(), start_weights(study)
-        self._images = np.concatenate([site.images_NCHW[np.flatnonzero(site.held_out_N)] for site in sites])
+        self._images = np.concatenate([site.values_N[np.flatnonzero(site.held_out_N)] for site in sites])
         self._grades = np.concatenate([site.labels_N[site.held_out_N] for site in sites])
         if not len(self._grades):
             raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")

@@ -394,7 +394,7 @@ def test_labels_without_a_meaning_give_half_and_true_ones_do_not(tmp_path):
             images = (picture(generator, meaning_P[p])[None] for p in range(220) for _ in range(2))
             folders[site] = tmp_path / name / site
             place = folders[site] / "cohort"
-            write_cohort(place, rows, images, shape_CHW=(1, 32, 32), label_names=LABELS, site_key=b"k" * 32)
+            write_cohort(place, rows, images, row_shape=(1, 32, 32), label_names=LABELS, site_key=b"k" * 32)
         hospitals = in_process.open_hospitals(folders, study)
         network = initial_network(study)
         sites, tested = [], []

@@ -45,7 +45,7 @@ def in_process(study, folders) -> dict[str, np.ndarray]:
     sites, admitted = [], {}
     for name, folder in folders.items():
         cohort = open_cohort(folder / "cohort")
-        hospital = Hospital(name=name, cohort=cohort, inputs_N=cohort.images_NCHW)
+        hospital = Hospital(name=name, cohort=cohort, inputs_N=cohort.values_N)
         rows_N = training_rows(study, cohort)
         sites.append(temporary_site(study, name, [(hospital, rows_N)], admitted))
     return train_together(study, sites)

@@ -99,4 +99,4 @@ def test_a_task_that_hangs_in_the_middle_is_killed_and_its_site_named_late_then_
     ledger = Ledger(federation.folders["east"] / "ledger.sqlite3")
     attempts = ledger.attempts(study.sha256(), run)
     assert attempts[0].reply_sha256 is None and sum(one.reply_sha256 is not None for one in attempts) == ROUNDS - back
-    assert "it is killed" in (federation.folders["east"] / "logs" / "site.log").read_text()
+    assert "and is killed" in (federation.folders["east"] / "logs" / "site.log").read_text()

@@ -33,7 +33,7 @@ from wardround_client.rounds.training import answer
 from wardround_client.site import server_info
 from wardround_client.site.config import load_site_config
 from wardround_client.site.site import open_site
-from wardround_client.sources.images.workers import WorkerPool
+from wardround_client.sources.images.decoding.workers import WorkerPool
 from wardround_client.studies import proposals
 from wardround_client.studies.approvals import approve as decide
 from wardround_client.studies.store import store_approved

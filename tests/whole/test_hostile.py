@@ -91,7 +91,7 @@ def write_patients(folder: Path, seed: int, patients: int = 8, size: int = 32) -
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"{seed}-{n}"), label=n % 2) for n in range(patients)]
     images = (generator.integers(0, 256, (1, size, size), dtype=np.uint8) for _ in rows)
     names = ("benign", "malignant")
-    write_cohort(folder / "cohort", rows, images, shape_CHW=(1, size, size), label_names=names, site_key=KEY)
+    write_cohort(folder / "cohort", rows, images, row_shape=(1, size, size), label_names=names, site_key=KEY)
 
 
 def made(folder: Path, sites: tuple[str, ...]) -> LocalFederation:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +14,14 @@ import typer
 
 from wardround.cli.options import JsonOption, SiteOption, YesOption
 from wardround.errors import DataError, StudyError, UsageError
+from wardround.text import count_text
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
     from wardround.study.schema import DataSection
-    from wardround_client.sources.images.layout import SiteSource
-    from wardround_client.sources.ingest import IngestReport, Progress
+    from wardround_client.sources.images.folder.layout import SiteSource
+    from wardround_client.sources.images.ingest import IngestReport, Progress
 
 app = typer.Typer(rich_markup_mode=None)
 LEAST_OF_A_HASH = 8
@@ -56,15 +57,12 @@ def ingest(
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import remove_objectors
-    from wardround_client.sources.ingest import ingest as prepare
+    from wardround_client.sources.images.ingest import ingest as prepare
     from wardround_client.sources.opt_out import opted_out
 
     config = load_site_config(site / CONFIG_FILE)
     if site.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(
-            f"{site}: the site's folder is inside the data folder {folder}, so its own files would be read as data; "
-            "move the site's folder out of it"
-        )
+        raise UsageError(f"{site}: lies inside {folder}, so its own files would be taken for data; use another folder")
     key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
     source = _one_site(folder, asked.data)
     if source.assumes_one_image_one_patient and not image_is_patient:
@@ -84,12 +82,23 @@ def ingest(
         remove_objectors(site, key)  # patients who objected during the ingest
     if as_json:
         print(json.dumps(report.to_json()))
+        if report.lost_most:
+            raise typer.Exit(1)
         return
-    from wardround_client.sources.quality.report import REPORT_HTML
+    from wardround_client.sources.images.quality.report import REPORT_HTML, not_used_by_reason
 
     quality = report.quality
     print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} reused")
-    print(f"Quality report: {site / 'cohort' / REPORT_HTML}")
+    if quality.unlabelled:
+        print(f"{quality.unlabelled:>8,}  used without a label")
+    for _, text, count in not_used_by_reason(quality):
+        print(f"{count:>8,}  {text}")
+    print(f"Quality report: {site / COHORT / REPORT_HTML}")
+    if report.lost_most:
+        raise DataError(
+            f"{folder}: more files could not be read ({report.unread}) than images are used ({quality.images}); the "
+            "cohort was made from these alone. Check the reasons in the quality report"
+        )
 
 
 @app.command(epilog="Example: wardround-site forget - --site north")
@@ -102,7 +111,10 @@ def forget(
         ),
     ],
     issuer: Annotated[
-        str, typer.Option("--issuer", metavar="I", help="IssuerOfPatientID, if the data contain one.")
+        str,
+        typer.Option(
+            "--issuer", metavar="I", help="IssuerOfPatientID; only for cohorts that an earlier version prepared."
+        ),
     ] = "",
     yes: YesOption = False,
     site: SiteOption = Path("."),
@@ -129,13 +141,23 @@ def forget(
             raise UsageError("nothing was changed")
     done = forget_patient(site, key, patient, issuer, record=lambda count: _record_objections(site, count))
     if as_json:
-        print(json.dumps({"already": done.already, "images_removed": done.images_removed}))
+        print(json.dumps(asdict(done)))
         return
     print(
         f"{'Already recorded' if done.already else 'Objection recorded'}; {done.images_removed} prepared images removed"
     )
     if not done.images_removed and not done.already:
-        print("This patient had no prepared image; if that is unexpected, compare PatientID and issuer with the data.")
+        print("This patient had no prepared image; if that is unexpected, compare PatientID with the data.")
+    if done.similar:
+        print(
+            f"Not sure: {count_text(done.similar, 'prepared patient')} with an ID that differs only in case, spaces, "
+            "hyphens or leading zeros. If it is the same person, run forget with that spelling too."
+        )
+    if done.earlier_identity:
+        print(
+            "Not sure: this cohort was prepared by an earlier version, in which one patient's images under different "
+            "issuers were different patients. Run ingest again; it leaves out all images of this PatientID."
+        )
 
 
 def _record_objections(site: Path, count: int) -> None:
@@ -169,7 +191,7 @@ def _study(site: Path, text: str) -> Study:
 
 def _one_site(folder: Path, data: DataSection) -> SiteSource:
     """Return this hospital's data as one site, whatever their layout. Raises `DataError` if they are several sites."""
-    from wardround_client.sources.images.layout import discover
+    from wardround_client.sources.images.folder.layout import discover
 
     try:
         (source,) = discover(folder, data, sites=1)

@@ -86,24 +86,28 @@ def what_if(
 
     cap = cap_of_site(site)
     loaded = load_study(study, tuple(set_ or ()))
-    said = opened_ledger(site).what_if(plan_from_study(loaded), cap)
+    answer = opened_ledger(site).what_if(plan_from_study(loaded), cap)
     if as_json:
         content = {
             "study": loaded.study.name,
             "study_sha256": loaded.sha256(),
-            "now": said.now.to_json(),
-            "after": said.after.to_json(),
-            "remaining": said.remaining.to_json(),
-            "rounds_asked": said.rounds_asked,
-            "rounds_affordable": said.rounds_affordable,
-            "refusal": None if said.refusal is None else {"code": said.refusal.code, "text": str(said.refusal)},
+            "now": answer.now.to_json(),
+            "after": answer.after.to_json(),
+            "remaining": answer.remaining.to_json(),
+            "rounds_asked": answer.rounds_asked,
+            "rounds_affordable": answer.rounds_affordable,
+            "refusal": None if answer.refusal is None else {"code": answer.refusal.code, "text": str(answer.refusal)},
         }
         print(json.dumps(content))
     else:
-        figures = [("spent or held", said.now), ("with this study", said.after), ("remaining now", said.remaining)]
-        _print(_table_of_figures(figures, cap), _table_of_lines(_lines_of_what_if(said)))
-    if said.refusal is not None:
-        raise typer.Exit(said.refusal.exit_code)
+        figures = [
+            ("spent or held", answer.now),
+            ("with this study", answer.after),
+            ("remaining now", answer.remaining),
+        ]
+        _print(_table_of_figures(figures, cap), _table_of_lines(_lines_of_what_if(answer)))
+    if answer.refusal is not None:
+        raise typer.Exit(answer.refusal.exit_code)
 
 
 @app.command(epilog="Example: wardround-site ledger release 3f9c2a71 demo-20260101 --site hospital")
@@ -302,12 +306,12 @@ def _table_of_figures(figures: list[tuple[str, Epsilon]], cap: Cap) -> Table:
     return table
 
 
-def _lines_of_what_if(said: WhatIf) -> list[tuple[str, str]]:
-    affordable = "not limited" if said.rounds_affordable is None else str(said.rounds_affordable)
+def _lines_of_what_if(answer: WhatIf) -> list[tuple[str, str]]:
+    affordable = "not limited" if answer.rounds_affordable is None else str(answer.rounds_affordable)
     return [
-        ("rounds asked", f"{said.rounds_asked}, including spare rounds"),
+        ("rounds asked", f"{answer.rounds_asked}, including spare rounds"),
         ("rounds affordable", affordable),
-        ("answer", "it would be admitted" if said.refusal is None else f"refused: {said.refusal}"),
+        ("answer", "it would be admitted" if answer.refusal is None else f"refused: {answer.refusal}"),
     ]
 
 

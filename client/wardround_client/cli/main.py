@@ -32,7 +32,7 @@ add_health(app, "wardround-site", "--site", "hospital")
 
 def main() -> NoReturn:
     """Run the program. Every deliberate error becomes one line on stderr and an exit code."""
-    full_disk = "the disk is full; free some space, then run the same command again"
+    full_disk = "the disk is full; make room, then run the same command again"
     run_program(app, "wardround-site", full_disk=full_disk)
 
 

@@ -32,18 +32,18 @@ def lines_of(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("site", str(found["site"]))]
     for name, say in SAID.items():
         part = found[name]
-        said = [f"unknown: {part['fault']}"] if "fault" in part else say(part)
-        lines += [(name.replace("_", " ") if number == 0 else "", text) for number, text in enumerate(said)]
+        text = [f"unknown: {part['fault']}"] if "fault" in part else say(part)
+        lines += [(name.replace("_", " ") if number == 0 else "", text) for number, text in enumerate(text)]
     return lines
 
 
 def _studies(part: dict[str, Any]) -> list[str]:
-    said = []
+    text = []
     for one in part["known"]:
         last = one["last_decision"]
         by = f", {decision_text(last)}" if last else ""
-        said.append(f"{one['sha256'][:12]}  {one.get('fault') or one['name']}: {one['state']}{by}")
-    return said or ["none"]
+        text.append(f"{one['sha256'][:12]}  {one.get('fault') or one['name']}: {one['state']}{by}")
+    return text or ["none"]
 
 
 def _release(part: dict[str, Any]) -> list[str]:
@@ -60,16 +60,16 @@ def _refusal(part: dict[str, Any]) -> list[str]:
     if entry is None:
         return ["none"]
     code = entry["code"]
-    said = code_text(code) if code.startswith(("failed", "late")) else code_text(f"refused:{code}")
+    text = code_text(code) if code.startswith(("failed", "late")) else code_text(f"refused:{code}")
     often = f", {entry['count']} times on {entry['day']}" if "count" in entry else ""
-    return [f"{entry['at']}  {said}{often}"]
+    return [f"{entry['at']}  {text}{often}"]
 
 
 def _budget(part: dict[str, Any]) -> list[str]:
     first = part["spent"]
-    said = ", ".join(f"{name} {_epsilon(part[name]['epsilon'])}" for name in ("spent", "held", "left"))
+    text = ", ".join(f"{name} {_epsilon(part[name]['epsilon'])}" for name in ("spent", "held", "left"))
     meaning = f"per {first['unit']}, {first['relation']}, δ {first['delta']:g}, {first['accountant']}"
-    return [f"ε {said} of {_epsilon(part['cap'])} ({meaning}; held includes spent)"]
+    return [f"ε {text} of {_epsilon(part['cap'])} ({meaning}; held includes spent)"]
 
 
 def _epsilon(value: float | str) -> str:

@@ -109,8 +109,8 @@ def approve(
     begun = ledger.runs_of(sha256)
     _say_decision(sha256, "approved", by, as_json, {"runs": runs, "runs_begun": begun})
     if not as_json and begun >= runs:
-        mend = f"--runs {begun + 1} allows one more"
-        print(f"no new run may begin: {count_text(begun, 'run')} of this study began here already; {mend}")
+        advice = f"--runs {begun + 1} allows one more"
+        print(f"no new run may begin: {count_text(begun, 'run')} of this study began here already; {advice}")
 
 
 @app.command(epilog='Example: wardround-site studies refuse 3f9c2a71 --by "Dr. Marie Curie" --site hospital')

@@ -8,11 +8,11 @@ lower.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from wardround.processes.memory import machine_memory_bytes
 from wardround_client.privacy.plan import PrivacyPlan
 
 MOST_IMAGES = {"cpu": 64, "cuda": 256}  # larger numbers were not faster
@@ -80,28 +80,7 @@ def bytes_per_image(network: nn.Module, parameters: dict[str, nn.Parameter], ima
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the memory of a GPU or of the machine, in bytes.
-
-    The memory of the machine is the smaller of the kernel's total and the control group's limit.
-    """
+    """Return the memory of a GPU or of the machine, in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    found = [_total(), _control_group_limit()]
-    return min((value for value in found if value is not None), default=1 << 30)
-
-
-def _total(path: Path = Path("/proc/meminfo")) -> int | None:
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")), None)
-
-
-def _control_group_limit(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the memory limit of control group v2; None without a control group or without a limit."""
-    try:
-        most = (folder / "memory.max").read_text(encoding="ascii").strip()
-        return None if most == "max" else int(most)
-    except (OSError, ValueError):
-        return None
+    return machine_memory_bytes()

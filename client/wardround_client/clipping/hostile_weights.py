@@ -255,5 +255,5 @@ def check_hostile_weights(
             moved = largest_move(engine, network, parameters, loss_per_image, batch, max_grad_norm)
         if not moved <= 1 + TOLERANCE:
             raise WardroundError(
-                f"with weights of the kind '{kind}' one patient moves the clipped sum by {moved:.3g} C; not trained"
+                f"with weights of the kind '{kind}' one patient moves the clipped sum by {moved:.3g} C"
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 from wardround.errors import DataError
 from wardround.storage.atomic import owner_only, partial_path, settle_new
-from wardround.storage.disk_errors import writing
+from wardround.storage.disk_errors import unwritable
 from wardround.storage.text_file import path_text
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
@@ -34,6 +34,10 @@ KEPT = (
     "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
     "FrameOfReferenceUID", "BodyPartExamined", "PatientOrientation", "InstanceNumber",
 )  # fmt: skip
+
+
+class UnwritableError(DataError):
+    """A result cannot be written. The message names the file, the reason and what to do."""
 
 
 def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> None:
@@ -115,12 +119,6 @@ def write_derived_dicom(
         derived.save_as(file, enforce_file_format=True)
 
 
-def frame_count(path: Path) -> int:
-    """Return the number of frames that a DICOM file announces; 1 without NumberOfFrames."""
-    header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["NumberOfFrames"])
-    return int(header.get("NumberOfFrames") or 1)
-
-
 def new_series_uid() -> str:
     """Return a UID for one series of derived images."""
     return generate_uid()
@@ -132,20 +130,22 @@ def _new(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         DataError: The file exists.
-        UsageError: The file cannot be written: the disk is full, read-only or not permitted. Nothing of it is left.
+        UnwritableError: The disk is full, read-only or not permitted. Nothing of the file is left.
     """
     if os.path.lexists(path):
         raise _taken(path)
     partial = partial_path(path)
-    with writing(path):
+    try:
         partial.unlink(missing_ok=True)  # left by an earlier call that was killed
-        try:
-            with open(partial, "xb", opener=owner_only) as file:
-                yield file
-            settle_new(partial, path)
-        except FileExistsError:
-            raise _taken(path) from None
-        finally:
+        with open(partial, "xb", opener=owner_only) as file:
+            yield file
+        settle_new(partial, path)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        raise UnwritableError(str(unwritable(path, error))) from None
+    finally:
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 

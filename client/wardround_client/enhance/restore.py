@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wardround.errors import DataError, ModelError, UsageError
+from wardround.errors import DataError, ModelError
 from wardround.storage.checkpoint import load_checkpoint
-from wardround.storage.disk_errors import cause, is_of_the_disk, require_writable, writing
+from wardround.storage.disk_errors import cause, is_of_the_disk, require_writable, unwritable
 from wardround.storage.folders import make_folder
 from wardround.storage.text_file import path_text
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, degradation_of
@@ -31,19 +31,20 @@ from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround_client.enhance.files import (
     NOT_FOR_DIAGNOSIS,
-    frame_count,
+    UnwritableError,
     new_series_uid,
     write_derived_dicom,
     write_png,
 )
-from wardround_client.sources.images.crop import luminance, to_grey
-from wardround_client.sources.images.dicom_pixels import read_frame
-from wardround_client.sources.images.files import DICOM, PICTURE, file_kind, list_files
-from wardround_client.sources.images.pictures import read_picture, scan_picture
+from wardround_client.sources.images.decoding.crop import luminance, to_grey
+from wardround_client.sources.images.decoding.dicom_pixels import frame_count, read_frame
+from wardround_client.sources.images.decoding.pictures import read_picture, scan_picture
+from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files
+from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import UnfitImage
-from wardround_client.sources.quality.reasons import REASONS
 
 MARK = ".restored"
+SHORTENED = (".dcm", ".png", ".jpg", ".jpeg", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp")  # left out of a name
 MULTIPLE_PX = 8
 LARGEST_SIDE_PX = 4096
 
@@ -153,14 +154,19 @@ def enhance(
 
     Raises:
         DataError: `source` does not exist, contains no image, or is a single file that cannot be restored.
-        UsageError: A result cannot be written: the disk is full, read-only or not permitted.
+        UnwritableError: A result cannot be written: the disk is full, read-only or not permitted.
     """
     if not source.exists():
         raise DataError(f"{path_text(source)}: no such file or folder")
-    files = [source] if source.is_file() else list_files(source)[0]
+    files = [source] if source.is_file() else list_files(source).files
     files = [path for path in files if MARK not in path.suffixes]
     missing_HW = _mask(mask, model, files)
     if out is not None:
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise DataError(
+                f"{path_text(out)}: lies inside {path_text(source)}, so a later ingest would take results for data; "
+                "choose an --out outside"
+            )
         require_writable(out)
     root = source.resolve() if source.is_dir() else source.parent
     names = _names_of_results(files)
@@ -179,10 +185,10 @@ def enhance(
                 break
             try:
                 written.append(_write(folder, names[path], path, image, model, missing_HW, series))
+            except UnwritableError as error:  # the next result could not be written either
+                raise UnwritableError(f"{error}; {len(written)} images were restored before") from None
             except DataError as error:
                 refused.append((path, str(error)))
-            except UsageError as error:
-                raise UsageError(f"{error}; {len(written)} images were restored before") from None
         if progress is not None:
             progress(number, len(files))
     if not written:
@@ -210,38 +216,49 @@ def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.nda
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """One frame of a file with `of` frames, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"frame-{self.number:0{len(str(self.of))}}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Source:
-    """A grey image that was read. `frame` is counted from 1, and None in a file with one frame."""
+    """A grey image that was read. `frame` is None in a file with one frame."""
 
     grey_HW: np.ndarray
     dicom: bool
-    frame: int | None
+    frame: _Frame | None
 
 
 def _names_of_results(files: list[Path]) -> dict[Path, str]:
-    """Return the name of each file's result, without its suffix; no two files of a folder share one."""
-    short = {path: path.stem if file_kind(path) != DICOM or path.suffix == ".dcm" else path.name for path in files}
-    places = {path: (path.parent, name.casefold(), file_kind(path) == DICOM) for path, name in short.items()}
-    count = Counter(places.values())
-    return {path: name if count[places[path]] == 1 else path.name for path, name in short.items()}
+    """Return the name of each file's result, without its ending; no two files of a folder share one.
+
+    The ending of a file is left out of the name, unless another file of the folder would then have the same name.
+    """
+    short = {path: path.stem if path.suffix.casefold() in SHORTENED else path.name for path in files}
+    uses = Counter((path.parent, name.casefold()) for path, name in short.items())
+    return {path: name if uses[path.parent, name.casefold()] == 1 else path.name for path, name in short.items()}
 
 
-def _frames(path: Path) -> list[int | None]:
-    """Return the frames of a file, counted from 1, or [None] for a file with one frame or one that is not DICOM."""
+def _frames(path: Path) -> list[_Frame | None]:
+    """Return the frames of a DICOM file, or [None] for a file with one frame or one that is not DICOM."""
     try:
         count = frame_count(path) if file_kind(path) == DICOM else 1
     except Exception:  # damaged: reading its first frame gives the reason
         count = 1
-    return [None] if count == 1 else [*range(1, count + 1)] or [0]
+    return [None] if count == 1 else [_Frame(number=number, of=count) for number in range(1, count + 1)]
 
 
-def _read(path: Path, frame: int | None, model: RestoringModel, missing_HW: np.ndarray | None) -> _Source:
+def _read(path: Path, frame: _Frame | None, model: RestoringModel, missing_HW: np.ndarray | None) -> _Source:
     """Read one image. Raises `DataError` or `UnfitImage` if it does not fit, and a decoder's own error."""
     kind = file_kind(path)
-    if frame == 0:
-        raise DataError(f"{path_text(path)}: its number of frames is not positive; export it again")
     if kind == DICOM:
-        pixels = read_frame(path, (frame or 1) - 1)
+        pixels = read_frame(path, 0 if frame is None else frame.number - 1)
         if pixels.values.ndim != 2:
             raise DataError(f"{path_text(path)}: is in colour; only grey images can be restored")
         grey = to_grey(pixels.values, model.window_hu if pixels.hu else (0.0, 255.0))
@@ -267,23 +284,25 @@ def _write(
     series_uid: str,
 ) -> Path:
     """Restore an image and write the result. Raises `DataError` if it exists, and `UsageError` if it is unwritable."""
-    frame = "" if image.frame is None else f".frame-{image.frame}"
-    target = folder / f"{name}{frame}{MARK}{'.dcm' if image.dicom else '.png'}"
+    frame = image.frame
+    target = folder / f"{name if frame is None else f'{name}.{frame}'}{MARK}{'.dcm' if image.dicom else '.png'}"
     restored = restore(model, image.grey_HW, missing_HW)
-    with writing(folder):
+    try:
         make_folder(folder)
+    except OSError as error:
+        raise UnwritableError(str(unwritable(folder, error))) from None
     if image.dicom:
         scale = restored.shape[0] / image.grey_HW.shape[0]
         notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
-        write_derived_dicom(target, restored, path, notes, series_uid, scale, image.frame)
+        write_derived_dicom(target, restored, path, notes, series_uid, scale, None if frame is None else frame.number)
     else:
         write_png(target, restored, {**model.notes, "source": path_text(path.name)})
     return target
 
 
-def _reason(error: Exception, path: Path, frame: int | None) -> str:
+def _reason(error: Exception, path: Path, frame: _Frame | None) -> str:
     """Return one line that quotes no tag and no value."""
-    place = path_text(path) if frame is None else f"{path_text(path)}, frame {frame}"
+    place = path_text(path) if frame is None else f"{path_text(path)}, frame {frame.number}"
     if isinstance(error, UnfitImage):
         known = REASONS.get(error.code)
         return f"{place}: {known.title if known else error.code}"

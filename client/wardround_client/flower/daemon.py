@@ -23,7 +23,7 @@ from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.storage.atomic import write_private
-from wardround_client.site.checks import looks_of
+from wardround_client.site.checks import probes_of
 from wardround_client.site.config import ServerConfig, SiteConfig, load_site_config
 from wardround_client.site.enrolment import pinned_ca
 from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE, EXECUTOR_SECRET, FLOWER, SITE_KEY, SITE_LOG
@@ -48,7 +48,7 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     with sole(folder):
         log_to(folder / SITE_LOG)
         supernode, executor = children(folder, server, write_secret(folder / EXECUTOR_SECRET))
-        health = HealthService(looks_of(folder, lambda: registered(supernode)), folder, server.health_port)
+        health = HealthService(probes_of(folder, lambda: registered(supernode)), folder, server.health_port)
         audit = AuditLog(folder / AUDIT_FILE)
         audit.append(Started(program="wardround-site", version=version("wardround")))
         health.start()

@@ -6,14 +6,15 @@ needs. Nothing here may start a thread, use a device, read data or make a secret
 
 import signal
 
-from wardround.processes.parent_death import tie_this_process
+from wardround.processes.parent_death import end_with_parent
 
-tie_this_process(signal.SIGKILL, "wardround-warm")  # first, because the executor may end during the seconds of loading
+end_with_parent(signal.SIGKILL, "wardround-warm")  # first, because the executor may end during the seconds of loading
 
 import flwr.supernode.runtime.run_clientapp  # noqa: E402, F401
 
 import wardround_client.flower.site_app  # noqa: E402, F401
 import wardround_client.flower.task_process  # noqa: E402, F401
+import wardround_client.privacy.noise  # noqa: E402, F401  # Opacus, which training loads only for a plan with noise
 import wardround_client.rounds.evaluation  # noqa: E402, F401
 import wardround_client.rounds.training  # noqa: E402, F401
 import wardround_client.site.site  # noqa: E402, F401

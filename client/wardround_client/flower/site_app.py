@@ -20,7 +20,7 @@ from wardround.wire.evaluation import ScoreRelease
 from wardround.wire.packets import PROTOCOL_VERSION, Answer, Broadcast, is_code, pack_refusal
 from wardround.wire.proposal import pack_state, unpack_proposal
 from wardround.wire.protocol import EVALUATE, PROPOSE, TRAIN
-from wardround.wire.versions import older_side, told
+from wardround.wire.versions import older_side, software_in
 from wardround_client.flower.client_app import make_client_app
 from wardround_client.site import server_info
 from wardround_client.studies import proposals
@@ -62,7 +62,7 @@ def site_app(folder: Path, proofs: Path | None = None) -> Callable[[Message, Con
             log.error("a request was refused: the server's clock shows %s seconds since 1970, an impossible time", at)
             return recorded_refusal(folder, message, "clock")
         try:
-            server_info.keep(folder, message.metadata.created_at, told(message.content))
+            server_info.keep(folder, message.metadata.created_at, software_in(message.content))
         except UsageError as error:  # for example a full disk, which the message may not need
             log.warning("the server's software versions cannot be saved: %s", error)
         return app(message, context)

@@ -24,7 +24,7 @@ from flwr.supercore.constant import TaskType
 from wardround.errors import WardroundError
 from wardround.flower.array_limit import arrays_at_most
 from wardround.operations.logs import print_lines
-from wardround.processes.parent_death import tie_this_process
+from wardround.processes.parent_death import end_with_parent
 
 MOST_BYTES = 2**30  # of a message; ten times the size of the largest usual network
 PROCESS_NAME = "wardround-task"
@@ -41,20 +41,20 @@ def run_task(folder: Path, address: str, task_type: str, deadline: Connection, t
         deadline: Receives the time at which the message expires (seconds since 1970).
         proofs: As for `open_site`.
     """
-    tie_this_process(signal.SIGKILL, PROCESS_NAME)
+    end_with_parent(signal.SIGKILL, PROCESS_NAME)
     print_lines(__name__, "wardround", "wardround_client")
     from flwr.supernode.runtime import run_clientapp as inside
 
     app = functools.partial(_behind_the_gate, folder, task_type, deadline, proofs)
-    inside.pull_task_input = functools.partial(whatever_came, inside.pull_task_input)
-    close_the_gate(app, functools.partial(_not_understood, folder))
+    inside.pull_task_input = functools.partial(pull_or_first_message, inside.pull_task_input)
+    refuse_other_tasks(app, functools.partial(_not_understood, folder))
     with arrays_at_most(MOST_BYTES):
         inside.run_clientapp(
             runtime_api_address=address, token=token, insecure=True, certificates=None, runtime_dependency_install=False
         )
 
 
-def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
+def refuse_other_tasks(app: App, failed: Callable[[], object] = list) -> None:
     """Make Flower unpack no bundle in this process, load no app but `app`, and send no text of its own exceptions.
 
     If Flower reports an exception, `failed` is called first, and the server receives only the text "failed".
@@ -71,7 +71,9 @@ def close_the_gate(app: App, failed: Callable[[], object] = list) -> None:
     inside.Error = error  # type: ignore[assignment, misc]
 
 
-def whatever_came(pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any) -> tuple[Message, Any, Any, Any]:
+def pull_or_first_message(
+    pull: Callable[[Any], tuple[Message, Any, Any, Any]], client: Any
+) -> tuple[Message, Any, Any, Any]:
     """Call Flower's `pull_task_input`, but return a message without content if its content cannot be put together.
 
     Flower's own function raises in that case: no reply is sent, and the SuperNode waits for one forever. It also takes

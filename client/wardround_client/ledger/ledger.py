@@ -151,9 +151,9 @@ class Ledger:
                 )
             begun = self._book.runs_of(study)
             if held is None and begun >= runs:
-                told = f"approved runs of this study: {runs}, begun: {begun}"
-                mend = f"`wardround-site studies approve {study[:12]} --runs {begun + 1}` allows one more"
-                raise PolicyRefusal("runs_used", f"{told}; {mend}")
+                counts = f"approved runs of this study: {runs}, begun: {begun}"
+                advice = f"`wardround-site studies approve {study[:12]} --runs {begun + 1}` allows one more"
+                raise PolicyRefusal("runs_used", f"{counts}; {advice}")
             refusal = self._refusal(plan, cap, [] if held else plan.events())
             if refusal is not None:
                 raise refusal

@@ -29,6 +29,9 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
     `accumulate_sum` adds a physical batch's clipped sum. `noisy_step` adds the noise once, divides by the public
     expected number of patients and steps the wrapped torch optimizer. `noisy_steps` counts the noisy steps, which are
     what the accountant is charged for.
+
+    Raises:
+        WardroundError: The plan promises a finite epsilon without noise.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
     ) -> None:
         if list(parameters.values()) != [p for group in optimizer.param_groups for p in group["params"]]:
             raise WardroundError("the optimizer and the clipping must hold the same parameters in the same order")
+        if not (plan.noise_multiplier > 0 or (plan.noise_multiplier == 0 and plan.epsilon_asked == math.inf)):
+            raise WardroundError("the plan promises privacy, but its noise multiplier is not positive")
         super().__init__(
             optimizer,
             noise_multiplier=plan.noise_multiplier,

@@ -4,7 +4,7 @@ Releases are off by default. Only the site itself can allow them (`[release]` of
 cannot change these settings. A release is one noised histogram of scores under the study's `evaluation.epsilon`
 (`privacy/score_noise.py`), charged to the ledger as one pure event. If the same request arrives twice, the site sends
 the same bytes and charges them once. If patients' data cause an error, the site replies with the noised counts of a
-site without held-out patients (`training.or_with_nobody`).
+site without held-out patients (`training.answer_as_empty_on_error`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from wardround_client.rounds.audit import record_release, refusals_recorded
 from wardround_client.rounds.training import Admitted
 from wardround_client.site.config import ReleaseConfig
 from wardround_client.site.site import Site
-from wardround_client.training.batches import HeldOutImages
-from wardround_client.training.rows import no_held_out_images
+from wardround_client.training.batches import HeldOutRows
+from wardround_client.training.rows import no_held_out_rows
 from wardround_client.training.scoring import held_out_scores
 
 
@@ -88,21 +88,21 @@ def _settled_or_new(question: Broadcast, admitted: Admitted, site: Site) -> np.n
 
 
 def _noised_counts(
-    question: Broadcast, admitted: Admitted, site: Site, held_out_of: Callable[[Study], HeldOutImages]
+    question: Broadcast, admitted: Admitted, site: Site, held_out_of: Callable[[Study], HeldOutRows]
 ) -> np.ndarray:
     study = admitted.study
 
     def counted_on_nobody() -> np.ndarray:
         again = training.with_new_network(question.study_sha256, admitted, site)
-        return _counts(question, again, site, no_held_out_images(study))
+        return _counts(question, again, site, no_held_out_rows(study))
 
-    counts_2B = training.or_with_nobody(
+    counts_2B = training.answer_as_empty_on_error(
         question, lambda: _counts(question, admitted, site, held_out_of(study)), counted_on_nobody
     )
     return noised(counts_2B, admitted.plan.evaluation_epsilon, site.randomness)
 
 
-def _counts(question: Broadcast, admitted: Admitted, site: Site, held_out: HeldOutImages) -> np.ndarray:
+def _counts(question: Broadcast, admitted: Admitted, site: Site, held_out: HeldOutRows) -> np.ndarray:
     study, settings = admitted.study, admitted.study.evaluation
     scores_P, positive_P = held_out_scores(admitted.network, study, question.weights, held_out, site.device)
     return score_histogram(scores_P, positive_P, settings.bins, settings.logit_scale)

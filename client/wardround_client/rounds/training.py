@@ -6,7 +6,7 @@ the site returns the same bytes; it trains and charges the round once.
 
 A `RefusedError` or `WireError` carries a code that may be sent to a peer; no other detail of an error leaves the site.
 Once the attempt is charged, an error caused by patients' data never becomes a code: the round is computed again as at a
-site without patients (`or_with_nobody`).
+site without patients (`answer_as_empty_on_error`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
         record_release(broadcast, site, TRAIN, weights_sha256(reply), again=True)
         return reply
     attempt = site.ledger.reserve(study_sha256, run, broadcast.round, received, cap=site.cap)
-    reply = or_with_nobody(
+    reply = answer_as_empty_on_error(
         broadcast,
         lambda: _trained(broadcast, admitted, site, _material(site, admitted.study, study_sha256)),
         lambda: _trained_on_nobody(broadcast, admitted, site),
@@ -99,14 +99,16 @@ def _reply(broadcast: Broadcast, admitted: Admitted, site: Site) -> Weights:
     return reply
 
 
-def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nobody: Callable[[], T]) -> T:
-    """Return `with_patients()` or, if that raises an `Exception`, `with_nobody()`.
+def answer_as_empty_on_error(
+    question: Broadcast, with_patients: Callable[[], T], without_patients: Callable[[], T]
+) -> T:
+    """Return `with_patients()` or, if that raises an `Exception`, `without_patients()`.
 
     Called after the attempt was charged. An error code instead of a reply would be an answer without noise: it would
     reveal whether the site has a patient whose data cause the error. Every `Exception` is therefore handled alike,
     including a `MemoryError` or `OSError` that the machine may have caused: it is recorded in full in the site's own
-    log, and the same attempt is answered with noise alone. An error that `with_nobody()` raises propagates, and so do
-    exceptions that end the process or the round (`KeyboardInterrupt`, `SystemExit`, `OutOfTime`).
+    log, and the same attempt is answered with noise alone. An error that `without_patients()` raises propagates, and so
+    do exceptions that end the process or the round (`KeyboardInterrupt`, `SystemExit`, `OutOfTime`).
     """
     try:
         return with_patients()
@@ -116,7 +118,7 @@ def or_with_nobody(question: Broadcast, with_patients: Callable[[], T], with_nob
             "like that of a site without patients; fix the error in the traceback before the next round",
             question.round,
         )
-    return with_nobody()  # outside the handler, which would keep the failed attempt's memory alive
+    return without_patients()  # outside the handler, which would keep the failed attempt's memory alive
 
 
 def _trained(broadcast: Broadcast, admitted: Admitted, site: Site, material: Material) -> Weights:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from wardround.errors import WardroundError, required
-from wardround.operations.health import Look
+from wardround.operations.health import Probe
 from wardround.operations.health_checks import Check, clock, days_left, fault, note, ok
 from wardround.operations.tls_probe import presented_certificate
 from wardround.records.audit_log import AUDIT_FILE, verified
@@ -28,7 +28,7 @@ from wardround_client.sources.study_cohort import differences
 ANSWER_TIMEOUT_S = 8.0
 
 
-def looks_of(folder: Path, registered: Callable[[], Check]) -> list[Look]:
+def probes_of(folder: Path, registered: Callable[[], Check]) -> list[Probe]:
     """Return the checks that must pass for a site's daemon to be SERVING.
 
     `registered` checks whether the server has admitted this site.
@@ -38,17 +38,17 @@ def looks_of(folder: Path, registered: Callable[[], Check]) -> list[Look]:
         return load_site_config(folder / CONFIG_FILE)
 
     return [
-        Look(name="registered", look=registered, todo="ask the operator: wardround-server sites list"),
-        Look(name="clock", look=clock, todo="switch on NTP"),
-        Look(name="CA", look=lambda: ca(folder, config()), todo="ask the operator for the CA"),
-        Look(
+        Probe(name="registered", run=registered, todo="ask the operator: wardround-server sites list"),
+        Probe(name="clock", run=clock, todo="switch on NTP"),
+        Probe(name="CA", run=lambda: ca(folder, config()), todo="ask the operator for the CA"),
+        Probe(
             name="server",
-            look=lambda: server(folder, config(), ANSWER_TIMEOUT_S),
+            run=lambda: server(folder, config(), ANSWER_TIMEOUT_S),
             todo="check the address in site.toml, DNS, proxy and firewall",
         ),
-        Look(name="data", look=lambda: readable(folder), todo="run wardround-site ingest again"),
-        Look(name="budget", look=lambda: enough(folder, config()), todo="see wardround-site ledger show"),
-        Look(name="last reply", look=lambda: last_reply(folder), todo="see wardround-site audit verify"),
+        Probe(name="data", run=lambda: readable(folder), todo="run wardround-site ingest again"),
+        Probe(name="budget", run=lambda: enough(folder, config()), todo="see wardround-site ledger show"),
+        Probe(name="last reply", run=lambda: last_reply(folder), todo="see wardround-site audit verify"),
     ]
 
 
@@ -61,7 +61,7 @@ def readable(folder: Path) -> Check:
     if check.state != "ok":
         return fault("data", check.found, check.todo)
     opened = open_cohort(folder / COHORT)
-    int(opened.images_NCHW[-1].sum())
+    int(opened.values_N[-1].sum())
     return ok("data", check.found)
 
 
@@ -160,7 +160,7 @@ def budget(folder: Path, config: SiteConfig) -> Check:
     """Report what is left of the cap; an exhausted cap is reported as a note."""
     cap = config.privacy.cap()
     left = (opened(folder) or Ledger(None)).remaining(cap)
-    said = f"ε = {left.value:.3g} of {cap.epsilon:g} left, per {left.unit} at δ = {left.delta:g}"
+    text = f"ε = {left.value:.3g} of {cap.epsilon:g} left, per {left.unit} at δ = {left.delta:g}"
     if left.value <= 0:
-        return note("budget", said, "no further study is admitted; `wardround-site ledger show` lists who holds what")
-    return ok("budget", said)
+        return note("budget", text, "no further study is admitted; `wardround-site ledger show` lists who holds what")
+    return ok("budget", text)

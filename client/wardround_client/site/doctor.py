@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from wardround.errors import WardroundError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
-from wardround.operations.health_checks import Check, clock, disk, fault, files_closed, looked_at, ok
+from wardround.operations.health_checks import Check, checked, clock, disk, fault, files_closed, ok
 from wardround.study.load import parse_study
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.secure_random import SecretRandom
@@ -46,22 +46,22 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     config = load_site_config(folder / CONFIG_FILE)
     yield ok(CONFIG_FILE, f"{config.name}, cap ε = {config.privacy.epsilon_cap:g} at δ = {config.privacy.delta_cap:g}")
     yield files_closed(folder, [SITE_KEY, PSEUDONYM_KEY, CA_CERTIFICATE])
-    yield looked_at("keys", lambda: _keys(folder), "put keys/ back from a backup")
-    yield looked_at(
+    yield checked("keys", lambda: _keys(folder), "put keys/ back from a backup")
+    yield checked(
         "CA", lambda: checks.ca(folder, config), "ask the operator for the CA, and compare fingerprints again"
     )
     todo = "check the address in site.toml, DNS, proxy and firewall; one outgoing port is needed"
-    yield looked_at("server", lambda: checks.server(folder, config, timeout_s), todo)
+    yield checked("server", lambda: checks.server(folder, config, timeout_s), todo)
     yield version_against_server(folder)
     yield clock()
     yield clock_against_server(folder)
-    yield looked_at("device", lambda: _device(config), "set compute.device in site.toml to cpu, or repair the driver")
+    yield checked("device", lambda: _device(config), "set compute.device in site.toml to cpu, or repair the driver")
     yield disk(folder, NEEDED_BYTES)
-    yield looked_at("cohort", lambda: checks.cohort(folder), "run wardround-site ingest again")
-    yield looked_at("studies", lambda: checks.studies(folder), "see wardround-site studies list")
+    yield checked("cohort", lambda: checks.cohort(folder), "run wardround-site ingest again")
+    yield checked("studies", lambda: checks.studies(folder), "see wardround-site studies list")
     todo = "put the newest copy of the ledger back; no study can train without it"
-    yield looked_at("ledger", lambda: checks.ledger(folder), todo)
-    yield looked_at("budget", lambda: checks.budget(folder, config), "see the check of the ledger")
+    yield checked("ledger", lambda: checks.ledger(folder), todo)
+    yield checked("budget", lambda: checks.budget(folder, config), "see the check of the ledger")
 
 
 def _keys(folder: Path) -> Check:

@@ -15,7 +15,7 @@ from typing import Any
 from wardround.errors import UsageError
 from wardround.operations.health_checks import Check, fault, note, ok
 from wardround.storage.atomic import write_private
-from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
+from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, software_in
 from wardround_client.site.paths import SERVER_FILE
 
 MOST_DELAY_S = (
@@ -26,7 +26,7 @@ EARLIEST, LATEST = 1_577_836_800.0, 4_102_444_800.0  # the years 2020 and 2100; 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class LastMessage:
     """The server's clock and software, as last seen in its messages.
 
     Attributes:
@@ -55,7 +55,7 @@ def keep(folder: Path, sent_at: float, software: Software | None) -> None:
     """
     if not is_time(sent_at):
         raise UsageError(f"the server's clock shows {sent_at:g} seconds since 1970, an impossible time")
-    now, last = time.time(), heard(folder)
+    now, last = time.time(), last_message(folder)
     software_at = now
     if software is None and last is not None:
         software, software_at = last.software, last.software_at
@@ -64,19 +64,19 @@ def keep(folder: Path, sent_at: float, software: Software | None) -> None:
     write_private(folder / SERVER_FILE, (json.dumps(content) + "\n").encode())
 
 
-def heard(folder: Path) -> Heard | None:
+def last_message(folder: Path) -> LastMessage | None:
     """Return the last stored information, or None if there is none or the file cannot be read."""
     try:
         content = json.loads((folder / SERVER_FILE).read_text(encoding="utf-8"))
         times = {key: float(content[key]) for key in ("sent_at", "read_at", "software_at")}
-        return Heard(software=told(content), **times) if all(map(is_time, times.values())) else None
+        return LastMessage(software=software_in(content), **times) if all(map(is_time, times.values())) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 
 def version_against_server(folder: Path) -> Check:
     """Check whether the versions of this site and the server fit, as far as the server has reported its own."""
-    here, last = ours(), heard(folder)
+    here, last = ours(), last_message(folder)
     if last is None or last.software is None:
         return ok("version", f"{here}; the server's is unknown until it first proposes a study to this site")
     when, there = f"heard {_when(last.software_at)}", last.software
@@ -95,7 +95,7 @@ def clock_against_server(folder: Path) -> Check:
     A clock that is ahead by less than the transit time cannot be detected. The server refuses calls from a site whose
     clock is more than five seconds ahead.
     """
-    name, last = "server's clock", heard(folder)
+    name, last = "server's clock", last_message(folder)
     if last is None:
         return ok(name, "is compared when the server's first request arrives")
     delay_s, when = last.read_at - last.sent_at, _when(last.read_at)

@@ -34,8 +34,8 @@ from wardround_client.sources.forget import remove_features
 from wardround_client.sources.opt_out import opted_out, without_objectors
 from wardround_client.sources.study_cohort import cohort_for, differences, nobody
 from wardround_client.studies.store import approved_study, runs_allowed
-from wardround_client.training.batches import HeldOutImages, Material, material_of
-from wardround_client.training.rows import held_out_images, inputs_of, training_rows
+from wardround_client.training.batches import HeldOutRows, Material, material_of
+from wardround_client.training.rows import held_out_rows, inputs_of, training_rows
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Site:
     runs_allowed: Callable[[str], int] = lambda _: 1  # runs of a study that may ever begin, see studies/store.py
     data_state: Callable[[], str] = str  # changes when the prepared data or the list of objections do
     release: ReleaseConfig = ReleaseConfig()
-    held_out_of: Callable[[Study], HeldOutImages] | None = None
+    held_out_of: Callable[[Study], HeldOutRows] | None = None
     cache: Path | None = None  # folder for the choice of the clipping engine; without it a rule decides
     proofs: Path | None = None  # folder for the engines proved since this start; without it they are not kept
     precision: Precision = "float32"
@@ -128,7 +128,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         runs_allowed=lambda sha256: runs_allowed(folder, sha256),
         data_state=lambda: _data_state(folder),
         release=config.release,
-        held_out_of=lambda study: held_out_images(study, open_cohort_of(folder, study)),
+        held_out_of=lambda study: held_out_rows(study, open_cohort_of(folder, study)),
         cache=folder / CACHE,
         proofs=proofs,
         precision=config.compute.precision,

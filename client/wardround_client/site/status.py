@@ -66,8 +66,8 @@ def _part(read: Any) -> dict[str, Any]:
 def _study(known: Any) -> dict[str, Any]:
     last = known.decisions[-1] if known.decisions else None
     name = known.study.study.name if known.study else ""
-    said = {"sha256": known.sha256, "name": name, "state": known.state, "last_decision": last}
-    return said if known.fault is None else {**said, "fault": known.fault}
+    shown = {"sha256": known.sha256, "name": name, "state": known.state, "last_decision": last}
+    return shown if known.fault is None else {**shown, "fault": known.fault}
 
 
 def _last(folder: Path, *events: str, released: bool = True) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ Source files are never touched.
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +17,37 @@ import numpy as np
 from wardround.errors import DataError
 from wardround.storage.atomic import fsync
 from wardround.storage.locks import locked
+from wardround.storage.table import spellings_of_number
 from wardround_client.site.paths import CACHE, COHORT, FORGET_LOCK
+from wardround_client.sources.claim import CohortBusyError, claimed_cohort
 from wardround_client.sources.cohort import (
-    TABLE_FILE,
     CohortRow,
     open_cohort,
     pseudonym,
     remove_cohort,
+    row_hashes,
     write_cohort,
 )
-from wardround_client.sources.images.decoded_cache import DECODED_FILE, forget_pixels
-from wardround_client.sources.ingest import CohortBusyError, claimed_cohort
 from wardround_client.sources.opt_out import enter, opted_out
+from wardround_client.sources.registry import all_sources
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forgotten:
-    """The result of `forget`: whether the patient had objected before, and how many prepared images were removed."""
+    """The result of `forget`.
+
+    Attributes:
+        already: Whether the patient had objected before.
+        images_removed: How many prepared images were removed.
+        similar: Prepared patients whose ID differs only in case, spaces, hyphens or leading zeros.
+        earlier_identity: Whether the cohort was prepared when the issuer was part of a patient's identity, so that
+            images under another issuer may remain until the next ingest.
+    """
 
     already: bool
     images_removed: int
+    similar: int = 0
+    earlier_identity: bool = False
 
 
 def forget(
@@ -51,7 +62,7 @@ def forget(
         site_folder: The site's folder.
         key: The site's own secret, from which pseudonyms are derived.
         patient_id: The patient's id, as in the site's files.
-        issuer: The issuer of the patient's id, as in the site's files.
+        issuer: The issuer of the patient's id, which was part of the identity in cohorts of earlier versions.
         record: Passed on to `opt_out.enter`.
 
     Raises:
@@ -60,16 +71,19 @@ def forget(
     """
     if not patient_id.strip(" \0"):
         raise DataError("the patient's ID is empty; give it as in PatientID or in the manifest")
-    name = pseudonym(key, patient_id, issuer)
-    new = enter(site_folder, name, record)
+    names = {pseudonym(key, patient_id)} | ({pseudonym(key, patient_id, issuer)} if issuer.strip(" \0") else set())
+    new = False
+    for name in sorted(names):
+        new = enter(site_folder, name, record) or new
+    similar, earlier = _unsure(site_folder, key, patient_id)
     try:
-        removed = _remove_prepared(site_folder, key, {name})
+        removed = _remove_prepared(site_folder, key, names)
     except CohortBusyError:
         raise DataError(
             f"{site_folder}: the patient is on the list of objections, excluded from now on; an ingest is running and "
             "removes their images when it ends. Run forget again afterwards to confirm this"
         ) from None
-    return Forgotten(already=not new, images_removed=removed)
+    return Forgotten(already=not new, images_removed=removed, similar=similar, earlier_identity=earlier)
 
 
 def remove_objectors(site_folder: Path, key: bytes) -> int:
@@ -78,6 +92,26 @@ def remove_objectors(site_folder: Path, key: bytes) -> int:
     A patient may have objected during an ingest, for example.
     """
     return _remove_prepared(site_folder, key, opted_out(site_folder))
+
+
+def _unsure(site_folder: Path, key: bytes, patient_id: str) -> tuple[int, bool]:
+    """Return the number of prepared patients with a similar ID, and whether the cohort has the earlier identity."""
+    try:
+        cohort = open_cohort(site_folder / COHORT)
+    except DataError:
+        return 0, False
+    similar = {pseudonym(key, spelling) for spelling in similar_ids(patient_id)} & set(cohort.pseudonyms)
+    return len(similar), cohort.earlier_identity
+
+
+def similar_ids(patient_id: str) -> set[str]:
+    """Return other spellings that may mean the same patient: case, spaces, hyphens and leading zeros."""
+    text = patient_id.strip(" \0")
+    joined = {text, re.sub(r"[\s_-]+", "", text), re.sub(r"[\s_-]+", " ", text)}
+    numbers = {spelling for one in joined for spelling in spellings_of_number(one)}
+    stripped = {one.lstrip("0") for one in joined}
+    every = joined | numbers | stripped
+    return {case for one in every if one for case in (one, one.upper(), one.lower())} - {text}
 
 
 def _remove_prepared(site_folder: Path, key: bytes, names: Collection[str]) -> int:
@@ -99,27 +133,30 @@ def _remove_from_cohort(folder: Path, key: bytes, names: Collection[str]) -> int
     if not gone_N.any():
         return 0
     kept = np.flatnonzero(~gone_N)
-    with open(folder / TABLE_FILE, newline="", encoding="utf-8") as file:
-        hashes = [line["pixels_sha256"] for line in csv.DictReader(file)]
+    hashes = row_hashes(folder)
     rows = [
         CohortRow(
             pseudonym=cohort.pseudonyms[cohort.patient_N[row]],
             label=int(cohort.labels_N[row]),
-            hu=bool(cohort.hu_N[row]),
+            extra={name: column[row] for name, column in cohort.extra.items()},
         )
         for row in kept
     ]
-    forget_pixels(folder / DECODED_FILE, {hashes[row] for row in np.flatnonzero(gone_N)})
+    gone = {hashes[row] for row in np.flatnonzero(gone_N)}
+    for source in all_sources():
+        source.forget_rows(folder, gone)
     if rows:
-        images = (np.asarray(cohort.images_NCHW[row]) for row in kept)
+        values = (np.asarray(cohort.values_N[row]) for row in kept)
         write_cohort(
             folder,
             rows,
-            images,
-            shape_CHW=cohort.images_NCHW.shape[1:],
+            values,
+            row_shape=cohort.values_N.shape[1:],
+            dtype=cohort.values_N.dtype,
             label_names=cohort.label_names,
             site_key=key,
             prepared_by=cohort.prepared_by,
+            earlier_identity=cohort.earlier_identity,
         )
     else:
         remove_cohort(folder)

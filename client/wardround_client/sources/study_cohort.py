@@ -1,4 +1,6 @@
-"""Adapts a prepared cohort to one study: labels are matched by name, and images are used only if their shape matches.
+"""Adapts a prepared cohort to one study.
+
+Labels are matched by name, and rows are used only if they were prepared as the study asks.
 
 A cohort may have been prepared for a different study. A mismatch never raises an error, because an error in a round
 would reveal, without noise, that the site has patients.
@@ -6,34 +8,24 @@ would reveal, without noise, that the site has patients.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 
 from wardround.study.load import Study
 from wardround_client.sources.cohort import Cohort, empty_cohort
+from wardround_client.sources.registry import source_of
 
 
 def nobody(study: Study) -> Cohort:
     """Return a cohort without patients that has the study's labels and shape."""
-    return empty_cohort(_shape_CHW(study), study.data.labels)
+    source = source_of(study.data)
+    return empty_cohort(source.row_shape(study.data), study.data.labels, source.row_dtype(study.data))
 
 
 def differences(cohort: Cohort, study: Study) -> list[str]:
     """Return the differences between the prepared cohort and the study, one line each; empty if the cohort fits."""
-    found = []
-    prepared, asked = cohort.images_NCHW.shape[1:], _shape_CHW(study)
-    kind = _channels(cohort)
-    if kind != study.data.channels and kind is not None:
-        found.append(
-            f"images are prepared as {kind}, but the study requires {study.data.channels}: no patient takes part"
-        )
-    elif prepared[0] != asked[0]:
-        found.append(f"images have {prepared[0]} channels, but the study requires {asked[0]}: no patient takes part")
-    if prepared[1:] != asked[1:]:
-        sizes = " x ".join(map(str, prepared[1:])), " x ".join(map(str, asked[1:]))
-        found.append(f"images are {sizes[0]} pixels, but the study requires {sizes[1]}: no patient takes part")
+    found = source_of(study.data).differences(cohort, study.data)
     unknown = [name for name in cohort.label_names if name not in study.data.labels]
     missing = [name for name in study.data.labels if name not in cohort.label_names]
     if unknown:
@@ -44,11 +36,11 @@ def differences(cohort: Cohort, study: Study) -> list[str]:
 
 
 def cohort_for(cohort: Cohort, study: Study) -> Cohort:
-    """Return the cohort with the study's label names and indices; `nobody` if the channels or the image size differ.
+    """Return the cohort with the study's label names and indices; `nobody` if it was prepared differently.
 
-    An image whose label is not in the study gets no label (-1).
+    A row whose label is not in the study gets no label (-1).
     """
-    if cohort.images_NCHW.shape[1:] != _shape_CHW(study) or _channels(cohort) not in (None, study.data.channels):
+    if not source_of(study.data).fits(cohort, study.data):
         return nobody(study)
     if cohort.label_names == study.data.labels:
         return cohort
@@ -57,15 +49,3 @@ def cohort_for(cohort: Cohort, study: Study) -> Cohort:
     labels_N = index_of[cohort.labels_N]
     labels_N.flags.writeable = False
     return replace(cohort, labels_N=labels_N, label_names=study.data.labels)
-
-
-def _channels(cohort: Cohort) -> str | None:
-    """Return the channel setting that the images were prepared with; None if the cohort has no record of it."""
-    try:
-        return str(json.loads(cohort.prepared_by)["channels"])
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def _shape_CHW(study: Study) -> tuple[int, int, int]:
-    return (study.data.channel_count, study.data.image_size, study.data.image_size)

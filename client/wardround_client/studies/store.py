@@ -146,9 +146,9 @@ def runs_approved(decisions: Iterable[Mapping[str, Any]]) -> int:
 
 def add_decision(folder: Path, decision: str, sha256: str, who: str, runs: int | None = None) -> None:
     """Append a decision to the study's list; safe with concurrent writers, and durable on return."""
-    said = {"decision": decision, "who": who, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    entry = {"decision": decision, "who": who, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     with _alone(folder / WRITING_LOCK):
-        decisions = [*read_decisions(folder, sha256), said if runs is None else {**said, "runs": runs}]
+        decisions = [*read_decisions(folder, sha256), entry if runs is None else {**entry, "runs": runs}]
         write_private(_decisions(folder, sha256), (json.dumps(decisions, indent=1) + "\n").encode())
 
 

@@ -51,10 +51,10 @@ class SpeedPlan:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOutImages:
-    """Images of patients on whom this study never trains: uint8 (N, C, H, W), with labels and patients."""
+class HeldOutRows:
+    """Rows of patients on whom this study never trains, with labels and patients; of images uint8 (N, C, H, W)."""
 
-    images_NCHW: AnyRows
+    values_N: AnyRows
     labels_N: np.ndarray
     patient_N: np.ndarray
 

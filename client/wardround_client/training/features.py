@@ -34,25 +34,25 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
     if cache_folder is not None:
         path = cache_folder / f"features-each-{_frozen_sha256(network)[:16]}-{cohort.key[:16]}.safetensors"
         kept = _kept(path)
-        if kept is not None and len(kept) == len(cohort.images_NCHW):
+        if kept is not None and len(kept) == len(cohort.values_N):
             return kept
-    network, images_NCHW = network.to(device).eval(), cohort.images_NCHW
+    network, values_N = network.to(device).eval(), cohort.values_N
 
     features = cast(Callable[[torch.Tensor], torch.Tensor], network.features)
 
     @torch.no_grad()
-    def of(image_CHW: np.ndarray) -> np.ndarray:
-        return features(torch.from_numpy(np.array(image_CHW[None])).to(device)).float().cpu().numpy()[0]
+    def of(row: np.ndarray) -> np.ndarray:
+        return features(torch.from_numpy(np.array(row[None])).to(device)).float().cpu().numpy()[0]
 
-    width = len(of(np.zeros(images_NCHW.shape[1:], np.uint8)))  # works for an empty cohort too
-    features_ND, failed = np.full((len(images_NCHW), width), np.nan, np.float32), 0
-    for row in range(len(images_NCHW)):
+    width = len(of(np.zeros(values_N.shape[1:], values_N.dtype)))  # works for an empty cohort too
+    features_ND, failed = np.full((len(values_N), width), np.nan, np.float32), 0
+    for row in range(len(values_N)):
         try:
-            features_ND[row] = of(images_NCHW[row])
+            features_ND[row] = of(values_N[row])
         except Exception:
             failed += 1
             log.exception("image %d has no features: its patient counts as zero", row)
-    if failed and failed == len(images_NCHW):
+    if failed and failed == len(values_N):
         raise DataError("no prepared image can be read or computed; see the errors logged above")
     if path is not None and not failed:
         make_folder(path.parent)

@@ -15,7 +15,7 @@ from wardround.study.load import Study
 from wardround.tasks.registry import objective_part
 from wardround_client.sources.cohort import AnyRows, Cohort, Rows
 from wardround_client.sources.study_cohort import nobody
-from wardround_client.training.batches import HeldOutImages, Material, material_of
+from wardround_client.training.batches import HeldOutRows, Material, material_of
 from wardround_client.training.features import features_of
 
 
@@ -30,20 +30,21 @@ def training_rows(study: Study, cohort: Cohort) -> np.ndarray:
 
 
 def inputs_of(study: Study, cohort: Cohort, device: torch.device, cache_folder: Path | None) -> AnyRows:
-    """Return the input that training reads for every image.
+    """Return the input that training reads for every row of the cohort.
 
-    This is the image, uint8 (N, C, H, W), or its frozen features, float32 (N, D), cached in `cache_folder`.
+    This is the row itself (of images uint8 (N, C, H, W)), or its frozen features, float32 (N, D), cached in
+    `cache_folder`.
     """
     if objective_part(study.study.task).reads_features(study):
         return features_of(initial_network(study), cohort, device, cache_folder)
-    return cohort.images_NCHW
+    return cohort.values_N
 
 
-def held_out_images(study: Study, cohort: Cohort) -> HeldOutImages:
-    """Return the usable images of the patients on whom this study never trains."""
+def held_out_rows(study: Study, cohort: Cohort) -> HeldOutRows:
+    """Return the usable rows of the patients on whom this study never trains."""
     rows_N = np.flatnonzero(usable_rows(study, cohort) & _held_out(study, cohort))
-    return HeldOutImages(
-        images_NCHW=Rows(cohort.images_NCHW, rows_N),
+    return HeldOutRows(
+        values_N=Rows(cohort.values_N, rows_N),
         labels_N=cohort.labels_N[rows_N].astype(np.int64),
         patient_N=cohort.patient_N[rows_N],
     )
@@ -56,9 +57,9 @@ def empty_material(study: Study, device: torch.device) -> Material:
     return material_of(inputs_N, cohort.labels_N, cohort.patient_N, training_rows(study, cohort))
 
 
-def no_held_out_images(study: Study) -> HeldOutImages:
-    """Return the held-out images of a site without any patient for the study: none."""
-    return held_out_images(study, nobody(study))
+def no_held_out_rows(study: Study) -> HeldOutRows:
+    """Return the held-out rows of a site without any patient for the study: none."""
+    return held_out_rows(study, nobody(study))
 
 
 def _held_out(study: Study, cohort: Cohort) -> np.ndarray:

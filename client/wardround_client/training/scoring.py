@@ -22,13 +22,13 @@ from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.registry import objective_part
 from wardround_client.sources.cohort import Rows
-from wardround_client.training.batches import HeldOutImages
+from wardround_client.training.batches import HeldOutRows
 
 log = logging.getLogger(__name__)
 
 
 def held_out_scores(
-    network: nn.Module, study: Study, weights: dict[str, np.ndarray], held_out: HeldOutImages, device: torch.device
+    network: nn.Module, study: Study, weights: dict[str, np.ndarray], held_out: HeldOutRows, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each held-out patient's score, float64 (P,), and class, bool (P,), by ascending patient.
 
@@ -43,7 +43,7 @@ def held_out_scores(
         score_of = task.patient_score(network, study, device)
         for place, patient in enumerate(patients):
             rows = np.flatnonzero(held_out.patient_N == patient)
-            images = Rows(held_out.images_NCHW, rows)
+            images = Rows(held_out.values_N, rows)
             scores_P[place] = score_or_nan(partial(score_of, images))
             positive_P[place] = task.is_positive(held_out.labels_N[rows])
     return scores_P, positive_P

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,14 @@ from wardround.study.schema import TrainingSection
 from wardround.tasks.objective import Objective
 from wardround_client.clipping.engines import ClippedSum, PatientBatch
 from wardround_client.clipping.select import engine_for
-from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import draw_patients
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.training.batches import Material, SpeedPlan, most_rows, or_one_by_one, physical_batches
+from wardround_client.training.plain_steps import PlainOptimizer, without_privacy
+
+if TYPE_CHECKING:
+    from wardround_client.privacy.noise import PatientOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ def take_noisy_steps(
     speed = speed or SpeedPlan(engine=engine_for(objective.part, plan.max_grad_norm))
     moving = list(objective.parameters.values())
     rate = learning_rate(study, plan, sum(parameter.numel() for parameter in moving), round_)
-    optimizer = PatientOptimizer(optimizer_of(study.training, rate, moving), plan, objective.parameters, randomness)
+    optimizer = step_optimizer(optimizer_of(study.training, rate, moving), plan, objective.parameters, randomness)
     most = most_rows(material, speed.images_per_batch, objective.outputs)
     most_of_a_patient = most if math.isfinite(plan.max_grad_norm) else None
 
@@ -82,6 +86,24 @@ def take_noisy_steps(
         raise WardroundError(
             f"{optimizer.noisy_steps} noisy steps ran, but the ledger was charged for {plan.local_steps}"
         )
+
+
+def step_optimizer(
+    optimizer: torch.optim.Optimizer,
+    plan: PrivacyPlan,
+    parameters: dict[str, nn.Parameter],
+    randomness: SecretRandom,
+) -> PatientOptimizer | PlainOptimizer:
+    """Return the step that the plan asks for, around torch's optimizer.
+
+    The choice depends only on the site's plan, and any plan but one without privacy gets the noisy step. Opacus, whose
+    import takes longer than a small run, is loaded only for the noisy step.
+    """
+    if without_privacy(plan):
+        return PlainOptimizer(optimizer, plan, parameters)
+    from wardround_client.privacy.noise import PatientOptimizer
+
+    return PatientOptimizer(optimizer, plan, parameters, randomness)
 
 
 def pull_to_start(

@@ -77,14 +77,14 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
     from dataclasses import asdict
 
     from wardround_server.sites.ledger_heads import LedgerHeads
-    from wardround_server.sites.software import heard_of
+    from wardround_server.sites.software import software_of_sites
 
-    sites, heard = _registry(server).sites(revoked=True), heard_of(server)
+    sites, software = _registry(server).sites(revoked=True), software_of_sites(server)
     ledgers = LedgerHeads(server).known()
     if as_json:
         beside = [
             {
-                "software": asdict(heard[site.name].software) if site.name in heard else None,
+                "software": asdict(software[site.name].software) if site.name in software else None,
                 "ledger": asdict(ledgers[site.name]) if site.name in ledgers else None,
             }
             for site in sites
@@ -96,7 +96,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
     rows = []
     for site in sites:
         state, since = ("enrolled", site.added) if site.revoked_at is None else (site.ended or "", site.revoked_at)
-        runs = str(heard[site.name].software) if site.name in heard and site.revoked_at is None else ""
+        runs = str(software[site.name].software) if site.name in software and site.revoked_at is None else ""
         ledger = str(ledgers[site.name].entries) if site.name in ledgers and site.revoked_at is None else ""
         rows.append((site.name, state, since[:10], runs, ledger, in_groups(site.fingerprint)))
     columns = ("site", "state", "since", "software", "ledger", "key's fingerprint")

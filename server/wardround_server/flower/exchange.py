@@ -182,10 +182,10 @@ def _reply(
             # The content's `.array_records` is not used: it creates a reference cycle that keeps the arrays alive.
             packet = packet_from(_content(message))
             size = packet.payload_bytes
-            answer, said = unpack_answer(packet, broadcast)
+            answer, code_sent = unpack_answer(packet, broadcast)
             if answer is not None:
                 weights, head, recent = answer.weights, answer.head, answer.recent
-            code = _said_code(said)
+            code = _code_of_reply(code_sent)
         except WireError as error:
             code = f"invalid:{error.code}"
     return SiteReply(
@@ -207,8 +207,8 @@ def _release(
         try:
             packet = packet_from(_content(message))
             size = packet.payload_bytes
-            release, said = unpack_release(packet, question, bins)
-            code = _said_code(said)
+            release, code_sent = unpack_release(packet, question, bins)
+            code = _code_of_reply(code_sent)
         except WireError as error:
             code = f"invalid:{error.code}"
     return SiteRelease(site=site, release=release, code=code, bytes_up=size)
@@ -232,6 +232,6 @@ def transport_code(message_id: str | None, message: Message | WireError | None) 
     return _CODES.get(message.error.code, "failed") if message.has_error() else None
 
 
-def _said_code(said: str | None) -> str | None:
+def _code_of_reply(code_sent: str | None) -> str | None:
     """Return the code that a site sent, marked as a refusal unless the site failed or was late."""
-    return said if said is None or said in ("failed", "late") else f"refused:{said}"
+    return code_sent if code_sent is None or code_sent in ("failed", "late") else f"refused:{code_sent}"

@@ -21,7 +21,7 @@ from wardround.study.load import Study
 from wardround.wire.packets import PROTOCOL_VERSION, is_code
 from wardround.wire.proposal import pack_proposal, unpack_state
 from wardround.wire.protocol import PROPOSE
-from wardround.wire.versions import older_side, told
+from wardround.wire.versions import older_side, software_in
 from wardround_server.flower.exchange import FlowerExchange, Polling, pull_reply, transport_code
 from wardround_server.flower.superlink import SERVER_FOLDER
 from wardround_server.operations.paths import LOGS
@@ -29,7 +29,7 @@ from wardround_server.rounds.evaluation import SitesExchange
 from wardround_server.runs.attendance import Attended
 from wardround_server.runs.folder import RunFolder, find_run
 from wardround_server.runs.phases import STOPPED, ask, train
-from wardround_server.sites import software as heard
+from wardround_server.sites import software as site_software
 from wardround_server.sites.certificates import key_pem
 from wardround_server.sites.registry import Registry
 
@@ -95,9 +95,13 @@ class FlowerFederation:
             for message_id, site in list(asked.items()):
                 try:
                     reply = pull_reply(self._grid, message_id)
-                    word = None if reply is None else _word(reply, study)
-                    if reply is not None and reply.has_content() and (software := told(reply.content)) is not None:
-                        heard.keep(self._run.server, site, software)
+                    word = None if reply is None else _decision_or_code(reply, study)
+                    if (
+                        reply is not None
+                        and reply.has_content()
+                        and (software := software_in(reply.content)) is not None
+                    ):
+                        site_software.keep(self._run.server, site, software)
                 except WireError as error:
                     word = f"invalid:{error.code}"
                 if word is not None:
@@ -124,17 +128,18 @@ def stop_watch(run: RunFolder) -> threading.Event:
     return stopped
 
 
-def _word(reply: Message, study: Study) -> str:
+def _decision_or_code(reply: Message, study: Study) -> str:
     """Return a site's decision on a study, or a code if it sent none. Free text from a site is never returned."""
     if (code := transport_code("asked", reply)) is not None:
         return code
     try:
         if set(reply.content) == {"header", "tensors"}:
             header = reply.content["header"]
-            if (said := header.get("code")) == "wire-protocol":  # older versions do not name the side that must upgrade
+            sent = header.get("code")
+            if sent == "wire-protocol":  # older versions do not name the side that must upgrade
                 older = older_side(site_protocol=header.get("protocol"), server_protocol=PROTOCOL_VERSION)
-                said = f"version-{older}-older"
-            return f"refused:{said}" if isinstance(said, str) and is_code(said) else "invalid:code"
+                sent = f"version-{older}-older"
+            return f"refused:{sent}" if isinstance(sent, str) and is_code(sent) else "invalid:code"
         return unpack_state(reply.content, study.sha256())
     except WireError as error:
         return f"invalid:{error.code}"

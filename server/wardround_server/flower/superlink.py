@@ -154,8 +154,8 @@ class SuperLink:
         except subprocess.TimeoutExpired:
             raise WardroundError(f"flwr {words[0]}: no answer within {ANSWER_LIMIT_S:.0f} s") from None
         except ValueError:
-            said = " ".join((done.stderr or done.stdout).split())[-300:]
-            raise WardroundError(f"flwr {words[0]}: {said or 'no output'}") from None
+            output = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise WardroundError(f"flwr {words[0]}: {output or 'no output'}") from None
         if not answer.get("success", False):
             raise WardroundError(f"flwr {words[0]}: {answer.get('error-message', 'refused')}")
         return answer

@@ -20,19 +20,22 @@ from wardround.errors import WardroundError
 from wardround.operations.health import HealthService
 from wardround.operations.health_checks import Check, fault, ok
 from wardround.operations.logs import at, log_to
+from wardround.operations.tls_probe import port_is_free
 from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
-from wardround_server.flower.superlink import SuperLink
-from wardround_server.operations.health import looks_of
+from wardround_server.flower.superlink import Ports, SuperLink
+from wardround_server.operations.health import probes_of
 from wardround_server.operations.paths import SERVER_LOG
 from wardround_server.runs.folder import RunFolder, State, runs
+from wardround_server.sites.certificates import LOOPBACK
 from wardround_server.sites.flower_nodes import keep_nodes
 
 LOOK_S = 1.0
 ASK_EVERY_S = 60.0  # longest pause between proposals: a decision may take days, but somebody may also be waiting for it
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest exceeds the time in which a phase takes its run's lock
 FAILED_PAUSE_S = 5.0
+PORT_LIMIT_S = 10.0  # how long a port may be taken by the processes of a server that was killed
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +46,14 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
     """Serve the federation until `stopped` is set; all child processes end before this returns.
 
     `sites` returns the sites that may take part now (name -> public key). `ready` is called once, when the work begins.
-    Raises `WardroundError` if another daemon already works in the folder.
+    Raises `WardroundError` if another daemon already works in the folder, or a port is taken.
     """
     with sole(superlink.folder):
+        wait_for_ports(superlink.ports, stopped)
         log_to(superlink.folder / SERVER_LOG)
         (child, executor), audit = superlink.children(), AuditLog(superlink.folder / AUDIT_FILE)
         coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
-        health = HealthService(looks_of(superlink.folder, lambda: serving(child)), superlink.folder)
+        health = HealthService(probes_of(superlink.folder, lambda: serving(child)), superlink.folder)
         audit.append(Started(program="wardround-server", version=version("wardround")))
         health.start()
         threading.Thread(target=coordinator.work, daemon=True).start()
@@ -59,6 +63,22 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
         finally:
             health.stop()
             audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))
+
+
+def wait_for_ports(ports: Ports, stopped: threading.Event, limit_s: float = PORT_LIMIT_S) -> None:
+    """Wait until both ports are free, which takes a moment after a server was killed.
+
+    Raises:
+        WardroundError: Another program uses a port.
+    """
+    for address, port in ((ports.listen, ports.fleet), (LOOPBACK, ports.control)):
+        ends = time.monotonic() + limit_s
+        while not port_is_free(address, port):
+            if stopped.wait(0.2) or time.monotonic() > ends:
+                raise WardroundError(
+                    f"port {port} of {address} is taken by another program; stop that program, or choose another port "
+                    "in server.toml"
+                )
 
 
 def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:

@@ -8,18 +8,17 @@ from pathlib import Path
 
 from wardround.errors import WardroundError
 from wardround.identity import sha256_hex
-from wardround.operations.health_checks import Check, clock, days_left, disk, fault, files_closed, looked_at, note, ok
+from wardround.operations.health_checks import Check, checked, clock, days_left, disk, fault, files_closed, note, ok
 from wardround.operations.tls_probe import port_is_free, presented_certificate
 from wardround.wire.versions import ours
 from wardround_server.operations.config import ServerConfig, load_server_config
 from wardround_server.operations.folder import whole
 from wardround_server.operations.paths import CA_CERTIFICATE, CA_KEY, CONFIG_FILE, SERVER_CERTIFICATE, SERVER_KEY
-from wardround_server.sites.certificates import facts_of
+from wardround_server.sites.certificates import LOOPBACK, facts_of
 from wardround_server.sites.registry import Registry
-from wardround_server.sites.software import heard_of
+from wardround_server.sites.software import software_of_sites
 
 NEEDED_BYTES = 5 * 10**9  # checkpoints, and Flower's database of three to five models
-LOOPBACK = "127.0.0.1"
 ANSWER_TIMEOUT_S = 3.0
 
 
@@ -30,10 +29,10 @@ def examine(folder: Path) -> Iterator[Check]:
     secrets = [CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY]
     yield files_closed(folder, [*secrets, CA_KEY] if (folder / CA_KEY).exists() else secrets)
     todo = "restore ca/ and tls/ from a backup"
-    yield looked_at("CA", lambda: authority(folder), todo)
-    yield looked_at("certificate", lambda: certificate(folder, config), todo)
-    yield looked_at("ports", lambda: _ports(folder, config), "")
-    yield looked_at("sites", lambda: sites(folder), "restore registry.sqlite3 from a backup")
+    yield checked("CA", lambda: authority(folder), todo)
+    yield checked("certificate", lambda: certificate(folder, config), todo)
+    yield checked("ports", lambda: _ports(folder, config), "")
+    yield checked("sites", lambda: sites(folder), "restore registry.sqlite3 from a backup")
     yield versions(folder)
     yield clock()
     yield disk(folder, NEEDED_BYTES)
@@ -104,11 +103,11 @@ def sites(folder: Path) -> Check:
 def versions(folder: Path) -> Check:
     """Check whether the sites' software, as of their last replies, is compatible with this server."""
     here, enrolled = ours(), {site.name for site in Registry(folder).sites()}
-    known = {site: said for site, said in heard_of(folder).items() if site in enrolled}
-    faults = [f"{site}: {said.fault}" for site, said in known.items() if said.fault is not None]
+    known = {site: found for site, found in software_of_sites(folder).items() if site in enrolled}
+    faults = [f"{site}: {found.fault}" for site, found in known.items() if found.fault is not None]
     if faults:
         return fault("versions", "; ".join(faults), "upgrade the named side; no site has to be enrolled again")
-    others = sorted({said.software.wardround for said in known.values()} - {here.wardround})
+    others = sorted({found.software.wardround for found in known.values()} - {here.wardround})
     if others:
         words = f"{here}; sites also run wardround {', '.join(others)}, which is compatible"
         return note("versions", words, "no action needed; `wardround-server sites list` shows the version of each site")

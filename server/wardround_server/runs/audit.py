@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wardround.operations.logs import at
-from wardround.records.audit_events import Event, ReplyCounted, ReplyRefused, RunDecided, SiteSaid
+from wardround.records.audit_events import Event, ReplyCounted, ReplyRefused, RunDecided, SiteReplied
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.study.load import Study
 from wardround.wire.evaluation import COUNTS, SiteRelease, evaluation_round
@@ -33,18 +33,18 @@ class RunRecord:
         self._run, self._study, self._audit = run, study, AuditLog(run.server / AUDIT_FILE)
         self._named = {"study": study.sha256(), "run": run.run_id}
 
-    def heard(self, words: Mapping[str, str]) -> None:
+    def decided_by_sites(self, words: Mapping[str, str]) -> None:
         """Store the sites' decisions on the study; a new decision is written to the audit log first."""
-        known = {site: said.state for site, said in self._run.approvals().items()}
+        known = {site: decision.state for site, decision in self._run.approvals().items()}
         for site, word in sorted(words.items()):
             with at(site=site):
                 if word in DECIDED and word != known.get(site):
-                    self._append(SiteSaid(decision=word, site=site, **self._named))
+                    self._append(SiteReplied(decision=word, site=site, **self._named))
                 if word != known.get(site):
                     log.log(
                         logging.INFO if word in DECIDED else logging.WARNING, "reply to the proposed study: %s", word
                     )
-        self._run.hear(words)
+        self._run.record_decisions(words)
 
     def replied(self, round: int, line: SiteRound) -> None:
         """Record a site's outcome in a round as it is processed."""

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class SiteDecision:
     """A site's last decision on a study, and the time of it (seconds since 1970).
 
     `state` is "approved", "proposed" (not yet decided), "refused", "revoked", or a code with the reason why the site
@@ -75,18 +75,20 @@ class RunFolder:
         except OSError:
             raise UsageError(f"{self.path}: is not a run; `wardround-server runs` lists the runs") from None
 
-    def approvals(self) -> dict[str, Said]:
+    def approvals(self) -> dict[str, SiteDecision]:
         """Return the last decision of each site, by name."""
-        return {site: Said(**said) for site, said in (read_json(self.path / APPROVALS_FILE) or {}).items()}
+        return {
+            site: SiteDecision(**decision) for site, decision in (read_json(self.path / APPROVALS_FILE) or {}).items()
+        }
 
     def approved(self) -> tuple[str, ...]:
         """Return the names of the sites that approved, sorted."""
-        return tuple(sorted(site for site, said in self.approvals().items() if said.state == "approved"))
+        return tuple(sorted(site for site, decision in self.approvals().items() if decision.state == "approved"))
 
-    def hear(self, words: Mapping[str, str]) -> None:
+    def record_decisions(self, decisions: Mapping[str, str]) -> None:
         """Store the sites' new decisions. A code does not replace a decision that the site sent before."""
-        known = {site: {"state": said.state, "at": said.at} for site, said in self.approvals().items()}
-        for site, state in words.items():
+        known = {site: {"state": decision.state, "at": decision.at} for site, decision in self.approvals().items()}
+        for site, state in decisions.items():
             before = known.get(site, {"state": ""})["state"]
             if state != before and (state in DECIDED or before not in DECIDED):
                 known[site] = {"state": state, "at": time.time()}

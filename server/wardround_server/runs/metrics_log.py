@@ -21,8 +21,8 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         make_folder(path.parent)
         jsonl.append_lines(path, records)
     except OSError as error:
-        mend = "free some space and start the same run again"
-        raise WardroundError(f"{path}: cannot be written: {error.strerror}; {mend}") from None
+        advice = "free some space and start the same run again"
+        raise WardroundError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

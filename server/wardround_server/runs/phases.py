@@ -58,7 +58,7 @@ def ask(run: RunFolder, federation: Federation) -> None:
     """Propose the run's study to all connected sites and store their replies."""
     with run.phase("propose"):
         study = run.study()
-        RunRecord(run, study).heard(federation.propose(study, federation.online().keys(), ASK_LIMIT_S))
+        RunRecord(run, study).decided_by_sites(federation.propose(study, federation.online().keys(), ASK_LIMIT_S))
 
 
 def train(run: RunFolder, federation: Federation) -> None:
@@ -127,7 +127,7 @@ class Gathering:
         decided = {site for site, said in self._run.approvals().items() if said.state in ("approved", "refused")}
         if undecided := self._federation.online().keys() - decided:
             study = self._run.study()
-            RunRecord(self._run, study).heard(self._federation.propose(study, undecided, ASK_LIMIT_S))
+            RunRecord(self._run, study).decided_by_sites(self._federation.propose(study, undecided, ASK_LIMIT_S))
         self._asked, self._pause_s = time.monotonic(), min(2 * self._pause_s, ASK_AGAIN_S)
 
 

@@ -11,7 +11,7 @@ from wardround.wire.reply_codes import code_text
 from wardround_server.runs.folder import DECIDED, RunFolder, quorum, read_json
 from wardround_server.runs.paths import ROUND_FILE, STUDY_FILE
 from wardround_server.sites.registry import Registry
-from wardround_server.sites.software import heard_of
+from wardround_server.sites.software import software_of_sites
 
 ROUNDS_SHOWN = 3
 WORDS = {
@@ -28,7 +28,7 @@ def facts_of(run: RunFolder) -> dict[str, Any]:
     `words` is each site's last decision on the study, or a code. `sites` adds when the site made it, its software, and
     the reason if that is incompatible. `now` is the round under way if a process works on the run, otherwise None.
     """
-    study, lines, said = run.study(), run.metrics(), run.approvals()
+    study, lines, decisions = run.study(), run.metrics(), run.approvals()
     at_work = run.at_work()
     return {
         "run": run.run_id,
@@ -41,7 +41,7 @@ def facts_of(run: RunFolder) -> dict[str, Any]:
         "submitted_at": (run.path / STUDY_FILE).stat().st_mtime,
         "min_sites": quorum(study),
         "approved": list(run.approved()),
-        "words": {site: one.state for site, one in sorted(said.items())},
+        "words": {site: one.state for site, one in sorted(decisions.items())},
         "sites": _sites(run, lines),
         "now": read_json(run.path / ROUND_FILE) if at_work else None,
         "problem": run.problem(),
@@ -55,11 +55,11 @@ def facts_of(run: RunFolder) -> dict[str, Any]:
 
 def _sites(run: RunFolder, lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the facts about every site that is enrolled or appears in this run's replies."""
-    said, heard, now = run.approvals(), heard_of(run.server), time.time()
+    decisions, software_at, now = run.approvals(), software_of_sites(run.server), time.time()
     enrolled = {site.name for site in Registry(run.server).sites()}
     found = {}
-    for site in sorted(enrolled | set(said) | {line["site"] for line in lines}):
-        word, software = said.get(site), heard.get(site)
+    for site in sorted(enrolled | set(decisions) | {line["site"] for line in lines}):
+        word, software = decisions.get(site), software_at.get(site)
         found[site] = {
             "enrolled": site in enrolled,
             "word": None if word is None else word.state,

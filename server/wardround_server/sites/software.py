@@ -6,13 +6,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, told
+from wardround.wire.versions import SOFTWARE, Software, mismatch, ours, software_in
 from wardround_server.operations.paths import SOFTWARE_FOLDER
 from wardround_server.runs.folder import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class SiteSoftware:
     """A site's software, and when its reply arrived by this machine's clock (seconds since 1970)."""
 
     software: Software
@@ -31,12 +31,12 @@ def keep(server: Path, site: str, software: Software) -> None:
     write_json(folder / f"{site}.json", {SOFTWARE: asdict(software), "at": time.time()})
 
 
-def heard_of(server: Path) -> dict[str, Heard]:
+def software_of_sites(server: Path) -> dict[str, SiteSoftware]:
     """Return each site's last reported software, by site name; sites that never replied are left out."""
     found = {}
     for path in sorted((server / SOFTWARE_FOLDER).glob("*.json")):
         content = read_json(path) or {}
-        software, at = told(content), content.get("at")
+        software, at = software_in(content), content.get("at")
         if software is not None and isinstance(at, float):
-            found[path.stem] = Heard(software=software, at=at)
+            found[path.stem] = SiteSoftware(software=software, at=at)
     return found

@@ -48,9 +48,10 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
     The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. An error of the
     disk or of permissions is one line too. Any other error is a fault of the program and keeps its traceback.
     """
+    use_utf8()
     os.umask(OTHERS_NOTHING)
-    survive_any_terminal()
     import_nothing_from_working_folder()
+    survive_any_terminal()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell wants SIGINT ignored
         signal.signal(signal.SIGINT, _interrupt)
@@ -67,20 +68,28 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
             sys.exit(2)
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _fail(name, error.format_message(), 2)
-        if isinstance(error, OSError) and is_of_the_disk(error):
-            place = "" if error.filename is None else f"{path_text(error.filename)}: "
-            _fail(name, full_disk if error.errno in FULL else f"{place}{cause(error)}", 1)
+        if isinstance(error, OSError) and error.errno in FULL:
+            _fail(name, full_disk, 1)
+        if isinstance(error, OSError) and is_of_the_disk(error) and isinstance(error.filename, (str, bytes)):
+            _fail(name, f"{path_text(error.filename)}: {cause(error)}", 1)
         raise
     if exit_code == STOPPED:  # the exit code that Typer returns for a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
     sys.exit(exit_code)
 
 
-def survive_any_terminal() -> None:
-    """Print a character that the terminal's encoding lacks as its escape; Python would end with a traceback.
+def use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode, unless it is in it or the locale is UTF-8 anyway.
 
-    This concerns every character outside ASCII in the locale C, and file names that are not UTF-8 in every locale.
+    In the locale C, paths and names with other letters are no text, which libraries and files of this program need.
     """
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"  # for child processes
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def survive_any_terminal() -> None:
+    """Let output show what a terminal's encoding has no letter for as an escape, instead of failing at it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

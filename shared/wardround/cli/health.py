@@ -32,7 +32,7 @@ def add_health(app: typer.Typer, program: str, option: str, what: str) -> None:
         else:
             console = literal_console()
             console.print(table_of(answer.checks))
-            ago = "" if answer.looked_at is None else f", looked {time.time() - answer.looked_at:.0f} s ago"
+            ago = "" if answer.checked_at is None else f", looked {time.time() - answer.checked_at:.0f} s ago"
             console.print(f"{'SERVING' if answer.serving else 'NOT SERVING'}{ago}")
         if not answer.serving:
             raise typer.Exit(1)

@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Probe:
     """One health check.
 
-    `look` returns a `Check`. An exception counts as a fault. Its text is shown only if it is a `WardroundError`,
+    `run` returns a `Check`. An exception counts as a fault. Its text is shown only if it is a `WardroundError`,
     otherwise its type, because the text of another exception may contain anything. `todo` states what to do about a
     fault.
     """
 
     name: str
-    look: Callable[[], Check]
+    run: Callable[[], Check]
     todo: str
     limit_s: float = 10.0
 
@@ -50,43 +50,45 @@ class Look:
 class Watch:
     """Runs the checks repeatedly, each in its own thread, and never runs the same check twice at a time."""
 
-    def __init__(self, looks: Sequence[Look]) -> None:
-        self._looks = tuple(looks)
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self._probes = tuple(probes)
         self._running: dict[str, threading.Thread] = {}
 
     def findings(self) -> list[Check]:
         """Run every check and return the results in order; returns after the longest time limit at most."""
         found: dict[str, Check] = {}
-        for look in self._looks:
-            thread = self._running.get(look.name)
+        for probe in self._probes:
+            thread = self._running.get(probe.name)
             if thread is None or not thread.is_alive():
-                thread = threading.Thread(target=_into, args=(found, look), name=f"look-{look.name}", daemon=True)
-                self._running[look.name] = thread
+                thread = threading.Thread(target=_into, args=(found, probe), name=f"check-{probe.name}", daemon=True)
+                self._running[probe.name] = thread
                 thread.start()
         started = time.monotonic()
-        for look in self._looks:
-            self._running[look.name].join(max(0.0, started + look.limit_s - time.monotonic()))
-        late = {look.name: fault(look.name, f"no answer within {look.limit_s:g} s", look.todo) for look in self._looks}
-        return [found.get(look.name, late[look.name]) for look in self._looks]
+        for probe in self._probes:
+            self._running[probe.name].join(max(0.0, started + probe.limit_s - time.monotonic()))
+        late = {
+            probe.name: fault(probe.name, f"no answer within {probe.limit_s:g} s", probe.todo) for probe in self._probes
+        }
+        return [found.get(probe.name, late[probe.name]) for probe in self._probes]
 
 
-def _into(found: dict[str, Check], look: Look) -> None:
+def _into(found: dict[str, Check], probe: Probe) -> None:
     try:
-        check = look.look()
+        check = probe.run()
     except WardroundError as error:
-        check = fault(look.name, " ".join(str(error).split()), look.todo)
+        check = fault(probe.name, " ".join(str(error).split()), probe.todo)
     except Exception as error:
-        log.exception("look %s", look.name)
-        check = fault(look.name, f"cannot be told ({type(error).__name__})", look.todo)
-    found[look.name] = check
+        log.exception("check %s", probe.name)
+        check = fault(probe.name, f"cannot be determined ({type(error).__name__})", probe.todo)
+    found[probe.name] = check
 
 
 class HealthService:
     """Serves the results on 127.0.0.1 and refreshes them in the background until `stop` is called."""
 
-    def __init__(self, looks: Sequence[Look], folder: Path, port: int = 0, every_s: float = 30.0) -> None:
+    def __init__(self, probes: Sequence[Probe], folder: Path, port: int = 0, every_s: float = 30.0) -> None:
         """Set up the service. It does not listen before `start`. `port` 0 selects a free port."""
-        self._watch, self._names = Watch(looks), tuple(look.name for look in looks)
+        self._watch, self._names = Watch(probes), tuple(probe.name for probe in probes)
         self._folder, self._port, self._every_s = folder, port, every_s
         self._stopped = threading.Event()
         self._servicer = health.HealthServicer()
@@ -141,19 +143,19 @@ class HealthService:
 class Answer:
     """A daemon's reply about its health.
 
-    `serving` is whether it is SERVING, `looked_at` is the time of its last checks (None if there were none), and
+    `serving` is whether it is SERVING, `checked_at` is the time of its last checks (None if there were none), and
     `checks` are their results.
     """
 
     serving: bool
-    looked_at: float | None
+    checked_at: float | None
     checks: tuple[Check, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `--json`."""
         return {
             "serving": self.serving,
-            "looked_at": self.looked_at,
+            "looked_at": self.checked_at,
             "checks": [check.to_json() for check in self.checks],
         }
 
@@ -175,4 +177,4 @@ def asked(folder: Path, timeout_s: float = 5.0) -> Answer:
         except grpc.RpcError as error:
             code = error.code().name if isinstance(error, grpc.Call) else "unknown"
             raise WardroundError(f"{folder}: the daemon does not answer on port {port} ({code}); start it") from None
-    return Answer(serving=reply.status == SERVING, looked_at=at, checks=checks)
+    return Answer(serving=reply.status == SERVING, checked_at=at, checks=checks)

@@ -51,7 +51,7 @@ def fault(name: str, found: str, todo: str) -> Check:
     return Check(name=name, state="fault", found=found, todo=todo)
 
 
-def looked_at(name: str, look: Callable[[], Check], todo: str) -> Check:
+def checked(name: str, look: Callable[[], Check], todo: str) -> Check:
     """Return the check that `look` makes.
 
     A `WardroundError` becomes a fault with its text, so that the other checks still run.
@@ -76,10 +76,10 @@ def files_closed(folder: Path, names: Iterable[str]) -> Check:
 def disk(folder: Path, needed_bytes: int) -> Check:
     """Check the free space on the folder's disk."""
     free = shutil.disk_usage(folder).free
-    said = f"{free / 1e9:.1f} GB free"
+    text = f"{free / 1e9:.1f} GB free"
     if free < needed_bytes:
-        return fault("disk", said, f"make room: at least {needed_bytes / 1e9:.0f} GB")
-    return ok("disk", said)
+        return fault("disk", text, f"make room: at least {needed_bytes / 1e9:.0f} GB")
+    return ok("disk", text)
 
 
 def days_left(name: str, not_before: datetime, not_after: datetime, now: datetime, todo: str) -> Check:
@@ -89,8 +89,8 @@ def days_left(name: str, not_before: datetime, not_after: datetime, now: datetim
         return fault(name, f"not valid before {not_before:%Y-%m-%d %H:%M} UTC", "set this machine's clock")
     if now >= not_after:
         return fault(name, f"expired on {not_after:%Y-%m-%d}", todo)
-    said = f"valid until {not_after:%Y-%m-%d}, {days} days left"
-    return note(name, said, todo) if days < DAYS_TO_RENEW else ok(name, said)
+    text = f"valid until {not_after:%Y-%m-%d}, {days} days left"
+    return note(name, text, todo) if days < DAYS_TO_RENEW else ok(name, text)
 
 
 def clock() -> Check:

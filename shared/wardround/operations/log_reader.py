@@ -102,12 +102,12 @@ def show(
     def say(entry: Entry) -> None:
         print(json_line(entry) if as_json else line_of(entry), flush=follow)
 
-    logs, said = Logs(folder), 0
+    logs, shown_lines = Logs(folder), 0
     first = filter(wanted, logs.news())
     for entry in first if last is None else deque(first, maxlen=last):
         say(entry)
-        said += 1
-    if not said:
+        shown_lines += 1
+    if not shown_lines:
         print(f"nothing is logged about {whose}{' yet' if follow else ''}", file=sys.stderr)
     while follow:
         time.sleep(LOOK_S)

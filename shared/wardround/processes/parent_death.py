@@ -33,7 +33,7 @@ def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[st
     ]
 
 
-def tie_this_process(signal_number: int, name: str) -> None:
+def end_with_parent(signal_number: int, name: str) -> None:
     """Tie this process to its parent from within, and set its name in the kernel's list to `name` (15 bytes)."""
     parent, libc = os.getppid(), ctypes.CDLL(None, use_errno=True)
     _ask_for_signal(libc, signal_number)

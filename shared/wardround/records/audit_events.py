@@ -151,7 +151,7 @@ class RunDecided(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteSaid(Event):
+class SiteReplied(Event):
     """Server: a site, identified by its registered key, reported its decision about a study; recorded if it is new."""
 
     kind = "said"

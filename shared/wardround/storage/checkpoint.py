@@ -49,8 +49,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Map
     try:
         write_file(path, content)
     except OSError as error:
-        mend = "free some space or choose another folder"
-        raise WardroundError(f"{path}: cannot be written: {error.strerror}; {mend}") from None
+        advice = "free some space or choose another folder"
+        raise WardroundError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

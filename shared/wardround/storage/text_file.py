@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def path_text(path: str | os.PathLike[str]) -> str:
+def path_text(path: str | bytes | os.PathLike[str]) -> str:
     """Return a path as text for a person: the bytes of its name that are not UTF-8 are shown as `\\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

@@ -81,12 +81,12 @@ def describe(
 
 def differs(study: Study, alike: Sequence[Alike]) -> str:
     """Describe in which keys a study differs from other studies of the same name."""
-    said = [
+    described = [
         f"from {one.study.sha256()[:12]} ({one.state}) in: {_some(_differing_keys(study, one.study))}"
         for one in alike[:MOST_ALIKE]
     ]
     more = len(alike) - MOST_ALIKE
-    return "; ".join([*said, f"and from {more} more of this name"] if more > 0 else said)
+    return "; ".join([*described, f"and from {more} more of this name"] if more > 0 else described)
 
 
 def _some(keys: list[str]) -> str:

@@ -137,7 +137,7 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
 
     Raises `StudyError` with one line that names the file, the field and the fix.
     """
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         raise StudyError(f"{path}: no such study file; the ready ones are in {ready_folder()}")
     content = toml_content(path, StudyError)
     for override in overrides:

@@ -44,7 +44,7 @@ class SiteData:
     """
 
     name: str
-    images_NCHW: Rows  # uint8
+    values_N: Rows  # the site's prepared rows, any shape; of images uint8 (N, C, H, W)
     inputs_N: Rows
     labels_N: np.ndarray  # int16, index into the study's labels, -1 for no label
     patient_N: np.ndarray  # 0 .. patients - 1

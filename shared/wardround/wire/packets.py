@@ -335,8 +335,8 @@ def _checked_header(header: Mapping[str, str | int], kind: str, keys: tuple[str,
     version = header.get("protocol")
     if version != PROTOCOL_VERSION:
         shown = version if type(version) is int else "none"
-        mend = "the older one must upgrade"
-        raise WireError("protocol", f"the peer speaks protocol {shown}, this side {PROTOCOL_VERSION}; {mend}")
+        advice = "the older one must upgrade"
+        raise WireError("protocol", f"the peer speaks protocol {shown}, this side {PROTOCOL_VERSION}; {advice}")
     if header.get("kind") != kind or set(header) != set(keys):
         raise WireError("header", f"the message is not a well-formed {kind}")
     return dict(header)

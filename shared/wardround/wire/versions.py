@@ -37,7 +37,7 @@ def ours() -> Software:
     return Software(wardround=version("wardround"), flower=version("flwr"), protocol=PROTOCOL_VERSION)
 
 
-def told(content: Mapping[str, Any]) -> Software | None:
+def software_in(content: Mapping[str, Any]) -> Software | None:
     """Read the sender's versions from a message or a file; None if they are missing or malformed."""
     record = content.get(SOFTWARE)
     if not isinstance(record, Mapping) or set(record) != {"wardround", "flower", "protocol"}:

@@ -91,11 +91,11 @@ def audit_canaries(
     study: Study,
     canaries: int = CANARIES,
     seeds: int = SEEDS,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Canaries | None:
     """Audit `seeds` trainings with `canaries` canaries each. Returns None if the study is not private.
 
-    `told(done, total)` is called after each training.
+    `progress(done, total)` is called after each training.
     """
     plan = plan_from_study(study)
     if not plan.private:
@@ -120,7 +120,7 @@ def audit_canaries(
                 signal=_signal(scores_M, took_part_M),
             )
         )
-        told(seed + 1, seeds)
+        progress(seed + 1, seeds)
     low, median, high = np.quantile(honest_bounds, (0.005, 0.5, 0.995)).tolist()
     return Canaries(
         canaries=canaries,
@@ -151,17 +151,17 @@ def _judge(
     broken = any(audit.surely_bound > plan.epsilon_asked for audit in audits)
     above = any(audit.right > right_limit for audit in audits) or signal > expected + signal_limit
     blind = signal < expected - signal_limit
-    told = f"ε above {bound:.2f}, signal {signal:.2f}"
+    measured = f"ε above {bound:.2f}, signal {signal:.2f}"
     if broken:
-        told += ": more than was promised"
+        measured += ": more than was promised"
     elif above:
-        told += ": more than a correct system shows"
+        measured += ": more than a correct system shows"
     elif blind:
-        told += ": less than a correct system shows: the canaries had no effect, so the audit is void"
+        measured += ": less than a correct system shows: the canaries had no effect, so the audit is void"
     return Finding(
         name="canaries",
         question="Is the participation of planted patients no easier to guess than the plan allows?",
-        measured=told,
+        measured=measured,
         limit=f"ε {plan.epsilon_asked:g}; correct system {band[0]:.2f}–{band[1]:.2f}, signal {expected:.2f} ± "
         f"{signal_limit:.2f}",
         verdict=passed(not (broken or above or blind)),

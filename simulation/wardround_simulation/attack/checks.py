@@ -93,14 +93,14 @@ def noise_size(system: System, study: Study, seed: int = 0) -> Finding:
     values = np.concatenate(list(values_of.values()))
     share = FALSE_ALARM / (len(values_of) + 1)
     normal = stats.kstest(values[:100_000], "norm").pvalue
-    told = f"{_spread(values):.3f} of the planned size ({len(values):,} values)"
+    measured = f"{_spread(values):.3f} of the planned size ({len(values):,} values)"
     if chance_of[least] <= share:
-        told += f"; {least}: {_spread(values_of[least]):.2f}"
+        measured += f"; {least}: {_spread(values_of[least]):.2f}"
     elif normal <= share:
-        told += ", and not normal"
+        measured += ", and not normal"
     return replace(
         asked,
-        measured=told,
+        measured=measured,
         limit=f"1 within {_chi_reach(len(values), share):.1%}, normal, in every tensor",
         verdict=passed(chance_of[least] > share and normal > share),
     )
@@ -203,7 +203,7 @@ def hostile_weights(system: System, study: Study, seed: int = 0) -> Finding:
 
 def _without_noise(plan: PrivacyPlan) -> PrivacyPlan:
     """Return the plan with sampling rate 1 and no noise, under which a site releases the clipped sum itself."""
-    return replace(plan, noise_multiplier=0.0, sampling_rate=1.0)
+    return replace(plan, epsilon_asked=math.inf, noise_multiplier=0.0, sampling_rate=1.0)
 
 
 def _clip_that_bites(
@@ -248,11 +248,11 @@ def plan_is_public(system: System, study: Study, seed: int = 0) -> Finding:
         if not abs(divisor / public - 1) <= ROUNDING
     ]
     small, large = (drawn[PROBED_RATE, patients] for patients in SIZES)
-    told = f"q {PROBED_RATE:g} drew {small:.3f} and {large:.3f}, divisors {divisors[0]:.4g} and {divisors[1]:.4g}"
+    measured = f"q {PROBED_RATE:g} drew {small:.3f} and {large:.3f}, divisors {divisors[0]:.4g} and {divisors[1]:.4g}"
     return Finding(
         name="plan",
         question="Are noise, sampling rate and divisor the study's public values, for any number of patients?",
-        measured="; ".join(faults) if faults else f"at {SIZES[0]} and {SIZES[1]} patients: {told}",
+        measured="; ".join(faults) if faults else f"at {SIZES[0]} and {SIZES[1]} patients: {measured}",
         limit=f"σ {plan.noise_multiplier:.4g}, q as asked, divisor {public:g} at q = 1",
         verdict=passed(not faults),
     )
@@ -325,7 +325,7 @@ def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
     words = np.concatenate(sources)
     shared = len(words) - len(np.unique(words))
     plan = plan_from_study(study)
-    told, linked = f"{shared} of {len(words):,} random words were repeated", 0.0
+    measured, linked = f"{shared} of {len(words):,} random words were repeated", 0.0
     if plan.noise_multiplier > 0:
         network = initial_network(study)
         start = {name: np.zeros_like(array) for name, array in start_of(study).items()}
@@ -337,12 +337,12 @@ def fresh_draws(system: System, study: Study, seed: int = 0) -> Finding:
         linked = float((one * two).mean() / math.sqrt(np.square(one).mean() * np.square(two).mean())) * math.sqrt(
             one.size
         )
-        told += f"; correlation of two rounds' noise {linked:+.1f} standard errors"
+        measured += f"; correlation of two rounds' noise {linked:+.1f} standard errors"
     limit = float(stats.norm.isf(FALSE_ALARM / 2))
     return Finding(
         name="fresh-draws",
         question="Is every random draw new and secret, so that the noise cannot be subtracted?",
-        measured=told,
+        measured=measured,
         limit=f"0 words; correlation within ±{limit:.1f}",
         verdict=passed(shared == 0 and abs(linked) < limit and system.randomness().secret),
     )

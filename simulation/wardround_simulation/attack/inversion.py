@@ -67,12 +67,12 @@ def invert(
     study: Study,
     hospitals: Sequence[Hospital],
     seed: int = 0,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inversion | None:
     """Attack the step of `PATIENTS` patients of the run's hospitals.
 
-    Returns None if fewer than `PATIENTS` patients, or no further training images, are available. `told(done, total)`
-    reports progress.
+    Returns None if fewer than `PATIENTS` patients, or no further training images, are available.
+    `progress(done, total)` is called after each restart.
     """
     plan = plan_from_study(study)
     true_P, others = _choose(study, hospitals, seed)
@@ -85,7 +85,7 @@ def invert(
         for image in true_P:
             gradients = _one_step(system, network, image, plan, kind)
             features.append(_dense_input(gradients[f"trunk.{_DENSE}.weight"], gradients[f"trunk.{_DENSE}.bias"]))
-    found = _image_of(network, torch.stack(features), seed, told)
+    found = _image_of(network, torch.stack(features), seed, progress)
     images = {kind: found[i * len(true_P) : (i + 1) * len(true_P)] for i, kind in enumerate(KINDS)}
     images["true image"] = true_P
     images["mean image"] = np.repeat(np.round(others.mean(0, keepdims=True)), len(true_P), axis=0).astype(np.uint8)
@@ -102,16 +102,16 @@ def invert(
 
 def _judge(ratios: dict[str, np.ndarray], promised: bool) -> Finding:
     raw, private, mean = (float(ratios[kind].mean()) for kind in ("raw", "private", "mean image"))
-    told = f"{private:.1f} dB from what is sent; {raw:.1f} dB from the raw gradient"
+    measured = f"{private:.1f} dB from what is sent; {raw:.1f} dB from the raw gradient"
     verdict = passed(bool((ratios["private"] < ratios["mean image"]).all()))
     if not promised:
-        verdict, told = "does not apply", f"{private:.1f} dB from what is sent: no privacy"
+        verdict, measured = "does not apply", f"{private:.1f} dB from what is sent: no privacy"
     elif raw < mean:
-        verdict, told = "does not apply", f"the raw gradient yields {raw:.1f} dB: this attack fails on these images"
+        verdict, measured = "does not apply", f"the raw gradient yields {raw:.1f} dB: this attack fails on these images"
     return Finding(
         name="inversion",
         question="Can a patient's image be rebuilt from what a hospital sends?",
-        measured=told,
+        measured=measured,
         limit=f"the mean image, {mean:.1f} dB, for every patient",
         verdict=verdict,
     )
@@ -139,8 +139,8 @@ def _choose(study: Study, hospitals: Sequence[Hospital], seed: int) -> tuple[np.
                 taken.add(patient)
                 first.append(row)
         share = -(-PATIENTS // len(hospitals)) if turn < PATIENTS else 0
-        true += [_grey_middle(hospital.cohort.images_NCHW[row]) for row in first[:share]]
-        others += [_grey_middle(hospital.cohort.images_NCHW[row]) for row in first[share : share + 100]]
+        true += [_grey_middle(hospital.cohort.values_N[row]) for row in first[:share]]
+        others += [_grey_middle(hospital.cohort.values_N[row]) for row in first[share : share + 100]]
     empty = np.empty((0, 1, 1, 1), dtype=np.uint8)
     return np.stack(true[:PATIENTS]) if true else empty, np.stack(others) if others else empty
 
@@ -193,7 +193,7 @@ def _dense_input(weight_OD: Tensor, bias_O: Tensor) -> Tensor:
     return (weight_OD[row] / bias_O[row]).detach()
 
 
-def _image_of(network: SeedCNN, features_PD: Tensor, seed: int, told: Callable[[int, int], None]) -> np.ndarray:
+def _image_of(network: SeedCNN, features_PD: Tensor, seed: int, progress: Callable[[int, int], None]) -> np.ndarray:
     """Find images with these inputs of the dense layer by descent from random ones, uint8 (P, 1, side, side)."""
     target_PD = features_PD.clamp(min=0)  # the layer's inputs come from a ReLU
     scale_P1 = target_PD.square().sum(1, keepdim=True).clamp(min=1e-12)
@@ -210,7 +210,7 @@ def _image_of(network: SeedCNN, features_PD: Tensor, seed: int, told: Callable[[
             optimizer.step()
             with torch.no_grad():
                 images.clamp_(0, 1)
-        told(turn + 1, RESTARTS_OF_PRIOR)
+        progress(turn + 1, RESTARTS_OF_PRIOR)
     return np.round(images.detach().numpy() * BRIGHTEST).astype(np.uint8)
 
 

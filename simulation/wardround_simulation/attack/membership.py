@@ -204,7 +204,7 @@ def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack 
         cohort = hospital.cohort
         trained_N = training_rows(study, cohort)
         rows = np.flatnonzero(hospital.labelled_N)
-        images.append(_small(cohort.images_NCHW, rows))
+        images.append(_small(cohort.values_N, rows))
         labels.append(cohort.labels_N[rows])
         patients.append(cohort.patient_N[rows] + offset)
         members.append(trained_N[rows])

@@ -66,7 +66,7 @@ def attack_folder(
     events = max((site.events for site in run.sites.values()), key=lambda events: sum(one.steps for one in events))
     members = attack_run(study, hospitals, run.released, events)
     stage("Rebuilding images from one round's gradients")
-    inverted = invert(system, study, hospitals, told=pieces)
+    inverted = invert(system, study, hospitals, progress=pieces)
     findings += [part.finding for part in (planted, members, inverted) if part is not None]
     result = AttackResult(
         run_id=str(run.result["run_id"]),

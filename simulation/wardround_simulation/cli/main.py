@@ -18,6 +18,7 @@ import typer
 from wardround.cli.app import literal_console, program, run_program
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError, required
+from wardround.processes.imports import collection_paused
 from wardround.storage.disk_errors import require_writable, writing
 from wardround.storage.text_file import path_text
 from wardround_simulation.cli import federation, models
@@ -122,8 +123,9 @@ def run(
         material = preflight.survey(loaded, data, test_data, sites)
         with preflight.claimed(out, loaded, data, test_data) as run_id:
             progress.stage("Loading torch and Flower")
-            from wardround_simulation.run.run import RunSettings, finish
-            from wardround_simulation.run.run import run as run_study
+            with collection_paused():
+                from wardround_simulation.run.run import RunSettings, finish
+                from wardround_simulation.run.run import run as run_study
 
             settings = RunSettings(
                 material=material,
@@ -137,8 +139,9 @@ def run(
             )
             evidence = run_study(loaded, run_id, settings, progress.listener())
             progress.stage("Writing the report")
-            from wardround_simulation.report.report import write_report
-            from wardround_simulation.report.tensorboard import write_tensorboard
+            with collection_paused():
+                from wardround_simulation.report.report import write_report
+                from wardround_simulation.report.tensorboard import write_tensorboard
 
             write_report(out, evidence)
             write_tensorboard(out, evidence.curve, evidence.metrics, evidence.series, evidence.samples)
@@ -250,7 +253,7 @@ def compare(
         print(json.dumps(rows))
         return
     literal_console().print(comparison_table(rows))
-    literal_console().print(f"Report: {page}", soft_wrap=True)
+    print(f"Report: {page}")
 
 
 @app.command(epilog="Example: wardround-sim phantom hospitals --sites 3 --patients 40")
@@ -273,7 +276,7 @@ def phantom(
     if as_json:
         print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
     else:
-        literal_console().print(f"{sites} hospitals with {patients} patients each in {folder}", soft_wrap=True)
+        print(f"{sites} hospitals with {patients} patients each in {folder}")
 
 
 @app.command(epilog="Example: wardround-sim attack runs/demo")
@@ -306,7 +309,7 @@ def attack(
         print(json.dumps(result.to_json()))
     else:
         literal_console().print(attack_table(result))
-        literal_console().print(f"Report: {report}#attacks", soft_wrap=True)
+        print(f"Report: {report}#attacks")
     if result.verdict == "FAIL":
         raise typer.Exit(1)
 
@@ -348,9 +351,9 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
 
     console = literal_console()
     console.print(result_table(result))
-    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    print(f"Report: {out / 'report.html'}")
     if remark:
-        console.print(remark, soft_wrap=True)
+        print(remark)
 
 
 def main() -> NoReturn:

@@ -70,7 +70,7 @@ def pretrain(
     if as_json:
         print(json.dumps(metadata))
     else:
-        literal_console().print(f"Wrote {file}: {metadata}", soft_wrap=True)
+        print(f"Wrote {file}: {metadata}")
 
 
 def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, str]]:
@@ -137,4 +137,4 @@ def generate(
     if as_json:
         print(json.dumps({"out": str(target), "files": written, "images": count, **model.origin(seed)}))
     else:
-        literal_console().print(f"{count} synthetic images in {target}. {model.says}", soft_wrap=True)
+        print(f"{count} synthetic images in {target}. {model.says}")

@@ -67,10 +67,10 @@ def _epsilon(epsilon: float) -> str:
 def _caption(privacy: Mapping[str, Any], sites: Mapping[str, Any], test: Mapping[str, Any]) -> Text:
     epsilons = [epsilon_of(site["epsilon"]) for site in sites.values() if "epsilon" in site]
     if not epsilons or any(math.isinf(epsilon) for epsilon in epsilons):
-        said = "ε = ∞: NO PRIVACY"
+        caption = "ε = ∞: NO PRIVACY"
     else:
         unit, delta = privacy.get("unit", "patient"), privacy.get("delta")
-        said = f"ε per {unit} (add or remove one), δ = {delta}, {privacy.get('accountant')}"
+        caption = f"ε per {unit} (add or remove one), δ = {delta}, {privacy.get('accountant')}"
     if test.get("auc") is not None:
-        said += f"; AUC per {test.get('unit')} on {test.get('patients')} held-out patients, 95 % interval"
-    return Text(said)
+        caption += f"; AUC per {test.get('unit')} on {test.get('patients')} held-out patients, 95 % interval"
+    return Text(caption)

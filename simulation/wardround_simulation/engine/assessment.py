@@ -52,7 +52,7 @@ def _site_data(hospital: Hospital, training_N: np.ndarray, held_out_N: np.ndarra
     cohort = hospital.cohort
     return SiteData(
         name=hospital.name,
-        images_NCHW=cohort.images_NCHW,
+        values_N=cohort.values_N,
         inputs_N=hospital.inputs_N,
         labels_N=cohort.labels_N,
         patient_N=cohort.patient_N,

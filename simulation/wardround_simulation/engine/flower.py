@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from wardround.errors import RoundError, UsageError, WardroundError
+from wardround.processes.imports import collection_paused
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_simulation.engine.gpu_share import gpu_share
-from wardround_simulation.engine.ray_cluster import log, quiet_environment, ray_cluster
+from wardround_simulation.engine.ray_cluster import disable_telemetry, log, ray_cluster
 from wardround_simulation.engine.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def with_flower(
     gpus, share = gpu_share(gpu_step) if device == "cuda" else (0, 0.0)
     at_once = max(1, min(len(folders), cores // cpus))
     task = _Task(body=body, names=tuple(sorted(folders)))
-    quiet_environment()
+    disable_telemetry()
     cluster = ray_cluster(ray_address, at_once * cpus, gpus, log_folder)
     with task.stop.on_signals(), _engine_log(log_folder), cluster as found:
         task.stop.check()
@@ -133,9 +134,10 @@ class _Task(Generic[T]):
 
 def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> None:
     """Run Flower's engine until the body has ended, and store the body's result or error in `task`."""
-    from flwr.simulation import run_simulation
+    with collection_paused():
+        from flwr.simulation import run_simulation
 
-    from wardround_server.flower.exchange import make_server_app
+        from wardround_server.flower.exchange import make_server_app
 
     began, failure = threading.Event(), None
 
@@ -144,7 +146,7 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> Non
         task.main(grid)
 
     try:
-        with warnings.catch_warnings(), _flower_mended(task.pushed, task.stop):
+        with warnings.catch_warnings(), _replacements_in_flower(task.pushed, task.stop):
             warnings.simplefilter("ignore")
             run_simulation(
                 server_app=make_server_app(main),
@@ -191,8 +193,8 @@ class _PromptGrid:
 
 
 @contextlib.contextmanager
-def _flower_mended(pushed: threading.Event, stop: Stop) -> Iterator[None]:
-    """Patch three faults of Flower's engine for the duration of a run.
+def _replacements_in_flower(pushed: threading.Event, stop: Stop) -> Iterator[None]:
+    """Patch four faults of Flower's engine for the duration of a run.
 
     Contract tests check that the replaced parts are still those that the patches were written for.
 
@@ -201,10 +203,13 @@ def _flower_mended(pushed: threading.Event, stop: Stop) -> Iterator[None]:
       soon as they are pushed.
     - Flower shuts Ray down while threads wait for a busy worker. Those threads then wait for ever and the process
       cannot exit. The patch kills the workers first, so that the threads end.
+    - Flower's actor makes each worker load its server and databases. The patch runs an actor of our own.
     """
     import ray
     from flwr.server.superlink.fleet.vce import vce_api
     from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    from wardround_simulation.engine.client_app_actor import ClientAppActor
 
     waiting: set[int] = set()  # threads that wait for a worker
 
@@ -243,13 +248,14 @@ def _flower_mended(pushed: threading.Event, stop: Stop) -> Iterator[None]:
             pushed.wait(0.1)
             pushed.clear()
 
-    before = vce_api.add_messages_to_queue, raybackend.RayBackend
+    before = vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor
     vce_api.add_messages_to_queue = add_messages_to_queue
     raybackend.RayBackend = EndingRayBackend  # type: ignore[misc]  # a class of Flower's is replaced
+    raybackend.ClientAppActor = ray.remote(ClientAppActor)  # type: ignore[misc, assignment]  # another one
     try:
         yield
     finally:
-        vce_api.add_messages_to_queue, raybackend.RayBackend = before  # type: ignore[misc]  # and put back
+        vce_api.add_messages_to_queue, raybackend.RayBackend, raybackend.ClientAppActor = before  # type: ignore[misc]
 
 
 def _client_app(

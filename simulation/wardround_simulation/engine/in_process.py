@@ -27,7 +27,7 @@ from wardround_client.rounds.training import answer
 from wardround_client.site.paths import CACHE, COHORT
 from wardround_client.site.site import Site, Weights
 from wardround_client.sources.cohort import AnyRows, Cohort, open_cohort
-from wardround_client.training.batches import HeldOutImages, material_of
+from wardround_client.training.batches import HeldOutRows, material_of
 from wardround_client.training.rows import inputs_of
 from wardround_server.rounds.loop import Exchange, run_rounds
 from wardround_simulation.run.hospitals import release_of
@@ -106,7 +106,7 @@ def temporary_site(
     rows_N = np.concatenate([rows for _, rows in parts])
     material = material_of(inputs_N, labels_N, patient_N, rows_N)
 
-    def held_out_of(_: Study) -> HeldOutImages:
+    def held_out_of(_: Study) -> HeldOutRows:
         return everyone_else(parts)
 
     return Site(
@@ -124,14 +124,14 @@ def temporary_site(
     )
 
 
-def everyone_else(parts: Sequence[tuple[Hospital, np.ndarray]]) -> HeldOutImages:
+def everyone_else(parts: Sequence[tuple[Hospital, np.ndarray]]) -> HeldOutRows:
     """Return the labelled images of the given hospitals that are not among the given rows (bool (N,))."""
     offsets = np.cumsum([0] + [hospital.cohort.patient_count for hospital, _ in parts])
     rows = [np.flatnonzero(hospital.labelled_N & ~rows_N) for hospital, rows_N in parts]
     cohorts = [(hospital.cohort, place) for (hospital, _), place in zip(parts, rows, strict=True)]
     patients = [cohort.patient_N[place] + offset for (cohort, place), offset in zip(cohorts, offsets, strict=False)]
-    return HeldOutImages(
-        images_NCHW=np.concatenate([cohort.images_NCHW[place] for cohort, place in cohorts]),
+    return HeldOutRows(
+        values_N=np.concatenate([cohort.values_N[place] for cohort, place in cohorts]),
         labels_N=np.concatenate([cohort.labels_N[place] for cohort, place in cohorts]).astype(np.int64),
         patient_N=np.concatenate(patients),
     )

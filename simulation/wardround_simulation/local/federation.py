@@ -15,7 +15,6 @@ import json
 import os
 import re
 import time
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 from wardround.errors import WardroundError
 from wardround.processes.supervisor import sole
 from wardround.storage.atomic import write_private
+from wardround.storage.toml import toml_content
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
 from wardround_server.operations.paths import CA_CERTIFICATE, LOGS
@@ -77,8 +77,11 @@ class LocalFederation:
             WardroundError: If another command, or a daemon that was started by hand, works on the folders.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        other, mend = "another process of this command uses this folder", "stop it with Ctrl-C or choose another --out"
-        with sole(self.folder, f"{other}; {mend}"):
+        other, advice = (
+            "another process of this command uses this folder",
+            "stop it with Ctrl-C or choose another --out",
+        )
+        with sole(self.folder, f"{other}; {advice}"):
             ends = time.monotonic() + ENDING_LIMIT_S
             for folder in filter(Path.is_dir, (self.server, *map(self.site, self.sites))):
                 busy = "a daemon is running in this folder; end that process or choose another --out"
@@ -246,7 +249,7 @@ class LocalFederation:
         found = {}
         for path in (self.server / SERVER_CONFIG, *(self.site(name) / CONFIG_FILE for name in self.sites)):
             if path.exists():
-                section = tomllib.loads(path.read_text(encoding="utf-8")).get("server", {})
+                section = toml_content(path).get("server", {})
                 for key in ("fleet_port", "control_port", "runtime_port"):
                     if key in section:
                         found[f"{path.parent.name} {key}"] = (path, section[key])

@@ -95,8 +95,8 @@ class Daemon:
         code = self.process.poll()
         if code is not None:
             lines = self.printed.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1] if lines and not lines[-1].startswith("{") else "no output"
-            raise WardroundError(f"{self.name}: the daemon exited with code {code}: {said}; its log: {self.log}")
+            output = lines[-1] if lines and not lines[-1].startswith("{") else "no output"
+            raise WardroundError(f"{self.name}: the daemon exited with code {code}: {output}; its log: {self.log}")
 
 
 def start(name: str, program: str, *words: object, printed: Path, log: Path) -> Daemon:

@@ -18,10 +18,11 @@ from wardround.tasks.assessment import CurvePoint, ReportSection, ScoredSet, Set
 
 @dataclass(frozen=True, kw_only=True)
 class SiteQuality:
-    """What the quality gate did at one site: images accepted, files quarantined by reason."""
+    """What the quality gate did at one site: images accepted, files quarantined or left out by reason."""
 
     accepted: int
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -67,8 +67,8 @@ def _threshold_rows(released: Mapping[str, Any], exact: Mapping[str, float | Non
     for row in released.get("thresholds") or ():
         name = f"sensitivity at {row['specificity']:.0%} specificity"
         within = words.interval_text(Interval(value=row["sensitivity"], low=row["low"], high=row["high"]))
-        told = f"{row['sensitivity']:.3f} (score {row['threshold']:.2f})"
-        rows.append(_row(name, told, within, words.auc_text(exact.get(f"sensitivity {row['specificity']:g}"))))
+        shown = f"{row['sensitivity']:.3f} (score {row['threshold']:.2f})"
+        rows.append(_row(name, shown, within, words.auc_text(exact.get(f"sensitivity {row['specificity']:g}"))))
     return rows
 
 
@@ -78,8 +78,8 @@ def _count_rows(released: Mapping[str, Any], exact: Mapping[str, float | None]) 
         within = words.signed_interval_text(
             Interval(value=calibration["excess"], low=calibration["low"], high=calibration["high"])
         )
-        told = words.signed_text(calibration["excess"])
-        rows.append(_row("probability above frequency", told, within, words.signed_text(exact.get("excess"))))
+        shown = words.signed_text(calibration["excess"])
+        rows.append(_row("probability above frequency", shown, within, words.signed_text(exact.get("excess"))))
         noise = f"a perfect model: {calibration['ece_if_perfect']:.3f}"
         rows.append(_row("calibration error (ECE)", f"{calibration['ece']:.3f}", noise, "–"))
     for name, key in (("patients", "patients"), ("of them positive", "positives")):

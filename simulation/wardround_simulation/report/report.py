@@ -66,13 +66,13 @@ def write_report(folder: Path, evidence: RunEvidence) -> Path:
 
 def _asked(evidence: RunEvidence) -> str:
     study = evidence.study
-    told = " or ".join(f"“{label}”" for label in study.data.labels)
+    stated = " or ".join(f"“{label}”" for label in study.data.labels)
     kind = "images" if study.data.modality == "any" else f"{study.data.modality} images"
     start = {"phantom": "generated phantoms", "random": "random weights"}.get(study.model.init, "the weights of a file")
     part = {"head": "its last layer", "norm+head": "its normalisation and last layers", "all": "all of it"}
     hospitals = len(evidence.result.get("sites") or {}) or study.aggregation.nominal_sites
     return (
-        f"Task: classify {kind} as {told}. The network {study.model.name} starts from {start}; "
+        f"Task: classify {kind} as {stated}. The network {study.model.name} starts from {start}; "
         f"{part[study.model.trainable]} is trained in {plain.count_text(study.study.rounds, 'round')} across "
         f"{plain.count_text(hospitals, 'hospital')}. No image leaves its hospital."
     )
@@ -88,10 +88,10 @@ def _banners(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[dict[s
         status = result.get("status", "unknown")
         text = f"{done} of {asked} rounds were completed (status: {status}). The same command continues the run."
         banners.append({"title": "NOT FINISHED", "text": text})
-    told, found = (result.get("test") or {}).get("auc"), aucs.get("federated")
-    if told is not None and found is not None and (found.value is None or abs(found.value - told) > 5e-4):
+    stated, found = (result.get("test") or {}).get("auc"), aucs.get("federated")
+    if stated is not None and found is not None and (found.value is None or abs(found.value - stated) > 5e-4):
         text = (
-            f"The AUC is {words.auc_text(told)} in result.json, but {words.auc_text(found.value)} computed from the "
+            f"The AUC is {words.auc_text(stated)} in result.json, but {words.auc_text(found.value)} computed from the "
             "scores. Do not rely on this report; please report the error."
         )
         banners.append({"title": "FIGURES DISAGREE", "text": text})

@@ -148,11 +148,13 @@ def _round_row(evidence: RunEvidence, site: str, rounds: int, missing: Mapping[t
 def quality_row(site: str, quality: SiteQuality) -> dict[str, str]:
     """Return one site's row of the quality gate's table, with the most common reason first."""
     reasons = sorted(quality.quarantined.items(), key=lambda item: (-item[1], item[0]))
+    left_out = sorted(quality.left_out.items(), key=lambda item: (-item[1], item[0]))
     return {
         "site": site,
         "accepted": f"{quality.accepted:,}",
         "quarantined": f"{sum(quality.quarantined.values()):,}",
         "reasons": ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in reasons) or "–",
+        "left_out": ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in left_out) or "–",
     }
 
 

@@ -6,9 +6,9 @@ the images that its model generated.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +40,24 @@ def write_tensorboard(
     log.mkdir(parents=True, exist_ok=True)
     for earlier in log.glob("events.out.tfevents.*"):
         earlier.unlink()
-    with _ascii_path(log) as path, SummaryWriter(path) as writer:
-        for point in sorted(curve, key=lambda point: (point.round, point.site or "")):
-            figures = {"auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
-            for name, value in figures.items():
-                if value is not None:
-                    writer.add_scalar(f"{name}/{point.site or 'all sites'}", value, point.round)
-        for row in sorted(metrics, key=lambda row: (int(row["round"]), str(row["site"]))):
-            site, at = str(row["site"]), int(row["round"])
-            writer.add_scalar(f"present/{site}", 0.0 if row.get("code") else 1.0, at)
-            for name in SITE_FIGURES:
-                if row.get(name) is not None and not row.get("code"):
-                    writer.add_scalar(f"{name}/{site}", float(row[name]), at)
-        for name, by_round in (series or {}).items():
-            for at, value in sorted(by_round.items()):
-                writer.add_scalar(name, value, at)
-        for at, sheet_HW in sorted((samples or {}).items()):
-            writer.add_image("samples", sheet_HW, at, dataformats="HW")
+    with tempfile.TemporaryDirectory() as place:  # TensorBoard takes no path that is not text
+        with SummaryWriter(place) as writer:
+            for point in sorted(curve, key=lambda point: (point.round, point.site or "")):
+                figures = {"auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
+                for name, value in figures.items():
+                    if value is not None:
+                        writer.add_scalar(f"{name}/{point.site or 'all sites'}", value, point.round)
+            for row in sorted(metrics, key=lambda row: (int(row["round"]), str(row["site"]))):
+                site, at = str(row["site"]), int(row["round"])
+                writer.add_scalar(f"present/{site}", 0.0 if row.get("code") else 1.0, at)
+                for name in SITE_FIGURES:
+                    if row.get(name) is not None and not row.get("code"):
+                        writer.add_scalar(f"{name}/{site}", float(row[name]), at)
+            for name, by_round in (series or {}).items():
+                for at, value in sorted(by_round.items()):
+                    writer.add_scalar(name, value, at)
+            for at, sheet_HW in sorted((samples or {}).items()):
+                writer.add_image("samples", sheet_HW, at, dataformats="HW")
+        for written in Path(place).iterdir():
+            shutil.copyfile(written, log / written.name)
     return log
-
-
-@contextmanager
-def _ascii_path(folder: Path) -> Iterator[str]:
-    """Yield another path of an existing folder, in ASCII: TensorBoard accepts only paths that are UTF-8."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)

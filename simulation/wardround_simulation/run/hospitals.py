@@ -23,9 +23,10 @@ from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.layout import SiteSource
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import IngestReport, ingest
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import SiteSource
+from wardround_client.sources.images.ingest import IngestReport, ingest
+from wardround_client.sources.images.quality.report import not_used_by_reason
 from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
 # All sites and runs share this key, and it is public: all data of a simulation are on one machine anyway. With one key
@@ -70,6 +71,16 @@ def prepare_hospitals(
             report = ingest(source, study.data, target / COHORT, SIMULATION_KEY, workers=1, progress=tell, pool=pool)
             prepared.append(Prepared(name=source.name, folder=target, report=report))
     return prepared
+
+
+def not_used(hospital: Prepared) -> str | None:
+    """Return one line about a hospital's files that were put aside or left out, with reasons; None if there are none.
+
+    Files that are no images by their name do not count.
+    """
+    quality = hospital.report.quality
+    lines = [f"{count:,} {text}" for code, text, count in not_used_by_reason(quality) if code != "skipped"]
+    return f"{hospital.name}: {quality.images:,} images used; {'; '.join(lines)}" if lines else None
 
 
 def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:

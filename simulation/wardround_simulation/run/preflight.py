@@ -27,7 +27,7 @@ from wardround.storage.locks import try_locked
 from wardround.storage.text_file import path_key
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
-from wardround_client.sources.images.layout import SiteSource, discover, shared_patients
+from wardround_client.sources.images.folder.layout import SiteSource, discover, shared_patients
 from wardround_server.runs.paths import CHECKPOINTS, RESULT_FILE, STUDY_FILE
 from wardround_simulation.run.paths import CLAIM_FILE, COMPARISON_LOG, OUT_LOCK, SITES
 
@@ -97,6 +97,12 @@ def check_ray_address(address: str) -> None:
 
 def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> None:
     """Raise `UsageError` if a run of this study on these data may not use `out`. Writes nothing."""
+    for option, folder in (("--data", data), ("--test-data", test_data)):
+        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{out}: lies inside {option} {folder}, so the next run would take its files for data; choose an --out "
+                "outside"
+            )
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UsageError(f"{there}: is a file, not a folder; choose another --out")
@@ -110,12 +116,6 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
             raise UsageError(f"{out}: is not empty and contains no run; choose an empty folder for --out")
     except OSError as error:
         raise UsageError(f"{out}: cannot be read: {cause(error)}") from None
-    for option, folder in (("--data", data), ("--test-data", test_data)):
-        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(
-                f"{out}: is inside {option} {folder}, where the next run would take the results for a hospital's data; "
-                "choose an --out outside of it"
-            )
     require_writable(out)
 
 

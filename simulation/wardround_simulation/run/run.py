@@ -43,6 +43,7 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
+from wardround_client.sources.images.quality.report import LEFT_OUT
 from wardround_client.training.rows import training_rows
 from wardround_client.training.train import plan_speed
 from wardround_server.rounds.evaluation import SitesExchange, federated_test
@@ -58,6 +59,7 @@ from wardround_simulation.run.hospitals import (
     Prepared,
     check_disjoint,
     check_federation,
+    not_used,
     prepare_hospitals,
     settle_rules,
 )
@@ -107,6 +109,9 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
     listener.stage("Preparing the hospitals' data")
     hospitals = prepare_hospitals(material.train, study, out / SITES, listener.ingest)
+    for hospital in hospitals:
+        if (line := not_used(hospital)) is not None:
+            listener.warn(line)
     check_federation(study, material.data, hospitals)
     outside = prepare_hospitals(material.test, study, out / TEST_SITES, listener.ingest)
     if material.test_data is not None:
@@ -313,13 +318,15 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 def montage_of(hospital: Hospital) -> np.ndarray:
     """Return up to 12 images spread evenly over the cohort, uint8 (n, C, H, W)."""
-    images_NCHW = hospital.cohort.images_NCHW
+    images_NCHW = hospital.cohort.values_N
     rows = np.unique(np.linspace(0, len(images_NCHW) - 1, 12).astype(int))
     return np.array(images_NCHW[rows])
 
 
 def quality_of(hospital: Prepared) -> SiteQuality:
-    return SiteQuality(accepted=hospital.report.quality.images, quarantined=dict(hospital.report.quality.quarantined))
+    quality = hospital.report.quality
+    left_out = {code: count for code, count in quality.remarks.items() if code in LEFT_OUT}
+    return SiteQuality(accepted=quality.images, quarantined=dict(quality.quarantined), left_out=left_out)
 
 
 def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> list[str]:

@@ -20,6 +20,7 @@ from wardround.errors import WardroundError
 from wardround.networks.build import build_model, initial_network
 from wardround.networks.weight_standardisation import WSConv2d
 from wardround.networks.weights import trained_parameters
+from wardround.processes.memory import control_group_bytes, total_bytes
 from wardround.study.load import parse_study
 from wardround.study.schema import DataSection, ModelSection
 from wardround.tasks.classification.objective import loss_per_image
@@ -284,8 +285,8 @@ def sample_of(width: int) -> Sample:
 @pytest.mark.parametrize(
     "make, width, says",
     [
-        (lambda: Small(nn.LayerNorm(8)), 6, "middle: LayerNorm has no rule"),
-        (lambda: Small(nn.PReLU()), 6, "middle: PReLU has no rule"),
+        (lambda: Small(nn.LayerNorm(8)), 6, "middle: LayerNorm has no clipping rule"),
+        (lambda: Small(nn.PReLU()), 6, "middle: PReLU has no clipping rule"),
         (shared, 8, "middle: Linear shares a parameter"),
         (lambda: Tied(nn.Linear(8, 8)), 6, "differs from the one-patient loop"),
         (lambda: Twice(nn.Linear(8, 8)), 6, "middle: used twice in one pass"),
@@ -403,7 +404,7 @@ def test_a_kept_engine_that_fails_its_proof_gives_way_to_the_rules_and_that_to_t
     monkeypatch.setattr(select, "_trial", lambda *_: {names[0]: 1.0, names[1]: 0.5, "loop": 2.0})
     taken = checked_engine(network, parameters, loss_per_image, sample, 0.3, memory=EngineMemory(choices=tmp_path))
     assert taken.func is (clip_by_loop if rule_too else clip_by_bookkeeping)
-    assert caplog.text.count("one patient at a time instead") == rule_too
+    assert caplog.text.count("one at a time instead") == rule_too
 
 
 @pytest.mark.parametrize("name", ["seed-cnn", "head"])
@@ -524,10 +525,10 @@ def test_a_patient_of_many_images_takes_no_larger_pass_than_start_up_tried(engin
 def test_memory_is_what_the_machine_has_or_its_control_group_allows_and_never_what_is_free(tmp_path: Path) -> None:
     """What is free goes down with each patient's files that were read: patients would decide how they are rounded."""
     (tmp_path / "meminfo").write_text("MemTotal:  99 kB\nMemAvailable:   7 kB\n")
-    assert batch_size._total(tmp_path / "meminfo") == 99 * 1024
-    assert batch_size._control_group_limit(tmp_path) is None
+    assert total_bytes(tmp_path / "meminfo") == 99 * 1024
+    assert control_group_bytes(tmp_path) is None
     (tmp_path / "memory.current").write_text("600\n")
     for most, limit in (("max", None), ("1000", 1000)):
         (tmp_path / "memory.max").write_text(f"{most}\n")
-        assert batch_size._control_group_limit(tmp_path) == limit
+        assert control_group_bytes(tmp_path) == limit
     assert batch_size.memory_bytes(torch.device("cpu")) > 1 << 20

@@ -267,7 +267,7 @@ def test_features_and_views_of_a_patient_have_the_same_bits_whoever_else_there_i
 
     @dataclasses.dataclass
     class Rows:
-        images_NCHW: np.ndarray
+        values_N: np.ndarray
         key: str = "k"
 
     network, cpu = initial_network(study), torch.device("cpu")
@@ -334,7 +334,7 @@ def test_a_group_is_filled_up_and_what_fills_it_never_counts() -> None:
             ]
             for other in sums[1:]:
                 assert length_of({n: sums[0][n] - other[n] for n in other}) < 1e-4 * length_of(other)
-    with pytest.raises(WardroundError, match="units of 2 images"):
+    with pytest.raises(WardroundError, match="2 images in every unit"):
         clip_by_bookkeeping(
             network, parameters, synthetic_units(inputs_N, 2, (2, 3)), loss, 1.0, speed=SpeedSettings(images_per_unit=2)
         )

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from wardround.errors import DataError, ModelError, UsageError
+from wardround.errors import DataError, ModelError
 from wardround.storage import atomic
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.tasks.reconstruction.restorer import Restorer
@@ -141,6 +141,25 @@ def test_the_command_says_what_it_wrote_and_fails_in_one_line(tmp_path) -> None:
     assert isinstance(again.exception, DataError) and "no such file or folder" in str(again.exception)
 
 
+def blurred(folder: Path):
+    return load_restoring_model(model_file(folder, degradation="blur"))
+
+
+def test_files_of_one_name_in_several_folders_or_formats_each_have_their_result(tmp_path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for series in ("a", "b/deep"):
+        (data / series).mkdir(parents=True)
+        for name in ("1.png", "1.jpg", "2.png"):
+            picture(data / series / name)
+        dicom(data / series / "1.dcm")
+    done = enhance(data, blurred(tmp_path), out)
+    assert len(done.written) == len(set(done.written)) == 8 and not done.refused
+    assert all(path.is_file() for path in done.written)
+    assert sorted(path.relative_to(out).as_posix() for path in done.written if "deep" in path.parts) == [
+        "b/deep/1.dcm.restored.dcm", "b/deep/1.jpg.restored.png", "b/deep/1.png.restored.png", "b/deep/2.restored.png"
+    ]  # fmt: skip
+
+
 def names_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -168,6 +187,17 @@ def test_files_of_the_same_name_do_not_take_each_others_place(tmp_path) -> None:
     assert len(enhance(data, model).written) == 12  # beside the sources the names do not collide either
 
 
+def test_results_do_not_go_into_the_folder_that_is_read(tmp_path) -> None:
+    model, data = load_restoring_model(model_file(tmp_path, degradation="blur")), tmp_path / "data"
+    data.mkdir()
+    picture(data / "scan.png")
+    for out in (data, data / "deep" / "out"):
+        with pytest.raises(DataError, match="lies inside .*; choose an --out outside"):
+            enhance(data, model, out)
+    assert names_below(data) == ["scan.png"]
+    assert enhance(data / "scan.png", model, data / "out").written
+
+
 def frames(path: Path, count: int, announced: int | None = None) -> Path:
     dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
     dataset.PixelData = b"".join(np.roll(dataset.pixel_array, n, 0).tobytes() for n in range(count))
@@ -180,6 +210,8 @@ def test_every_frame_is_restored_and_refers_to_its_own(tmp_path) -> None:
     model = load_restoring_model(model_file(tmp_path, degradation="blur"))
     done = enhance(frames(tmp_path / "five.dcm", 5), model, tmp_path / "out")
     assert [path.name for path in done.written] == [f"five.frame-{n}.restored.dcm" for n in range(1, 6)]
+    film = enhance(frames(tmp_path / "film.dcm", 12), model, tmp_path / "out")
+    assert [path.name for path in film.written][1:10:8] == ["film.frame-02.restored.dcm", "film.frame-10.restored.dcm"]
     read = [pydicom.dcmread(path) for path in done.written]
     assert [one.SourceImageSequence[0].ReferencedFrameNumber for one in read] == [1, 2, 3, 4, 5]
     assert len({one.SOPInstanceUID for one in read}) == 5 and len({one.SeriesInstanceUID for one in read}) == 1
@@ -198,7 +230,7 @@ def test_frames_that_are_only_announced_and_further_pages_are_named(tmp_path) ->
     done = enhance(data, model, tmp_path / "out")
     reasons = {path.name: reason for path, reason in done.refused}
     assert len(done.refused) == 3 and "not read" in reasons["announced.dcm"]
-    assert "not positive" in reasons["negative.dcm"] and "several pictures" in reasons["pages.tif"]
+    assert "damaged" in reasons["negative.dcm"] and "several pictures" in reasons["pages.tif"]
     assert "good.restored.png" in names_below(tmp_path / "out")
     words = ["enhance", str(data), "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "again")]
     result = CliRunner().invoke(app, words)
@@ -216,7 +248,7 @@ def test_a_result_that_cannot_be_written_is_no_damage_and_leaves_nothing(tmp_pat
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(atomic.os, "link", refuse)
-    with pytest.raises(UsageError, match=f"cannot be written: {os.strerror(number)}; .*0 images were restored before"):
+    with pytest.raises(DataError, match=f"cannot be written: {os.strerror(number)}; .*0 images were restored before"):
         enhance(tmp_path / "data", model)
     assert names_below(tmp_path / "data") == [name]
 

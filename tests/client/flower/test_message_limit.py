@@ -200,7 +200,7 @@ def test_a_task_has_the_labels_that_were_looked_at_and_not_those_inside_the_mess
         client.PullTaskInput(None), client.PullMessages(None)
         return labelled(FORGED, math.inf), "context", "run", "fab"
 
-    message, *rest = task_process.whatever_came(pull, Client())
+    message, *rest = task_process.pull_or_first_message(pull, Client())
     labels = message.metadata
     assert (labels.group_id, labels.ttl, labels.message_id, rest) == ("3", 60.0, "a" * 64, ["context", "run", "fab"])
     assert Message(RecordDict(), reply_to=message).metadata.group_id == "3"

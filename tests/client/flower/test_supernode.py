@@ -201,8 +201,8 @@ supernode.main(["site", "flower-supernode"])
 @pytest.mark.parametrize(
     ("then", "code", "word"),
     [
-        ("return", 1, "main loop gave up"),
-        ("raise RuntimeError('the main loop')", 1, "main loop gave up"),
+        ("return", 1, "main loop failed"),
+        ("raise RuntimeError('the main loop')", 1, "main loop failed"),
         ("threading.Thread(target=lambda: 1 / 0).start(); time.sleep(600)", -signal.SIGTERM, "ZeroDivisionError"),
     ],
     ids=["main-loop-gave-up", "main-loop-failed", "heartbeat-died"],

@@ -119,7 +119,7 @@ from flwr.supernode.runtime import run_clientapp as inside
 folder, bundle, closed = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), sys.argv[3] == "closed"
 if closed:
     from wardround_client.flower import task_process
-    task_process.close_the_gate(lambda message, context: "ours")
+    task_process.refuse_other_tasks(lambda message, context: "ours")
 inside.install_from_fab(bundle, skip_prompt=True)
 load = inside.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
 import hashlib

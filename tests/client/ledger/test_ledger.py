@@ -161,9 +161,9 @@ def test_a_settled_round_is_found_again_and_other_weights_are_refused() -> None:
     ledger.settle(attempt, "reply")
     found = ledger.settled(STUDY, "run", 1, "w")
     assert found is not None and found.reply_sha256 == "reply"
-    with pytest.raises(LedgerError, match="settled already"):
+    with pytest.raises(LedgerError, match="already settled"):
         ledger.settle(attempt, "another reply")
-    with pytest.raises(LedgerError, match="never made"):
+    with pytest.raises(LedgerError, match="never recorded"):
         ledger.settle(attempt + 1, "a reply of nothing")
 
 
@@ -543,7 +543,7 @@ def test_a_ledger_that_is_exchanged_while_a_site_has_it_open_is_noticed(tmp_path
     ledger.close()
     ledger = Ledger(path)
     path.write_bytes(old)
-    with pytest.raises(LedgerError, match="exchanged while it was open|not a readable ledger"):
+    with pytest.raises(LedgerError, match="was replaced while it was open|not a readable ledger"):
         ledger.reserve(STUDY, "run", 4, "w", cap=CAP)
 
 
@@ -593,15 +593,15 @@ NEXT = {"kind": "attempt", "id": 5, "study": STUDY, "run": "run", "round": 4, "w
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
-        ({"kind": "gift"}, "entry 12: an entry of the unknown kind 'gift'; upgrade wardround"),
-        ({**NEXT, "purpose": "x"}, "beyond"),
+        ({"kind": "gift"}, "entry 12: unknown kind of entry 'gift'; upgrade wardround"),
+        ({**NEXT, "purpose": "x"}, "exceeds the attempts"),
         ({**NEXT, "id": 4}, "order"),
-        ({**NEXT, "study": OTHER}, "beyond"),
+        ({**NEXT, "study": OTHER}, "exceeds the attempts"),
         ({**NEXT, "study": "c"}, "no budget"),
         ({"kind": "settled", "id": 1, "reply_sha256": "e"}, "settled twice"),
-        ({"kind": "settled", "id": 99, "reply_sha256": "e"}, "never made"),
+        ({"kind": "settled", "id": 99, "reply_sha256": "e"}, "never recorded"),
         ({"kind": "released", "study": OTHER, "run": "run", "who": "x"}, "released twice"),
-        ({"kind": "hold", "study": STUDY, "run": "run", "shares": {}}, "holds its budget twice"),
+        ({"kind": "hold", "study": STUDY, "run": "run", "shares": {}}, "budget of one run is held twice"),
         ({"kind": "hold", "study": "c", "run": "run", "shares": {"train": {}}}, "malformed"),
         ({"kind": "attempt"}, "malformed"),
     ],
@@ -624,7 +624,7 @@ def test_a_ledger_in_use_is_not_called_damaged(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr("wardround_client.ledger.file._BUSY_TIMEOUT_S", 0.05)
     ledger, other = Ledger(path), sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(LedgerError, match="locked.*who else has it open") as caught:
+    with pytest.raises(LedgerError, match="locked.*other programs that use it") as caught:
         ledger.reserve(STUDY, "run", 4, "w", cap=CAP)
     assert "newest copy" not in str(caught.value)
     other.execute("ROLLBACK")

@@ -104,7 +104,7 @@ def test_its_runs_train_no_more_and_a_new_one_only_within_what_is_left(lost) -> 
         ledger.hold(study.sha256(), run, plan_from_study(study), CAP)
         with pytest.raises(BudgetRefusal, match="released by Ada Lovelace"):
             ledger.reserve(study.sha256(), run, 4, "w", cap=CAP)
-        with pytest.raises(PolicyRefusal, match="that began: 1"):
+        with pytest.raises(PolicyRefusal, match="begun: 1"):
             ledger.hold(study.sha256(), "another", plan_from_study(study), CAP)
     tight = Cap(epsilon=ledger.spent(1e-4).value + 0.01, delta=1e-4)
     with pytest.raises(BudgetRefusal, match="of its cap of epsilon"):
@@ -156,7 +156,7 @@ def test_a_newest_copy_that_turns_up_later_is_another_history(lost) -> None:
 def test_nobody_accepts_a_loss_that_nothing_shows_or_without_the_log_of_what_left(lost) -> None:
     folder, _, kind = lost
     if kind == "both old":
-        with pytest.raises(UsageError, match="nothing shows a loss: it ends at entry 4.*--entries"):
+        with pytest.raises(UsageError, match="no sign of a loss: it ends at entry 4.*--entries"):
             loss_of(folder, 4, ())
     with pytest.raises(UsageError, match="the name of a person"):
         accept_loss(folder, loss_of(folder, seen(kind), ()), "root1")
@@ -165,7 +165,7 @@ def test_nobody_accepts_a_loss_that_nothing_shows_or_without_the_log_of_what_lef
     with pytest.raises(AuditError):
         loss_of(folder, seen(kind), ())
     (folder / AUDIT_FILE).unlink()
-    with pytest.raises(UsageError, match="is gone as well"):
+    with pytest.raises(UsageError, match="is missing as well"):
         loss_of(folder, seen(kind), ())
 
 

@@ -31,8 +31,8 @@ from wardround_client.site.config import ReleaseConfig
 from wardround_client.site.site import ReplyFolder, Site, open_site
 from wardround_client.sources.cohort import CohortRow, open_cohort, pseudonym, write_cohort
 from wardround_client.studies.store import store_approved
-from wardround_client.training.batches import HeldOutImages, Material, material_of
-from wardround_client.training.rows import held_out_images, training_rows
+from wardround_client.training.batches import HeldOutRows, Material, material_of
+from wardround_client.training.rows import held_out_rows, training_rows
 from wardround_client.training.scoring import held_out_scores
 
 KEY = b"k" * 32
@@ -137,15 +137,15 @@ def study_of(rounds: int = 3, **evaluation) -> Study:
     return parse_study(content)
 
 
-def held_out(patients: int = 6) -> HeldOutImages:
+def held_out(patients: int = 6) -> HeldOutRows:
     generator = np.random.default_rng(3)
     images_NCHW = generator.integers(0, 256, (3 * patients, 1, 64, 64), dtype=np.uint8)
     labels_N = np.array([int(n % 6 == 2) for n in range(3 * patients)])  # one image of each second patient
-    return HeldOutImages(images_NCHW=images_NCHW, labels_N=labels_N, patient_N=np.repeat(np.arange(patients), 3))
+    return HeldOutRows(values_N=images_NCHW, labels_N=labels_N, patient_N=np.repeat(np.arange(patients), 3))
 
 
-def some(images: HeldOutImages, rows_N: np.ndarray) -> HeldOutImages:
-    return HeldOutImages(**{field.name: getattr(images, field.name)[rows_N] for field in dataclasses.fields(images)})
+def some(images: HeldOutRows, rows_N: np.ndarray) -> HeldOutRows:
+    return HeldOutRows(**{field.name: getattr(images, field.name)[rows_N] for field in dataclasses.fields(images)})
 
 
 def question_of(study: Study, **changes) -> Broadcast:
@@ -187,7 +187,7 @@ def test_a_score_that_is_not_a_number_counts_and_moves_nobody_else():
         def named_parameters(self, *words, **more):
             return network.named_parameters(*words, **more)
 
-    target = torch.from_numpy(images.images_NCHW[4]).float().mean()
+    target = torch.from_numpy(images.values_N[4]).float().mean()
     found, _ = held_out_scores(BlindOnce(), study, weights, images, torch.device("cpu"))
     assert math.isnan(found[1]) and np.delete(found, 1).tobytes() == np.delete(honest, 1).tobytes()
     assert score_histogram(found, labels, 16, 2.0).sum() == 6
@@ -224,7 +224,7 @@ def training_material(study: Study) -> Material:
     return material_of(features, labels, np.repeat(np.arange(6), 2), np.ones(12, bool))
 
 
-def unread(study: Study) -> HeldOutImages:
+def unread(study: Study) -> HeldOutRows:
     pytest.fail("held-out images were read")  # no `Exception`, which a round would answer with noise alone
 
 
@@ -358,7 +358,7 @@ def test_a_crash_before_the_counts_are_on_disk_is_charged_and_never_sent(site: S
 
 
 def test_the_attempt_is_on_disk_before_a_score_is_computed(site: Site):
-    def watched(study: Study) -> HeldOutImages:
+    def watched(study: Study) -> HeldOutRows:
         seen.append(len(site.ledger.attempts()))
         return held_out()
 
@@ -369,7 +369,7 @@ def test_the_attempt_is_on_disk_before_a_score_is_computed(site: Site):
 
 @pytest.mark.parametrize("where", ["reading", "scoring"])
 def test_an_error_with_held_out_patients_is_answered_with_the_noise_alone(site: Site, monkeypatch, caplog, where: str):
-    def unreadable(study: Study) -> HeldOutImages:
+    def unreadable(study: Study) -> HeldOutRows:
         raise OSError("/data/CANARY.dcm")
 
     def fails(network, study, weights, images, device):
@@ -433,7 +433,7 @@ def site_folder(root: Path, study: Study, release: str) -> Path:
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{n // 2}"), label=n // 2 % 2) for n in range(80)]
     images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)
     write_cohort(
-        folder / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=("benign", "malignant"), site_key=KEY
+        folder / "cohort", rows, images, row_shape=(1, 64, 64), label_names=("benign", "malignant"), site_key=KEY
     )
     text = f'name = "site"\n[privacy]\nepsilon_cap = 99.0\ndelta_cap = 1e-4\nallow_no_privacy = true\n{release}\n'
     (folder / "site.toml").write_text(text)
@@ -446,7 +446,7 @@ def test_a_site_from_a_folder_counts_exactly_those_it_never_trains_on(tmp_path: 
     site = open_site(site_folder(tmp_path, study, '[release]\nevaluation = "exact"'))
     cohort = open_cohort(tmp_path / "site" / "cohort")
     trained = set(cohort.patient_N[training_rows(study, cohort)])
-    tested = set(held_out_images(study, cohort).patient_N)
+    tested = set(held_out_rows(study, cohort).patient_N)
     assert not trained & tested and len(trained | tested) == 40 and len(tested) > 5
     counts_2B = release_scores(question_of(study), site).counts_2B
     assert counts_2B.sum() == len(tested)

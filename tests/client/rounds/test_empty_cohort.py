@@ -91,7 +91,7 @@ def prepared(folder: Path, size: int, labels: tuple[int, ...]) -> None:
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{n}"), label=label) for n, label in enumerate(labels) for _ in "ab"]
     generator = np.random.default_rng(0)
     images = (generator.integers(0, 256, (1, size, size), dtype=np.uint8) for _ in rows)
-    write_cohort(folder / "cohort", rows, images, shape_CHW=(1, size, size), label_names=LABELS, site_key=KEY)
+    write_cohort(folder / "cohort", rows, images, row_shape=(1, size, size), label_names=LABELS, site_key=KEY)
 
 
 def prepared_otherwise(
@@ -100,7 +100,7 @@ def prepared_otherwise(
     """A patient for each label, prepared for another study."""
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{n}"), label=label) for n, label in enumerate(labels)]
     images = (np.full(shape_CHW, 90 + n, np.uint8) for n in range(len(rows)))
-    write_cohort(folder / "cohort", rows, images, shape_CHW=shape_CHW, label_names=names, site_key=KEY, prepared_by=by)
+    write_cohort(folder / "cohort", rows, images, row_shape=shape_CHW, label_names=names, site_key=KEY, prepared_by=by)
 
 
 def only_patient_is_listed(folder: Path, size: int) -> None:
@@ -115,7 +115,7 @@ def only_patient_is_forgotten(folder: Path, size: int) -> None:
 
 def damaged(folder: Path, size: int) -> None:
     prepared(folder, size, (0, 1))
-    path = folder / "cohort" / "images.npy"
+    path = folder / "cohort" / "values.npy"
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -208,7 +208,7 @@ def test_images_of_another_kind_take_no_part_and_the_site_is_warned(
     study = study_of("head", 0.2)
     prepared_otherwise(tmp_path, shape_CHW, LABELS, (0, 1), by)
     found = open_cohort_of(tmp_path, study)
-    assert found.patient_count == 0 and found.images_NCHW.shape == (0, 1, 64, 64)
+    assert found.patient_count == 0 and found.values_N.shape == (0, 1, 64, 64)
     (warning,) = caplog.messages
     assert difference in warning and "no patient takes part" in warning
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')

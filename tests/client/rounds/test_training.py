@@ -273,7 +273,7 @@ def test_a_reply_altered_on_disk_is_not_sent(site: Site) -> None:
     reply = answer(message, site).weights
     (attempt,) = site.ledger.attempts()
     site.replies[attempt.id] = {name: array + 1 for name, array in reply.items()}
-    with pytest.raises(LedgerError, match="not the one that was settled"):
+    with pytest.raises(LedgerError, match="differs from the settled one"):
         answer(message, site)
 
 
@@ -286,7 +286,7 @@ def folder(tmp_path: Path) -> Path:
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{n // 2}"), label=n // 2 % 2) for n in range(24)]
     images = (generator.integers(0, 256, (1, 64, 64), dtype=np.uint8) for _ in rows)
     names = ("benign", "malignant")
-    write_cohort(tmp_path / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=names, site_key=KEY)
+    write_cohort(tmp_path / "cohort", rows, images, row_shape=(1, 64, 64), label_names=names, site_key=KEY)
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
     store_approved(tmp_path, study_of())
     return tmp_path

@@ -1,5 +1,6 @@
 """The cohort: it is read as it was written, a partly written one cannot be opened, and it contains no names."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -12,7 +13,9 @@ from wardround_client.sources.cohort import (
     holdout_rank,
     open_cohort,
     pseudonym,
+    row_hashes,
     select_patients,
+    values_sha256,
     write_cohort,
 )
 
@@ -23,9 +26,9 @@ LABELS = ("benign", "malignant")
 def make_cohort(folder, patients=(0, 0, 1, 2), labels=(0, 1, -1, 1), seed=0, prepared_by="v1"):
     images = np.random.default_rng(seed).integers(0, 256, (len(patients), 1, 8, 8), dtype=np.uint8)
     pairs = zip(patients, labels, strict=True)
-    rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{p}"), label=label, hu=bool(p)) for p, label in pairs]
+    rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{p}"), label=label, extra={"hu": f"{p > 0:d}"}) for p, label in pairs]
     key = write_cohort(
-        folder, rows, iter(images), shape_CHW=(1, 8, 8), label_names=LABELS, site_key=KEY, prepared_by=prepared_by
+        folder, rows, iter(images), row_shape=(1, 8, 8), label_names=LABELS, site_key=KEY, prepared_by=prepared_by
     )
     return images, key
 
@@ -33,10 +36,10 @@ def make_cohort(folder, patients=(0, 0, 1, 2), labels=(0, 1, -1, 1), seed=0, pre
 def test_an_opened_cohort_is_what_was_written(tmp_path):
     images, key = make_cohort(tmp_path / "cohort")
     cohort = open_cohort(tmp_path / "cohort")
-    assert np.array_equal(cohort.images_NCHW, images) and cohort.key == key
+    assert np.array_equal(cohort.values_N, images) and cohort.key == key
     assert cohort.labels_N.tolist() == [0, 1, -1, 1] and cohort.labels_N.dtype == np.int16
     assert cohort.patient_N.tolist() == [0, 0, 1, 2] and cohort.patient_N.dtype == np.int32
-    assert cohort.hu_N.tolist() == [False, False, True, True]
+    assert cohort.extra == {"hu": ("0", "0", "1", "1")}
     assert cohort.pseudonyms == tuple(pseudonym(KEY, f"p{p}") for p in range(3))
     assert cohort.holdout_rank_P.tolist() == [holdout_rank(KEY, name) for name in cohort.pseudonyms]
 
@@ -45,7 +48,7 @@ def test_arrays_of_a_cohort_cannot_be_changed(tmp_path):
     make_cohort(tmp_path)
     cohort = open_cohort(tmp_path)
     part = select_patients(cohort, np.array([True, False, True]))
-    for array in (cohort.images_NCHW, cohort.labels_N, part.images_NCHW):
+    for array in (cohort.values_N, cohort.labels_N, part.values_N):
         with pytest.raises((ValueError, TypeError)):
             array[0] = 1
 
@@ -72,7 +75,7 @@ def test_the_key_follows_pixels_and_preparation_and_not_labels_or_site(tmp_path)
 @pytest.mark.parametrize("damage", ["no_seal", "no_images", "short_images", "other_table", "broken_seal", "schema"])
 def test_a_half_written_or_altered_cohort_never_opens(tmp_path, damage):
     make_cohort(tmp_path)
-    images, seal, table = tmp_path / "images.npy", tmp_path / "cohort.json", tmp_path / "table.csv"
+    images, seal, table = tmp_path / "values.npy", tmp_path / "cohort.json", tmp_path / "table.csv"
     if damage == "no_seal":
         seal.unlink()
     elif damage == "no_images":
@@ -96,7 +99,7 @@ def test_a_failed_rewrite_leaves_the_old_cohort(tmp_path):
             tmp_path,
             [CohortRow(pseudonym="0" * 64, label=0)] * 2,
             iter(images[:1]),
-            shape_CHW=(1, 8, 8),
+            row_shape=(1, 8, 8),
             label_names=LABELS,
             site_key=KEY,
         )
@@ -107,7 +110,7 @@ def test_selecting_patients_keeps_exactly_their_images(tmp_path):
     images, _ = make_cohort(tmp_path)
     cohort = open_cohort(tmp_path)
     part = select_patients(cohort, np.array([False, True, True]))
-    assert np.array_equal(part.images_NCHW, images[2:]) and part.patient_N.tolist() == [0, 1]
+    assert np.array_equal(part.values_N, images[2:]) and part.patient_N.tolist() == [0, 1]
     assert part.pseudonyms == cohort.pseudonyms[1:] and part.labels_N.tolist() == [-1, 1]
     assert part.holdout_rank_P.tolist() == cohort.holdout_rank_P[1:].tolist()
     other = select_patients(cohort, np.array([True, True, False]))
@@ -130,3 +133,31 @@ def test_holdout_ranks_are_uniform_and_permanent():
     assert ranks.min() >= 0 and ranks.max() < 1
     assert np.abs(np.histogram(ranks, 10, (0, 1))[0] - 400).max() < 90
     assert holdout_rank(KEY, "a") == holdout_rank(KEY, "a") != holdout_rank(b"other" * 8, "a")
+
+
+def test_rows_may_have_any_shape_and_dtype(tmp_path):
+    series = np.random.default_rng(0).normal(size=(3, 48, 37)).astype(np.float32)
+    rows = [CohortRow(pseudonym=pseudonym(KEY, f"p{number}"), label=-1) for number in range(3)]
+    settings = {"row_shape": (48, 37), "dtype": np.float32, "label_names": LABELS, "site_key": KEY}
+    key = write_cohort(tmp_path, rows, iter(series), **settings)
+    cohort = open_cohort(tmp_path)
+    assert cohort.values_N.dtype == np.float32 and np.array_equal(cohort.values_N, series) and cohort.extra == {}
+    assert row_hashes(tmp_path) == [values_sha256(one) for one in series]
+    assert write_cohort(tmp_path / "other", rows, iter(series.view(np.int32)), **{**settings, "dtype": np.int32}) != key
+    with pytest.raises(ValueError, match="float32"):
+        write_cohort(tmp_path, rows, iter(series.astype(float)), **settings)
+
+
+def test_a_cohort_of_schema_1_opens_with_the_same_key_and_is_replaced_by_the_next_one(tmp_path):
+    images, key = make_cohort(tmp_path)
+    (tmp_path / "values.npy").rename(tmp_path / "images.npy")
+    table = (tmp_path / "table.csv").read_text().replace("values_sha256", "pixels_sha256").encode()
+    (tmp_path / "table.csv").write_bytes(table)
+    seal = json.loads((tmp_path / "cohort.json").read_bytes())
+    shape, _ = seal.pop("shape"), seal.pop("dtype")
+    old = {**seal, "schema": 1, "shape_NCHW": shape, "table_sha256": hashlib.sha256(table).hexdigest()}
+    (tmp_path / "cohort.json").write_text(json.dumps(old))
+    cohort = open_cohort(tmp_path)
+    assert cohort.key == key and np.array_equal(cohort.values_N, images) and cohort.extra["hu"][2] == "1"
+    assert row_hashes(tmp_path) == [values_sha256(one) for one in images]
+    assert make_cohort(tmp_path)[1] == key and not (tmp_path / "images.npy").exists()

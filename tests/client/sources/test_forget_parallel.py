@@ -17,10 +17,11 @@ from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround_client.cli.main import app
 from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import open_cohort_of, open_site
-from wardround_client.sources import cohort, ingest
+from wardround_client.sources import claim, cohort
 from wardround_client.sources import forget as forgetting
 from wardround_client.sources.cohort import SEAL_FILE, open_cohort, pseudonym
 from wardround_client.sources.forget import forget, remove_objectors
+from wardround_client.sources.images import ingest
 from wardround_client.sources.opt_out import opted_out
 from wardround_client.training import features
 
@@ -138,7 +139,7 @@ def test_who_objects_during_an_ingest_is_in_the_list_at_once_and_in_no_cohort_af
     assert pseudonym(KEY, GONE) not in open_cohort(site / "cohort").pseudonyms
     assert open_cohort(site / "cohort").patient_count == PATIENTS - 1
     with (
-        ingest.claimed_cohort(site / "cohort"),
+        claim.claimed_cohort(site / "cohort"),
         pytest.raises(DataError, match="on the list.*is running.*when it ends"),
     ):
         forget(site, KEY, "p4")
@@ -150,7 +151,7 @@ def test_an_ingest_that_fails_removes_who_objected_too(folder: Path, tmp_path: P
     (site / OPT_OUT_FILE).write_text("".join(pseudonym(KEY, f"p{n}") + "\n" for n in range(PATIENTS)))
     words = ["ingest", str(tmp_path / "source"), "--study", str(tmp_path / "t.toml"), "--site", str(site)]
     assert CliRunner().invoke(app, [*words, "--workers", "1"]).exit_code != 0  # no file is fit: everybody objects
-    assert not (site / "cohort" / "images.npy").exists()
+    assert not (site / "cohort" / "values.npy").exists()
 
 
 def _forget_all(site: Path, patients: list[str]) -> None:

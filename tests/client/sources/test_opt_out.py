@@ -15,7 +15,7 @@ from wardround.errors import DataError
 from wardround_client.site.paths import OPT_OUT_FILE
 from wardround_client.site.site import open_site
 from wardround_client.sources.cohort import holdout_rank, open_cohort, pseudonym
-from wardround_client.sources.forget import forget
+from wardround_client.sources.forget import forget, similar_ids
 from wardround_client.sources.opt_out import opted_out
 
 
@@ -56,9 +56,9 @@ def test_nothing_prepared_of_a_patient_is_left_and_the_sources_are_untouched(fol
     name = pseudonym(KEY, GONE)
     theirs_N = cohort.patient_N == cohort.pseudonyms.index(name)
     table = list(csv.DictReader((folder / "cohort" / "table.csv").open()))
-    needles = [np.asarray(cohort.images_NCHW[row]).tobytes() for row in np.flatnonzero(theirs_N)]
-    needles += [table[row]["pixels_sha256"].encode() for row in np.flatnonzero(theirs_N)] + [name.encode()]
-    others = {n: cohort.images_NCHW[cohort.patient_N == i] for i, n in enumerate(cohort.pseudonyms) if n != name}
+    needles = [np.asarray(cohort.values_N[row]).tobytes() for row in np.flatnonzero(theirs_N)]
+    needles += [table[row]["values_sha256"].encode() for row in np.flatnonzero(theirs_N)] + [name.encode()]
+    others = {n: cohort.values_N[cohort.patient_N == i] for i, n in enumerate(cohort.pseudonyms) if n != name}
     assert list((folder / "cache").glob("features-*"))
     forget(folder, KEY, GONE)
     left = [p for p in folder.rglob("*") if p.is_file() and p.name != OPT_OUT_FILE]
@@ -67,7 +67,7 @@ def test_nothing_prepared_of_a_patient_is_left_and_the_sources_are_untouched(fol
     after = open_cohort(folder / "cohort")
     assert set(after.pseudonyms) == set(others) and after.key != cohort.key
     for index, one in enumerate(after.pseudonyms):
-        assert (after.images_NCHW[after.patient_N == index] == others[one]).all()
+        assert (after.values_N[after.patient_N == index] == others[one]).all()
         assert after.holdout_rank_P[index] == holdout_rank(KEY, one)
     assert digests(tmp_path / "source") == before
 
@@ -94,3 +94,20 @@ def test_an_unreadable_list_stops_training_and_an_empty_id_is_refused(folder) ->
     (folder / OPT_OUT_FILE).write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="list of objections"):
         open_site(folder).material_of(study_of())
+
+
+def test_a_similar_id_and_a_cohort_of_the_earlier_identity_are_said(folder) -> None:
+    cohort = open_cohort(folder / "cohort")
+    assert not cohort.earlier_identity
+    done = forget(folder, KEY, f" {GONE.upper()}" if GONE.upper() != GONE else GONE.lower())
+    assert done.images_removed == 0 and done.similar == 1
+    seal = json.loads((folder / "cohort/cohort.json").read_text())
+    (folder / "cohort/cohort.json").write_text(json.dumps({**seal, "earlier_identity": True}))
+    done = forget(folder, KEY, GONE)
+    assert done.images_removed == IMAGES_EACH and done.earlier_identity
+    assert open_cohort(folder / "cohort").earlier_identity, "what is left is still of the earlier identity"
+
+
+def test_other_spellings_of_an_id() -> None:
+    assert {"0042", "42"} <= similar_ids("042") and {"a-7".upper(), "A7", "a 7"} <= similar_ids("a-7")
+    assert "042" not in similar_ids("042")

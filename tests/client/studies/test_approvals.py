@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from wardround.errors import BudgetRefusal, PolicyRefusal, UsageError
-from wardround.operations.health import HEALTH_FILE, HealthService, Look
+from wardround.operations.health import HEALTH_FILE, HealthService, Probe
 from wardround.operations.health_checks import fault
 from wardround.records.audit_events import Started
 from wardround.records.audit_log import verified
@@ -533,7 +533,7 @@ def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) ->
 
 
 def test_status_says_what_the_daemon_says_of_itself(site: Path) -> None:
-    looks = [Look(name="data", look=lambda: fault("data", "the share is gone", "mount it"), todo="mount it")]
+    looks = [Probe(name="data", run=lambda: fault("data", "the share is gone", "mount it"), todo="mount it")]
     service = HealthService(looks, site, every_s=0.05)
     service.start()
     try:

@@ -26,7 +26,7 @@ from wardround_client.sources.cohort import CohortRow, open_cohort, write_cohort
 from wardround_client.training import features
 from wardround_client.training.batches import (
     PRODUCTS_PER_BATCH,
-    HeldOutImages,
+    HeldOutRows,
     Material,
     material_of,
     most_rows,
@@ -62,7 +62,7 @@ def trained(study: Study, images: np.ndarray, patients: list[int]) -> dict[str, 
     """One step without noise, with all of `patients`, each with two images and a label that follows the number."""
     network = initial_network(study)
     start = {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
-    plan = dataclasses.replace(plan_from_study(study), noise_multiplier=0.0, sampling_rate=1.0)
+    plan = dataclasses.replace(plan_from_study(study), epsilon_asked=math.inf, noise_multiplier=0.0, sampling_rate=1.0)
     rows = np.array([row for patient in patients for row in (2 * patient, 2 * patient + 1)], dtype=int)
     labels = (rows // 2 % 2).astype(np.int16)
     material = material_of(images[rows], labels, np.repeat(patients, 2), np.ones(len(rows), bool))
@@ -136,7 +136,7 @@ def test_features_of_an_image_that_cannot_be_computed_are_not_numbers_and_are_no
     rows = [CohortRow(pseudonym=f"{patient:064d}", label=0) for patient in range(3)]
     images = images_of(2)[:3]
     images[1] = BAD
-    settings = {"shape_CHW": (1, 32, 32), "label_names": ("a", "b"), "site_key": b"k" * 32}
+    settings = {"row_shape": (1, 32, 32), "label_names": ("a", "b"), "site_key": b"k" * 32}
     write_cohort(tmp_path / "cohort", rows, list(images), **settings)
     cohort, network = open_cohort(tmp_path / "cohort"), initial_network(study_of(model={"trainable": "head"}))
     right = features.features_of(network, cohort, CPU, tmp_path / "cache")
@@ -171,8 +171,8 @@ def test_a_held_out_patient_who_cannot_be_scored_changes_no_other_score(monkeypa
     network = initial_network(study)
     start = {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
     images = images_of(4, failing=2)
-    held_out = HeldOutImages(
-        images_NCHW=images, labels_N=np.zeros(8, np.int64), patient_N=np.repeat(np.arange(4), 2).astype(np.int32)
+    held_out = HeldOutRows(
+        values_N=images, labels_N=np.zeros(8, np.int64), patient_N=np.repeat(np.arange(4), 2).astype(np.int32)
     )
     right, _ = held_out_scores(network, study, start, held_out, CPU)
     forward = type(network).forward
@@ -193,8 +193,8 @@ def test_so_is_one_who_cannot_be_restored(monkeypatch) -> None:
     )
     network = initial_network(study)
     start = {name: p.detach().numpy().copy() for name, p in trained_parameters(network, study).items()}
-    held_out = HeldOutImages(
-        images_NCHW=images_of(3, failing=1),
+    held_out = HeldOutRows(
+        values_N=images_of(3, failing=1),
         labels_N=np.zeros(6, np.int64),
         patient_N=np.repeat(np.arange(3), 2).astype(np.int32),
     )

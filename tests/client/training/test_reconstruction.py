@@ -19,9 +19,10 @@ from wardround.tasks.reconstruction.objective import joint_loss
 from wardround.tasks.reconstruction.restorer import INPUTS
 from wardround_client.clipping.bookkeeping import clip_by_bookkeeping
 from wardround_client.clipping.engines import PatientBatch, check_engine, clip_by_loop, sum_unclipped
+from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.training import steps
-from wardround_client.training.batches import HeldOutImages, SpeedPlan, material_of
+from wardround_client.training.batches import HeldOutRows, SpeedPlan, material_of
 from wardround_client.training.scoring import held_out_scores
 from wardround_client.training.train import plan_speed, train
 
@@ -179,7 +180,7 @@ def test_without_noise_and_bound_it_is_plain_training_and_it_learns() -> None:
     )  # fmt: skip
     images = phantom_images(6)
     after = trained(study, images, np.arange(6))
-    held_out = HeldOutImages(images_NCHW=images, labels_N=np.zeros(6, np.int64), patient_N=np.array([3, 3, 1, 1, 9, 9]))
+    held_out = HeldOutRows(values_N=images, labels_N=np.zeros(6, np.int64), patient_N=np.array([3, 3, 1, 1, 9, 9]))
     network = initial_network(study)
     gain_P, _ = held_out_scores(network, study, after, held_out, torch.device("cpu"))
     assert len(gain_P) == 3 and gain_P.mean() > 0.3
@@ -191,8 +192,8 @@ def test_a_held_out_patient_s_score_depends_on_that_patient_alone_and_is_zero_fo
     labels = np.zeros(4, np.int64)
     start = {name: p.detach().numpy() for name, p in trained_parameters(initial_network(study), study).items()}
     other = {name: value + 0.01 for name, value in start.items()}
-    everyone = HeldOutImages(images_NCHW=images, labels_N=labels, patient_N=np.array([0, 1, 1, 2]))
-    one = HeldOutImages(images_NCHW=images[1:3], labels_N=labels[:2], patient_N=np.array([1, 1]))
+    everyone = HeldOutRows(values_N=images, labels_N=labels, patient_N=np.array([0, 1, 1, 2]))
+    one = HeldOutRows(values_N=images[1:3], labels_N=labels[:2], patient_N=np.array([1, 1]))
     scores, _ = held_out_scores(initial_network(study), study, other, everyone, cpu)
     alone, positive = held_out_scores(initial_network(study), study, other, one, cpu)
     assert scores[1] == alone[0] and not positive.any()
@@ -224,7 +225,7 @@ def test_a_study_says_in_one_line_what_does_not_fit() -> None:
         study_of(model__name="dcgan")
 
 
-class Forgetful(steps.PatientOptimizer):
+class Forgetful(PatientOptimizer):
     """Steps once in a round, however often it is asked to."""
 
     def noisy_step(self, after_noise=None) -> None:
@@ -232,7 +233,7 @@ class Forgetful(steps.PatientOptimizer):
             super().noisy_step(after_noise)
 
 
-class Eager(steps.PatientOptimizer):
+class Eager(PatientOptimizer):
     """Releases a noised sum once more than it was asked to."""
 
     def noisy_step(self, after_noise=None) -> None:
@@ -247,7 +248,7 @@ def test_the_charge_and_the_noisy_steps_must_agree(monkeypatch, optimizer, taken
     images, patient_N = phantom_images(2), np.arange(2)
     assert plan_from_study(study).event(1).steps == 2  # what an attempt is charged, and what the steps are held against
     trained(study, images, patient_N)
-    monkeypatch.setattr(steps, "PatientOptimizer", optimizer)
+    monkeypatch.setattr(steps, "step_optimizer", optimizer)
     with pytest.raises(WardroundError, match=f"{taken} noisy steps ran, but the ledger was charged for 2"):
         trained(study, images, patient_N)
 

@@ -165,8 +165,8 @@ def events(folder: Path, *kinds: str) -> list[dict]:
 
 def test_the_audit_log_says_of_every_round_whose_reply_counted_with_its_hash_and_whose_not_and_why(server):
     run, study = run_of(server, "first"), run_of(server, "first").study()
-    told = [entry for entry in events(server, "counted", "not-counted") if entry["run"] == run.run_id]
-    assert [(e["round"], e["purpose"], e["site"], e.get("code")) for e in told] == [
+    software_in = [entry for entry in events(server, "counted", "not-counted") if entry["run"] == run.run_id]
+    assert [(e["round"], e["purpose"], e["site"], e.get("code")) for e in software_in] == [
         (1, "train", "east", None),
         (1, "train", "north", None),
         (2, "train", "east", None),
@@ -177,9 +177,9 @@ def test_the_audit_log_says_of_every_round_whose_reply_counted_with_its_hash_and
     start, _ = load_checkpoint(run.path / "start.safetensors")
     sent = Broadcast(study_sha256="", run_id="", round=1, weights=start, architecture_sha256="")
     (reply, _) = Sites()(sent, 1.0)
-    assert told[0]["reply"] == told[1]["reply"] == weights_sha256(reply.weights)
-    assert (told[2]["ledger_entries"], told[2]["ledger_head"]) == (4, "a" * 64)
-    assert all(entry["study"] == study.sha256() for entry in told)
+    assert software_in[0]["reply"] == software_in[1]["reply"] == weights_sha256(reply.weights)
+    assert (software_in[2]["ledger_entries"], software_in[2]["ledger_head"]) == (4, "a" * 64)
+    assert all(entry["study"] == study.sha256() for entry in software_in)
     finished = [entry for entry in events(server, "run") if entry["decision"] == "finished"]
     content = (run.path / "model.safetensors").read_bytes()
     assert finished[0]["sha256"] == hashlib.sha256(content).hexdigest()
@@ -188,11 +188,11 @@ def test_the_audit_log_says_of_every_round_whose_reply_counted_with_its_hash_and
 def test_the_audit_log_says_once_what_each_site_decided_and_again_when_it_changes(tmp_path):
     run = create_run(tmp_path, study_of())
     record = RunRecord(run, run.study())
-    record.heard({"east": "proposed", "north": "late", "west": "approved"})
+    record.decided_by_sites({"east": "proposed", "north": "late", "west": "approved"})
     since = run.approvals()["east"].at
-    record.heard({"east": "proposed", "north": "refused:" + "x" * 64, "west": "late"})
+    record.decided_by_sites({"east": "proposed", "north": "refused:" + "x" * 64, "west": "late"})
     assert run.approvals()["east"].at == since and run.approvals()["west"].state == "approved"
-    record.heard({"east": "approved", "west": "revoked"})
+    record.decided_by_sites({"east": "approved", "west": "revoked"})
     said = [(entry["site"], entry["decision"]) for entry in events(tmp_path, "said")]
     assert said == [("east", "proposed"), ("west", "approved"), ("east", "approved"), ("west", "revoked")]
 
@@ -326,7 +326,7 @@ def test_a_stop_ends_the_making_of_the_first_weights_and_the_wait_for_absent_sit
     sleeps = tmp_path / "sleeps"
     sleeps.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeps.chmod(0o700)
-    monkeypatch.setattr("wardround_server.runs.phases.sys.executable", str(sleeps))
+    monkeypatch.setattr("wardround_server.runs.phases.ISOLATED_PYTHON", (str(sleeps),))
     began = time.monotonic()
     with pytest.raises(RoundError, match="stopped"):
         start_of(run, run.study())
@@ -378,7 +378,7 @@ def test_show_says_who_approved_and_since_when_who_is_silent_who_cannot_speak_wi
         Registry(tmp_path).add(name, key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
     run = create_run(tmp_path, study_of())
     words = {"east": "approved", "north": "proposed", "west": "refused:version-site-older", "former": "revoked"}
-    RunRecord(run, run.study()).heard(words)
+    RunRecord(run, run.study()).decided_by_sites(words)
     software.keep(tmp_path, "east", ours())
     software.keep(tmp_path, "west", replace(ours(), protocol=1))
     _, said, _ = called(monkeypatch, capfd, "show", run.run_id, "--server", tmp_path)

@@ -241,7 +241,7 @@ def test_a_message_that_cannot_be_put_together_has_somebody_who_answers_it(conte
 
     with pytest.raises(Exception):  # noqa: B017
         run_clientapp.pull_task_input(Client())
-    message, context, run, fab = task_process.whatever_came(run_clientapp.pull_task_input, Client())
+    message, context, run, fab = task_process.pull_or_first_message(run_clientapp.pull_task_input, Client())
     assert (message.metadata.message_type, message.metadata.message_id) == ("train", "0" * 64)
     assert len(message.content) == 0 and (context.run_id, run.run_id, fab.content) == (1, 1, b"bundle")
 
@@ -273,6 +273,6 @@ def test_a_hospital_lets_go_of_a_question_that_is_too_large_or_over_and_goes_on(
     asked = hashlib.sha256(b"60.0").hexdigest()
     assert refusal.content["header"]["code"] == "too_large" and refusal.metadata.reply_to_message_id == asked
     assert [entry["code"] for entry in verified(tmp_path / "audit.jsonl").entries] == ["too_large"]
-    with pytest.raises(ValueError, match="is over"):
+    with pytest.raises(ValueError, match="ended before all of it"):
         pull(1, "piece")
     assert receive() is None and len(sent) == 1

@@ -38,17 +38,17 @@ def test_submitting_twice_makes_one_run_until_it_is_finished_or_stopped(tmp_path
 def test_a_run_trains_when_enough_sites_approved_and_a_word_once_given_is_not_lost_to_silence(tmp_path):
     run = create_run(tmp_path, study_of())
     assert run.state() == "proposed" and quorum(run.study()) == 2
-    run.hear({"east": "approved", "north": "proposed", "west": "late"})
+    run.record_decisions({"east": "approved", "north": "proposed", "west": "late"})
     assert run.state() == "proposed" and run.approvals()["west"].state == "late"
-    run.hear({"east": "unreachable", "north": "approved"})
+    run.record_decisions({"east": "unreachable", "north": "approved"})
     assert run.approved() == ("east", "north") and run.state() == "training"
-    run.hear({"north": "revoked"})
+    run.record_decisions({"north": "revoked"})
     assert run.approved() == ("east",) and run.state() == "proposed"
 
 
 def test_a_stopped_run_waits_for_resume_and_a_finished_one_stays_finished(tmp_path):
     run = create_run(tmp_path, study_of(min_sites=1))
-    run.hear({"east": "approved"})
+    run.record_decisions({"east": "approved"})
     run.stop()
     assert run.state() == "stopped"
     run.resume()
@@ -97,7 +97,7 @@ def test_a_round_waits_for_its_sites_and_not_for_ever_and_names_those_who_are_no
     monkeypatch.setattr("wardround_server.runs.phases.LOOK_S", 0.01)
     monkeypatch.setattr("wardround_server.runs.phases.GATHER_LIMIT_S", 0.1)
     run = create_run(tmp_path, study_of(min_sites=1))
-    run.hear({"east": "approved", "north": "approved", "west": "refused"})
+    run.record_decisions({"east": "approved", "north": "approved", "west": "refused"})
     late = Sites([{"east": 1, "west": 3}, {"east": 1, "west": 3}, {"east": 1, "north": 2, "west": 3}])
     assert list(Gathering(run, late, 1)(None, 5.0)) == [{"east": 1, "north": 2}]
     assert late.asked == 3
@@ -111,7 +111,7 @@ def test_a_round_waits_for_its_sites_and_not_for_ever_and_names_those_who_are_no
 def test_a_site_that_approves_late_joins_a_run_at_work_and_one_that_refused_is_not_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr("wardround_server.runs.phases.ASK_AGAIN_SOON_S", 0.0)
     run = create_run(tmp_path, study_of(min_sites=1))
-    run.hear({"east": "approved", "north": "proposed", "west": "refused"})
+    run.record_decisions({"east": "approved", "north": "proposed", "west": "refused"})
     there = Sites([{"east": 1, "north": 2, "west": 3}], words={"north": "approved", "west": "approved"})
     assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1, "north": 2}]
 
@@ -119,7 +119,7 @@ def test_a_site_that_approves_late_joins_a_run_at_work_and_one_that_refused_is_n
 def test_a_run_whose_sites_only_fail_asks_those_who_came_later_at_once_when_it_tries_again(tmp_path):
     """Each try is over within seconds: a pause that begins with it would never end, and the site wait for ever."""
     run = create_run(tmp_path, study_of(min_sites=1))
-    run.hear({"east": "approved"})
+    run.record_decisions({"east": "approved"})
     there = Sites([{"east": 1, "north": 2}], words={"north": "approved"})
     assert list(Gathering(run, there, 1)(None, 5.0)) == [{"east": 1}]
     with pytest.raises(RoundError), run.phase("train"):

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
 from wardround.errors import WardroundError
-from wardround.operations.health import HEALTH_FILE, HealthService, Look, Watch, asked
+from wardround.operations.health import HEALTH_FILE, HealthService, Probe, Watch, asked
 from wardround.operations.health_checks import Check, fault, note, ok
 from wardround.records.audit_events import ReplyReleased
 from wardround.records.audit_log import AuditLog
@@ -39,8 +39,8 @@ class Switch:
     def __init__(self, name: str) -> None:
         self.name, self.find = name, lambda: ok(name, "well")
 
-    def look(self, limit_s: float = 5.0) -> Look:
-        return Look(name=self.name, look=lambda: self.find(), todo="mend it", limit_s=limit_s)
+    def look(self, limit_s: float = 5.0) -> Probe:
+        return Probe(name=self.name, run=lambda: self.find(), todo="mend it", limit_s=limit_s)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_look_that_hangs_is_a_fault_costs_one_thread_and_is_believed_again_whe
 
 def test_nothing_serves_before_the_first_look_is_done(tmp_path: Path) -> None:
     end = threading.Event()
-    look = Look(name="slow", look=lambda: ok("slow", str(end.wait(20))), todo="", limit_s=20)
+    look = Probe(name="slow", run=lambda: ok("slow", str(end.wait(20))), todo="", limit_s=20)
     service = HealthService([look], tmp_path)
     port = service.start()
     try:
@@ -125,15 +125,15 @@ def test_nothing_serves_before_the_first_look_is_done(tmp_path: Path) -> None:
 
 
 def test_an_exception_that_is_not_ours_is_told_by_its_kind_only(caplog) -> None:
-    (check,) = Watch([Look(name="data", look=raises(OSError("/data/CANARY")), todo="look")]).findings()
-    assert check == fault("data", "cannot be told (OSError)", "look")
+    (check,) = Watch([Probe(name="data", run=raises(OSError("/data/CANARY")), todo="look")]).findings()
+    assert check == fault("data", "cannot be determined (OSError)", "look")
 
 
 def test_findings_take_the_longest_limit_at_most_and_say_which_look_was_late() -> None:
     end = threading.Event()
-    hang = Look(name="share", look=lambda: ok("share", str(end.wait(30))), todo="mount it", limit_s=0.3)
-    other = Look(name="disk", look=lambda: ok("disk", str(end.wait(30))), todo="look", limit_s=0.3)
-    well = Look(name="clock", look=lambda: ok("clock", "right"), todo="")
+    hang = Probe(name="share", run=lambda: ok("share", str(end.wait(30))), todo="mount it", limit_s=0.3)
+    other = Probe(name="disk", run=lambda: ok("disk", str(end.wait(30))), todo="look", limit_s=0.3)
+    well = Probe(name="clock", run=lambda: ok("clock", "right"), todo="")
     started = time.monotonic()
     found = Watch([hang, well, other]).findings()
     assert time.monotonic() - started < 2
@@ -191,7 +191,7 @@ def site(tmp_path: Path) -> Path:
     rows = [CohortRow(pseudonym=pseudonym(b"k" * 32, f"p{n}"), label=n % 2) for n in range(6)]
     images = (generator.integers(0, 256, (1, 16, 16), dtype=np.uint8) for _ in rows)
     names = ("benign", "malignant")
-    write_cohort(tmp_path / "cohort", rows, images, shape_CHW=(1, 16, 16), label_names=names, site_key=b"k" * 32)
+    write_cohort(tmp_path / "cohort", rows, images, row_shape=(1, 16, 16), label_names=names, site_key=b"k" * 32)
     (tmp_path / "site.toml").write_text('name = "h"\n[privacy]\nepsilon_cap = 8.0\ndelta_cap = 1e-4\n')
     return tmp_path
 
@@ -200,7 +200,7 @@ def test_data_that_cannot_be_read_are_a_fault(site: Path) -> None:
     assert checks.readable(site).state == "ok"
     (array,) = [path for path in (site / "cohort").iterdir() if path.stat().st_size > 1000]
     array.write_bytes(array.read_bytes()[:100])
-    (check,) = Watch([Look(name="data", look=lambda: checks.readable(site), todo="ingest")]).findings()
+    (check,) = Watch([Probe(name="data", run=lambda: checks.readable(site), todo="ingest")]).findings()
     assert check.state == "fault"
     for path in (site / "cohort").iterdir():
         path.unlink()
@@ -234,12 +234,12 @@ def test_the_last_reply_is_told_and_an_altered_log_is_a_fault(site: Path) -> Non
     AuditLog(site / "audit.jsonl").append(released)
     assert "round 7 of run run-1" in checks.last_reply(site).found
     (site / "audit.jsonl").write_bytes((site / "audit.jsonl").read_bytes().replace(b'"round":7', b'"round":9'))
-    (check,) = Watch([Look(name="last reply", look=lambda: checks.last_reply(site), todo="")]).findings()
+    (check,) = Watch([Probe(name="last reply", run=lambda: checks.last_reply(site), todo="")]).findings()
     assert check.state == "fault" and "altered" in check.found
 
 
 def test_the_looks_of_a_site_that_belongs_to_no_federation_do_not_serve(site: Path) -> None:
-    looks = checks.looks_of(site, registered=lambda: fault("registered", "no", "ask"))
+    looks = checks.probes_of(site, registered=lambda: fault("registered", "no", "ask"))
     found = {check.name: check.state for check in Watch(looks).findings()}
     assert list(found) == ["registered", "clock", "CA", "server", "data", "budget", "last reply"]
     assert found["registered"] == found["CA"] == found["server"] == "fault" and found["data"] == "ok"

@@ -32,7 +32,7 @@ from wardround.records.audit_events import (
     ReplyReleased,
     RunDecided,
     SiteDecided,
-    SiteSaid,
+    SiteReplied,
     Started,
     Stopped,
     StudyDecided,
@@ -51,7 +51,7 @@ RELEASED = ReplyReleased(
     study=STUDY, run="run-1", round=3, purpose="train", reply="cd" * 32, epsilon=EPSILON, again=False
 )
 KINDS = (
-    StudyDecided, RunDecided, SiteDecided, SiteSaid, MessageRefused, ReplyReleased, ReplyCounted, ReplyRefused,
+    StudyDecided, RunDecided, SiteDecided, SiteReplied, MessageRefused, ReplyReleased, ReplyCounted, ReplyRefused,
     PatientForgotten, RefusalsCounted, Started, Stopped, Torn,
 )  # fmt: skip
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from wardround.errors import UsageError
+from wardround.errors import StudyError, UsageError
 from wardround.storage.text_file import NotTextError, path_key, path_text, read_text
 from wardround.storage.toml import toml_content
+from wardround.study.load import load_study
 
 C_LOCALE = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PACKAGES = ("shared/wardround", "client/wardround_client", "server/wardround_server", "simulation/wardround_simulation")
@@ -50,6 +51,18 @@ def test_other_text_is_refused_with_what_to_do_and_is_not_quoted(tmp_path: Path,
     assert "ln" not in str(caught.value)
     with pytest.raises(UsageError, match=f"text: not a TOML file: .*{message}"):
         toml_content(path)
+
+
+def test_toml_with_a_byte_order_mark_is_read_and_damage_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text("a = 1\r\n", encoding="utf-8-sig")
+    assert toml_content(path) == {"a": 1}
+    for damage in (b"a = ", b"a = \xe4", b"\xff\xfea\0", b"a = [" * 3000, b"a = " + b"9" * 9000):
+        path.write_bytes(damage)
+        for kind, read in ((UsageError, toml_content), (StudyError, load_study)):
+            with pytest.raises(kind, match="t.toml: not a TOML file: ") as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
 
 
 def test_a_path_that_is_not_utf_8_has_two_forms_that_can_be_written() -> None:

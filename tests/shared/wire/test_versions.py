@@ -22,10 +22,10 @@ from wardround.wire.packets import PROTOCOL_VERSION, pack_refusal
 from wardround.wire.proposal import pack_proposal, pack_state, unpack_proposal, unpack_state
 from wardround.wire.protocol import PROPOSE
 from wardround.wire.reply_codes import code_text
-from wardround.wire.versions import Software, mismatch, older_side, ours, told
+from wardround.wire.versions import Software, mismatch, older_side, ours, software_in
 from wardround_client.flower.site_app import site_app
 from wardround_client.site import server_info
-from wardround_server.flower.server_app import _word
+from wardround_server.flower.server_app import _decision_or_code
 from wardround_server.operations.doctor import versions
 from wardround_server.sites import software as at_server
 from wardround_server.sites.registry import Registry
@@ -94,16 +94,16 @@ def test_one_side_is_always_named_whatever_the_other_one_says(site: object, serv
     st.text(), st.integers(), st.floats(), st.none(), st.binary(), st.just("1.0")
 )))  # fmt: skip
 def test_what_a_peer_says_of_itself_is_versions_or_nothing(record: dict) -> None:
-    said = told({"software": record})
+    said = software_in({"software": record})
     if said is not None:
         assert len(f"{said}") < 300 and all(sign.isalnum() or sign in " ,.+-" for sign in f"{said}")
 
 
 def test_it_travels_beside_a_proposal_and_its_answer_and_both_are_read_without_it() -> None:
     for records in (pack_proposal(STUDY), pack_state(STUDY.sha256(), "approved")):
-        assert told(records) == ours()
+        assert software_in(records) == ours()
         del records["software"]
-        assert told(records) is None
+        assert software_in(records) is None
     assert unpack_proposal({"proposal": pack_proposal(STUDY)["proposal"]}) == STUDY
     assert unpack_state({"decision": pack_state(STUDY.sha256(), "refused")["decision"]}, STUDY.sha256()) == "refused"
 
@@ -114,7 +114,7 @@ def test_a_site_refuses_another_protocol_saying_who_must_move_and_its_doctor_say
 ) -> None:
     assert server_info.version_against_server(tmp_path).state == "ok"
     reply = asked(tmp_path, server_with(protocol))
-    word = _word(reply, STUDY)
+    word = _decision_or_code(reply, STUDY)
     assert word == f"refused:version-{older}-older" and f"the {older} must upgrade" in code_text(word)
     check = server_info.version_against_server(tmp_path)
     assert check.state == "fault" and f"the {older} must upgrade" in check.found and "heard 20" in check.found
@@ -128,7 +128,7 @@ def test_an_answer_of_an_older_site_that_does_not_say_who_must_move_is_told_apar
     for protocol, older in ((PROTOCOL_VERSION - 1, "site"), (PROTOCOL_VERSION + 1, "server")):
         records = {"header": ConfigRecord({**content.header, "protocol": protocol}), "tensors": ConfigRecord({})}
         message = Message(RecordDict(records), dst_node_id=2, message_type=PROPOSE, ttl=60.0)
-        assert _word(message, STUDY) == f"refused:version-{older}-older"
+        assert _decision_or_code(message, STUDY) == f"refused:version-{older}-older"
 
 
 def test_another_version_that_fits_is_a_note_and_neither_file_nor_server_can_break_the_doctor(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_another_version_that_fits_is_a_note_and_neither_file_nor_server_can_bre
 
 
 @pytest.mark.parametrize(("ago_s", "state", "words"), [
-    (3.0, "ok", "agreed with this one within"),
+    (3.0, "ok", "agreed with this clock within"),
     (-30.0, "note", "s behind the server's"),
-    (500.0, "note", "this one was ahead, or the way was slow"),
+    (500.0, "note", "this clock was ahead, or the network slow"),
 ])  # fmt: skip
 def test_the_clocks_are_compared_by_what_a_questions_way_takes(tmp_path: Path, ago_s, state, words) -> None:
     asked(tmp_path, server_with(), sent_at=time.time() - ago_s)
@@ -168,9 +168,9 @@ def test_a_time_of_the_server_that_is_none_is_refused_in_one_line_and_kept_nowhe
     asked(tmp_path, server_with(), sent_at=good)
     before = (tmp_path / "server.json").read_text()
     reply = asked(tmp_path, server_with(), sent_at=sent_at)
-    assert _word(reply, STUDY) == "refused:clock" and "NTP at the server" in code_text("refused:clock")
+    assert _decision_or_code(reply, STUDY) == "refused:clock" and "NTP at the server" in code_text("refused:clock")
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
-    assert "which is no time" in line and "\n" not in line and len(line) < 200
+    assert "an impossible time" in line and "\n" not in line and len(line) < 200
     with pytest.raises(UsageError, match="an impossible time"):
         server_info.keep(tmp_path, sent_at, None)
     assert (tmp_path / "server.json").read_text() == before

@@ -102,7 +102,7 @@ class ScaledNoise(PatientOptimizer):
 
 def noise_times(factor: float) -> System:
     kind = type("ScaledNoise", (ScaledNoise,), {"factor": factor})
-    return System(train=with_part(PatientOptimizer=kind))
+    return System(train=with_part(step_optimizer=kind))
 
 
 def clip_per_image(network, parameters, batch, loss_per_image, max_grad_norm):
@@ -180,7 +180,7 @@ def seeded_noise() -> System:
         def __init__(self, optimizer, plan, parameters, randomness) -> None:
             super().__init__(optimizer, plan, parameters, KnownRandom(b"seed 0"))
 
-    return System(train=with_part(PatientOptimizer=Seeded))
+    return System(train=with_part(step_optimizer=Seeded))
 
 
 def averaged_by_size() -> System:
@@ -313,7 +313,7 @@ def test_canaries_that_do_not_arrive_audit_nothing_and_that_is_said() -> None:
         def accumulate_sum(self, clipped) -> None:
             super().accumulate_sum(replace(clipped, gradients={n: g * 0 for n, g in clipped.gradients.items()}))
 
-    found = audit_canaries(System(train=with_part(PatientOptimizer=Deaf)), study_of(), canaries=500, seeds=2)
+    found = audit_canaries(System(train=with_part(step_optimizer=Deaf)), study_of(), canaries=500, seeds=2)
     assert found.finding.failed and "had no effect" in found.finding.measured
 
 
@@ -430,7 +430,7 @@ def write_hospitals(folder: Path, patients: int = 40) -> None:
         rows = [CohortRow(pseudonym=n, label=int(crops.labels_N[r])) for n, r in zip(names, rows_N, strict=True)]
         images = crops.images_NHW[rows_N][:, None].numpy()
         write_cohort(
-            folder / name / "cohort", rows, images, shape_CHW=(1, 64, 64), label_names=("benign", "malignant"),
+            folder / name / "cohort", rows, images, row_shape=(1, 64, 64), label_names=("benign", "malignant"),
             site_key=KEY,
         )  # fmt: skip
 

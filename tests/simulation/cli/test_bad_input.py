@@ -145,13 +145,15 @@ GIVEN = (*RUN, "good")
         ((*RUN, "oneclass"), ("every label is benign", "malignant")),
         ((*RUN, "strange"), ("no row has a label of the study",)),
         ((*RUN, "pool", "--sites", "50"), ("50 sites need at least 50 patients", "12")),
-        ((*GIVEN, "--sites", "3"), ("names 2 sites, but --sites says 3",)),
+        ((*GIVEN, "--sites", "3"), ("names 2 sites, but --sites is 3",)),
         ((*GIVEN, "--set", "aggregation.nominal_sites=3"), ("has 2 sites, but the study requires 3", "--set")),
         ((*GIVEN, "--test-data", "good"), ("a patient of the test data is also in the training data",)),
         ((*GIVEN, "--ray-address", "127.0.0.1:9"), ("--ray-address 127.0.0.1:9: no reply from a Ray cluster",)),
         ((*GIVEN, "--ray-address", "cluster"), ("--ray-address cluster: write HOST:PORT",)),
         (("run", "--sites", "9", "--out", "never"), ("--sites 9", "the study requires 2 to 3")),
         (("run", "tiny.toml", "--data", "good", "--out", "file"), ("file: is a file",)),
+        (("run", "tiny.toml", "--data", "good", "--out", "good/out"), ("good/out: lies inside --data",)),
+        (("run", "tiny.toml", "--data", "good", "--out", "good"), ("good: lies inside --data",)),
         (("run", "tiny.toml", "--data", "good", "--out", "file/deeper"), ("file: is a file",)),
         (("run", "tiny.toml", "--data", "good", "--out", "nonempty"), ("nonempty: is not empty and contains no run",)),
         (
@@ -345,6 +347,25 @@ def test_a_stop_is_one_line_at_once_and_leaves_no_process(place, tmp_path, numbe
     assert process.returncode == 130 and time.monotonic() - asked < 60  # a few seconds, where nothing else runs
     assert said.strip().splitlines()[-1] == "wardround-sim: stopped; the same command continues the run"
     assert "Traceback" not in said
+    assert not is_anyone_left(process.pid)
+
+
+@pytest.mark.parametrize("after_s", [0.1, 1.5])
+def test_a_stop_while_the_engine_starts_is_one_line_too(place, tmp_path, after_s):
+    """Ray's start was interrupted half-way: a long traceback, or an abort with a dump of its stack."""
+    words = [*COMMAND, "run", str(place / "tiny.toml"), "--data", str(place / "good"), "--out", str(tmp_path / "out")]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=tmp_path, start_new_session=True, **streams)
+    lines = []
+    while not lines or "Starting the simulation engine" not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    assert rest.strip().splitlines()[-1].startswith("wardround-sim: stopped; the same command continues")
+    assert "Traceback" not in rest and "StackTrace" not in rest and "Ray" not in rest
     assert not is_anyone_left(process.pid)
 
 

@@ -50,7 +50,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             root / site / "cohort",
             rows,
             iter(images),
-            shape_CHW=(1, 64, 64),
+            row_shape=(1, 64, 64),
             label_names=names,
             site_key=SIMULATION_KEY,
         )

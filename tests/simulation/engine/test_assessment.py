@@ -36,17 +36,16 @@ def hospitals() -> list[Hospital]:
         labels_N = dice.integers(0, 2, 2 * PATIENTS).astype(np.int16)
         labels_N[::7] = -1
         cohort = Cohort(
-            images_NCHW=dice.integers(0, 256, (2 * PATIENTS, 1, 32, 32), dtype=np.uint8),
+            values_N=dice.integers(0, 256, (2 * PATIENTS, 1, 32, 32), dtype=np.uint8),
             labels_N=labels_N,
             patient_N=patient_N,
             label_names=("benign", "malignant"),
             pseudonyms=tuple(f"{name}{patient}" for patient in range(PATIENTS)),
             holdout_rank_P=np.linspace(0, 1, PATIENTS),
-            hu_N=np.zeros(2 * PATIENTS, bool),
             key=f"{number:064x}",
             prepared_by="test",
         )
-        found.append(Hospital(name=name, cohort=cohort, inputs_N=cohort.images_NCHW))
+        found.append(Hospital(name=name, cohort=cohort, inputs_N=cohort.values_N))
     return found
 
 

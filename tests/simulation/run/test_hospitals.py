@@ -23,7 +23,7 @@ def hospital(folder: Path, name: str, labels: list[int], patients: str = "") -> 
         CohortRow(pseudonym=pseudonym(KEY, f"{patients or name}-{n}"), label=label) for n, label in enumerate(labels)
     ]
     images = (np.zeros((1, 32, 32), np.uint8) for _ in rows)
-    write_cohort(folder / name / "cohort", rows, images, shape_CHW=(1, 32, 32), label_names=NAMES, site_key=KEY)
+    write_cohort(folder / name / "cohort", rows, images, row_shape=(1, 32, 32), label_names=NAMES, site_key=KEY)
     return Prepared(name=name, folder=folder / name, report=SimpleNamespace())
 
 

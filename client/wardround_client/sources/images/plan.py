@@ -12,15 +12,19 @@ from typing import cast
 
 import numpy as np
 
-from wardround.errors import required
+from wardround.errors import DataError, required
+from wardround.storage.table import spellings_of_number
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.layout import SiteSource
+from wardround_client.sources.images.folder.class_folders import label_index
+from wardround_client.sources.images.folder.layout import SiteSource
+from wardround_client.sources.images.folder.tables import LabelRow, LabelTable
+from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import Frame, ImageRequest, ScannedFile, keyed
-from wardround_client.sources.images.tables import LabelRow, LabelTable
 
 MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that also become images, if they are
 MARK_REACH_MM = 3.0  # at most this far from the point: with thick slices the neighbour may not show the finding
 MARK_DISTANCE_MM = 5.0  # a point farther than this (or one slice distance) from every slice lies outside the series
+SAME_COSINE = 0.01  # direction cosines of one series differ by less: about half a degree
 GAP_FACTOR = 1.5  # a step larger than the usual one by this factor means that a slice is missing
 
 Place = tuple[int, int]  # file, frame
@@ -74,6 +78,7 @@ class Plan:
 
     requests: tuple[ImageRequest, ...]
     findings: tuple[Finding, ...]
+    left_out: frozenset[int] = frozenset()  # files without a fault of which the study uses no image
 
 
 def plan_images(
@@ -94,25 +99,48 @@ def plan_images(
     else:
         chosen = _labelled(source.labels, series, scanned, data, key, findings)
     if data.channels == "slices":
-        chosen = _with_neighbours(chosen, series)
+        chosen = _with_neighbours(chosen, series, _strays(series, scanned, owners))
     findings.extend(_gaps(series, data))
-    return Plan(requests=tuple(chosen), findings=tuple(findings))
+    left_out = {index for index, file in enumerate(scanned) if not file.fault} - {request.file for request in chosen}
+    left_out -= {finding.file for finding in findings if finding.file is not None and REASONS[finding.code].fault}
+    if left_out:
+        points = source.labels is not None and source.labels.has_points
+        findings.append(Finding(code="not_marked" if points else "image_left_out", count=len(left_out)))
+    return Plan(requests=tuple(chosen), findings=tuple(findings), left_out=frozenset(left_out))
 
 
 def group_series(scanned: Sequence[ScannedFile], owners: Sequence[str | None]) -> list[Series]:
     """Group frames by patient, series, orientation and size, and sort each group along its normal.
 
-    Groups are in file order. Frames without a position are sorted by instance number.
+    Groups are in file order. Frames without a position form a group of their own, sorted by instance number, so that
+    one of them does not take the positions of the others.
     """
     groups: dict[tuple, list[Place]] = defaultdict(list)
+    turns: dict[tuple, list[tuple[float, ...]]] = defaultdict(list)
     for index, file in enumerate(scanned):
         if file.fault:
             continue
         for number, frame in enumerate(file.frames):
-            turned = tuple(round(cosine, 2) + 0.0 for cosine in frame.orientation or ())
             own = index if file.kind == "picture" else file.series_key
-            groups[(owners[index], own, turned, file.rows, file.columns)].append((index, number))
+            placed = frame.position_mm is not None and frame.orientation is not None
+            group = (owners[index], own, file.rows, file.columns, placed)
+            groups[(*group, _turn(frame, turns[group]))].append((index, number))
     return [_sorted(places, scanned) for places in groups.values()]
+
+
+def _turn(frame: Frame, known: list[tuple[float, ...]]) -> int:
+    """Return the index of the frame's orientation among the known ones, to which a new one is added.
+
+    Scanners write the cosines of one series with small differences.
+    """
+    cosines = frame.orientation or ()
+    for number, other in enumerate(known):
+        if len(other) == len(cosines) and all(
+            abs(one - two) <= SAME_COSINE for one, two in zip(cosines, other, strict=True)
+        ):
+            return number
+    known.append(cosines)
+    return len(known) - 1
 
 
 def _sorted(places: list[Place], scanned: Sequence[ScannedFile]) -> Series:
@@ -140,11 +168,13 @@ def _labelled(
     rows_of: dict[str, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
         rows_of[keyed(key, table.subject_kind, row.subject)].append(row)
-    unmatched = sum(len(rows) for subject, rows in rows_of.items() if subject not in set(subjects))
+    present = set(subjects)
+    unmatched = [row for subject, rows in rows_of.items() if subject not in present for row in rows]
+    _refuse_damaged_ids(unmatched, table.subject_kind, present, key)
     if unmatched:
-        findings.append(Finding(code="unmatched_label", count=unmatched))
-    known = {"": -1, **{label: index for index, label in enumerate(data.labels)}}
-    left_out = sum(row.label not in known for row in table.rows)
+        findings.append(Finding(code="unmatched_label", count=len(unmatched)))
+    known = {row.label: label_index(row.label, data) for row in table.rows}
+    left_out = sum(known[row.label] is None for row in table.rows)
     if left_out:
         findings.append(Finding(code="label_left_out", count=left_out))
     chosen: list[ImageRequest] = []
@@ -155,24 +185,34 @@ def _labelled(
                 chosen.extend(_whole_frame(rows, file, frame, known))
                 continue
             for row in rows:
-                if row.label in known:
-                    chosen.extend(_at_point(row, one, index, scanned, data, known[row.label], findings))
+                label = known[row.label]
+                if label is not None:
+                    chosen.extend(_at_point(row, one, index, scanned, data, label, findings))
     if table.has_points:
         findings.extend(_points_outside(rows_of, subjects, series, scanned))
     return chosen
+
+
+def _refuse_damaged_ids(unmatched: Sequence[LabelRow], kind: str, present: set[str], key: bytes) -> None:
+    """Raise `DataError` if a row would match a file with the zeros that a spreadsheet takes from a number."""
+    for row in unmatched:
+        if any(keyed(key, kind, spelling) in present for spelling in spellings_of_number(row.subject)):
+            raise DataError(
+                f"labels.csv: row {row.row}: the identifier matches no file, but one that differs only in leading "
+                "zeros or in .0; a spreadsheet has changed it: format the column as text, and export the table again"
+            )
 
 
 def _subject(file: ScannedFile, kind: str) -> str:
     return {"image": file.image_key, "series": file.series_key, "patient": file.patient_key}[kind]
 
 
-def _whole_frame(rows: list[LabelRow], file: int, frame: int, known: dict[str, int]) -> list[ImageRequest]:
-    names = {row.label for row in rows}
-    if len(names) > 1:
+def _whole_frame(rows: list[LabelRow], file: int, frame: int, known: dict[str, int | None]) -> list[ImageRequest]:
+    labels = {known[row.label] for row in rows}
+    if len(labels) > 1 or (None in labels and len({row.label for row in rows}) > 1):
         return [ImageRequest(file=file, frame=frame, fault="two_labels")]
-    if names and not names & set(known):
-        return []  # counted as left out
-    return [ImageRequest(file=file, frame=frame, label=known[names.pop()] if names else -1)]
+    label = labels.pop() if labels else -1
+    return [] if label is None else [ImageRequest(file=file, frame=frame, label=label)]  # None: counted as left out
 
 
 def _at_point(
@@ -257,12 +297,27 @@ def _points_outside(
     return findings
 
 
-def _with_neighbours(chosen: list[ImageRequest], series: Sequence[Series]) -> list[ImageRequest]:
+def _strays(series: Sequence[Series], scanned: Sequence[ScannedFile], owners: Sequence[str | None]) -> frozenset[Place]:
+    """Return the frames without a position in series whose other frames have one: their neighbours are unknown."""
+
+    def of(one: Series) -> tuple[str | None, str]:
+        file = one.places[0][0]
+        return owners[file], scanned[file].series_key
+
+    placed = {of(one) for one in series if one.at_mm is not None}
+    return frozenset(place for one in series if one.at_mm is None and of(one) in placed for place in one.places)
+
+
+def _with_neighbours(
+    chosen: list[ImageRequest], series: Sequence[Series], strays: frozenset[Place]
+) -> list[ImageRequest]:
     where = {place: (one, index) for one in series for index, place in enumerate(one.places)}
     result = []
     for request in chosen:
         one, index = where[(request.file, request.frame)]
         fault = request.fault or ("slice_gap" if one.has_gap(index) else "")
+        if (request.file, request.frame) in strays:
+            fault = "no_position"
         result.append(replace(request, below=one.neighbour(index, -1), above=one.neighbour(index, +1), fault=fault))
     return result
 

@@ -1,7 +1,7 @@
 """The records that a file becomes once it has been scanned.
 
 Identity ends here: no field can hold a name, a UID or a tag's text. Patients, series and instances are keyed hashes
-(`keyed`), checks are reason codes (`sources/quality/reasons.py`), and everything else is a number.
+(`keyed`), checks are reason codes (`sources/images/quality/reasons.py`), and everything else is a number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 class UnfitImage(Exception):
     """A file or frame cannot be used; raised inside a worker.
 
-    `code` is the reason (`sources/quality/reasons.py`).
+    `code` is the reason (`sources/images/quality/reasons.py`).
     """
 
     def __init__(self, code: str) -> None:
@@ -42,6 +42,8 @@ class ScannedFile:
     kind: Literal["picture", "dicom"] = "picture"
     fault: str = ""  # a reason code; a file with a fault is not processed any further
     pseudonym: str | None = None  # None: the file itself names no patient
+    issuer_key: str = ""  # `keyed` IssuerOfPatientID, to notice one PatientID with several issuers
+    former_pseudonym: str | None = None  # as given by versions in which the issuer was part of a patient's identity
     patient_key: str = ""  # `keyed` PatientID, for the rows of labels.csv
     series_key: str = ""
     image_key: str = ""
@@ -80,5 +82,5 @@ class PreparedImage:
 
 def keyed(key: bytes, kind: str, value: str) -> str:
     """Return the hex HMAC-SHA256 of an identifier under the site's key: hashes can be compared, but not read back."""
-    text = f"{kind}\0{value.strip(chr(0) + ' ')}"
-    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+    message = f"{kind}\0{value.strip(chr(0) + ' ')}".encode("utf-8", "surrogatepass")  # a file name may be any bytes
+    return hmac.new(key, message, hashlib.sha256).hexdigest()

@@ -5,7 +5,6 @@ Exact figures, which only a simulation can have without a release through a ledg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,11 @@ from wardround.tasks.assessment import (
 )
 from wardround.tasks.classification.comparison import settings_rows
 from wardround.tasks.classification.scores import score
+from wardround.tasks.round_notes import append_note, read_notes
 
 __all__ = ["ClassificationAssessment", "assessment_of", "settings_rows"]
+
+CURVE_FILE = "curve.jsonl"
 
 
 class HeldOut:
@@ -83,13 +85,16 @@ class ClassificationAssessment:
         self._test = HeldOut(self._sites)
         if not len(self._test.labels_N):
             raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
-        self._curve = read_curve(out)
+        self._curve = {
+            round_: CurvePoint(round=round_, **note) for round_, note in read_notes(out / CURVE_FILE).items()
+        }
 
     def after_round(self, round_: int, weights: Weights) -> str:
         point = self._test.curve_point(round_, self._network, self._study, weights)
         self._curve[round_] = point
         if round_:
-            append_curve(self._out, point)
+            note = {"auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
+            append_note(self._out / CURVE_FILE, round_, note)
         return "" if point.auc is None else f"AUC {point.auc:.3f}"
 
     def at_end(self, end: AtEnd) -> Assessed:
@@ -144,23 +149,3 @@ def patient_figures(scored: ScoredSet) -> dict[str, Any] | None:
     if scored.scores_N.ndim == 2:
         return None
     return summary(scored.scores_N, scored.labels_N, scored.patients_N, "patient").to_json()
-
-
-def read_curve(out: Path) -> dict[int, CurvePoint]:
-    """The learning curve so far: one point a round, kept beside the checkpoints so that a resumed run has all of it."""
-    path, points = out / "curve.jsonl", {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a kill
-            points[entry["round"]] = CurvePoint(**entry)
-    return points
-
-
-def append_curve(out: Path, point: CurvePoint) -> None:
-    """One more line of curve.jsonl."""
-    entry = {"round": point.round, "auc": point.auc, "auc_low": point.auc_low, "auc_high": point.auc_high}
-    with (out / "curve.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")

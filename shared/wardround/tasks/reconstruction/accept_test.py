@@ -63,10 +63,12 @@ def accept_test(histogram: ScoreHistogram) -> AcceptTest:
     deviation = math.sqrt(sampling + noise * float(spread_B.sum())) / total
     low = gain - NormalDist().inv_cdf(CONFIDENCE) * deviation
     accepted = low >= -MARGIN_DB
-    said = f"the gain over the public start is {gain:+.3f} dB, at least {low:+.3f} dB with {CONFIDENCE:.0%} confidence"
+    measured = (
+        f"the gain over the public start is {gain:+.3f} dB, at least {low:+.3f} dB with {CONFIDENCE:.0%} confidence"
+    )
     verdict = "no worse than its start, so it is released" if accepted else "it may be worse, so the public start stays"
     return AcceptTest(
-        accepted=accepted, gain_db=gain, low_db=low, patients_noised=int(total), reason=f"{said}: {verdict}"
+        accepted=accepted, gain_db=gain, low_db=low, patients_noised=int(total), reason=f"{measured}: {verdict}"
     )
 
 

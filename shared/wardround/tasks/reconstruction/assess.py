@@ -6,7 +6,7 @@ decide nothing. Shapes: N images, H rows, W columns.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ from wardround.tasks.reconstruction.measures.quality import (
 )
 from wardround.tasks.reconstruction.restorer import Restorer
 from wardround.tasks.reconstruction.study import section_of
+from wardround.tasks.round_notes import append_note, read_notes
 
 __all__ = ["RestorationAssessment", "assessment_of", "methods_rows", "methods_table"]
 
@@ -81,11 +82,11 @@ class RestorationAssessment:
         images, patients, names, training = [], [], [], []
         for site, offset in zip(self._sites, patient_offsets(self._sites), strict=True):
             rows = np.flatnonzero(site.held_out_N)
-            images.append(np.asarray(site.images_NCHW[rows]))
+            images.append(np.asarray(site.values_N[rows]))
             patients.append(site.patient_N[rows].astype(np.int64) + offset)
             names.append(np.full(len(rows), site.name))
             rows = spread_rows(np.flatnonzero(site.training_N), TUNING_IMAGES // len(self._sites) + 1)
-            training.append(np.asarray(site.images_NCHW[rows]))
+            training.append(np.asarray(site.values_N[rows]))
         keep = spread_rows(np.arange(sum(map(len, images))), MOST_TEST_IMAGES)
         if not len(keep):
             raise DataError("no patient is held out for testing; raise evaluation.holdout, or give more patients")
@@ -93,7 +94,7 @@ class RestorationAssessment:
         self._names_N, self._training = np.concatenate(names)[keep], np.concatenate(training)
         self._few = spoil(self._images[spread_rows(np.arange(len(keep)), CURVE_IMAGES)], self._degradation)
         self._before = quality_of(by_network(initial_network(study), self._few), self._few.true_N1HW)
-        self._notes = _read_notes(out)
+        self._notes = _read_notes(out / CURVE_FILE)
         self._shown: dict[int, Tensor] = {}
 
     def after_round(self, round_: int, weights: Weights) -> str:
@@ -105,8 +106,7 @@ class RestorationAssessment:
         self._notes[round_] = note
         self._shown[round_] = restored[:SHOWN_IMAGES]
         if round_:
-            with (self._out / CURVE_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"round": round_, "psnr_db": note.psnr_db, **asdict(note.balance)}) + "\n")
+            append_note(self._out / CURVE_FILE, round_, {"psnr_db": note.psnr_db, **asdict(note.balance)})
         return f"PSNR {found.psnr_N.mean():.2f} dB, {(found.psnr_N - self._before.psnr_N).mean():+.3f} on the start"
 
     def at_end(self, end: AtEnd) -> Assessed:
@@ -275,15 +275,10 @@ def _side_by_side(true_N1HW: Tensor, restored_N1HW: Tensor) -> np.ndarray:
     return torch.cat(rows, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _read_notes(out: Path) -> dict[int, RoundNote]:
-    """What earlier attempts of this run noted, so that a resumed run has all of it."""
-    path, notes = out / CURVE_FILE, {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                round_, psnr_db = entry.pop("round"), entry.pop("psnr_db")
-                notes[round_] = RoundNote(psnr_db=psnr_db, balance=Balance(**entry))
-            except (json.JSONDecodeError, TypeError):
-                continue  # cut short by a kill, or of an earlier version
+def _read_notes(path: Path) -> dict[int, RoundNote]:
+    """Return what earlier attempts of this run noted; notes of an earlier version are left out."""
+    notes = {}
+    for round_, entry in read_notes(path).items():
+        with contextlib.suppress(KeyError, TypeError):
+            notes[round_] = RoundNote(psnr_db=entry.pop("psnr_db"), balance=Balance(**entry))
     return notes

@@ -5,7 +5,6 @@ Shapes: N images, C channels, H rows, W columns, D features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from wardround.networks.phantom_encoder import load_phantom_encoder
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.assessment import Assessed, AtEnd, SiteData, SyntheticImages, Trainer, Weights
+from wardround.tasks.round_notes import append_note, read_notes
 from wardround.tasks.synthesis.gan import SharedGAN
 from wardround.tasks.synthesis.measures.fidelity import frechet, frechet_interval
 from wardround.tasks.synthesis.measures.figures import AT_ONCE, Figures, auc_of, figures_of, real_images
@@ -51,7 +51,7 @@ class SynthesisAssessment:
         if not self._is_gan:
             self._pool = paint_pool(self._sampler, POOL, SEED)
             self._pool_ND: np.ndarray = self._encoder.standardise(self._pool.pooled_ND).numpy()
-        self.notes = read_notes(out)
+        self.notes = read_notes(out / NOTES_FILE)
         self._sheets: dict[int, np.ndarray] = {}
 
     @property
@@ -81,7 +81,7 @@ class SynthesisAssessment:
             note = {"frechet": frechet(self._pool_ND[kept_N], held_out_ND), "kept": float(kept_N.mean())}
         self.notes[round_] = note
         if round_:
-            append_note(self._out, round_, note)
+            append_note(self._out / NOTES_FILE, round_, note)
         if round_ in shown_rounds(self._study.study.rounds):
             self._sheets[round_] = by_label(made, len(self._study.data.labels), SHOWN)
         return f"Fréchet distance {note['frechet']:.2f}"
@@ -179,22 +179,3 @@ def by_label(made: SyntheticImages, labels: int, count: int) -> np.ndarray:
     """Up to `count` images, the same number of each label, label after label."""
     each = count // labels
     return np.concatenate([made.images_NCHW[made.labels_N == label][:each] for label in range(labels)])
-
-
-def read_notes(out: Path) -> dict[int, dict[str, float]]:
-    """What was noted round by round, so that a resumed run has all of it."""
-    path, notes = out / NOTES_FILE, {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a kill
-            notes[entry.pop("round")] = entry
-    return notes
-
-
-def append_note(out: Path, round_: int, note: dict[str, float]) -> None:
-    """One more line of synthesis.jsonl."""
-    with (out / NOTES_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"round": round_, **note}) + "\n")

@@ -13,12 +13,12 @@ from pydicom.pixels import apply_rescale, pixel_array
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.dicom_pixels import read_frame
-from wardround_client.sources.images.layout import discover
-from wardround_client.sources.images.prepare import FrameAddress, Recipe, prepare, scan
-from wardround_client.sources.images.workers import WorkerPool
-from wardround_client.sources.ingest import ingest
-from wardround_client.sources.quality.reasons import REASONS
+from wardround_client.sources.images.decoding.dicom_pixels import read_frame
+from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
+from wardround_client.sources.images.decoding.workers import WorkerPool
+from wardround_client.sources.images.folder.layout import discover
+from wardround_client.sources.images.ingest import ingest
+from wardround_client.sources.images.quality.reasons import REASONS
 
 KEY = b"site key of the tests, 32 bytes."
 TEST_DATA = Path(os.environ.get("WARDROUND_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -116,7 +116,7 @@ def test_the_same_files_through_ingest_are_a_cohort_and_a_quarantine(tmp_path):
     (source,) = discover(folder, ANYTHING, 1)
     report = ingest(source, ANYTHING, tmp_path, KEY, workers=2)
     cohort = open_cohort(tmp_path)
-    assert report.quality.images == len(cohort.images_NCHW) > 10
+    assert report.quality.images == len(cohort.values_N) > 10
     assert report.quality.quarantined.keys() >= {"no_pixels", "no_decoder", "not_an_image", "no_patient", "duplicate"}
     assert "unreadable" not in report.quality.quarantined
 

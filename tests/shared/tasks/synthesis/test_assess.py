@@ -21,7 +21,7 @@ from wardround.tasks.assessment import AtEnd
 from wardround.tasks.synthesis import assess
 from wardround.tasks.synthesis.measures import classifiers, figures
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_client.training.rows import held_out_images, training_rows
+from wardround_client.training.rows import held_out_rows, training_rows
 from wardround_client.training.scoring import held_out_scores
 from wardround_simulation.engine import in_process
 from wardround_simulation.engine.assessment import InProcessTrainer, sites_of
@@ -65,7 +65,7 @@ def hospitals_of(folder: Path, study: Study, patients: int = 16) -> list[Hospita
         where.mkdir(parents=True)
         chosen = images.images_NHW[taken][:, None].numpy()
         names = study.data.labels
-        write_cohort(where / "cohort", rows, chosen, shape_CHW=(1, 64, 64), label_names=names, site_key=b"k" * 32)
+        write_cohort(where / "cohort", rows, chosen, row_shape=(1, 64, 64), label_names=names, site_key=b"k" * 32)
         folders[f"site-{number}"] = where
     return open_hospitals(folders, study)
 
@@ -137,13 +137,13 @@ def test_nobody_held_out_is_said_before_training(tmp_path: Path) -> None:
 def test_a_held_out_patients_score_is_from_that_patient_alone(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     study = load_study(STUDIES / "synthesis.toml", (*SMALL, "aggregation.min_sites=2", *overrides))
     (hospital, _) = hospitals_of(tmp_path, study)
-    held_out, weights = held_out_images(study, hospital.cohort), in_process.start_weights(study)
+    held_out, weights = held_out_rows(study, hospital.cohort), in_process.start_weights(study)
     network, cpu = initial_network(study), torch.device("cpu")
     scores_P, positive_P = held_out_scores(network, study, weights, held_out, cpu)
     assert len(scores_P) == len(np.unique(held_out.patient_N)) == len(positive_P) and np.ptp(scores_P) > 0
     rows = held_out.patient_N == held_out.patient_N[-1]
     alone = type(held_out)(
-        images_NCHW=held_out.images_NCHW[rows], labels_N=held_out.labels_N[rows], patient_N=held_out.patient_N[rows]
+        values_N=held_out.values_N[rows], labels_N=held_out.labels_N[rows], patient_N=held_out.patient_N[rows]
     )
     last = np.flatnonzero(np.unique(held_out.patient_N) == held_out.patient_N[-1])[0]
     assert held_out_scores(network, study, weights, alone, cpu)[0][0] == scores_P[last]

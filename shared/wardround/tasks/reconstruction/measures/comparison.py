@@ -53,7 +53,7 @@ def methods_rows(study: Study, sites: Sequence[SiteData], epsilons: Sequence[flo
     images, labels_N, patients_N = _tested(sites)
     few = 1 + TUNING_IMAGES // len(sites)
     tuning = np.concatenate([
-        np.asarray(site.images_NCHW[spread_rows(np.flatnonzero(site.training_N), few)]) for site in sites
+        np.asarray(site.values_N[spread_rows(np.flatnonzero(site.training_N), few)]) for site in sites
     ])  # fmt: skip
     degradation = degradation_of(section_of(study))
     spoiled = spoil(images, degradation)
@@ -107,7 +107,7 @@ def methods_table(rows: Sequence[Row]) -> ReportTable:
 def _tested(sites: Sequence[SiteData]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images uint8 (N, 1, H, W), labels (N,) and patients (N,) of the rows to test on, a few of each patient."""
     rows = [_few_of_each(site) for site in sites]
-    images = np.concatenate([np.asarray(site.images_NCHW[kept_N]) for site, kept_N in zip(sites, rows, strict=True)])
+    images = np.concatenate([np.asarray(site.values_N[kept_N]) for site, kept_N in zip(sites, rows, strict=True)])
     if not len(images):
         raise DataError("no patient of this fold is in the data; check the folds")
     labels_N = np.concatenate([site.labels_N[kept_N] for site, kept_N in zip(sites, rows, strict=True)])

@@ -71,7 +71,7 @@ def real_images(sites: Sequence[SiteData], features_of: Callable[[np.ndarray], n
     images, labels, patients, trained = [], [], [], []
     for site, offset in zip(sites, patient_offsets(sites), strict=True):
         rows = np.flatnonzero(site.labels_N >= 0)
-        images.append(np.asarray(site.images_NCHW[rows]))
+        images.append(np.asarray(site.values_N[rows]))
         labels.append(site.labels_N[rows].astype(np.int64))
         patients.append(site.patient_N[rows] + offset)
         trained.append(site.training_N[rows])

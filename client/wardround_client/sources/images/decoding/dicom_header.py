@@ -1,0 +1,226 @@
+"""Scans a DICOM file: its header becomes a `ScannedFile`, which identifies no one.
+
+This module decodes no pixels (`dicom_pixels.py` does). Tag values are compared, hashed or converted to numbers; none is
+kept as text, and none is quoted in an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom import Dataset
+from pydicom.uid import UID
+
+from wardround.study.schema import DataSection
+from wardround_client.sources.cohort import pseudonym
+from wardround_client.sources.images.records import Frame, ScannedFile, UnfitImage, keyed
+
+MAX_FRAMES = 20_000
+MAX_FRAME_PIXELS = 200_000_000
+AXIAL_COSINE = 0.8  # least cosine between a slice's normal and the long axis (a gantry tilts up to 30 degrees)
+AXIAL_MODALITIES = frozenset({"CT", "PT"})
+DERIVED_MODALITIES = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN"})
+IMAGE_ATTRIBUTES = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
+HUMAN_NAMES = frozenset({"human", "homo sapiens", "homo sapiens sapiens", "h. sapiens", "man", "mensch", "humain"})
+HUMAN_CODES = frozenset({"337915000", "L-85B00"})  # homo sapiens in SNOMED CT and in SNOMED RT
+SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
+
+# Real headers often violate the standard; pydicom would quote the offending value in a warning.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
+logging.getLogger("pydicom").propagate = False
+
+
+def read_patient(path: Path) -> tuple[str | None, str]:
+    """Return PatientID and IssuerOfPatientID of a file; (None, "") if it has no PatientID or is not DICOM."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, force=True, specific_tags=["PatientID", "IssuerOfPatientID"])
+            return _patient(header)
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            return None, ""
+        raise
+    except Exception:  # not DICOM, or damaged: ingest reports which
+        return None, ""
+
+
+def read_header(path: Path) -> Dataset:
+    """Return the header without pixels.
+
+    Raises:
+        UnfitImage: "unreadable", for a file that is not DICOM.
+        OSError, MemoryError: The file cannot be read at the moment.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UnfitImage("unreadable") from None
+    # With `force`, pydicom parses any bytes; only a DICOM object has a SOP class, or an image's attributes.
+    has_class = "SOPClassUID" in header or bool(header.file_meta.get("MediaStorageSOPClassUID"))
+    if not has_class and not all(name in header for name in IMAGE_ATTRIBUTES):
+        raise UnfitImage("unreadable")
+    return header
+
+
+def scan_dicom(path: Path, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
+    """Return the record of one file: keyed hashes, geometry, and the first reason why it does not fit the study.
+
+    Raises:
+        UnfitImage: "unreadable", for a file that is not DICOM.
+        Exception: pydicom's own error for a damaged header.
+    """
+    header = read_header(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _record(header, content_sha256, data, key)
+
+
+def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
+    patient_id, issuer = _patient(header)
+    fault = _fault(header, data)
+    frames = (Frame(),) if fault in ("no_pixels", "too_large") else _frames(header)
+    if not fault and str(header.get("Modality", "")) in AXIAL_MODALITIES and not all(map(_is_axial, frames)):
+        fault = "not_axial"
+    return ScannedFile(
+        content_sha256=content_sha256,
+        kind="dicom",
+        fault=fault,
+        pseudonym=None if patient_id is None else pseudonym(key, patient_id),
+        issuer_key=keyed(key, "issuer", issuer) if issuer else "",
+        former_pseudonym=pseudonym(key, patient_id, issuer) if patient_id is not None and issuer else None,
+        patient_key="" if patient_id is None else keyed(key, "patient", patient_id),
+        series_key=keyed(key, "series", str(header.get("SeriesInstanceUID", ""))),
+        image_key=keyed(key, "image", str(header.get("SOPInstanceUID", ""))),
+        instance_number=int((_numbers([header.get("InstanceNumber")], 1) or (0,))[0]),
+        rows=int(header.get("Rows") or 0),
+        columns=int(header.get("Columns") or 0),
+        frames=frames,
+    )
+
+
+def _patient(header: Dataset) -> tuple[str | None, str]:
+    """Return PatientID and its issuer. Raises `UnfitImage` if the field holds several IDs, as a backslash separates."""
+    value = header.get("PatientID") or ""
+    if not isinstance(value, str) and len({str(one).strip(" \0") for one in value}) > 1:
+        raise UnfitImage("several_patients")
+    text = str(value if isinstance(value, str) else value[0]).strip(" \0")
+    return (text, str(header.get("IssuerOfPatientID") or "").strip(" \0")) if text else (None, "")
+
+
+def _fault(header: Dataset, data: DataSection) -> str:
+    """Return the first reason code that excludes the file, or ""."""
+    rows, columns = header.get("Rows"), header.get("Columns")
+    if not rows or not columns or not header.get("BitsAllocated"):
+        return "no_pixels"
+    frames = _frame_count(header)
+    if frames < 1:
+        return "no_pixels"
+    if frames > MAX_FRAMES or int(rows) * int(columns) * int(header.get("SamplesPerPixel") or 1) > MAX_FRAME_PIXELS:
+        return "too_large"
+    if not _is_human(header):
+        return "not_human"
+    modality = str(header.get("Modality") or "")
+    if int(header.BitsAllocated) == 1 or modality in DERIVED_MODALITIES:
+        return "not_an_image"
+    if data.modality != "any" and modality != data.modality:
+        return "wrong_modality"
+    if data.modality != "any" and str(header.get("SOPClassUID", "")).startswith(SECONDARY_CAPTURE):
+        return "screenshot"
+    if "LOCALIZER" in _words(header.get("ImageType")):
+        return "localizer"
+    body_part = str(header.get("BodyPartExamined") or "").strip().casefold()
+    if data.body_part and body_part and body_part != data.body_part.casefold():
+        return "wrong_body_part"
+    if str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        return "burned_in"
+    return ""
+
+
+def _frame_count(header: Dataset) -> int:
+    """Return NumberOfFrames, 1 if it is absent; a single number that is 0 counts as absent, as in pydicom."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _is_human(header: Dataset) -> bool:
+    """Whether nothing in the header names a species or a breed of animals (PS3.3 C.7.1.1)."""
+    name = str(header.get("PatientSpeciesDescription") or "").strip(" \0").casefold()
+    codes = [str(item.get("CodeValue") or "").strip() for item in header.get("PatientSpeciesCodeSequence") or ()]
+    if name and name not in HUMAN_NAMES and not name.startswith(("homo sapiens", "human")):
+        return False
+    if any(code and code not in HUMAN_CODES for code in codes):
+        return False
+    return not header.get("PatientBreedDescription") and not header.get("PatientBreedCodeSequence")
+
+
+def _words(value: Any) -> list[str]:
+    return [value.upper()] if isinstance(value, str) else [str(word).upper() for word in value or ()]
+
+
+def _frames(header: Dataset) -> tuple[Frame, ...]:
+    """Return the geometry of each frame, from its functional groups if the object is enhanced (PS3.3 C.7.6.16)."""
+    count = max(1, _frame_count(header))
+    return tuple(_frame(frame_scopes(header, index)) for index in range(count))
+
+
+def frame_scopes(header: Dataset, index: int) -> list[Dataset]:
+    """Return the datasets that may contain a frame's attributes, nearest first.
+
+    These are the frame's own functional groups, the shared functional groups, and the top level of the object.
+    """
+    scopes: list[Dataset] = []
+    own, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
+    groups = ([own[index]] if own and index < len(own) else []) + ([shared[0]] if shared else [])
+    for group in groups:
+        scopes.extend(element.value[0] for element in group if element.VR == "SQ" and element.value)
+    return [*scopes, header]
+
+
+def first_value(scopes: list[Dataset], name: str) -> Any:
+    """Return the nearest scope's non-empty value of an attribute, or None."""
+    return next((scope.get(name) for scope in scopes if scope.get(name) not in (None, "", [])), None)
+
+
+def _frame(scopes: list[Dataset]) -> Frame:
+    position = _numbers(first_value(scopes, "ImagePositionPatient"), 3)
+    orientation = _numbers(first_value(scopes, "ImageOrientationPatient"), 6)
+    spacing = _numbers(first_value(scopes, "PixelSpacing"), 2)
+    if spacing is None:  # projection radiographs give the spacing at the detector
+        spacing = _numbers(first_value(scopes, "ImagerPixelSpacing"), 2)
+    if spacing is not None and min(spacing) <= 0:
+        spacing = None
+    if orientation is not None and np.linalg.norm(normal(orientation)) < 0.5:
+        orientation = None
+    return Frame(position_mm=position, orientation=orientation, spacing_mm=spacing)
+
+
+def _numbers(value: Any, count: int) -> Any:
+    """Return `count` finite floats, or None."""
+    try:
+        numbers = tuple(float(item) for item in value)
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == count and all(math.isfinite(number) for number in numbers) else None
+
+
+def normal(orientation: tuple[float, ...]) -> np.ndarray:
+    """Return the normal of a slice: the cross product of its row cosines and column cosines."""
+    return np.cross(orientation[:3], orientation[3:])
+
+
+def _is_axial(frame: Frame) -> bool:
+    """Whether the frame is axial; also true if its orientation is not stated."""
+    return frame.orientation is None or abs(float(normal(frame.orientation)[2])) >= AXIAL_COSINE

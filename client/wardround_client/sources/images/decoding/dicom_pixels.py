@@ -1,0 +1,214 @@
+"""The pixels of one DICOM frame: Hounsfield units if the file specifies them, otherwise grey values 0..255.
+
+Decoding uses pydicom's own decoders, with python-gdcm and pylibjpeg (openjpeg, rle) as plugins. It runs in a worker
+process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from wardround_client.sources.images.decoding.codestream import refuse_larger_codestream
+from wardround_client.sources.images.decoding.crop import robust_window
+from wardround_client.sources.images.decoding.dicom_header import first_value, frame_scopes
+from wardround_client.sources.images.records import UnfitImage
+
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+OUTSIDE_SCAN_HU = -1500.0  # scanners fill the corners outside the reconstruction circle with -2000 or less
+SAMPLES_FOR_CHECK = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePixels:
+    """One decoded frame: float32, H x W, or H x W x 3 for colour. `source_sha256` is the hash of the stored values."""
+
+    values: np.ndarray
+    hu: bool
+    source_sha256: str
+
+
+def read_frame(path: Path, index: int) -> FramePixels:
+    """Decode frame `index` (counted from 0).
+
+    CT with a rescale to HU stays in HU, whatever its photometric interpretation. Everything else becomes grey 0..255 in
+    which dark means dark: MONOCHROME1 is inverted, palettes are looked up, and YBR is converted to RGB.
+
+    Raises:
+        UnfitImage: The frame cannot be used; the error has the reason.
+        Exception: A decoder's own error.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _decode(_open(path, path.stat().st_mtime_ns), index)
+
+
+def frame_count(path: Path) -> int:
+    """Return the number of frames of a DICOM file, at least 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return max(1, int(_open(path, path.stat().st_mtime_ns).get("NumberOfFrames") or 1))
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: Path, changed_ns: int) -> Dataset:
+    """Read a file, and keep the last one in memory for its next frame.
+
+    A file without a transfer syntax gets the one in which it was read, as long as its pixels are not compressed.
+    """
+    dataset = pydicom.dcmread(path, force=True)
+    if not getattr(dataset, "file_meta", None):
+        dataset.file_meta = FileMetaDataset()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise UnfitImage("no_decoder")
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def _decode(dataset: Dataset, index: int) -> FramePixels:
+    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+        raise UnfitImage("no_pixels")
+    stored = _stored_values(dataset, index)
+    source_sha256 = hashlib.sha256(repr(stored.shape).encode() + np.ascontiguousarray(stored).tobytes()).hexdigest()
+    if stored.min() == stored.max():
+        raise UnfitImage("blank")
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric == "PALETTE COLOR":
+        stored = apply_color_lut(stored, dataset)
+    if stored.ndim == 3:
+        values, hu = _eight_bits(stored, dataset, photometric), False
+    else:
+        values, hu = _grey_or_hu(stored, dataset, index, photometric)
+    if not np.isfinite(values).all():
+        raise UnfitImage("unreadable")
+    return FramePixels(values=values.astype(np.float32), hu=hu, source_sha256=source_sha256)
+
+
+def _stored_values(dataset: Dataset, index: int) -> np.ndarray:
+    refuse_larger_codestream(dataset, index)
+    try:
+        return pixel_array(dataset, index=index)
+    except NotImplementedError:
+        raise UnfitImage("no_decoder") from None
+    except RuntimeError as error:
+        # pydicom tries each decoder and lists their errors. 12-bit lossy JPEG needs a decoder whose licence is not free
+        # enough for this project.
+        raise UnfitImage("no_decoder" if "does not support" in str(error) else "unreadable") from None
+
+
+def _eight_bits(colour: np.ndarray, dataset: Dataset, photometric: str) -> np.ndarray:
+    """Scale colour of any depth to 0..255."""
+    if colour.dtype == np.uint8:
+        return colour
+    if photometric == "PALETTE COLOR":
+        bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+    else:
+        bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    return colour.astype(np.float32) * (255.0 / (2**bits - 1))
+
+
+def _grey_or_hu(stored: np.ndarray, dataset: Dataset, index: int, photometric: str) -> tuple[np.ndarray, bool]:
+    scopes = frame_scopes(dataset, index)
+    padded = _padding(stored, dataset)
+    values, hu = _modality_values(stored, dataset, scopes)
+    if hu:
+        values[padded] = OUTSIDE_SCAN_HU
+        _refuse_implausible_hu(values)
+        return values, True
+    if padded.all():
+        raise UnfitImage("blank")
+    grey = np.clip(_voi_grey(values, padded, dataset, scopes), 0, 255)
+    if photometric == "MONOCHROME1":
+        grey = 255.0 - grey
+    return np.where(padded, 0.0, grey), False
+
+
+def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Return True where the scanner wrote Pixel Padding Value (PS3.3 C.7.5.1.1.2) instead of an image."""
+    ends = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None or not np.issubdtype(stored.dtype, np.integer):
+        return np.zeros(stored.shape, dtype=bool)
+    bits = int(dataset.BitsAllocated)
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    values = [_as_stored(int(end), bits, signed) for end in ends if end is not None]
+    return (stored >= min(values)) & (stored <= max(values))
+
+
+def _as_stored(value: int, bits: int, signed: bool) -> int:
+    """Correct the sign of a padding value to that of the pixels (the tag's VR is ambiguous)."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
+
+
+def _modality_values(stored: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> tuple[np.ndarray, bool]:
+    """Apply the modality LUT or rescale to stored values (PS3.3 C.11.1); also return whether the result is in HU."""
+    is_ct = str(dataset.get("Modality") or "") == "CT"
+    tables = dataset.get("ModalityLUTSequence")
+    if tables:
+        unit = str(tables[0].get("ModalityLUTType") or "").strip()
+        return apply_modality_lut(stored, dataset).astype(np.float32), is_ct and unit == "HU"
+    slope, intercept = first_value(scopes, "RescaleSlope"), first_value(scopes, "RescaleIntercept")
+    if slope is None or intercept is None:
+        return stored.astype(np.float32), False
+    unit = str(first_value(scopes, "RescaleType") or "HU").strip()
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), is_ct and unit == "HU"
+
+
+def _refuse_implausible_hu(values: np.ndarray) -> None:
+    """Raise `UnfitImage("implausible_hu")` if a slice cannot be in Hounsfield units.
+
+    The checks apply to the pixels inside the reconstruction circle: nearly all of them lie between air and metal; some
+    are air, lung or fat; and there is a body, whose median lies between lung and bone.
+    """
+    step = max(1, int(np.sqrt(values.size / SAMPLES_FOR_CHECK)))
+    sample = values[::step, ::step]
+    sample = sample[sample > OUTSIDE_SCAN_HU]
+    if sample.size == 0:
+        raise UnfitImage("blank")
+    in_range = np.mean((sample >= -1100) & (sample <= 3100))
+    body = sample[sample > -500]
+    has_body = body.size >= 0.005 * sample.size
+    if in_range < 0.95 or np.percentile(sample, 0.5) > -50 or not has_body or not -300 <= np.median(body) <= 600:
+        raise UnfitImage("implausible_hu")
+
+
+def _voi_grey(values: np.ndarray, padded: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> np.ndarray:
+    """Convert values without a unit to grey 0..255, by the file's VOI LUT or window (PS3.3 C.11.2).
+
+    Without either, the values are scaled image by image.
+    """
+    tables = dataset.get("VOILUTSequence")
+    if tables and np.array_equal(values, np.rint(values)):
+        bits = int(tables[0].LUTDescriptor[2])
+        return apply_voi(values.astype(np.int32), dataset).astype(np.float32) * (255.0 / (2**bits - 1))
+    centre, width = _first(first_value(scopes, "WindowCenter")), _first(first_value(scopes, "WindowWidth"))
+    low, high = robust_window(values[~padded])
+    if centre is not None and width is not None and width > 1:
+        shown = centre - width / 2, centre + width / 2
+        # A window that does not overlap the values (a known fault of converted files) would give a blank image.
+        if shown[0] < high and shown[1] > low:
+            low, high = shown
+    return (values - low) * (255.0 / (high - low))
+
+
+def _first(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float(value[0])

@@ -1,0 +1,102 @@
+"""The quality report: `quality.json` and `quality.html` without paths, and `quarantine.csv` with the paths.
+
+A file's path may contain a patient's name, so the reports identify a file by a short keyed reference. Only
+`quarantine.csv`, which is readable by its owner alone, maps a reference to its path.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from wardround.storage.atomic import write_file
+from wardround.storage.text_file import path_text
+from wardround_client.sources.images.plan import Finding
+from wardround_client.sources.images.quality.gate import Quality
+from wardround_client.sources.images.quality.reasons import REASONS
+from wardround_client.sources.images.records import keyed
+
+REPORT_JSON, REPORT_HTML, QUARANTINE = "quality.json", "quality.html", "quarantine.csv"
+LEFT_OUT = ("label_left_out", "image_left_out", "not_marked", "unmatched_label", "skipped", "broken_link")
+SHOWN_REFERENCES = 200  # per reason in the HTML; the JSON and the CSV contain all of them
+
+
+def reference(key: bytes, path: Path) -> str:
+    """Return a short reference to a file that reveals nothing about it: ten hex digits of a keyed hash of its path."""
+    return keyed(key, "file", path.as_posix())[:10]
+
+
+def write_quality(
+    folder: Path, quality: Quality, findings: Sequence[Finding], paths: Sequence[Path], key: bytes
+) -> None:
+    """Write the three files. `paths` are the site's files, relative to its folder; findings refer to them by index."""
+    entries = [
+        {
+            "reference": "" if finding.file is None else reference(key, paths[finding.file]),
+            "code": finding.code,
+            "place": finding.place,
+        }
+        for finding in findings
+    ]
+    content = {**quality.to_json(), "findings": entries}
+    write_file(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
+    write_file(folder / REPORT_HTML, _html(quality, entries).encode())
+    write_file(
+        folder / QUARANTINE, _paths_csv(findings, entries, paths).encode("utf-8", "backslashreplace"), mode=0o600
+    )
+
+
+def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
+    """Return code, text and number of what was put aside, then of what was left out, most important first."""
+    left_out = {code: count for code, count in quality.remarks.items() if code in LEFT_OUT}
+    return [
+        *((code, f"put aside: {_in_a_line(code)}", count) for code, count in _by_weight(quality.quarantined)),
+        *((code, f"left out: {_in_a_line(code)}", count) for code, count in _by_weight(left_out)),
+    ]
+
+
+def _in_a_line(code: str) -> str:
+    title = REASONS[code].title
+    return title[0].lower() + title[1:]
+
+
+def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence[Path]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("reference", "path", "code", "place", "reason", "advice"))
+    for finding, entry in zip(findings, entries, strict=True):
+        if finding.file is not None:
+            reason = REASONS[finding.code]
+            path = path_text(paths[finding.file])
+            writer.writerow((entry["reference"], path, finding.code, finding.place, reason.title, reason.advice))
+    return text.getvalue()
+
+
+def _by_weight(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """Sort reasons: errors first, then by descending count."""
+    return sorted(counts.items(), key=lambda item: (not REASONS[item[0]].error, -item[1], item[0]))
+
+
+def _html(quality: Quality, entries: list[dict]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    references: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry["reference"]:
+            references[entry["code"]].append(" · ".join(filter(None, (entry["reference"], entry["place"]))))
+    template = Path(__file__).with_name("quality.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        quality=quality,
+        reasons=REASONS,
+        references=references,
+        shown=SHOWN_REFERENCES,
+        quarantine_file=QUARANTINE,
+        quarantined=_by_weight(quality.quarantined),
+        remarks=_by_weight(quality.remarks),
+        most=max((figures["images"] for figures in quality.classes.values()), default=0),
+    )

@@ -1,0 +1,126 @@
+"""The one reader of tables that people write: CSV from a spreadsheet, an editor or a script.
+
+Comma, semicolon, tab or bar; UTF-8 with or without a byte order mark; empty rows anywhere. Rows are numbered as a
+spreadsheet shows them. No message quotes a cell, which may hold a patient's name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardround.errors import DataError
+
+SEPARATORS = ",;\t|"
+LONGEST_CELL = 100_000  # characters
+SHORTENED = re.compile(r"[+-]?\d+([.,]\d+)?[eE]\+?\d+")  # how a spreadsheet writes a long number
+MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table: the header's names in lower case, and each row's number and cells by name."""
+
+    path: Path
+    columns: frozenset[str]
+    rows: tuple[tuple[int, dict[str, str]], ...]
+
+
+def read_table(path: Path) -> Table:
+    """Read a table with one header row. Cells are stripped and in Unicode's composed form (NFC).
+
+    Raises:
+        DataError: The file cannot be read, is not a table, has two columns of one name, or a row that is too short.
+    """
+    lines = _rows(path, _text(path))
+    header = next((line for line in lines if any(cell.strip() for cell in line[1])), None)
+    if header is None:
+        raise DataError(f"{path}: is empty; the first row names the columns")
+    names = [_clean(name).lower() for name in header[1]]
+    if len({name for name in names if name}) < sum(bool(name) for name in names):
+        raise DataError(f"{path}: two columns have the same name")
+    rows = []
+    for number, line in lines:
+        if number <= header[0] or not any(cell.strip() for cell in line):
+            continue
+        if len(line) < len(names):
+            raise DataError(f"{path}: row {number}: has {len(line)} cells, the header has {len(names)}")
+        rows.append((number, dict(zip(names, map(_clean, line), strict=False))))
+    return Table(path=path, columns=frozenset(name for name in names if name), rows=tuple(rows))
+
+
+def refuse_shortened(text: str, place: str) -> None:
+    """Raise `DataError` if an identifier looks like a number that a spreadsheet has shortened, such as 1.0E+17."""
+    if SHORTENED.fullmatch(text):
+        raise DataError(
+            f"{place}: looks like a number that a spreadsheet has shortened; format the column as text, and export the "
+            "table again from where it came"
+        )
+
+
+def spellings_of_number(text: str) -> set[str]:
+    """Return what an identifier may have been before a spreadsheet took it for a number: with zeros in front.
+
+    Empty unless the text is a whole number, perhaps with ".0".
+    """
+    digits = text.removesuffix(".0")
+    if not digits.isascii() or not digits.isdigit():
+        return set()
+    padded = {digits.zfill(length) for length in range(len(digits), 21)}
+    return (padded | {digits.lstrip("0") or "0"}) - {text}
+
+
+def same_text(text: str) -> str:
+    """Return a text in the form in which names are compared: composed, without outer spaces, ignoring case."""
+    return unicodedata.normalize("NFC", text).strip().casefold()
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    mark = MARKS.get(content[:2])
+    if mark is not None or content[:4] == b"PK\3\4":
+        kind = f"is {mark}" if mark else "is a spreadsheet, not text"
+        raise DataError(f"{path}: {kind}; save it as 'CSV UTF-8'")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8; save it as 'CSV UTF-8'") from None
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """Return the number and the cells of every row."""
+    begin, separator = 0, ""
+    first = text.split("\n", 1)[0].strip()
+    if first.lower().startswith("sep=") and len(first) == 5:  # how Excel names the separator
+        begin, separator = 1, first[4]
+    before = csv.field_size_limit(LONGEST_CELL)
+    number = 0
+    try:
+        lines = [line for line in io.StringIO(text, newline="") if line.strip()][begin : begin + 1]
+        separator = separator or max(SEPARATORS, key=_unquoted(lines[0] if lines else "").count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = []
+        for number, cells in enumerate(reader, start=1):
+            if number > begin:
+                rows.append((number, cells))
+        return rows
+    except csv.Error as error:
+        why = f"a cell is longer than {LONGEST_CELL} characters" if "field larger" in str(error) else "is not valid CSV"
+        raise DataError(f"{path}: row {number + 1}: {why} (a quote left open?)") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _unquoted(line: str) -> str:
+    return re.sub(r'"[^"]*"', "", line)
+
+
+def _clean(cell: str) -> str:
+    return unicodedata.normalize("NFC", cell).strip("\ufeff \t\r\n\u00a0\0")
