@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import UsageError
+from wardround.storage.disk_errors import cause
 
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256 = r"^[0-9a-f]{64}$"
@@ -46,7 +47,7 @@ def read_request(path: Path) -> EnrolmentRequest:
         with open(path, "rb") as file:
             content = file.read(REQUEST_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be read: {cause(error)}") from None
     if len(content) > REQUEST_BYTES:
         raise UsageError(f"{path}: is too long for an enrolment request")
     try:

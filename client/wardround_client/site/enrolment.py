@@ -22,6 +22,7 @@ from wardround.errors import UsageError, WardroundError
 from wardround.identity import REQUEST_SUFFIX, SITE_NAME, key_fingerprint, request_for, sha256_hex
 from wardround.operations.tls_probe import split_address
 from wardround.storage.atomic import write_folder, write_private
+from wardround.storage.disk_errors import cause
 from wardround.storage.folders import own_folder
 from wardround_client.site.config import SiteConfig, load_site_config
 from wardround_client.site.paths import (
@@ -234,4 +235,4 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist; give the correct file, or put it back from a backup") from None
     except OSError as error:
-        raise WardroundError(f"{path}: cannot be read: {error.strerror}") from None
+        raise WardroundError(f"{path}: cannot be read: {cause(error)}") from None

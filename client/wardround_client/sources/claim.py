@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from wardround.errors import DataError
+from wardround.storage.disk_errors import FULL, unwritable
 from wardround.storage.folders import make_folder
 from wardround.storage.locks import try_locked
 
@@ -28,19 +29,15 @@ def claimed_cohort(folder: Path) -> Iterator[None]:
             make_folder(folder)
             alone = stack.enter_context(try_locked(folder / LOCK_FILE))
         except OSError as error:
-            raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+            raise DataError(str(unwritable(folder, error))) from None
         if not alone:
             raise CohortBusyError(f"{folder}: another ingest is running in this folder; wait until it has finished")
         try:
             yield
         except OSError as error:
-            if error.errno == errno.EROFS:
-                raise DataError(
-                    f"{folder}: is on a read-only disk; use a folder on a disk that can be written"
-                ) from None
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (*FULL, errno.EROFS):
                 raise
-            raise DataError(f"{folder}: the disk is full; make room and run ingest again") from None
+            raise DataError(f"{unwritable(folder, error)}; then run ingest again") from None
 
 
 def refuse_full_disk(folder: Path, rows: int, row_bytes: int) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from wardround.errors import PolicyRefusal, UsageError
 from wardround.storage.atomic import write_file, write_private
+from wardround.storage.disk_errors import unwritable
 from wardround.storage.folders import make_folder
 from wardround.storage.locks import locked
 from wardround.study.load import Study, study_from_json
@@ -168,7 +169,7 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         make_folder(path.parent)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+        raise unwritable(path, error) from None
     with locked(path):
         yield
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wardround.errors import UsageError, WardroundError
 from wardround.identity import SHA256
 from wardround.storage.atomic import fsync, owner_only, partial_path
+from wardround.storage.disk_errors import cause
 from wardround.storage.folders import make_folder
 from wardround_server.operations.paths import CONFIG_FILE, LOGS
 
@@ -95,7 +96,7 @@ def backup(folder: Path, file: Path) -> Transfer:
         fsync(file.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise WardroundError(f"{error.filename or file}: cannot be backed up: {error.strerror}") from None
+        raise WardroundError(f"{error.filename or file}: cannot be backed up: {cause(error)}") from None
     return Transfer(files=len(listed), size_bytes=sum(entry.size for entry in listed), made=contents.made)
 
 
@@ -121,7 +122,7 @@ def restore(file: Path, folder: Path) -> Transfer:
     except tarfile.TarError:
         raise UsageError(f"{file}: is not a backup or is damaged; use another backup") from None
     except OSError as error:
-        raise UsageError(f"{error.filename or file}: cannot be restored: {error.strerror}") from None
+        raise UsageError(f"{error.filename or file}: cannot be restored: {cause(error)}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Transfer(files=len(contents.files), size_bytes=sum(e.size for e in contents.files), made=contents.made)

@@ -10,6 +10,7 @@ from wardround.errors import WardroundError
 from wardround.identity import sha256_hex
 from wardround.operations.health_checks import Check, checked, clock, days_left, disk, fault, files_closed, note, ok
 from wardround.operations.tls_probe import port_is_free, presented_certificate
+from wardround.storage.disk_errors import cause
 from wardround.wire.versions import ours
 from wardround_server.operations.config import ServerConfig, load_server_config
 from wardround_server.operations.folder import whole
@@ -118,4 +119,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise WardroundError(f"{path}: cannot be read: {error.strerror}") from None
+        raise WardroundError(f"{path}: cannot be read: {cause(error)}") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wardround.errors import UsageError
 from wardround.storage.atomic import write_folder, write_private
+from wardround.storage.disk_errors import cause
 from wardround.storage.folders import own_folder
 from wardround_server.operations.config import ServerConfig, config_text, load_server_config
 from wardround_server.operations.paths import (
@@ -143,7 +144,7 @@ def _read_given(given: tuple[Path, Path], now: datetime) -> Authority:
     try:
         return given_authority(given[0].read_bytes(), given[1].read_bytes(), now)
     except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{error.filename}: cannot be read: {cause(error)}") from None
 
 
 def _signed(authority: Authority, key_pem: bytes, config: ServerConfig, now: datetime) -> bytes:
@@ -158,7 +159,7 @@ def _read(folder: Path, name: str) -> bytes:
             f"{folder / name}: is missing; restore it from a backup, because sites rely on the old one"
         ) from None
     except OSError as error:
-        raise UsageError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{folder / name}: cannot be read: {cause(error)}") from None
 
 
 def _state(folder: Path, config: ServerConfig, made: list[str]) -> Founding:

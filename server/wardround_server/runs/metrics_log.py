@@ -12,6 +12,7 @@ from typing import Any
 
 from wardround.errors import WardroundError
 from wardround.storage import jsonl
+from wardround.storage.disk_errors import cause
 from wardround.storage.folders import make_folder
 
 
@@ -21,8 +22,7 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         make_folder(path.parent)
         jsonl.append_lines(path, records)
     except OSError as error:
-        advice = "free some space and start the same run again"
-        raise WardroundError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
+        raise WardroundError(f"{path}: cannot be written: {cause(error)}; then start the same run again") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 from wardround.errors import ModelError, UsageError, WardroundError
 from wardround.storage.atomic import fsync, owner_only
 from wardround.storage.checkpoint import load_checkpoint
+from wardround.storage.disk_errors import cause
 from wardround.storage.folders import make_folder
 from wardround.study.describe import learns, network, reads
 from wardround.tasks.registry import release_part
@@ -152,7 +153,7 @@ def written(card: ModelCard, run: RunFolder, target: Path) -> list[Path]:
     except OSError as error:
         for path in made:
             path.unlink(missing_ok=True)
-        raise WardroundError(f"{error.filename or target}: cannot be written: {error.strerror}") from None
+        raise WardroundError(f"{error.filename or target}: cannot be written: {cause(error)}") from None
     return made
 
 

@@ -77,7 +77,7 @@ class Registry:
             return []  # a query must not create the file
         query = "SELECT name, public_key, fingerprint, added, revoked_at, ended FROM sites"
         query += "" if revoked else " WHERE revoked_at IS NULL"
-        with self._open() as database:
+        with self._open() if os.access(self._path, os.W_OK) else self._open_to_read() as database:
             rows = database.execute(query + " ORDER BY name, added").fetchall()
         return [EnrolledSite(**dict(row)) for row in rows]
 
@@ -150,6 +150,20 @@ class Registry:
         finally:
             if database is not None:
                 database.close()  # rolls back uncommitted changes
+
+    @contextmanager
+    def _open_to_read(self) -> Iterator[sqlite3.Connection]:
+        """Open a connection that only reads, for a folder that is mounted read-only or belongs to someone else."""
+        database = None
+        try:
+            database = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT_S)
+            database.row_factory = sqlite3.Row
+            yield database
+        except sqlite3.Error as error:
+            raise WardroundError(f"{self._path}: the site registry cannot be used: {error}") from None
+        finally:
+            if database is not None:
+                database.close()
 
 
 def _now() -> str:

@@ -31,6 +31,7 @@ from wardround.records.audit_events import Event, Started, Torn
 from wardround.records.chain import START, Row, Witness, body_of, linked, walked
 from wardround.records.refusal_counts import RefusalFile
 from wardround.storage.atomic import fsync
+from wardround.storage.disk_errors import cause
 from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
 
@@ -178,9 +179,7 @@ class AuditLog:
             if new:
                 fsync(self._path.parent)
         except OSError as error:
-            raise AuditError(
-                f"{self._path}: cannot be written: {error.strerror}; see the disk and its rights"
-            ) from None
+            raise AuditError(f"{self._path}: cannot be written: {cause(error)}") from None
 
 
 def _line(head: LedgerHead, event: Event, at: str) -> tuple[LedgerHead, bytes]:
@@ -215,7 +214,7 @@ def verified(path: Path) -> Stretch:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise AuditError(f"{path}: cannot be read: {error.strerror}") from None
+        raise AuditError(f"{path}: cannot be read: {cause(error)}") from None
     return _checked(path, content, seen or START)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from wardround.errors import LedgerError, RecordError
 from wardround.storage.atomic import fsync
+from wardround.storage.disk_errors import cause
 from wardround.storage.json_numbers import json_numbers
 from wardround.storage.locks import lock, open_lock
 from wardround.wire.packets import LedgerHead
@@ -68,7 +69,7 @@ class Witness:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._error(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise self._error(f"{self._path}: cannot be read: {cause(error)}") from None
         return self._parsed(text)
 
     def advance(self, head: LedgerHead) -> None:
@@ -95,7 +96,7 @@ class Witness:
             if new:
                 fsync(self._path.parent)
         except OSError as error:
-            raise self._error(f"{self._path}: cannot be written: {error.strerror}; free some space") from None
+            raise self._error(f"{self._path}: cannot be written: {cause(error)}") from None
 
     def go_back_to(self, head: LedgerHead) -> None:
         """Store `head`, whatever was stored before.
@@ -105,7 +106,7 @@ class Witness:
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
-            raise self._error(f"{self._path}: cannot be written: {error.strerror}") from None
+            raise self._error(f"{self._path}: cannot be written: {cause(error)}") from None
         self.advance(head)
 
     def _parsed(self, text: str) -> LedgerHead | None:

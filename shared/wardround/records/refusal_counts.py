@@ -22,6 +22,7 @@ from typing import Any, TypeGuard
 from wardround.errors import AuditError, UsageError
 from wardround.records.audit_events import Event, MessageRefused, RefusalsCounted, ReplyRefused, ReplyReleased
 from wardround.storage.atomic import write_private
+from wardround.storage.disk_errors import cause
 
 IN_FULL = 20
 MOST_CODES = 40
@@ -124,7 +125,7 @@ class RefusalFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise AuditError(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise AuditError(f"{self._path}: cannot be read: {cause(error)}") from None
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise AuditError(
                 f"{self._path}: damaged; remove it: the log is not affected, but refusals of that day which were only "

@@ -19,6 +19,7 @@ import numpy as np
 
 from wardround.errors import ModelError, WardroundError
 from wardround.storage.atomic import write_file
+from wardround.storage.disk_errors import cause
 from wardround.wire.packets import weights_sha256
 
 FORMAT = "wardround-1"
@@ -49,8 +50,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Map
     try:
         write_file(path, content)
     except OSError as error:
-        advice = "free some space or choose another folder"
-        raise WardroundError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
+        raise WardroundError(f"{path}: cannot be written: {cause(error)}") from None
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -23,6 +23,7 @@ _ADVICE = {
     errno.EACCES: _PERMISSIONS,
     errno.EPERM: _PERMISSIONS,
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EEXIST: "something of this name is there already; choose another name",
     errno.EISDIR: "it is a folder; give a file",
     errno.ELOOP: "the path has a loop of links; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround.errors import DataError
+from wardround.storage.disk_errors import cause
 
 SEPARATORS = ",;\t|"
 LONGEST_CELL = 100_000  # characters
@@ -83,7 +84,7 @@ def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {cause(error)}") from None
     mark = MARKS.get(content[:2])
     if mark is not None or content[:4] == b"PK\3\4":
         kind = f"is {mark}" if mark else "is a spreadsheet, not text"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from wardround.errors import UsageError
+from wardround.storage.disk_errors import unwritable
 from wardround.tasks import TASKS
 from wardround.tasks.classification.objective import reads_features
 from wardround.tasks.registry import commands_of
@@ -101,6 +102,6 @@ def write_attack(run: run_files.RunRecord, result: AttackResult, show_images: bo
         write_json(run.folder / ATTACK_FILE, content)
         report = put_section(run.folder, run.study, result, show_images or result.phantoms)
         write_json(run.folder / RESULT_FILE, {**run.result, "attack": content})
-    except PermissionError as error:
-        raise UsageError(f"{run.folder}: cannot be written: {error.strerror}") from None
+    except OSError as error:
+        raise unwritable(run.folder, error) from None
     return report
