@@ -124,7 +124,11 @@ def write_synthetic(target: Path, format_: str, made: SyntheticImages, model: Re
         partial.mkdir()
         count = _write_folder(partial, format_, made, model, seed)
         target.mkdir()  # fails where it exists; an empty folder may be replaced by a rename
-        os.replace(partial, target)
+        try:
+            os.replace(partial, target)
+        except OSError:
+            target.rmdir()
+            raise
         return count
     except FileExistsError:
         raise UsageError(f"{target}: exists already; choose another --out") from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import pydicom
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from wardround.networks.build import initial_network
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.study.load import Study, parse_study
+from wardround_simulation import synthetic_files
 from wardround_simulation.cli.main import app
 
 LABELS = ("benign", "malignant")
@@ -103,3 +106,29 @@ def test_a_model_that_is_not_the_studys_is_refused(run: Path) -> None:
     (run / "study.json").write_text(gan_study(trainable="head").to_json(), encoding="utf-8")
     code, error = generate(run)
     assert code != 0 and "is not the model of the study" in error
+
+
+def test_images_do_not_go_into_the_data_of_the_run(run: Path, tmp_path: Path) -> None:
+    """The next run would take them for patients."""
+    (tmp_path / "data").mkdir()
+    claim = {"run_id": "1", "name": "made", "study_sha256": "0", "data": str(tmp_path / "data"), "test_data": None}
+    (run / "run.json").write_text(json.dumps(claim), encoding="utf-8")
+    code, error = generate(run, "--count", 2, "--format", "folder", "--out", tmp_path / "data" / "made")
+    assert code != 0 and "lies inside" in error and "choose a place outside" in error
+    assert not list((tmp_path / "data").iterdir())
+    assert generate(run, "--count", 2, "--format", "folder", "--out", tmp_path / "made")[0] == 0
+    (run / "run.json").write_text(json.dumps({**claim, "data": str(tmp_path)}), encoding="utf-8")
+    done = CliRunner().invoke(app, ["attack", str(run)])
+    assert "lies inside" in str(done.exception)
+
+
+def test_a_disk_that_fails_while_images_are_written_is_one_line_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(synthetic_files.os, "replace", full)
+    code, error = generate(run, "--count", 2, "--format", "folder", "--out", tmp_path / "made")
+    assert code != 0 and "made: cannot be written: No space left on device; free some space" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -18,6 +18,7 @@ from wardround.flower.environment import flower_environment
 from wardround.operations.health import HealthService
 from wardround.operations.health_checks import Check, fault, ok
 from wardround.operations.logs import log_to
+from wardround.operations.ports import wait_for_port
 from wardround.processes.spawn import ISOLATED_PYTHON
 from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
@@ -28,6 +29,8 @@ from wardround_client.site.config import ServerConfig, SiteConfig, load_site_con
 from wardround_client.site.enrolment import pinned_ca
 from wardround_client.site.paths import CA_CERTIFICATE, CONFIG_FILE, EXECUTOR_SECRET, FLOWER, SITE_KEY, SITE_LOG
 
+LOOPBACK = "127.0.0.1"
+
 
 def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConfig], None]) -> None:
     """Serve the federation from `folder` until `stopped` is set; afterwards nothing keeps running.
@@ -37,7 +40,7 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     Raises:
         UsageError: The folder is not ready to start: no [server], no key, another CA certificate. The message is one
             line.
-        WardroundError: A daemon is already running in the folder.
+        WardroundError: A daemon is already running in the folder, or another program uses its port.
     """
     folder = folder.resolve()
     config = load_site_config(folder / CONFIG_FILE)
@@ -46,6 +49,7 @@ def run_daemon(folder: Path, stopped: threading.Event, ready: Callable[[SiteConf
     pinned_ca(folder, config)
     (folder / FLOWER).mkdir(mode=0o700, exist_ok=True)
     with sole(folder):
+        wait_for_port(LOOPBACK, server.runtime_port, "choose another runtime_port in site.toml", stopped)
         log_to(folder / SITE_LOG)
         supernode, executor = children(folder, server, write_secret(folder / EXECUTOR_SECRET))
         health = HealthService(probes_of(folder, lambda: registered(supernode)), folder, server.health_port)
@@ -69,7 +73,7 @@ def registered(supernode: Child) -> Check:
 
 def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
     """Return the two programs: the SuperNode, then the executor that takes its tasks."""
-    runtime = f"127.0.0.1:{server.runtime_port}"
+    runtime = f"{LOOPBACK}:{server.runtime_port}"
     environment = flower_environment(folder / FLOWER, server.proxy)
     supernode = (
         *(*ISOLATED_PYTHON, "-m", "wardround_client.flower.supernode", str(folder), "flower-supernode"),

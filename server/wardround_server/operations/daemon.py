@@ -20,7 +20,7 @@ from wardround.errors import WardroundError
 from wardround.operations.health import HealthService
 from wardround.operations.health_checks import Check, fault, ok
 from wardround.operations.logs import at, log_to
-from wardround.operations.tls_probe import port_is_free
+from wardround.operations.ports import PORT_LIMIT_S, wait_for_port
 from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
@@ -35,7 +35,6 @@ LOOK_S = 1.0
 ASK_EVERY_S = 60.0  # longest pause between proposals: a decision may take days, but somebody may also be waiting for it
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0  # the shortest exceeds the time in which a phase takes its run's lock
 FAILED_PAUSE_S = 5.0
-PORT_LIMIT_S = 10.0  # how long a port may be taken by the processes of a server that was killed
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +68,10 @@ def wait_for_ports(ports: Ports, stopped: threading.Event, limit_s: float = PORT
     """Wait until both ports are free, which takes a moment after a server was killed.
 
     Raises:
-        WardroundError: Another program uses a port.
+        WardroundError: Another program uses a port, or a port or its address cannot be used on this machine.
     """
     for address, port in ((ports.listen, ports.fleet), (LOOPBACK, ports.control)):
-        ends = time.monotonic() + limit_s
-        while not port_is_free(address, port):
-            if stopped.wait(0.2) or time.monotonic() > ends:
-                raise WardroundError(
-                    f"port {port} of {address} is taken by another program; stop that program, or choose another port "
-                    "in server.toml"
-                )
+        wait_for_port(address, port, "choose another port in server.toml", stopped, limit_s)
 
 
 def ending_with(superlink: Child, executor: Child) -> Callable[[], None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from contextlib import suppress
 
 from wardround.errors import UsageError, WardroundError
 
@@ -93,10 +92,17 @@ def _ask_proxy(plain: socket.socket, target: str, proxy: str, ends: float) -> No
 
 
 def port_is_free(address: str, port: int) -> bool:
-    """Whether a program of this user could listen on the port now."""
+    """Return whether a program of this user could listen on the port now."""
+    return listen_error(address, port) is None
+
+
+def listen_error(address: str, port: int) -> OSError | None:
+    """Return why no program of this user could listen on the port now, or None if one could."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((address, port))
-        return True
-    return False
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as error:
+        return error
+    return None

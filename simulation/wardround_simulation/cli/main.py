@@ -300,7 +300,9 @@ def attack(
         progress.stage("Reading the run")
         from wardround_simulation.attack.report import attack_table
         from wardround_simulation.attack.run import attack_folder, write_attack
+        from wardround_simulation.run.preflight import check_outside_data
 
+        check_outside_data(folder, folder)
         result, run = attack_folder(
             folder, seeds=seeds, canaries=canaries, stage=progress.stage, pieces=progress.pieces
         )

@@ -120,6 +120,9 @@ def generate(
         raise UsageError(f"{target.parent}: no such folder; choose another --out")
     if format_ == "grid" and target.suffix.lower() != ".png":
         raise UsageError(f"{target}: the name of a grid must end in .png")
+    from wardround_simulation.run.preflight import check_outside_data
+
+    check_outside_data(target, folder)
     require_writable(target.parent)
     from wardround_simulation.cli.progress import RunProgress
 

@@ -119,6 +119,18 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
     require_writable(out)
 
 
+def check_outside_data(target: Path, run: Path) -> None:
+    """Raise `UsageError` if `target` lies inside the data of the run in the folder `run`."""
+    claim = _read_claim(run) or {}
+    for option, name in (("--data", "data"), ("--test-data", "test_data")):
+        folder = claim.get(name)
+        if folder is not None and target.resolve().is_relative_to(folder):
+            raise UsageError(
+                f"{target}: lies inside {folder}, the {option} of this run, so the next run would take its files for "
+                "data; choose a place outside"
+            )
+
+
 def finished_result(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any] | None:
     """Return the result in `out` if it is from a finished run of the same study on the same data, else None."""
     try:

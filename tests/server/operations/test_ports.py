@@ -36,3 +36,9 @@ def test_a_port_that_gets_free_in_time_is_waited_for() -> None:
     ports = Ports(listen="127.0.0.1", fleet=listener.getsockname()[1], control=free())
     threading.Timer(0.5, listener.close).start()
     wait_for_ports(ports, threading.Event(), limit_s=20)
+
+
+def test_an_address_of_another_machine_is_named_at_once() -> None:
+    ports = Ports(listen="192.0.2.1", fleet=free(), control=free())  # of documents only (RFC 5737)
+    with pytest.raises(WardroundError, match="192.0.2.1 cannot be used: Cannot assign requested address; choose"):
+        wait_for_ports(ports, threading.Event(), limit_s=60)

@@ -445,7 +445,7 @@ def trained(study: Study, hospitals):
 
 def make_run(out: Path, study: Study) -> None:
     """A finished run as `wardround-sim run` leaves it, its sites on disk, without Flower and Ray between them."""
-    with preflight.claimed(out, study, out, None) as run_id:
+    with preflight.claimed(out, study, out.parent / "data", None) as run_id:
         write_hospitals(out / "sites")
         prepared = [Prepared(name=name, folder=out / "sites" / name, report=None) for name in NAMES]
         for hospital in prepared:
