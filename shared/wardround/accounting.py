@@ -264,9 +264,11 @@ def spent_prv(events: Iterable[Event], delta: float, timeout_s: float = 20.0) ->
     if not events or any(isinstance(event, PureEvent) or not event.private for event in events):
         return None
     question = json.dumps({"delta": delta, "events": [asdict(event) for event in events]})
-    command = [sys.executable, "-m", "wardround.accounting"]
+    command = [sys.executable, "-P", "-m", "wardround.accounting"]  # -P: no modules from the working folder
     try:
-        answer = subprocess.run(command, input=question, capture_output=True, text=True, timeout=timeout_s, check=True)
+        answer = subprocess.run(
+            command, input=question, capture_output=True, encoding="ascii", timeout=timeout_s, check=True
+        )
         value = float(answer.stdout)
     except (subprocess.SubprocessError, ValueError, OSError):
         return None

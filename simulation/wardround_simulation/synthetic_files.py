@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from torch import nn
 
 from wardround.errors import UsageError
 from wardround.networks.build import build_model
+from wardround.storage.atomic import settle_new
 from wardround.storage.checkpoint import load_checkpoint
+from wardround.storage.disk_errors import unwritable
 from wardround.study.load import Study, study_from_json
 from wardround.tasks.assessment import SyntheticImages
 from wardround.tasks.registry import commands_of
@@ -116,7 +119,7 @@ def write_synthetic(target: Path, format_: str, made: SyntheticImages, model: Re
     try:
         if format_ == "grid":
             _grid(made.images_NCHW).save(partial, format="PNG", pnginfo=_png_text(model.origin(seed)))
-            os.link(partial, target)
+            settle_new(partial, target)
             return 1
         partial.mkdir()
         count = _write_folder(partial, format_, made, model, seed)
@@ -125,10 +128,13 @@ def write_synthetic(target: Path, format_: str, made: SyntheticImages, model: Re
         return count
     except FileExistsError:
         raise UsageError(f"{target}: exists already; choose another --out") from None
+    except OSError as error:
+        raise unwritable(target, error) from None
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _write_folder(folder: Path, format_: str, made: SyntheticImages, model: ReleasedModel, seed: int) -> int:

@@ -203,10 +203,16 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
 
 
 def _with_bar(work: Callable[[Progress], IngestReport]) -> IngestReport:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    from wardround.cli.app import literal_console
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=literal_console(stderr=True)) as bar:
         task = bar.add_task("files and images", total=None)
         return work(lambda done, total: bar.update(task, completed=done, total=max(total, 1)))

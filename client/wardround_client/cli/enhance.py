@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from wardround.cli.options import JsonOption
+from wardround.printable import escaped
+from wardround.storage.text_file import path_text
 
 
 def enhance(
@@ -30,7 +32,10 @@ def enhance(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Restore images with a released model. Results go beside the source, marked as derived; not for diagnostic use."""
+    """Restore images with a released model. Results go beside the source, marked as derived; not for diagnostic use.
+
+    Every frame of a file is restored. Exit 1: some images could not be restored; each is named with its reason.
+    """
     from wardround_client.enhance.restore import enhance as restore_all
     from wardround_client.enhance.restore import load_restoring_model
 
@@ -38,9 +43,12 @@ def enhance(
     if as_json:
         refused = [{"file": str(path), "reason": reason} for path, reason in done.refused]
         print(json.dumps({"written": [str(path) for path in done.written], "refused": refused}))
-        return
-    for _, reason in done.refused:
-        print(f"Not restored: {reason}")
-    for path in done.written:
-        print(path)
-    print(f"{len(done.written)} restored. They are computed images: not for diagnostic use.")
+    else:
+        for _, reason in done.refused:
+            print(escaped(f"Not restored: {reason}"))
+        for path in done.written:
+            print(escaped(path_text(path)))
+        left = f", {len(done.refused)} not restored" if done.refused else ""
+        print(f"{len(done.written)} restored{left}. They are computed images: not for diagnostic use.")
+    if done.refused:
+        raise typer.Exit(1)

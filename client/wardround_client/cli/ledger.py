@@ -327,9 +327,9 @@ def _table_of_lines(lines: list[tuple[str, str]]) -> Table:
 
 
 def _print(*tables: Table) -> None:
-    from rich.console import Console
+    from wardround.cli.app import literal_console
 
-    console = Console(markup=False, highlight=False)
+    console = literal_console()
     for number, table in enumerate(tables):
         if number:
             console.print()

@@ -82,7 +82,7 @@ def doctor(
     if as_json:
         print(json.dumps({"checks": [check.to_json() for check in checks]}))
     else:
-        from rich.console import Console
+        from wardround.cli.app import literal_console
 
-        Console(markup=False, highlight=False).print(table_of(checks))
+        literal_console().print(table_of(checks))
     raise typer.Exit(exit_code(checks))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import pydicom
@@ -23,7 +23,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from wardround.errors import DataError
-from wardround.storage.atomic import owner_only, partial_path
+from wardround.storage.atomic import owner_only, partial_path, settle_new
+from wardround.storage.disk_errors import unwritable
+from wardround.storage.text_file import path_text
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSTIC USE"
 # Attributes of the patient and the examination: copied, so that the image is never attributed to another patient.
@@ -34,12 +36,16 @@ KEPT = (
 )  # fmt: skip
 
 
+class UnwritableError(DataError):
+    """A result cannot be written. The message names the file, the reason and what to do."""
+
+
 def write_png(path: Path, image_HW: np.ndarray, notes: Mapping[str, str]) -> None:
-    """Write an 8-bit grey PNG with `notes` as text. Raises `DataError` if the file exists or cannot be written."""
+    """Write an 8-bit grey PNG with `notes` as text. Raises `DataError` if the file exists."""
     text = PngInfo()
     for name, value in notes.items():
         text.add_text(name, value)
-    with _new_file(path) as file:
+    with _new(path) as file:
         Image.fromarray(image_HW, mode="L").save(file, format="PNG", pnginfo=text)
 
 
@@ -61,11 +67,10 @@ def write_derived_dicom(
         notes: Text for the derivation description.
         series_uid: The UID of the series of derived images.
         scale: The size of the new image divided by the size of the source.
-        frame: Which frame of the source it is, counted from 1; None if the source has only one.
+        frame: Which frame of the source was restored, counted from 1; None if it has one frame.
 
     Raises:
-        DataError: The file exists or cannot be written, or the source names no patient or study that the image could
-            belong to.
+        DataError: The file exists, or the source names no patient or study that the image could belong to.
     """
     original = pydicom.dcmread(source, stop_before_pixels=True, force=True)
     if "StudyInstanceUID" not in original or "PatientID" not in original:
@@ -110,7 +115,7 @@ def write_derived_dicom(
     derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
     derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with _new_file(path) as file:
+    with _new(path) as file:
         derived.save_as(file, enforce_file_format=True)
 
 
@@ -120,29 +125,29 @@ def new_series_uid() -> str:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that must not exist yet: completely or not at all, and no temporary file stays.
-
-    The complete file gets its name by a hard link, because a rename would replace a file that appeared meanwhile.
+def _new(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file that gets the name `path` when the block has written it completely.
 
     Raises:
-        DataError: The file exists, or it cannot be written.
+        DataError: The file exists.
+        UnwritableError: The disk is full, read-only or not permitted. Nothing of the file is left.
     """
-    taken = f"{path}: already exists and is not overwritten; choose another --out"
-    if path.exists():
-        raise DataError(taken)
+    if os.path.lexists(path):
+        raise _taken(path)
     partial = partial_path(path)
     try:
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # left by an earlier call that was killed
         with open(partial, "xb", opener=owner_only) as file:
             yield file
-        os.link(partial, path)
+        settle_new(partial, path)
     except FileExistsError:
-        raise DataError(taken) from None
+        raise _taken(path) from None
     except OSError as error:
-        if error.errno is None:
-            raise
-        raise DataError(f"{path}: cannot be written: {error.strerror}; choose another --out, or make room") from None
+        raise UnwritableError(str(unwritable(path, error))) from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _taken(path: Path) -> DataError:
+    return DataError(f"{path_text(path)}: already exists and is not overwritten; choose another --out")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,32 +22,29 @@ from torch import nn
 
 from wardround.errors import DataError, ModelError
 from wardround.storage.checkpoint import load_checkpoint
+from wardround.storage.disk_errors import cause, is_of_the_disk, require_writable, unwritable
 from wardround.storage.folders import make_folder
+from wardround.storage.text_file import path_text
 from wardround.tasks.reconstruction.degradations import Degradation, Degraded, degradation_of
 from wardround.tasks.reconstruction.image_quality import to_8_bit
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
 from wardround.tasks.reconstruction.study import ReconstructionSection
-from wardround_client.enhance.files import NOT_FOR_DIAGNOSIS, new_series_uid, write_derived_dicom, write_png
+from wardround_client.enhance.files import (
+    NOT_FOR_DIAGNOSIS,
+    UnwritableError,
+    new_series_uid,
+    write_derived_dicom,
+    write_png,
+)
 from wardround_client.sources.images.decoding.crop import luminance, to_grey
 from wardround_client.sources.images.decoding.dicom_pixels import frame_count, read_frame
-from wardround_client.sources.images.decoding.pictures import read_picture
+from wardround_client.sources.images.decoding.pictures import read_picture, scan_picture
 from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import UnfitImage
 
 MARK = ".restored"
-SHORTENED = (
-    ".dcm",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jp2",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".gif",
-    ".webp",
-)  # left out of a result's name
+SHORTENED = (".dcm", ".png", ".jpg", ".jpeg", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp")  # left out of a name
 MULTIPLE_PX = 8
 LARGEST_SIDE_PX = 4096
 
@@ -144,7 +141,9 @@ def enhance(
 ) -> Enhanced:
     """Restore one file, or every image of a folder, as NAME.restored.png or NAME.restored.dcm.
 
-    Below `out` the folders of the source are kept. Each frame of a file with several becomes a file of its own.
+    Every frame of a DICOM file is restored to a file of its own, NAME.frame-K.restored.dcm. Where two files of a folder
+    would have the same result, such as a.png and a.jpg, NAME is the whole file name. Below `out`, the results are in
+    the subfolders of their sources.
 
     Args:
         source: A file or a folder.
@@ -155,29 +154,50 @@ def enhance(
 
     Raises:
         DataError: `source` does not exist, contains no image, or is a single file that cannot be restored.
+        UnwritableError: A result cannot be written: the disk is full, read-only or not permitted.
     """
     if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
+        raise DataError(f"{path_text(source)}: no such file or folder")
     files = [source] if source.is_file() else list_files(source).files
     files = [path for path in files if MARK not in path.suffixes]
     missing_HW = _mask(mask, model, files)
     if out is not None:
-        make_folder(out)
-    targets = _targets(files, source.resolve(), out)
-    written: list[Path] = []
-    refused: list[tuple[Path, str]] = []
-    series = new_series_uid()
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise DataError(
+                f"{path_text(out)}: lies inside {path_text(source)}, so a later ingest would take results for data; "
+                "choose an --out outside"
+            )
+        require_writable(out)
+    root = source.resolve() if source.is_dir() else source.parent
+    names = _names_of_results(files)
+    written, refused, series = [], [], new_series_uid()
     for number, path in enumerate(files, start=1):
-        try:
-            for target in _restored(path, targets[path], model, missing_HW, series):
-                written.append(target)
-        except (UnfitImage, DataError, OSError, ValueError) as error:
-            refused.append((path, _reason(error, path)))
+        folder = path.parent if out is None else out / path.parent.relative_to(root)
+        for frame in _frames(path):
+            try:
+                image = _read(path, frame, model, missing_HW)
+            except UnfitImage as error:
+                refused.append((path, _reason(error, path, frame)))
+                continue
+            except Exception as error:  # a decoder's own errors are of any type; a header may announce any frames
+                after = "; the frames after it were not read" if frame else ""
+                refused.append((path, _reason(error, path, frame) + after))
+                break
+            try:
+                written.append(_write(folder, names[path], path, image, model, missing_HW, series))
+            except UnwritableError as error:  # the next result could not be written either
+                raise UnwritableError(f"{error}; {len(written)} images were restored before") from None
+            except DataError as error:
+                refused.append((path, str(error)))
         if progress is not None:
             progress(number, len(files))
     if not written:
-        raise DataError(refused[0][1] if len(refused) == 1 else f"{source}: holds no image that can be restored")
+        raise DataError(refused[0][1] if len(refused) == 1 else f"{path_text(source)}: {_nothing_restored(refused)}")
     return Enhanced(written=tuple(written), refused=tuple(refused))
+
+
+def _nothing_restored(refused: list[tuple[Path, str]]) -> str:
+    return f"holds no image that can be restored{f'; the first: {refused[0][1]}' if refused else ''}"
 
 
 def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.ndarray | None:
@@ -195,82 +215,101 @@ def _mask(mask: Path | None, model: RestoringModel, files: list[Path]) -> np.nda
     return (pixels if pixels.ndim == 2 else luminance(pixels)) >= 128
 
 
-def _targets(files: list[Path], source: Path, out: Path | None) -> dict[Path, Path]:
-    """Return the name of each file's result, without its ending. No two files share one.
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """One frame of a file with `of` frames, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"frame-{self.number:0{len(str(self.of))}}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A grey image that was read. `frame` is None in a file with one frame."""
+
+    grey_HW: np.ndarray
+    dicom: bool
+    frame: _Frame | None
+
+
+def _names_of_results(files: list[Path]) -> dict[Path, str]:
+    """Return the name of each file's result, without its ending; no two files of a folder share one.
 
     The ending of a file is left out of the name, unless another file of the folder would then have the same name.
     """
-    places = {path: path.parent if out is None else out / _folder_below(path, source) for path in files}
-    short = {path: path.name if path.suffix.casefold() not in SHORTENED else path.stem for path in files}
-    uses = Counter((places[path], short[path].casefold()) for path in files)
-    return {
-        path: places[path] / (path.name if uses[places[path], short[path].casefold()] > 1 else short[path])
-        for path in files
-    }
+    short = {path: path.stem if path.suffix.casefold() in SHORTENED else path.name for path in files}
+    uses = Counter((path.parent, name.casefold()) for path, name in short.items())
+    return {path: name if uses[path.parent, name.casefold()] == 1 else path.name for path, name in short.items()}
 
 
-def _folder_below(path: Path, source: Path) -> Path:
-    folder = path.resolve().parent
-    return folder.relative_to(source) if folder.is_relative_to(source) else Path()
+def _frames(path: Path) -> list[_Frame | None]:
+    """Return the frames of a DICOM file, or [None] for a file with one frame or one that is not DICOM."""
+    try:
+        count = frame_count(path) if file_kind(path) == DICOM else 1
+    except Exception:  # damaged: reading its first frame gives the reason
+        count = 1
+    return [None] if count == 1 else [_Frame(number=number, of=count) for number in range(1, count + 1)]
 
 
-def _restored(
-    path: Path, target: Path, model: RestoringModel, missing_HW: np.ndarray | None, series_uid: str
-) -> Iterator[Path]:
-    """Restore every frame of a file, and yield the files written."""
+def _read(path: Path, frame: _Frame | None, model: RestoringModel, missing_HW: np.ndarray | None) -> _Source:
+    """Read one image. Raises `DataError` or `UnfitImage` if it does not fit, and a decoder's own error."""
     kind = file_kind(path)
     if kind == DICOM:
-        frames = frame_count(path)
-        for index in range(frames):
-            name = f"{target.name}.frame-{index + 1:0{len(str(frames))}d}" if frames > 1 else target.name
-            yield _dicom_frame(
-                path, index, frames, target.with_name(f"{name}{MARK}.dcm"), model, missing_HW, series_uid
-            )
+        pixels = read_frame(path, 0 if frame is None else frame.number - 1)
+        if pixels.values.ndim != 2:
+            raise DataError(f"{path_text(path)}: is in colour; only grey images can be restored")
+        grey = to_grey(pixels.values, model.window_hu if pixels.hu else (0.0, 255.0))
     elif kind == PICTURE:
-        pixels = read_picture(path)
-        grey = np.asarray(pixels if pixels.ndim == 2 else to_grey(luminance(pixels), (0.0, 255.0)))
-        written = target.with_name(f"{target.name}{MARK}.png")
-        make_folder(written.parent)
-        write_png(written, _restored_grey(path, grey, model, missing_HW), {**model.notes, "source": path.name})
-        yield written
+        scan_picture(path, "")  # refuses pictures that are too large, and files with several
+        picture = read_picture(path)
+        grey = np.asarray(picture if picture.ndim == 2 else to_grey(luminance(picture), (0.0, 255.0)))
     else:
-        raise DataError(f"{path}: is neither a picture (PNG, JPEG) nor a DICOM file")
+        with path.open("rb"):  # a file that cannot be opened has a better reason
+            raise DataError(f"{path_text(path)}: is neither a picture (PNG, JPEG) nor a DICOM file")
+    if missing_HW is not None and missing_HW.shape != grey.shape:
+        raise DataError(f"{path_text(path)}: its size differs from the size of the mask")
+    return _Source(grey_HW=grey, dicom=kind == DICOM, frame=frame)
 
 
-def _dicom_frame(
+def _write(
+    folder: Path,
+    name: str,
     path: Path,
-    index: int,
-    frames: int,
-    target: Path,
+    image: _Source,
     model: RestoringModel,
     missing_HW: np.ndarray | None,
     series_uid: str,
 ) -> Path:
-    frame = read_frame(path, index)
-    if frame.values.ndim != 2:
-        raise DataError(f"{path}: is in colour; only grey images can be restored")
-    grey = to_grey(frame.values, model.window_hu if frame.hu else (0.0, 255.0))
-    restored = _restored_grey(path, grey, model, missing_HW)
-    notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
-    make_folder(target.parent)
-    scale = restored.shape[0] / grey.shape[0]
-    write_derived_dicom(target, restored, path, notes, series_uid, scale, index + 1 if frames > 1 else None)
+    """Restore an image and write the result. Raises `DataError` if it exists, and `UsageError` if it is unwritable."""
+    frame = image.frame
+    target = folder / f"{name if frame is None else f'{name}.{frame}'}{MARK}{'.dcm' if image.dicom else '.png'}"
+    restored = restore(model, image.grey_HW, missing_HW)
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise UnwritableError(str(unwritable(folder, error))) from None
+    if image.dicom:
+        scale = restored.shape[0] / image.grey_HW.shape[0]
+        notes = {**model.notes, "window_hu": json.dumps(model.window_hu)}
+        write_derived_dicom(target, restored, path, notes, series_uid, scale, None if frame is None else frame.number)
+    else:
+        write_png(target, restored, {**model.notes, "source": path_text(path.name)})
     return target
 
 
-def _restored_grey(path: Path, grey_HW: np.ndarray, model: RestoringModel, missing_HW: np.ndarray | None) -> np.ndarray:
-    if missing_HW is not None and missing_HW.shape != grey_HW.shape:
-        raise DataError(f"{path}: its size differs from the size of the mask")
-    return restore(model, grey_HW, missing_HW)
-
-
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path, frame: _Frame | None) -> str:
     """Return one line that quotes no tag and no value."""
+    place = path_text(path) if frame is None else f"{path_text(path)}, frame {frame.number}"
     if isinstance(error, UnfitImage):
         known = REASONS.get(error.code)
-        return f"{path}: {known.title if known else error.code}"
+        return f"{place}: {known.title if known else error.code}"
     if isinstance(error, DataError):
         return str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{path}: cannot be read: {error.strerror}; check the disk and the permissions"
-    return f"{path}: cannot be read as an image; it is damaged, or cut short"
+    if isinstance(error, OSError) and is_of_the_disk(error):
+        return f"{place}: cannot be read: {cause(error)}"
+    if isinstance(error, MemoryError):
+        return f"{place}: cannot be read: there is not enough memory"
+    return f"{place}: cannot be read as an image; it is damaged, or cut short"

@@ -8,7 +8,6 @@ secret of this start in a file of mode 0600. The output of both goes to logs/sit
 from __future__ import annotations
 
 import secrets
-import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from wardround.flower.environment import flower_environment
 from wardround.operations.health import HealthService
 from wardround.operations.health_checks import Check, fault, ok
 from wardround.operations.logs import log_to
+from wardround.processes.spawn import ISOLATED_PYTHON
 from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
@@ -72,13 +72,13 @@ def children(folder: Path, server: ServerConfig, secret: Path) -> list[Child]:
     runtime = f"127.0.0.1:{server.runtime_port}"
     environment = flower_environment(folder / FLOWER, server.proxy)
     supernode = (
-        *(sys.executable, "-I", "-m", "wardround_client.flower.supernode", str(folder), "flower-supernode"),
+        *(*ISOLATED_PYTHON, "-m", "wardround_client.flower.supernode", str(folder), "flower-supernode"),
         *("--superlink", server.address, "--root-certificates", str(folder / CA_CERTIFICATE)),
         *("--auth-supernode-private-key", str(folder / SITE_KEY)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--host", "127.0.0.1", "--port", str(server.runtime_port)),
     )
-    executor = (sys.executable, "-I", "-m", "wardround_client.flower.executor", str(folder), runtime, str(secret))
+    executor = (*ISOLATED_PYTHON, "-m", "wardround_client.flower.executor", str(folder), runtime, str(secret))
     return [
         Child(name="supernode", command=supernode, environment=environment, folder=folder, up_when="SuperNode ID:"),
         Child(name="executor", command=executor, environment=environment, folder=folder),

@@ -22,6 +22,7 @@ from typing import Any
 
 from wardround.errors import WardroundError
 from wardround.flower.environment import flower_environment
+from wardround.processes.spawn import ISOLATED_PYTHON
 from wardround.processes.supervisor import Child
 from wardround.storage.atomic import write_private
 from wardround.storage.folders import make_folder
@@ -90,7 +91,7 @@ class SuperLink:
         self._write_bundle()
         write_private(self._secret, secrets.token_bytes(32))  # new at each start
         command = (
-            *(sys.executable, "-I", "-m", "wardround_server.flower.fleet_api", "flower-superlink"),
+            *(*ISOLATED_PYTHON, "-m", "wardround_server.flower.fleet_api", "flower-superlink"),
             *("--ssl-ca-certfile", str(self.folder / CA_CERTIFICATE)),
             *("--ssl-certfile", str(self.folder / SERVER_CERTIFICATE)),
             *("--ssl-keyfile", str(self.folder / SERVER_KEY)),
@@ -141,7 +142,13 @@ class SuperLink:
         command = [str(PROGRAMS / "flwr"), *words, "--format", "json"]
         try:
             done = subprocess.run(
-                command, env=self._environment(), cwd=self.home, capture_output=True, text=True, timeout=ANSWER_LIMIT_S
+                command,
+                env=self._environment(),
+                cwd=self.home,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=ANSWER_LIMIT_S,
             )
             answer = json.loads(done.stdout[done.stdout.find("{") :])
         except subprocess.TimeoutExpired:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wardround.errors import ModelError, RoundError
+from wardround.processes.spawn import ISOLATED_PYTHON
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
 from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
@@ -139,14 +139,7 @@ def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mappi
     """
     path = run.path / START_FILE
     if not path.is_file():
-        command = [
-            sys.executable,
-            "-I",
-            "-m",
-            "wardround.networks.initial_weights",
-            str(run.path / STUDY_FILE),
-            str(path),
-        ]
+        command = [*ISOLATED_PYTHON, "-m", "wardround.networks.initial_weights", str(run.path / STUDY_FILE), str(path)]
         _make_start(run, command)
     tensors, manifest = load_checkpoint(path)
     if manifest.get("kind") != "start" or manifest.get("study_sha256") != study.sha256():
@@ -155,7 +148,9 @@ def start_of(run: RunFolder, study: Study) -> tuple[dict[str, np.ndarray], Mappi
 
 
 def _make_start(run: RunFolder, command: list[str]) -> None:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+    )
     ends = time.monotonic() + START_LIMIT_S
     try:
         while True:

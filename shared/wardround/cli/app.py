@@ -1,8 +1,7 @@
-"""Code shared by the three programs: creating a Typer application, and turning an error into one line."""
+"""Code shared by the three programs: creating a Typer application, printing, and turning an error into one line."""
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import signal
@@ -10,38 +9,25 @@ import sys
 import threading
 from collections.abc import Iterable
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 import typer.core
 
 from wardround.errors import UsageError, WardroundError
 from wardround.printable import escaped
+from wardround.processes.spawn import import_nothing_from_working_folder
+from wardround.storage.disk_errors import FULL, cause, is_of_the_disk
+from wardround.storage.text_file import path_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 typer.core.HAS_RICH = False  # help is plain text (rich_markup_mode=None) and must not be escaped as Rich markup
 
 STOPPED = 130
 LATER_S = 0.1
 OTHERS_NOTHING = 0o077  # the umask, which also covers files written by child processes, Flower and SQLite
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What to do about other errors of the file system; without one, the system's own words are enough.
-ADVICE = {
-    errno.ENOENT: "check the path",
-    errno.EROFS: "choose a folder on a disk that can be written",
-    errno.EACCES: "check the owner and the permissions, or choose another folder",
-    errno.EPERM: "check the owner and the permissions, or choose another folder",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EISDIR: "a file is needed here",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ELOOP: "links point at each other",
-    errno.EIO: "check the disk or the network share",
-    errno.ESTALE: "check the network share",
-    errno.ENOTCONN: "check the network share",
-    errno.EHOSTDOWN: "check the network share",
-    errno.ETIMEDOUT: "check the network share",
-    errno.ENODEV: "check the disk or the network share",
-    errno.ENXIO: "check the disk or the network share",
-}
 
 
 def program(name: str, text: str) -> typer.Typer:
@@ -59,12 +45,12 @@ def program(name: str, text: str) -> typer.Typer:
 def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_disk: str) -> NoReturn:
     """Run a program and end the process; every deliberate error becomes one line on stderr and an exit code.
 
-    The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. Any other error is
-    a fault of the program and keeps its traceback.
+    The exit codes are 0 done, 1 failed, 2 wrong usage, 3 refused, 130 stopped by Ctrl-C or SIGTERM. An error of the
+    disk or of permissions is one line too. Any other error is a fault of the program and keeps its traceback.
     """
     use_utf8()
     os.umask(OTHERS_NOTHING)
-    os.environ["PYTHONSAFEPATH"] = "1"  # child processes import nothing from the working folder
+    import_nothing_from_working_folder()
     survive_any_terminal()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell wants SIGINT ignored
@@ -82,11 +68,10 @@ def run_program(app: typer.Typer, name: str, *, stopped: str = "stopped", full_d
             sys.exit(2)
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _fail(name, error.format_message(), 2)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
+        if isinstance(error, OSError) and error.errno in FULL:
             _fail(name, full_disk, 1)
-        if isinstance(error, OSError) and error.errno in ADVICE and error.filename is not None:
-            place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
-            _fail(name, f"{place}: {error.strerror}; {ADVICE[error.errno]}", 1)
+        if isinstance(error, OSError) and is_of_the_disk(error) and isinstance(error.filename, (str, bytes)):
+            _fail(name, f"{path_text(error.filename)}: {cause(error)}", 1)
         raise
     if exit_code == STOPPED:  # the exit code that Typer returns for a KeyboardInterrupt
         _fail(name, stopped, STOPPED)
@@ -110,12 +95,18 @@ def survive_any_terminal() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def literal_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: Rich would read `[name]` in a path as markup, and drop it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table for people, as wide as the terminal; long cells are folded and never cut.
 
     Cells are printed literally, including those from a peer: without markup, emoji or control characters.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -124,7 +115,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(escaped(cell)) for cell in row))
-    Console().print(table)
+    literal_console().print(table)
 
 
 def require_person(by: str | None) -> None:

@@ -22,8 +22,7 @@ def add_health(app: typer.Typer, program: str, option: str, what: str) -> None:
     @app.command(epilog=f"Example: {program} health {option} {what}")
     def health(folder: Path = chosen, as_json: JsonOption = False) -> None:
         """Ask the running daemon: what it found when it last looked. Exit 0: SERVING; 1: not, or nobody answers."""
-        from rich.console import Console
-
+        from wardround.cli.app import literal_console
         from wardround.operations.health import asked
         from wardround.operations.health_checks import table_of
 
@@ -31,7 +30,7 @@ def add_health(app: typer.Typer, program: str, option: str, what: str) -> None:
         if as_json:
             print(json.dumps(answer.to_json()))
         else:
-            console = Console(markup=False, highlight=False)
+            console = literal_console()
             console.print(table_of(answer.checks))
             ago = "" if answer.checked_at is None else f", looked {time.time() - answer.checked_at:.0f} s ago"
             console.print(f"{'SERVING' if answer.serving else 'NOT SERVING'}{ago}")

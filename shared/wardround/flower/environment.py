@@ -20,6 +20,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONUTF8": "1",
+    "PYTHONSAFEPATH": "1",  # no module is imported from the working folder
 }
 
 

@@ -1,4 +1,4 @@
-"""Reading model files: those that ship with the package, and those that a study names.
+"""Model files: those that ship with the package, or that `wardround-sim pretrain` writes, and those that a study names.
 
 The shipped files, and the replacements that `wardround-sim pretrain` writes, come from phantoms only, so using them
 costs no privacy. Such a file contains the SHA-256 of its own tensors, so that damage is detected whatever the file's
@@ -15,10 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from wardround.errors import ModelError
+from wardround.storage.atomic import write_file
+from wardround.storage.disk_errors import writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,12 @@ class ShippedWeights:
             raise ModelError(
                 f"{self.name}: its tensors do not match its own hash, so it was altered or damaged; get it again"
             )
+
+
+def write_shipped(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file that `read_shipped` reads, atomically. Raises a one-line `UsageError` if it cannot be written."""
+    with writing(path):
+        write_file(path, save(tensors, metadata=metadata), mode=None)
 
 
 def read_shipped(package: str, shipped: str, path: str | None = None) -> ShippedWeights:

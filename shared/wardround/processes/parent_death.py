@@ -13,6 +13,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from wardround.processes.spawn import ISOLATED_PYTHON
+
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
@@ -22,8 +24,7 @@ def tied(command: Sequence[str], signal_number: int = signal.SIGTERM) -> list[st
     Start it from the main thread, because the kernel watches the thread that forked.
     """
     return [
-        sys.executable,
-        "-I",
+        *ISOLATED_PYTHON,
         "-m",
         "wardround.processes.parent_death",
         str(os.getpid()),

@@ -4,15 +4,31 @@ A terminal sends SIGINT to every process of a command. A worker that is still im
 traceback, although the command alone decides how to stop. A worker is therefore started with SIGINT blocked, which it
 inherits. A stop of the command is deferred until the worker has received everything that it needs to begin, because
 otherwise the worker would die with a traceback from the incomplete start.
+
+A Python process that is started with `-c`, as these workers are, looks for modules in the working folder first. A file
+`types.py` among a user's files would be executed instead of the standard library's module.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
+
+# Python without the working folder and the user's variables on its module path, reading and printing UTF-8.
+ISOLATED_PYTHON = (sys.executable, "-I", "-X", "utf8")
+
+
+def import_nothing_from_working_folder() -> None:
+    """Start all later Python processes without the working folder, or a script's folder, on their module path.
+
+    `PYTHONSAFEPATH` also reaches processes that a library starts: multiprocessing's resource tracker, Ray's workers.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 class _DeafProcess(SpawnProcess):
@@ -51,6 +67,10 @@ def _stops_kept_back() -> Iterator[None]:
 
 
 class FreshContext(SpawnContext):
-    """`multiprocessing`'s spawn context, with processes that ignore SIGINT from startup."""
+    """`multiprocessing`'s spawn context, with processes that ignore SIGINT and the modules of the working folder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import_nothing_from_working_folder()
 
     Process = _DeafProcess

@@ -10,15 +10,17 @@ cannot be repaired: `write_folder` creates them in one rename.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from wardround.errors import UsageError
+from wardround.storage.disk_errors import unwritable
 
 OWNER_ONLY, OWNERS_FOLDER = 0o600, 0o700
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def owner_only(path: str | os.PathLike[str], flags: int) -> int:
@@ -76,6 +78,25 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise unwritable(folder, error) from None
 
 
+def settle_new(partial: Path, path: Path) -> None:
+    """Give a complete file the name `path`, which no file may have. The name `partial` may remain.
+
+    A hard link is used, because a rename would replace an existing file. A file system without hard links (FAT, some
+    network shares) gets a new empty file instead, which the rename replaces.
+
+    Raises:
+        FileExistsError: There is a file of that name.
+        OSError: The name cannot be given.
+    """
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, OWNER_ONLY))
+        os.replace(partial, path)
+
+
 def partial_path(path: Path) -> Path:
     """Return the temporary name under which a file or folder is written before the rename."""
     return path.with_name(f".{path.name}.partial")
@@ -99,8 +120,3 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unwritable(path: Path, error: OSError) -> UsageError:
-    """Return the error for a file or folder that cannot be written."""
-    return UsageError(f"{path}: cannot be written: {error.strerror}")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wardround.errors import UsageError
-from wardround.storage.atomic import OWNERS_FOLDER, unwritable
+from wardround.storage.atomic import OWNERS_FOLDER
+from wardround.storage.disk_errors import unwritable
 
 
 def make_folder(folder: Path) -> None:

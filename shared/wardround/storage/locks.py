@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wardround.storage.atomic import OWNER_ONLY, unwritable
+from wardround.storage.atomic import OWNER_ONLY
+from wardround.storage.disk_errors import unwritable
 
 POLL_S = 0.2  # pause between two attempts to get a lock within a time limit
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from wardround.errors import UsageError
 from wardround.printable import escaped
+from wardround.storage.disk_errors import cause
 from wardround.storage.text_file import read_text
 
 C = TypeVar("C", bound=BaseModel)
@@ -34,7 +35,7 @@ def toml_content(path: Path, fault: type[UsageError] = UsageError) -> dict[str, 
     try:
         return tomllib.loads(read_text(path))
     except OSError as error:
-        raise fault(f"{path}: cannot be read: {error.strerror}") from None
+        raise fault(f"{path}: cannot be read: {cause(error)}") from None
     except RecursionError:
         raise fault(f"{path}: not a TOML file: its values are nested too deeply") from None
     except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 from wardround.errors import StudyError
 from wardround.printable import escaped
 from wardround.storage.json_numbers import json_numbers, number_of_json
-from wardround.storage.toml import toml_content
+from wardround.storage.toml import MOST_OF_A_KEY, toml_content
 from wardround.study.ready_studies import ready_folder
 from wardround.study.schema import (
     AggregationSection,
@@ -38,7 +38,6 @@ from wardround.study.schema import (
 from wardround.tasks import TASKS, registry
 
 SCHEMA_VERSION = 1
-MOST_OF_A_KEY = 64  # characters of a key that a message quotes, since an unknown key may have any length
 
 
 class _Study(Section):

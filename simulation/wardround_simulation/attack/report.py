@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from wardround_simulation.attack.canaries import Canaries
 from wardround_simulation.attack.inversion import SIDE_PX, Inversion
 from wardround_simulation.attack.membership import Attack, Membership
 from wardround_simulation.attack.result import AttackResult
-from wardround_simulation.report.page import render
+from wardround_simulation.report.page import render, write_html
 from wardround_simulation.run.paths import REPORT_PAGE
 
 BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
@@ -56,9 +55,7 @@ def put_section(folder: Path, study: Study, result: AttackResult, show_images: b
         page = head + section + rest.split(END, 1)[1]
     else:
         page = page.replace("</main>", f"{section}\n</main>", 1)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-    draft.replace(path)
+    write_html(path, page)
     return path
 
 

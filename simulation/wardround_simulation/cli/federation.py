@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
+from wardround.storage.disk_errors import require_writable
 
 SEED = 7
 
@@ -46,11 +47,13 @@ def federation(
     out = out.resolve()
     data = out.parent / f"phantom-hospitals-{sites}x{patients}"
     names = tuple(f"hospital-{number}" for number in range(1, sites + 1))
+    for folder in (out, *(() if data.exists() else (data,))):
+        require_writable(folder)
     here = LocalFederation(folder=out, data=data, sites=names)
     run = here.finished(loaded)
     known = run is not None
     if run is None:
-        with here.alone(), RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+        with here.alone(), RunProgress(literal_console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
             if not data.exists():
                 from wardround_simulation.phantoms.dicom import make_once
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
-from wardround.cli.app import program, run_program
+from wardround.cli.app import literal_console, program, run_program
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError, required
 from wardround.processes.imports import collection_paused
+from wardround.storage.disk_errors import require_writable, writing
+from wardround.storage.text_file import path_text
 from wardround_simulation.cli import federation, models
 from wardround_simulation.run.paths import SITES, TEST_SITES
 
@@ -110,9 +111,10 @@ def run(
         preflight.check_number_of_sites(loaded, f"--sites {hospitals}", hospitals)
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
+    with RunProgress(literal_console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
         if phantoms:
             if not data.exists():
+                require_writable(data)
                 from wardround_simulation.phantoms.dicom import make_once
 
                 progress.stage(f"Writing {hospitals} phantom hospitals as DICOM files")
@@ -133,7 +135,7 @@ def run(
                 phantoms=phantoms,
                 show_images=show_images,
                 baselines=baselines,
-                command=shlex.join(["wardround-sim", *sys.argv[1:]]),
+                command=shlex.join(["wardround-sim", *map(path_text, sys.argv[1:])]),
             )
             evidence = run_study(loaded, run_id, settings, progress.listener())
             progress.stage("Writing the report")
@@ -197,7 +199,7 @@ def compare(
 
     preflight.check_out(out, loaded, data, test_data)
     material = preflight.survey(loaded, data, test_data, sites)
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress, contextlib.ExitStack() as claim:
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress, contextlib.ExitStack() as claim:
         progress.stage("Preparing the hospitals' data")
         from wardround_simulation.compare import compare as comparison
         from wardround_simulation.run.hospitals import check_disjoint, check_federation, prepare_hospitals
@@ -227,7 +229,7 @@ def compare(
             if as_json:
                 print(json.dumps(rows))
             else:
-                Console().print(methods.methods_table(loaded, rows))
+                literal_console().print(methods.methods_table(loaded, rows))
             return
         progress.stage("Computing features, then training alone, pooled and federated")
         rows = comparison.compare(
@@ -250,7 +252,7 @@ def compare(
     if as_json:
         print(json.dumps(rows))
         return
-    Console().print(comparison_table(rows))
+    literal_console().print(comparison_table(rows))
     print(f"Report: {page}")
 
 
@@ -265,7 +267,8 @@ def phantom(
     """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules, without data of any patient."""
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+    require_writable(folder)
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress, writing(folder):
         progress.stage("Writing phantom hospitals")
         from wardround_simulation.phantoms.dicom import write_phantom_hospitals
 
@@ -293,7 +296,7 @@ def attack(
     """Test a finished run's privacy promise: named checks, planted patients, membership, gradient inversion."""
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Reading the run")
         from wardround_simulation.attack.report import attack_table
         from wardround_simulation.attack.run import attack_folder, write_attack
@@ -305,7 +308,7 @@ def attack(
     if as_json:
         print(json.dumps(result.to_json()))
     else:
-        Console().print(attack_table(result))
+        literal_console().print(attack_table(result))
         print(f"Report: {report}#attacks")
     if result.verdict == "FAIL":
         raise typer.Exit(1)
@@ -346,7 +349,7 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
         return
     from wardround_simulation.cli.result_table import result_table
 
-    console = Console()
+    console = literal_console()
     console.print(result_table(result))
     print(f"Report: {out / 'report.html'}")
     if remark:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 
+from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
+from wardround.storage.disk_errors import require_writable
 
 if TYPE_CHECKING:
     from wardround.tasks.reconstruction.degradations import Kind
@@ -56,9 +57,12 @@ def pretrain(
         raise UsageError(f"{file}: already exists; choose another name")
     if file.suffix != ".safetensors":
         raise UsageError(f"{file}: must end in .safetensors")
+    if not file.parent.is_dir():
+        raise UsageError(f"{file.parent}: no such folder; choose another file")
+    require_writable(file.parent)  # before the training, which may take hours
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Loading torch")
         chosen = {"seed": seed, "crops": crops, "epochs": epochs}
         given = {name: value for name, value in chosen.items() if value is not None}
@@ -116,9 +120,10 @@ def generate(
         raise UsageError(f"{target.parent}: no such folder; choose another --out")
     if format_ == "grid" and target.suffix.lower() != ".png":
         raise UsageError(f"{target}: the name of a grid must end in .png")
+    require_writable(target.parent)
     from wardround_simulation.cli.progress import RunProgress
 
-    with RunProgress(Console(stderr=True), 0, quiet=as_json) as progress:
+    with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Reading the run")
         from wardround.tasks.registry import use_part
         from wardround_simulation.synthetic_files import open_model, write_synthetic

@@ -21,12 +21,14 @@ class RunProgress:
 
     def __init__(self, console: Console, rounds: int, *, quiet: bool) -> None:
         columns = (
-            TextColumn("{task.description:<34}"),
+            TextColumn("{task.description:<34}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=quiet)
+        self._progress = Progress(
+            *columns, TextColumn("{task.fields[note]}", markup=False), console=console, disable=quiet
+        )
         self._console, self._quiet, self._rounds = console, quiet, rounds
         self._bars: dict[str, TaskID] = {}
         self._stage = ""

@@ -15,14 +15,12 @@ import contextlib
 import functools
 import logging
 import os
-import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from wardround.errors import RoundError, UsageError, WardroundError
@@ -30,6 +28,7 @@ from wardround.processes.imports import collection_paused
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_simulation.engine.gpu_share import gpu_share
 from wardround_simulation.engine.ray_cluster import disable_telemetry, log, ray_cluster
+from wardround_simulation.engine.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -43,12 +42,6 @@ END_LIMIT_S = 60.0
 KILL_LIMIT_S = 10.0
 SHORTEST_POLL_S = 0.001
 LONGEST_POLL_S = 0.05
-
-
-class Interrupted(WardroundError):
-    """The run was stopped by Ctrl-C or SIGTERM. Nothing is lost, and the same command continues it."""
-
-    exit_code = 130
 
 
 def with_flower(
@@ -102,11 +95,9 @@ def with_flower(
     at_once = max(1, min(len(folders), cores // cpus))
     task = _Task(body=body, names=tuple(sorted(folders)))
     disable_telemetry()
-    with _engine_log(log_folder), _signals(task), ray_cluster(ray_address, at_once * cpus, gpus, log_folder) as found:
-        task.starting = False
-        task.take_signals()  # Ray may have replaced the handlers with its own
-        if task.interrupted:
-            raise KeyboardInterrupt
+    cluster = ray_cluster(ray_address, at_once * cpus, gpus, log_folder)
+    with task.stop.on_signals(), _engine_log(log_folder), cluster as found:
+        task.stop.check()
         cpus = cpus_per_site or max(cpus, int(found) // len(folders))  # on a large cluster, one worker per site
         _simulate(task, _client_app(folders, open_site, answer, release), {"num_cpus": cpus, "num_gpus": share})
     if task.error is not None:
@@ -121,13 +112,10 @@ class _Task(Generic[T]):
     body: Callable[[SitesExchange], T]
     names: tuple[str, ...]
     pushed: threading.Event = field(default_factory=threading.Event)
-    stopped: threading.Event = field(default_factory=threading.Event)
+    stop: Stop = field(default_factory=Stop)
     ended: threading.Event = field(default_factory=threading.Event)
-    interrupted: bool = False
-    starting: bool = True  # a stop waits: an exception in the middle of Ray's start would abort the process
     result: T | None = None
     error: BaseException | None = None
-    take_signals: Callable[[], None] = lambda: None
 
     def main(self, grid: Grid) -> None:
         """Run the body as the ServerApp. Stores exceptions for the caller to raise, because Flower would print them."""
@@ -135,9 +123,9 @@ class _Task(Generic[T]):
 
         try:
             grid = cast("Grid", _PromptGrid(grid, self.pushed))  # implements the methods of a Grid that are used
-            directory = _who_is_who(grid, self.names, self.stopped)
+            directory = _who_is_who(grid, self.names, self.stop.ended)
             polling = Polling(shortest_s=SHORTEST_POLL_S, longest_s=LONGEST_POLL_S)
-            self.result = self.body(FlowerExchange(grid, directory, polling, self.stopped))
+            self.result = self.body(FlowerExchange(grid, directory, polling, self.stop.ended))
         except BaseException as error:
             self.error = error
         finally:
@@ -158,7 +146,7 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> Non
         task.main(grid)
 
     try:
-        with warnings.catch_warnings(), _replacements_in_flower(task.pushed):
+        with warnings.catch_warnings(), _replacements_in_flower(task.pushed, task.stop):
             warnings.simplefilter("ignore")
             run_simulation(
                 server_app=make_server_app(main),
@@ -167,17 +155,18 @@ def _simulate(task: _Task[T], client_app: Any, resources: dict[str, Any]) -> Non
                 backend_config={"client_resources": resources},
             )
     except KeyboardInterrupt:
-        task.interrupted = True
+        pass  # raised by the handler of `task.stop`, which remembers it
     except Exception as error:
         if not task.ended.is_set():
             failure = WardroundError(f"the simulation engine stopped: {_deepest_line(error)}")
             failure.__cause__ = error
     finally:
-        task.stopped.set()
+        task.stop.main_thread_is_back()
+        task.stop.ended.set()
         if began.is_set():
             task.ended.wait(END_LIMIT_S)
-    if task.interrupted:
-        failure = Interrupted("stopped; the same command continues with the unfinished round")
+    if task.stop.requested:
+        failure = Interrupted()
     task.error = failure or task.error  # after a failure the body's own error only reports that it was stopped
 
 
@@ -204,7 +193,7 @@ class _PromptGrid:
 
 
 @contextlib.contextmanager
-def _replacements_in_flower(pushed: threading.Event) -> Iterator[None]:
+def _replacements_in_flower(pushed: threading.Event, stop: Stop) -> Iterator[None]:
     """Patch four faults of Flower's engine for the duration of a run.
 
     Contract tests check that the replaced parts are still those that the patches were written for.
@@ -251,6 +240,7 @@ def _replacements_in_flower(pushed: threading.Event) -> Iterator[None]:
             ray.shutdown()
 
     def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: dict[int, int], f_stop: threading.Event) -> None:
+        stop.main_thread_waits()  # the workers have been started
         while not f_stop.is_set():
             for node_id in nodes_mapping:
                 for message in state.get_message_ins(node_id=node_id, limit=1):
@@ -334,40 +324,6 @@ def _who_is_who(grid: Grid, names: tuple[str, ...], stopped: threading.Event) ->
     if stopped.is_set() or len(directory) < len(names):
         raise RoundError("the simulation engine's workers did not start in time")
     return directory
-
-
-@contextlib.contextmanager
-def _signals(task: _Task[T]) -> Iterator[None]:
-    """Raise one KeyboardInterrupt in the main thread at the first SIGINT or SIGTERM, and ignore later ones.
-
-    Ignoring them lets the clean shutdown finish. While the engine starts, a stop is noted and takes effect afterwards.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        first = not task.stopped.is_set()
-        task.stopped.set()
-        if first:
-            task.interrupted = True
-            if not task.starting:
-                raise KeyboardInterrupt
-
-    def take() -> None:
-        for number in before:
-            signal.signal(number, stop)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    take()
-    task.take_signals = take
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; the same command continues with the unfinished round") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -90,5 +90,5 @@ def _free_bytes() -> int:
     import subprocess
 
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    answer = subprocess.run(command, capture_output=True, encoding="ascii", timeout=30, check=True)
     return int(answer.stdout.split()[0]) * 2**20

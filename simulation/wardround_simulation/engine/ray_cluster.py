@@ -210,7 +210,7 @@ def _connected(address: str) -> Iterator[float]:
     import ray
 
     try:
-        with _no_arguments():
+        with _no_arguments(), _sigterm_as_it_is():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config())
     except Exception as error:
         raise UsageError(f"--ray-address {address}: the Ray cluster cannot be used: {_first_line(error)}") from error

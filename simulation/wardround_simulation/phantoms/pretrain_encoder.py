@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wardround.networks.model_file import tensors_sha256
+from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.networks.phantom_encoder import POOLED, PhantomEncoder, PublicFeatures
 from wardround.networks.preprocessing import DARKEST, LUNG_LEVEL
 from wardround.phantoms.crops import CONCEPTS, GENERATOR_VERSION, PhantomCrops, generate_crops
@@ -72,7 +71,7 @@ def pretrain(
         "torch": torch.__version__.split("+")[0],
         "tensors_sha256": tensors_sha256(tensors),
     }
-    save_file(tensors, out_file, metadata=metadata)
+    write_shipped(out_file, tensors, metadata)
     return metadata
 
 

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from wardround.networks.model_file import tensors_sha256
+from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real, of_label
 from wardround.tasks.synthesis.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN
@@ -66,7 +65,7 @@ def pretrain_gan(
         "torch": torch.__version__.split("+")[0],
         "tensors_sha256": tensors_sha256(tensors),
     }
-    save_file(tensors, out_file, metadata=metadata)
+    write_shipped(out_file, tensors, metadata)
     return metadata
 
 

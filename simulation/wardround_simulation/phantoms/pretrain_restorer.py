@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wardround.networks.model_file import tensors_sha256
+from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.phantoms.scenes import SCENES_VERSION, generate_scenes
 from wardround.tasks.reconstruction.degradations import KINDS, Degradation, Kind, SeededNumbers, degrade
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights
@@ -92,7 +91,7 @@ def pretrain_restorer(
         "torch": torch.__version__.split("+")[0],
         "tensors_sha256": tensors_sha256(tensors),
     }
-    save_file(tensors, out_file, metadata=metadata)
+    write_shipped(out_file, tensors, metadata)
     return metadata
 
 

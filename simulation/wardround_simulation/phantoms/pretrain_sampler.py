@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from wardround.networks.model_file import tensors_sha256
+from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_encoder
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, FEATURES
@@ -53,7 +52,7 @@ def pretrain_sampler(
         "torch": torch.__version__.split("+")[0],
         "tensors_sha256": tensors_sha256(tensors),
     }
-    save_file(tensors, out_file, metadata=metadata)
+    write_shipped(out_file, tensors, metadata)
     return metadata
 
 

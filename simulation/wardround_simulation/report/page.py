@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from wardround.storage.atomic import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -18,12 +19,14 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
 
     All text is escaped, and a missing entry is an error.
     """
-    text = render(template, content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be any bytes
-    draft.replace(path)
+    write_html(path, render(template, content))
     return path
+
+
+def write_html(path: Path, text: str) -> None:
+    """Write the text of a page atomically; bytes of file names that are not UTF-8 become escapes."""
+    write_file(path, text.encode("utf-8", "backslashreplace"), mode=None)
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:

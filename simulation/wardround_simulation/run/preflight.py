@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 import time
@@ -23,7 +22,9 @@ from typing import Any
 
 from wardround.errors import DataError, StudyError, UsageError, WardroundError
 from wardround.storage.atomic import partial_path, write_file
+from wardround.storage.disk_errors import cause, require_writable, unwritable
 from wardround.storage.locks import try_locked
+from wardround.storage.text_file import path_key
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
 from wardround_client.sources.images.folder.layout import SiteSource, discover, shared_patients
@@ -114,9 +115,8 @@ def check_out(out: Path, study: Study, data: Path, test_data: Path | None) -> No
         if claim is None and out.is_dir() and any(entry.name not in LEFT_BY_A_FULL_DISK for entry in out.iterdir()):
             raise UsageError(f"{out}: is not empty and contains no run; choose an empty folder for --out")
     except OSError as error:
-        raise UsageError(f"{out}: cannot be read: {error.strerror}; choose another --out") from None
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"{out}: cannot be written; choose another --out")
+        raise UsageError(f"{out}: cannot be read: {cause(error)}") from None
+    require_writable(out)
 
 
 def finished_result(out: Path, study: Study, data: Path, test_data: Path | None) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ def claimed(out: Path, study: Study, data: Path, test_data: Path | None) -> Iter
             out.mkdir(parents=True, exist_ok=True)
             alone = stack.enter_context(try_locked(out / OUT_LOCK))
         except OSError as error:
-            raise UsageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+            raise unwritable(out, error) from None
         if not alone:
             raise UsageError(f"{out}: another run is using this folder; wait until it ends or choose another --out")
         check_out(out, study, data, test_data)  # another process may have claimed it in the meantime
@@ -206,7 +206,7 @@ def _is_another(claim: dict[str, Any], study: Study, data: Path, test_data: Path
 
 
 def _places(data: Path, test_data: Path | None) -> dict[str, str | None]:
-    return {"data": str(data.resolve()), "test_data": str(test_data.resolve()) if test_data else None}
+    return {"data": path_key(data.resolve()), "test_data": path_key(test_data.resolve()) if test_data else None}
 
 
 def _has_begun(out: Path) -> bool:

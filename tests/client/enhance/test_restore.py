@@ -15,9 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wardround.errors import DataError, ModelError
+from wardround.storage import atomic
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.tasks.reconstruction.restorer import Restorer
 from wardround_client.cli.main import app
+from wardround_client.enhance import restore as module
 from wardround_client.enhance.restore import enhance, load_restoring_model, restore
 
 
@@ -158,39 +160,139 @@ def test_files_of_one_name_in_several_folders_or_formats_each_have_their_result(
     ]  # fmt: skip
 
 
-def test_every_frame_is_restored(tmp_path) -> None:
-    dataset = pydicom.dcmread(dicom(tmp_path / "one.dcm"))
-    dataset.NumberOfFrames = 3
-    dataset.PixelData = dataset.PixelData * 3
-    dataset.save_as(tmp_path / "film.dcm")
-    done = enhance(tmp_path / "film.dcm", blurred(tmp_path))
-    assert [path.name for path in done.written] == [f"film.frame-{number}.restored.dcm" for number in (1, 2, 3)]
-    derived = [pydicom.dcmread(path) for path in done.written]
-    assert [one.SourceImageSequence[0].ReferencedFrameNumber for one in derived] == [1, 2, 3]
-    assert [one.InstanceNumber for one in derived] == [1, 2, 3] and len({one.SOPInstanceUID for one in derived}) == 3
+def names_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_result_that_cannot_be_written_is_no_damage_and_leaves_nothing(tmp_path, monkeypatch, code) -> None:
-    """A full disk and a read-only folder were called damage of the source, and a partial file stayed."""
-    source, model = picture(tmp_path / "scan.png"), blurred(tmp_path)
+def test_files_of_the_same_name_do_not_take_each_others_place(tmp_path) -> None:
+    model, data, out = load_restoring_model(model_file(tmp_path, degradation="blur")), tmp_path / "data", tmp_path / "o"
+    for number, place in enumerate(("series-1", "series-2", "series-2/more")):
+        (data / place).mkdir(parents=True)
+        picture(data / place / "IM1.png", 37 + number)
+        dicom(data / place / "IM2.dcm")
+    for name in ("a.png", "a.jpg", "b.png", "B.PNG"):
+        picture(data / name)
+    dicom(data / "c.dcm")
+    dicom(data / "c")
+    sources = names_below(data)
+    done = enhance(data, model, out)
+    assert not done.refused and len(done.written) == len(sources) == 12
+    assert names_below(out) == [
+        "B.PNG.restored.png", "a.jpg.restored.png", "a.png.restored.png", "b.png.restored.png",
+        "c.dcm.restored.dcm", "c.restored.dcm",
+        "series-1/IM1.restored.png", "series-1/IM2.restored.dcm", "series-2/IM1.restored.png",
+        "series-2/IM2.restored.dcm", "series-2/more/IM1.restored.png", "series-2/more/IM2.restored.dcm",
+    ]  # fmt: skip
+    assert names_below(data) == sources
+    assert len(enhance(data, model).written) == 12  # beside the sources the names do not collide either
 
-    def link(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "link", link)
-    with pytest.raises(DataError, match="scan.restored.png: cannot be written: "):
+def test_results_do_not_go_into_the_folder_that_is_read(tmp_path) -> None:
+    model, data = load_restoring_model(model_file(tmp_path, degradation="blur")), tmp_path / "data"
+    data.mkdir()
+    picture(data / "scan.png")
+    for out in (data, data / "deep" / "out"):
+        with pytest.raises(DataError, match="lies inside .*; choose an --out outside"):
+            enhance(data, model, out)
+    assert names_below(data) == ["scan.png"]
+    assert enhance(data / "scan.png", model, data / "out").written
+
+
+def frames(path: Path, count: int, announced: int | None = None) -> Path:
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    dataset.PixelData = b"".join(np.roll(dataset.pixel_array, n, 0).tobytes() for n in range(count))
+    dataset.NumberOfFrames = announced or count
+    dataset.save_as(path)
+    return path
+
+
+def test_every_frame_is_restored_and_refers_to_its_own(tmp_path) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="blur"))
+    done = enhance(frames(tmp_path / "five.dcm", 5), model, tmp_path / "out")
+    assert [path.name for path in done.written] == [f"five.frame-{n}.restored.dcm" for n in range(1, 6)]
+    film = enhance(frames(tmp_path / "film.dcm", 12), model, tmp_path / "out")
+    assert [path.name for path in film.written][1:10:8] == ["film.frame-02.restored.dcm", "film.frame-10.restored.dcm"]
+    read = [pydicom.dcmread(path) for path in done.written]
+    assert [one.SourceImageSequence[0].ReferencedFrameNumber for one in read] == [1, 2, 3, 4, 5]
+    assert len({one.SOPInstanceUID for one in read}) == 5 and len({one.SeriesInstanceUID for one in read}) == 1
+    assert not np.array_equal(read[0].pixel_array, read[3].pixel_array)
+
+
+def test_frames_that_are_only_announced_and_further_pages_are_named(tmp_path) -> None:
+    model, data = load_restoring_model(model_file(tmp_path, degradation="blur")), tmp_path / "data"
+    data.mkdir()
+    frames(data / "announced.dcm", 2, 20_000)
+    frames(data / "negative.dcm", 1, -3)
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(
+        data / "pages.tif", save_all=True, append_images=[Image.new("L", (20, 20), 9)]
+    )
+    picture(data / "good.png")
+    done = enhance(data, model, tmp_path / "out")
+    reasons = {path.name: reason for path, reason in done.refused}
+    assert len(done.refused) == 3 and "not read" in reasons["announced.dcm"]
+    assert "damaged" in reasons["negative.dcm"] and "several pictures" in reasons["pages.tif"]
+    assert "good.restored.png" in names_below(tmp_path / "out")
+    words = ["enhance", str(data), "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "again")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1 and "3 not restored" in result.output
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("name", ["scan.png", "scan.dcm"])
+def test_a_result_that_cannot_be_written_is_no_damage_and_leaves_nothing(tmp_path, monkeypatch, number, name) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="blur"))
+    (tmp_path / "data").mkdir()
+    (picture if name.endswith("png") else dicom)(tmp_path / "data" / name)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atomic.os, "link", refuse)
+    with pytest.raises(DataError, match=f"cannot be written: {os.strerror(number)}; .*0 images were restored before"):
+        enhance(tmp_path / "data", model)
+    assert names_below(tmp_path / "data") == [name]
+
+
+def test_a_file_system_without_hard_links_is_written_and_nothing_replaced(tmp_path, monkeypatch) -> None:
+    model = load_restoring_model(model_file(tmp_path, degradation="blur"))
+    source = picture(tmp_path / "scan.png")
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(atomic.os, "link", no_links)
+    (target,) = enhance(source, model).written
+    before = target.read_bytes()
+    assert Image.open(target).size == (50, 37)
+    with pytest.raises(DataError, match="already exists"):
         enhance(source, model)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "scan.png"]
+    assert target.read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
-def test_a_source_that_cannot_be_read_at_the_moment_is_no_damage(tmp_path, monkeypatch) -> None:
-    from wardround_client.enhance import restore as restoring
+def test_a_source_that_cannot_be_read_is_told_apart_from_a_damaged_one(tmp_path, monkeypatch) -> None:
+    model, data = load_restoring_model(model_file(tmp_path, degradation="blur")), tmp_path / "data"
+    data.mkdir()
+    bad, damaged = picture(data / "bad.png"), data / "damaged.png"
+    damaged.write_bytes(bad.read_bytes()[:60])
+    picture(data / "good.png")
+    before = module.read_picture
 
-    def read_picture(path: Path) -> np.ndarray:
-        raise OSError(errno.EIO, "Input/output error")
+    def read(path: Path) -> np.ndarray:
+        if path.name == bad.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return before(path)
 
-    source, model = picture(tmp_path / "scan.png"), blurred(tmp_path)
-    monkeypatch.setattr(restoring, "read_picture", read_picture)
-    with pytest.raises(DataError, match="cannot be read: Input/output error; check the disk"):
-        enhance(source, model)
+    monkeypatch.setattr(module, "read_picture", read)
+    reasons = {path.name: reason for path, reason in enhance(data, model, tmp_path / "out").refused}
+    assert "cannot be read: Input/output error; check the disk" in reasons["bad.png"]
+    assert reasons["damaged.png"].endswith("it is damaged, or cut short")
+
+
+def test_names_that_are_not_utf_8_are_restored_and_shown(tmp_path) -> None:
+    model, data = model_file(tmp_path, degradation="blur"), tmp_path / "data"
+    data.mkdir()
+    picture(data / "scan.png").rename(data / os.fsdecode(b"K\xf6ln.png"))
+    result = CliRunner().invoke(app, ["enhance", str(data), "--model", str(model)])
+    assert result.exit_code == 0 and "K\\xf6ln.restored.png" in result.output
+    with Image.open(data / os.fsdecode(b"K\xf6ln.restored.png")) as restored:
+        assert restored.text["source"] == "K\\xf6ln.png"

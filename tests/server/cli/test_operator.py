@@ -326,7 +326,7 @@ def test_a_stop_ends_the_making_of_the_first_weights_and_the_wait_for_absent_sit
     sleeps = tmp_path / "sleeps"
     sleeps.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeps.chmod(0o700)
-    monkeypatch.setattr("wardround_server.runs.phases.sys.executable", str(sleeps))
+    monkeypatch.setattr("wardround_server.runs.phases.ISOLATED_PYTHON", (str(sleeps),))
     began = time.monotonic()
     with pytest.raises(RoundError, match="stopped"):
         start_of(run, run.study())

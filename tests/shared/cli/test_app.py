@@ -1,5 +1,6 @@
 """The common behaviour of the three programs: a stop is reported in one line, and never interrupts an import."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -98,3 +99,54 @@ def test_a_stop_waits_until_a_worker_has_been_told_all_it_needs(tmp_path, number
     script.write_text(STARTED.format(number=int(number)))
     done = subprocess.run([sys.executable, script, "start"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "all\n", "try-this: stopped\n")
+
+
+PRINTING = """
+import errno, os, sys
+from wardround.cli.app import literal_console, print_table, program, run_program
+
+app = program("try-this", "A program.")
+
+@app.command()
+def show(path: str):
+    print(f"ε = 1 in {path}")
+    literal_console().print(f"Report: {path}/[bold]/:smile:")
+    print_table(("site", "ε"), [("K[i]ln", path)])
+
+@app.command()
+def write(name: str):
+    number = getattr(errno, name)
+    raise OSError(number, os.strerror(number), "results/model")
+
+run_program(app, "try-this", full_disk="full")
+"""
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def printed(tmp_path, *words, **environment):
+    (tmp_path / "script.py").write_text(PRINTING, encoding="utf-8")
+    command = [sys.executable, tmp_path / "script.py", *words]
+    return subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("environment", [{}, C_LOCALE, {"PYTHONIOENCODING": "latin-1"}])
+def test_every_text_can_be_printed_in_every_terminal_and_markup_is_text(tmp_path, environment):
+    done = printed(tmp_path, "show", b"K\xf6ln", **environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    first, second, *table = done.stdout.decode("latin-1").splitlines()
+    assert first.endswith(" = 1 in K\\udcf6ln")
+    assert second == "Report: K\\udcf6ln/[bold]/:smile:"
+    assert "K[i]ln" in table[-1] and "K\\udcf6ln" in table[-1]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("ENOSPC", "full"),
+        ("EROFS", "results/model: Read-only file system; choose another folder, or have this one mounted writable"),
+        ("EACCES", "results/model: Permission denied; choose another folder, or change its owner or permissions"),
+    ],
+)
+def test_an_error_of_the_disk_is_one_line_that_names_the_file(tmp_path, name, message):
+    done = printed(tmp_path, "write", name)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", f"try-this: {message}\n".encode())

@@ -69,7 +69,7 @@ def test_where_the_disk_refuses_the_old_file_stays_and_nothing_else(tmp_path: Pa
     monkeypatch.setattr(atomic.os, step, full)
     with pytest.raises(OSError, match="No space left"):
         write_file(path, b"new")
-    with pytest.raises(UsageError, match=r"file: cannot be written: No space left on device$"):
+    with pytest.raises(UsageError, match=r"file: cannot be written: No space left on device; free some space"):
         write_private(path, b"new")
     assert path.read_bytes() == b"old" and [one.name for one in tmp_path.iterdir()] == ["file"]
 

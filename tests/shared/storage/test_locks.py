@@ -65,7 +65,7 @@ def test_readers_share_a_lock_and_make_no_file(tmp_path: Path) -> None:
 
 def test_a_lock_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with (
-        pytest.raises(UsageError, match=r"\.lock: cannot be written: No such file or directory$"),
+        pytest.raises(UsageError, match=r"\.lock: cannot be written: No such file or directory; check the path$"),
         locked(tmp_path / "none" / ".lock"),
     ):
         pass

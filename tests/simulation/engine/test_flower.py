@@ -228,7 +228,8 @@ def test_flower_and_ray_have_inside_what_the_engine_mends():
     from flwr.server.superlink.fleet.vce import vce_api
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool
-    from ray._private import ray_constants, services, worker
+    from ray._private import node, ray_constants, services, utils, worker
+    from ray.job_config import JobConfig
 
     assert version("flwr") == "1.39.0"
     parameters = ["state", "queue", "nodes_mapping", "f_stop"]
@@ -238,12 +239,17 @@ def test_flower_and_ray_have_inside_what_the_engine_mends():
     assert list(inspect.signature(RayBackend.process_message).parameters) == ["self", "message", "context"]
     assert list(inspect.signature(RayBackend.terminate).parameters) == ["self"]
     assert "if not ray.is_initialized()" in inspect.getsource(RayBackend.init_ray)
-    pool = inspect.getsource(BasicActorPool)
+    pool, worker_source = inspect.getsource(BasicActorPool), inspect.getsource(worker)
     assert all(f"self.{name}" in pool for name in ("pool", "_future_to_actor", "create_actor_fn"))
     assert "print_to_stdstream" in worker.listen_error_messages.__code__.co_names
     assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR == "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
     assert "if not ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert PARTITION_ID_KEY == "partition-id"
+    assert "utils.set_sigterm_handler(" in inspect.getsource(node) and "utils.set_sigterm_handler(" in worker_source
+    assert "entrypoint=ray._private.utils.get_entrypoint_name()," in worker_source
+    assert inspect.signature(utils.get_entrypoint_name).parameters == {}
+    assert "and not job_config._runtime_env_has_working_dir():\n            current_directory = " in worker_source
+    assert JobConfig()._runtime_env_has_working_dir() is False
 
 
 DRIVER = """

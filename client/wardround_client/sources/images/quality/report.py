@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wardround.storage.atomic import write_file
+from wardround.storage.text_file import path_text
 from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.images.quality.gate import Quality
 from wardround_client.sources.images.quality.reasons import REASONS
@@ -70,7 +71,7 @@ def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence
     for finding, entry in zip(findings, entries, strict=True):
         if finding.file is not None:
             reason = REASONS[finding.code]
-            path = paths[finding.file].as_posix()
+            path = path_text(paths[finding.file])
             writer.writerow((entry["reference"], path, finding.code, finding.place, reason.title, reason.advice))
     return text.getvalue()
 
