@@ -4,7 +4,8 @@
 
 Ingestion includes all steps: scan, hashes, pseudonyms, decoding, cropping, quality gate and the cohort on disk.
 `pydicom` only reads every file and its pixels, in the same number of processes. The processes of both are warm. The
-files are phantom CT slices of 16 bits, which the benchmark writes and then reads from the page cache.
+files are phantom CT slices of 16 bits, which the benchmark writes and then reads from the page cache. Two more lines
+compare the processor time of one process for a whole slice shrunk to 128², without the parent's part.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from measure import Sheet, arguments_of, interleaved, machine, ratio, spread, tell
+from measure import Sheet, Spread, arguments_of, interleaved, machine, ratio, spread, tell
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import open_cohort
+from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
 from wardround_client.sources.images.decoding.workers import WorkerPool
 from wardround_client.sources.images.folder.layout import discover
 from wardround_client.sources.images.ingest import ingest
@@ -62,6 +64,39 @@ def epoch(images_NCHW: np.ndarray, generator: np.random.Generator) -> int:
     return sum(int(images_NCHW[order_N[at : at + BATCH]].nbytes) for at in range(0, len(order_N), BATCH))
 
 
+def write_slices(folder: Path, size: int, count: int) -> list[Path]:
+    """Write uncompressed CT slices: pydicom's own small one, with a body of the given size in pixels."""
+    folder.mkdir(parents=True)
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    body = np.where(x**2 + y**2 < 0.16, 40.0, -1000.0)
+    body[(x - 0.15) ** 2 + y**2 < 0.02] = -800
+    paths = []
+    for number in range(count):
+        slice_ = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+        values = body + np.random.default_rng(number).normal(0, 10, body.shape) + 1024
+        slice_.Rows = slice_.Columns = size
+        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.InstanceNumber = 1, -1024, number + 1
+        slice_.SOPInstanceUID, slice_.ImagePositionPatient = pydicom.uid.generate_uid(), [0, 0, 2.0 * number]
+        slice_.PixelData = np.clip(np.rint(values), 0, 4095).astype("<i2").tobytes()
+        paths.append(folder / f"{number:03d}.dcm")
+        slice_.save_as(paths[-1])
+    return paths
+
+
+def cpu_over_pydicom(folder: Path, size: int, repeats: int) -> Spread:
+    """Return the processor time of a worker's two steps over that of pydicom, which reads the file and its pixels."""
+    paths, data = write_slices(folder, size, 40), DATA.model_copy(update={"spacing_mm": None})
+    recipes = [Recipe(kind="dicom", here=FrameAddress(path=path, spacing_mm=(0.66, 0.66))) for path in paths]
+    works = {
+        "ours": lambda: [
+            (scan(path, data, KEY), prepare(recipe, data)) for path, recipe in zip(paths, recipes, strict=True)
+        ],
+        "pydicom": lambda: decode(paths),
+    }
+    seconds = interleaved(works, repeats, clock=time.process_time)
+    return ratio(seconds["ours"], seconds["pydicom"])
+
+
 def works_of(source: Path, place: Path, ours: WorkerPool, plain: ProcessPoolExecutor) -> tuple[dict, dict[str, int]]:
     """Return the works to time, and the numbers of files and images that they process."""
     site = discover(source, DATA, sites=1)[0]
@@ -94,6 +129,7 @@ def main() -> None:
     workers = arguments.workers or int(found["cores"])
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         source = write_phantoms(Path(place) / "phantoms", arguments.patients)
+        cpu = {size: cpu_over_pydicom(Path(place) / f"slices-{size}", size, arguments.repeats) for size in (128, 512)}
         with WorkerPool(workers) as ours, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as plain:
             works, sizes = works_of(source, Path(place), ours, plain)
             seconds = interleaved(works, arguments.repeats, clock=time.perf_counter)
@@ -107,6 +143,7 @@ def main() -> None:
         [f"ingestion, {workers} processes, files/s", per_s["ingest"].text(0)],
         [f"pydicom alone, {workers} processes, files/s", per_s["pydicom"].text(0)],
         ["ingestion's time over pydicom's", over["ingest over pydicom"].text()],
+        *([f"processor time over pydicom's, {size}² uncompressed", one.text()] for size, one in cpu.items()),
         ["ingestion again, nothing new, files/s", per_s["again"].text(0)],
         ["an epoch from the cohort, ms", spread(seconds["epoch"]).text(1, 1e3)],
         ["an epoch of decoding, one process, ms", spread(seconds["decoded epoch"]).text(1, 1e3)],
@@ -120,6 +157,7 @@ def main() -> None:
         "seconds": {name: spread(values).to_json() for name, values in seconds.items()},
         "files_per_s": {name: one.to_json() for name, one in per_s.items()},
         "ratio": {name: one.to_json() for name, one in over.items()},
+        "cpu_ratio": {str(size): one.to_json() for size, one in cpu.items()},
     }
     tell(arguments, found, document, [Sheet(title=title, columns=columns, rows=rows)])
 

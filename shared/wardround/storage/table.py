@@ -24,9 +24,13 @@ MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: the header's names in lower case, and each row's number and cells by name."""
+    """A table: the header's names as written and in lower case, and each row's number and cells by name.
+
+    Cells are found by the name in lower case.
+    """
 
     path: Path
+    header: tuple[str, ...]
     columns: frozenset[str]
     rows: tuple[tuple[int, dict[str, str]], ...]
 
@@ -51,7 +55,8 @@ def read_table(path: Path) -> Table:
         if len(line) < len(names):
             raise DataError(f"{path}: row {number}: has {len(line)} cells, the header has {len(names)}")
         rows.append((number, dict(zip(names, map(_clean, line), strict=False))))
-    return Table(path=path, columns=frozenset(name for name in names if name), rows=tuple(rows))
+    written = tuple(_clean(name) for name in header[1] if _clean(name))
+    return Table(path=path, header=written, columns=frozenset(name for name in names if name), rows=tuple(rows))
 
 
 def refuse_shortened(text: str, place: str) -> None:

@@ -9,14 +9,13 @@ Hyper-parameters that were tuned on these patients are not covered by the epsilo
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from wardround.errors import DataError, UsageError
 from wardround.storage.atomic import write_file
 from wardround.storage.json_numbers import json_number
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
+from wardround.storage.table import read_table, refuse_shortened, spellings_of_number
 from wardround.study.load import Study, study_from_json, with_epsilon
 from wardround.tasks.assessment import Row
 from wardround.tasks.registry import assess_part
@@ -61,6 +61,7 @@ class Folds:
     """`fold_by_split[split][pseudonym]` is the patient's fold; patients without one take no part in that split."""
 
     fold_by_split: dict[str, dict[str, int]]
+    rows: tuple[tuple[int, str], ...] = field(default=(), repr=False)  # row number and patient_id, as in the file
 
 
 Folders = tuple[tuple[str, Path], ...]  # site -> its folder, as a key of a cache
@@ -71,39 +72,43 @@ def read_folds(path: Path) -> Folds:
 
     Raises `DataError` in one line naming the file, the row and the column.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            splits = [name for name in columns if name not in ("patient_id", "site")]
-            if "patient_id" not in columns or not splits:
-                raise DataError(f"{path}: needs the column patient_id and one column a split, for instance split0")
-            fold_by_split: dict[str, dict[str, int]] = {split: {} for split in splits}
-            for number, row in enumerate(reader, start=2):
-                patient = pseudonym(SIMULATION_KEY, row["patient_id"] or "")
-                for split in splits:
-                    text = (row[split] or "").strip()
-                    if not text:
-                        continue
-                    if not text.isdigit():
-                        raise DataError(f"{path}: row {number}, column {split}: the fold must be a whole number")
-                    if fold_by_split[split].setdefault(patient, int(text)) != int(text):
-                        raise DataError(
-                            f"{path}: row {number}, column {split}: this patient is already in another fold"
-                        )
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give --folds a CSV file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a CSV file: {error}") from None
+    if not path.exists():
+        raise DataError(f"{path}: no such file; give --folds a CSV file")
+    table = read_table(path)
+    splits = [name for name in table.header if name.lower() not in ("patient_id", "site")]
+    if "patient_id" not in table.columns or not splits:
+        raise DataError(f"{path}: needs the column patient_id and one column a split, for instance split0")
+    fold_by_split: dict[str, dict[str, int]] = {split: {} for split in splits}
+    for number, row in table.rows:
+        refuse_shortened(row["patient_id"], f"{path}: row {number}: patient_id")
+        patient = pseudonym(SIMULATION_KEY, row["patient_id"])
+        for split in splits:
+            text = row[split.lower()]
+            if not text:
+                continue
+            if not (text.isascii() and text.isdigit()):
+                raise DataError(f"{path}: row {number}, column {split}: the fold must be a whole number")
+            if fold_by_split[split].setdefault(patient, int(text)) != int(text):
+                raise DataError(f"{path}: row {number}, column {split}: this patient is already in another fold")
     for split, folds in fold_by_split.items():
         if len(set(folds.values())) < 2:
             raise DataError(f"{path}: column {split}: needs at least two folds")
-    return Folds(fold_by_split=fold_by_split)
+    return Folds(fold_by_split=fold_by_split, rows=tuple((number, row["patient_id"]) for number, row in table.rows))
 
 
 def check_folds(folds: Folds, path: Path, site_folders: dict[str, Path]) -> None:
-    """Raises `DataError` where a split names no patient of the data, or leaves nobody to train on or to test on."""
+    """Raise `DataError` if a split names no patient of the data or leaves none for training or testing, or an ID was
+    changed by a spreadsheet.
+    """
     known = {name for folder in site_folders.values() for name in open_cohort(folder / COHORT).pseudonyms}
+    for number, patient in folds.rows:
+        if pseudonym(SIMULATION_KEY, patient) not in known and any(
+            pseudonym(SIMULATION_KEY, spelling) in known for spelling in spellings_of_number(patient)
+        ):
+            raise DataError(
+                f"{path}: row {number}: no patient has this patient_id, but one has an ID that differs only in leading "
+                "zeros or in .0; a spreadsheet has changed it: format the column as text, and export the table again"
+            )
     for split, by_patient in folds.fold_by_split.items():
         found = {fold for patient, fold in by_patient.items() if patient in known}
         if found != set(by_patient.values()):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wardround.errors import DataError
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
 from wardround.tasks.classification.scores import score
@@ -146,3 +147,23 @@ def test_shuffled_labels_teach_nothing(hospitals) -> None:
         found.append(auc(scores, np.concatenate([labels for _, labels in tests])))
     assert abs(np.mean(found) - 0.5) < 4.5 * np.std(found) / math.sqrt(len(found))
     assert 0.03 < np.std(found) < 0.3
+
+
+def test_an_id_without_the_zeros_that_a_spreadsheet_took_is_an_error_with_its_row(tmp_path) -> None:
+    rows = [CohortRow(pseudonym=pseudonym(SIMULATION_KEY, f"00{n}"), label=n % 2) for n in range(1, 5)]
+    images = [np.full((1, 8, 8), n, np.uint8) for n in range(4)]
+    settings = {"row_shape": (1, 8, 8), "label_names": ("a", "b"), "site_key": SIMULATION_KEY}
+    write_cohort(tmp_path / "north/cohort", rows, images, **settings)
+    path = tmp_path / "folds.csv"
+    for ids, found in ((("001", "002", "003", "004"), None), (("001", "2", "003", "004"), "row 3: no patient has")):
+        path.write_text("\ufeffpatient_id;Split0\n" + "".join(f"{one};{n % 2}\n" for n, one in enumerate(ids)))
+        folds = compare.read_folds(path)
+        assert list(folds.fold_by_split) == ["Split0"]
+        if found is None:
+            compare.check_folds(folds, path, {"north": tmp_path / "north"})
+        else:
+            with pytest.raises(DataError, match=found):
+                compare.check_folds(folds, path, {"north": tmp_path / "north"})
+    path.write_text("patient_id,split0\n1.0E+17,0\n2,1\n")
+    with pytest.raises(DataError, match="row 2: patient_id: looks like a number"):
+        compare.read_folds(path)

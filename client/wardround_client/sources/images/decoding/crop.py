@@ -64,9 +64,7 @@ def cut(plane_HW: np.ndarray, box: Box, size: int, padding: float) -> np.ndarray
     # edge is repeated; otherwise the padding would bleed into the image.
     margin = math.ceil(max(1.0, (right - left) / size, (bottom - top) / size)) + 1
     x0, y0 = math.floor(left) - margin, math.floor(top) - margin
-    columns = np.clip(np.arange(x0, math.ceil(right) + margin), 0, plane_HW.shape[1] - 1)
-    rows = np.clip(np.arange(y0, math.ceil(bottom) + margin), 0, plane_HW.shape[0] - 1)
-    canvas = plane_HW[rows[:, None], columns[None, :]].astype(np.float32)
+    canvas = _with_edges(plane_HW, y0, math.ceil(bottom) + margin, x0, math.ceil(right) + margin)
     moved = (left - x0, top - y0, right - x0, bottom - y0)
     if right - left == size == bottom - top and left == int(left) and top == int(top):
         square = canvas[int(moved[1]) : int(moved[1]) + size, int(moved[0]) : int(moved[0]) + size].copy()
@@ -76,6 +74,22 @@ def cut(plane_HW: np.ndarray, box: Box, size: int, padding: float) -> np.ndarray
     square[_outside(top, bottom, size, plane_HW.shape[0]), :] = padding
     square[:, _outside(left, right, size, plane_HW.shape[1])] = padding
     return square
+
+
+def _with_edges(plane_HW: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """Return rows `top` to `bottom` and columns `left` to `right` as float32; beyond the frame its edge is repeated."""
+    height, width = plane_HW.shape
+    canvas = np.empty((bottom - top, right - left), dtype=np.float32)
+    y0, y1 = (min(max(end, 0), height - 1) for end in (top, bottom - 1))  # the first and last row of the frame in it
+    x0, x1 = (min(max(end, 0), width - 1) for end in (left, right - 1))
+    above, before = min(max(0, -top), bottom - top - 1), min(max(0, -left), right - left - 1)
+    below, after = above + y1 - y0 + 1, before + x1 - x0 + 1
+    canvas[above:below, before:after] = plane_HW[y0 : y1 + 1, x0 : x1 + 1]
+    canvas[above:below, :before] = canvas[above:below, before : before + 1]
+    canvas[above:below, after:] = canvas[above:below, after - 1 : after]
+    canvas[:above] = canvas[above]
+    canvas[below:] = canvas[below - 1]
+    return canvas
 
 
 def _outside(start: float, end: float, size: int, length: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -26,6 +26,13 @@ MAX_FRAME_PIXELS = 200_000_000
 AXIAL_COSINE = 0.8  # least cosine between a slice's normal and the long axis (a gantry tilts up to 30 degrees)
 AXIAL_MODALITIES = frozenset({"CT", "PT"})
 DERIVED_MODALITIES = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN"})
+USED: list[Any] = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "PatientID", "IssuerOfPatientID",
+    "PatientSpeciesDescription", "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence",
+    "Modality", "BodyPartExamined", "BurnedInAnnotation", "ImageType", "NumberOfFrames", "Rows", "Columns",
+    "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "ImagerPixelSpacing", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
+]  # fmt: skip
 IMAGE_ATTRIBUTES = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
 HUMAN_NAMES = frozenset({"human", "homo sapiens", "homo sapiens sapiens", "h. sapiens", "man", "mensch", "humain"})
 HUMAN_CODES = frozenset({"337915000", "L-85B00"})  # homo sapiens in SNOMED CT and in SNOMED RT
@@ -52,8 +59,8 @@ def read_patient(path: Path) -> tuple[str | None, str]:
         return None, ""
 
 
-def read_header(path: Path) -> Dataset:
-    """Return the header without pixels.
+def read_header(path: Path | BinaryIO) -> Dataset:
+    """Return the attributes in `USED`, from a file or from its content.
 
     Raises:
         UnfitImage: "unreadable", for a file that is not DICOM.
@@ -62,7 +69,7 @@ def read_header(path: Path) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=USED)
     except MemoryError:
         raise
     except Exception as error:
@@ -76,7 +83,7 @@ def read_header(path: Path) -> Dataset:
     return header
 
 
-def scan_dicom(path: Path, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
+def scan_dicom(path: Path | BinaryIO, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
     """Return the record of one file: keyed hashes, geometry, and the first reason why it does not fit the study.
 
     Raises:

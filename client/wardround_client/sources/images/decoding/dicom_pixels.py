@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ def _decode(dataset: Dataset, index: int) -> FramePixels:
     if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         raise UnfitImage("no_pixels")
     stored = _stored_values(dataset, index)
-    source_sha256 = hashlib.sha256(repr(stored.shape).encode() + np.ascontiguousarray(stored).tobytes()).hexdigest()
+    digest = hashlib.sha256(repr(stored.shape).encode())
+    digest.update(np.ascontiguousarray(stored).data.cast("B"))
+    source_sha256 = digest.hexdigest()
     if stored.min() == stored.max():
         raise UnfitImage("blank")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
@@ -93,9 +96,9 @@ def _decode(dataset: Dataset, index: int) -> FramePixels:
         values, hu = _eight_bits(stored, dataset, photometric), False
     else:
         values, hu = _grey_or_hu(stored, dataset, index, photometric)
-    if not np.isfinite(values).all():
+    if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # one that is no number makes both so
         raise UnfitImage("unreadable")
-    return FramePixels(values=values.astype(np.float32), hu=hu, source_sha256=source_sha256)
+    return FramePixels(values=values.astype(np.float32, copy=False), hu=hu, source_sha256=source_sha256)
 
 
 def _stored_values(dataset: Dataset, index: int) -> np.ndarray:
@@ -126,9 +129,11 @@ def _grey_or_hu(stored: np.ndarray, dataset: Dataset, index: int, photometric: s
     padded = _padding(stored, dataset)
     values, hu = _modality_values(stored, dataset, scopes)
     if hu:
-        values[padded] = OUTSIDE_SCAN_HU
+        if padded is not None:
+            values[padded] = OUTSIDE_SCAN_HU
         _refuse_implausible_hu(values)
         return values, True
+    padded = np.zeros(stored.shape, dtype=bool) if padded is None else padded
     if padded.all():
         raise UnfitImage("blank")
     grey = np.clip(_voi_grey(values, padded, dataset, scopes), 0, 255)
@@ -137,11 +142,11 @@ def _grey_or_hu(stored: np.ndarray, dataset: Dataset, index: int, photometric: s
     return np.where(padded, 0.0, grey), False
 
 
-def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Return True where the scanner wrote Pixel Padding Value (PS3.3 C.7.5.1.1.2) instead of an image."""
+def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
+    """Return True where the scanner wrote Pixel Padding Value (PS3.3 C.7.5.1.1.2); None if the file has none."""
     ends = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None or not np.issubdtype(stored.dtype, np.integer):
-        return np.zeros(stored.shape, dtype=bool)
+        return None
     bits = int(dataset.BitsAllocated)
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
     values = [_as_stored(int(end), bits, signed) for end in ends if end is not None]
@@ -165,7 +170,10 @@ def _modality_values(stored: np.ndarray, dataset: Dataset, scopes: list[Dataset]
     if slope is None or intercept is None:
         return stored.astype(np.float32), False
     unit = str(first_value(scopes, "RescaleType") or "HU").strip()
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), is_ct and unit == "HU"
+    values = stored.astype(np.float32)
+    values *= np.float32(slope)
+    values += np.float32(intercept)
+    return values, is_ct and unit == "HU"
 
 
 def _refuse_implausible_hu(values: np.ndarray) -> None:
@@ -182,8 +190,16 @@ def _refuse_implausible_hu(values: np.ndarray) -> None:
     in_range = np.mean((sample >= -1100) & (sample <= 3100))
     body = sample[sample > -500]
     has_body = body.size >= 0.005 * sample.size
-    if in_range < 0.95 or np.percentile(sample, 0.5) > -50 or not has_body or not -300 <= np.median(body) <= 600:
+    if in_range < 0.95 or not has_body or not _has_air(sample) or not -300 <= np.median(body) <= 600:
         raise UnfitImage("implausible_hu")
+
+
+def _has_air(sample: np.ndarray) -> bool:
+    """Return whether the 0.5th percentile is at most -50 HU. Counting decides nearly always, and is faster."""
+    low, last = np.count_nonzero(sample <= -50), 0.005 * (sample.size - 1)
+    if low > math.ceil(last):
+        return True
+    return bool(low > math.floor(last) and np.percentile(sample, 0.5) <= -50)
 
 
 def _voi_grey(values: np.ndarray, padded: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,8 @@ from wardround_client.sources.images.records import PreparedImage, ScannedFile, 
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
     from wardround_client.sources.images.decoding.dicom_pixels import FramePixels
+
+READ_AT_ONCE_BYTES = 64 * 2**20  # a larger file is read twice instead of being held in memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +58,12 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
     content_sha256 = ""
     try:
         with open(path, "rb") as file:
-            content_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            content = file.read(min(os.fstat(file.fileno()).st_size, READ_AT_ONCE_BYTES))
+            digest = hashlib.sha256(content)
+            while more := file.read(READ_AT_ONCE_BYTES):
+                content = b""
+                digest.update(more)
+        content_sha256 = digest.hexdigest()
         kind = file_kind(path)
         if kind == PICTURE:
             return scan_picture(path, content_sha256)
@@ -62,7 +71,7 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
             raise UnfitImage(foreign)
         from wardround_client.sources.images.decoding.dicom_header import scan_dicom
 
-        return scan_dicom(path, content_sha256, data, key)
+        return scan_dicom(io.BytesIO(content) if content else path, content_sha256, data, key)
     except Exception as error:
         return ScannedFile(content_sha256=content_sha256, fault=_reason(error))
 
