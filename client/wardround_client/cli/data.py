@@ -194,7 +194,7 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
     from wardround_client.sources.images.folder.layout import discover
 
     try:
-        (source,) = discover(folder, data, sites=1)
+        (source,) = discover(folder, data, sites=1, every_label=False)
     except DataError:
         if len(discover(folder, data)) == 1:  # `discover` itself raises if the fault is a different one
             raise

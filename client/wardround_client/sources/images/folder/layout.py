@@ -71,7 +71,9 @@ class SiteSource:
         return ONE_IMAGE_ONE_PATIENT in self.assumptions
 
 
-def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[SiteSource]:
+def discover(
+    folder: Path, data: DataSection, sites: int | None = None, *, every_label: bool = True
+) -> list[SiteSource]:
     """Return the sites found in `folder`, sorted by name.
 
     Args:
@@ -79,6 +81,8 @@ def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[
         data: The study's data section.
         sites: The number of sites over which to split a pool by patient. If the data name their sites, the number must
             match. With `sites=1` a folder of DICOM files is one site, however deep its folders are nested.
+        every_label: Whether every label of the study must occur. One hospital of a federation may have no case of a
+            rare class, if its other labels are all of the study; two labels it needs.
 
     Raises:
         DataError: The data cannot be right: an empty folder, an invalid table, a patient at two sites, only one class,
@@ -89,14 +93,14 @@ def discover(folder: Path, data: DataSection, sites: int | None = None) -> list[
     if sites is not None and sites < 1:
         raise DataError("--sites: must be at least 1")
     try:
-        found = _find(folder, data, sites)
+        found = _find(folder, data, sites, every_label)
     except OSError as error:
         # The failing path may contain a patient's name, so the message names only the data folder.
         raise DataError(f"{folder}: something in it cannot be read: {error.strerror}; check permissions") from None
     return sorted(found, key=lambda source: source.name)
 
 
-def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource]:
+def _find(folder: Path, data: DataSection, sites: int | None, every_label: bool) -> list[SiteSource]:
     root = folder.resolve()
     if not (root / MANIFEST).is_file() and not (root / LABELS).is_file():
         refuse_known_tables(root)
@@ -116,7 +120,7 @@ def _find(folder: Path, data: DataSection, sites: int | None) -> list[SiteSource
                 f"leave --sites out, or put a manifest.csv or labels.csv at the top to make them one pool"
             )
     _refuse_shared_patients(folder, found)
-    _refuse_missing_labels(folder, found, data)
+    _refuse_missing_labels(folder, found, data, every_label)
     return found
 
 
@@ -302,7 +306,7 @@ def _refuse_shared_patients(folder: Path, found: Sequence[SiteSource]) -> None:
                 )
 
 
-def _refuse_missing_labels(folder: Path, found: Sequence[SiteSource], data: DataSection) -> None:
+def _refuse_missing_labels(folder: Path, found: Sequence[SiteSource], data: DataSection, every_label: bool) -> None:
     """Raise `DataError` if labels are given, but not every label of the study: it would train without that class."""
     counts: Counter[int] = Counter()
     others = 0
@@ -314,7 +318,7 @@ def _refuse_missing_labels(folder: Path, found: Sequence[SiteSource], data: Data
             counts.update(label for label in known if label is not None and label >= 0)
             others += known.count(None)
     missing = [name for index, name in enumerate(data.labels) if not counts[index]]
-    if not counts or not missing:
+    if not counts or not missing or (not every_label and len(counts) > 1 and not others):
         return
     if len(counts) == 1 and not others:
         raise DataError(

@@ -176,7 +176,17 @@ def test_a_label_of_the_study_that_nothing_has_is_an_error(tmp_path):
     three = DataSection(image_size=16, labels=("normal", "benign", "cancer"), modality="any")
     rows = [("a.png", "p1", "normal"), ("b.png", "p2", "cancer"), ("c.png", "p3", "benine")]
     manifest(tmp_path, rows, ("file", "patient_id", "label"))
-    with pytest.raises(DataError, match="no image has the label benign of the study; 1 files or rows"):
+    for every_label in (True, False):
+        with pytest.raises(DataError, match="no image has the label benign of the study; 1 files or rows"):
+            discover(tmp_path, three, every_label=every_label)
+
+
+def test_one_hospital_may_lack_a_rare_class_and_a_whole_federation_may_not(tmp_path):
+    three = DataSection(image_size=16, labels=("normal", "rare", "cancer"), modality="any")
+    rows = [("a.png", "p1", "normal"), ("b.png", "p2", "cancer")]
+    manifest(tmp_path, rows, ("file", "patient_id", "label"))
+    assert len(discover(tmp_path, three, 1, every_label=False)) == 1
+    with pytest.raises(DataError, match="no image has the label rare"):
         discover(tmp_path, three)
 
 
