@@ -160,3 +160,27 @@ def test_a_patient_nobody_knows_is_entered_and_the_number_is_asked_to_be_compare
     code, told = run("forget", "p9", "--issuer", "clinic", "--yes", "--site", site)
     assert code == 0 and "compare PatientID with the data" in told
     assert opted_out(site) == {pseudonym(pseudonym_key(site), "p9", *issuer) for issuer in ((), ("clinic",))}
+
+
+def test_ingest_ends_with_what_became_of_the_files_and_fails_if_most_cannot_be_read(site: Path, tmp_path: Path) -> None:
+    data, study = manifest(tmp_path / "data"), tmp_path / "t.toml"
+    lines = (data / "manifest.csv").read_text(encoding="utf-8").splitlines()
+    (data / "cut.png").write_bytes((data / "1.png").read_bytes()[:50])
+    pictures(data, ["extra.png"])
+    (data / "manifest.csv").write_text("\n".join([*lines, "cut.png,p6,north,benign", "extra.png,p7,north,unsure"]))
+    words = ("ingest", data, "--study", study, "--workers", 1, "--site", site)
+    code, told = run(*words)
+    assert code == 0 and "put aside: the file cannot be read as an image" in told
+    assert "left out: rows whose label is not in the study" in told
+    for number in range(20):
+        (data / f"bad{number}.png").write_bytes((data / "1.png").read_bytes()[:50])
+    more = [f"bad{number}.png,q{number},north,benign" for number in range(20)]
+    (data / "manifest.csv").write_text("\n".join([*lines, *more]))
+    with pytest.raises(DataError, match=r"more files could not be read \(20\) than images are used \(12\)"):
+        run(*words)
+    assert open_cohort(site / "cohort").patient_count == 6
+
+
+def test_a_sites_own_folder_is_no_data(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="north: lies inside .*, so its own files would be taken for data"):
+        run("ingest", tmp_path, "--study", tmp_path / "t.toml", "--site", site)

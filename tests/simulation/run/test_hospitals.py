@@ -12,7 +12,7 @@ from wardround.errors import DataError
 from wardround.study.load import load_study
 from wardround.study.ready_studies import ready_study
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
-from wardround_simulation.run.hospitals import Prepared, check_federation
+from wardround_simulation.run.hospitals import Prepared, check_federation, not_used
 
 KEY = b"k" * 32
 NAMES = ("benign", "malignant")
@@ -42,3 +42,16 @@ def test_a_patient_at_two_sites_is_refused_by_the_sites_names(tmp_path: Path) ->
     hospitals = [hospital(tmp_path, name, [0, 1], patients="same") for name in ("north", "west")]
     with pytest.raises(DataError, match="at both north and west"):
         check_federation(load_study(ready_study("lidc")), tmp_path, hospitals)
+
+
+def test_what_is_not_used_is_one_line_with_its_reasons() -> None:
+    def prepared(**counts: dict[str, int]) -> Prepared:
+        quality = SimpleNamespace(images=28, unlabelled=0, **{"quarantined": {}, "remarks": {}, **counts})
+        return Prepared(name="north", folder=Path(), report=SimpleNamespace(quality=quality))
+
+    line = not_used(prepared(quarantined={"unreadable": 3}, remarks={"label_left_out": 14, "few_of_class": 1}))
+    assert line == (
+        "north: 28 images used; 3 put aside: the file cannot be read as an image; 14 left out: rows whose label is not "
+        "in the study"
+    )
+    assert not_used(prepared(remarks={"skipped": 2, "few_of_class": 1})) is None
