@@ -208,7 +208,7 @@ def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps
         low, high = high, high * 2
         if high > 1e4:
             raise StudyError(
-                f"privacy.epsilon: {epsilon:g} at delta {delta:g} over {steps} steps needs more noise than makes sense"
+                f"privacy.epsilon: {epsilon:g} at delta {delta:g} over {steps} steps needs more noise than is useful"
             )
     if cost(low) <= epsilon:
         return low

@@ -56,7 +56,9 @@ def read_request(path: Path) -> EnrolmentRequest:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
         raise UsageError(f"{path}: not an enrolment request: {place} is missing, unknown or wrong") from None
     if key_fingerprint(request.public_key) != request.fingerprint:
-        raise UsageError(f"{path}: its fingerprint is not that of its key: damaged or altered; ask for it again")
+        raise UsageError(
+            f"{path}: its fingerprint does not match its key, so it is damaged or altered; ask for it again"
+        )
     return request
 
 
@@ -68,7 +70,7 @@ def key_fingerprint(public_key: str) -> str:
     """
     words = public_key.split()
     if len(words) not in (2, 3) or words[0] != KEY_KIND or "\n" in public_key.strip():
-        raise UsageError(f"not a public key of the kind {KEY_KIND} in one line")
+        raise UsageError(f"not a public key of type {KEY_KIND} on one line")
     try:
         return sha256_hex(base64.b64decode(words[1], validate=True))
     except (binascii.Error, ValueError):

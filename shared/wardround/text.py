@@ -18,7 +18,7 @@ def epsilon_of(value: Any) -> float:
     """Read an ε from JSON, a number or the string "inf". Raises `ValueError` for a negative number, NaN or text."""
     epsilon = float(number_of_json(value))
     if not epsilon >= 0:
-        raise ValueError("an epsilon is a number of at least 0, or inf")
+        raise ValueError("an epsilon is a number that is not negative, or inf")
     return epsilon
 
 
@@ -69,7 +69,7 @@ def promise(epsilon: float, delta: float) -> list[str]:
     Raises `ValueError` for ε = inf, which is no guarantee.
     """
     if math.isinf(epsilon):
-        raise ValueError("there is no promise to put into words")
+        raise ValueError("there is no guarantee to describe")
     factor = _factor_text(epsilon)
     guess = (math.exp(epsilon) + delta) / (math.exp(epsilon) + 1) if epsilon < 700 else 1.0
     return [

@@ -95,7 +95,7 @@ def test_a_task_of_one_folder_and_one_line_trains_through_the_simulation(place: 
     [
         ("grading.channels=3", "grading.channels: Input should be greater than or equal to 4"),
         ("evaluation.epsilon=1", "evaluation.epsilon: grading releases no figures"),
-        ("model.name=seed-cnn", "model.name: seed-cnn is no network for grading"),
+        ("model.name=seed-cnn", "model.name: seed-cnn is not a network for grading"),
     ],
 )
 def test_its_section_and_rules_are_checked_like_those_of_any_task(place: Path, change: str, message: str) -> None:

@@ -83,4 +83,4 @@ def _day(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
-        raise UsageError(f"--since {text}: write a day as 2026-11-01") from None
+        raise UsageError(f"--since {text}: write the day as YYYY-MM-DD, for example 2026-11-01") from None

@@ -195,7 +195,7 @@ def summary(scores: ArrayLike, labels_N: ArrayLike, patients_N: ArrayLike, unit:
 def _probable(scores_N: ArrayLike, labels_N: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     scores_N, positive_N = checked(scores_N, labels_N)
     if not len(scores_N) or scores_N.min() < 0 or scores_N.max() > 1:
-        raise ValueError("needs at least one probability, all of them between 0 and 1")
+        raise ValueError("needs at least one probability, and each must lie between 0 and 1")
     return scores_N, positive_N
 
 

@@ -73,4 +73,4 @@ def refuse_batch_statistics(network: nn.Module) -> None:
         running = any(name.startswith("running_") for name, _ in layer.named_buffers(recurse=False))
         if running or isinstance(layer, _BatchNorm):
             kind = type(layer).__name__
-            raise ModelError(f"{path or 'the network'}: {kind} keeps statistics of patients; use GroupNorm")
+            raise ModelError(f"{path or 'the network'}: {kind} stores statistics of patients; use GroupNorm")

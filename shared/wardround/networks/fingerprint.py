@@ -92,7 +92,7 @@ def load_strictly(network: nn.Module, tensors: dict[str, Tensor], metadata: dict
     network.load_state_dict(tensors, strict=True)
     written = _written_architecture(metadata)
     if written is not None and written not in possible_architectures(network):
-        raise ModelError(f"{complaint} its names and shapes fit, but it was written for another architecture")
+        raise ModelError(f"{complaint} its names and shapes match, but it was written for a different architecture")
 
 
 def _written_architecture(metadata: dict[str, str]) -> str | None:

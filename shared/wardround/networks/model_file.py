@@ -35,7 +35,7 @@ class ShippedWeights:
         """Raise `ModelError` if the tensors do not match the hash in the file."""
         if tensors_sha256(self.tensors) != self.metadata.get("tensors_sha256"):
             raise ModelError(
-                f"{self.name}: its tensors do not match its own hash, so it was altered or damaged; get it again"
+                f"{self.name}: its tensors do not match its hash, so it was altered or damaged; get it again"
             )
 
 
@@ -70,7 +70,7 @@ def read_model_file(path: Path, expected_sha256: str | None) -> tuple[dict[str, 
     try:
         content = path.read_bytes()
         if expected_sha256 and hashlib.sha256(content).hexdigest() != expected_sha256:
-            raise ModelError(f"{path}: changed since the study was read; start again with the file you mean")
+            raise ModelError(f"{path}: was changed after the study was read; start again with the intended file")
         tensors = load(content)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model file") from None

@@ -30,7 +30,7 @@ def exchanged_names(network: nn.Module, trainable: str) -> tuple[str, ...]:
     if trainable == "all":
         return tuple(sorted(names))
     if trainable != "norm+head":
-        raise ModelError(f"model.trainable: {trainable} is none of {', '.join(TRAINABLE)}")
+        raise ModelError(f"model.trainable: {trainable} is not one of {', '.join(TRAINABLE)}")
     norms = {
         f"{path}.{name}"
         for path, layer in network.named_modules()

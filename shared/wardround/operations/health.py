@@ -108,7 +108,7 @@ class HealthService:
         try:
             self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
         except RuntimeError:
-            raise WardroundError(f"health: port {self._port} of 127.0.0.1 is taken; give another one") from None
+            raise WardroundError(f"health: port {self._port} of 127.0.0.1 is taken; choose another one") from None
         self._server.start()
         self._thread.start()
         return self._port
@@ -167,7 +167,7 @@ def asked(folder: Path, timeout_s: float = 5.0) -> Answer:
         port, at = int(content["port"]), float(content["at"])
         checks = tuple(Check(**check) for check in content["checks"])
     except FileNotFoundError:
-        raise WardroundError(f"{folder}: no daemon is at work here, or it has not looked yet") from None
+        raise WardroundError(f"{folder}: no daemon is running here, or it has not run its checks yet") from None
     except (OSError, ValueError, TypeError, KeyError):
         raise WardroundError(f"{folder / HEALTH_FILE}: cannot be read; start the daemon again") from None
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.enable_http_proxy", 0),)) as channel:

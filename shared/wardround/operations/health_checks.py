@@ -66,10 +66,10 @@ def files_closed(folder: Path, names: Iterable[str]) -> Check:
     """Check that the folder (0700) and its secrets (0600) are accessible to their owner only."""
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        return fault("files", f"{', '.join(missing)} missing", "put them back from a backup; nothing else can")
+        return fault("files", f"{', '.join(missing)} missing", "put them back from a backup; they cannot be made again")
     found = [path.relative_to(folder).as_posix() for path in too_open(folder, *(folder / name for name in names))]
     if found:
-        return fault("files", f"others may read {', '.join(found)}", f"chmod go= {' '.join(found)} in {folder}")
+        return fault("files", f"other users can read {', '.join(found)}", f"chmod go= {' '.join(found)} in {folder}")
     return ok("files", "keys are readable by their owner only")
 
 
@@ -102,10 +102,10 @@ def clock() -> Check:
     try:
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024))  # a zeroed struct timex only queries
     except AttributeError:  # not Linux
-        return note("clock", f"{now}; whether it is kept right is unknown here", "compare it with a clock you trust")
+        return note("clock", f"{now}; it is unknown whether it is synchronised", "compare it with a clock you trust")
     if state in (-1, _CLOCK_UNSYNCHRONISED):
-        return note("clock", f"{now}; nothing keeps it right", "switch on NTP: systemd-timesyncd or chrony")
-    return ok("clock", f"{now}, kept right by the system")
+        return note("clock", f"{now}; not synchronised", "switch on NTP: systemd-timesyncd or chrony")
+    return ok("clock", f"{now}, synchronised by the system")
 
 
 def table_of(checks: Iterable[Check]) -> Table:

@@ -97,7 +97,7 @@ def show(
         WardroundError: The folder contains no log.
     """
     if not any(folder.glob("*.log")):
-        raise WardroundError(f"{folder}: holds no log yet; `start` begins one")
+        raise WardroundError(f"{folder}: contains no log yet; `start` creates one")
 
     def say(entry: Entry) -> None:
         print(json_line(entry) if as_json else line_of(entry), flush=follow)

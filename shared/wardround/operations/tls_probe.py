@@ -22,7 +22,7 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"{address}: give HOST:PORT, for instance federation.example.org:9092")
+        raise UsageError(f"{address}: write HOST:PORT, for example federation.example.org:9092")
     return host, int(port)
 
 
@@ -69,9 +69,9 @@ def _connected(address: str, timeout_s: float) -> socket.socket:
     try:
         return socket.create_connection((host, port), timeout=timeout_s)
     except socket.gaierror:
-        raise WardroundError(f"{address}: no such name in the DNS of this machine") from None
+        raise WardroundError(f"{address}: this machine's DNS has no such name") from None
     except TimeoutError:
-        raise WardroundError(f"{address}: no answer within {timeout_s:g} s: a firewall between?") from None
+        raise WardroundError(f"{address}: no answer within {timeout_s:g} s; check the firewalls in between") from None
     except OSError as error:
         raise WardroundError(f"{address}: no connection: {error.strerror}") from None
 
@@ -88,7 +88,7 @@ def _ask_proxy(plain: socket.socket, target: str, proxy: str, ends: float) -> No
     words = answer.split(b"\r\n", 1)[0].split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or words[1] != b"200":
         code = words[1].decode("ascii", "replace") if len(words) > 1 else "nothing"
-        raise WardroundError(f"{proxy}: the proxy does not pass on to {target}: it answered {code}")
+        raise WardroundError(f"{proxy}: the proxy did not connect to {target}: its answer was {code}")
 
 
 def port_is_free(address: str, port: int) -> bool:

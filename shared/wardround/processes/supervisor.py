@@ -78,7 +78,7 @@ class Child:
             _kill_group(self._process.pid, signal.SIGKILL)  # ends the processes that the child had started
             self._pause_s = 0.0 if now - self._started > STEADY_S else self._pause_s
             self._pause_s = min(max(2 * self._pause_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
-            log.warning("%s ended with %s; it starts again in %.0f s", self.name, code, self._pause_s)
+            log.warning("%s exited with %s; it is restarted in %.0f s", self.name, code, self._pause_s)
             self._process, self._next_start, self.restarts = None, now + self._pause_s, self.restarts + 1
         if self._process is None and now >= self._next_start:
             self._start(now)

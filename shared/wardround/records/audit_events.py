@@ -101,7 +101,9 @@ class Event:
             value = getattr(self, field.name)
             optional = field.default is None
             if not (optional and value is None) and not RULES[field.name](value):
-                raise AuditError(f"audit: {self.kind}: {field.name} may not hold this; see the rules of audit_events")
+                raise AuditError(
+                    f"audit: {self.kind}: {field.name} has a value that is not allowed; see audit_events.py"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as it is written: its kind, and the fields that are set."""

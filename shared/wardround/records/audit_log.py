@@ -77,10 +77,12 @@ def read_entries(content: bytes, head: LedgerHead = START) -> Stretch:
         except RecordError as error:
             raise AuditError(str(error)) from None
         if previous != before.sha256:
-            raise AuditError(f"entry {head.entries} was altered: it names another entry before it")
+            raise AuditError(f"entry {head.entries} was altered: it refers to a different previous entry")
         named = (entry.get("count"), entry.get("sha256")) if entry.get("event") == Torn.kind else (0, _hash(b""))
         if named != (len(torn), _hash(torn)):
-            raise AuditError(f"before entry {head.entries} are {len(torn)} bytes that are no entry, against its word")
+            raise AuditError(
+                f"before entry {head.entries} there are {len(torn)} bytes that are not an entry, unreported"
+            )
         entries.append({"number": head.entries, **entry})
         hashes.append(head.sha256)
         torn, unended = b"", not line.endswith(b"\n")
@@ -147,7 +149,7 @@ class AuditLog:
             head, line = _line(head, event, at)
             text += line
         if os.write(descriptor, text) != len(text):
-            raise AuditError(f"{self._path}: could be written in part only; free some space")
+            raise AuditError(f"{self._path}: could be written only in part; free some space")
         os.fsync(descriptor)
         self._appended = head
         self._witness.advance(head)
@@ -225,10 +227,10 @@ def _checked(path: Path, content: bytes, seen: LedgerHead) -> Stretch:
         raise AuditError(f"{path}: {error}; {RESTORE}") from None
     if found.head.entries < seen.entries:
         raise AuditError(
-            f"{path}: ends at entry {found.head.entries}, its .head file has seen {seen.entries}; {RESTORE}"
+            f"{path}: ends at entry {found.head.entries}, but its .head file records {seen.entries}; {RESTORE}"
         )
     if seen.entries and found.hashes[seen.entries - 1] != seen.sha256:
         raise AuditError(
-            f"{path}: another history: its .head file has seen {seen.entries}, and that one is not here; {RESTORE}"
+            f"{path}: a different history: its .head file records entry {seen.entries}, which is not here; {RESTORE}"
         )
     return found

@@ -51,7 +51,7 @@ def walked(rows: Iterable[Row], head: LedgerHead) -> Iterator[tuple[LedgerHead, 
             raise RecordError(f"entry {head.entries + 1} is missing: entry {number} follows entry {head.entries}")
         after = linked(head, body)
         if after.sha256 != sha256:
-            raise RecordError(f"entry {number} was altered: it does not have the hash it was written with")
+            raise RecordError(f"entry {number} was altered: its hash differs from the one it was written with")
         head = after
         yield head, json.loads(body)
 

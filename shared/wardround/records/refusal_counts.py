@@ -128,8 +128,8 @@ class RefusalFile:
             raise AuditError(f"{self._path}: cannot be read: {cause(error)}") from None
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise AuditError(
-                f"{self._path}: damaged; remove it: the log is not affected, but refusals of that day which were only "
-                "counted are lost"
+                f"{self._path}: damaged; move it to another folder: the log is not affected, but the refusals of that "
+                "day that were only counted are missing from it"
             ) from None
 
 

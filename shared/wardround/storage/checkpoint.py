@@ -64,11 +64,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, OverflowError, AttributeError):
-        raise ModelError(f"{path}: damaged, or not a safetensors file; use a copy that is whole") from None
+        raise ModelError(f"{path}: damaged, or not a safetensors file; use an intact copy") from None
     if metadata.get("format") != FORMAT or "manifest" not in metadata:
         raise ModelError(f"{path}: not written by this program (format {FORMAT}), or its header is damaged")
     if _digest(metadata["manifest"], tensors) != metadata.get("sha256"):
-        raise ModelError(f"{path}: damaged or altered: its content does not have the hash it was written with")
+        raise ModelError(f"{path}: damaged or altered: its hash differs from the one it was written with")
     return tensors, json.loads(metadata["manifest"])
 
 

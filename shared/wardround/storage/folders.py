@@ -27,7 +27,7 @@ def own_folder(folder: Path, mark: str) -> None:
         if (folder / mark).exists():
             return
         if any(not path.name.startswith(f".{mark}") for path in folder.iterdir()):
-            raise UsageError(f"{folder}: holds other things; choose a new or an empty folder")
+            raise UsageError(f"{folder}: contains other files; choose a new or an empty folder")
         folder.chmod(OWNERS_FOLDER)
     except OSError as error:
         raise unwritable(folder, error) from None

@@ -55,12 +55,12 @@ class _Study(Section):
     def _network_and_sections_fit_the_task(self) -> _Study:
         task, name = self.study.task, self.model.name
         if registry.networks_of_tasks()[name] != task:
-            raise ValueError(f"model.name: {name} is no network for {task}")
+            raise ValueError(f"model.name: {name} is not a network for {task}")
         for of_task, section in _task_sections().items():
             given = getattr(self, of_task)
             if of_task != task:
                 if given is not None:
-                    raise ValueError(f"{of_task}: this section is for study.task = {of_task!r} only")
+                    raise ValueError(f"{of_task}: this section is allowed only with study.task = {of_task!r}")
             elif given is None:
                 object.__setattr__(self, of_task, section())
         return self
@@ -160,7 +160,7 @@ def parse_study(content: dict[str, Any], source: str = "study") -> Study:
     Raises `StudyError` with one printable line, which suggests the nearest spelling for an unknown key.
     """
     if not isinstance(content, dict):
-        raise StudyError(f"{source}: is no study: it has no sections")
+        raise StudyError(f"{source}: is not a study: it has no sections")
     try:
         return Study.model_validate(_numbers(content))
     except ValidationError as error:
@@ -172,7 +172,7 @@ def study_from_json(text: str, source: str = "study") -> Study:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # not JSON, a number with thousands of digits, or deep nesting
-        raise StudyError(f"{source}: not JSON that can be read: {error}") from None
+        raise StudyError(f"{source}: not valid JSON: {error}") from None
     return parse_study(content, source)
 
 
@@ -196,7 +196,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     section, dot, field = key.strip().partition(".")
     if not separator or not dot or not field:
-        raise StudyError(f"--set {override}: write section.key=value, for instance privacy.epsilon=3")
+        raise StudyError(f"--set {override}: write section.key=value, for example privacy.epsilon=3")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except (ValueError, RecursionError):

@@ -200,7 +200,7 @@ class PrivacySection(Section):
         if math.isfinite(self.epsilon) and not math.isfinite(self.max_grad_norm):
             raise ValueError("max_grad_norm: a finite epsilon needs a finite clipping norm")
         if self.delta * self.nominal_patients > 1:
-            raise ValueError("delta: must be below 1 / nominal_patients, or it promises nothing")
+            raise ValueError("delta: must be below 1 / nominal_patients, otherwise it guarantees nothing")
         return self
 
 

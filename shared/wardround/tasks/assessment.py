@@ -131,11 +131,11 @@ class ScoredSet:
         if self.setting not in SETTINGS:
             raise ValueError(f"unknown setting {self.setting!r}; known: {', '.join(SETTINGS)}")
         if (self.setting == "alone") != (self.site is not None):
-            raise ValueError("a site is given for the setting 'alone', and for no other")
+            raise ValueError("a site is given only for the setting 'alone'")
         if not np.isfinite(self.scores_N).all():
             raise ValueError("a score is not a finite number")
         if len(self.labels_N) and int(np.min(self.labels_N)) < 0:
-            raise ValueError("an image without a label cannot be tested on")
+            raise ValueError("an image without a label cannot be used for testing")
 
 
 @dataclass(frozen=True, kw_only=True)

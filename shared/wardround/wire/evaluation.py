@@ -65,7 +65,7 @@ def pack_release(question: Broadcast, release: ScoreRelease) -> Packet:
     """Build the packet of a site's noised counts. Raises `WireError` if they are not int64 (2, B)."""
     counts_2B = release.counts_2B
     if counts_2B.dtype != np.int64 or counts_2B.ndim != 2 or len(counts_2B) != 2:
-        raise WireError("shape", "a release holds int64 counts of two labels")
+        raise WireError("shape", "a release contains int64 counts of two labels")
     data = counts_2B.astype("<i8", copy=False).tobytes()
     header = _header(question, release.per_site) | pack_ledger(release.head, release.recent)
     return Packet(header=header, tensors={COUNTS: Tensor("int64", counts_2B.shape, data)})
@@ -80,35 +80,35 @@ def unpack_release(packet: Packet, question: Broadcast, bins: int) -> tuple[Scor
     if packet.header.get("kind") == "answer":
         weights, code = unpack_answer(packet, question)
         if weights is not None:
-            raise WireError("header", "weights came where counts were asked for")
+            raise WireError("header", "weights were sent instead of counts")
         return None, code
     per_site = packet.header.get("per_site")
     expected = _header(question, per_site == 1)
     if packet.header.get("protocol") != PROTOCOL_VERSION:
-        raise WireError("protocol", f"the peer does not speak protocol {PROTOCOL_VERSION}")
+        raise WireError("protocol", f"the peer does not use protocol {PROTOCOL_VERSION}")
     if set(packet.header) != {*expected, *LEDGER_KEYS} or type(per_site) is not int or per_site not in (0, 1):
         raise WireError("header", "the message is not a well-formed release of counts")
     if packet.header["kind"] != expected["kind"]:
         raise WireError("header", "the message is not a release of counts")
     if any(packet.header[name] != value for name, value in expected.items()):
-        raise WireError("stale", "the counts belong to another study, run or question")
+        raise WireError("stale", "the counts belong to a different study, run or request")
     head, recent = unpack_ledger(packet.header)
     return ScoreRelease(counts_2B=_counts(packet, bins), per_site=per_site == 1, head=head, recent=recent), None
 
 
 def _counts(packet: Packet, bins: int) -> np.ndarray:
     if set(packet.tensors) != {COUNTS}:
-        raise WireError("names", "a release holds one tensor, the counts")
+        raise WireError("names", "a release contains one tensor, the counts")
     dtype, shape, data = packet.tensors[COUNTS]
     if dtype != "int64":
         raise WireError("dtype", "the counts are not int64")
     if tuple(shape) != (2, bins) or any(type(size) is not int for size in shape):
         raise WireError("shape", f"the counts are not of two labels and the study's {bins} bins")
     if len(data) != 8 * 2 * bins:
-        raise WireError("size", "the counts have not the bytes their shape asks for")
+        raise WireError("size", "the counts have a number of bytes that does not match their shape")
     counts_2B = np.frombuffer(data, dtype="<i8").reshape(2, bins)
     if (counts_2B > MAX_COUNT).any() or (counts_2B < -MAX_COUNT).any():
-        raise WireError("range", f"a count is beyond {MAX_COUNT}")
+        raise WireError("range", f"a count is larger than {MAX_COUNT}")
     return counts_2B
 
 

@@ -177,7 +177,7 @@ def pack_refusal(broadcast: Broadcast | None, code: str) -> Packet:
     `broadcast` is None if the broadcast itself could not be read. Raises `WireError` "code" for an invalid code.
     """
     if not _CODE.fullmatch(code):
-        raise WireError("code", "a refusal's code holds lower-case letters, digits and _:.- only")
+        raise WireError("code", "a refusal's code may contain only lower-case letters, digits and _:.-")
     nothing = {"study_sha256": "", "run_id": "", "round": 0}
     identity: Mapping[str, Any] = _identity(broadcast) if broadcast else nothing
     header = {"protocol": PROTOCOL_VERSION, "kind": "answer", **identity, "code": code}
@@ -199,11 +199,11 @@ def unpack_answer(packet: Packet, broadcast: Broadcast) -> tuple[Answer | None, 
             raise WireError("code", "a refusal carries a code of lower-case letters, digits and _:.- and no tensors")
         return None, code
     if any(header[key] != value for key, value in _identity(broadcast).items()):
-        raise WireError("stale", "the answer belongs to another study, run or round")
+        raise WireError("stale", "the reply belongs to a different study, run or round")
     _match_names(packet.tensors, broadcast.weights)
     for name, tensor in packet.tensors.items():
         if tuple(tensor.shape) != broadcast.weights[name].shape:
-            raise WireError("shape", f"tensor {name} has another shape than the one sent out")
+            raise WireError("shape", f"tensor {name} has a different shape than the one sent out")
     head, recent = unpack_ledger(header)
     return Answer(weights=_unpack_tensors(packet.tensors), head=head, recent=recent), None
 
@@ -232,7 +232,7 @@ def check_names_and_shapes(weights: Mapping[str, np.ndarray], reference: Mapping
         if array.dtype != np.float32:
             raise WireError("dtype", f"tensor {name} is not float32")
         if array.shape != reference[name].shape:
-            raise WireError("shape", f"tensor {name} has another shape than the one sent out")
+            raise WireError("shape", f"tensor {name} has a different shape than the one sent out")
 
 
 def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], max_norm: float) -> float:
@@ -251,7 +251,7 @@ def check_update(weights: Mapping[str, np.ndarray], reference: Mapping[str, np.n
             change -= before[start : start + _CHUNK]
             total += float(change @ change)
         if not math.isfinite(total):
-            raise WireError("not-finite", f"tensor {name} holds NaN or infinity")
+            raise WireError("not-finite", f"tensor {name} contains NaN or infinity")
     norm = math.sqrt(total)
     if norm > max_norm:
         raise WireError("norm", f"the update's norm {norm:.3g} is above the study's max_update_norm {max_norm:.3g}")
@@ -292,20 +292,20 @@ def _pack_tensors(weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         if array.dtype != np.float32:
             raise WireError("dtype", f"tensor {name} is not float32")
         if not np.isfinite(array).all():
-            raise WireError("not-finite", f"tensor {name} holds NaN or infinity")
+            raise WireError("not-finite", f"tensor {name} contains NaN or infinity")
         tensors[name] = Tensor("float32", tuple(array.shape), array.astype("<f4", copy=False).tobytes())
     return tensors
 
 
 def _unpack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     if not tensors:
-        raise WireError("names", "no tensor came")
+        raise WireError("names", "no tensor was sent")
     if len(tensors) > MAX_TENSORS:
-        raise WireError("size", f"more than {MAX_TENSORS} tensors came")
+        raise WireError("size", f"more than {MAX_TENSORS} tensors were sent")
     weights, total = {}, 0
     for name in sorted(tensors):
         if not isinstance(name, str) or not _TENSOR_NAME.fullmatch(name):
-            raise WireError("names", "a tensor has a name of other characters than letters, digits and _./-")
+            raise WireError("names", "a tensor's name may contain only letters, digits and _./-")
         dtype, shape, data = tensors[name]
         if dtype != "float32":
             raise WireError("dtype", f"tensor {name} is not float32")
@@ -313,10 +313,13 @@ def _unpack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
             raise WireError("shape", f"tensor {name} has an impossible shape")
         total += len(data)
         if len(data) != 4 * math.prod(shape) or total > MAX_PAYLOAD_BYTES:
-            raise WireError("size", f"tensor {name} has not the bytes its shape asks for, or all are too many")
+            raise WireError(
+                "size",
+                f"tensor {name} does not have the bytes of its shape, or all tensors together are too large",
+            )
         array = np.frombuffer(data, dtype="<f4").reshape(shape)
         if not _all_finite(array):
-            raise WireError("not-finite", f"tensor {name} holds NaN or infinity")
+            raise WireError("not-finite", f"tensor {name} contains NaN or infinity")
         weights[name] = array
     return weights
 
@@ -328,7 +331,7 @@ def _all_finite(array: np.ndarray) -> bool:
 
 def _match_names(names: Iterable[str], expected: Iterable[str]) -> None:
     if set(names) != set(expected):
-        raise WireError("names", "the tensors' names are not those that were sent out")
+        raise WireError("names", "the tensors' names differ from those that were sent out")
 
 
 def _checked_header(header: Mapping[str, str | int], kind: str, keys: tuple[str, ...]) -> dict[str, str | int]:
@@ -336,7 +339,7 @@ def _checked_header(header: Mapping[str, str | int], kind: str, keys: tuple[str,
     if version != PROTOCOL_VERSION:
         shown = version if type(version) is int else "none"
         advice = "the older one must upgrade"
-        raise WireError("protocol", f"the peer speaks protocol {shown}, this side {PROTOCOL_VERSION}; {advice}")
+        raise WireError("protocol", f"the peer uses protocol {shown}, this side {PROTOCOL_VERSION}; {advice}")
     if header.get("kind") != kind or set(header) != set(keys):
         raise WireError("header", f"the message is not a well-formed {kind}")
     return dict(header)
@@ -352,5 +355,5 @@ def _matching(header: Mapping[str, str | int], key: str, pattern: re.Pattern[str
 def _number(header: Mapping[str, str | int], key: str, largest: int) -> int:
     value = header[key]
     if type(value) is not int or not 1 <= value <= largest:
-        raise WireError("header", f"{key} is not a number from 1 up")
+        raise WireError("header", f"{key} is not a number of at least 1")
     return value

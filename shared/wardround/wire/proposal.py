@@ -41,15 +41,17 @@ def unpack_proposal(content: Mapping[str, Mapping]) -> Study:
     record = _record(content, "proposal", {"protocol", "study_sha256", "study"})
     text = record["study"]
     if not isinstance(text, str) or len(text.encode("utf-8", "replace")) > MAX_STUDY_BYTES:
-        raise WireError("size", f"a proposed study has more than {MAX_STUDY_BYTES} bytes, or is no text")
+        raise WireError("size", f"a proposed study has more than {MAX_STUDY_BYTES} bytes, or is not text")
     try:
         study = study_from_json(text, source="the proposal")
     except StudyError as error:
-        raise WireError("study", f"the proposal is not a study that this version knows: {error}") from None
+        raise WireError("study", f"this version does not support the proposed study: {error}") from None
     except (RecursionError, ValueError):
-        raise WireError("study", "the proposal is not JSON that can be read") from None
+        raise WireError("study", "the proposal is not valid JSON") from None
     if study.model.init not in ("phantom", "random"):
-        raise WireError("file", "the study starts from a model file; such a study comes by other means, with its file")
+        raise WireError(
+            "file", "the study starts from a model file, so it cannot be proposed; send it with its file by other means"
+        )
     if study.sha256() != record["study_sha256"]:
         raise WireError("hash", "the proposed study does not have the hash that it claims")
     return study
@@ -68,10 +70,10 @@ def unpack_state(content: Mapping[str, Mapping], study_sha256: str) -> State:
     """
     record = _record(content, "decision", {"protocol", "study_sha256", "state"})
     if record["study_sha256"] != study_sha256:
-        raise WireError("stale", "the decision is about another study")
+        raise WireError("stale", "the decision belongs to a different study")
     state = record["state"]
     if state not in get_args(State):
-        raise WireError("state", "the decision is not one that this version knows")
+        raise WireError("state", "this version does not support the decision")
     return state
 
 
@@ -80,7 +82,7 @@ def _record(content: Mapping[str, Mapping], name: str, keys: set[str]) -> dict:
         raise WireError("header", f"the message does not have the parts of a {name}")
     record = dict(content[name])
     if record.get("protocol") != PROTOCOL_VERSION:
-        raise WireError("protocol", f"the peer does not speak protocol {PROTOCOL_VERSION}")
+        raise WireError("protocol", f"the peer does not use protocol {PROTOCOL_VERSION}")
     if set(record) != keys:
         raise WireError("header", f"the message is not a well-formed {name}")
     return record

@@ -57,7 +57,7 @@ def test_a_backup_restored_is_the_same_folder_without_its_logs(server: Path, tmp
     assert (made.files, made.size_bytes) == (done.files, done.size_bytes) and done.files == len(after)
     assert whole(tmp_path / "new")
     everything = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
-    assert [path for path in everything if path.stat().st_mode & 0o077] == [], "others may read what was restored"
+    assert [path for path in everything if path.stat().st_mode & 0o077] == [], "other users can read what was restored"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "fed", "new"]
 
 

@@ -106,7 +106,7 @@ def test_an_older_copy_and_another_history_are_noticed_by_the_witness(tmp_path: 
     assert whole.startswith(old), "the same events at the same time are the same chain"
     path.write_bytes(old)
     for touch in (lambda: verified(path), lambda: AuditLog(path).append(PatientForgotten(count=9))):
-        with pytest.raises(AuditError, match=r"ends at entry 3, its .head file has seen 5"):
+        with pytest.raises(AuditError, match=r"ends at entry 3, its .head file records 5"):
             touch()
     path.write_bytes(whole)
     path.unlink()
@@ -247,7 +247,7 @@ def test_an_append_behind_another_history_of_the_same_length_fails(tmp_path: Pat
     for number in range(50, 57):
         other.append(PatientForgotten(count=number))
     path.write_bytes((tmp_path / "other" / "audit.jsonl").read_bytes())
-    with pytest.raises(AuditError, match="another history: its .head file has seen 5"):
+    with pytest.raises(AuditError, match="a different history: its .head file records 5"):
         AuditLog(path).append(PatientForgotten(count=9))
 
 
@@ -386,7 +386,7 @@ def test_damaged_counts_are_named_in_one_line_and_the_log_is_whole(tmp_path: Pat
     refuse(path, IN_FULL + 5)
     for content in (b"", b"{", b"[]", b'{"day":"2026-09-21","counts":[["a"]]}', b"\xff"):
         (tmp_path / "audit.refused").write_bytes(content)
-        with pytest.raises(AuditError, match=r"audit\.refused: damaged; remove it") as error:
+        with pytest.raises(AuditError, match=r"audit\.refused: damaged; move it") as error:
             refuse(path, 1)
         assert "\n" not in str(error.value)
     (tmp_path / "audit.refused").unlink()

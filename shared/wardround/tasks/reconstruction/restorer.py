@@ -179,7 +179,9 @@ def load_phantom_restorer(degradation: Kind | None, path: str | None = None) -> 
             None.
     """
     if degradation is None:
-        raise ModelError("model.init: the phantom weights of a restorer are for one degradation; the study names none")
+        raise ModelError(
+            "model.init: the phantom weights of a restorer belong to one degradation, but the study names none"
+        )
     shipped = f"phantom_restorer_{degradation.replace('-', '_')}.safetensors"
     stored = read_shipped("wardround.tasks.reconstruction", shipped, path)
     tensors, name = stored.tensors, stored.name
@@ -187,7 +189,7 @@ def load_phantom_restorer(degradation: Kind | None, path: str | None = None) -> 
     if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in restorer.state_dict().items()}:
         raise ModelError(f"{name}: not a restorer of this version (names or shapes differ); pretrain again")
     if stored.metadata.get("degradation") != degradation:
-        raise ModelError(f"{name}: was trained for another degradation than {degradation}")
+        raise ModelError(f"{name}: was trained for a different degradation, not for {degradation}")
     stored.check_hash()
     restorer.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True)
     return restorer

@@ -48,7 +48,7 @@ def section_of(study: Study) -> ReconstructionSection:
     """Return the study's `[reconstruction]`. Raises `TypeError` for a study of another task."""
     section = study.task_section
     if not isinstance(section, ReconstructionSection):
-        raise TypeError(f"{study.study.name} is no study of reconstruction")
+        raise TypeError(f"{study.study.name} is not a reconstruction study")
     return section
 
 
@@ -64,7 +64,7 @@ def check(study: Study) -> None:
     if study.evaluation.epsilon > 0 and study.evaluation.logit_scale > 0.5:
         raise ValueError("evaluation.logit_scale: the accept test counts gains in dB; use 0.1, or at most 0.5")
     if study.training.augmentation == "light":
-        raise ValueError("training.augmentation: light would blur what is to be restored; use none or flips")
+        raise ValueError("training.augmentation: light would blur the image that is to be restored; use none or flips")
 
 
 def learns(study: Study, labels: str) -> str:

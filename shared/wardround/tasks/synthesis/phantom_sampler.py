@@ -87,7 +87,7 @@ class PhantomSampler(nn.Module):
             ModelError: If `trainable` is not `head`.
         """
         if trainable != "head":
-            raise ModelError(f"model.trainable: phantom-sampler has heads only; use 'head', not '{trainable}'")
+            raise ModelError(f"model.trainable: phantom-sampler has only heads; use 'head', not '{trainable}'")
         return ("head.label.bias", "head.label.weight", "head.realness.weight")
 
     def mean_of_kept(self) -> Tensor:
@@ -105,7 +105,9 @@ def phantom_sampler(labels: tuple[str, ...], path: str | None = None) -> Phantom
         ModelError: If there are not two labels, or the file is missing, altered or of the wrong shape.
     """
     if len(labels) != LABELS:
-        raise ModelError(f"data.labels: phantom-sampler needs {LABELS} labels, for phantoms are benign or malignant")
+        raise ModelError(
+            f"data.labels: phantom-sampler needs {LABELS} labels, because phantoms are benign or malignant"
+        )
     stored = read_shipped("wardround.tasks.synthesis", SHIPPED_FILE, path)
     stored.check_hash()
     bank = stored.tensors.get(FEATURES)

@@ -36,7 +36,7 @@ def section_of(study: Study) -> SynthesisSection:
     """Return the study's `[synthesis]`. Raises `TypeError` for a study of another task."""
     section = study.task_section
     if not isinstance(section, SynthesisSection):
-        raise TypeError(f"{study.study.name} is no study of synthesis")
+        raise TypeError(f"{study.study.name} is not a synthesis study")
     return section
 
 

@@ -84,11 +84,20 @@ def _without_copies(root: Path, folders: Sequence[Path]) -> tuple[list[Path], in
     for folder in folders:
         beside = {other.name.casefold() for other in folders if other != folder}
         within = {inner.name.casefold() for inner in subfolders(folder)}
-        if beside and (folder.name.casefold() == root.name.casefold() or len(beside) > 1) and beside <= within:
+        if beside and beside <= within and _repeats(folder, root):
             copied += len(list_files(folder).files)
         else:
             kept.append(folder)
     return kept, copied
+
+
+def _repeats(folder: Path, root: Path) -> bool:
+    """Whether every image of a folder is at the same place in its parent too, as large."""
+    listing = list_files(folder).files
+    twins = [root / path.relative_to(folder.resolve()) for path in listing]
+    return bool(listing) and all(
+        twin.is_file() and twin.stat().st_size == path.stat().st_size for path, twin in zip(listing, twins, strict=True)
+    )
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

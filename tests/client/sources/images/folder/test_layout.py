@@ -209,6 +209,10 @@ def test_the_parts_of_a_split_are_no_hospitals_and_a_copy_inside_is_left_out(tmp
                 picture(folder / part / label / f"{part}.png", 2 * number + (label == "NORMAL"))
     sites = discover(root, DATA, 2)
     assert len(sites) == 2 and sum(len(source.files) for source in sites) == 6
+    picture(root / "chest_xray/train/NORMAL/only here.png", 77)
+    with pytest.raises(DataError):
+        discover(root, DATA, 2)  # no copy, so it is unclear what it is
+    (root / "chest_xray/train/NORMAL/only here.png").unlink()
     text = " ".join(sites[0].assumptions)
     assert "the folders test and train and val are taken as one pool" in text and "(6 files)" in text
 
