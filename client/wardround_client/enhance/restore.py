@@ -39,11 +39,10 @@ from wardround_client.enhance.files import (
 from wardround_client.sources.images.decoding.crop import luminance, to_grey
 from wardround_client.sources.images.decoding.dicom_pixels import frame_count, read_frame
 from wardround_client.sources.images.decoding.pictures import read_picture, scan_picture
-from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files
+from wardround_client.sources.images.folder.files import DICOM, PICTURE, RESTORED, file_kind, list_files
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import UnfitImage
 
-MARK = ".restored"
 SHORTENED = (".dcm", ".png", ".jpg", ".jpeg", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp")  # left out of a name
 MULTIPLE_PX = 8
 LARGEST_SIDE_PX = 4096
@@ -159,7 +158,7 @@ def enhance(
     if not source.exists():
         raise DataError(f"{path_text(source)}: no such file or folder")
     files = [source] if source.is_file() else list_files(source).files
-    files = [path for path in files if MARK not in path.suffixes]
+    files = [path for path in files if RESTORED not in path.suffixes]
     missing_HW = _mask(mask, model, files)
     if out is not None:
         if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
@@ -285,7 +284,7 @@ def _write(
 ) -> Path:
     """Restore an image and write the result. Raises `DataError` if it exists, and `UsageError` if it is unwritable."""
     frame = image.frame
-    target = folder / f"{name if frame is None else f'{name}.{frame}'}{MARK}{'.dcm' if image.dicom else '.png'}"
+    target = folder / f"{name if frame is None else f'{name}.{frame}'}{RESTORED}{'.dcm' if image.dicom else '.png'}"
     restored = restore(model, image.grey_HW, missing_HW)
     try:
         make_folder(folder)

@@ -21,6 +21,7 @@ from wardround.tasks.reconstruction.restorer import Restorer
 from wardround_client.cli.main import app
 from wardround_client.enhance import restore as module
 from wardround_client.enhance.restore import enhance, load_restoring_model, restore
+from wardround_client.sources.images.folder.files import list_files
 
 
 def model_file(folder: Path, **section) -> Path:
@@ -184,7 +185,10 @@ def test_files_of_the_same_name_do_not_take_each_others_place(tmp_path) -> None:
         "series-2/IM2.restored.dcm", "series-2/more/IM1.restored.png", "series-2/more/IM2.restored.dcm",
     ]  # fmt: skip
     assert names_below(data) == sources
+    before = list_files(data).files
     assert len(enhance(data, model).written) == 12  # beside the sources the names do not collide either
+    listing = list_files(data)  # an ingest does not take the results for patients' images
+    assert listing.files == before and listing.skipped == 12
 
 
 def test_results_do_not_go_into_the_folder_that_is_read(tmp_path) -> None:

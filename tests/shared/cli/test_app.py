@@ -1,11 +1,14 @@
 """The common behaviour of the three programs: a stop is reported in one line, and never interrupts an import."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 PROGRAM = """
 import os, signal
@@ -150,3 +153,22 @@ def test_every_text_can_be_printed_in_every_terminal_and_markup_is_text(tmp_path
 def test_an_error_of_the_disk_is_one_line_that_names_the_file(tmp_path, name, message):
     done = printed(tmp_path, "write", name)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", f"try-this: {message}\n".encode())
+
+
+def markup_in(path: Path) -> list[str]:
+    """The places of a file where Rich would read a path as markup."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            literal = any(word.arg == "markup" and ast.unparse(word.value) == "False" for word in node.keywords)
+            if node.func.id in ("Console", "TextColumn") and not literal:
+                found.append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def test_no_console_and_no_bar_reads_a_path_as_markup(tmp_path):
+    packages = ("shared/wardround", "client/wardround_client", "server/wardround_server", "simulation")
+    files = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    assert len(files) > 100 and [place for path in files for place in markup_in(path)] == []
+    (tmp_path / "x.py").write_text("Console().print(path)\n", encoding="utf-8")
+    assert markup_in(tmp_path / "x.py")

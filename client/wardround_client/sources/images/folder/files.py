@@ -21,6 +21,7 @@ STORAGE_FOLDERS = frozenset(
     | {"#recently-snapshot", "@snapshot", "@sharesnap", "aquota.group", "windowsimagebackup"}
 )
 TABLES = frozenset({"manifest.csv", "labels.csv"})
+RESTORED = ".restored"  # in the name of what `enhance` computed, which is no patient's image
 PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8") + (
     b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # JPEG 2000, with and without boxes
 )  # fmt: skip
@@ -41,7 +42,7 @@ class Listing:
     """The files of a folder that may be images, sorted by path, and what was passed over."""
 
     files: list[Path] = field(repr=False)
-    skipped: int = 0  # texts, tables, hidden files, and what network storage adds
+    skipped: int = 0  # texts, tables, hidden files, and what network storage and `enhance` add
     broken_links: int = 0
 
 
@@ -85,8 +86,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a file or folder is hidden, or is one that network storage and systems add by themselves."""
-    return name.startswith((".", "__MACOSX")) or name.casefold() in STORAGE_FOLDERS
+    """Whether a file or folder is hidden, or was added by network storage, by the system or by `enhance`."""
+    return (
+        name.startswith((".", "__MACOSX"))
+        or name.casefold() in STORAGE_FOLDERS
+        or name.endswith((f"{RESTORED}.png", f"{RESTORED}.dcm"))
+    )
 
 
 def file_kind(path: Path) -> str:
