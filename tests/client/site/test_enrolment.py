@@ -196,12 +196,12 @@ def test_the_first_site_toml_shows_every_key_that_there_is(site: Path) -> None:
     ("words", "line"),
     [
         (["init"], "--server, --name, --ca missing"),
-        (["init", "--server", "a", "--name", "n", "--ca", "ca.crt"], "give HOST:PORT"),
-        (["init", "--server", "a:0", "--name", "n", "--ca", "ca.crt"], "give HOST:PORT"),
+        (["init", "--server", "a", "--name", "n", "--ca", "ca.crt"], "write HOST:PORT"),
+        (["init", "--server", "a:0", "--name", "n", "--ca", "ca.crt"], "write HOST:PORT"),
         (["init", "--server", "a:1", "--name", "n/m", "--ca", "ca.crt"], "up to 63 letters"),
         (["init", "--server", "a:1", "--name", "n", "--ca", "none.crt"], "none.crt: does not exist"),
         (["init", "--server", "a:1", "--name", "n", "--ca", "bad.crt"], "does not contain exactly one certificate"),
-        (["init", "--site", "full", "--server", "a:1", "--name", "n", "--ca", "ca.crt"], "holds other things"),
+        (["init", "--site", "full", "--server", "a:1", "--name", "n", "--ca", "ca.crt"], "contains other files"),
         (["doctor"], "site.toml: cannot be read"),
         (["ingest", ".", "--study", "x"], "site.toml: cannot be read"),
         (["forget", "p"], "site.toml: cannot be read"),
@@ -287,7 +287,7 @@ def test_a_proxy_is_asked_to_pass_the_handshake_on(federation: Path) -> None:
         assert presented_certificate("localhost:9092", ca, f"127.0.0.1:{proxy}", 5)
         assert asked == [b"CONNECT localhost:9092 HTTP/1.1"]
     refusing = proxy_to(0, asked, b"403 Forbidden")
-    with listening(refusing) as proxy, pytest.raises(WardroundError, match="does not pass on .* answered 403"):
+    with listening(refusing) as proxy, pytest.raises(WardroundError, match="did not connect to .* answer was 403"):
         presented_certificate("localhost:9092", ca, f"127.0.0.1:{proxy}", 5)
 
 

@@ -523,7 +523,7 @@ def test_status_says_what_is_there_and_a_fault_hides_nothing_else(site: Path) ->
     page = json.loads(CliRunner().invoke(app, ["status", "--site", str(site), "--json"]).output)
     assert page["site"] == "north" and page["studies"]["known"][0]["state"] == "approved"
     assert page["budget"]["left"]["epsilon"] == 8.0 and page["last_release"] == {"entry": None}
-    assert page["certificates"] == {"ca": "no federation yet"} and "no daemon is at work" in page["daemon"]["fault"]
+    assert page["certificates"] == {"ca": "no federation yet"} and "no daemon is running" in page["daemon"]["fault"]
     assert page["objections"] == {"patients": 0} and "cohort" in page["cohort"]["fault"]
     (site / "opt_out.txt").write_text("ab\ncd\n")
     (site / "audit.jsonl").write_bytes((site / "audit.jsonl").read_bytes().replace(b"Marie", b"Maria"))

@@ -229,7 +229,7 @@ def test_what_was_lost_is_asked_back_and_not_made_anew(tmp_path: Path, lost: str
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UsageError, match="holds other things"):
+    with pytest.raises(UsageError, match="contains other files"):
         federation(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -452,8 +452,8 @@ def not_on_the_curve() -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"public_key": public_key()}, "its fingerprint is not that of its key"),
-        ({"fingerprint": "0" * 64}, "its fingerprint is not that of its key"),
+        ({"public_key": public_key()}, "its fingerprint does not match its key"),
+        ({"fingerprint": "0" * 64}, "its fingerprint does not match its key"),
         ({"name": "../north"}, "name is missing, unknown or wrong"),
         ({"name": "a\nb"}, "name is missing, unknown or wrong"),
         ({"extra": 1}, "extra is missing, unknown or wrong"),

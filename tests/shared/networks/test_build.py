@@ -295,7 +295,7 @@ def test_a_file_serves_a_study_in_which_another_part_trains(name, tmp_path):
     with torch.no_grad():
         next(iter(trained.discriminator.parameters())).add_(1)  # another frozen part than the one of that hash
     save_file(trained.state_dict(), path, metadata=metadata)
-    with pytest.raises(ModelError, match="another architecture"):
+    with pytest.raises(ModelError, match="a different architecture"):
         build_model(from_file(name, path), GREY, seed=1)
 
 
@@ -314,7 +314,7 @@ def test_statistics_of_a_batch_are_refused_wherever_they_sit(layer):
     network = build_model(scratch("resnet-small"), GREY, seed=0)
     build.refuse_batch_statistics(network)
     network.blocks[2].body[1] = layer
-    with pytest.raises(ModelError, match=r"blocks\.2\.body\.1: .*Norm2d keeps statistics of patients"):
+    with pytest.raises(ModelError, match=r"blocks\.2\.body\.1: .*Norm2d stores statistics of patients"):
         build.refuse_batch_statistics(network)
 
 
@@ -387,7 +387,7 @@ def test_a_file_whose_metadata_name_another_architecture_is_refused(key, tmp_pat
     value = "0" * 64 if key == "architecture_sha256" else json.dumps({"architecture_sha256": "0" * 64})
     path = tmp_path / "other.safetensors"
     save_file(tensors_of(), path, metadata={key: value})
-    with pytest.raises(ModelError, match="written for another architecture"):
+    with pytest.raises(ModelError, match="written for a different architecture"):
         build_model(from_file("resnet-small", path), GREY, seed=0)
 
 
@@ -397,7 +397,7 @@ def test_a_file_that_changed_since_the_study_was_read_is_refused(tmp_path):
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     build_model(from_file("resnet-small", path, sha256), GREY, seed=0)
     save_file(tensors_of() | {"head.bias": torch.ones(1)}, path)
-    with pytest.raises(ModelError, match="changed since the study was read"):
+    with pytest.raises(ModelError, match="changed after the study was read"):
         build_model(from_file("resnet-small", path, sha256), GREY, seed=0)
 
 

@@ -169,7 +169,7 @@ def test_the_command_asks_the_daemon_and_ends_with_1_unless_it_serves(service, s
     assert done.exit_code == 1 and "the share is gone" in done.output and "NOT SERVING" in done.output
     left = (tmp_path / HEALTH_FILE).read_bytes()
     running.stop()
-    with pytest.raises(WardroundError, match="no daemon is at work"):
+    with pytest.raises(WardroundError, match="no daemon is running"):
         asked(tmp_path)
     (tmp_path / HEALTH_FILE).write_bytes(left)  # as a kill leaves it
     with pytest.raises(WardroundError, match="does not answer"):

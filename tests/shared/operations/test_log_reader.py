@@ -183,7 +183,7 @@ def logs_of(server: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_chooses_by_run_and_says_so_where_nothing_is_there(folder: Path, tmp_path: Path) -> None:
     run = server_with_logs(tmp_path)
-    assert "holds no log yet" in logs_of(tmp_path).stderr
+    assert "contains no log yet" in logs_of(tmp_path).stderr
     log_to(folder / "server.log")
     logging.getLogger("test").info("about all")
     assert f"nothing is logged about run {run}" in logs_of(tmp_path, "--run", run).stderr

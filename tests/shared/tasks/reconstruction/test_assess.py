@@ -208,7 +208,7 @@ def test_pre_training_writes_a_file_that_a_study_loads_and_the_same_seed_gives_t
     assert len(first.read_bytes()) < 1_000_000
     loaded = load_phantom_restorer("missing", str(first))
     assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
-    with pytest.raises(ModelError, match="another degradation"):
+    with pytest.raises(ModelError, match="a different degradation"):
         load_phantom_restorer("blur", str(first))
     altered = bytearray(first.read_bytes())
     altered[-2] ^= 1
