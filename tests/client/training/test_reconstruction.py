@@ -221,7 +221,7 @@ def test_a_study_says_in_one_line_what_does_not_fit() -> None:
         study_of(reconstruction__crop_px=64)
     with pytest.raises(StudyError, match="grey"):
         study_of(data__channels="rgb")
-    with pytest.raises(StudyError, match="no network for"):
+    with pytest.raises(StudyError, match="not a network for"):
         study_of(model__name="dcgan")
 
 
