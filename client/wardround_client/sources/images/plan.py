@@ -282,7 +282,7 @@ def _points_outside(
     series: Sequence[Series],
     scanned: Sequence[ScannedFile],
 ) -> list[Finding]:
-    """Return a finding for each row whose point in mm is not near any slice of its series."""
+    """Return a finding for each row whose point in mm is not near any slice of its series, or has no place there."""
     findings = []
     by_subject: dict[str, list[Series]] = defaultdict(list)
     for one in series:
@@ -291,9 +291,8 @@ def _points_outside(
         for row in rows:
             own = by_subject.get(subject, [])
             if row.point_mm is not None and own and all(_nearest(row, one, scanned) is None for one in own):
-                findings.append(
-                    Finding(code="mark_outside", file=own[0].places[0][0], place=f"labels.csv row {row.row}")
-                )
+                code = "mark_outside" if any(one.at_mm is not None for one in own) else "no_position"
+                findings.append(Finding(code=code, file=own[0].places[0][0], place=f"labels.csv row {row.row}"))
     return findings
 
 

@@ -116,8 +116,8 @@ REASONS: dict[str, Reason] = {
     ),
     "no_position": Reason(
         title="The slice has no position",
-        advice="The study reads adjacent slices together. Other slices of the series have ImagePositionPatient and "
-        "ImageOrientationPatient, but this one does not. Export the series again.",
+        advice="ImagePositionPatient or ImageOrientationPatient is missing, so adjacent slices and points in "
+        "millimetres cannot be found. Export the series again.",
     ),
     "slice_gap": Reason(
         title="A neighbouring slice is missing",

@@ -386,6 +386,16 @@ def test_one_slice_without_a_position_does_not_take_the_others(tmp_path, pool):
     assert np.array_equal(values[2, 0], values[1, 1]) and np.array_equal(values[2, 2], values[3, 1])
 
 
+def test_a_point_in_mm_in_a_series_without_positions_is_named_so(tmp_path, pool):
+    """It was called a point outside the image."""
+    write_series(tmp_path / "data", 3)
+    write_dicom(tmp_path / "data/a.dcm", body(9), SeriesInstanceUID="9.9", ImagePositionPatient=None, PatientID="P2")
+    rows = [("1.2.3", 0, 0, 5, "benign"), ("9.9", 0, 0, 5, "malignant")]
+    write_labels(tmp_path / "data", ("SeriesInstanceUID", "coordX", "coordY", "coordZ", "label"), rows)
+    report = run(tmp_path / "data", tmp_path / "out", study(region="marked"), pool)
+    assert report.quality.quarantined == {"no_position": 1}
+
+
 def test_orientations_that_differ_by_rounding_are_one_series(tmp_path, pool):
     """0.005 rounds up or down: the series was split, and a slice's neighbours were two slices away."""
     for index in range(6):
