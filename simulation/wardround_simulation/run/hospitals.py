@@ -76,10 +76,14 @@ def prepare_hospitals(
 def not_used(hospital: Prepared) -> str | None:
     """Return one line about a hospital's files that were put aside or left out, with reasons; None if there are none.
 
-    Files that are no images by their name do not count.
+    Files that are no images by their name, and those without a point where points are marked, do not count.
     """
     quality = hospital.report.quality
-    lines = [f"{count:,} {text}" for code, text, count in not_used_by_reason(quality) if code != "skipped"]
+    lines = [
+        f"{count:,} {text}"
+        for code, text, count in not_used_by_reason(quality)
+        if code not in ("skipped", "not_marked")
+    ]
     return f"{hospital.name}: {quality.images:,} images used; {'; '.join(lines)}" if lines else None
 
 

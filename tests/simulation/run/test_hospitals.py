@@ -54,4 +54,4 @@ def test_what_is_not_used_is_one_line_with_its_reasons() -> None:
         "north: 28 images used; 3 put aside: the file cannot be read as an image; 14 left out: rows whose label is not "
         "in the study"
     )
-    assert not_used(prepared(remarks={"skipped": 2, "few_of_class": 1})) is None
+    assert not_used(prepared(remarks={"skipped": 2, "not_marked": 9, "few_of_class": 1})) is None

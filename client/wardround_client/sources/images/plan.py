@@ -98,6 +98,8 @@ def plan_images(
             ]
     else:
         chosen = _labelled(source.labels, series, scanned, data, key, findings)
+    faults = [scanned[request.file].frames[request.frame].fault for request in chosen]
+    chosen = [replace(request, fault=fault or request.fault) for request, fault in zip(chosen, faults, strict=True)]
     if data.channels == "slices":
         chosen = _with_neighbours(chosen, series, _strays(series, scanned, owners))
     findings.extend(_gaps(series, data))

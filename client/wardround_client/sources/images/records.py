@@ -32,6 +32,7 @@ class Frame:
     position_mm: tuple[float, float, float] | None = None  # centre of the first pixel
     orientation: tuple[float, ...] | None = None  # cosines of a row, then of a column
     spacing_mm: tuple[float, float] | None = None  # between rows, between columns
+    fault: str = ""  # a reason code of this frame alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

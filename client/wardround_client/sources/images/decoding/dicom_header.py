@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,8 +101,9 @@ def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes)
     patient_id, issuer = _patient(header)
     fault = _fault(header, data)
     frames = (Frame(),) if fault in ("no_pixels", "too_large") else _frames(header)
-    if not fault and str(header.get("Modality", "")) in AXIAL_MODALITIES and not all(map(_is_axial, frames)):
-        fault = "not_axial"
+    if not fault and str(header.get("Modality", "")) in AXIAL_MODALITIES:
+        frames = tuple(frame if _is_axial(frame) else replace(frame, fault="not_axial") for frame in frames)
+        fault = "not_axial" if all(frame.fault for frame in frames) else ""
     return ScannedFile(
         content_sha256=content_sha256,
         kind="dicom",

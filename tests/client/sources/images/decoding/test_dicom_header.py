@@ -396,6 +396,21 @@ def test_a_point_in_mm_in_a_series_without_positions_is_named_so(tmp_path, pool)
     assert report.quality.quarantined == {"no_position": 1}
 
 
+def test_one_frame_that_is_not_axial_costs_only_itself(tmp_path, pool):
+    def group(orientation, z):
+        item, plane, position = Dataset(), Dataset(), Dataset()
+        plane.ImageOrientationPatient, position.ImagePositionPatient = orientation, [0.0, 0.0, z]
+        item.PlaneOrientationSequence, item.PlanePositionSequence = [plane], [position]
+        return item
+
+    groups = [group(CORONAL if index == 2 else AXIAL, index * 5.0) for index in range(4)]
+    hu = np.stack([body(index) + index for index in range(4)])
+    tags = {"ImageOrientationPatient": None, "ImagePositionPatient": None, "PerFrameFunctionalGroupsSequence": groups}
+    write_dicom(tmp_path / "data/a.dcm", hu, **tags)
+    report = run(tmp_path / "data", tmp_path / "out", study(), pool)
+    assert report.quality.images == 3 and report.quality.quarantined == {"not_axial": 1}
+
+
 def test_orientations_that_differ_by_rounding_are_one_series(tmp_path, pool):
     """0.005 rounds up or down: the series was split, and a slice's neighbours were two slices away."""
     for index in range(6):
