@@ -62,9 +62,41 @@ def test_a_run_after_one_that_was_stopped_for_good_is_approved_as_well_and_nothi
             return {name: [{"sha256": "a" * 64, "state": s, "runs": n}] for name, (s, n) in known.items()}
 
     here = Answered(folder=tmp_path, data=tmp_path, sites=("one", "two", "new"))
+    for name, folder in (("one", "studies"), ("two", "studies"), ("new", "proposals")):
+        receive(here.site(name) / folder, "a" * 64)
     here.approve("a" * 64, [], RunProgress(Console(), 1, quiet=True))
     words, sites = asked[-1]
     assert words[:5] == ("studies", "approve", "a" * 64, "--runs", 2) and sites == ["two", "new"]
+
+
+def test_the_wait_for_the_proposals_starts_no_program_until_every_site_has_received_the_study(tmp_path) -> None:
+    sha256, asked, names, looks = "a" * 64, [], ("one", "two"), []
+
+    class Slow(RunProgress):
+        def pieces(self, done, total):
+            """Look at the folders several times before the last site receives the study."""
+            looks.append(done)
+            if len(looks) == 3:
+                receive(here.site("two") / "proposals", sha256)
+
+    class Answered(LocalFederation):
+        def _ask_server(self, *words):
+            return [{"study_sha256": sha256}]
+
+        def _ask_sites(self, *words, sites=None):
+            asked.append((words[:2], len(looks)))
+            return {name: [{"sha256": sha256, "state": "proposed", "runs": 0}] for name in names}
+
+    here = Answered(folder=tmp_path, data=tmp_path, sites=names)
+    receive(here.site("one") / "proposals", sha256)
+    here.approve(sha256, [], Slow(Console(), 1, quiet=True))
+    assert looks == [1, 1, 1, 2]
+    assert asked == [(("studies", "list"), 4), (("studies", "approve"), 4)]
+
+
+def receive(folder: Path, sha256: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / f"{sha256}.json").write_text("{}")
 
 
 def of_folder(folder: Path) -> set[int]:
