@@ -15,11 +15,12 @@ from pathlib import Path
 
 from wardround.errors import DataError
 from wardround.storage.disk_errors import cause
+from wardround.storage.text_file import NotTextError, read_text
 
 SEPARATORS = ",;\t|"
 LONGEST_CELL = 100_000  # characters
 SHORTENED = re.compile(r"[+-]?\d+([.,]\d+)?[eE]\+?\d+")  # how a spreadsheet writes a long number
-MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+ZIP_START = b"PK\3\4"  # a workbook is a ZIP file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +88,14 @@ def same_text(text: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            if file.read(4) == ZIP_START:
+                raise DataError(f"{path}: is a spreadsheet, not text; save it as 'CSV UTF-8'")
+        return read_text(path)
+    except NotTextError as error:
+        raise DataError(f"{path}: {error} (in a spreadsheet program: 'CSV UTF-8')") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {cause(error)}") from None
-    mark = MARKS.get(content[:2])
-    if mark is not None or content[:4] == b"PK\3\4":
-        kind = f"is {mark}" if mark else "is a spreadsheet, not text"
-        raise DataError(f"{path}: {kind}; save it as 'CSV UTF-8'")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8; save it as 'CSV UTF-8'") from None
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:

@@ -43,8 +43,11 @@ def test_rows_are_numbered_as_a_spreadsheet_shows_them_and_odd_line_ends_are_par
         (b"id,label\n1\n", "row 2: has 1 cells, the header has 2"),
         (b'id,label\n1,a\n2,"b\n', "row 3: is not valid CSV"),
         (b"id,label\n1," + b"x" * 200_000 + b"\n", "row 2: a cell is longer than 100000 characters"),
-        ("id,label\n1,ä\n".encode("utf-16"), "is UTF-16; save it as 'CSV UTF-8'"),
-        (b"id,label\n1,\xe4\n", "is not UTF-8"),
+        (
+            "id,label\n1,ä\n".encode("utf-16"),
+            "it is UTF-16 text; save it as UTF-8 (in a spreadsheet program: 'CSV UTF-8')",
+        ),
+        (b"id,label\n1,\xe4\n", "line 2 is not UTF-8 text"),
         (b"PK\3\4rest of a workbook", "is a spreadsheet, not text"),
         (b"id,label\n1,a\0\n2,\0\n", None),
     ],

@@ -9,8 +9,7 @@ from pathlib import Path
 from wardround.errors import DataError
 from wardround.storage.table import same_text
 from wardround.study.schema import DataSection
-from wardround_client.sources.images.folder.files import list_files, subfolders
-from wardround_client.sources.images.folder.tables import LABELS, MANIFEST
+from wardround_client.sources.images.folder.files import LABELS, MANIFEST, list_files, subfolders
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 ONE_POOL = "the folders {names} are taken as one pool, because the study makes its own split by patient"

@@ -20,7 +20,7 @@ STORAGE_FOLDERS = frozenset(
     | {"$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found", "__macosx"}
     | {"#recently-snapshot", "@snapshot", "@sharesnap", "aquota.group", "windowsimagebackup"}
 )
-TABLES = frozenset({"manifest.csv", "labels.csv"})
+MANIFEST, LABELS = "manifest.csv", "labels.csv"
 RESTORED = ".restored"  # in the name of what `enhance` computed, which is no patient's image
 PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8") + (
     b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # JPEG 2000, with and without boxes
@@ -64,7 +64,7 @@ def list_files(folder: Path, *, deep: bool = True) -> Listing:
         _refuse_links_out(root, [Path(place, name) for name in (*folders, *names)])
         for name in sorted(names):
             path = Path(place, name)
-            if name in TABLES:
+            if name in (MANIFEST, LABELS):
                 continue
             if is_passed_over(name) or name.casefold() in IGNORED_NAMES or path.suffix.casefold() in IGNORED_SUFFIXES:
                 skipped += 1

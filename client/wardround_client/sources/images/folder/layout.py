@@ -24,10 +24,16 @@ from wardround.errors import DataError
 from wardround.study.schema import DataSection
 from wardround_client.sources.images.decoding.identify import patients_of_files
 from wardround_client.sources.images.folder.class_folders import ClassFolders, are_splits, class_folders, label_index
-from wardround_client.sources.images.folder.files import DICOM, PICTURE, file_kind, list_files, subfolders
-from wardround_client.sources.images.folder.tables import (
+from wardround_client.sources.images.folder.files import (
+    DICOM,
     LABELS,
     MANIFEST,
+    PICTURE,
+    file_kind,
+    list_files,
+    subfolders,
+)
+from wardround_client.sources.images.folder.tables import (
     LabelTable,
     read_label_table,
     read_manifest,
@@ -239,7 +245,10 @@ def _split(pool: SiteSource, sites: int | None) -> list[SiteSource]:
     if sites is None or sites == 1:
         return [pool]
     owners = _owners(pool)
-    patients = sorted({owner for owner in owners if owner is not None}, key=_patient_hash)
+    patients = sorted(
+        {owner for owner in owners if owner is not None},
+        key=lambda patient: hashlib.sha256(f"{patient}\0".encode("utf-8", "surrogatepass")).hexdigest(),
+    )
     if sites > len(patients):
         raise DataError(f"{pool.root}: {sites} sites need at least {sites} patients, but there are {len(patients)}")
     site_of = {patient: index % sites for index, patient in enumerate(patients)}
@@ -269,10 +278,6 @@ def _owners(source: SiteSource) -> list[str | None]:
 
 def _patients(source: SiteSource) -> set[str]:
     return {owner for owner in _owners(source) if owner is not None}
-
-
-def _patient_hash(patient: str) -> str:
-    return hashlib.sha256(f"{patient}\0".encode()).hexdigest()
 
 
 def _is_one_dicom_site(root: Path, data: DataSection, sites: int | None) -> bool:

@@ -17,7 +17,6 @@ from typing import cast
 from wardround.errors import DataError
 from wardround.storage.table import read_table, refuse_shortened
 
-MANIFEST, LABELS = "manifest.csv", "labels.csv"
 MANIFEST_COLUMNS = ("file", "patient_id", "label")
 LABEL_KEYS = {"sopinstanceuid": "image", "seriesinstanceuid": "series", "seriesuid": "series", "patientid": "patient"}
 LABEL_COLUMNS = "SOPInstanceUID, SeriesInstanceUID or PatientID, then label, and optionally x,y or coordX,coordY,coordZ"
