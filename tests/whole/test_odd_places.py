@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from builders.pictures import manifest, many
 
 STUDY = """
@@ -35,26 +34,24 @@ nominal_sites = 2
 PLANTED = ("types", "numpy", "torch", "random", "ray", "secrets")
 
 
-@pytest.mark.parametrize(
-    "letters, environment",
-    [("[1] \u03b5", {"LC_ALL": "C", "PYTHONUTF8": "0"}), ("\udcff", {})],
-    ids=["locale C", "no text"],
-)
-def test_a_run_survives_its_place(tmp_path: Path, letters: str, environment: dict[str, str]) -> None:
-    manifest(tmp_path / f"data {letters}", many())
+LETTERS = "[1] \u03b5 \udcff"  # markup of the terminal's library, a letter outside ASCII, a byte that is no letter
+
+
+def test_a_run_survives_its_place(tmp_path: Path) -> None:
+    manifest(tmp_path / f"data {LETTERS}", many())
     (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8-sig")
     for name in PLANTED:
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})\n")
     program = str(Path(sys.executable).with_name("wardround-sim"))
-    words = ["run", "study.toml", "--data", f"data {letters}", "--out", f"out {letters}", "--sites", "2"]
+    words = ["run", "study.toml", "--data", f"data {LETTERS}", "--out", f"out {LETTERS}", "--sites", "2"]
     done = subprocess.run(
         [program, *words, "--no-baselines"],
         cwd=tmp_path,
-        env={**os.environ, **environment},
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
         capture_output=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
-    assert b"Report: out [1]" in done.stdout or b"Report: out \\udcff" in done.stdout
-    assert (tmp_path / f"out {letters}" / "result.json").is_file()
+    assert b"Report: out [1] " in done.stdout
+    assert (tmp_path / f"out {LETTERS}" / "result.json").is_file()
     assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()

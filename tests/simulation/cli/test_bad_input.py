@@ -350,25 +350,6 @@ def test_a_stop_is_one_line_at_once_and_leaves_no_process(place, tmp_path, numbe
     assert not is_anyone_left(process.pid)
 
 
-@pytest.mark.parametrize("after_s", [0.1, 1.5])
-def test_a_stop_while_the_engine_starts_is_one_line_too(place, tmp_path, after_s):
-    """Ray's start was interrupted half-way: a long traceback, or an abort with a dump of its stack."""
-    words = [*COMMAND, "run", str(place / "tiny.toml"), "--data", str(place / "good"), "--out", str(tmp_path / "out")]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(words, cwd=tmp_path, start_new_session=True, **streams)
-    lines = []
-    while not lines or "Starting the simulation engine" not in lines[-1]:
-        lines.append(process.stderr.readline())
-        assert lines[-1], lines
-    time.sleep(after_s)
-    os.killpg(process.pid, signal.SIGINT)
-    rest = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, rest
-    assert rest.strip().splitlines()[-1].startswith("wardround-sim: stopped; the same command continues")
-    assert "Traceback" not in rest and "StackTrace" not in rest and "Ray" not in rest
-    assert not is_anyone_left(process.pid)
-
-
 def is_anyone_left(group):
     ends = time.monotonic() + 5
     while time.monotonic() < ends:
