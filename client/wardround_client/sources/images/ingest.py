@@ -257,8 +257,9 @@ def _make_missing(
 def _recipe(request: ImageRequest, site: ScannedSite) -> Recipe:
     def address(place: tuple[int, int]) -> FrameAddress:
         path = site.source.root / site.source.files[place[0]].path
-        spacing_mm = site.scanned[place[0]].frames[place[1]].spacing_mm
-        return FrameAddress(path=path, frame=place[1], spacing_mm=spacing_mm)
+        record = site.scanned[place[0]]
+        spacing_mm = record.frames[place[1]].spacing_mm
+        return FrameAddress(path=path, frame=place[1], spacing_mm=spacing_mm, native=record.native)
 
     return Recipe(
         kind=site.scanned[request.file].kind,

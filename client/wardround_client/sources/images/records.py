@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from wardround_client.sources.images.decoding.native import NativePixels
 
 
 class UnfitImage(Exception):
@@ -52,6 +55,7 @@ class ScannedFile:
     rows: int = 0
     columns: int = 0
     frames: tuple[Frame, ...] = (Frame(),)
+    native: NativePixels | None = None  # uncompressed grey pixels that need no decoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,6 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -23,7 +22,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from wardround_client.sources.images.decoding.codestream import refuse_larger_codestream
 from wardround_client.sources.images.decoding.crop import robust_window
-from wardround_client.sources.images.decoding.dicom_header import first_value, frame_scopes
+from wardround_client.sources.images.decoding.frame_attributes import frame_scopes
+from wardround_client.sources.images.decoding.native import NativePixels, Scaling, scaling_of
 from wardround_client.sources.images.records import UnfitImage
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -40,8 +40,8 @@ class FramePixels:
     source_sha256: str
 
 
-def read_frame(path: Path, index: int) -> FramePixels:
-    """Decode frame `index` (counted from 0).
+def read_frame(path: Path, index: int, native: NativePixels | None = None) -> FramePixels:
+    """Decode frame `index` (counted from 0). `native` is where a scan found uncompressed pixels.
 
     CT with a rescale to HU stays in HU, whatever its photometric interpretation. Everything else becomes grey 0..255 in
     which dark means dark: MONOCHROME1 is inverted, palettes are looked up, and YBR is converted to RGB.
@@ -52,6 +52,8 @@ def read_frame(path: Path, index: int) -> FramePixels:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if native is not None:
+            return _grey_frame(native.read(path, index), native.scaling)
         return _decode(_open(path, path.stat().st_mtime_ns), index)
 
 
@@ -84,18 +86,27 @@ def _decode(dataset: Dataset, index: int) -> FramePixels:
     if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         raise UnfitImage("no_pixels")
     stored = _stored_values(dataset, index)
-    digest = hashlib.sha256(repr(stored.shape).encode())
-    digest.update(np.ascontiguousarray(stored).data.cast("B"))
-    source_sha256 = digest.hexdigest()
-    if stored.min() == stored.max():
-        raise UnfitImage("blank")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric != "PALETTE COLOR" and stored.ndim == 2:
+        bits = int(dataset.BitsAllocated) if np.issubdtype(stored.dtype, np.integer) else None
+        return _grey_frame(stored, scaling_of(dataset, frame_scopes(dataset, index), bits), dataset)
+    source_sha256 = _hash_unless_blank(stored)
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
-    if stored.ndim == 3:
-        values, hu = _eight_bits(stored, dataset, photometric), False
-    else:
-        values, hu = _grey_or_hu(stored, dataset, index, photometric)
+    values = _eight_bits(stored, dataset, photometric)
+    return _finite(values, hu=False, source_sha256=source_sha256)
+
+
+def _hash_unless_blank(stored: np.ndarray) -> str:
+    if stored.min() == stored.max():
+        raise UnfitImage("blank")
+    shape = repr(stored.shape).encode()
+    digest = hashlib.sha256(shape)
+    digest.update(np.ascontiguousarray(stored).data)
+    return digest.hexdigest()
+
+
+def _finite(values: np.ndarray, *, hu: bool, source_sha256: str) -> FramePixels:
     if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # one that is no number makes both so
         raise UnfitImage("unreadable")
     return FramePixels(values=values.astype(np.float32, copy=False), hu=hu, source_sha256=source_sha256)
@@ -124,56 +135,42 @@ def _eight_bits(colour: np.ndarray, dataset: Dataset, photometric: str) -> np.nd
     return colour.astype(np.float32) * (255.0 / (2**bits - 1))
 
 
-def _grey_or_hu(stored: np.ndarray, dataset: Dataset, index: int, photometric: str) -> tuple[np.ndarray, bool]:
-    scopes = frame_scopes(dataset, index)
-    padded = _padding(stored, dataset)
-    values, hu = _modality_values(stored, dataset, scopes)
+def _grey_frame(stored: np.ndarray, scaling: Scaling, dataset: Dataset | None = None) -> FramePixels:
+    """Scale stored values to HU or grey 0..255. `dataset` is needed for its modality or VOI table, if it has one."""
+    source_sha256 = _hash_unless_blank(stored)
+    padded = None
+    if scaling.padding is not None:
+        low, high = scaling.padding
+        padded = (stored >= low) & (stored <= high)
+    values, hu = _modality_values(stored, scaling, dataset)
     if hu:
         if padded is not None:
             values[padded] = OUTSIDE_SCAN_HU
         _refuse_implausible_hu(values)
-        return values, True
-    padded = np.zeros(stored.shape, dtype=bool) if padded is None else padded
-    if padded.all():
+        return _finite(values, hu=True, source_sha256=source_sha256)
+    if padded is not None and padded.all():
         raise UnfitImage("blank")
-    grey = np.clip(_voi_grey(values, padded, dataset, scopes), 0, 255)
-    if photometric == "MONOCHROME1":
+    grey = np.clip(_voi_grey(values, padded, scaling, dataset), 0, 255)
+    if scaling.inverted:
         grey = 255.0 - grey
-    return np.where(padded, 0.0, grey), False
+    if padded is not None:
+        grey = np.where(padded, 0.0, grey)
+    return _finite(grey, hu=False, source_sha256=source_sha256)
 
 
-def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
-    """Return True where the scanner wrote Pixel Padding Value (PS3.3 C.7.5.1.1.2); None if the file has none."""
-    ends = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    if ends[0] is None or not np.issubdtype(stored.dtype, np.integer):
-        return None
-    bits = int(dataset.BitsAllocated)
-    signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    values = [_as_stored(int(end), bits, signed) for end in ends if end is not None]
-    return (stored >= min(values)) & (stored <= max(values))
-
-
-def _as_stored(value: int, bits: int, signed: bool) -> int:
-    """Correct the sign of a padding value to that of the pixels (the tag's VR is ambiguous)."""
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
-
-
-def _modality_values(stored: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> tuple[np.ndarray, bool]:
+def _modality_values(stored: np.ndarray, scaling: Scaling, dataset: Dataset | None) -> tuple[np.ndarray, bool]:
     """Apply the modality LUT or rescale to stored values (PS3.3 C.11.1); also return whether the result is in HU."""
-    is_ct = str(dataset.get("Modality") or "") == "CT"
-    tables = dataset.get("ModalityLUTSequence")
-    if tables:
+    tables = None if dataset is None else dataset.get("ModalityLUTSequence")
+    if dataset is not None and tables:
         unit = str(tables[0].get("ModalityLUTType") or "").strip()
+        is_ct = str(dataset.get("Modality") or "") == "CT"
         return apply_modality_lut(stored, dataset).astype(np.float32), is_ct and unit == "HU"
-    slope, intercept = first_value(scopes, "RescaleSlope"), first_value(scopes, "RescaleIntercept")
-    if slope is None or intercept is None:
-        return stored.astype(np.float32), False
-    unit = str(first_value(scopes, "RescaleType") or "HU").strip()
     values = stored.astype(np.float32)
-    values *= np.float32(slope)
-    values += np.float32(intercept)
-    return values, is_ct and unit == "HU"
+    if scaling.slope is None:
+        return values, False
+    values *= np.float32(scaling.slope)
+    values += np.float32(scaling.intercept)
+    return values, scaling.hu
 
 
 def _refuse_implausible_hu(values: np.ndarray) -> None:
@@ -187,11 +184,19 @@ def _refuse_implausible_hu(values: np.ndarray) -> None:
     sample = sample[sample > OUTSIDE_SCAN_HU]
     if sample.size == 0:
         raise UnfitImage("blank")
-    in_range = np.mean((sample >= -1100) & (sample <= 3100))
+    in_range = np.count_nonzero((sample >= -1100) & (sample <= 3100)) / sample.size
     body = sample[sample > -500]
     has_body = body.size >= 0.005 * sample.size
-    if in_range < 0.95 or not has_body or not _has_air(sample) or not -300 <= np.median(body) <= 600:
+    if in_range < 0.95 or not has_body or not _has_air(sample) or not _median_within(-300, 600, body):
         raise UnfitImage("implausible_hu")
+
+
+def _median_within(low: float, high: float, values: np.ndarray) -> bool:
+    """Whether the median lies in the range: by counting, except where it lies at an end of the range."""
+    counts = int(np.count_nonzero(values < low)), int(np.count_nonzero(values > high))
+    if max(counts) >= values.size // 2 + 1:
+        return False
+    return max(counts) <= (values.size - 1) // 2 or bool(low <= np.median(values) <= high)
 
 
 def _has_air(sample: np.ndarray) -> bool:
@@ -202,29 +207,20 @@ def _has_air(sample: np.ndarray) -> bool:
     return bool(low > math.floor(last) and np.percentile(sample, 0.5) <= -50)
 
 
-def _voi_grey(values: np.ndarray, padded: np.ndarray, dataset: Dataset, scopes: list[Dataset]) -> np.ndarray:
+def _voi_grey(values: np.ndarray, padded: np.ndarray | None, scaling: Scaling, dataset: Dataset | None) -> np.ndarray:
     """Convert values without a unit to grey 0..255, by the file's VOI LUT or window (PS3.3 C.11.2).
 
     Without either, the values are scaled image by image.
     """
-    tables = dataset.get("VOILUTSequence")
-    if tables and np.array_equal(values, np.rint(values)):
+    tables = None if dataset is None else dataset.get("VOILUTSequence")
+    if dataset is not None and tables and np.array_equal(values, np.rint(values)):
         bits = int(tables[0].LUTDescriptor[2])
         return apply_voi(values.astype(np.int32), dataset).astype(np.float32) * (255.0 / (2**bits - 1))
-    centre, width = _first(first_value(scopes, "WindowCenter")), _first(first_value(scopes, "WindowWidth"))
-    low, high = robust_window(values[~padded])
+    centre, width = scaling.centre, scaling.width
+    low, high = robust_window(values if padded is None else values[~padded])
     if centre is not None and width is not None and width > 1:
         shown = centre - width / 2, centre + width / 2
         # A window that does not overlap the values (a known fault of converted files) would give a blank image.
         if shown[0] < high and shown[1] > low:
             low, high = shown
     return (values - low) * (255.0 / (high - low))
-
-
-def _first(value: Any) -> float | None:
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float(value[0])

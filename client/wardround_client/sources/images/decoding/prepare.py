@@ -29,6 +29,7 @@ from wardround_client.sources.images.records import PreparedImage, ScannedFile, 
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
     from wardround_client.sources.images.decoding.dicom_pixels import FramePixels
+    from wardround_client.sources.images.decoding.native import NativePixels
 
 READ_AT_ONCE_BYTES = 64 * 2**20  # a larger file is read twice instead of being held in memory
 
@@ -40,6 +41,7 @@ class FrameAddress:
     path: Path = field(repr=False)
     frame: int = 0
     spacing_mm: tuple[float, float] | None = None
+    native: NativePixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,12 +135,12 @@ def _neighbour(address: FrameAddress | None, frame: FramePixels) -> np.ndarray:
 
 
 def _frame(address: FrameAddress) -> FramePixels:
-    return _decoded(address.path, address.frame, address.path.stat().st_mtime_ns)
+    return _decoded(address.path, address.frame, address.path.stat().st_mtime_ns, address.native)
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(path: Path, index: int, changed_ns: int) -> FramePixels:
+def _decoded(path: Path, index: int, changed_ns: int, native: NativePixels | None) -> FramePixels:
     """Decode a frame and cache the last few: each neighbour is requested three times in a row."""
     from wardround_client.sources.images.decoding.dicom_pixels import read_frame
 
-    return read_frame(path, index)
+    return read_frame(path, index, native)
