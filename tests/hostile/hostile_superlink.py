@@ -18,7 +18,9 @@ from typing import Any
 from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.superlink.cli import flower_superlink
-from hostile_pieces import array_piece, large_proposal
+
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH, which our programs set, leaves a script's folder out
+from hostile_pieces import array_piece, large_proposal  # noqa: E402
 
 
 class Flooding(FleetServicer):
