@@ -69,12 +69,23 @@ def read_model_file(path: Path, expected_sha256: str | None) -> tuple[dict[str, 
     """
     try:
         content = path.read_bytes()
-        if expected_sha256 and hashlib.sha256(content).hexdigest() != expected_sha256:
-            raise ModelError(f"{path}: was changed after the study was read; start again with the intended file")
-        tensors = load(content)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model file") from None
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read as a safetensors model file ({error})") from None
+    if expected_sha256 and hashlib.sha256(content).hexdigest() != expected_sha256:
+        raise ModelError(f"{path}: was changed after the study was read; start again with the intended file")
+    return tensors_of(content, path)
+
+
+def tensors_of(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of the content of a safetensors file. `path` is for error messages.
+
+    Raises `ModelError` if the content is damaged.
+    """
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
         raise ModelError(f"{path}: cannot be read as a safetensors model file ({error})") from None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return tensors, header.get("__metadata__", {})

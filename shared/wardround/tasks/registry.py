@@ -40,17 +40,19 @@ Weights = TypeVar("Weights")
 
 @dataclass(frozen=True, kw_only=True)
 class Commands:
-    """What `wardround-sim` can do with a study or a run of a task, beside training and assessing it.
+    """What the programs can do with a study or a run of a task, beside training and assessing it.
 
     `run` trains on phantom hospitals where no data are named if `phantoms` is true, and asks for data if it is not.
     `compare` needs the function of `assess.py` that `TaskAssess` names; None: it refuses. `attack` needs a classifier.
-    `generate` needs `use.py`.
+    `generate` needs `use.py`. `onnx`: a released model leaves as an ONNX file too (`handover/onnx_export.py`), which
+    needs a network that maps images to logits.
     """
 
     phantoms: bool = False
     compare: Literal["settings", "methods"] | None = None
     attack: bool = False
     generate: bool = False
+    onnx: bool = False
 
 
 class TaskStudy(Protocol):
