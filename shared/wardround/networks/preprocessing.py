@@ -71,14 +71,23 @@ def _histogram(pixels_BP: Tensor) -> Tensor:
 def _otsu_means(histogram_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Means (B, 1) of the classes below and above the threshold that separates them best."""
     levels_L = torch.arange(GREY_LEVELS, dtype=torch.float32, device=histogram_BL.device)
-    below_BL = histogram_BL.cumsum(1)
-    moment_BL = (histogram_BL * levels_L).cumsum(1)
+    below_BL = _running_sum(histogram_BL)
+    moment_BL = _running_sum(histogram_BL * levels_L)
     total_B1 = moment_BL[:, -1:]
     between_BL = (total_B1 * below_BL - moment_BL) ** 2 / (below_BL * (1 - below_BL)).clamp(min=1e-4)
     allowed_BL = (below_BL >= SMALLEST_CLASS) & (below_BL <= LARGEST_CLASS)
     threshold_B1 = torch.where(allowed_BL, between_BL, torch.zeros_like(between_BL)).argmax(1, keepdim=True)
     share_B1, part_B1 = below_BL.gather(1, threshold_B1), moment_BL.gather(1, threshold_B1)
     return part_B1 / share_B1.clamp(min=1e-6), (total_B1 - part_B1) / (1 - share_B1).clamp(min=1e-6)
+
+
+def _running_sum(values_BL: Tensor) -> Tensor:
+    """Sum along each row in float64, rounded once, which torch does on a CPU anyway.
+
+    Another order or precision of the additions would decide differently between two equally good thresholds, for
+    example in an ONNX runtime.
+    """
+    return values_BL.cumsum(1, dtype=torch.float64).float()
 
 
 class DihedralViews(nn.Module):

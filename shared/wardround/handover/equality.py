@@ -1,0 +1,119 @@
+"""Compare an ONNX file with torch on a fixed set of images, chosen to be difficult for an exported graph.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wardround.errors import ModelError
+from wardround.handover.onnx_model import AT_ONCE, onnx_model
+from wardround.handover.package import ONNX_FILE
+from wardround.phantoms.crops import generate_crops
+from wardround.study.load import Study
+
+TOLERANCE = 1e-5  # of the largest output, if that is above 1; the rounding of float32 in a ResNet reaches 4e-6
+SEED = 20261
+KINDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The number of images compared, and the largest difference of logits and of distance.
+
+    A difference is |ONNX - torch| / max(1, the largest |torch| of all images), because the rounding of float32 grows
+    with the output.
+    """
+
+    images: int
+    largest: float
+
+
+def check_equality(released: nn.Module, content: bytes, study: Study, images: int = 60) -> Compared:
+    """Compare the outputs of an ONNX file with those of `released`, the module of which it was made.
+
+    Raises:
+        ModelError: They differ by more than `TOLERANCE`, or the content is not an ONNX file of this study.
+    """
+    images_NCHW = fixed_images(study, images)
+    outputs = onnx_model(content, study).run(images_NCHW)
+    wanted = torch_outputs(released, images_NCHW)
+    largest = max(
+        float(np.abs(one - other).max() / max(1.0, np.abs(other).max()))
+        for one, other in zip(outputs, wanted, strict=True)
+    )
+    if not largest <= TOLERANCE:  # also if it is not a number
+        raise ModelError(
+            f"{ONNX_FILE}: differs from the network by {largest:.2g}, more than {TOLERANCE:g}; report this as a defect"
+        )
+    return Compared(images=len(images_NCHW), largest=largest)
+
+
+def torch_outputs(released: nn.Module, images_NCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (N, K) and distance (N,), float32, in evaluation mode."""
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(images_NCHW), AT_ONCE):
+            parts.append(released.eval()(torch.from_numpy(images_NCHW[begin : begin + AT_ONCE])))
+    logits, distance = (torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True))
+    return logits, distance
+
+
+def fixed_images(study: Study, count: int) -> np.ndarray:
+    """Return `count` images of the study's shape, uint8 (N, C, H, W), always the same ones.
+
+    A fifth each: nodules as CT shows them, uniform noise, flat images and images of a few grey levels, smooth waves,
+    and images in which two thresholds separate dark from bright equally well (ties of Otsu's method).
+    """
+    channels, side = study.data.channel_count, study.data.image_size
+    each = -(-count // KINDS)
+    generator = np.random.default_rng(SEED)
+    kinds = (
+        _slices(each * channels, side),
+        generator.integers(0, 256, (each * channels, side, side), dtype=np.uint8),
+        np.stack([_few_levels(generator, side, number) for number in range(each * channels)]),
+        np.stack([_waves(generator, side) for _ in range(each * channels)]),
+        np.stack([_tie(generator, side) for _ in range(each * channels)]),
+    )
+    return np.concatenate([kind.reshape(each, channels, side, side) for kind in kinds])[:count]
+
+
+def _slices(count: int, side: int) -> np.ndarray:
+    crops_NHW = generate_crops(count, SEED).images_NHW
+    if crops_NHW.shape[1] != side:
+        resized = functional.interpolate(crops_NHW[:, None].float(), (side, side), mode="bilinear", antialias=True)
+        crops_NHW = resized[:, 0].round().clamp(0, 255).to(torch.uint8)
+    return crops_NHW.numpy()
+
+
+def _few_levels(generator: np.random.Generator, side: int, number: int) -> np.ndarray:
+    """One to five grey levels, among them 0 and 255; the first images are flat."""
+    levels = [(0,), (255,), (3,), (2, 3)][number] if number < 4 else generator.integers(0, 256, 1 + number % 5)
+    return generator.choice(np.asarray(levels, np.uint8), (side, side))
+
+
+def _waves(generator: np.random.Generator, side: int) -> np.ndarray:
+    rows, columns = np.mgrid[:side, :side] / side
+    angle, periods, phase = generator.uniform(0, np.pi), generator.uniform(0.5, 8), generator.uniform(0, 2 * np.pi)
+    wave = np.sin(2 * np.pi * periods * (rows * np.cos(angle) + columns * np.sin(angle)) + phase)
+    return np.round(127.5 + generator.uniform(2, 127) * wave).astype(np.uint8)
+
+
+def _tie(generator: np.random.Generator, side: int) -> np.ndarray:
+    """Three grey levels at equal distances with equally many pixels each, and padding: both thresholds are as good."""
+    pixels = side * side
+    each, middle, apart = (
+        generator.integers(pixels // 12, pixels // 3),
+        generator.integers(60, 190),
+        generator.integers(1, 55),
+    )
+    image = np.zeros(pixels, np.uint8)
+    for number, level in enumerate((middle - apart, middle, middle + apart)):
+        image[number * each : (number + 1) * each] = level
+    return generator.permutation(image).reshape(side, side)
