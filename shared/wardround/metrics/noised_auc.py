@@ -133,7 +133,7 @@ def roc_points(histogram: ScoreHistogram) -> tuple[np.ndarray, np.ndarray] | Non
     """
     if not histogram.both_labels:
         return None
-    return 1 - _share_below(histogram.negatives_B()), 1 - _share_below(histogram.positives_B())
+    return 1 - share_below(histogram.negatives_B()), 1 - share_below(histogram.positives_B())
 
 
 def sensitivity_at(
@@ -150,9 +150,9 @@ def sensitivity_at(
         return None
     n_B, p_B, v, bins = histogram.negatives_B(), histogram.positives_B(), histogram.noise_variance, histogram.bins
     edges = np.linspace(0.0, 1.0, bins + 1)
-    rising = _share_below(n_B) + 1e-12 * np.arange(bins + 1)
+    rising = share_below(n_B) + 1e-12 * np.arange(bins + 1)
     at = float(np.interp(specificity, rising, edges))
-    value = float(1 - np.interp(at, edges, _share_below(p_B)))
+    value = float(1 - np.interp(at, edges, share_below(p_B)))
 
     place_U = np.linspace(0.0, 1.0, bins * _STEPS_IN_A_BIN + 1)
     below_UB = np.clip(place_U[:, None] * bins - np.arange(bins), 0.0, 1.0)
@@ -205,7 +205,7 @@ def _hull(values_G: np.ndarray, inside_G: np.ndarray, value: float) -> tuple[flo
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def _share_below(counts_B: np.ndarray) -> np.ndarray:
+def share_below(counts_B: np.ndarray) -> np.ndarray:
     """Return the share of counts below each edge, (B + 1,), made monotone from 0 to 1 by pooling adjacent violators."""
     pools: list[tuple[float, int]] = []
     for share in np.cumsum(counts_B) / counts_B.sum():

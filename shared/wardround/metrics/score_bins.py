@@ -25,10 +25,15 @@ def bins_of(logits_P: ArrayLike, bins: int, logit_scale: float) -> np.ndarray:
 
 def probability_at(place: ArrayLike, logit_scale: float) -> np.ndarray:
     """Return the probability of the positive label for a score at `place` (0..1 over the range of all bins)."""
+    logits = place_to_logit(place, logit_scale)
+    return probabilities(np.atleast_1d(logits)).reshape(logits.shape)
+
+
+def place_to_logit(place: ArrayLike, logit_scale: float) -> np.ndarray:
+    """Return the logit of a score at `place` (0..1 over the range of all bins); infinite at 0 and 1."""
     place = np.asarray(place, dtype=np.float64)
     with np.errstate(divide="ignore"):
-        logits = logit_scale * (np.log(place) - np.log1p(-place))
-    return probabilities(np.atleast_1d(logits)).reshape(place.shape)
+        return np.asarray(logit_scale * (np.log(place) - np.log1p(-place)))
 
 
 def bin_centres(bins: int, logit_scale: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from wardround.metrics.calibration import fit_calibration
 from wardround.metrics.noised_auc import ScoreHistogram
 from wardround.study.load import Study
 
@@ -13,8 +14,9 @@ Weights = TypeVar("Weights")
 
 
 def figures(histogram: ScoreHistogram) -> dict[str, Any]:
-    """Return no figures beyond those of the scores."""
-    return {}
+    """Return the calibration of the model's scores, `fitted_calibration`, or None if the noise hides the counts."""
+    fitted = fit_calibration(histogram)
+    return {"fitted_calibration": None if fitted is None else fitted.to_json()}
 
 
 def released_weights(
@@ -30,5 +32,11 @@ def manifest(study: Study) -> dict[str, Any]:
 
 
 def card_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Return no lines beyond those about the scores."""
-    return []
+    """Return a line about the calibration of the scores."""
+    calibrated = figures.get("fitted_calibration")
+    if calibrated is None:
+        return ["- probabilities are not calibrated"]
+    return [
+        f"- probabilities are calibrated with a temperature of {calibrated['temperature']:.2f}; a set of labels "
+        f"contains the right one for {calibrated['coverage']:.0%} of such patients"
+    ]
