@@ -5,9 +5,10 @@
     │   ├── StudyError                     the study file: unknown key, value out of range
     │   ├── DataError                      a data folder, manifest or label file
     │   └── ModelError                     a model file or architecture that does not fit
-    ├── RefusedError               exit 3  a refusal by the site's policy or budget
+    ├── RefusedError               exit 3  a refusal by policy or budget
     │   ├── PolicyRefusal                  not approved, or against `site.toml`
-    │   └── BudgetRefusal                  the ledger's cap or the spare rounds are used up
+    │   ├── BudgetRefusal                  the ledger's cap or the spare rounds are used up
+    │   └── ReleaseRefusal                 a model may not leave: the release gate is closed
     ├── WireError                  exit 1  a message from a peer failed its validation
     ├── RecordError                exit 1  a chained record is unreadable or was altered
     │   ├── LedgerError                    the ledger
@@ -50,7 +51,7 @@ class ModelError(UsageError):
 
 
 class RefusedError(WardroundError):
-    """The site refuses a request. Only `code` is sent to the peer; the text stays at the site."""
+    """A request is refused. If a site refuses one, only `code` is sent to the peer; the text stays at the site."""
 
     exit_code = 3
 
@@ -65,6 +66,13 @@ class PolicyRefusal(RefusedError):
 
 class BudgetRefusal(RefusedError):
     """The ledger's cap would be exceeded, or a study has no spare round left."""
+
+
+class ReleaseRefusal(RefusedError):
+    """A model is not exported, because no attack report shows that it keeps its promise of privacy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("release-gate-closed", message)
 
 
 class WireError(WardroundError):

@@ -1,17 +1,26 @@
-"""`wardround-server model`: list, show and export the released models of all runs."""
+"""`wardround-server model`: list, show, export and verify the released models of all runs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from wardround.cli.options import JsonOption, ServerOption
+from wardround.cli.handover import (
+    AttackOption,
+    ForceOption,
+    LicenseOption,
+    PackageArgument,
+    TargetArgument,
+    print_exported,
+    print_findings,
+)
+from wardround.cli.options import ByForAuditOption, JsonOption, ServerOption
 
 app = typer.Typer(
-    help="The released models: list them, show their model cards, export a copy.",
+    help="The released models: list, show, export and verify them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -20,24 +29,30 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, a
 
 @app.command("list", epilog="Example: wardround-server model list --server federation")
 def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """List the released models: run, network, ε and δ, rounds, date, file hash. Exit code 1: a model is damaged."""
+    """List the released models: version, privacy, start, stage, file hash. Exit code 1: a model is damaged.
+
+    The stage is released, exported, or exported unsafe (with --force-unsafe). The start is the public weights, or the
+    run whose model the study started from.
+    """
     from wardround.cli.app import print_table
     from wardround.printable import escaped
     from wardround.text import epsilon_text
     from wardround_server.operations.config import load_server_config
+    from wardround_server.runs.handover import models
 
     load_server_config(server)
-    found, damaged = _summaries(server)
+    found, damaged = models(server)
     if as_json:
         print(json.dumps([*found, *damaged]))
     else:
-        columns = ("run", "network", "epsilon", "delta", "rounds", "finished", "sha256")
+        columns = ("run", "version", "network", "epsilon", "delta", "rounds", "finished", "start", "stage", "sha256")
         rows: list[tuple[str, ...]] = [
-            (one["run"], one["architecture"], epsilon_text(one["epsilon"]), f"{one['delta']:g}", str(one["rounds"]),
-             one["finished_at"] or "unknown", f"{one['sha256'][:16]}…")
+            (one["run"], f"{one['study']} v{one['version']}", one["architecture"], epsilon_text(one["epsilon"]),
+             f"{one['delta']:g}", str(one["rounds"]), one["finished_at"] or "unknown", one["start"], one["stage"],
+             f"{one['sha256'][:16]}…")
             for one in found
         ]  # fmt: skip
-        print_table(columns, rows or [("none", *[""] * 6)])
+        print_table(columns, rows or [("none", *[""] * 9)])
         for one in damaged:
             print(escaped(f"{one['run']}: {one['fault']}"))
     if damaged:
@@ -46,7 +61,7 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
 
 @app.command(epilog="Example: wardround-server model show lidc-20261124-220105-e0b46f --server federation")
 def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption = False) -> None:
-    """Show a model card: study, data, privacy, sites, missing replies, figures. The model file is checked."""
+    """Show a released model: study, data, privacy, sites, missing replies, figures. The model file is checked."""
     from wardround_server.runs.folder import find_run
     from wardround_server.runs.model_card import card_of
 
@@ -55,41 +70,34 @@ def show(run: RunArgument, server: ServerOption = Path("."), as_json: JsonOption
 
 
 @app.command(
-    epilog="Example: wardround-server model export lidc-20261124-220105-e0b46f models/lidc --server federation"
+    epilog="Example: wardround-server model export lidc-20261124-220105-e0b46f models/lidc --attack attack.json "
+    "--server federation"
 )
 def export(
     run: RunArgument,
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR|FILE", help="A folder, or a file name that ends in .safetensors. Existing files are refused."
-        ),
-    ],
+    target: TargetArgument,
+    attack: AttackOption = None,
+    force_unsafe: ForceOption = False,
+    license_: LicenseOption = "other",
+    by: ByForAuditOption = None,
     server: ServerOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the model (safetensors) and its card, as Markdown and as JSON. Overwrites nothing."""
+    """Export a model with ONNX file, MONAI bundle and model card, if its attack report keeps the bound of ε.
+
+    Exit code 3: the release gate is closed. The audit log records every export.
+    """
+    from wardround.cli.app import require_person
     from wardround_server.runs.folder import find_run
-    from wardround_server.runs.model_card import card_of, written
+    from wardround_server.runs.handover import export_run
 
+    require_person(by)
     found = find_run(server, run)
-    card = card_of(found)
-    files = [str(path) for path in written(card, found, target)]
-    if as_json:
-        print(json.dumps({"run": card.run, "sha256": card.content["sha256"], "files": files}))
-    else:
-        print(f"wrote {', '.join(files)}")
+    exported = export_run(found, target, attack=attack, force=force_unsafe, license=license_, who=by)
+    print_exported(exported, as_json)
 
 
-def _summaries(server: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a summary of each released model, and the run and fault of each damaged one."""
-    from wardround.errors import WardroundError
-    from wardround_server.runs.model_card import released, summary_of
-
-    found, damaged = [], []
-    for run in released(server):
-        try:
-            found.append(summary_of(run))
-        except WardroundError as error:
-            damaged.append({"run": run.run_id, "fault": str(error)})
-    return found, damaged
+@app.command(epilog="Example: wardround-server model verify models/lidc")
+def verify(folder: PackageArgument, as_json: JsonOption = False) -> None:
+    """Check an exported model: hashes, architecture, ONNX file against torch, cards, bundle. Exit code 1: a fault."""
+    print_findings(folder, as_json)

@@ -79,6 +79,12 @@ class RunRecord:
         """Record that the operator submitted, stopped or resumed the run, with the person's name if it was given."""
         self._append(RunDecided(decision=decision, who=who, **self._named))
 
+    def exported(self, model_sha256: str, unsafe: bool, who: str | None) -> None:
+        """Record that the operator exported the model, and whether the release gate was overridden."""
+        decision = "exported-unsafe" if unsafe else "exported"
+        self._append(RunDecided(decision=decision, sha256=model_sha256, who=who, **self._named))
+        log.log(logging.WARNING if unsafe else logging.INFO, decision)
+
     def _refused(self, round: int, purpose: str, site: str, code: str) -> None:
         self._append(ReplyRefused(code=code, round=round, purpose=purpose, site=site, **self._named))
         log.warning("reply missing or refused: %s (%s)", code_text(code), code)

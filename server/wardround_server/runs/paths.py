@@ -11,6 +11,7 @@
     .phase.lock             locked by the process that works on the run
     model.safetensors       the released model
     result.json             written last; the run is finished if it exists
+    exports.jsonl           one line per export of the model: time, hash, whether it was forced    runs/handover.py
 
 A simulation's run uses the same names for study, checkpoints, metrics, model and result.
 """
@@ -22,4 +23,4 @@ CHECKPOINTS, ROUND_CHECKPOINT = "checkpoints", "round-{:06d}.safetensors"
 ROUND_CHECKPOINTS = "round-*.safetensors"
 METRICS_FILE, ROUND_FILE = "metrics.jsonl", "round.json"
 PROBLEM_FILE, STOPPED_FILE, PHASE_LOCK = "problem.json", "stopped", ".phase.lock"
-MODEL_FILE, RESULT_FILE = "model.safetensors", "result.json"
+MODEL_FILE, RESULT_FILE, EXPORTS_FILE = "model.safetensors", "result.json", "exports.jsonl"

@@ -17,7 +17,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,6 +47,14 @@ class OnnxExport:
     familiarity_threshold: float
     images_compared: int
     largest_difference: float
+
+
+def familiarity_of_images() -> tuple[nn.Module, float]:
+    """Return the module that computes `distance`, and the largest distance of a familiar image."""
+    from wardround.networks.familiarity import Familiarity  # type: ignore[import-not-found]
+
+    module = Familiarity().eval()
+    return module, float(module.threshold)
 
 
 class Released(nn.Module):
@@ -101,22 +109,20 @@ def export_file(study: Study, model: Path, path: Path) -> OnnxExport:
     Raises:
         ModelError: The file does not fit the study, cannot be exported, or the ONNX file computes something else.
     """
-    from wardround.networks.familiarity import familiarity_of
-
     network = network_with(study, model.read_bytes(), model)
-    familiarity = familiarity_of(study)
+    familiarity, threshold = familiarity_of_images()
     export(network, familiarity, study, path)
     compared = check_equality(Released(network, familiarity), path.read_bytes(), study)
     return OnnxExport(
         architecture_sha256=architecture_sha256(network),
-        familiarity_threshold=float(familiarity.threshold),
+        familiarity_threshold=threshold,
         images_compared=compared.images,
         largest_difference=compared.largest,
     )
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Silence torch's exporter, which reports its progress and missing optional packages."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level

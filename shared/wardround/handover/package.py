@@ -45,18 +45,20 @@ BUNDLE = "bundle"
 
 MOST_RECORD_BYTES = 4 * 2**20  # a hundred times the record of a federation of 100 sites
 MOST_MODEL_BYTES = 2**31 - 1  # the limit of protobuf, and so of an ONNX file; DenseNet121 has 28 MB
-MOST_FILES = 100
+MOST_FILES, MOST_SITES, MOST_MISSING, MOST_REASONS = 100, 10_000, 100_000, 20
 _PIECE_BYTES = 2**20
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}$"
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,63}){0,3}$"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return the text if each character shows as itself; a validator for pydantic."""
     if not is_printable(text):
         raise ValueError("has a character that does not show as itself")
     return text
 
 
-Line = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+Line = Annotated[str, Field(max_length=200), AfterValidator(printable)]
+Reason = Annotated[str, Field(max_length=1000), AfterValidator(printable)]
 Digest = Annotated[str, Field(pattern=SHA256)]
 FileName = Annotated[str, Field(pattern=_NAME)]
 
@@ -80,32 +82,64 @@ class Familiarity(_Entry):
     threshold: float
 
 
+class SiteEntry(_Entry):
+    """One site: in how many rounds its reply counted, and for a simulation the ε that its ledger computed."""
+
+    rounds_counted: Annotated[int, Field(ge=0)]
+    epsilon: float | Literal["inf"] | None = None
+
+
+class MissingEntry(_Entry):
+    """A reply that did not count, with the code of the reason."""
+
+    round: Annotated[int, Field(ge=0)]
+    site: Line
+    code: Line
+
+
+class OnnxEntry(_Entry):
+    """How the ONNX file was compared with the network (`equality.py`)."""
+
+    images_compared: Annotated[int, Field(ge=0)]
+    largest_difference: Annotated[float, Field(ge=0)]
+
+
 class ModelRecord(_Entry):
-    """The content of model.json.
+    """The content of model.json. The model card is made from it alone.
 
     `study` is the canonical form of the study (`Study.canonical`). `unsafe` is True if the release gate was overridden
     with `--force-unsafe`, and `unsafe_reasons` says why the gate was closed. `attack` is the summary of the attack on
-    this model, or None if there was none (`release_gate.py`).
+    this model, or None if there was none (`release_gate.py`). `simulated_test` has exact figures; only a model of
+    generated patients has them.
     """
 
     schema_: Literal[1] = Field(alias="schema")
     run: Line
+    kind: Literal["federation", "simulation"] = "federation"
     task: Line
     study: dict[str, Any]
     study_sha256: Digest
     architecture: Line
     architecture_sha256: Digest
     labels: Annotated[list[Line], Field(min_length=2, max_length=64)]
+    numbers: Annotated[int, Field(ge=0)] | None = None
     created: Line
     privacy: dict[str, Any]
+    rounds: Annotated[int, Field(ge=0)] | None = None
+    sites: Annotated[dict[Line, SiteEntry], Field(max_length=MOST_SITES)] = {}
+    missing: Annotated[list[MissingEntry], Field(max_length=MOST_MISSING)] = []
+    phantoms: bool = False
+    released: Literal["trained", "start"] | None = None
     federated_test: dict[str, Any] | None
+    simulated_test: dict[str, Any] | None = None
     calibration: dict[str, Any] | None
     familiarity: Familiarity | None
+    onnx: OnnxEntry | None = None
     unsafe: bool
-    unsafe_reasons: Annotated[
-        list[Annotated[str, Field(max_length=1000), AfterValidator(_printable)]], Field(max_length=20)
-    ] = []
+    unsafe_reasons: Annotated[list[Reason], Field(max_length=MOST_REASONS)] = []
     attack: dict[str, Any] | None
+    license: Line = "other"
+    software: Annotated[dict[Line, Line], Field(max_length=50)] = {}
     files: Annotated[dict[FileName, FileEntry], Field(max_length=MOST_FILES)]
 
 

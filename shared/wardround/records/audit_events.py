@@ -70,7 +70,7 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
     "code": _matches(_CODE),
     "decision": _one_of(
         *("proposed", "approved", "refused", "revoked", "added", "removed"),
-        *("submitted", "stopped", "resumed", "finished"),
+        *("submitted", "stopped", "resumed", "finished", "exported", "exported-unsafe"),
     ),
     "purpose": _one_of(TRAIN, EVALUATE),
     "again": lambda value: type(value) is bool,
@@ -139,9 +139,10 @@ class SiteDecided(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunDecided(Event):
-    """Server: a run was submitted, stopped, resumed or finished.
+    """Server: a run was submitted, stopped, resumed or finished, or its model was exported.
 
-    `who` is the person who decided, if given. A finished run has the hash of its model's file.
+    `who` is the person who decided, if given. A finished run and an export have the hash of the model's file.
+    "exported-unsafe" is an export that was forced although the release gate was closed.
     """
 
     kind = "run"

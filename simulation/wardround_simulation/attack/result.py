@@ -17,11 +17,13 @@ SCHEMA = 1
 class AttackResult:
     """The results of all checks and attacks.
 
-    `promised` is False for a run with epsilon = inf, which promises no privacy that an attack could disprove.
+    `model_sha256` is the hash of the attacked model.safetensors. `promised` is False for a run with epsilon = inf,
+    which promises no privacy that an attack could disprove.
     """
 
     run_id: str
     study_sha256: str
+    model_sha256: str
     promised: bool
     phantoms: bool
     findings: tuple[Finding, ...]
@@ -44,6 +46,7 @@ class AttackResult:
             "schema": SCHEMA,
             "run_id": self.run_id,
             "study_sha256": self.study_sha256,
+            "model_sha256": self.model_sha256,
             "verdict": self.verdict,
             "checks": [asdict(finding) for finding in self.findings],
             "canaries": _canaries_json(self.canaries),

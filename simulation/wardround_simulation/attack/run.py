@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from wardround.errors import UsageError
+from wardround.identity import sha256_hex
 from wardround.storage.disk_errors import unwritable
 from wardround.tasks import TASKS
 from wardround.tasks.classification.objective import reads_features
 from wardround.tasks.registry import commands_of
-from wardround_server.runs.paths import RESULT_FILE
+from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE
 from wardround_simulation.attack import checks, run_files
 from wardround_simulation.attack.canaries import CANARIES, SEEDS, audit_canaries
 from wardround_simulation.attack.inversion import invert
@@ -72,6 +73,7 @@ def attack_folder(
     result = AttackResult(
         run_id=str(run.result["run_id"]),
         study_sha256=study.sha256(),
+        model_sha256=sha256_hex((folder / MODEL_FILE).read_bytes()),
         promised=bool(np.isfinite(study.privacy.epsilon)),
         phantoms=run.phantoms,
         findings=tuple(findings),

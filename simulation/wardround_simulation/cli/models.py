@@ -1,4 +1,4 @@
-"""`wardround-sim pretrain` and `generate`: models from phantoms, and images from models."""
+"""`wardround-sim pretrain`, `generate`, `export` and `verify`: models from phantoms, and what leaves with a model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from wardround.cli.app import literal_console
+from wardround.cli.handover import (
+    AttackOption,
+    ForceOption,
+    LicenseOption,
+    PackageArgument,
+    TargetArgument,
+    print_exported,
+    print_findings,
+)
 from wardround.cli.options import JsonOption
 from wardround.errors import UsageError
 from wardround.storage.disk_errors import require_writable
@@ -141,3 +150,28 @@ def generate(
         print(json.dumps({"out": str(target), "files": written, "images": count, **model.origin(seed)}))
     else:
         print(f"{count} synthetic images in {target}. {model.says}")
+
+
+@app.command(epilog="Example: wardround-sim export runs/demo models/demo")
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a finished run.")],
+    target: TargetArgument,
+    attack: AttackOption = None,
+    force_unsafe: ForceOption = False,
+    license_: LicenseOption = "other",
+    as_json: JsonOption = False,
+) -> None:
+    """Export a run's model with ONNX file, MONAI bundle and model card, if its attack report keeps the bound of ε.
+
+    Without --attack, attack.json of the run is used. Exit code 3: the release gate is closed.
+    """
+    from wardround_simulation.run.handover import export_folder
+
+    exported = export_folder(folder, target, attack=attack, force=force_unsafe, license=license_)
+    print_exported(exported, as_json)
+
+
+@app.command(epilog="Example: wardround-sim verify models/demo")
+def verify(folder: PackageArgument, as_json: JsonOption = False) -> None:
+    """Check an exported model: hashes, architecture, ONNX file against torch, cards, bundle. Exit code 1: a fault."""
+    print_findings(folder, as_json)
