@@ -32,6 +32,7 @@ from wardround.networks.fingerprint import architecture_sha256
 from wardround.storage.atomic import write_file
 from wardround.storage.disk_errors import writing
 from wardround.study.load import Study, study_from_json
+from wardround.tasks.classification.familiarity import familiarity_of
 
 LARGEST_BATCH = 2**20  # of the exported graph; a bound that torch.export needs, and no limit in practice
 
@@ -47,14 +48,6 @@ class OnnxExport:
     familiarity_threshold: float
     images_compared: int
     largest_difference: float
-
-
-def familiarity_of_images() -> tuple[nn.Module, float]:
-    """Return the module that computes `distance`, and the largest distance of a familiar image."""
-    from wardround.networks.familiarity import Familiarity  # type: ignore[import-not-found]
-
-    module = Familiarity().eval()
-    return module, float(module.threshold)
 
 
 class Released(nn.Module):
@@ -110,7 +103,7 @@ def export_file(study: Study, model: Path, path: Path) -> OnnxExport:
         ModelError: The file does not fit the study, cannot be exported, or the ONNX file computes something else.
     """
     network = network_with(study, model.read_bytes(), model)
-    familiarity, threshold = familiarity_of_images()
+    familiarity, threshold = familiarity_of(study)
     export(network, familiarity, study, path)
     compared = check_equality(Released(network, familiarity), path.read_bytes(), study)
     return OnnxExport(

@@ -115,9 +115,10 @@ def _architecture(package: Package) -> str:
 def _onnx(package: Package) -> str:
     from wardround.handover.equality import check_equality
     from wardround.handover.network import load_network
-    from wardround.handover.onnx_export import Released, familiarity_of_images
+    from wardround.handover.onnx_export import Released
+    from wardround.tasks.classification.familiarity import familiarity_of
 
-    familiarity, threshold = familiarity_of_images()
+    familiarity, threshold = familiarity_of(package.study)
     if threshold != package.content["familiarity"]["threshold"]:
         raise ModelError(f"{RECORD_FILE}: familiarity.threshold is that of another version; export the model again")
     released = Released(load_network(package), familiarity)

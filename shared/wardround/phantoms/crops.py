@@ -88,7 +88,7 @@ def _generate_batch(dice: Dice) -> PhantomCrops:
     steps = torch.arange(CROP_PX) - CROP_PX / 2 + 0.5
     x_NHW, y_NHW = column(spacing_mm) * steps[None, None, :], column(spacing_mm) * steps[None, :, None]
     nodule = draw_nodule(dice, dice.chance(0.5))
-    scene, wall_share = _paint_surroundings(dice, nodule, x_NHW, y_NHW)
+    scene, wall_share = paint_surroundings(dice, nodule, x_NHW, y_NHW)
     share, hu = paint_nodule(nodule, dice, x_NHW, y_NHW)
     scene = insert_nodule(scene, share, hu, nodule.cavity)
     quarter = CROP_PX // 4
@@ -101,7 +101,7 @@ def _generate_batch(dice: Dice) -> PhantomCrops:
     )
 
 
-def _paint_surroundings(dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
+def paint_surroundings(dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scene with lung, vessels and up to two walls in HU, and the share of wall (0..1), both (N, H, W)."""
     scene = paint_texture(draw_texture(dice), dice, (CROP_PX, CROP_PX))
     vessels = draw_vessels(dice, reach_mm=24, clear_mm=nodule.radius_mm)

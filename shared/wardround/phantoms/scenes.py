@@ -37,13 +37,14 @@ def generate_scenes(count: int, seed: int, progress: Callable[[int, int], None] 
     batches = []
     for first in range(0, count, BATCH):
         generator = torch.Generator().manual_seed(seed * 1_000_033 + first)
-        batches.append(_paint(Dice(BATCH, generator)))
+        batches.append(paint_scenes(Dice(BATCH, generator)))
         if progress is not None:
             progress(min(first + BATCH, count), count)
     return torch.cat(batches)[:count]
 
 
-def _paint(dice: Dice) -> Tensor:
+def paint_scenes(dice: Dice) -> Tensor:
+    """Paint one batch of scenes, uint8 (N, 64, 64)."""
     spacing_mm = dice.uniform(0.55, 0.85)
     steps = torch.arange(SCENE_PX) - SCENE_PX / 2 + 0.5
     x_NHW = column(spacing_mm) * steps[None, None, :] + column(dice.uniform(-14, 14))

@@ -27,7 +27,7 @@ from wardround.storage.disk_errors import require_writable
 if TYPE_CHECKING:
     from wardround.tasks.reconstruction.degradations import Kind
 
-NETWORKS = ("encoder", "sampler", "gan", "restorer")
+NETWORKS = ("encoder", "familiarity", "sampler", "gan", "restorer")
 DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
 FORMATS = ("grid", "folder", "dicom")
 
@@ -87,6 +87,10 @@ def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, s
         from wardround_simulation.phantoms.pretrain_restorer import pretrain_restorer
 
         return functools.partial(pretrain_restorer, kind=cast("Kind", degradation))
+    if network == "familiarity":
+        from wardround_simulation.phantoms.pretrain_familiarity import pretrain_familiarity
+
+        return pretrain_familiarity
     if network == "gan":
         from wardround_simulation.phantoms.pretrain_gan import pretrain_gan
 

@@ -237,17 +237,19 @@ def _at_point(
             return []
         mark_xy = _project(row, scanned[file].frames[number])
         fault = "no_spacing" if mark_xy is None else ""
-        return [ImageRequest(file=file, frame=number, label=label, mark_xy=mark_xy, fault=fault)]
+        return [ImageRequest(file=file, frame=number, label=label, mark_xy=mark_xy, fault=fault, table_row=row.row)]
     if row.xy is None:
         fault = "no_mark" if data.region == "marked" else ""
-        return [ImageRequest(file=file, frame=number, label=label, fault=fault)]
+        return [ImageRequest(file=file, frame=number, label=label, fault=fault, table_row=row.row)]
     if row.frame is None and len(scanned[file].frames) > 1:
         if number == 0:
             findings.append(Finding(code="mark_unclear", file=file, place=place))
         return []
     if (row.frame or 0) >= len(scanned[file].frames) and number == 0:
         findings.append(Finding(code="mark_outside", file=file, place=place))
-    return [ImageRequest(file=file, frame=number, label=label, mark_xy=row.xy)] if (row.frame or 0) == number else []
+    if (row.frame or 0) != number:
+        return []
+    return [ImageRequest(file=file, frame=number, label=label, mark_xy=row.xy, table_row=row.row)]
 
 
 def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> int | None:

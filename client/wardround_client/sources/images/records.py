@@ -72,6 +72,7 @@ class ImageRequest:
     above: tuple[int, int] | None = None
     label: int = -1
     fault: str = ""
+    table_row: int | None = None  # the row of labels.csv whose point this is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from wardround.errors import DataError
-from wardround.storage.table import read_table, refuse_shortened
+from wardround.storage.table import Table, read_table, refuse_shortened
 
 MANIFEST_COLUMNS = ("file", "patient_id", "label")
 LABEL_KEYS = {"sopinstanceuid": "image", "seriesinstanceuid": "series", "seriesuid": "series", "patientid": "patient"}
@@ -122,9 +122,27 @@ def read_label_table(path: Path) -> LabelTable:
         DataError: The columns are not a known combination, an identifier is empty, or a coordinate is not a number.
     """
     table = read_table(path)
+    if "label" not in table.columns:
+        raise DataError(f"{path}: needs the columns {LABEL_COLUMNS}")
+    return _label_table(path, table)
+
+
+def read_points(path: Path) -> LabelTable:
+    """Read a table of positions, for images that a model is asked about: like `labels.csv`, with or without `label`.
+
+    Raises:
+        DataError: As `read_label_table`, and if no row has a position.
+    """
+    points = _label_table(path, read_table(path))
+    if not points.has_points:
+        raise DataError(f"{path}: has no position; needs x,y or coordX,coordY,coordZ beside the identifier")
+    return points
+
+
+def _label_table(path: Path, table: Table) -> LabelTable:
     columns = table.columns
     key = next((name for name in LABEL_KEYS if name in columns), None)
-    if key is None or "label" not in columns:
+    if key is None:
         raise DataError(f"{path}: needs the columns {LABEL_COLUMNS}")
     pixel, world = {"x", "y"} & columns, {"coordx", "coordy", "coordz"} & columns
     if pixel and (len(pixel) < 2 or LABEL_KEYS[key] != "image"):
@@ -146,7 +164,7 @@ def read_label_table(path: Path) -> LabelTable:
             LabelRow(
                 row=row,
                 subject=cells[key],
-                label=cells["label"],
+                label=cells.get("label", ""),
                 xy=cast(tuple[float, float] | None, xy),
                 frame=int(frame[0]) - 1 if frame else None,
                 point_mm=cast(tuple[float, float, float] | None, point_mm),
