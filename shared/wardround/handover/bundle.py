@@ -96,7 +96,7 @@ def metadata(record: Record, study: Study) -> dict[str, Any]:
                     "modality": "n/a" if data.modality == "any" else data.modality,
                     "num_channels": data.channel_count,
                     "spatial_shape": shape,
-                    "dtype": "uint8",
+                    "dtype": "float32",
                     "value_range": [0, 255],
                     "is_patch_data": False,
                     "channel_def": {str(number): f"image {number}" for number in range(data.channel_count)},
@@ -134,10 +134,16 @@ def inference_config(study: Study) -> dict[str, Any]:
             }
         ]
         if pictures
-        else [{"_target_": "Lambdad", "keys": "image", "func": "$scripts.onnx_network.read_array"}]
+        else [{"_target_": "Lambdad", "keys": "image", "func": "$onnx_network.read_array"}]
     )  # fmt: skip
     return {
-        "imports": ["$import glob", "$import os", "$import numpy", "$import torch", "$import scripts.onnx_network"],
+        "imports": [
+            "$import glob",
+            "$import os",
+            "$import numpy",
+            "$import torch",
+            "$import scripts.onnx_network as onnx_network",
+        ],
         "bundle_root": ".",
         "dataset_dir": "$os.path.join(@bundle_root, 'images')",
         "output_file": "$os.path.join(@bundle_root, 'predictions.csv')",
@@ -153,7 +159,7 @@ def inference_config(study: Study) -> dict[str, Any]:
             "_target_": "Compose",
             "transforms": [
                 *load,
-                {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.uint8", "track_meta": False},
+                {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32", "track_meta": False},
             ],
         },
         "dataset": {
@@ -170,7 +176,7 @@ def inference_config(study: Study) -> dict[str, Any]:
             "network": "@network_def",
             "inferer": "@inferer",
         },
-        "run": ["$scripts.onnx_network.predict(@dataloader, @inferer, @network_def, @columns, @output_file)"],
+        "run": ["$onnx_network.predict(@dataloader, @inferer, @network_def, @columns, @output_file)"],
     }
 
 

@@ -24,7 +24,7 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Images (N, C, H, W), grey values 0..255 -> (N, K + 1): the logits, and the distance as the last column."""
-        images = np.ascontiguousarray(images_NCHW.cpu().numpy().astype(np.uint8))
+        images = np.ascontiguousarray(images_NCHW.float().round().clamp(0, 255).byte().cpu().numpy())
         logits_NK, distance_N = self.session.run(["logits", "distance"], {"images": images})
         return torch.from_numpy(np.concatenate([logits_NK, distance_N[:, None]], axis=1)).to(images_NCHW.device)
 
