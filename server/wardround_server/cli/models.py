@@ -45,14 +45,14 @@ def list_(server: ServerOption = Path("."), as_json: JsonOption = False) -> None
     if as_json:
         print(json.dumps([*found, *damaged]))
     else:
-        columns = ("run", "version", "network", "epsilon", "delta", "rounds", "finished", "start", "stage", "sha256")
+        columns = ("run", "version", "network", "privacy", "start", "stage", "sha256")
         rows: list[tuple[str, ...]] = [
-            (one["run"], f"{one['study']} v{one['version']}", one["architecture"], epsilon_text(one["epsilon"]),
-             f"{one['delta']:g}", str(one["rounds"]), one["finished_at"] or "unknown", one["start"], one["stage"],
+            (one["run"], f"{one['study']} v{one['version']}", one["architecture"],
+             f"ε {epsilon_text(one['epsilon'])}, δ {one['delta']:g}", one["start"], one["stage"],
              f"{one['sha256'][:16]}…")
             for one in found
         ]  # fmt: skip
-        print_table(columns, rows or [("none", *[""] * 9)])
+        print_table(columns, rows or [("none", *[""] * 6)])
         for one in damaged:
             print(escaped(f"{one['run']}: {one['fault']}"))
     if damaged:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.handover import attack_report, export_in_process, write_report
 from builders.runs import Sites, run_of, study_of, trained
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.errors import AuditError, RoundError
+from wardround.handover.package import open_package
 from wardround.networks.initial_weights import write_start
 from wardround.records.audit_log import verified
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -78,6 +80,7 @@ def test_the_list_of_models_is_that_of_the_finished_runs_with_the_hashes_of_thei
         assert row["finished_at"].endswith("Z") and row["architecture"] == "seed-cnn" and row["delta"] == 1e-5
     code, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server)
     assert code == 0 and "∞" in said and "seed-cnn" in said and "third" not in said
+    assert {(row["stage"], row["start"]) for row in rows.values()} == {("released", "random weights")}
 
 
 def test_a_card_says_what_happened_under_which_promise_and_what_is_missing(server, monkeypatch, capfd):
@@ -110,29 +113,57 @@ def test_a_card_without_privacy_promises_nothing(server, monkeypatch, capfd):
     assert "differs by at most" not in text and "asked the sites for no figures" in text
 
 
+def test_a_model_without_an_attack_report_stays_and_a_forced_export_is_recorded(server, monkeypatch, capfd, tmp_path):
+    export_in_process(monkeypatch)
+    run, target = run_of(server, "second"), tmp_path / "models" / "second"
+    words = ("model", "export", run.run_id, target, "--server", server)
+    code, _, complaint = called(monkeypatch, capfd, *words)
+    assert code == 3 and "no attack report" in complaint and len(complaint.splitlines()) == 1 and not target.exists()
+    code, said, _ = called(monkeypatch, capfd, *words, "--force-unsafe", "--by", "Ada Lovelace")
+    assert code == 0 and "UNSAFE: there is no attack report" in said
+    assert json.loads((target / "model.json").read_text())["unsafe"] is True
+    assert "UNSAFE" in (target / "model-card.md").read_text() and "UNSAFE" in (target / "model-card.html").read_text()
+    entries = [entry for entry in verified(server / "audit.jsonl").entries if entry.get("decision") == "exported-unsafe"]
+    assert [(entry["run"], entry["who"]) for entry in entries] == [(run.run_id, "Ada Lovelace")]
+    _, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server, "--json")
+    assert [row["stage"] for row in json.loads(said) if row["study"] == "second"] == ["exported unsafe"]
+
+
 def test_an_exported_model_is_the_released_one_with_its_card_and_nothing_is_overwritten(
     server, monkeypatch, capfd, tmp_path
 ):
-    run = run_of(server, "first")
+    export_in_process(monkeypatch)
+    run, target = run_of(server, "first"), tmp_path / "models" / "first"
     content = (run.path / "model.safetensors").read_bytes()
-    folder, file = tmp_path / "models" / "first", tmp_path / "first.safetensors"
-    for target, model in ((folder, folder / "model.safetensors"), (file, file)):
-        code, said, _ = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server, "--json")
-        assert code == 0 and model.read_bytes() == content
-        written = {Path(name) for name in json.loads(said)["files"]}
-        assert len(written) == 3 and written == set(model.parent.iterdir()) - {tmp_path / "models"}
-        assert load_checkpoint(model)[1]["study_sha256"] == run.study().sha256()
-        (card,) = (json.loads(path.read_text()) for path in written if path.suffix == ".json")
-        assert card["sha256"] == hashlib.sha256(content).hexdigest()
-        before = {path: path.stat().st_mtime_ns for path in written}
-        code, _, complaint = called(monkeypatch, capfd, "model", "export", run.run_id, target, "--server", server)
-        assert code == 2 and "not overwritten" in complaint and len(complaint.splitlines()) == 1
-        assert {path: path.stat().st_mtime_ns for path in written} == before
-    (tmp_path / "other.md").write_text("mine")
-    code, *_ = called(
-        monkeypatch, capfd, "model", "export", run.run_id, tmp_path / "other.safetensors", "--server", server
-    )
-    assert code == 2 and not (tmp_path / "other.safetensors").exists() and (tmp_path / "other.md").read_text() == "mine"
+    attack = write_report(tmp_path / "attack.json", attack_report(run.study()))
+    words = ("model", "export", run.run_id, target, "--attack", attack, "--server", server)
+    code, said, _ = called(monkeypatch, capfd, *words, "--json")
+    assert code == 0 and json.loads(said)["unsafe"] is False
+    package = open_package(target)
+    assert (target / "model.safetensors").read_bytes() == content and package.study == run.study()
+    assert package.content["federated_test"] == run.result()["federated_test"]
+    assert package.content["sites"]["north"] == {"rounds_counted": 1, "epsilon": None}
+    assert package.content["attack"]["same_run"] is False
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    code, _, complaint = called(monkeypatch, capfd, *words)
+    assert code == 2 and "not overwritten" in complaint and len(complaint.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
+    assert {path.name for path in target.parent.iterdir()} == {"first"}  # no temporary folder is left
+    assert all(path.stat().st_mode & 0o077 == 0 for path in target.rglob("*"))
+    _, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server, "--json")
+    assert [row["stage"] for row in json.loads(said) if row["study"] == "first"] == ["exported"]
+
+
+def test_an_export_that_cannot_be_recorded_does_not_happen(server, monkeypatch, capfd, tmp_path):
+    export_in_process(monkeypatch)
+
+    def full(*_: object) -> None:
+        raise AuditError("the audit log cannot be written")
+
+    monkeypatch.setattr(RunRecord, "exported", full)
+    words = (run_of(server, "second").run_id, tmp_path / "x", "--force-unsafe", "--server", server)
+    code, _, complaint = called(monkeypatch, capfd, "model", "export", *words)
+    assert code == 1 and "cannot be written" in complaint and list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_a_model_and_a_damaged_model_are_told_in_one_line_and_hide_no_other(

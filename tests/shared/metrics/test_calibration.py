@@ -29,9 +29,7 @@ def histogram_of(logits_N, labels_N, epsilon, random, sites=1):
         share = 1 - math.exp(-epsilon)
         for _ in range(sites):
             counts_2B += random.geometric(share, (2, BINS)) - random.geometric(share, (2, BINS))
-    return ScoreHistogram(
-        counts_2B=counts_2B, noise_variance=sites * noise_variance(epsilon), logit_scale=SCALE
-    )
+    return ScoreHistogram(counts_2B=counts_2B, noise_variance=sites * noise_variance(epsilon), logit_scale=SCALE)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
