@@ -123,7 +123,9 @@ def test_a_model_without_an_attack_report_stays_and_a_forced_export_is_recorded(
     assert code == 0 and "UNSAFE: there is no attack report" in said
     assert json.loads((target / "model.json").read_text())["unsafe"] is True
     assert "UNSAFE" in (target / "model-card.md").read_text() and "UNSAFE" in (target / "model-card.html").read_text()
-    entries = [entry for entry in verified(server / "audit.jsonl").entries if entry.get("decision") == "exported-unsafe"]
+    entries = [
+        entry for entry in verified(server / "audit.jsonl").entries if entry.get("decision") == "exported-unsafe"
+    ]
     assert [(entry["run"], entry["who"]) for entry in entries] == [(run.run_id, "Ada Lovelace")]
     _, said, _ = called(monkeypatch, capfd, "model", "list", "--server", server, "--json")
     assert [row["stage"] for row in json.loads(said) if row["study"] == "second"] == ["exported unsafe"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator, Sequence
 
 from wardround.handover.card.blocks import Block, Card
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~!])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]#|~!])")
 
 
 def to_markdown(card: Card) -> str:
@@ -48,4 +49,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _text(text: str) -> str:
-    return " ".join(_MARKUP.sub(r"\\\1", text).split())
+    return " ".join(html.escape(_MARKUP.sub(r"\\\1", text), quote=False).split())
