@@ -137,7 +137,7 @@ def _completed(
     license: str,
 ) -> dict[str, Any]:
     """Write bundle, record and cards to a folder that has the model's files; return the record."""
-    if onnx is not None and onnx.architecture_sha256 != facts.result["architecture_sha256"]:
+    if onnx is not None and onnx.architecture_sha256 != facts.result.get("architecture_sha256"):
         raise ModelError(f"{MODEL_FILE}: its architecture is not the one of the run; restore the folder from a backup")
     files = {name: file_entry(folder / name) for name in model_files(facts.study)}
     record = record_of(facts, decision, onnx, numbers=numbers, license=license, files=files)

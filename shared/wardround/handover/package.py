@@ -249,16 +249,24 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _check_agreement(record: ModelRecord, study: Study, path: Path) -> None:
     """Raise `ModelError` unless the record repeats what its study says."""
-    agree = {
-        "study_sha256": record.study_sha256 == study.sha256(),
-        "task": record.task == study.study.task,
-        "architecture": record.architecture == study.model.name,
-        "labels": tuple(record.labels) == study.data.labels,
-        "files": set(model_files(study)) <= record.files.keys(),
-        "familiarity": (record.familiarity is not None) == (ONNX_FILE in model_files(study)),
+    written = {
+        "study_sha256": record.study_sha256,
+        "task": record.task,
+        "architecture": record.architecture,
+        "labels": tuple(record.labels),
+        "files": set(model_files(study)) & record.files.keys(),
+        "familiarity": record.familiarity is not None,
     }
-    for name, good in agree.items():
-        if not good:
+    right = {
+        "study_sha256": study.sha256(),
+        "task": study.study.task,
+        "architecture": study.model.name,
+        "labels": study.data.labels,
+        "files": set(model_files(study)),
+        "familiarity": ONNX_FILE in model_files(study),
+    }
+    for name, value in written.items():
+        if value != right[name]:
             raise ModelError(f"{path_text(path)}: {name} does not fit the study in it; export the model again")
 
 

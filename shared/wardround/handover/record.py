@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
+from wardround.errors import ModelError
 from wardround.handover.package import SCHEMA, ModelRecord
 from wardround.handover.release_gate import Decision
 from wardround.study.load import Study
 
+NEEDED = ("architecture_sha256", "privacy", "rounds_completed", "sites", "missing")  # of result.json
 SOFTWARE = ("wardround", "torch", "numpy", "onnx", "onnxruntime")
 
 
@@ -60,8 +62,13 @@ def record_of(
         numbers: How many numbers the network has.
         license: The SPDX name of the model's licence, or `other`.
         files: Name -> SHA-256 and size (`package.file_entry`).
+
+    Raises:
+        ModelError: The run's result is incomplete.
     """
     study, result = facts.study, facts.result
+    if missing := [key for key in NEEDED if key not in result]:
+        raise ModelError(f"result.json of run {facts.run}: {missing[0]} is missing; restore the run from a backup")
     figures = result.get("federated_test")
     record = {
         "schema": SCHEMA,

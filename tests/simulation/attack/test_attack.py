@@ -22,6 +22,8 @@ from builders.randomness import KnownRandom
 from scipy import stats
 
 from wardround import accounting
+from wardround.handover.release_gate import decide, read_report
+from wardround.identity import sha256_hex
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.phantoms.crops import generate_crops
@@ -496,6 +498,11 @@ def test_the_command_writes_one_verdict_into_three_places(finished: Path, quick_
     assert json.loads((finished / "attack.json").read_text()) == printed
     result = json.loads((finished / "result.json").read_text())
     assert result["attack"] == printed and result["status"] == "finished"
+    model = sha256_hex((finished / "model.safetensors").read_bytes())
+    decision = decide(study_of(3), result["run_id"], model, read_report(finished / "attack.json"), force=True)
+    assert decision.attack is not None and decision.attack["same_run"] is True
+    (reason,) = decision.reasons
+    assert reason == "the attack planted 200 patients in 2 audits; the gate needs 500 in 5"
     page = (finished / "report.html").read_text()
     section = page.split(BEGIN)[1].split(END)[0]
     assert section.count("<img") == 5 and "none found more than the promise allows" in section
