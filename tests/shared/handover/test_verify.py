@@ -15,6 +15,7 @@ from builders.familiarity import Distance
 from builders.handover import attack_report, export_in_process, write_report
 from builders.packages import edit_record
 from builders.runs import study_of
+from paths import ROOT
 
 from wardround.errors import ModelError, UsageError, WardroundError
 from wardround.handover import export, onnx_export
@@ -154,6 +155,17 @@ def test_figures_of_no_known_form_are_a_finding_and_no_crash(folder: Path, figur
 
 def test_a_folder_without_a_record_is_one_finding(tmp_path: Path) -> None:
     assert failed(tmp_path).keys() == {"record"} and failed(tmp_path / "nothing").keys() == {"record"}
+
+
+def test_the_program_of_the_documentation_needs_onnxruntime_and_numpy_alone(folder: Path) -> None:
+    page = (ROOT / "docs" / "handover.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[1].split("```")[0].replace("models/demo", str(folder))
+    assert len(program.strip().splitlines()) <= 16
+    blocked = "import sys\nfor name in ('torch', 'onnx', 'wardround', 'monai'): sys.modules[name] = None\n"
+    done = subprocess.run([sys.executable, "-I", "-c", blocked + program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("refused") or 0 <= float(line) <= 1
 
 
 # Writing
