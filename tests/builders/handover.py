@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders.familiarity import Distance
 
 from wardround.handover import export, onnx_export
 from wardround.study.load import Study
@@ -70,7 +69,7 @@ def write_report(path: Path, report: dict[str, Any]) -> Path:
 
 
 def export_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let exports make the ONNX file in this process, with a stand-in for the out-of-distribution score."""
+    """Let exports make the ONNX file in this process, which has loaded torch already."""
 
     def run(module: str, arguments: list[str], fault: type[Exception], limit_s: float) -> str:
         assert module == "wardround.handover.onnx_export"
@@ -78,5 +77,4 @@ def export_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         study = onnx_export.study_from_json(source.read_text(), str(source))
         return json.dumps(asdict(onnx_export.export_file(study, model, path)))
 
-    monkeypatch.setattr(onnx_export, "familiarity_of_images", lambda: (Distance(), Distance.threshold))
     monkeypatch.setattr(export, "run_isolated", run)

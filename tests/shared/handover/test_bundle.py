@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.familiarity import Distance
 from PIL import Image
 
 from wardround.handover.bundle import MONAI_VERSION, bundle_files, inference_config, metadata
@@ -19,6 +18,7 @@ from wardround.handover.onnx_export import export
 from wardround.handover.onnx_model import onnx_model
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.familiarity import familiarity_of
 
 HOSTILE = ("$__import__('os').system('touch executed')", "@network_def", "%configs/metadata.json")
 # The mandatory keys of MONAI's bundle specification; its JSON schema is on a server that tests cannot reach.
@@ -32,7 +32,7 @@ TENSOR_KEYS = {
 
 
 def study_with(channels: str = "grey", labels: tuple[str, ...] = ("benign", "malignant")) -> Study:
-    data = {"image_size": 32, "labels": labels, "channels": channels}
+    data = {"image_size": 32, "labels": labels, "channels": channels, "region": "marked", "spacing_mm": 0.7}
     if channels == "windows":
         data["window_hu"] = [[-1000, 400], [-160, 240]]
     return parse_study(
@@ -67,7 +67,7 @@ def onnx_of(tmp_path_factory: pytest.TempPathFactory):
     def make(study: Study) -> bytes:
         if (key := study.canonical()) not in made:
             path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-            export(initial_network(study), Distance(), study, path)
+            export(initial_network(study), familiarity_of(study)[0], study, path)
             made[key] = path.read_bytes()
         return made[key]
 

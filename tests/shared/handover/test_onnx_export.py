@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders.familiarity import Distance
 from onnx import TensorProto, helper
 
 from wardround.errors import ModelError
@@ -21,6 +20,7 @@ from wardround.handover.onnx_export import Released, export
 from wardround.handover.onnx_model import check_self_contained, onnx_model
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.familiarity import familiarity_of
 
 NETWORKS = (  # name, init, trainable, pixels, labels
     ("phantom-encoder", "phantom", "head", 64, 2),
@@ -50,12 +50,15 @@ def classification(name: str, init: str, trainable: str, pixels: int, labels: in
     return parse_study(
         {
             "study": {"name": "tiny", "rounds": 2},
-            "data": {"image_size": pixels, "labels": ("benign", "malignant", "other")[:labels]},
+            "data": {
+                "image_size": pixels, "labels": ("benign", "malignant", "other")[:labels], "region": "marked",
+                "spacing_mm": 0.7,
+            },
             "model": {"name": name, "init": init, "trainable": trainable},
             "privacy": {"epsilon": 8.0, "delta": 1e-5, "max_grad_norm": 1.0, "nominal_patients": 100},
             "aggregation": {"nominal_sites": 2},
         }
-    )
+    )  # fmt: skip
 
 
 def released(study: Study) -> Released:
@@ -65,7 +68,7 @@ def released(study: Study) -> Released:
     with torch.no_grad():
         network.head.weight.add_(torch.randn(network.head.weight.shape, generator=generator) * 0.05)
         network.head.bias.add_(0.3)
-    return Released(network, Distance()).eval()
+    return Released(network, familiarity_of(study)[0]).eval()
 
 
 def exported(study: Study, folder: Path) -> tuple[Released, Path]:

@@ -6,19 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.familiarity import Distance
 from builders.handover import attack_report, export_in_process, write_report
 from builders.packages import edit_record
 from builders.runs import study_of
 from paths import ROOT
 
 from wardround.errors import ModelError, UsageError, WardroundError
-from wardround.handover import export, onnx_export
+from wardround.handover import export
 from wardround.handover.export import export_model
 from wardround.handover.package import file_entry, open_package
 from wardround.handover.record import RunFacts
@@ -27,9 +25,17 @@ from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.familiarity import familiarity_of
 
 RUN = "20261129-025118-ef82ad"
 CHECKS = ["record", "files", "architecture", "onnx", "cards", "bundle"]
+
+
+def marked() -> Study:
+    """A study of marked regions on CT, for which there is a score of familiarity."""
+    content = study_of().model_dump()
+    content["data"].update(region="marked", spacing_mm=0.7)
+    return parse_study(content)
 
 
 def finished_run(folder: Path, study: Study) -> tuple[RunFacts, Path]:
@@ -64,13 +70,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model, made once."""
     with pytest.MonkeyPatch.context() as patch:
         export_in_process(patch)
-        return exported(tmp_path_factory.mktemp("export"), study_of())
+        return exported(tmp_path_factory.mktemp("export"), marked())
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(made: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change."""
-    monkeypatch.setattr(onnx_export, "familiarity_of_images", lambda: (Distance(), Distance.threshold))
     copy = tmp_path / "model"
     subprocess.run(["cp", "-r", made, copy], check=True)
     return copy
@@ -86,7 +91,10 @@ def test_an_exported_model_passes_every_check(folder: Path) -> None:
     findings = verify(folder)
     assert [finding.name for finding in findings if finding.passed] == CHECKS
     package = open_package(folder)
-    assert package.content["onnx"]["images_compared"] == 60 and package.content["familiarity"]["threshold"] == 4.0
+    assert (
+        package.content["onnx"]["images_compared"] == 60
+        and package.content["familiarity"]["threshold"] == familiarity_of(marked())[1]
+    )
     assert package.content["simulated_test"] is None  # exact figures about patients do not leave
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "model.onnx", "model.json", "model-card.md", "model-card.html", "model-card.json",
@@ -130,7 +138,7 @@ def test_a_file_that_does_not_belong_to_the_model_is_found(folder: Path) -> None
 
 def test_another_network_under_the_right_hashes_is_found(folder: Path) -> None:
     """model.onnx and model.safetensors each have their hash, but are not the same model."""
-    study = study_of()
+    study = marked()
     network = initial_network(study)
     tensors = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
     tensors["head.bias"] = tensors["head.bias"] + np.float32(0.01)
@@ -227,7 +235,6 @@ def test_a_generative_model_leaves_without_an_onnx_file(tmp_path: Path) -> None:
     assert not open_package(folder).has_onnx
 
 
-@pytest.mark.skipif(find_spec("wardround.networks.familiarity") is None, reason="the score is not part of this version")
 def test_the_processes_of_a_server_export_and_verify_without_loading_torch_there(tmp_path: Path) -> None:
     folder = exported(tmp_path, study_of())
     code = (

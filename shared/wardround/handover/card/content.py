@@ -147,7 +147,7 @@ def _uses(record: Record) -> list[Block]:
             [
                 "diagnosis, treatment, triage or any other decision about a patient; the model is not a medical device",
                 "images of another kind, body part, size or window than the training data"
-                + (", which the output distance is meant to detect" if record["onnx"] else ""),
+                + (", which the output distance is meant to detect" if _is_judged(record) else ""),
                 "patients of hospitals that differ from the sites below, before an evaluation there",
                 "finding out whether a person's images were used in training",
             ]
@@ -163,9 +163,16 @@ def _limits(record: Record) -> list[Block]:
     ]
     if record["phantoms"]:
         items.insert(0, "It was trained and tested on generated phantoms; nothing is known about real patients.")
+    if record["onnx"] and not _is_judged(record):
+        items.append("It does not detect images that are unlike those it was trained on.")
     if record["calibration"] is None:
         items.append("Its probabilities are not calibrated.")
     return [bullets(items)]
+
+
+def _is_judged(record: Record) -> bool:
+    """Return whether `distance` judges images. Without a reference it is always 0, and so is the threshold."""
+    return record["familiarity"] is not None and record["familiarity"]["threshold"] != 0
 
 
 def _how_to(record: Record, study: Study) -> list[Block]:
@@ -181,13 +188,15 @@ def _how_to(record: Record, study: Study) -> list[Block]:
     outputs = (
         f"(N, 1), the logit of {labels[1]}" if len(labels) == 2 else f"(N, {len(labels)}), the logit of each label"
     )
+    distance = "It is always 0, because there is no reference for images of this kind: unlike images are not detected."
+    if _is_judged(record):
+        limit = record["familiarity"]["threshold"]
+        distance = f"Refuse an image whose distance is above {limit:g}: it is unlike the images that the network knows."
     return [
         paragraph(
             f"model.onnx needs onnxruntime alone. Input: images, uint8 (N, {channels}, {side}, {side}), grey values "
             "0..255 in the window of the study; all other preprocessing is inside. Outputs: logits, float32 "
-            f"{outputs}; and distance, float32 (N,). "
-            f"Refuse an image whose distance is above {record['familiarity']['threshold']:g}: it is unlike the images "
-            "that the network knows."
+            f"{outputs}; and distance, float32 (N,). {distance}"
         ),
         Block(
             code="import numpy, onnxruntime\n"
