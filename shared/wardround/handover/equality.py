@@ -15,12 +15,13 @@ from torch.nn import functional
 from wardround.errors import ModelError
 from wardround.handover.onnx_model import AT_ONCE, onnx_model
 from wardround.handover.package import ONNX_FILE
-from wardround.phantoms.crops import generate_crops
+from wardround.phantoms.crops import CROP_PX, generate_crops
 from wardround.study.load import Study
 
 TOLERANCE = 1e-5  # of the largest output, if that is above 1; the rounding of float32 in a ResNet reaches 4e-6
 SEED = 20261
 KINDS = 5
+MOST_DRAWS = 1000  # of levels for a tie; some 30 suffice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +107,32 @@ def _waves(generator: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _tie(generator: np.random.Generator, side: int) -> np.ndarray:
-    """Three grey levels at equal distances with equally many pixels each, and padding: both thresholds are as good."""
-    pixels = side * side
-    each, middle, apart = (
-        generator.integers(pixels // 12, pixels // 3),
-        generator.integers(60, 190),
-        generator.integers(1, 55),
-    )
-    image = np.zeros(pixels, np.uint8)
-    for number, level in enumerate((middle - apart, middle, middle + apart)):
-        image[number * each : (number + 1) * each] = level
-    return generator.permutation(image).reshape(side, side)
+    """Three grey levels at equal distances with equally many pixels each, on padding: both thresholds are as good.
+
+    The levels are drawn until sums in float32 decide for another threshold than sums in float64, because only such an
+    image shows whether both sides add alike. The pixels are in the middle, which a network's crop keeps.
+    """
+    inner = min(side, CROP_PX)
+    for _ in range(MOST_DRAWS):
+        each = int(generator.integers(inner * inner // 12, inner * inner // 3))
+        middle, apart = int(generator.integers(60, 190)), int(generator.integers(1, 55))
+        levels = (middle - apart, middle, middle + apart)
+        if _threshold(levels, np.float32) != _threshold(levels, np.float64):
+            break
+    pixels = np.zeros(inner * inner, np.uint8)
+    for number, level in enumerate(levels):
+        pixels[number * each : (number + 1) * each] = level
+    image = np.zeros((side, side), np.uint8)
+    begin = (side - inner) // 2
+    image[begin : begin + inner, begin : begin + inner] = generator.permutation(pixels).reshape(inner, inner)
+    return image
+
+
+def _threshold(levels: tuple[int, ...], precision: type[np.floating]) -> int:
+    """Return Otsu's threshold of an image with equally many pixels of each level, with sums of this precision."""
+    share_L = np.zeros(256, np.float32)
+    share_L[list(levels)] = np.float32(1) / np.float32(len(levels))
+    below_L = share_L.cumsum(dtype=precision).astype(np.float32)
+    moment_L = (share_L * np.arange(256, dtype=np.float32)).cumsum(dtype=precision).astype(np.float32)
+    between_L = (moment_L[-1] * below_L - moment_L) ** 2 / np.maximum(below_L * (1 - below_L), np.float32(1e-4))
+    return int(np.where(below_L <= 0.995, between_L, 0).argmax())

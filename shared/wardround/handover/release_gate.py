@@ -156,7 +156,7 @@ def decide(study: Study, run_id: str, model_sha256: str, evidence: Evidence | No
     """
     if evidence is None:
         attackable = commands_of(study.study.task).attack
-        why = "there is no attack report (--attack FILE)" if attackable else f"no attack exists for {study.study.task}"
+        why = "there is no attack report" if attackable else f"no attack exists for {study.study.task}"
         reasons: tuple[str, ...] = (f"{why}, so what the model reveals about patients was not tested",)
         summary = None
     else:
@@ -164,7 +164,8 @@ def decide(study: Study, run_id: str, model_sha256: str, evidence: Evidence | No
         reasons = tuple(_faults(study, evidence.report))
         summary = _summary(evidence, same_run)
     if reasons and not force:
-        raise ReleaseRefusal(f"the release gate is closed: {'; '.join(reasons)}; --force-unsafe exports it anyway")
+        way = "give one with --attack FILE; " if evidence is None and commands_of(study.study.task).attack else ""
+        raise ReleaseRefusal(f"the release gate is closed: {'; '.join(reasons)}; {way}--force-unsafe exports it anyway")
     return Decision(reasons=reasons, attack=summary)
 
 

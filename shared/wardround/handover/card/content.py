@@ -37,18 +37,19 @@ def card_of_record(record: Record, study: Study) -> Card:
         record: The content of model.json.
         study: The study in it.
     """
-    warnings = (UNSAFE, *record["unsafe_reasons"]) if record["unsafe"] else ()
+    reasons = tuple(f"Reason: {reason}." for reason in record["unsafe_reasons"])
+    warnings = (UNSAFE, *reasons) if record["unsafe"] else ()
     sections = [
         _section("Model details", _details(record, study)),
         _section("Uses", _uses(record)),
         _section("Limits, bias and risks", _limits(record)),
         _section("How to use it", _how_to(record, study)),
         _section("Training data", _data(record, study)),
-        _section("Training procedure", _procedure(record, study)),
         _section("Evaluation", _evaluation(record)),
         _section("Calibration", _calibration(record)),
         _section("Privacy", _privacy(record, study)),
         _section("Attack", _attack(record)),
+        _section("Training procedure", _procedure(record, study)),
         _section("Environmental impact", [paragraph("Not measured.")]),
         _section("Files", _files(record)),
         _section("Contact", [paragraph("The operator of the federation, who exported this model.")]),
@@ -70,7 +71,6 @@ def metadata_of(record: Record, study: Study) -> dict[str, Any]:
     metadata |= {
         "library_name": "onnx" if record["onnx"] else "wardround",
         "tags": ["medical", "federated-learning", "differential-privacy", "research-use-only", record["architecture"]],
-        "datasets": [],
     }
     if record["onnx"]:
         metadata["pipeline_tag"] = "image-classification"

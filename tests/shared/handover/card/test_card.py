@@ -95,10 +95,10 @@ def test_the_metadata_are_those_of_hugging_face() -> None:
 
 
 def test_an_unsafe_model_says_so_before_anything_else() -> None:
-    study, reasons = study_of(), ["there is no attack report (--attack FILE)"]
+    study, reasons = study_of(), ["there is no attack report"]
     record = record_of(study, unsafe=True, unsafe_reasons=reasons, attack=None)
     card = card_of_record(record, study)
-    assert card.warnings == (UNSAFE, *reasons)
+    assert card.warnings == (UNSAFE, "Reason: there is no attack report.")
     text, page = to_markdown(card), to_html(card)
     assert text.index("UNSAFE") < text.index("## Model details") and page.index("UNSAFE") < page.index("Model details")
     assert "No attack on this model was reported" in text and card.to_json()["warnings"] == list(card.warnings)
