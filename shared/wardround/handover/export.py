@@ -144,7 +144,7 @@ def _completed(
     if onnx is not None:
         for name, content in bundle_files(record, facts.study, (folder / ONNX_FILE).read_bytes()).items():
             path = folder / BUNDLE / name
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(path.parent)
             write_synced(path, content)
             files[f"{BUNDLE}/{name}"] = file_entry(path)
         record = record_of(facts, decision, onnx, numbers=numbers, license=license, files=files)
