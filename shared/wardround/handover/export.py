@@ -41,7 +41,7 @@ from wardround.storage.folders import make_folder
 from wardround.storage.text_file import path_text
 from wardround.study.load import Study
 
-EXPORT_LIMIT_S = 900.0  # DenseNet121 at 224 pixels takes two minutes on two busy cores
+EXPORT_LIMIT_S = 900.0  # DenseNet121 at 224 pixels takes 2.4 minutes on two busy cores
 STUDY_FILE = ".study.json"
 MOST_OF_A_LICENCE = 64
 

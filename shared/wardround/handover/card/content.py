@@ -196,7 +196,7 @@ def _how_to(record: Record, study: Study) -> list[Block]:
         paragraph(
             f"model.onnx needs onnxruntime alone. Input: images, uint8 (N, {channels}, {side}, {side}), grey values "
             "0..255 in the window of the study; all other preprocessing is inside. Outputs: logits, float32 "
-            f"{outputs}; and distance, float32 (N,). {distance}"
+            f"{outputs}; and distance, float32 (N,). {distance} {_probability(record)}"
         ),
         Block(
             code="import numpy, onnxruntime\n"
@@ -205,6 +205,14 @@ def _how_to(record: Record, study: Study) -> list[Block]:
             'logits, distance = session.run(["logits", "distance"], {"images": images})'
         ),
     ]
+
+
+def _probability(record: Record) -> str:
+    function = "1 / (1 + exp(-x))" if len(record["labels"]) == 2 else "softmax(x)"
+    temperature = (record["calibration"] or {}).get("temperature")
+    if temperature is None:
+        return f"The probability of a logit x is {function}; it is not calibrated."
+    return f"The calibrated probability of a logit is {function} of x = logit / {temperature:.4g}."
 
 
 def _data(record: Record, study: Study) -> list[Block]:

@@ -69,7 +69,7 @@ def test_the_card_has_every_figure_of_the_record() -> None:
         "prove that ε is above 2.66 (95 %); 8 was promised", "| noise-size | 0.996 of the planned size |",
         "12,345 numbers", "largest difference is 3.1e-06", "above 4.25", "e" * 64, "d" * 64,
         study_of(figures=1.0).sha256(),
-        "1 of 2", "round 2: north, the site's budget", "| training.momentum | 0.0 |", "1.2 MB",
+        "1 of 2", "round 2: north, the site's budget", "| training.momentum | 0.0 |", "1.2 MB", "of x = logit / 1.37",
         "simulated run 20261129-025118-ef82ad of the same study", "not a medical device", "Out of scope",
     ):  # fmt: skip
         assert part.replace("_", r"\_") in text, part
