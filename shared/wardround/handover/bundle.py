@@ -19,7 +19,7 @@ from importlib.resources import files
 from typing import Any
 
 from wardround.handover.card.content import NOTICE, card_of_record
-from wardround.handover.card.markdown import to_markdown
+from wardround.handover.card.formats import to_markdown
 from wardround.handover.package import BUNDLE
 from wardround.study.describe import learns
 from wardround.study.load import Study

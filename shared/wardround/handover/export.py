@@ -18,8 +18,7 @@ from wardround.handover import release_gate
 from wardround.handover.bundle import bundle_files
 from wardround.handover.card.blocks import Card
 from wardround.handover.card.content import card_of_record
-from wardround.handover.card.markdown import to_markdown
-from wardround.handover.card.page import to_html
+from wardround.handover.card.formats import to_html, to_markdown
 from wardround.handover.package import (
     BUNDLE,
     CARD,

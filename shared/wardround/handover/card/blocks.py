@@ -1,4 +1,4 @@
-"""The parts of a model card, independent of its format. `markdown.py` and `page.py` print them."""
+"""The parts of a model card, independent of its format. `formats.py` prints them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The content of a model card, made from model.json alone, so that anybody can make it again and compare.
 
-The sections and the metadata are those of a Hugging Face model card (https://huggingface.co/docs/hub/model-cards).
+The sections are those of a Hugging Face model card (https://huggingface.co/docs/hub/model-cards).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from wardround.handover.card.figures import (
     promised_line,
     released_weights_line,
 )
+from wardround.handover.card.metadata import metadata_of
 from wardround.study.describe import learns, network, reads
 from wardround.study.load import Study
-from wardround.tasks.registry import release_part
 from wardround.text import bytes_text, count_text, epsilon_of, epsilon_text
 from wardround.wire.reply_codes import code_text
 
@@ -61,44 +61,6 @@ def card_of_record(record: Record, study: Study) -> Card:
         metadata=metadata_of(record, study),
         sections=tuple(sections),
     )
-
-
-def metadata_of(record: Record, study: Study) -> dict[str, Any]:
-    """Return the metadata of a Hugging Face model card: licence, tags, metrics and `model-index`."""
-    metadata: dict[str, Any] = {"language": ["en"], "license": record["license"]}
-    if record["license"] == "other":
-        metadata["license_name"] = "not-stated"
-    metadata |= {
-        "library_name": "onnx" if record["onnx"] else "wardround",
-        "tags": ["medical", "federated-learning", "differential-privacy", "research-use-only", record["architecture"]],
-    }
-    if record["onnx"]:
-        metadata["pipeline_tag"] = "image-classification"
-    results = _metrics(record)
-    metadata["metrics"] = ["roc_auc"] if results else []
-    if results:
-        index = {
-            "task": {"type": "image-classification", "name": f"to tell {' and '.join(record['labels'])} apart"},
-            "dataset": {"type": "private", "name": _test_name(record)},
-            "metrics": results,
-        }
-        metadata["model-index"] = [{"name": f"wardround-{study.study.name}", "results": [index]}]
-    return metadata
-
-
-def _metrics(record: Record) -> list[dict[str, Any]]:
-    """Return the AUC with its interval: the noised one of a federation, or the exact one of generated patients."""
-    figures = record["federated_test"] or (record["simulated_test"] or {}).get("patients")
-    if not figures or figures.get("auc") is None or not release_part(record["task"]).SCORES_LABELS:
-        return []
-    low, high = figures["auc_ci95"]
-    name = f"AUC by patient (95 %: {low:.3f}–{high:.3f})"
-    return [{"type": "roc_auc", "name": name, "value": round(figures["auc"], 3), "verified": False}]
-
-
-def _test_name(record: Record) -> str:
-    kind = "generated" if record["phantoms"] else "held-out"
-    return f"{kind} patients of {count_text(len(record['sites']), 'site')}"
 
 
 def _section(title: str, blocks: list[Block]) -> Section:

@@ -14,8 +14,7 @@ from builders.handover import attack_report
 from builders.runs import study_of
 
 from wardround.handover.card.content import UNSAFE, card_of_record
-from wardround.handover.card.markdown import to_markdown
-from wardround.handover.card.page import to_html
+from wardround.handover.card.formats import to_html, to_markdown
 from wardround.handover.package import ModelRecord
 from wardround.study.load import Study, parse_study
 

@@ -1,4 +1,8 @@
-"""Print a model card as Markdown with the metadata of Hugging Face in front."""
+"""Print a model card as Markdown, with the metadata of Hugging Face in front, or as one HTML page.
+
+Texts come from sites and from the record of a model, so they are escaped: none becomes markup or HTML. The page is
+self-contained, without scripts and without anything that a browser would load.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,19 @@ import html
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wardround.handover.card.blocks import Block, Card
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]#|~!])")
 
 
 def to_markdown(card: Card) -> str:
-    """Return the card as Markdown. Text from the record is escaped, so that it cannot become markup or HTML."""
+    """Return the card as Markdown."""
     lines = ["---", *(f"{key}: {_yaml(value)}" for key, value in card.metadata.items()), "---", ""]
     lines += [f"# {_text(card.title)}", "", f"**{_text(card.notice)}**", ""]
     for warning in card.warnings:
@@ -25,6 +34,18 @@ def to_markdown(card: Card) -> str:
         for block in section.blocks:
             lines += [*_block(block), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def to_html(card: Card) -> str:
+    """Return the card as HTML. All text is escaped; a missing field is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("model_card.html").render(card=card)
 
 
 def _yaml(value: object) -> str:
