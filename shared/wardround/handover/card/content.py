@@ -264,7 +264,10 @@ def _calibration(record: Record) -> list[Block]:
         )
     if record["calibration"] is None:
         return [*blocks, paragraph("None: the probabilities of this model were not calibrated.")]
-    rows = [(key, _setting(value)) for key, value in sorted(record["calibration"].items())]
+    rows = [
+        (key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else _setting(value))
+        for key, value in sorted(record["calibration"].items())
+    ]
     return [*blocks, paragraph("This calibration belongs to the model:"), table(("field", "value"), rows)]
 
 
