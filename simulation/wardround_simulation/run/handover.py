@@ -45,8 +45,9 @@ def facts_of_folder(folder: Path) -> RunFacts:
     try:
         result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         study = study_from_json((folder / STUDY_FILE).read_text(encoding="utf-8"), path_text(folder / STUDY_FILE))
-        finished = (folder / MODEL_FILE).stat().st_mtime
         run = str(result["run_id"])
+        written = time.gmtime((folder / MODEL_FILE).stat().st_mtime)  # for a run of a version without `finished_at`
+        created = str(result.get("finished_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", written))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{where}: its result, study or model cannot be read ({type(error).__name__}); give the complete folder"
@@ -59,5 +60,5 @@ def facts_of_folder(folder: Path) -> RunFacts:
         study=study,
         result=result,
         metrics=read_lines(folder / METRICS_FILE),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(finished)),
+        created=created,
     )

@@ -167,6 +167,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     if released is not None:
         result["federated_test"] = released
     result["phantoms"] = settings.phantoms
+    result["finished_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     result["seconds"] = {
         "ingest": round(ingested_s, 1),
         "training": round(training_s, 1),

@@ -29,7 +29,7 @@ def write_run(folder: Path, *, phantoms: bool = True) -> Path:
     save_checkpoint(folder / "model.safetensors", tensors, manifest)
     result = {
         "run_id": RUN, "study_sha256": study.sha256(), "architecture_sha256": architecture_sha256(network),
-        "rounds_completed": 2, "missing": [], "phantoms": phantoms,
+        "rounds_completed": 2, "missing": [], "phantoms": phantoms, "finished_at": "2026-11-29T02:53:03Z",
         "privacy": {"unit": "patient", "relation": "add or remove one", "epsilon_promised": 8.0, "delta": 1e-5,
                     "epsilon": 7.26, "accountant": "RDP, opacus 1.6.0"},
         "sites": {"east": {"epsilon": 7.26, "patients": 41}, "north": {"epsilon": 6.1, "patients": 43}},
@@ -57,6 +57,7 @@ def test_a_run_is_exported_with_its_own_attack_report(tmp_path: Path, monkeypatc
         export_folder(run, target, attack=None, force=False, license="other")
     export_folder(with_attack(run), target, attack=None, force=False, license="other")
     content = open_package(target).content
+    assert content["created"] == "2026-11-29T02:53:03Z"
     assert content["kind"] == "simulation" and content["attack"]["same_run"] is True and content["phantoms"] is True
     assert content["sites"]["north"] == {"rounds_counted": 2, "epsilon": 6.1}
     card = (target / "model-card.md").read_text()
