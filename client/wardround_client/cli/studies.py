@@ -158,7 +158,7 @@ def _proposed(site: Path, study: str) -> Study:
 
 def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     from wardround.networks.build import initial_network
-    from wardround.networks.weights import trained_parameters
+    from wardround.networks.weights import check_personalisation, trained_parameters
     from wardround.study.describe import Cost, describe
     from wardround_client.privacy.plan import plan_from_study
     from wardround_client.site.config import load_site_config
@@ -166,9 +166,10 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
 
     cap, ledger, plan = cap_of_site(site), opened_ledger(site), plan_from_study(study)
     said = cost_of(study, ledger, cap, runs)
-    # Each patient is either trained on or held out, and does not change between runs of a study. For one run, the
-    # promise is the study's own epsilon.
-    trained = study.privacy.epsilon if runs == 1 else plan.promised(runs).value
+    # Each patient is either trained on or held out, and does not change between runs of a study. For one run without
+    # personalisation, the promise is the study's own epsilon.
+    own = runs == 1 and study.personalisation is None
+    trained = study.privacy.epsilon if own else plan.promised(runs).value
     cost = Cost(
         runs=runs,
         begun=ledger.runs_of(study.sha256()),
@@ -179,7 +180,9 @@ def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
         cap_epsilon=cap.epsilon,
         refusal=None if said.refusal is None else str(said.refusal),
     )
-    numbers = sum(parameter.numel() for parameter in trained_parameters(initial_network(study), study).values())
+    network = initial_network(study)
+    check_personalisation(network, study)
+    numbers = sum(parameter.numel() for parameter in trained_parameters(network, study).values())
     config = load_site_config(site / CONFIG_FILE)
     received = received_at(site, study.sha256())
     asked_by = "no server: the study was given as a file" if received is None else f"received {received}"

@@ -41,13 +41,15 @@ class Cap:
 
 
 def cap_of(study: Study) -> Cap:
-    """Return the smallest cap under which a site can hold this study and nothing else.
+    """Return a cap under which a site can hold this study and nothing else.
 
-    It covers training and every attempt of the evaluation.
+    It is the sum of the epsilons of training, of every attempt of the evaluation, and of the personalisation. All of
+    them together never cost more than the sum.
     """
     evaluation = EVALUATION_ATTEMPTS * study.evaluation.epsilon
-    no_privacy = math.isinf(study.privacy.epsilon) or math.isinf(evaluation)
-    return Cap(epsilon=study.privacy.epsilon + evaluation, delta=study.privacy.delta, allow_no_privacy=no_privacy)
+    personal = 0.0 if study.personalisation is None else study.personalisation.epsilon
+    epsilon = study.privacy.epsilon + evaluation + personal
+    return Cap(epsilon=epsilon, delta=study.privacy.delta, allow_no_privacy=math.isinf(epsilon))
 
 
 @dataclass(frozen=True, kw_only=True)

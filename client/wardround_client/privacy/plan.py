@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from wardround.accounting import Epsilon, Event, GaussianEvent, PureEvent, calibrate_noise, spent
 from wardround.study.load import Study
-from wardround.wire.protocol import EVALUATE, TRAIN
+from wardround.study.personal import personal_study
+from wardround.wire.protocol import EVALUATE, PERSONALISE, TRAIN
 
 EVALUATION_ATTEMPTS = 2  # one, plus a spare for a crash between charge and reply
 
@@ -49,6 +50,7 @@ class PrivacyPlan:
     spare_rounds: int
     local_steps: int
     evaluation_epsilon: float = 0.0  # of one release of figures about the held-out patients; 0: no release
+    personal: PrivacyPlan | None = None  # of the personalisation after the last round; None: the study has none
 
     @property
     def expected_patients(self) -> float:
@@ -64,9 +66,10 @@ class PrivacyPlan:
     def private(self) -> bool:
         """Whether the plan gives a privacy guarantee.
 
-        False if training or evaluation asks for epsilon = inf.
+        False if training, evaluation or personalisation asks for epsilon = inf.
         """
-        return math.isfinite(self.epsilon_asked) and math.isfinite(self.evaluation_epsilon)
+        own = math.isfinite(self.epsilon_asked) and math.isfinite(self.evaluation_epsilon)
+        return own and (self.personal is None or self.personal.private)
 
     def event(self, attempts: int) -> GaussianEvent:
         """Return the ledger event of `attempts` attempted rounds."""
@@ -77,29 +80,34 @@ class PrivacyPlan:
     def shares(self) -> dict[str, Share]:
         """Return the budget that a site holds for the study, by purpose.
 
-        The purposes are sorted by name: evaluation, if the study asks for it, and all training rounds.
+        The purposes are sorted by name: evaluation and personalisation, if the study asks for them, and all training
+        rounds.
         """
-        train = {TRAIN: Share(attempts=self.attempts, event=self.event(1))}
-        if self.evaluation_epsilon == 0:
-            return train
-        figures = PureEvent(epsilon=self.evaluation_epsilon, count=1)
-        return {EVALUATE: Share(attempts=EVALUATION_ATTEMPTS, event=figures), **train}
+        shares: dict[str, Share] = {}
+        if self.evaluation_epsilon != 0:
+            figures = PureEvent(epsilon=self.evaluation_epsilon, count=1)
+            shares[EVALUATE] = Share(attempts=EVALUATION_ATTEMPTS, event=figures)
+        if self.personal is not None:
+            shares[PERSONALISE] = Share(attempts=self.personal.attempts, event=self.personal.event(1))
+        return {**shares, TRAIN: Share(attempts=self.attempts, event=self.event(1))}
 
     def events(self) -> list[Event]:
         """Return the events of everything held, spare attempts included.
 
-        Both purposes are charged to one ledger, as if they used the same patients. Within one study they never do: a
-        patient trains or is held out, so that either epsilon alone would be true of each. Across studies the held-out
-        shares differ, and a patient may train in one study and be evaluated in another, so the ledger adds the two up.
+        All purposes are charged to one ledger, as if they used the same patients. Training and personalisation do.
+        Within one study, evaluation never uses them: a patient trains or is held out, so that either epsilon alone
+        would be true of each. Across studies the held-out shares differ, and a patient may train in one study and be
+        evaluated in another, so the ledger adds all of them up.
         """
         return [event for share in self.shares().values() for event in share.events(share.attempts)]
 
     def promised(self, runs: int = 1) -> Epsilon:
-        """Return the epsilon of the study's training, spare rounds included.
+        """Return the epsilon of the study's training and personalisation, spare attempts included.
 
-        For one run it is never above the epsilon that the study asked for.
+        For one run without personalisation it is never above the epsilon that the study asked for.
         """
-        return spent([self.event(self.attempts * runs)], self.delta)
+        personal = [] if self.personal is None else [self.personal.event(self.personal.attempts * runs)]
+        return spent([self.event(self.attempts * runs), *personal], self.delta)
 
 
 def plan_from_study(study: Study) -> PrivacyPlan:
@@ -108,7 +116,7 @@ def plan_from_study(study: Study) -> PrivacyPlan:
     Raises:
         StudyError: No noise multiplier up to 10,000 is enough.
     """
-    privacy = study.privacy
+    privacy, personal = study.privacy, personal_study(study)
     noise_multiplier = calibrate_noise(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
@@ -127,4 +135,5 @@ def plan_from_study(study: Study) -> PrivacyPlan:
         spare_rounds=study.study.spare_rounds,
         local_steps=study.training.local_steps,
         evaluation_epsilon=study.evaluation.epsilon,
+        personal=None if personal is None else plan_from_study(personal),
     )

@@ -22,6 +22,7 @@ from wardround.wire.protocol import EVALUATE
 from wardround_client.privacy.score_noise import noised, score_histogram
 from wardround_client.rounds import training
 from wardround_client.rounds.audit import record_release, refusals_recorded
+from wardround_client.rounds.personalisation import keep_released
 from wardround_client.rounds.training import Admitted
 from wardround_client.site.config import ReleaseConfig
 from wardround_client.site.site import Site
@@ -47,6 +48,7 @@ def release_scores(question: Broadcast, site: Site) -> ScoreRelease:
             site = site.with_current_rules()  # approvals and rules may have changed during the wait
             require_permission(site.study_of(question.study_sha256), site.release)
             counts_2B = _settled_or_new(question, admitted, site)
+            keep_released(question, study, site)
             head, recent = site.ledger.shown()
     per_site = shows_own_figures(site.release, counts_2B)
     return ScoreRelease(counts_2B=counts_2B, per_site=per_site, head=head, recent=recent)

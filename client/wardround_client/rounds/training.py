@@ -23,7 +23,7 @@ from torch import nn
 from wardround.errors import LedgerError, PolicyRefusal, WireError
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import trained_parameters
+from wardround.networks.weights import check_personalisation, trained_parameters
 from wardround.study.load import Study
 from wardround.wire.packets import Answer, Broadcast, weights_sha256
 from wardround.wire.protocol import TRAIN
@@ -167,7 +167,7 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
         raise PolicyRefusal("known_randomness", "known randomness is only for tests; this site has patients")
     admitted = site.admitted.get(broadcast.study_sha256)
     if not isinstance(admitted, Admitted):
-        admitted = _open_study(study, site)
+        admitted = open_study(study, site)
         site.admitted[broadcast.study_sha256] = admitted
     if broadcast.architecture_sha256 != admitted.architecture_sha256:
         raise PolicyRefusal("architecture", "the server's network differs from the one in this study")
@@ -186,9 +186,11 @@ def admit(broadcast: Broadcast, site: Site, rounds: range) -> Admitted:
     return admitted
 
 
-def _open_study(study: Study, site: Site) -> Admitted:
+def open_study(study: Study, site: Site) -> Admitted:
+    """Return the study's plan, network, and proved clipping engine. Raises `WardroundError` if the proof fails."""
     plan = plan_from_study(study)
     network = initial_network(study)
+    check_personalisation(network, study)
     memory = site.engine_memory(study.sha256())
     speed = plan_speed(network, study, plan, site.device, memory, site.precision)
     architecture = architecture_sha256(network)

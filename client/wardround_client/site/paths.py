@@ -14,6 +14,7 @@
     ledger.sqlite3          the privacy spent; ledger.head: its last known entry      ledger/file.py
     audit.jsonl             decisions, refusals and releases; audit.head              wardround/records/audit_log.py
     replies/                replies on disk, for rounds that are requested again      site/site.py
+    personal/HASH/RUN/      the personalised model of a run, and how it tested here   rounds/personalisation.py
     cache/                  frozen features, and the fastest clipping engine          training/features.py, clipping/
     flower/                 files of Flower's processes; a secret of each start       flower/daemon.py
     flower/proofs/          which clipping engines were proved since the start        flower/executor.py
@@ -40,6 +41,7 @@ OPT_OUT_FILE, OPT_OUT_LOCK, FORGET_LOCK = "opt_out.txt", ".opt_out.lock", ".forg
 
 LEDGER_FILE = "ledger.sqlite3"
 REPLIES, CACHE = "replies", "cache"
+PERSONAL = "personal"  # models that never leave the site
 ROUND_LOCK = ".round.lock"  # one process at a time trains for a site
 
 FLOWER = "flower"

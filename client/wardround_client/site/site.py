@@ -28,7 +28,16 @@ from wardround_client.clipping.select import EngineMemory
 from wardround_client.ledger.ledger import Cap, Ledger
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.site.config import ReleaseConfig, SiteConfig, load_site_config
-from wardround_client.site.paths import CACHE, COHORT, CONFIG_FILE, LEDGER_FILE, OPT_OUT_FILE, REPLIES, ROUND_LOCK
+from wardround_client.site.paths import (
+    CACHE,
+    COHORT,
+    CONFIG_FILE,
+    LEDGER_FILE,
+    OPT_OUT_FILE,
+    PERSONAL,
+    REPLIES,
+    ROUND_LOCK,
+)
 from wardround_client.sources.cohort import SEAL_FILE, Cohort, NoCohortError, open_cohort
 from wardround_client.sources.forget import remove_features
 from wardround_client.sources.opt_out import opted_out, without_objectors
@@ -63,6 +72,7 @@ class Site:
     release: ReleaseConfig = ReleaseConfig()
     held_out_of: Callable[[Study], HeldOutRows] | None = None
     cache: Path | None = None  # folder for the choice of the clipping engine; without it a rule decides
+    personal: Path | None = None  # folder for personalised models; without it the site makes none
     proofs: Path | None = None  # folder for the engines proved since this start; without it they are not kept
     precision: Precision = "float32"
     exclusive: Callable[[], AbstractContextManager[None]] = nullcontext  # one process at a time trains for this site
@@ -130,6 +140,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
         release=config.release,
         held_out_of=lambda study: held_out_rows(study, open_cohort_of(folder, study)),
         cache=folder / CACHE,
+        personal=folder / PERSONAL,
         proofs=proofs,
         precision=config.compute.precision,
         record=AuditLog(folder / AUDIT_FILE).append,

@@ -15,7 +15,7 @@ from torch import nn
 from wardround.errors import DataError, WardroundError
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
 from wardround.storage.folders import make_folder
-from wardround_client.sources.cohort import Cohort
+from wardround_client.sources.cohort import AnyRows, Cohort
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,23 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
         kept = _kept(path)
         if kept is not None and len(kept) == len(cohort.values_N):
             return kept
-    network, values_N = network.to(device).eval(), cohort.values_N
+    features_ND, failed = compute_features(network, cohort.values_N, np.arange(len(cohort.values_N)), device)
+    if failed and failed == len(cohort.values_N):
+        raise DataError("no prepared image can be read or computed; see the errors logged above")
+    if path is not None and not failed:
+        make_folder(path.parent)
+        save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
+    return features_ND
 
+
+def compute_features(
+    network: nn.Module, values_N: AnyRows, rows: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, int]:
+    """Return the features of the given rows, float32 (N, D), and how many of these rows failed.
+
+    Each image is passed through the network alone (see `features_of`). Rows that failed or were not asked for are NaN.
+    """
+    network = network.to(device).eval()
     features = cast(Callable[[torch.Tensor], torch.Tensor], network.features)
 
     @torch.no_grad()
@@ -46,18 +61,13 @@ def features_of(network: nn.Module, cohort: Cohort, device: torch.device, cache_
 
     width = len(of(np.zeros(values_N.shape[1:], values_N.dtype)))  # works for an empty cohort too
     features_ND, failed = np.full((len(values_N), width), np.nan, np.float32), 0
-    for row in range(len(values_N)):
+    for row in rows:
         try:
             features_ND[row] = of(values_N[row])
         except Exception:
             failed += 1
             log.exception("image %d has no features: its patient counts as zero", row)
-    if failed and failed == len(values_N):
-        raise DataError("no prepared image can be read or computed; see the errors logged above")
-    if path is not None and not failed:
-        make_folder(path.parent)
-        save_checkpoint(path, {"features_ND": features_ND}, {"cohort": cohort.key})
-    return features_ND
+    return features_ND, failed
 
 
 def _kept(path: Path) -> np.ndarray | None:

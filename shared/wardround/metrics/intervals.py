@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wardround.metrics.ranking import auc, checked, placements, roc_curve
+from wardround.metrics.ranking import auc, checked, macro_auc, placements, roc_curve
 
 Figure = TypeVar("Figure", float, np.ndarray)
 RESAMPLES = 1000
@@ -99,6 +99,31 @@ def bootstrap(
     tail = tail_of(confidence)
     low, high = np.quantile(values or [value], [tail, 1 - tail])
     return Estimate(value=float(value), low=float(low), high=float(high), confidence=confidence, patients=patients)
+
+
+def auc_difference(
+    first: ArrayLike, second: ArrayLike, labels_N: ArrayLike, patients_N: ArrayLike, confidence: float = 0.95
+) -> Estimate | None:
+    """Return the AUC of `first` minus that of `second` on the same rows; None if there are none, or of one label only.
+
+    Args:
+        first: Scores (N,), or (N, K) with more than two labels, whose AUC is `macro_auc`.
+        second: The scores of another model for the same rows.
+        labels_N: The labels.
+        patients_N: The patient of each row. Patients are resampled for both models together, so that variation that
+            both share cancels.
+        confidence: Of the interval.
+    """
+    first, second, labels_N = np.asarray(first), np.asarray(second), np.asarray(labels_N)
+    area = macro_auc if first.ndim == 2 else auc
+
+    def difference(scores_2N: np.ndarray, labels_N: np.ndarray) -> float | None:
+        left, right = area(scores_2N[:, 0], labels_N), area(scores_2N[:, 1], labels_N)
+        return None if left is None or right is None else left - right
+
+    if not len(labels_N):
+        return None
+    return bootstrap(difference, np.stack([first, second], axis=1), labels_N, patients_N, confidence)
 
 
 def roc_band(

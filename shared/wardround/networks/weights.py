@@ -47,6 +47,15 @@ def not_exchanged(network: nn.Module, trainable: str) -> frozenset[str]:
     return frozenset(network.state_dict()) - set(exchanged_names(network, trainable))
 
 
+def check_personalisation(network: nn.Module, study: Study) -> None:
+    """Raise `ModelError` if the network lacks the parameters that the study's `[personalisation]` trains."""
+    if study.personalisation is not None:
+        try:
+            exchanged_names(network, study.personalisation.trainable)
+        except ModelError as error:
+            raise ModelError(str(error).replace("model.trainable", "personalisation.trainable")) from None
+
+
 def trained_parameters(network: nn.Module, study: Study) -> dict[str, nn.Parameter]:
     """Return the parameters that are trained and exchanged, by their names in the whole network, sorted by name.
 

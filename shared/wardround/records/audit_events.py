@@ -249,6 +249,22 @@ class ReplyReleased(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelPersonalised(Event):
+    """Site: a released model was trained further on this site's patients, and the result is kept here.
+
+    `sha256` is the hash of its weights, as in the ledger; `epsilon` is everything that this site has spent. `again`
+    means that the model was trained earlier and was asked for once more, which costs nothing.
+    """
+
+    kind = "personalised"
+    study: str
+    run: str
+    sha256: str
+    epsilon: Epsilon | None = None
+    again: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatientForgotten(Event):
     """Site: a patient objected. `count` is the total number of objections; the event does not identify the patient."""
 

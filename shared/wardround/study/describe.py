@@ -72,6 +72,7 @@ def describe(
         ("runs", _runs(cost)),
         ("steps", _steps(study, cost.noise_multiplier)),
         ("leaves", _leaves(study, numbers_leaving, releases)),
+        *([("personalises", personalises(study))] if study.personalisation is not None else []),
         ("stays", "images, names, pseudonyms, single scores; what the ledger and the audit log hold; this site's keys"),
         ("costs", _costs(study, cost)),
         ("means", _means(study, cost)),
@@ -198,10 +199,28 @@ def _leaves(study: Study, numbers: int, releases: str) -> str:
     return f"{weights}. Once, {kind} counts of the scores of held-out patients, in {study.evaluation.bins} bins a label"
 
 
+def personalises(study: Study) -> str:
+    """Describe what the personalisation does with this site's patients, and where its result goes. "" without one."""
+    personal = study.personalisation
+    if personal is None:
+        return ""
+    part = {"head": "its last layer", "norm+head": "its last layer and its normalisation layers", "all": "all of it"}
+    noise = "with noise" if math.isfinite(personal.epsilon) else "WITHOUT noise"
+    spare = count_text(personal.spare_attempts, "spare attempt")
+    return (
+        f"once, after the last round and only if a person here asks for it, the released model is trained further on "
+        f"this site's patients alone: {part[personal.trainable]}, {count_text(personal.steps, 'step')}, {noise} "
+        f"({spare}). The result stays at this site and is never sent, yet it is charged like a round. The site tests "
+        "it on its own held-out patients and shows the figures here only"
+    )
+
+
 def _costs(study: Study, cost: Cost) -> str:
     figures = ""
     if study.evaluation.epsilon > 0:
         figures = f", and ε {_in_full(study.evaluation.epsilon)} for each release of figures, of which two are held"
+    if study.personalisation is not None:
+        figures += f", and ε {_in_full(study.personalisation.epsilon)} for the personalised model, held from the start"
     per = f"per {cost.after.unit}, {cost.after.relation}, δ {cost.after.delta:g}, {cost.after.accountant}"
     return (
         f"each run ε {_in_full(study.privacy.epsilon)} at δ {_in_full(study.privacy.delta)}{figures}. This site: "

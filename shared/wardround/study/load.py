@@ -1,9 +1,9 @@
 """The study file: the task, the data, the privacy guarantee and the rounds of a training.
 
-A study is a TOML file of seven sections, and for the generative tasks one more (`docs/studies.md` lists every key). It
-is declarative and contains no code. Its identity is the SHA-256 of its canonical form, in which every default is
-written out, so that a site which approves a hash has approved every setting. All functions that read a study validate
-it: unknown keys, values out of range and contradictions raise `StudyError`.
+A study is a TOML file of seven sections, with one more for the generative tasks and an optional `[personalisation]`
+(`docs/studies.md` lists every key). It is declarative and contains no code. Its identity is the SHA-256 of its
+canonical form, in which every default is written out, so that a site which approves a hash has approved every setting.
+All functions that read a study validate it: unknown keys, values out of range and contradictions raise `StudyError`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from wardround.study.schema import (
     DataSection,
     EvaluationSection,
     ModelSection,
+    PersonalisationSection,
     PrivacySection,
     Section,
     StudySection,
@@ -50,6 +51,7 @@ class _Study(Section):
     privacy: PrivacySection
     aggregation: AggregationSection
     evaluation: EvaluationSection = EvaluationSection()
+    personalisation: PersonalisationSection | None = None  # absent by default, also from the canonical form
 
     @model_validator(mode="after")
     def _network_and_sections_fit_the_task(self) -> _Study:
@@ -76,9 +78,26 @@ class _Study(Section):
                 "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
             )
         registry.study_part(self.study.task).check(self)
+        self._check_personalisation()
         if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
             raise ValueError("training.warmup_rounds: must be fewer than the rounds")
         return self
+
+    def _check_personalisation(self) -> None:
+        personal = self.personalisation
+        if personal is None:
+            return
+        if not registry.commands_of(self.study.task).personalise:
+            raise ValueError(f"personalisation: models of {self.study.task} cannot be personalised; leave it out")
+        if not math.isfinite(self.privacy.max_grad_norm):
+            if math.isfinite(personal.epsilon):
+                raise ValueError("personalisation.epsilon: a finite epsilon needs a finite privacy.max_grad_norm")
+            if personal.learning_rate == "rule":
+                raise ValueError('personalisation.learning_rate: "rule" divides by max_grad_norm; give a number')
+        if self.evaluation.holdout == 0:
+            raise ValueError(
+                "personalisation: a site tests the result on held-out patients; set evaluation.holdout above 0"
+            )
 
     @property
     def budgeted_steps(self) -> int:
@@ -185,7 +204,7 @@ def with_epsilon(study: Study, epsilon: float) -> Study:
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
     """Convert the string "inf" to infinity, which JSON cannot represent, in the sections that allow it."""
-    for name in ("privacy", "evaluation"):
+    for name in ("privacy", "evaluation", "personalisation"):
         section = content.get(name)
         if isinstance(section, dict):
             content = {**content, name: {key: number_of_json(value) for key, value in section.items()}}

@@ -24,6 +24,7 @@ LEAST_NORM, MOST_NORM = 1e-4, 1e4
 LEAST_DELTA = 1e-15  # below it, a probability is lost in the rounding of float64
 MOST_LABELS, MOST_WINDOWS, MOST_SITES = 64, 16, 10_000
 MOST_OF_ALL_LABELS = 200  # characters, so that the text above the labels stays on the screen
+MOST_SPARE_ATTEMPTS = 10  # each makes the noise larger; a crash between charge and result is rare
 MOST_ROUNDS, MOST_STEPS, MOST_PATIENTS, MOST_IMAGES = 100_000, 100_000, 10_000_000, 10_000
 WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; the memory to prepare an image grows with its square
 
@@ -249,4 +250,24 @@ class EvaluationSection(Section):
             raise ValueError(f"epsilon: 0 for no figures, inf, or between {LEAST_EPSILON:g} and {MOST_EPSILON:g}")
         if self.epsilon > 0 and self.holdout == 0:
             raise ValueError("epsilon: figures need held-out patients; raise holdout, or set epsilon = 0")
+        return self
+
+
+class PersonalisationSection(Section):
+    """`[personalisation]`: each site may train the released model further on its own patients; the result stays there.
+
+    Without this section no site does. `epsilon` covers all attempts: one, and `spare_attempts` for attempts that a
+    crash cut short. Sampling, clipping and delta are those of `[privacy]`.
+    """
+
+    epsilon: Annotated[float, Field(gt=0)]
+    trainable: Literal["head", "norm+head", "all"] = "head"
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 20
+    learning_rate: StepSize | Literal["rule"] = "rule"
+    spare_attempts: Annotated[int, Field(ge=0, le=MOST_SPARE_ATTEMPTS)] = 1
+
+    @model_validator(mode="after")
+    def _epsilon_is_of_use(self) -> PersonalisationSection:
+        if math.isfinite(self.epsilon) and not LEAST_EPSILON <= self.epsilon <= MOST_EPSILON:
+            raise ValueError(f"epsilon: inf, or between {LEAST_EPSILON:g} and {MOST_EPSILON:g}")
         return self

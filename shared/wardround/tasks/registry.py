@@ -45,7 +45,8 @@ class Commands:
     `run` trains on phantom hospitals where no data are named if `phantoms` is true, and asks for data if it is not.
     `compare` needs the function of `assess.py` that `TaskAssess` names; None: it refuses. `attack` needs a classifier.
     `generate` needs `use.py`. `onnx`: a released model leaves as an ONNX file too (`handover/onnx_export.py`), which
-    needs a network that maps images to logits.
+    needs a network that maps images to logits. `personalise`: a site may train a released model further and test it on
+    its own patients, which needs such a network too.
     """
 
     phantoms: bool = False
@@ -53,6 +54,7 @@ class Commands:
     attack: bool = False
     generate: bool = False
     onnx: bool = False
+    personalise: bool = False
 
 
 class TaskStudy(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 # The kinds of requests that concern patients' data, which are also the purposes in ledger and audit log: gradients, or
 # figures about held-out patients. A proposal needs a person's decision and no data of patients.
 TRAIN, EVALUATE = "train", "evaluate"
+PERSONALISE = "personalise"  # a purpose in the ledger only: no message asks for it, and nothing of it leaves a site
 PROPOSE = "query.propose"
 
 # A message lives this much longer than its round's deadline, so that a site that finishes in time can still send its

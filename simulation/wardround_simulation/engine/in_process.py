@@ -77,7 +77,7 @@ def pooled_study(study: Study) -> Study:
 
 
 def _with_sites(study: Study, sites: int, nominal_patients: int) -> Study:
-    content = study.model_dump()
+    content = {**study.model_dump(), "personalisation": None}  # a comparison of trainings, none of them personalised
     content["aggregation"].update(nominal_sites=sites, min_sites=sites, site_weights={})
     content["privacy"].update(nominal_patients=nominal_patients)
     return parse_study(content)

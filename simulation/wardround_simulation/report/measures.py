@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wardround.metrics import classification
+from wardround.metrics.intervals import auc_difference
 from wardround.tasks.assessment import SETTINGS, ScoredSet
 from wardround_simulation.report.evidence import RunEvidence
 
@@ -134,17 +135,7 @@ def _difference(first: ScoredSet | None, second: ScoredSet | None, unit: str, si
         raise ValueError("two settings were scored on different images; their difference is meaningless")
     one, labels_N, patients_N = rows_by_unit(first, unit, site)
     two = rows_by_unit(second, unit, site)[0]
-    area = classification.macro_auc if one.ndim == 2 else classification.auc
-
-    def difference(scores_2N: np.ndarray, labels_N: np.ndarray) -> float | None:
-        left, right = area(scores_2N[:, 0], labels_N), area(scores_2N[:, 1], labels_N)
-        return None if left is None or right is None else left - right
-
-    estimate = (
-        classification.bootstrap(difference, np.stack([one, two], axis=1), labels_N, patients_N)
-        if len(labels_N)
-        else None
-    )
+    estimate = auc_difference(one, two, labels_N, patients_N)
     return (
         Interval(value=None)
         if estimate is None

@@ -31,7 +31,7 @@ from wardround.accounting import Epsilon, spent_exactly
 from wardround.errors import RoundError, UsageError, WardroundError
 from wardround.networks.build import initial_network, start_weights
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.networks.weights import load_weights, trained_parameters
+from wardround.networks.weights import check_personalisation, load_weights, trained_parameters
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
@@ -64,6 +64,7 @@ from wardround_simulation.run.hospitals import (
     settle_rules,
 )
 from wardround_simulation.run.paths import LOG, SITES, TEST_SITES
+from wardround_simulation.run.personal import personal_sections, personalise_all
 from wardround_simulation.run.preflight import Material, check_disk, write_json
 
 RESULT_SCHEMA = 1
@@ -104,6 +105,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     out, material = settings.out, settings.material
     device = _device(settings.device)
     network = initial_network(study)
+    check_personalisation(network, study)
     architecture = architecture_sha256(network)
     start = start_weights(study)
     check_disk(out, disk_need_bytes(network, start, len(material.train)))
@@ -163,7 +165,13 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         stage=listener.stage,
     )
     assessed = assessment.at_end(end)
+    if study.personalisation is not None:
+        listener.stage("Personalising the model at each hospital")
+    at_sites = {hospital.name: hospital.folder for hospital in hospitals}
+    personalised = personalise_all(study, run_id, at_sites, assessed.weights, architecture, listener.warn)
     result = result_of(study, hospitals, outcome, assessed, run_id, architecture)
+    for name, own in personalised.items():
+        result["sites"][name]["personalised"] = own
     if released is not None:
         result["federated_test"] = released
     result["phantoms"] = settings.phantoms
@@ -182,7 +190,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         headline=assessed.headline,
         curve=assessed.curve,
         predictions=assessed.predictions,
-        sections=assessed.sections,
+        sections=[*assessed.sections, *personal_sections(personalised)],
         series=assessed.series,
         samples=assessed.samples if settings.phantoms else {},
         metrics=read_metrics(out),

@@ -441,6 +441,29 @@ def test_what_leaves_about_held_out_patients_is_what_the_sites_own_rules_let_out
     assert words in shown["leaves"]
 
 
+def test_a_personalisation_is_shown_with_what_it_trains_what_it_costs_and_that_it_stays(site: Path) -> None:
+    asked = {"epsilon": 2.0, "trainable": "head", "steps": 12, "spare_attempts": 1}
+    study = parse_study({**study_of().model_dump(), "personalisation": asked})
+    receive(site, study)
+    words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
+    shown = words["personalises"]
+    for part in ("its last layer", "12 steps", "with noise", "1 spare attempt", "never sent", "charged like a round"):
+        assert part in shown
+    assert "ε 2 for the personalised model, held from the start" in words["costs"]
+    together = plan_from_study(study).promised().value
+    assert 3.0 < together < 5.0 and f"{math.ceil(together * 100) / 100:g}" in words["means"]
+    assert "personalises" not in json.loads(said_of(site, study_of()))["words"]
+    free = parse_study({**study_of().model_dump(), "personalisation": {**asked, "epsilon": math.inf}})
+    receive(site, free)
+    words = json.loads(said_of(site, free))["words"]
+    assert words["means"].startswith("NO PRIVACY") and "WITHOUT noise" in words["personalises"]
+
+
+def said_of(site: Path, study: Study) -> str:
+    receive(site, study)
+    return said("show", study.sha256()[:8], "--json", site=site).output
+
+
 def test_a_prefix_that_is_unknown_short_or_ambiguous_is_one_line(site: Path) -> None:
     hashes: dict[str, list[Study]] = {}
     for number in range(400):

@@ -25,6 +25,7 @@ from wardround.records.audit_events import (
     RULES,
     Event,
     MessageRefused,
+    ModelPersonalised,
     PatientForgotten,
     RefusalsCounted,
     ReplyCounted,
@@ -52,7 +53,7 @@ RELEASED = ReplyReleased(
 )
 KINDS = (
     StudyDecided, RunDecided, SiteDecided, SiteReplied, MessageRefused, ReplyReleased, ReplyCounted, ReplyRefused,
-    PatientForgotten, RefusalsCounted, Started, Stopped, Torn,
+    ModelPersonalised, PatientForgotten, RefusalsCounted, Started, Stopped, Torn,
 )  # fmt: skip
 
 

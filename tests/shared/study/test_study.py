@@ -11,6 +11,7 @@ import pytest
 
 from wardround.errors import StudyError
 from wardround.study.load import load_study, study_from_json
+from wardround.study.personal import personal_study
 
 STUDIES = sorted(paths.STUDIES.glob("*.toml"))
 MINIMAL = """
@@ -130,3 +131,48 @@ def test_a_file_that_is_no_toml_is_one_line(tmp_path: Path, content: str) -> Non
         load_study(path)
     with pytest.raises(StudyError, match="no such study file"):
         load_study(tmp_path / "missing.toml")
+
+
+PERSONAL = "\n[personalisation]\nepsilon = 2\n"
+
+
+def test_a_study_without_personalisation_has_no_trace_of_it_and_one_with_it_has_another_hash(minimal: Path) -> None:
+    plain = load_study(minimal)
+    assert plain.personalisation is None and "personalisation" not in plain.canonical() + plain.to_json()
+    assert personal_study(plain) is None
+    minimal.write_text(MINIMAL + PERSONAL)
+    study = load_study(minimal)
+    changes = ("epsilon=3", "trainable=all", "steps=21", "learning_rate=0.1", "spare_attempts=0")
+    others = [load_study(minimal, (f"personalisation.{change}",)) for change in changes]
+    assert len({one.sha256() for one in (plain, study, *others)}) == 2 + len(changes)
+    assert study_from_json(study.to_json()).sha256() == study.sha256()
+    derived = personal_study(study)
+    assert derived is not None and derived.privacy.epsilon == 2 and derived.budgeted_steps == 40
+    assert derived.model_dump(include={"data"}) == study.model_dump(include={"data"})
+    assert (derived.evaluation.holdout, derived.evaluation.epsilon) == (study.evaluation.holdout, 0)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("personalisation.epsilon=0",), "personalisation.epsilon"),
+        (("personalisation.epsilon=1e9",), "between 0.001 and 10000"),
+        (("personalisation.trainable=body",), "personalisation.trainable"),
+        (("personalisation.step=3",), "did you mean steps"),
+        (("evaluation.holdout=0",), "evaluation.holdout above 0"),
+        (("privacy.epsilon=inf", "privacy.max_grad_norm=inf", "training.learning_rate=0.1"), "finite epsilon needs"),
+        (
+            (
+                *("privacy.epsilon=inf", "privacy.max_grad_norm=inf", "training.learning_rate=0.1"),
+                "personalisation.epsilon=inf",
+            ),
+            "personalisation.learning_rate",
+        ),
+        (("study.task=synthesis", "model.name=phantom-sampler"), "models of synthesis cannot be personalised"),
+    ],
+)
+def test_a_personalisation_that_cannot_be_is_refused_in_one_line(minimal: Path, overrides, message: str) -> None:
+    minimal.write_text(MINIMAL + PERSONAL)
+    with pytest.raises(StudyError, match=message) as error:
+        load_study(minimal, overrides)
+    assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 NETWORKS = ("phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "densenet121")
 PHANTOM_WEIGHTS = ("phantom-encoder",)
 SECTION = None
-COMMANDS = Commands(attack=True, compare="settings", onnx=True)
+COMMANDS = Commands(attack=True, compare="settings", onnx=True, personalise=True)
 
 
 def check(study: Study) -> None:
