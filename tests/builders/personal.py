@@ -28,7 +28,7 @@ def _study(text: str) -> Study:
     return parse_study(json.loads(text))
 
 
-def study_of(changes: dict | None = None, **personal) -> Study:
+def study_of(changes: dict | None = None, *, personal: bool = True, **settings) -> Study:
     content: dict = {
         "study": {"name": "t"},
         "data": {"labels": list(LABELS), "image_size": 64, "modality": "any"},
@@ -36,7 +36,7 @@ def study_of(changes: dict | None = None, **personal) -> Study:
         "privacy": {"epsilon": 6.0, "delta": 1e-4, "max_grad_norm": 0.3, "nominal_patients": 8},
         "aggregation": {"nominal_sites": 1},
         "evaluation": {"holdout": 0.4},
-        "personalisation": {"epsilon": 3.0, "steps": 2, **personal},
+        **({"personalisation": {"epsilon": 3.0, "steps": 2, **settings}} if personal else {}),
     }
     for name, section in (changes or HEAD).items():
         content[name] = content.get(name, {}) | section

@@ -29,6 +29,7 @@ app.command(epilog="Example: wardround-site logs --follow --site hospital")(logs
 app.command(epilog="Example: wardround-site enhance scan.dcm --model model.safetensors")(enhance.enhance)
 app.command(epilog="Example: wardround-site predict models/lidc scans --out predictions")(predict.predict)
 app.command(epilog="Example: wardround-site personalise lung-model --site hospital")(models.personalise)
+app.command(epilog="Example: wardround-site evaluate lung-model --site hospital")(models.evaluate)
 add_health(app, "wardround-site", "--site", "hospital")
 
 

@@ -1,4 +1,4 @@
-"""`wardround-site personalise`: use a released model with this site's own patients. Everything stays here."""
+"""`wardround-site personalise` and `evaluate`: a released model and this site's own patients. Everything stays here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from wardround.printable import escaped
 from wardround.storage.text_file import path_text
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from wardround.handover.package import Package
     from wardround.wire.packets import Broadcast
     from wardround_client.figures.personal import PersonalOutcome
     from wardround_client.rounds.personalisation import PersonalModel
@@ -52,6 +55,88 @@ def personalise(
         return
     for name, text in _in_words(made, outcome):
         print(escaped(f"{name:<13} {text}"))
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder that `model export` wrote.")],
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--beside",
+            metavar="MODEL",
+            help="Another exported model for the same images and labels, to compare on the same patients.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The folder for evaluation.json and .html; default: in the site."),
+    ] = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Show for whom a model works: by sex, age, scanner, slice thickness and lesion size. Nothing is sent or charged.
+
+    Only patients whom the model's study holds out count. Small groups are suppressed. If this site personalised the
+    model, the personalised one is shown beside it.
+    """
+    from wardround.cli.app import print_table
+    from wardround.handover.package import open_package
+    from wardround.storage.disk_errors import writing
+    from wardround_client.figures.evaluation import evaluate as evaluate_model
+    from wardround_client.figures.page import notes_of, short_table, suppressed_line, write_evaluation
+    from wardround_client.site.config import load_site_config
+    from wardround_client.site.paths import CONFIG_FILE, EVALUATIONS
+    from wardround_client.site.site import choose_device, open_cohort_of
+    from wardround_client.training.rows import held_out_rows
+
+    device, package = choose_device(load_site_config(site / CONFIG_FILE)), open_package(model)
+    _require_classifier(package)
+    held_out = held_out_rows(package.study, open_cohort_of(site, package.study))
+    found = evaluate_model(package, held_out, device, _other_models(package, site, beside))
+    target = out or site / EVALUATIONS / found.model_sha256[:12]
+    with writing(target):
+        written = write_evaluation(target, found)
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    table = short_table(found)
+    print_table(table.columns, table.rows)
+    for line in (suppressed_line(found), *notes_of(found)):
+        if line:
+            print(escaped(line))
+    for path in written:
+        print(escaped(f"wrote {path_text(path)}"))
+
+
+def _require_classifier(package: Package) -> None:
+    from wardround.errors import UsageError
+    from wardround.tasks.registry import commands_of
+
+    task = package.study.study.task
+    if not commands_of(task).personalise:
+        raise UsageError(f"{path_text(package.folder)}: is a model of {task}; give one that predicts labels")
+
+
+def _other_models(package: Package, site: Path, beside: Path | None) -> dict[str, nn.Module]:
+    """Return the networks to compare: the one that this site personalised, and the one that the user names."""
+    from wardround.errors import UsageError
+    from wardround.handover.network import load_network
+    from wardround.handover.package import open_package
+    from wardround.storage.checkpoint import load_checkpoint
+    from wardround_client.rounds.personalisation import MODEL_FILE, with_tensors
+    from wardround_client.site.paths import PERSONAL
+
+    study, run, found = package.study, str(package.content["run"]), {}
+    for path in (site / PERSONAL / study.sha256()).glob(f"*/{MODEL_FILE}"):
+        if path.parent.name == run:
+            found["personalised"] = with_tensors(study, load_checkpoint(path)[0])
+    if beside is not None:
+        other = open_package(beside)
+        _require_classifier(other)
+        if other.study.data != study.data:
+            raise UsageError(f"--beside {path_text(beside)}: reads other images or has other labels than the model")
+        found["other model"] = load_network(other)
+    return found
 
 
 def _released(model: Path, site: Path, run: str | None) -> Broadcast:

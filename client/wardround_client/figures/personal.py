@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from wardround.errors import required
-from wardround.metrics.classification import TestFigures, summary
-from wardround.metrics.intervals import Estimate, auc_difference
+from wardround.metrics.classification import TestFigures
+from wardround.metrics.intervals import Estimate
 from wardround.storage.atomic import write_private
 from wardround.wire.packets import Broadcast
-from wardround_client.figures.scores import ScoredRows, scored
+from wardround_client.figures.scores import difference, figures_of, scored
 from wardround_client.rounds.personalisation import PersonalModel, personalise, released_network, with_tensors
 from wardround_client.site.site import Site
 from wardround_client.training.batches import HeldOutRows
@@ -81,13 +81,7 @@ def compare_models(
     released: nn.Module, personalised: nn.Module, held_out: HeldOutRows, device: torch.device
 ) -> PersonalOutcome:
     """Test both networks, from images to logits, on the same held-out rows."""
-    first, second = scored(released, held_out, device), scored(personalised, held_out, device)
+    before, after = scored(released, held_out, device), scored(personalised, held_out, device)
     return PersonalOutcome(
-        released=_figures(first),
-        personalised=_figures(second),
-        difference=auc_difference(second.scores, first.scores, first.labels_N, first.patients_N),
+        released=figures_of(before), personalised=figures_of(after), difference=difference(after, before)
     )
-
-
-def _figures(rows: ScoredRows) -> TestFigures:
-    return summary(rows.scores, rows.labels_N, rows.patients_N, rows.unit)

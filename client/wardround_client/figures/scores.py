@@ -1,50 +1,55 @@
 """The scores that a model gives to this site's held-out patients. They stay at the site.
 
-Shapes: N rows, K labels.
+Shapes: N images, P patients, K labels.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from wardround.metrics.classification import Unit, patient_scores, probabilities
+from wardround.metrics.calibration import Calibration
+from wardround.metrics.classification import TestFigures, patient_scores, probabilities, summary
+from wardround.metrics.intervals import Estimate, auc_difference
+from wardround.metrics.subgroups import Scored
 from wardround_client.training.batches import HeldOutRows
 
-ROWS_AT_ONCE = 64
+IMAGES_AT_ONCE = 64
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoredRows:
-    """Scores of one model: probabilities of the second label (N,), or of each of more labels (N, K).
+def scored(
+    network: nn.Module, held_out: HeldOutRows, device: torch.device, calibration: Calibration | None = None
+) -> Scored:
+    """Return the scores that a network, from images to logits, gives to held-out rows, one row an image.
 
-    With two labels there is one row for each patient, whose score is the highest over the patient's images; with more
-    labels there is one row for each image.
+    `calibration` applies to two labels only.
     """
-
-    scores: np.ndarray
-    labels_N: np.ndarray
-    patients_N: np.ndarray
-
-    @property
-    def unit(self) -> Unit:
-        """What one row is."""
-        return "patient" if self.scores.ndim == 1 else "slice"
-
-
-def scored(network: nn.Module, held_out: HeldOutRows, device: torch.device) -> ScoredRows:
-    """Return the scores that a network, from images to logits, gives to held-out rows."""
     network = network.to(device).eval()
-    logits = []
+    parts = []
     with torch.no_grad():
-        for begin in range(0, len(held_out.labels_N), ROWS_AT_ONCE):
-            images = torch.from_numpy(np.array(held_out.values_N[begin : begin + ROWS_AT_ONCE])).to(device)
-            logits.append(network(images).float().cpu().numpy())
-    scores = probabilities(np.concatenate(logits)) if logits else np.empty(0)
-    if scores.ndim == 2 or not len(scores):
-        return ScoredRows(scores=scores, labels_N=held_out.labels_N, patients_N=held_out.patient_N)
-    scores_P, labels_P, patients_P = patient_scores(scores, held_out.labels_N, held_out.patient_N)
-    return ScoredRows(scores=scores_P, labels_N=labels_P, patients_N=patients_P)
+        for begin in range(0, len(held_out.labels_N), IMAGES_AT_ONCE):
+            images = torch.from_numpy(np.array(held_out.values_N[begin : begin + IMAGES_AT_ONCE])).to(device)
+            parts.append(network(images).float().cpu().numpy())
+    logits_NK = np.concatenate(parts) if parts else np.empty((0, 1))
+    calibrated = calibration is not None and logits_NK.shape[1] == 1
+    return Scored(
+        scores=probabilities(logits_NK),
+        labels_N=held_out.labels_N,
+        patients_N=held_out.patient_N,
+        calibrated_N=calibration.probability(logits_NK[:, 0]) if calibration is not None and calibrated else None,
+    )
+
+
+def figures_of(rows: Scored) -> TestFigures:
+    """Return the figures of one model: by patient for two labels (the highest score counts), by image for more."""
+    return summary(rows.scores, rows.labels_N, rows.patients_N, "patient" if rows.scores.ndim == 1 else "slice")
+
+
+def difference(first: Scored, second: Scored) -> Estimate | None:
+    """Return the AUC of `first` minus that of `second` on the same rows, counted as in `figures_of`."""
+    if first.scores.ndim == 2 or not len(first.labels_N):
+        return auc_difference(first.scores, second.scores, first.labels_N, first.patients_N)
+    one_P, labels_P, patients_P = patient_scores(first.scores, first.labels_N, first.patients_N)
+    other_P = patient_scores(second.scores, second.labels_N, second.patients_N)[0]
+    return auc_difference(one_P, other_P, labels_P, patients_P)

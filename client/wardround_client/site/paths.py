@@ -15,6 +15,7 @@
     audit.jsonl             decisions, refusals and releases; audit.head              wardround/records/audit_log.py
     replies/                replies on disk, for rounds that are requested again      site/site.py
     personal/HASH/RUN/      the personalised model of a run, and how it tested here   rounds/personalisation.py
+    evaluations/SHA/        for whom a model works here; SHA is that of its file        figures/page.py
     cache/                  frozen features, and the fastest clipping engine          training/features.py, clipping/
     flower/                 files of Flower's processes; a secret of each start       flower/daemon.py
     flower/proofs/          which clipping engines were proved since the start        flower/executor.py
@@ -42,6 +43,7 @@ OPT_OUT_FILE, OPT_OUT_LOCK, FORGET_LOCK = "opt_out.txt", ".opt_out.lock", ".forg
 LEDGER_FILE = "ledger.sqlite3"
 REPLIES, CACHE = "replies", "cache"
 PERSONAL = "personal"  # models that never leave the site
+EVALUATIONS = "evaluations"
 ROUND_LOCK = ".round.lock"  # one process at a time trains for a site
 
 FLOWER = "flower"

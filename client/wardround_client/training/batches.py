@@ -6,8 +6,8 @@ Shapes: N rows, C channels, H and W pixels, D features, U drawn patients.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -52,11 +52,15 @@ class SpeedPlan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOutRows:
-    """Rows of patients on whom this study never trains, with labels and patients; of images uint8 (N, C, H, W)."""
+    """Rows of patients on whom this study never trains, with labels and patients; of images uint8 (N, C, H, W).
+
+    `extra` has the source's own columns of the cohort's table, N cells each.
+    """
 
     values_N: AnyRows
     labels_N: np.ndarray
     patient_N: np.ndarray
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def material_of(inputs_N: AnyRows, labels_N: np.ndarray, patient_N: np.ndarray, rows_N: np.ndarray) -> Material:

@@ -47,6 +47,7 @@ def held_out_rows(study: Study, cohort: Cohort) -> HeldOutRows:
         values_N=Rows(cohort.values_N, rows_N),
         labels_N=cohort.labels_N[rows_N].astype(np.int64),
         patient_N=cohort.patient_N[rows_N],
+        extra={name: tuple(column[row] for row in rows_N) for name, column in cohort.extra.items()},
     )
 
 

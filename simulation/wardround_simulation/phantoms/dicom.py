@@ -26,7 +26,7 @@ from wardround_simulation.engine.workers import process_pool
 from wardround_simulation.phantoms.volume import PhantomVolume, Site, paint_volume
 
 LABELS_FILE = "labels.csv"
-LABEL_COLUMNS = ("SeriesInstanceUID", "coordX", "coordY", "coordZ", "label")
+LABEL_COLUMNS = ("SeriesInstanceUID", "coordX", "coordY", "coordZ", "label", "diameter_mm")
 SECOND_NODULE_ONE_IN = 7
 PADDING_HU = -2000
 OLDEST_DAY = datetime.date(2020, 1, 6)
@@ -213,7 +213,8 @@ def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> l
         for nodule in volume.nodules:
             point = (origin_mm[0] + nodule.x_mm, origin_mm[1] + nodule.y_mm, origin_mm[2] + nodule.z_mm)
             label = "malignant" if nodule.malignant else "benign"
-            rows.append((number, [series_uid, *(f"{value:.3f}" for value in point), label]))
+            place = [f"{value:.3f}" for value in point]
+            rows.append((number, [series_uid, *place, label, f"{nodule.diameter_mm:.1f}"]))
     return rows
 
 
@@ -288,7 +289,7 @@ def _series_header(
     header.PatientName = f"PHANTOM^SITE {site}^{number:04d}"
     header.PatientID = f"PHANTOM-{site}-{number:04d}"
     header.PatientBirthDate = f"{1935 + number % 45}0101"
-    header.PatientSex = "F" if number % 2 else "M"
+    header.PatientSex = "F" if number // 2 % 2 else "M"  # independent of the label, which alternates
     header.BodyPartExamined = "CHEST"
     header.SliceThickness = f"{volume.thickness_mm:g}"
     header.SpacingBetweenSlices = f"{volume.thickness_mm:g}"

@@ -58,11 +58,12 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedNodule:
-    """The centre of a nodule, in mm from the middle of the stack, and whether it is malignant."""
+    """The centre of a nodule, in mm from the middle of the stack, its diameter, and whether it is malignant."""
 
     x_mm: float
     y_mm: float
     z_mm: float
+    diameter_mm: float
     malignant: bool
 
 
@@ -98,7 +99,13 @@ def paint_volume(site: Site, kinds: tuple[bool, ...], seed: int) -> PhantomVolum
         _add_nodule(scene, dice, nodule, z_mm, spacing_mm, heights_mm, site.thickness_mm)
     hu = acquire(spread_over(_draw_site_scanner(one, site), site.slices), dice, scene)
     marks = tuple(
-        MarkedNodule(x_mm=float(n.x_mm), y_mm=float(n.y_mm), z_mm=z_mm, malignant=bool(n.malignant))
+        MarkedNodule(
+            x_mm=float(n.x_mm),
+            y_mm=float(n.y_mm),
+            z_mm=z_mm,
+            diameter_mm=2 * float(n.radius_mm),
+            malignant=bool(n.malignant),
+        )
         for n, z_mm in nodules
     )
     return PhantomVolume(hu_SHW=hu, spacing_mm=spacing_mm, thickness_mm=site.thickness_mm, nodules=marks)

@@ -82,7 +82,7 @@ def personal_sections(found: Mapping[str, Mapping[str, Any]]) -> Sequence[Report
             ],
             tables=[
                 ReportTable(
-                    caption="AUC per patient at each hospital, with 95 % intervals over patients. The verdict needs "
+                    caption="AUC per patient on each hospital's held-out patients, 95 % intervals. The verdict needs "
                     "an interval of the difference that does not contain 0.",
                     columns=columns,
                     rows=rows,

@@ -66,6 +66,7 @@ from wardround_simulation.run.hospitals import (
 from wardround_simulation.run.paths import LOG, SITES, TEST_SITES
 from wardround_simulation.run.personal import personal_sections, personalise_all
 from wardround_simulation.run.preflight import Material, check_disk, write_json
+from wardround_simulation.run.subgroups import group_sections, group_tables, tables_to_json
 
 RESULT_SCHEMA = 1
 LOGS_BYTES = 32 * 2**20  # the report, TensorBoard's files and the logs of Flower and Ray
@@ -172,6 +173,9 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     result = result_of(study, hospitals, outcome, assessed, run_id, architecture)
     for name, own in personalised.items():
         result["sites"][name]["personalised"] = own
+    groups = group_tables(study, opened, assessed.predictions)
+    if groups:
+        result["groups"] = tables_to_json(groups)
     if released is not None:
         result["federated_test"] = released
     result["phantoms"] = settings.phantoms
@@ -190,7 +194,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         headline=assessed.headline,
         curve=assessed.curve,
         predictions=assessed.predictions,
-        sections=[*assessed.sections, *personal_sections(personalised)],
+        sections=[*assessed.sections, *group_sections(groups), *personal_sections(personalised)],
         series=assessed.series,
         samples=assessed.samples if settings.phantoms else {},
         metrics=read_metrics(out),

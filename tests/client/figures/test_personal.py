@@ -17,7 +17,7 @@ from wardround.metrics import classification
 from wardround.metrics.intervals import Estimate
 from wardround_client.cli.main import app
 from wardround_client.figures.personal import OUTCOME_FILE, PersonalOutcome, compare_models
-from wardround_client.figures.scores import scored
+from wardround_client.figures.scores import figures_of, scored
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.rounds.evaluation import release_scores
 from wardround_client.rounds.training import answer
@@ -68,9 +68,10 @@ def test_with_nobody_held_out_or_one_label_only_the_verdict_is_unknown() -> None
 
 
 def test_scores_are_by_patient_for_two_labels_and_by_image_for_more() -> None:
-    two, three = scored(Brightness(1), held_out(), CPU), scored(Brightness(1, labels=3), held_out(labels=3), CPU)
-    assert two.unit == "patient" and two.scores.shape == (40,)
-    assert three.unit == "slice" and three.scores.shape == (80, 3)
+    two = figures_of(scored(Brightness(1), held_out(), CPU))
+    three = figures_of(scored(Brightness(1, labels=3), held_out(labels=3), CPU))
+    assert (two.unit, two.patients, two.positives) == ("patient", 40, 20)
+    assert (three.unit, three.images, three.positives) == ("slice", 80, None)
     assert compare_models(Brightness(1, 3), Brightness(1, 3), held_out(labels=3), CPU).verdict == "no clear difference"
 
 

@@ -23,6 +23,7 @@ from wardround.errors import (
     WardroundError,
     WireError,
 )
+from wardround.networks.build import initial_network
 from wardround.networks.weights import exchanged_names
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.study.load import Study, parse_study
@@ -259,8 +260,9 @@ def test_only_the_parameters_asked_for_move_and_they_move_from_the_released_ones
     study = study_of(NETWORK, trainable=trainable)
     site = after_a_round(tmp_path, study)
     made = personalise(released(study), site)
-    network = released_network(study, released(study).weights)
-    before = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    network = initial_network(study)
+    before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+    before |= released(study).weights
     moved = {name for name in before if (made.tensors[name] != before[name]).any()}
     assert moved == set(exchanged_names(network, trainable))
     again = with_tensors(study, made.tensors).state_dict()

@@ -127,7 +127,7 @@ def ingest(
                 CohortRow(
                     pseudonym=required(site.owners[asked[index].file], "owner"),
                     label=asked[index].label,
-                    extra={"hu": str(int(outcomes[index].hu))},
+                    extra={"hu": str(int(outcomes[index].hu)), **_columns(asked[index], site)},
                 )
                 for index in kept
             ]
@@ -252,6 +252,11 @@ def _make_missing(
             raise DataError(f"{site.source.root}: a file changed while it was read; run ingest again")
         memory.keep(image)
     return len(missing)
+
+
+def _columns(request: ImageRequest, site: ScannedSite) -> dict[str, str]:
+    """Return the attributes of one image as columns of the table; nothing trains on them."""
+    return replace(site.scanned[request.file].attributes, lesion_size=request.lesion_size).columns()
 
 
 def _recipe(request: ImageRequest, site: ScannedSite) -> Recipe:

@@ -15,6 +15,7 @@ import numpy as np
 from wardround.errors import DataError, required
 from wardround.storage.table import spellings_of_number
 from wardround.study.schema import DataSection
+from wardround_client.sources.images.attributes import lesion_size_of
 from wardround_client.sources.images.folder.class_folders import label_index
 from wardround_client.sources.images.folder.layout import SiteSource
 from wardround_client.sources.images.folder.tables import LabelRow, LabelTable
@@ -184,12 +185,12 @@ def _labelled(
         for index, (file, frame) in enumerate(one.places):
             rows = rows_of.get(subjects[file], [])
             if not table.has_points:
-                chosen.extend(_whole_frame(rows, file, frame, known))
+                chosen.extend(_sized(_whole_frame(rows, file, frame, known), rows))
                 continue
             for row in rows:
                 label = known[row.label]
                 if label is not None:
-                    chosen.extend(_at_point(row, one, index, scanned, data, label, findings))
+                    chosen.extend(_sized(_at_point(row, one, index, scanned, data, label, findings), [row]))
     if table.has_points:
         findings.extend(_points_outside(rows_of, subjects, series, scanned))
     return chosen
@@ -250,6 +251,12 @@ def _at_point(
     if (row.frame or 0) != number:
         return []
     return [ImageRequest(file=file, frame=number, label=label, mark_xy=row.xy, table_row=row.row)]
+
+
+def _sized(requests: list[ImageRequest], rows: list[LabelRow]) -> list[ImageRequest]:
+    """Return the requests with the band of the largest diameter that their rows of labels.csv give."""
+    size = lesion_size_of(max((row.diameter_mm for row in rows if row.diameter_mm is not None), default=None))
+    return [replace(request, lesion_size=size) for request in requests]
 
 
 def _nearest(row: LabelRow, series: Series, scanned: Sequence[ScannedFile]) -> int | None:

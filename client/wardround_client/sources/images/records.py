@@ -1,7 +1,8 @@
 """The records that a file becomes once it has been scanned.
 
 Identity ends here: no field can hold a name, a UID or a tag's text. Patients, series and instances are keyed hashes
-(`keyed`), checks are reason codes (`sources/images/quality/reasons.py`), and everything else is a number.
+(`keyed`), checks are reason codes (`sources/images/quality/reasons.py`), sex, age and scanner are bands of a fixed
+vocabulary (`attributes.py`), and everything else is a number.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from wardround_client.sources.images.attributes import Attributes
 
 if TYPE_CHECKING:
     from wardround_client.sources.images.decoding.native import NativePixels
@@ -55,6 +58,7 @@ class ScannedFile:
     rows: int = 0
     columns: int = 0
     frames: tuple[Frame, ...] = (Frame(),)
+    attributes: Attributes = Attributes()  # coarse bands of a fixed vocabulary
     native: NativePixels | None = None  # uncompressed grey pixels that need no decoder
 
 
@@ -73,6 +77,7 @@ class ImageRequest:
     label: int = -1
     fault: str = ""
     table_row: int | None = None  # the row of labels.csv whose point this is
+    lesion_size: str = ""  # a band of `attributes.LESIONS`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from pydicom.uid import UID
 
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import pseudonym
+from wardround_client.sources.images.attributes import Attributes, age_of, scanner_of, sex_of, thickness_of
 from wardround_client.sources.images.decoding.frame_attributes import first_value, frame_scopes
 from wardround_client.sources.images.decoding.native import ATTRIBUTES, NativePixels, native_pixels
 from wardround_client.sources.images.records import Frame, ScannedFile, UnfitImage, keyed
@@ -38,6 +39,7 @@ USED = (
     "PatientSpeciesDescription", "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence",
     "Modality", "BodyPartExamined", "BurnedInAnnotation", "ImageType", "NumberOfFrames", "Rows", "Columns",
     "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
+    "PatientSex", "PatientAge", "PatientBirthDate", "StudyDate", "Manufacturer", "SliceThickness",
     "PixelSpacing", "ImagerPixelSpacing", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
 )  # fmt: skip
 READ_TAGS: list[BaseTag | int] = [Tag(name) for name in (*USED, *ATTRIBUTES)]
@@ -139,6 +141,18 @@ def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes)
         rows=int(header.get("Rows") or 0),
         columns=int(header.get("Columns") or 0),
         frames=frames,
+        attributes=_attributes(header),
+    )
+
+
+def _attributes(header: Dataset) -> Attributes:
+    """Return the bands of sex, age, scanner and slice thickness. The values themselves are dropped."""
+    age, born, examined = (header.get(name) for name in ("PatientAge", "PatientBirthDate", "StudyDate"))
+    return Attributes(
+        sex=sex_of(header.get("PatientSex")),
+        age=age_of(age, born, examined),
+        scanner=scanner_of(header.get("Manufacturer")),
+        slice_thickness=thickness_of(first_value(frame_scopes(header, 0), "SliceThickness")),
     )
 
 

@@ -19,7 +19,10 @@ from wardround.storage.table import Table, read_table, refuse_shortened
 
 MANIFEST_COLUMNS = ("file", "patient_id", "label")
 LABEL_KEYS = {"sopinstanceuid": "image", "seriesinstanceuid": "series", "seriesuid": "series", "patientid": "patient"}
-LABEL_COLUMNS = "SOPInstanceUID, SeriesInstanceUID or PatientID, then label, and optionally x,y or coordX,coordY,coordZ"
+LABEL_COLUMNS = (
+    "SOPInstanceUID, SeriesInstanceUID or PatientID, then label, and optionally x,y or coordX,coordY,coordZ, and "
+    "diameter_mm"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +46,7 @@ class LabelRow:
     xy: tuple[float, float] | None = None  # pixels
     frame: int | None = None  # counted from 0
     point_mm: tuple[float, float, float] | None = None
+    diameter_mm: float | None = None  # of the lesion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,7 @@ def _label_table(path: Path, table: Table) -> LabelTable:
         frame = _numbers(cells, ("frame",), place) if "frame" in columns else None
         if frame is not None and (frame[0] < 1 or frame[0] != int(frame[0])):
             raise DataError(f"{place}: frame must be a whole number counted from 1")
+        diameter_mm = _numbers(cells, ("diameter_mm",), place) if "diameter_mm" in columns else None
         rows.append(
             LabelRow(
                 row=row,
@@ -168,6 +173,7 @@ def _label_table(path: Path, table: Table) -> LabelTable:
                 xy=cast(tuple[float, float] | None, xy),
                 frame=int(frame[0]) - 1 if frame else None,
                 point_mm=cast(tuple[float, float, float] | None, point_mm),
+                diameter_mm=diameter_mm[0] if diameter_mm else None,
             )
         )
     if not rows:
