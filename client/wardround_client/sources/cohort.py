@@ -23,6 +23,7 @@ import io
 import json
 import math
 import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -241,7 +242,8 @@ def open_cohort(folder: Path) -> Cohort:
         label_names=labels,
         key=seal["key"],
         prepared_by=seal["prepared_by"],
-        extra={column: tuple(line[column] for line in lines) for column in _extra_columns(lines)},
+        # interned, because the cells of a column repeat: millions of rows then share a few texts
+        extra={column: tuple(sys.intern(line[column]) for line in lines) for column in _extra_columns(lines)},
         earlier_identity=bool(seal.get("earlier_identity", False)),
     )
 

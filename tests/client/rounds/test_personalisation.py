@@ -29,7 +29,7 @@ from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.study.load import Study, parse_study
 from wardround.study.personal import personal_study
 from wardround.wire.evaluation import evaluation_round
-from wardround.wire.packets import Broadcast, weights_sha256
+from wardround.wire.packets import Broadcast, pack_answer, weights_sha256
 from wardround.wire.protocol import EVALUATE, PERSONALISE, TRAIN
 from wardround_client.flower.site_app import QUESTIONS
 from wardround_client.ledger.ledger import Ledger, cap_of
@@ -347,6 +347,18 @@ def test_nothing_of_it_can_be_asked_for_by_a_server(tmp_path: Path) -> None:
     assert counts.shape == (2, 16)  # the federated test is of the released weights, in the same round number
     with pytest.raises(PolicyRefusal):
         answer(dataclasses.replace(released(study)), site)
+
+
+def test_what_a_server_gets_before_and_after_is_the_same_but_for_the_length_of_the_ledger(tmp_path: Path) -> None:
+    study = study_of()
+    site, question = after_a_round(tmp_path, study), broadcast_of(study)
+    before = pack_answer(question, answer(question, site))
+    personalise(released(study), site)
+    after = pack_answer(question, answer(question, site))
+    assert after.tensors == before.tensors
+    changed = {name for name in before.header if before.header[name] != after.header[name]}
+    assert changed == {"ledger_entries", "ledger_head", "ledger_recent"}
+    assert int(after.header["ledger_entries"]) - int(before.header["ledger_entries"]) == 2
 
 
 def test_the_released_weights_of_the_federated_test_can_be_personalised(tmp_path: Path) -> None:

@@ -149,6 +149,14 @@ def test_an_earlier_cohort_still_opens_and_a_new_ingest_fills_the_columns_withou
     assert open_cohort(folder).extra["sex"] == ("female", "")
 
 
+def test_other_attributes_of_the_same_pixels_give_the_same_cohort_for_training(tmp_path: Path, pool) -> None:
+    keys = set()
+    for name, sex in (("a", "F"), ("b", "M")):
+        write_ct(tmp_path / name / "one" / "a.dcm", slice_hu(1), PatientSex=sex)
+        keys.add(ingest_ct(tmp_path / name, tmp_path / f"cohort-{name}", pool).key)
+    assert len(keys) == 1
+
+
 def test_a_cell_of_a_table_that_is_no_band_is_read_as_unknown() -> None:
     assert known_values("sex", ["male", "CANARY", "", "Male"]) == ["male", "", "", ""]
 
