@@ -24,6 +24,7 @@ from wardround_client.sources.images.attributes import (
     sex_of,
     thickness_of,
 )
+from wardround_client.sources.images.decoding.dicom_header import scan_dicom
 from wardround_client.sources.images.decoding.workers import WorkerPool
 from wardround_client.sources.images.folder.layout import discover
 from wardround_client.sources.images.ingest import ingest
@@ -119,6 +120,15 @@ def test_an_ingest_keeps_the_bands_and_nothing_else_of_the_header(tmp_path: Path
     }  # fmt: skip
     for path in (tmp_path / "cohort").iterdir():
         assert not any(word in path.read_bytes() for word in (b"CANARY", b"19590314", b"20200601", b"061Y"))
+
+
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_an_enhanced_object_gives_its_thickness_in_its_functional_groups(tmp_path: Path, groups: str) -> None:
+    measures, group = pydicom.Dataset(), pydicom.Dataset()
+    measures.SliceThickness, measures.PixelSpacing = "3.0", [0.9, 0.9]
+    group.PixelMeasuresSequence = pydicom.Sequence([measures])
+    path = write_ct(tmp_path / "a.dcm", slice_hu(1)[None], PixelSpacing=None, **{groups: pydicom.Sequence([group])})
+    assert scan_dicom(path, "0" * 64, ct_study(), KEY).attributes.slice_thickness == "2.5 to 5 mm"
 
 
 def test_a_diameter_that_is_no_number_is_refused_by_row_and_column(tmp_path: Path, pool) -> None:

@@ -6,6 +6,7 @@ kept as text, and none is quoted in an error.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -43,6 +44,10 @@ USED = (
     "PixelSpacing", "ImagerPixelSpacing", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
 )  # fmt: skip
 READ_TAGS: list[BaseTag | int] = [Tag(name) for name in (*USED, *ATTRIBUTES)]
+DESCRIBED = tuple(
+    Tag(name)
+    for name in ("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate", "Manufacturer", "SliceThickness")
+)
 IMAGE_ATTRIBUTES = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
 HUMAN_NAMES = frozenset({"human", "homo sapiens", "homo sapiens sapiens", "h. sapiens", "man", "mensch", "humain"})
 HUMAN_CODES = frozenset({"337915000", "L-85B00"})  # homo sapiens in SNOMED CT and in SNOMED RT
@@ -147,13 +152,28 @@ def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes)
 
 def _attributes(header: Dataset) -> Attributes:
     """Return the bands of sex, age, scanner and slice thickness. The values themselves are dropped."""
-    age, born, examined = (header.get(name) for name in ("PatientAge", "PatientBirthDate", "StudyDate"))
+    *examined, thickness = (_text(header, tag) for tag in DESCRIBED)
+    if not thickness:  # an enhanced object has it in its functional groups
+        thickness = str(first_value(frame_scopes(header, 0), "SliceThickness") or "")
+    return _bands(*examined, thickness)
+
+
+@functools.lru_cache(maxsize=1)  # the files of a series follow each other, and nothing of an earlier one is kept
+def _bands(sex: str, age: str, born: str, examined: str, manufacturer: str, thickness: str) -> Attributes:
     return Attributes(
-        sex=sex_of(header.get("PatientSex")),
+        sex=sex_of(sex),
         age=age_of(age, born, examined),
-        scanner=scanner_of(header.get("Manufacturer")),
-        slice_thickness=thickness_of(first_value(frame_scopes(header, 0), "SliceThickness")),
+        scanner=scanner_of(manufacturer),
+        slice_thickness=thickness_of(thickness),
     )
+
+
+def _text(header: Dataset, tag: BaseTag) -> str:
+    """Return the text of an element without pydicom's conversion, which takes longer than the rest; "" without one."""
+    if tag not in header:
+        return ""
+    value = header.get_item(tag).value
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value or "")
 
 
 def _patient(header: Dataset) -> tuple[str | None, str]:
