@@ -145,7 +145,8 @@ def held_out(patients: int = 6) -> HeldOutRows:
 
 
 def some(images: HeldOutRows, rows_N: np.ndarray) -> HeldOutRows:
-    return HeldOutRows(**{field.name: getattr(images, field.name)[rows_N] for field in dataclasses.fields(images)})
+    columns = ("values_N", "labels_N", "patient_N")
+    return HeldOutRows(**{name: getattr(images, name)[rows_N] for name in columns})
 
 
 def question_of(study: Study, **changes) -> Broadcast:
