@@ -208,9 +208,9 @@ def personalises(study: Study) -> str:
     noise = "with noise" if math.isfinite(personal.epsilon) else "WITHOUT noise"
     spare = count_text(personal.spare_attempts, "spare attempt")
     return (
-        f"once, after the last round and only if a person here asks for it, the released model is trained further on "
-        f"this site's patients alone: {part[personal.trainable]}, {count_text(personal.steps, 'step')}, {noise} "
-        f"({spare}). The result stays at this site and is never sent, yet it is charged like a round. The site tests "
+        "once in a run, after the last round and only if a person here asks for it, the released model is trained "
+        f"further on this site's patients alone: {part[personal.trainable]}, {count_text(personal.steps, 'step')}, "
+        f"{noise} ({spare}). The result stays at this site and is never sent, yet it is charged like a round. The site tests "
         "it on its own held-out patients and shows the figures here only"
     )
 

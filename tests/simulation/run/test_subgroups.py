@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,21 @@ def test_the_report_shows_at_which_scanner_the_model_fails(tmp_path: Path) -> No
     )
     (section,) = group_sections(tables)
     assert {len(row) for table in section.tables for row in table.rows} == {len(section.tables[0].columns)}
+
+
+def test_each_patients_own_hospital_alone_is_shown_beside(tmp_path: Path) -> None:
+    study = study_of({"study": {"rounds": 2}, "evaluation": {"holdout": 0.5}})
+    hospital(tmp_path / "east", "e", scanner="GE")
+    hospital(tmp_path / "west", "w", scanner="Philips")
+    hospitals = open_hospitals({name: tmp_path / name for name in ("east", "west")}, study)
+    federated = scored(study, hospitals, "east")
+    own = [dataclasses.replace(scored(study, hospitals, site), setting="alone", site=site) for site in ("east", "west")]
+    found = tables_to_json(group_tables(study, hospitals, [federated, *own]))["scanner"]
+    assert found["GE"]["alone"]["auc"] == found["Philips"]["alone"]["auc"] == 1.0, "each by its own model"
+    assert found["GE"]["alone"]["difference"]["value"] == 0 > found["Philips"]["alone"]["difference"]["high"]
+    (section,) = group_sections(group_tables(study, hospitals, [federated, *own]))
+    assert {len(row) for table in section.tables for row in table.rows} == {len(section.tables[0].columns)}
+    assert "alone" not in tables_to_json(group_tables(study, hospitals, [federated, own[0]]))["scanner"]["GE"]
 
 
 def test_a_small_scanner_is_suppressed_with_the_other_one(tmp_path: Path) -> None:
