@@ -271,6 +271,8 @@ BREAKS = [
     ("cryptography is", f"{SIM}/x.py", "from cryptography import x509"),
     ("matplotlib is", f"{SIM}/run/x2.py", "import matplotlib.pyplot"),
     ("typer is", f"{CLIENT}/training/x2.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import typer"),
+    ("highdicom is", f"{CLIENT}/rounds/x3.py", "from highdicom import sr"),
+    ("onnx and onnxruntime are", f"{CLIENT}/predict/x.py", "import onnxruntime"),
     ("grpc is", f"{CLIENT}/rounds/x.py", "import grpc"),
     ("grpc_health is", f"{SERVER}/operations/x.py", "from grpc_health.v1 import health"),
 ]

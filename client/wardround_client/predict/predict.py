@@ -19,7 +19,6 @@ from wardround.tasks.classification.predict import Prediction, Rules, is_known, 
 from wardround_client.predict.reading import ReadImage, Refusal, read_images
 
 NOTICE = "Research software, not a medical device: not for diagnosis or treatment."
-PREDICTS = "classification"
 
 Progress = Callable[[str, int, int], None]
 
@@ -85,8 +84,9 @@ def predict(package: Package, source: Path, points: Path | None = None, progress
         DataError: The input is missing or a table is wrong.
         ModelError: The model is of another task, damaged, or its ONNX file does not run.
     """
-    if package.study.study.task != PREDICTS:
-        raise ModelError(f"{package.folder}: a model of {package.study.study.task}; predict needs one of {PREDICTS}")
+    if not package.has_onnx:
+        task = package.study.study.task
+        raise ModelError(f"{path_text(package.folder)}: a model of {task}, which predicts no labels")
     rules = rules_of(package.content)
     model = open_onnx(package)
     told = progress or (lambda stage, done, total: None)

@@ -210,8 +210,8 @@ def personalises(study: Study) -> str:
     return (
         "once in a run, after the last round and only if a person here asks for it, the released model is trained "
         f"further on this site's patients alone: {part[personal.trainable]}, {count_text(personal.steps, 'step')}, "
-        f"{noise} ({spare}). The result stays at this site and is never sent, yet it is charged like a round. The site tests "
-        "it on its own held-out patients and shows the figures here only"
+        f"{noise} ({spare}). The result stays at this site and is never sent, yet it is charged like a round. The site "
+        "tests it on its own held-out patients and shows the figures here only"
     )
 
 
