@@ -259,7 +259,7 @@ def test_at_both_ends_of_the_clipping_norm_the_noise_has_its_size_and_its_grid(n
 
 
 HASHES = {
-    "demo": "5c9f7efcc296aec8d4d6e9074392538bf2e621c6085b75966c7a0c6976ef8fad",
+    "demo": "286de0a1dbef8a61fdac8c10d9506ccf64731db504719058a1f9fdee602a924e",
     "lidc": "e9e9197c508a4d245cce154985209a7012211ee501a923721235651f9632dcd8",
     "reconstruction": "5b4ea5a2e0aef172d8c8221efe46b7c421b18ec22d5679183b66fbb0f8d8dabe",
     "scratch": "68bd17236238d080ae4453ee9e4d8d76b0deb7d351878eeedb1de475f6635e0d",

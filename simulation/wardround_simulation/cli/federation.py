@@ -12,18 +12,26 @@ from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
 from wardround.storage.disk_errors import require_writable
 
-SEED = 7
+PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 5, 80, 7
+
+PatientsOption = Annotated[
+    int,
+    typer.Option("--patients", min=1, metavar="N", help="Patients of an average hospital; hospitals differ in size."),
+]
 
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: wardround-sim federation studies/demo.toml --sites 3 --out runs/federation")
+@app.command(epilog="Example: wardround-sim federation studies/demo.toml --sites 5 --out runs/federation")
 def federation(
     study: Annotated[
         Path | None, typer.Argument(metavar="[STUDY]", help="The study file. Default: studies/demo.toml.")
     ] = None,
-    sites: Annotated[int, typer.Option("--sites", min=1, metavar="N", help="Phantom hospitals.")] = 3,
-    patients: Annotated[int, typer.Option("--patients", min=1, metavar="N", help="Patients at each hospital.")] = 60,
+    sites: Annotated[
+        int | None,
+        typer.Option("--sites", min=1, metavar="N", help="Phantom hospitals. Default: the study's nominal_sites."),
+    ] = None,
+    patients: PatientsOption = PHANTOM_PATIENTS,
     out: Annotated[
         Path,
         typer.Option("--out", metavar="DIR", help="The folder for server and sites; an existing one is continued."),
@@ -43,6 +51,7 @@ def federation(
 
     path = (study or ready_study("demo")).resolve()
     loaded = load_study(path)
+    sites = sites or loaded.aggregation.nominal_sites
     check_number_of_sites(loaded, f"--sites {sites}", sites)
     out = out.resolve()
     data = out.parent / f"phantom-hospitals-{sites}x{patients}"
@@ -58,7 +67,7 @@ def federation(
                 from wardround_simulation.phantoms.dicom import make_once
 
                 progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
-                make_once(data, sites, patients, SEED, progress.pieces)
+                make_once(data, sites, patients, PHANTOM_SEED, progress.pieces)
             here.found(progress)
             here.ingest(path, progress)
             with here.daemons(progress) as running:

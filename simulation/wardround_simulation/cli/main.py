@@ -22,13 +22,13 @@ from wardround.processes.imports import collection_paused
 from wardround.storage.disk_errors import require_writable, writing
 from wardround.storage.text_file import path_text
 from wardround_simulation.cli import federation, models
+from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SEED, PHANTOM_SITES, PatientsOption
 from wardround_simulation.run.paths import SITES, TEST_SITES
 
 app = program(
     "wardround-sim",
     "Federated learning across hospitals, simulated on one machine. Research software, not a medical device.",
 )
-PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 3, 60, 7
 
 StudyArgument = Annotated[
     Path | None, typer.Argument(metavar="[STUDY]", help="The study file, for example studies/lidc.toml.")
@@ -96,7 +96,7 @@ def run(
     if data is None and study is not None and not commands_of(loaded.study.task).phantoms:
         raise UsageError("--data is missing: give the folder with the images (without a study, phantoms are created)")
     phantoms = data is None
-    hospitals = sites or PHANTOM_SITES
+    hospitals = sites or loaded.aggregation.nominal_sites
     data = data or out.parent / f"phantom-hospitals-{hospitals}x{PHANTOM_PATIENTS}"
     from wardround_simulation.run import preflight
 
@@ -256,11 +256,11 @@ def compare(
     print(f"Report: {page}")
 
 
-@app.command(epilog="Example: wardround-sim phantom hospitals --sites 3 --patients 40")
+@app.command(epilog="Example: wardround-sim phantom hospitals --sites 5 --patients 40")
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     sites: Annotated[int, typer.Option(min=1, metavar="N", help="Hospitals.")] = PHANTOM_SITES,
-    patients: Annotated[int, typer.Option(min=1, metavar="N", help="Patients at each hospital.")] = PHANTOM_PATIENTS,
+    patients: PatientsOption = PHANTOM_PATIENTS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = PHANTOM_SEED,
     as_json: JsonOption = False,
 ) -> None:
@@ -276,7 +276,7 @@ def phantom(
     if as_json:
         print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
     else:
-        print(f"{sites} hospitals with {patients} patients each in {folder}")
+        print(f"{sites} hospitals in {folder}")
 
 
 @app.command(epilog="Example: wardround-sim attack runs/demo")

@@ -2,7 +2,8 @@
 
 Each site is a folder with CT series of phantom patients and a list of the nodules that are marked in them. The headers
 contain the elements that a scanner writes (PS3.3 A.3, CT Image IOD) with invented names, so they contain no person's
-data. Sites differ as real ones do: in pixel spacing, slice thickness, kernel, dose and storage of Hounsfield units.
+data. Sites differ as real ones do: in scanner, storage of Hounsfield units, number of patients, prevalence of
+malignant nodules and kinds of nodules (`profiles`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,127 +23,26 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from wardround.errors import DataError
 from wardround_simulation.engine.workers import process_pool
-from wardround_simulation.phantoms.volume import PhantomVolume, Site, paint_volume
+from wardround_simulation.phantoms.cases import Kind
+from wardround_simulation.phantoms.profiles import PROFILES, ScannerProfile, patients_at
+from wardround_simulation.phantoms.volume import PhantomVolume, paint_volume
 
 LABELS_FILE = "labels.csv"
 LABEL_COLUMNS = ("SeriesInstanceUID", "coordX", "coordY", "coordZ", "label", "diameter_mm")
 SECOND_NODULE_ONE_IN = 7
+SECOND_DRAW = 10**12  # above every stream, so that the second kind is drawn independently of all first ones
 PADDING_HU = -2000
 OLDEST_DAY = datetime.date(2020, 1, 6)
 PATIENTS_A_TASK = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScannerProfile:
-    """One type of scanner: its imaging (`site`), the values in its headers, and its storage of Hounsfield units."""
-
-    site: Site
-    manufacturer: str
-    model: str
-    kernel: str
-    tube_voltage_kv: int
-    tube_current_ma: int
-    intercept: int
-    signed: bool
-    round_field: bool
-    feet_first: bool
-
-
-PROFILES = (
-    ScannerProfile(
-        site=Site(
-            spacing_mm=(0.64, 0.74),
-            thickness_mm=2.5,
-            slices=8,
-            blur_px=(0.5, 0.7),
-            sharpening=0.0,
-            noise_hu=(12, 28),
-            noise_blur_px=0.6,
-            streak=1.0,
-        ),
-        manufacturer="AURORA IMAGING",
-        model="Helix 64",
-        kernel="STANDARD",
-        tube_voltage_kv=120,
-        tube_current_ma=220,
-        intercept=-1024,
-        signed=True,
-        round_field=True,
-        feet_first=False,
-    ),
-    ScannerProfile(
-        site=Site(
-            spacing_mm=(0.60, 0.68),
-            thickness_mm=2.0,
-            slices=9,
-            blur_px=(0.35, 0.5),
-            sharpening=0.9,
-            noise_hu=(35, 70),
-            noise_blur_px=0.4,
-            streak=2.5,
-        ),
-        manufacturer="BOREAL MEDICAL",
-        model="Spectra 128",
-        kernel="B60f",
-        tube_voltage_kv=120,
-        tube_current_ma=60,
-        intercept=-1024,
-        signed=True,
-        round_field=False,
-        feet_first=True,
-    ),
-    ScannerProfile(
-        site=Site(
-            spacing_mm=(0.72, 0.80),
-            thickness_mm=3.0,
-            slices=7,
-            blur_px=(0.7, 0.9),
-            sharpening=0.0,
-            noise_hu=(8, 18),
-            noise_blur_px=0.9,
-            streak=1.0,
-        ),
-        manufacturer="CASCADE SYSTEMS",
-        model="Orbit 16",
-        kernel="FC10",
-        tube_voltage_kv=135,
-        tube_current_ma=150,
-        intercept=0,
-        signed=True,
-        round_field=False,
-        feet_first=False,
-    ),
-    ScannerProfile(
-        site=Site(
-            spacing_mm=(0.66, 0.78),
-            thickness_mm=1.25,
-            slices=9,
-            blur_px=(0.4, 0.6),
-            sharpening=0.4,
-            noise_hu=(25, 45),
-            noise_blur_px=0.5,
-            streak=4.0,
-        ),
-        manufacturer="DELTA DIAGNOSTICS",
-        model="Scout 40",
-        kernel="L",
-        tube_voltage_kv=120,
-        tube_current_ma=90,
-        intercept=-1024,
-        signed=False,
-        round_field=False,
-        feet_first=True,
-    ),
-)
-
-
 def write_phantom_hospitals(
     folder: Path, sites: int, patients: int, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Write `folder/hospital-1` ... with `patients` series and a `labels.csv` each.
+    """Write `folder/hospital-1` ... with one series for each patient and a `labels.csv` each.
 
-    The first nodule of every second patient of a site is malignant, so that every site with at least two patients has
-    both classes. The same arguments give the same files, byte for byte. `progress(done, total)` counts patients.
+    `patients` is the number at a hospital of size 1; `patients_at` multiplies it by the hospital's size. The same
+    arguments give the same files, byte for byte. `progress(done, total)` counts patients.
 
     Raises:
         DataError: If a count is below one or the folder is not empty.
@@ -153,11 +52,11 @@ def write_phantom_hospitals(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: not empty; phantoms are only written into a new or empty folder, so give another")
-    numbers = list(range(1, patients + 1))
+    count_of = {site: patients_at(site, patients) for site in range(1, sites + 1)}
     tasks = [
-        (folder, site, numbers[first : first + PATIENTS_A_TASK], seed)
-        for site in range(1, sites + 1)
-        for first in range(0, patients, PATIENTS_A_TASK)
+        (folder, site, list(range(first, min(first + PATIENTS_A_TASK, count + 1))), seed)
+        for site, count in count_of.items()
+        for first in range(1, count + 1, PATIENTS_A_TASK)
     ]
     rows: dict[int, list[tuple[int, list[str]]]] = {site: [] for site in range(1, sites + 1)}
     done = 0
@@ -168,7 +67,7 @@ def write_phantom_hospitals(
             rows[jobs[job][1]] += job.result()
             done += len(jobs[job][2])
             if progress is not None:
-                progress(done, sites * patients)
+                progress(done, sum(count_of.values()))
     for site, found in rows.items():
         with open(folder / f"hospital-{site}" / LABELS_FILE, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
@@ -197,13 +96,15 @@ def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> l
         (patient number, row of labels.csv) for each of their nodules.
     """
     torch.set_num_threads(1)
-    profile = PROFILES[(site - 1) % len(PROFILES)]
+    hospital = PROFILES[(site - 1) % len(PROFILES)]
+    profile = hospital.scanner
     rows = []
     for number in numbers:
         stream = (seed * 1_000 + site) * 100_000 + number
-        kinds: tuple[bool, ...] = (number % 2 == 0,)
+        kinds: tuple[Kind, ...] = (hospital.mix.draw(hospital.mix.is_malignant(number), stream),)
         if number % SECOND_NODULE_ONE_IN == 0:
-            kinds += (number % (2 * SECOND_NODULE_ONE_IN) != 0,)
+            malignant = hospital.mix.is_malignant(number // SECOND_NODULE_ONE_IN)
+            kinds += (hospital.mix.draw(malignant, stream + SECOND_DRAW),)
         volume = paint_volume(profile.site, kinds, stream)
         series_uid = generate_uid(entropy_srcs=["wardround phantom series", str(stream)])
         origin_mm = (-90.0 + (number % 9) * 20, -20.0, -150.0 + (number % 7) * 25)

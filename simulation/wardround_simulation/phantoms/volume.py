@@ -28,8 +28,9 @@ from wardround.phantoms.anatomy import (
     paint_wall_tissue,
     spread_over,
 )
-from wardround.phantoms.nodule import Nodule, draw_nodule, insert_nodule, paint_attached_vessel, paint_nodule
+from wardround.phantoms.nodule import Nodule, insert_nodule, paint_attached_vessel, paint_nodule
 from wardround.phantoms.scanner import Scanner, acquire
+from wardround_simulation.phantoms.cases import Kind, draw_nodule_of
 
 SLICE_PX = 256
 PATCH_PX = 96  # vessels and nodules are painted in patches, because each covers only a small part of a slice
@@ -39,7 +40,6 @@ AIR_HU = -1000.0
 RIB_SLANT = 0.6  # mm that a rib moves along the wall per mm of height
 MEDIASTINUM = ((19.0, 44.0, 16.0, 220.0), (15.0, 18.0, 11.0, 60.0))  # vertebra, aorta: mm behind and down, radius, HU
 ROUGH_MM = 6.0  # above this radius a nodule's roughness in mm stays constant
-MEDIAN_MM = (6.0, 12.0)  # benign, malignant: closer than in pre-training, so that there is something left to learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ class PhantomVolume:
     nodules: tuple[MarkedNodule, ...]
 
 
-def paint_volume(site: Site, kinds: tuple[bool, ...], seed: int) -> PhantomVolume:
-    """Paint one patient of this site with one nodule for each of `kinds` (True: malignant)."""
+def paint_volume(site: Site, kinds: tuple[Kind, ...], seed: int) -> PhantomVolume:
+    """Paint one patient of this site with one nodule of each of `kinds`."""
     one = Dice(1, torch.Generator().manual_seed(seed))
     dice = Dice(site.slices, one.generator)
     spacing_mm = float(one.uniform(*site.spacing_mm))
@@ -198,17 +198,17 @@ def _draw_chest(one: Dice, side_mm: float) -> Chest:
     )
 
 
-def _place_nodules(one: Dice, chest: Chest, kinds: tuple[bool, ...], thickness_mm: float) -> list[tuple[Nodule, float]]:
+def _place_nodules(one: Dice, chest: Chest, kinds: tuple[Kind, ...], thickness_mm: float) -> list[tuple[Nodule, float]]:
     """Return each nodule with its height in mm.
 
-    About one nodule in three is on the wall and the others are free in the lung. Two nodules are on opposite sides.
+    Some nodules are on the wall and the others are free in the lung. Two nodules are on opposite sides.
     """
     placed = []
     turn = float(one.uniform(0, FULL_TURN))
-    for malignant in kinds:
-        nodule = draw_nodule(one, torch.tensor([float(malignant)]), torch.zeros(1), MEDIAN_MM)
+    for kind in kinds:
+        nodule = draw_nodule_of(one, kind)
         radius_mm = float(nodule.radius_mm)
-        on_wall = float(one.uniform(0, 1)) < 0.35
+        on_wall = float(one.uniform(0, 1)) < kind.on_wall
         gap_mm = radius_mm * float(one.uniform(0.4, 1.2)) if on_wall else radius_mm + float(one.uniform(2, 30))
         out = max(0.15, 1 - gap_mm / ((chest.half_width_mm + chest.half_depth_mm) / 2))
         x_mm, y_mm = out * math.cos(turn) * chest.half_width_mm, out * math.sin(turn) * chest.half_depth_mm

@@ -11,10 +11,13 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from wardround.errors import DataError
-from wardround_simulation.phantoms.dicom import LABEL_COLUMNS, PROFILES, write_phantom_hospitals
+from wardround_simulation.phantoms.cases import CARCINOMA
+from wardround_simulation.phantoms.dicom import LABEL_COLUMNS, write_phantom_hospitals
+from wardround_simulation.phantoms.profiles import PROFILES, patients_at
 from wardround_simulation.phantoms.volume import SLICE_PX, paint_volume
 
 SITES, PATIENTS = 3, 7
+ALL_PATIENTS = sum(patients_at(site, PATIENTS) for site in range(1, SITES + 1))
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def hospitals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
     seen = []
     write_phantom_hospitals(folder, SITES, PATIENTS, seed=5, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (SITES * PATIENTS, SITES * PATIENTS)
+    assert seen[-1] == (ALL_PATIENTS, ALL_PATIENTS)
     return folder
 
 
@@ -46,7 +49,7 @@ def rows_of(site_folder):
 @pytest.mark.parametrize("site", range(1, SITES + 1))
 def test_every_series_is_an_evenly_spaced_axial_chest_ct(hospitals, site):
     series = series_of(hospitals / f"hospital-{site}")
-    assert len(series) == PATIENTS
+    assert len(series) == patients_at(site, PATIENTS)
     for images in series.values():
         assert len({i.PatientID for i in images}) == len({i.FrameOfReferenceUID for i in images}) == 1
         assert len({i.SOPInstanceUID for i in images}) == len({i.InstanceNumber for i in images}) == len(images)
@@ -82,7 +85,7 @@ def test_every_mark_lies_inside_the_pictures_of_its_series_and_both_classes_occu
 def test_a_marked_solid_nodule_is_denser_than_lung_at_its_mark():
     solid = []
     for seed in range(7):
-        volume = paint_volume(PROFILES[0].site, (True,), seed)
+        volume = paint_volume(PROFILES[0].scanner.site, (CARCINOMA,), seed)
         mark = volume.nodules[0]
         row, column = (round(at / volume.spacing_mm + (SLICE_PX - 1) / 2) for at in (mark.y_mm, mark.x_mm))
         middle = round(mark.z_mm / volume.thickness_mm + (volume.hu_SHW.shape[0] - 1) / 2)
@@ -118,7 +121,7 @@ def test_no_patient_or_image_is_in_two_hospitals(hospitals):
         stacks = series_of(hospitals / f"hospital-{site}").values()
         patients += [stack[0].PatientID for stack in stacks]
         slices += [image.PixelData for stack in stacks for image in stack]
-    assert len(set(patients)) == SITES * PATIENTS
+    assert len(set(patients)) == ALL_PATIENTS
     assert len(set(slices)) == len(slices)
 
 
