@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Weights = dict[str, np.ndarray]  # float32 by name, as they travel
 Row = dict[str, Any]  # one line of comparison.json
 Setting = Literal["alone", "pooled", "federated", "start"]
-SETTINGS: tuple[Setting, ...] = ("alone", "federated", "pooled", "start")
+SETTINGS: tuple[Setting, ...] = ("start", "alone", "federated", "pooled")  # the order of tables and pictures
 
 
 # What a simulation gives

@@ -50,7 +50,7 @@ def write_report(folder: Path, evidence: RunEvidence) -> Path:
         "notes": list(evidence.notes),
         "command": evidence.command,
         **_privacy(evidence),
-        **sections.site_section(evidence, sites),
+        **sections.site_section(evidence, sites, aucs),
         "pictures": sections.quality_pictures(evidence, aucs),
         "task_sections": [sections.task_section(section) for section in evidence.sections],
         **released_section(evidence),

@@ -16,7 +16,14 @@ from wardround_simulation.report import style
 from wardround_simulation.report.measures import Interval
 from wardround_simulation.report.style import COLOUR, INK, LABEL_COLOURS, MARKER, MUTED, RULE, WARN, Picture
 
-DODGE = {"alone": -0.24, "federated": -0.08, "pooled": 0.08, "start": 0.24}
+DODGE = {"start": -0.27, "alone": -0.09, "federated": 0.09, "pooled": 0.27}
+MEANING = {
+    "start": "Start: the model before any hospital's data",
+    "alone": "alone: trained on this hospital's patients only",
+    "federated": "federated: the shared model",
+    "pooled": "pooled: trained with all data in one place, which only a simulation can do",
+}
+MARKER_SIZE = {"start": 8, "alone": 5, "federated": 7, "pooled": 5}
 
 
 def _aucs(points: Sequence[CurvePoint]) -> list[float]:
@@ -89,6 +96,7 @@ def sites_side_by_side(
     name: str = "sites",
     title: str = "Does federated training help each hospital?",
     shown_values: Sequence[float | None] = (),
+    width_in: float = 4.7,
 ) -> Picture:
     """Draw, per site, the AUC of each setting with its interval, on that site's own test patients.
 
@@ -96,7 +104,8 @@ def sites_side_by_side(
     axis.
     """
     settings = [setting for setting in SETTINGS if any(setting in intervals for _, intervals in rows)]
-    with style.canvas(height_in=1.15 + (0.52 if len(rows) <= 8 else 0.36) * len(rows)) as (figure, (axes,)):
+    height_in = 1.15 + (0.52 if len(rows) <= 8 else 0.36) * len(rows)
+    with style.canvas(width_in=width_in, height_in=height_in) as (figure, (axes,)):
         for index, (_, intervals) in enumerate(rows):
             if index % 2 == 0:
                 axes.axhspan(index - 0.5, index + 0.5, color=RULE, alpha=0.35, linewidth=0)
@@ -109,7 +118,7 @@ def sites_side_by_side(
                         [interval.low, interval.high],
                         [place, place],
                         color=COLOUR[setting],
-                        linewidth=1.2,
+                        linewidth=2.0 if setting == "federated" else 1.2,
                         solid_capstyle="butt",
                     )
                 axes.plot(
@@ -117,7 +126,7 @@ def sites_side_by_side(
                     place,
                     MARKER[setting],
                     color=COLOUR[setting],
-                    markersize=8 if setting == "start" else 5,
+                    markersize=MARKER_SIZE[setting],
                     markeredgewidth=2 if setting == "start" else 0,
                 )
         for setting in settings:
@@ -127,7 +136,7 @@ def sites_side_by_side(
                 MARKER[setting],
                 color=COLOUR[setting],
                 label=setting,
-                markersize=7 if setting == "start" else 5,
+                markersize=MARKER_SIZE[setting],
                 markeredgewidth=2 if setting == "start" else 0,
             )
         axes.set_yticks(range(len(rows)), [style.shorten(name) for name, _ in rows])
@@ -136,13 +145,15 @@ def sites_side_by_side(
         axes.grid(axis="y", visible=False)
         values = [edge for _, intervals in rows for i in intervals.values() for edge in (i.value, i.low, i.high)]
         style.auc_axis(axes, [*values, *shown_values], axis="x")
-        axes.set_xlabel("AUC on the site's own held-out patients")
+        axes.set_xlabel("AUC on the held-out patients of the row")
         figure.legend(loc="outside upper left", ncols=len(settings), columnspacing=1.2, handletextpad=0.3)
-        what = "Each site's own model beside the federated one, on" if "alone" in settings else "The same model on"
         caption = (
-            f"{what} the held-out patients of each site; lines are 95 % intervals. A site whose held-out patients have "
+            "AUC on the held-out patients of each row; lines are 95 % intervals. A site whose held-out patients have "
             "only one label is not shown."
         )
+        meanings = [MEANING[setting] for setting in settings if setting in MEANING]
+        if meanings:
+            caption = f"{caption} {'; '.join(meanings)}."
         return Picture(name=name, title=title, svg=style.to_svg(figure, name, title), caption=caption)
 
 

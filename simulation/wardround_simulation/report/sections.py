@@ -18,12 +18,17 @@ from wardround_simulation.report.evidence import RunEvidence, SiteQuality
 from wardround_simulation.report.measures import Interval, SiteFigures, rows_by_unit
 from wardround_simulation.report.task_plots import round_picture
 
+ALL_HOSPITALS = "all hospitals"
+LEAD_WIDTH_IN = 6.4
 MONTAGE_IMAGES = 12
 MONTAGE_SITES = 16
 
 
-def site_section(evidence: RunEvidence, sites: list[SiteFigures]) -> dict[str, Any]:
-    """Return the comparison of each site's own model with the federated one, which is marked where it is worse."""
+def site_section(evidence: RunEvidence, sites: list[SiteFigures], aucs: Mapping[str, Interval]) -> dict[str, Any]:
+    """Return the comparison of each site's own model with the federated one, which is marked where it is worse.
+
+    The picture, which leads the report, also has a row for all held-out patients (`aucs`).
+    """
     settings = [setting for setting in SETTINGS if any(setting in site.intervals for site in sites)]
     nothing = words.Interval(value=None)
     rows = []
@@ -39,6 +44,8 @@ def site_section(evidence: RunEvidence, sites: list[SiteFigures]) -> dict[str, A
             "verdict": words.verdict_text(site),
         })  # fmt: skip
     drawn = [(site.site, site.intervals) for site in sites if any(i.value is not None for i in site.intervals.values())]
+    if len(drawn) > 1:
+        drawn.insert(0, (ALL_HOSPITALS, aucs))
     return {
         "site_rows": rows,
         "site_settings": settings,
@@ -47,7 +54,7 @@ def site_section(evidence: RunEvidence, sites: list[SiteFigures]) -> dict[str, A
         },
         "has_alone": "alone" in settings,
         "worth_it": words.worth_it(sites),
-        "sites_picture": run_plots.sites_side_by_side(drawn) if drawn else None,
+        "sites_picture": run_plots.sites_side_by_side(drawn, width_in=LEAD_WIDTH_IN) if drawn else None,
     }
 
 

@@ -110,7 +110,8 @@ def headline(evidence: RunEvidence, aucs: Mapping[str, Interval]) -> list[str]:
 def worth_it(sites: Sequence[SiteFigures]) -> str:
     """Return a summary of how many sites' own models the federated model beats, and which it does not.
 
-    It names the sites where the federated model is worse, and counts the differences that are larger than chance.
+    It names the sites where the federated model is worse, and counts the differences that are larger than chance. A
+    first sentence compares with the start.
     """
     known = [site for site in sites if site.difference.value is not None]
     if not known:
@@ -125,6 +126,16 @@ def worth_it(sites: Sequence[SiteFigures]) -> str:
         named = ", ".join(f"{site.site} ({signed_text(site.difference.value)})" for site in below)
         sentence += f", and a lower one at {len(below)}: {named}"
     return (
-        f"{sentence}. {clear or 'None'} of these differences {'is' if clear < 2 else 'are'} statistically significant "
-        "(the 95 % interval excludes 0)."
+        f"{_beside_start(known)}{sentence}. {clear or 'None'} of these differences {'is' if clear < 2 else 'are'} "
+        "statistically significant (the 95 % interval excludes 0)."
     )
+
+
+def _beside_start(sites: Sequence[SiteFigures]) -> str:
+    """Return a sentence with the number of sites where the federated model beats the start, or "" if there is none."""
+    pairs = [(s.intervals["federated"].value, s.intervals["start"].value) for s in sites if "start" in s.intervals]
+    known = [(federated, start) for federated, start in pairs if federated is not None and start is not None]
+    if not known:
+        return ""
+    above = sum(federated > start for federated, start in known)
+    return f"The federated model has a higher AUC than the start at {above} of {count_text(len(known), 'site')}. "

@@ -5,7 +5,7 @@ Exact figures, which only a simulation can have without a release through a ledg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ class ClassificationAssessment:
         result: dict[str, Any] = {
             "test": summary(federated.scores_N, test.labels_N, test.patients_N, "slice").to_json(),
             "test_by_patient": patient_figures(federated),
+            "auc_by_model": self._auc_by_model(predictions),
         }
         if end.others:
             others = HeldOut(end.others)
@@ -121,12 +122,28 @@ class ClassificationAssessment:
             predictions=predictions,
         )
 
-    def _figures_at(self, site: str, federated: ScoredSet) -> dict[str, Any] | None:
+    def _figures_at(self, site: str, scored: ScoredSet) -> dict[str, Any] | None:
         rows_N = self._test.sites_N == site
         if not rows_N.any():
             return None
         labels_N, patients_N = self._test.labels_N[rows_N], self._test.patients_N[rows_N]
-        return summary(federated.scores_N[rows_N], labels_N, patients_N, "slice").to_json()
+        return summary(scored.scores_N[rows_N], labels_N, patients_N, "slice").to_json()
+
+    def _auc_by_model(self, predictions: Sequence[ScoredSet]) -> dict[str, Any]:
+        """The AUC of each model: on all held-out patients, and on those of each site, where its own model joins."""
+        test = self._test
+        shared = [scored for scored in predictions if scored.site is None]
+        every: dict[str, Any] = {
+            scored.setting: _area(summary(scored.scores_N, test.labels_N, test.patients_N, "slice").to_json())
+            for scored in shared
+        }
+        sites = {}
+        for site in self._sites:
+            own = [scored for scored in predictions if scored.site == site.name]
+            sites[site.name] = {
+                scored.setting: _area(self._figures_at(site.name, scored) or {}) for scored in shared + own
+            }
+        return {"all": every, "sites": sites}
 
     def _train_baselines(self) -> list[ScoredSet]:
         """The same epsilon and the same round functions, without Flower."""
@@ -142,6 +159,10 @@ class ClassificationAssessment:
 def assessment_of(study: Study, sites: Sequence[SiteData], out: Path, trainer: Trainer) -> ClassificationAssessment:
     """The assessment of a run. Raises `DataError` where nobody is held out to test on."""
     return ClassificationAssessment(study, sites, out, trainer)
+
+
+def _area(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {"auc": figures.get("auc"), "auc_ci95": figures.get("auc_ci95")}
 
 
 def patient_figures(scored: ScoredSet) -> dict[str, Any] | None:
