@@ -23,7 +23,7 @@ TINY = {
     "simulated_round": "--rounds 2 --patients 4 --sites 2",
     "federation_round": "--sites 1 --rounds 3 --megabytes 1",
 }
-ELSEWHERE = {"peers", "released_figures", "synthesis_folds", "synthesis_gan"}  # in files of their own
+ELSEWHERE = {"demonstration", "peers", "released_figures", "synthesis_folds", "synthesis_gan"}  # in files of their own
 SLOW = {"simulated_round", "federation_round"}  # start Flower, as a simulation or as daemons
 
 sys.path.insert(0, str(BENCH))

@@ -289,7 +289,7 @@ def test_dicom_goes_the_whole_way(tmp_path):
 
     write_phantom_hospitals(tmp_path / "hospitals", 2, 6, 3)
     demo = STUDIES / "demo.toml"
-    sets = ("study.rounds=2", "aggregation.nominal_sites=2", "evaluation.holdout=0.4")
+    sets = ("study.rounds=2", "aggregation.nominal_sites=2", "aggregation.min_sites=2")
     words = [word for value in sets for word in ("--set", value)]
     command("run", demo, "--data", tmp_path / "hospitals", "--out", tmp_path / "out", "--no-baselines", *words)
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -50,7 +50,7 @@ def result_table(source: RunEvidence | Mapping[str, Any]) -> Table:
     tells_apart = "test" in result  # only a classifier has an AUC at each site
     for setting in settings:
         footer = _auc_above_interval((compared.get("all") or {}).get(setting) or {})
-        table.add_column(_heading(setting), justify="right", footer=footer)
+        table.add_column(_heading(setting), justify="right", footer=footer, no_wrap=True)
     if tells_apart and not settings:
         table.add_column("AUC", justify="right", footer=_auc(test))
     table.add_column("missing rounds", justify="right", footer=str(sum(map(len, missing.values())) or "none"))

@@ -155,6 +155,23 @@ def test_every_cell_of_a_site_is_that_model_on_that_sites_own_patients(page: str
                 assert one is not None and f"{one.value:.3f} {one.low:.3f}–{one.high:.3f}" in row.group(1)
 
 
+def test_the_report_leads_with_all_models_at_each_hospital(page: str) -> None:
+    """Before the first section there are the counts and one picture: a row for all hospitals and one for each site."""
+    head = page[: page.index("<h2")]
+    picture = re.search(r'<figure class="leading".*?</figure>', head, flags=re.S)
+    assert picture is not None and page.count('class="leading"') == 1
+    seen = text_of(picture.group())
+    assert all(name in seen for name in ("all hospitals", *SITES, "start", "alone", "federated", "pooled"))
+    assert "higher AUC than the start at 2 of 2 sites" in text_of(head)
+    assert re.search(r"higher AUC than the site's own model at \d of 2 sites", text_of(head))
+
+
+def test_a_run_with_one_site_or_without_scores_has_no_row_for_all_hospitals(tmp_path: Path) -> None:
+    alone = written(tmp_path, evidence(sites=("only",), curve=()))
+    assert "all hospitals" not in text_of(alone) and 'class="leading"' in alone
+    assert 'class="leading"' not in written(tmp_path, bare())
+
+
 def test_a_site_that_federation_makes_worse_is_called_worse(tmp_path: Path) -> None:
     made_from = evidence()
     perfect, coin = (
@@ -349,6 +366,46 @@ def test_the_terminal_table_has_a_line_a_site_and_takes_names_literally() -> Non
     )
     caption = " ".join(shown.split())
     assert "ε per patient (add or remove one), δ = 0.0001, RDP" in caption and "24 held-out patients" in caption
+
+
+def with_models(made_from: RunEvidence) -> RunEvidence:
+    """The same run with what a classification writes about each model, one of whose sites has one label only."""
+
+    def figures(auc: float | None) -> dict[str, Any]:
+        return {"auc": auc, "auc_ci95": None if auc is None else [auc - 0.1, auc + 0.1]}
+
+    north = {"start": 0.7, "federated": 0.82, "pooled": 0.83, "alone": 0.85}
+    south = {"start": 0.6, "federated": 0.81, "pooled": 0.83, "alone": 0.71}
+    whole = {"start": 0.65, "federated": 0.80, "pooled": 0.84}
+    models = {
+        "all": {name: figures(auc) for name, auc in whole.items()},
+        "sites": {
+            "north": {name: figures(auc) for name, auc in north.items()},
+            "south": {name: figures(auc) for name, auc in south.items()},
+            "west": {name: figures(None) for name in north},
+        },
+    }
+    sites = {**made_from.result["sites"], "west": {"epsilon": 7.2341, "steps": 4, "patients": 9}}
+    return replace(made_from, result={**made_from.result, "sites": sites, "auc_by_model": models})
+
+
+def test_the_terminal_table_shows_each_model_at_each_site_within_eighty_columns() -> None:
+    out = StringIO()
+    Console(file=out, width=80).print(result_table(with_models(evidence())))
+    lines = out.getvalue().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("north"))
+    assert lines[place].split() == ["north", "40", "7.24", "0.700", "0.850", "0.820", "0.830", "1"]
+    assert lines[place + 1].split() == ["0.60–0.80", "0.75–0.95", "0.72–0.92", "0.73–0.93"]
+    assert any(line.split() == ["west", "9", "7.24", "–", "–", "–", "–", "none"] for line in lines)
+    assert any(line.split()[:7] == ["all", "sites", "90", "7.24", "0.650", "–", "0.800"] for line in lines)
+    said = " ".join(out.getvalue().split())
+    assert "above the start at 2 of 2 hospitals and above the hospital's own model at 1 of 2 hospitals" in said
+
+
+def test_the_terminal_table_of_a_run_without_other_models_does_not_mention_them() -> None:
+    out = StringIO()
+    Console(file=out, width=120).print(result_table(evidence()))
+    assert "start" not in out.getvalue() and "steps" in out.getvalue()
 
 
 def test_the_terminal_table_says_no_privacy() -> None:
