@@ -53,7 +53,7 @@ def result_table(source: RunEvidence | Mapping[str, Any]) -> Table:
         table.add_column(_heading(setting), justify="right", footer=footer, no_wrap=True)
     if tells_apart and not settings:
         table.add_column("AUC", justify="right", footer=_auc(test))
-    table.add_column("missing rounds", justify="right", footer=str(sum(map(len, missing.values())) or "none"))
+    table.add_column("missing\nrounds", justify="right", footer=str(sum(map(len, missing.values())) or "none"))
     for name, site in sorted(sites.items()):
         own = (compared.get("sites") or {}).get(name) or {}
         cells = [f"{site['patients']:,}" if site.get("patients") is not None else "–"]

@@ -118,15 +118,16 @@ def worth_it(sites: Sequence[SiteFigures]) -> str:
         return ""
     above, below = ([s for s in known if (s.difference.value or 0) * sign > 0] for sign in (1, -1))
     clear = sum(site.verdict in ("above", "below") for site in known)
+    first = _beside_start(known)
     sentence = (
-        f"The federated model has a higher AUC than the site's own model at {len(above)} of {len(known)} "
-        f"{'site' if len(known) == 1 else 'sites'} where both can be tested"
+        f"{first}{'It' if first else 'The federated model'} has a higher AUC than the site's own model at {len(above)} "
+        f"of {len(known)} {'site' if len(known) == 1 else 'sites'} where both can be tested"
     )
     if below:
         named = ", ".join(f"{site.site} ({signed_text(site.difference.value)})" for site in below)
         sentence += f", and a lower one at {len(below)}: {named}"
     return (
-        f"{_beside_start(known)}{sentence}. {clear or 'None'} of these differences {'is' if clear < 2 else 'are'} "
+        f"{sentence}. {clear or 'None'} of these differences from the site's own model {'is' if clear < 2 else 'are'} "
         "statistically significant (the 95 % interval excludes 0)."
     )
 

@@ -25,9 +25,11 @@ finally:
 
 @pytest.mark.slow
 def test_federated_is_above_the_start_and_above_most_hospitals_own_models_over_three_seeds(tmp_path) -> None:
-    """Over the ten seeds of docs/benchmarks.md, the mean of three seeds has the standard errors named below, so that
-    each limit is at least three standard errors from the expected value; an order that chance made would pass in one of
-    eight cases at the first limit already.
+    """Means of three seeds. Over the ten seeds of docs/benchmarks.md such a mean has a standard error of .018 for both
+    differences, about expected values of .112 (start) and .055 (alone): the limits lie three standard errors below, so
+    a good model fails once in 700 cases; here less often, since the phantoms are fixed. A model that is no better than
+    the start passes the first limit once in 300 cases; one that is no better than a hospital's own passes the second
+    in half of them.
     """
     study = load_study(ready_study("demo"))
     over_start, over_alone, above_alone = [], [], []
@@ -38,7 +40,7 @@ def test_federated_is_above_the_start_and_above_most_hospitals_own_models_over_t
         gains = [site["federated"] - site["alone"] for site in found["sites"].values()]
         over_alone.append(statistics.mean(gains))
         above_alone += [gain > 0 for gain in gains]
-    assert statistics.mean(over_start) > 0.03
+    assert statistics.mean(over_start) > 0.05
     assert statistics.mean(over_alone) > 0
     assert sum(above_alone) > len(above_alone) / 2
 

@@ -382,10 +382,10 @@ def with_models(made_from: RunEvidence) -> RunEvidence:
         "sites": {
             "north": {name: figures(auc) for name, auc in north.items()},
             "south": {name: figures(auc) for name, auc in south.items()},
-            "west": {name: figures(None) for name in north},
+            "hospital-10": {name: figures(None) for name in north},
         },
     }
-    sites = {**made_from.result["sites"], "west": {"epsilon": 7.2341, "steps": 4, "patients": 9}}
+    sites = {**made_from.result["sites"], "hospital-10": {"epsilon": 7.2341, "steps": 4, "patients": 9}}
     return replace(made_from, result={**made_from.result, "sites": sites, "auc_by_model": models})
 
 
@@ -396,7 +396,7 @@ def test_the_terminal_table_shows_each_model_at_each_site_within_eighty_columns(
     place = next(number for number, line in enumerate(lines) if line.startswith("north"))
     assert lines[place].split() == ["north", "40", "7.24", "0.700", "0.850", "0.820", "0.830", "1"]
     assert lines[place + 1].split() == ["0.60–0.80", "0.75–0.95", "0.72–0.92", "0.73–0.93"]
-    assert any(line.split() == ["west", "9", "7.24", "–", "–", "–", "–", "none"] for line in lines)
+    assert any(line.split() == ["hospital-10", "9", "7.24", "–", "–", "–", "–", "none"] for line in lines)
     assert any(line.split()[:7] == ["all", "sites", "90", "7.24", "0.650", "–", "0.800"] for line in lines)
     said = " ".join(out.getvalue().split())
     assert "above the start at 2 of 2 hospitals and above the hospital's own model at 1 of 2 hospitals" in said
