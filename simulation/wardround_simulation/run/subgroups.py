@@ -19,7 +19,6 @@ from wardround.metrics.subgroups import (
     UNKNOWN,
     GroupFigures,
     GroupTable,
-    Rate,
     Scored,
     group_table,
     groups_by_patient,
@@ -90,9 +89,9 @@ def group_sections(tables: Sequence[ComparedTable]) -> list[ReportSection]:
         "The federated model on the held-out patients of all hospitals, by what the cohorts know of them. A group is "
         f"shown if it has at least {LEAST_PATIENTS} patients, and {LEAST_OF_A_LABEL} with each label; further groups "
         "are suppressed where a small one could be computed from the total.",
-        "Figures are per patient, with 95 % intervals. Sensitivity and specificity are at a probability of "
-        f"{PLAIN_THRESHOLD}; “predicted” and “observed” are the mean probability and the share of positive patients, "
-        "which should agree. Of many groups, one may look different by chance.",
+        "Figures are per patient, with 95 % intervals, here or in result.json. Sensitivity and specificity are at a "
+        f"probability of {PLAIN_THRESHOLD}; predicted and observed are the mean probability and the share of positive "
+        "patients, which should agree. Of many groups, one may look different by chance.",
         "In a federation, each hospital sees such tables of its own patients only (wardround-site evaluate); none of "
         "them leaves it.",
     ]
@@ -151,7 +150,7 @@ def _held_out_cells(study: Study, hospitals: Sequence[Hospital], column: str) ->
 def _table(table: ComparedTable) -> ReportTable:
     title = TITLES[table.federated.attribute]
     beside = ["alone", "difference"] if table.alone is not None else []
-    columns = [title, "patients", "positive", "AUC", *beside, "sensitivity", "specificity", "predicted", "observed"]
+    columns = [title, "patients", "positive", "AUC", *beside, "sens., spec.", "pred., obs."]
     rows = []
     for name, figures in table.federated.groups.items():
         if figures is None:
@@ -176,12 +175,13 @@ def _beside(table: ComparedTable, name: str, own: GroupFigures | None) -> list[s
 
 
 def _rates(figures: GroupFigures) -> list[str]:
+    """Return sensitivity and specificity, then predicted and observed. result.json has the intervals of all of them."""
     at = figures.thresholds[0] if figures.thresholds else None
+    if at is None or figures.predicted is None or figures.observed is None:
+        return ["–", "–"]
     return [
-        _rate_text(at.sensitivity if at else None),
-        _rate_text(at.specificity if at else None),
-        "–" if figures.predicted is None else f"{figures.predicted:.0%}",
-        _rate_text(figures.observed),
+        f"{at.sensitivity.value:.0%}, {at.specificity.value:.0%}",
+        f"{figures.predicted:.0%}, {figures.observed.value:.0%}",
     ]
 
 
@@ -189,7 +189,3 @@ def _auc_text(figures: GroupFigures) -> str:
     if figures.auc is None or figures.auc_ci95 is None:
         return "–"
     return f"{figures.auc:.3f} ({figures.auc_ci95[0]:.3f}–{figures.auc_ci95[1]:.3f})"
-
-
-def _rate_text(rate: Rate | None) -> str:
-    return "–" if rate is None else f"{rate.value:.0%} ({100 * rate.low:.0f}–{rate.high:.0%})"
