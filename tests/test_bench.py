@@ -23,7 +23,9 @@ TINY = {
     "simulated_round": "--rounds 2 --patients 4 --sites 2",
     "federation_round": "--sites 1 --rounds 3 --megabytes 1",
 }
-ELSEWHERE = {"demonstration", "peers", "released_figures", "synthesis_folds", "synthesis_gan"}  # in files of their own
+ELSEWHERE = {  # in files of their own
+    *("demonstration", "peers", "predictions", "released_figures", "synthesis_folds", "synthesis_gan"),
+}
 SLOW = {"simulated_round", "federation_round"}  # start Flower, as a simulation or as daemons
 
 sys.path.insert(0, str(BENCH))
