@@ -150,7 +150,7 @@ GIVEN = (*RUN, "good")
         ((*GIVEN, "--test-data", "good"), ("a patient of the test data is also in the training data",)),
         ((*GIVEN, "--ray-address", "127.0.0.1:9"), ("--ray-address 127.0.0.1:9: no reply from a Ray cluster",)),
         ((*GIVEN, "--ray-address", "cluster"), ("--ray-address cluster: write HOST:PORT",)),
-        (("run", "--sites", "9", "--out", "never"), ("--sites 9", "the study requires 2 to 3")),
+        (("run", "--sites", "9", "--out", "never"), ("--sites 9", "the study requires 3 to 5")),
         (("run", "tiny.toml", "--data", "good", "--out", "file"), ("file: is a file",)),
         (("run", "tiny.toml", "--data", "good", "--out", "good/out"), ("good/out: lies inside --data",)),
         (("run", "tiny.toml", "--data", "good", "--out", "good"), ("good: lies inside --data",)),
@@ -333,7 +333,7 @@ def test_a_table_or_folder_that_may_not_be_opened_is_one_line(place, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["Writing 3 phantom hospitals", LOADING])
+@pytest.mark.parametrize("stage", ["Writing 5 phantom hospitals", LOADING])
 def test_a_stop_is_one_line_at_once_and_leaves_no_process(place, tmp_path, number, stage):
     data = () if stage != LOADING else (place / "tiny.toml", "--data", place / "good")
     words = [*COMMAND, "run", *map(str, data), "--out", str(tmp_path / "out")]
