@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,14 +12,17 @@ from wardround.cli.app import literal_console
 from wardround.cli.options import JsonOption
 from wardround.storage.disk_errors import require_writable
 
+if TYPE_CHECKING:
+    from wardround.study.load import Study
+
 PHANTOM_SITES, PHANTOM_PATIENTS, PHANTOM_SEED = 5, 80, 7
 
-PatientsOption = Annotated[
-    int,
-    typer.Option("--patients", min=1, metavar="N", help="Patients of an average hospital; hospitals differ in size."),
-]
-
 app = typer.Typer(rich_markup_mode=None)
+
+
+def phantom_patients(study: Study) -> int:
+    """Return the patients of an average phantom hospital: with it, `nominal_patients` are left for training."""
+    return round(study.privacy.nominal_patients / (1 - study.evaluation.holdout))
 
 
 @app.command(epilog="Example: wardround-sim federation studies/demo.toml --sites 5 --out runs/federation")
@@ -31,7 +34,15 @@ def federation(
         int | None,
         typer.Option("--sites", min=1, metavar="N", help="Phantom hospitals. Default: the study's nominal_sites."),
     ] = None,
-    patients: PatientsOption = PHANTOM_PATIENTS,
+    patients: Annotated[
+        int | None,
+        typer.Option(
+            "--patients",
+            min=1,
+            metavar="N",
+            help="Patients of an average hospital. Default: what leaves the study's nominal_patients for training.",
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option("--out", metavar="DIR", help="The folder for server and sites; an existing one is continued."),
@@ -51,7 +62,7 @@ def federation(
 
     path = (study or ready_study("demo")).resolve()
     loaded = load_study(path)
-    sites = sites or loaded.aggregation.nominal_sites
+    sites, patients = sites or loaded.aggregation.nominal_sites, patients or phantom_patients(loaded)
     check_number_of_sites(loaded, f"--sites {sites}", sites)
     out = out.resolve()
     data = out.parent / f"phantom-hospitals-{sites}x{patients}"

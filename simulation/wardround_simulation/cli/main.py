@@ -22,7 +22,7 @@ from wardround.processes.imports import collection_paused
 from wardround.storage.disk_errors import require_writable, writing
 from wardround.storage.text_file import path_text
 from wardround_simulation.cli import federation, models
-from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SEED, PHANTOM_SITES, PatientsOption
+from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SEED, PHANTOM_SITES, phantom_patients
 from wardround_simulation.run.paths import SITES, TEST_SITES
 
 app = program(
@@ -96,8 +96,8 @@ def run(
     if data is None and study is not None and not commands_of(loaded.study.task).phantoms:
         raise UsageError("--data is missing: give the folder with the images (without a study, phantoms are created)")
     phantoms = data is None
-    hospitals = sites or loaded.aggregation.nominal_sites
-    data = data or out.parent / f"phantom-hospitals-{hospitals}x{PHANTOM_PATIENTS}"
+    hospitals, patients = sites or loaded.aggregation.nominal_sites, phantom_patients(loaded)
+    data = data or out.parent / f"phantom-hospitals-{hospitals}x{patients}"
     from wardround_simulation.run import preflight
 
     finished = preflight.finished_result(out, loaded, data, test_data)
@@ -118,7 +118,7 @@ def run(
                 from wardround_simulation.phantoms.dicom import make_once
 
                 progress.stage(f"Writing {hospitals} phantom hospitals as DICOM files")
-                make_once(data, hospitals, PHANTOM_PATIENTS, PHANTOM_SEED, progress.pieces)
+                make_once(data, hospitals, patients, PHANTOM_SEED, progress.pieces)
             sites = None
         material = preflight.survey(loaded, data, test_data, sites)
         with preflight.claimed(out, loaded, data, test_data) as run_id:
@@ -260,7 +260,9 @@ def compare(
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     sites: Annotated[int, typer.Option(min=1, metavar="N", help="Hospitals.")] = PHANTOM_SITES,
-    patients: PatientsOption = PHANTOM_PATIENTS,
+    patients: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Patients of an average hospital; hospitals differ in size.")
+    ] = PHANTOM_PATIENTS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = PHANTOM_SEED,
     as_json: JsonOption = False,
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from wardround.study.load import load_study
 from wardround.study.ready_studies import ready_study
-from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SITES
+from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SITES, phantom_patients
 from wardround_simulation.phantoms.profiles import PROFILES, patients_at
 
 
@@ -43,4 +43,11 @@ def test_more_sites_than_profiles_start_again_and_no_hospital_is_empty() -> None
 def test_the_demo_study_names_the_training_patients_of_an_average_hospital() -> None:
     study = load_study(ready_study("demo"))
     assert study.aggregation.nominal_sites == PHANTOM_SITES == len(PROFILES)
-    assert study.privacy.nominal_patients == round(PHANTOM_PATIENTS * (1 - study.evaluation.holdout))
+    assert phantom_patients(study) == PHANTOM_PATIENTS
+
+
+@pytest.mark.parametrize("name", ["demo", "reconstruction", "synthesis"])
+def test_an_average_hospital_has_the_studys_nominal_patients_in_training(name: str) -> None:
+    study = load_study(ready_study(name))
+    trained = phantom_patients(study) * (1 - study.evaluation.holdout)
+    assert trained == pytest.approx(study.privacy.nominal_patients, abs=1)
