@@ -264,7 +264,8 @@ def test_only_the_parameters_asked_for_move_and_they_move_from_the_released_ones
     before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
     before |= released(study).weights
     moved = {name for name in before if (made.tensors[name] != before[name]).any()}
-    assert moved == set(exchanged_names(network, trainable))
+    asked = set(exchanged_names(network, trainable))
+    assert {name for name in asked if before[name].size > 1} <= moved <= asked  # the noise of one number may be 0
     again = with_tensors(study, made.tensors).state_dict()
     assert all((again[name].numpy() == made.tensors[name]).all() for name in again)
 
