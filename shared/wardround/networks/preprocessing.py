@@ -59,6 +59,13 @@ class OtsuNormalise(nn.Module):
         return scaled_BP.reshape(images_NCHW.shape)
 
 
+def darker_class_mean(images_NCHW: Tensor) -> Tensor:
+    """Grey values 0..255 (N, C, H, W) -> the mean of the darker of Otsu's two classes (lung in CT), (N, C, 1, 1)."""
+    count, channels = images_NCHW.shape[:2]
+    dark_B1, _ = _otsu_means(_histogram(images_NCHW.float().reshape(count * channels, -1)))
+    return dark_B1.reshape(count, channels, 1, 1)
+
+
 def _histogram(pixels_BP: Tensor) -> Tensor:
     """Share of each grey level in each row (B, 256), without the padding levels; zeros for a row of padding only."""
     levels_BP = pixels_BP.nan_to_num(0.0).round().clamp(0, GREY_LEVELS - 1).long()

@@ -30,6 +30,7 @@ from wardround.phantoms.scanner import acquire, draw_scanner, window
 
 GENERATOR_VERSION = 2
 CROP_PX = 64
+REACH_MM = 24.0  # half of a crop's side at the usual pixel size
 BATCH = 100  # pictures painted at once, few enough for the cache of a CPU core
 CONCEPTS = (
     "log_diameter",
@@ -101,10 +102,15 @@ def _generate_batch(dice: Dice) -> PhantomCrops:
     )
 
 
-def paint_surroundings(dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scene with lung, vessels and up to two walls in HU, and the share of wall (0..1), both (N, H, W)."""
-    scene = paint_texture(draw_texture(dice), dice, (CROP_PX, CROP_PX))
-    vessels = draw_vessels(dice, reach_mm=24, clear_mm=nodule.radius_mm)
+def paint_surroundings(
+    dice: Dice, nodule: Nodule, x_NHW: Tensor, y_NHW: Tensor, reach_mm: float = REACH_MM
+) -> tuple[Tensor, Tensor]:
+    """Return the scene with lung, vessels and up to two walls in HU, and the share of wall (0..1), both (N, H, W).
+
+    Vessels lie within `reach_mm` of the centre.
+    """
+    scene = paint_texture(draw_texture(dice), dice, (y_NHW.shape[1], x_NHW.shape[2]))
+    vessels = draw_vessels(dice, reach_mm=reach_mm, clear_mm=nodule.radius_mm)
     share = torch.maximum(paint_vessels(vessels, x_NHW, y_NHW), paint_attached_vessel(nodule, x_NHW, y_NHW))
     scene = scene + (column(vessels.contrast_hu) - scene) * share * column(vessels.opacity)
     scene = scene + (column(vessels.contrast_hu) - scene) * paint_masses(vessels, x_NHW, y_NHW)

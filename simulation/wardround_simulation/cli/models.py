@@ -27,7 +27,7 @@ from wardround.storage.disk_errors import require_writable
 if TYPE_CHECKING:
     from wardround.tasks.reconstruction.degradations import Kind
 
-NETWORKS = ("encoder", "familiarity", "sampler", "gan", "restorer")
+NETWORKS = ("encoder", "familiarity", "named-outputs", "sampler", "gan", "restorer")
 DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
 FORMATS = ("grid", "folder", "dicom")
 
@@ -49,15 +49,16 @@ def pretrain(
         int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Default: the shipped file's. Not for the sampler.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Default: the shipped file's. Not for sampler and named-outputs."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reproduce a shipped file: train a network on generated crops, without data of any patient."""
     if network not in NETWORKS:
         raise UsageError(f"--network {network}: choose from {', '.join(NETWORKS)}")
-    if network == "sampler" and epochs is not None:
-        raise UsageError("--epochs: is not for --network sampler, which is not trained in epochs; leave it out")
+    if network in ("sampler", "named-outputs") and epochs is not None:
+        raise UsageError(f"--epochs: is not for --network {network}, which is not trained in epochs; leave it out")
     if network == "restorer" and degradation not in DEGRADATIONS:
         raise UsageError(f"--degradation {degradation or 'is missing'}: choose from {', '.join(DEGRADATIONS)}")
     if network != "restorer" and degradation is not None:
@@ -91,6 +92,10 @@ def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, s
         from wardround_simulation.phantoms.pretrain_familiarity import pretrain_familiarity
 
         return pretrain_familiarity
+    if network == "named-outputs":
+        from wardround_simulation.phantoms.pretrain_named_outputs import pretrain_named_outputs
+
+        return pretrain_named_outputs
     if network == "gan":
         from wardround_simulation.phantoms.pretrain_gan import pretrain_gan
 
