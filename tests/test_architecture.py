@@ -355,6 +355,7 @@ def test_what_is_imported_is_declared() -> None:
     declared |= {"grpc"} if "grpcio" in declared else set()
     declared |= {"grpc_health"} if "grpcio-health-checking" in declared else set()
     declared |= {"pil"} if "pillow" in declared else set()
+    declared |= {"sklearn"} if "scikit-learn" in declared else set()
     for name, owner in (("ray", "flwr"), ("markupsafe", "jinja2")):  # parts of what their owners promise
         declared |= {name} if any(line.lower().startswith(name) for line in requires(owner) or []) else set()
     ours = {*ROOMS.values(), "", "__future__"}
