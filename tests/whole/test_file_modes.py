@@ -39,8 +39,8 @@ from wardround_client.studies.approvals import approve as decide
 from wardround_client.studies.store import store_approved
 from wardround_server.operations.config import config_text
 from wardround_server.runs.folder import create_run
+from wardround_server.runs.handover import export_run
 from wardround_server.runs.metrics_log import append_lines, trim_lines
-from wardround_server.runs.model_card import card_of, written
 from wardround_server.sites import software
 from wardround_server.sites.registry import Registry
 
@@ -130,7 +130,7 @@ def test_what_a_server_writes_in_its_runs_is_its_owners(tmp_path: Path) -> None:
     run = run_of(server, "first")
     append_lines(run.path / "metrics.jsonl", [{"round": 99}])
     trim_lines(run.path / "metrics.jsonl", 3)
-    written(card_of(run), run, server / "out" / "deep")
+    export_run(run, server / "out" / "deep", attack=None, force=True, license="other", who=None)
     assert (run.path / "model.safetensors").exists() and (run.path / "checkpoints").is_dir()
     assert open_to_others(server) == {}
 

@@ -65,7 +65,8 @@ def predict(
         print_table(*table_of(found))
         for line in summary_lines(found):
             print(escaped(line))
-        for path in written:
-            print(escaped(f"wrote {path_text(path)}"))
+        if out is not None:
+            dicom = sum(path.suffix == ".dcm" for path in written)
+            print(escaped(f"wrote predictions.json, predictions.csv and {dicom} DICOM files to {path_text(out)}"))
     if not any(one.prediction for one in found.images):
         raise typer.Exit(1)
