@@ -132,3 +132,10 @@ def test_logits_of_any_size_give_probabilities():
     low_N, high_N = fitted.interval([-1e300, 1e300])
     assert np.isfinite([*low_N, *high_N]).all()
     assert fitted.probability([-1e300, 1e300]).tolist() == [0.0, 1.0]
+
+
+def test_more_noise_in_the_same_counts_widens_the_sets():
+    exact = histogram_of(*patients(400, 1.5, np.random.default_rng(9)), math.inf, None)
+    narrow, wide = fit_calibration(exact), fit_calibration(replace(exact, noise_variance=9.0))
+    assert wide.positive_from < narrow.positive_from
+    assert wide.negative_to > narrow.negative_to
