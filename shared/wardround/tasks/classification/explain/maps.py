@@ -35,11 +35,13 @@ class Maps:
     """The two maps of one image, float32 (H, W), in units of the score per cell or square.
 
     `evidence_HW` is positive where the image raises the score and negative where it lowers it. `occlusion_HW` is
-    positive where hiding lowers the score and negative where it raises it.
+    positive where hiding lowers the score and negative where it raises it. `reads_px` is the side of the middle square
+    outside which both are zero, because the network does not read it; None: the network reads the whole image.
     """
 
     evidence_HW: np.ndarray
     occlusion_HW: np.ndarray
+    reads_px: int | None = None
 
 
 def maps_of(network: nn.Module, image_CHW: np.ndarray, label: int) -> Maps:
@@ -51,6 +53,7 @@ def maps_of(network: nn.Module, image_CHW: np.ndarray, label: int) -> Maps:
     return Maps(
         evidence_HW=evidence_maps(network, images_NCHW, label)[0].numpy(),
         occlusion_HW=occlusion_maps(network, images_NCHW, label)[0].numpy(),
+        reads_px=target_of(network).reads_px,
     )
 
 

@@ -23,6 +23,7 @@ from wardround.tasks.reconstruction.image_quality import ssim
 
 MOST_ALIKE = 0.5  # a rank correlation above this means that a map hardly depends on the weights
 SMALLEST_RANGE = 1e-12
+DRAWS = 3  # random networks that an image's maps are compared with; a single one may be alike by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Likeness:
 
 @dataclass(frozen=True, kw_only=True)
 class SanityCheck:
-    """The likeness of each map of an image with the map of the same network with random weights."""
+    """The likeness of each map of an image with the maps of networks with random weights, on average."""
 
     evidence: Likeness
     occlusion: Likeness
@@ -93,9 +94,16 @@ def likeness(one_HW: np.ndarray, other_HW: np.ndarray) -> Likeness:
 
 
 def check_maps(network: nn.Module, image_CHW: np.ndarray, label: int, maps: Maps) -> SanityCheck:
-    """Compare the maps of an image, uint8 (C, H, W), with those of the network with random weights."""
-    other = maps_of(randomised(network), image_CHW, label)
+    """Compare the maps of an image, uint8 (C, H, W), with those of three networks with random weights, on average."""
+    others = [maps_of(randomised(network, seed), image_CHW, label) for seed in range(DRAWS)]
     return SanityCheck(
-        evidence=likeness(maps.evidence_HW, other.evidence_HW),
-        occlusion=likeness(maps.occlusion_HW, other.occlusion_HW),
+        evidence=_mean([likeness(maps.evidence_HW, other.evidence_HW) for other in others]),
+        occlusion=_mean([likeness(maps.occlusion_HW, other.occlusion_HW) for other in others]),
+    )
+
+
+def _mean(found: list[Likeness]) -> Likeness:
+    return Likeness(
+        rank_correlation=float(np.mean([one.rank_correlation for one in found])),
+        structural_similarity=float(np.mean([one.structural_similarity for one in found])),
     )
