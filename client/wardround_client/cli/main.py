@@ -12,7 +12,7 @@ from typing import NoReturn
 from wardround.cli.app import program, run_program
 from wardround.cli.audit import audit_app
 from wardround.cli.health import add_health
-from wardround_client.cli import daemon, data, enhance, explain, ledger, logs, models, predict, setup, status, studies
+from wardround_client.cli import daemon, data, enhance, ledger, logs, models, predict, setup, status, studies
 
 app = program(
     "wardround-site",
@@ -28,7 +28,7 @@ app.command(epilog="Example: wardround-site start --site /srv/wardround")(daemon
 app.command(epilog="Example: wardround-site logs --follow --site hospital")(logs.logs)
 app.command(epilog="Example: wardround-site enhance scan.dcm --model model.safetensors")(enhance.enhance)
 app.command(epilog="Example: wardround-site predict models/lidc scans --out predictions")(predict.predict)
-app.command(epilog="Example: wardround-site explain models/lidc nodule.dcm --out explanation")(explain.explain)
+app.command(epilog="Example: wardround-site explain models/lidc nodule.dcm --out explanation")(predict.explain)
 app.command(epilog="Example: wardround-site personalise lung-model --site hospital")(models.personalise)
 app.command(epilog="Example: wardround-site evaluate lung-model --site hospital")(models.evaluate)
 add_health(app, "wardround-site", "--site", "hospital")

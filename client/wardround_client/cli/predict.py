@@ -1,4 +1,4 @@
-"""`wardround-site predict`: what a released model says about images at this site."""
+"""`wardround-site predict` and `explain`: what a released model says about images at this site, and why."""
 
 from __future__ import annotations
 
@@ -69,4 +69,67 @@ def predict(
             dicom = sum(path.suffix == ".dcm" for path in written)
             print(escaped(f"wrote predictions.json, predictions.csv and {dicom} DICOM files to {path_text(out)}"))
     if not any(one.prediction for one in found.images):
+        raise typer.Exit(1)
+
+
+def explain(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder that `model export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="One DICOM, PNG or JPEG file.")],
+    points: Annotated[
+        Path | None,
+        typer.Option(
+            "--points",
+            metavar="FILE",
+            help="A table of positions like labels.csv, for a study of marked regions; default: that beside FILE.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="A new folder for the page, the pictures and the DICOM maps.")
+    ] = Path("explanation"),
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site", metavar="DIR", help="A site's folder with prepared data, for simple rules that imitate the model."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a model's decision: where in the image, named outputs, simple rules, lookalikes. Nothing is sent.
+
+    An image that is unlike the training data is not explained. Exit 1: no image was explained.
+    """
+    from wardround.errors import UsageError
+    from wardround.handover.package import open_package
+    from wardround.storage.disk_errors import require_writable, writing
+    from wardround_client.cli.progress import stages
+    from wardround_client.explain.explain import explain as explain_all
+    from wardround_client.explain.results import to_json, write_explanations
+    from wardround_client.predict.predict import NOTICE
+    from wardround_client.predict.results import UNKNOWN
+
+    if out.exists():
+        raise UsageError(f"{path_text(out)}: already exists; choose another --out")
+    require_writable(out.parent)
+    with stages(literal_console(stderr=True), quiet=as_json) as progress:
+        explained = explain_all(open_package(model), file, points, site, progress)
+    written: list[Path] = []
+    if any(one.explanation for one in explained.images):
+        with writing(out):
+            out.mkdir()
+            written = write_explanations(out, explained)
+    if as_json:
+        print(json.dumps({**to_json(explained), "written": [path_text(path) for path in written]}))
+    else:
+        for number, one in enumerate(explained.images, 1):
+            found = one.explanation
+            text = f"not explained: {UNKNOWN}" if found is None else " ".join(found.statement[:1])
+            print(escaped(f"image {number}: {text}"))
+            if found is not None and not found.sanity.passed:
+                print(f"image {number}: the maps hardly change with random weights; do not rely on them")
+        for refusal in explained.found.refused:
+            print(escaped(f"not used: {refusal.title}. {refusal.advice}"))
+        for path in written:
+            print(escaped(f"wrote {path_text(path)}"))
+        print(NOTICE)
+    if not written:
         raise typer.Exit(1)
