@@ -81,7 +81,9 @@ def exported(study: Study, folder: Path) -> tuple[Released, Path]:
     return released(study), path
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=named)
+@pytest.mark.parametrize(
+    "network", [HEAD, *(pytest.param(one, marks=pytest.mark.slow) for one in NETWORKS[1:])], ids=named
+)
 def test_onnx_equals_torch(tmp_path: Path, network) -> None:
     study = classification(*network)
     module, path = exported(study, tmp_path)

@@ -104,9 +104,17 @@ def test_an_exported_model_passes_every_check(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "model.onnx", "bundle/models/model.onnx", "bundle/scripts/onnx_network.py",
-     "bundle/configs/inference.json", "bundle/configs/metadata.json", "bundle/docs/README.md", "bundle/LICENSE"],
-)  # fmt: skip
+    [
+        *("model.onnx", "bundle/scripts/onnx_network.py"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                *("model.safetensors", "bundle/models/model.onnx", "bundle/configs/inference.json"),
+                *("bundle/configs/metadata.json", "bundle/docs/README.md", "bundle/LICENSE"),
+            )
+        ),
+    ],
+)
 def test_a_changed_file_is_found(folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes() + b" ")
