@@ -24,7 +24,7 @@ TINY = {
     "federation_round": "--sites 1 --rounds 3 --megabytes 1",
 }
 ELSEWHERE = {  # in files of their own
-    *("demonstration", "peers", "predictions", "released_figures", "synthesis_folds", "synthesis_gan"),
+    *("demonstration", "explanations", "peers", "predictions", "released_figures", "synthesis_folds", "synthesis_gan"),
 }
 SLOW = {"simulated_round", "federation_round"}  # start Flower, as a simulation or as daemons
 

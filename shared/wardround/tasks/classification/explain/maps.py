@@ -37,11 +37,14 @@ class Maps:
     `evidence_HW` is positive where the image raises the score and negative where it lowers it. `occlusion_HW` is
     positive where hiding lowers the score and negative where it raises it. `reads_px` is the side of the middle square
     outside which both are zero, because the network does not read it; None: the network reads the whole image.
+    `prefer_occlusion` is whether the evidence maps of this kind of network did not point at nodules reliably in the
+    tests on phantoms (docs/benchmarks.md, "Explanations"), or were not tested.
     """
 
     evidence_HW: np.ndarray
     occlusion_HW: np.ndarray
     reads_px: int | None = None
+    prefer_occlusion: bool = False
 
 
 def maps_of(network: nn.Module, image_CHW: np.ndarray, label: int) -> Maps:
@@ -49,11 +52,12 @@ def maps_of(network: nn.Module, image_CHW: np.ndarray, label: int) -> Maps:
 
     Raises `ModelError` for a network that is not a classifier.
     """
-    images_NCHW = torch.from_numpy(np.array(image_CHW[None]))
+    images_NCHW, target = torch.from_numpy(np.array(image_CHW[None])), target_of(network)
     return Maps(
         evidence_HW=evidence_maps(network, images_NCHW, label)[0].numpy(),
         occlusion_HW=occlusion_maps(network, images_NCHW, label)[0].numpy(),
-        reads_px=target_of(network).reads_px,
+        reads_px=target.reads_px,
+        prefer_occlusion=not target.by_view,
     )
 
 

@@ -7,7 +7,8 @@ fresh phantoms is in the shipped file (`Readouts.accuracy`); on patients it has 
 The score of a `PhantomHead` is divided exactly: its mean over phantoms, a share for each named output, and a
 remainder. A share is the output's distance from its mean over phantoms times a coefficient; the coefficients are those
 of the least-squares regression of the score on the named outputs over phantoms. The remainder is what the head uses
-that these outputs do not name; over phantoms it is not correlated with any of them.
+that these outputs do not name, and what the limits of the public features cut off; over phantoms it is not correlated
+with any of them.
 
 Shapes: N images, D pooled features, F public features, K named outputs.
 """

@@ -1,4 +1,4 @@
-"""The page of an explanation: one self-contained HTML file that prints on two pages, without scripts.
+"""The page of an explanation: one self-contained HTML file for screen and paper, without scripts.
 
 All text is escaped by the template engine. Pictures are in the page as data.
 """

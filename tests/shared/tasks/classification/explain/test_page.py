@@ -89,6 +89,12 @@ def test_a_failed_check_is_written_in_plain_words():
     assert "do not rely on it" not in html_page(explanation())
 
 
+def test_the_page_says_which_map_to_rely_on():
+    maps = replace(explanation().maps, prefer_occlusion=True)
+    assert "rely on the occlusion map" in html_page(explanation(maps=maps))
+    assert "rely on the occlusion map" not in html_page(explanation())
+
+
 def test_the_bars_follow_each_other_and_end_at_the_score():
     drawn = bars(DECOMPOSITION)
     assert [bar.text for bar in drawn][0] == "+0.50" and drawn[-1].text == "+1.50"
