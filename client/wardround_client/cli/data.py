@@ -203,16 +203,8 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
 
 
 def _with_bar(work: Callable[[Progress], IngestReport]) -> IngestReport:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from wardround.cli.app import literal_console
+    from wardround_client.cli.progress import stages
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=literal_console(stderr=True)) as bar:
-        task = bar.add_task("files and images", total=None)
-        return work(lambda done, total: bar.update(task, completed=done, total=max(total, 1)))
+    with stages(literal_console(stderr=True), quiet=False) as progress:
+        return work(lambda done, total: progress("files and images", done, total))

@@ -42,6 +42,7 @@ def predict(
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
     from wardround.storage.disk_errors import require_writable, writing
+    from wardround.text import count_text
     from wardround_client.cli.progress import stages
     from wardround_client.predict.predict import predict as predict_all
     from wardround_client.predict.results import summary_lines, table_of, to_json, write_results
@@ -52,13 +53,15 @@ def predict(
         require_writable(out.parent)
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
         found = predict_all(open_package(model), source, points, progress)
-    written: list[Path] = []
+    dicom: list[Path] = []
+    without = 0
     if out is not None:
         from wardround_client.predict.dicom_results import write_dicom_results
 
         with writing(out):
             out.mkdir()
-            written = write_results(out, found) + write_dicom_results(out, found)
+            write_results(out, found)
+            dicom, without = write_dicom_results(out, found)
     if as_json:
         print(json.dumps(to_json(found)))
     else:
@@ -66,8 +69,9 @@ def predict(
         for line in summary_lines(found):
             print(escaped(line))
         if out is not None:
-            dicom = sum(path.suffix == ".dcm" for path in written)
-            print(escaped(f"wrote predictions.json, predictions.csv and {dicom} DICOM files to {path_text(out)}"))
+            print(escaped(f"wrote predictions.json, predictions.csv and {len(dicom)} DICOM files to {path_text(out)}"))
+            if without:
+                print(f"{count_text(without, 'finding')} without a DICOM result: the header is incomplete or damaged")
     if not any(one.prediction for one in found.images):
         raise typer.Exit(1)
 

@@ -6,13 +6,11 @@ outside the region that the model read are zero. Shapes: H, W rows and columns o
 
 from __future__ import annotations
 
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-import pydicom
 import torch
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
@@ -20,11 +18,12 @@ from pydicom.uid import generate_uid
 from torch.nn import functional
 
 from wardround.study.schema import DataSection
+from wardround_client.predict.source_header import source_header
 from wardround_client.predict.structured_report import MANUFACTURER
 from wardround_client.sources.images.decoding.crop import Box, region_box
 from wardround_client.sources.images.decoding.prepare import scan
 
-NEEDED = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient")
+NEEDED = ("FrameOfReferenceUID", "ImagePositionPatient")
 NOTICE = "RESEARCH - NOT FOR DIAGNOSTIC USE"
 SERIES_NUMBER = 9102
 SCAN_KEY = b"explain"  # for keyed identifiers that are not used here
@@ -32,11 +31,10 @@ SCAN_KEY = b"explain"  # for keyed identifiers that are not used here
 
 def header_for_map(path: Path) -> Dataset | None:
     """Return the header of a DICOM file that a map can refer to, or None: a single frame with its place in space."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    single = int(header.get("NumberOfFrames") or 1) == 1
-    return header if single and all(header.get(name) for name in NEEDED) else None
+    header = source_header(path)
+    if header is None or int(header.get("NumberOfFrames") or 1) != 1:
+        return None
+    return header if all(header.get(name) for name in NEEDED) else None
 
 
 def source_box(path: Path, header: Dataset, data: DataSection, mark_xy: tuple[float, float] | None) -> Box:

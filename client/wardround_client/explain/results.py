@@ -22,8 +22,8 @@ SCHEMA = 1
 def write_explanations(folder: Path, explained: Explained) -> list[Path]:
     """Write explanation-N.html, evidence-N.png, occlusion-N.png and explanations.json; return their paths.
 
-    For a DICOM image of one frame with a place in space there are evidence-N.dcm and occlusion-N.dcm too. The folder
-    must exist.
+    For a DICOM image of one frame with a place in space, and a header that a map can repeat, there are evidence-N.dcm
+    and occlusion-N.dcm too. The folder must exist.
     """
     written = []
     series_uid, model = generate_uid(), f"Wardround {model_facts(explained.found)['run']}"
@@ -123,7 +123,10 @@ def _write_dicom_maps(
         (("evidence", found.maps.evidence_HW), ("occlusion", found.maps.occlusion_HW)), 2 * number - 1
     ):
         map_HW = on_source_grid(map_hw, box, shape_HW)
-        made = parametric_map(header, map_HW, f"{name.capitalize()} map", model, series_uid, place)
+        try:
+            made = parametric_map(header, map_HW, f"{name.capitalize()} map", model, series_uid, place)
+        except Exception:  # highdicom raises errors of many types for what the standard forbids in a header
+            return []
         written.append(folder / f"{name}-{number}.dcm")
         with open(written[-1], "xb") as file:
             made.save_as(file, enforce_file_format=True)

@@ -6,58 +6,65 @@ images. Sources that are not DICOM have no report.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
 
 from wardround_client.predict.predict import Group, Predicted, PredictedImage
 from wardround_client.predict.results import UNKNOWN, model_facts
 from wardround_client.predict.secondary_capture import picture, secondary_capture
+from wardround_client.predict.source_header import source_header
 from wardround_client.predict.structured_report import Finding, new_series_uid, structured_report
 
-NEEDED = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
-
-def write_dicom_results(folder: Path, found: Predicted) -> list[Path]:
-    """Write report-N.dcm and picture-N.dcm to an existing folder; return their paths.
+def write_dicom_results(folder: Path, found: Predicted) -> tuple[list[Path], int]:
+    """Write report-N.dcm and picture-N.dcm to an existing folder.
 
     There is a report for each examination, with a finding for each lesion, or for the patient if none is marked.
+
+    Returns:
+        The paths, and the number of lesions or patients without a result: their header identifies no examination, or
+        contains something that a report cannot repeat. Sources that are not DICOM do not count.
     """
     facts = model_facts(found)
     model, version = f"Wardround {facts['run']}", facts["sha256"][:16]
     series_uid, pictures_uid = new_series_uid(), new_series_uid()
     examinations: dict[str, list[tuple[Group, Finding]]] = defaultdict(list)
-    for group in found.nodules or found.patients:
-        for study_uid, finding in _findings(group, found):
+    groups = [one for one in found.nodules or found.patients if any(member.image.is_dicom for member in one.members)]
+    left_out = 0
+    for group in groups:
+        findings = _findings(group)
+        left_out += not findings
+        for study_uid, finding in findings:
             examinations[study_uid].append((group, finding))
     written: list[Path] = []
     drawn = 0
     for number, those in enumerate(examinations.values(), 1):
-        findings = [finding for _, finding in those]
-        report = structured_report(findings, found.rules.labels, model, version, series_uid, number)
+        try:
+            report = structured_report(
+                [finding for _, finding in those], found.rules.labels, model, version, series_uid, number
+            )
+            pictures = []
+            for group, finding in those:
+                if group.prediction is not None:
+                    drawn += 1
+                    shown = picture(group.strongest.image.pixels_CHW[0], [finding.name, *_statement(group, found)])
+                    pictures.append(secondary_capture(finding.sources[0][0], shown, pictures_uid, drawn, model))
+        except Exception:  # highdicom raises errors of many types for what the standard forbids in a header
+            left_out += len(those)
+            continue
         written.append(_save(report, folder / f"report-{number}.dcm"))
-        for group, finding in those:
-            if group.prediction is None:
-                continue
-            drawn += 1
-            image = group.strongest.image
-            shown = picture(image.pixels_CHW[0], [finding.name, *_statement(group, found)])
-            capture = secondary_capture(finding.sources[0][0], shown, pictures_uid, drawn, model)
-            written.append(_save(capture, folder / f"picture-{drawn}.dcm"))
-    return written
+        written += [_save(one, folder / f"picture-{one.InstanceNumber}.dcm") for one in pictures]
+    return written, left_out
 
 
-def _findings(group: Group, found: Predicted) -> list[tuple[str, Finding]]:
-    """Return the finding of a group for each examination of its images; none if they are not DICOM."""
-    members = group.of or tuple(
-        one for one in found.images if one.image.patient == group.patient and group.nodule in (None, one.image.nodule)
-    )
+def _findings(group: Group) -> list[tuple[str, Finding]]:
+    """Return the finding of a group for each examination of its images; none if no header identifies one."""
+    members = group.of or group.members
     by_study: dict[str, list[tuple[PredictedImage, Dataset]]] = defaultdict(list)
     for one in sorted(members, key=lambda one: -one.prediction.logits[-1] if one.prediction else 0.0):
-        header = _header(one.image.path) if one.image.is_dicom else None
+        header = source_header(one.image.path) if one.image.is_dicom else None
         if header is not None:
             by_study[str(header.StudyInstanceUID)].append((one, header))
     name = f"Patient {group.patient}" if group.nodule is None else f"Nodule of row {group.nodule}"
@@ -73,14 +80,6 @@ def _findings(group: Group, found: Predicted) -> list[tuple[str, Finding]]:
         )
         for study_uid, those in by_study.items()
     ]
-
-
-def _header(path: Path) -> Dataset | None:
-    """Return the header of a source, or None if it does not identify an examination."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    return header if all(header.get(name) for name in NEEDED) else None
 
 
 def _statement(group: Group, found: Predicted) -> list[str]:

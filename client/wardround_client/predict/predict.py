@@ -36,15 +36,23 @@ class PredictedImage:
 class Group:
     """What the model says about a lesion (`nodule` is its row in the table of points) or a patient.
 
-    `of` are the group's images that the model knows, and `left_out` is the number of those that it does not know.
-    `prediction` is None if it knows none.
+    `members` are the group's images. `prediction` comes from those that the model knows; None if it knows none.
     """
 
     patient: int
     nodule: int | None
-    of: tuple[PredictedImage, ...]
-    left_out: int
+    members: tuple[PredictedImage, ...]
     prediction: Prediction | None
+
+    @property
+    def of(self) -> tuple[PredictedImage, ...]:
+        """The images that the model knows."""
+        return tuple(one for one in self.members if one.prediction is not None)
+
+    @property
+    def left_out(self) -> int:
+        """The number of images that the model does not know."""
+        return len(self.members) - len(self.of)
 
     @property
     def strongest(self) -> PredictedImage:
@@ -129,8 +137,7 @@ def _groups(images: Sequence[PredictedImage], rules: Rules, *, by_nodule: bool) 
             Group(
                 patient=patient,
                 nodule=nodule,
-                of=tuple(known),
-                left_out=len(those) - len(known),
+                members=tuple(those),
                 prediction=prediction_of(logits_NK, rules) if known else None,
             )
         )

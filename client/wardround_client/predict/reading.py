@@ -18,14 +18,14 @@ import numpy as np
 from wardround.errors import DataError
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import pseudonym
-from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
+from wardround_client.sources.images.decoding.prepare import prepare, recipe_of, scan
 from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 from wardround_client.sources.images.folder.files import LABELS, MANIFEST, PICTURE, file_kind, list_files
 from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
 from wardround_client.sources.images.folder.tables import LabelTable, read_label_table, read_manifest, read_points
 from wardround_client.sources.images.plan import plan_images
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
+from wardround_client.sources.images.records import PreparedImage, ScannedFile
 
 FILES_A_WORKER = 64  # starting a worker takes about as long as this many files
 SITE_REASONS = frozenset({"not_marked", "image_left_out"})  # counts, which are not about one file
@@ -117,7 +117,7 @@ def read_images(
         ]
         plan = plan_images(site, scanned, owners, data, key)
         asked = [request for request in plan.requests if not request.fault]
-        recipes = [_recipe(request, paths, scanned) for request in asked]
+        recipes = [recipe_of(request, scanned, paths.__getitem__) for request in asked]
         images: list[ReadImage] = []
         refused = [Refusal(path=path, code=one.fault) for path, one in zip(paths, scanned, strict=True) if one.fault]
         refused += [
@@ -209,22 +209,3 @@ def _scanned(
         if progress is not None:
             progress(done, 2 * len(paths))
     return scanned
-
-
-def _recipe(request: ImageRequest, paths: Sequence[Path], scanned: Sequence[ScannedFile]) -> Recipe:
-    def address(place: tuple[int, int]) -> FrameAddress:
-        record = scanned[place[0]]
-        return FrameAddress(
-            path=paths[place[0]],
-            frame=place[1],
-            spacing_mm=record.frames[place[1]].spacing_mm,
-            native=record.native,
-        )
-
-    return Recipe(
-        kind=scanned[request.file].kind,
-        here=address((request.file, request.frame)),
-        below=None if request.below is None else address(request.below),
-        above=None if request.above is None else address(request.above),
-        mark_xy=request.mark_xy,
-    )

@@ -35,7 +35,8 @@ ANY_PROCEDURE = Code("44136-0", "LN", "Unspecified body region study")
 class Finding:
     """One lesion, or an examination as a whole.
 
-    `sources` are the headers of the images that the prediction comes from, with the frame of each, counted from 1.
+    `sources` are the headers (`source_header`) of the images that the prediction comes from, with the frame of each,
+    counted from 1.
     `mark_xy` is the point in the first of them (column, row, from 0), or None. `prediction` is None if the images were
     unlike the training data.
     """

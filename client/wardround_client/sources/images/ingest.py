@@ -23,7 +23,7 @@ from wardround.study.schema import DataSection
 from wardround_client.sources.claim import claimed_cohort, refuse_full_disk
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
 from wardround_client.sources.images.decoding.decoded_cache import Memory, Outcome, request_key
-from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
+from wardround_client.sources.images.decoding.prepare import Recipe, prepare, recipe_of, scan
 from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
 from wardround_client.sources.images.plan import Finding, plan_images
@@ -260,19 +260,7 @@ def _columns(request: ImageRequest, site: ScannedSite) -> dict[str, str]:
 
 
 def _recipe(request: ImageRequest, site: ScannedSite) -> Recipe:
-    def address(place: tuple[int, int]) -> FrameAddress:
-        path = site.source.root / site.source.files[place[0]].path
-        record = site.scanned[place[0]]
-        spacing_mm = record.frames[place[1]].spacing_mm
-        return FrameAddress(path=path, frame=place[1], spacing_mm=spacing_mm, native=record.native)
-
-    return Recipe(
-        kind=site.scanned[request.file].kind,
-        here=address((request.file, request.frame)),
-        below=None if request.below is None else address(request.below),
-        above=None if request.above is None else address(request.above),
-        mark_xy=request.mark_xy,
-    )
+    return recipe_of(request, site.scanned, lambda file: site.source.root / site.source.files[file].path)
 
 
 def _outcome(key: str, image: PreparedImage | Lost) -> Outcome:

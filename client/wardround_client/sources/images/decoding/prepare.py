@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from wardround_client.sources.images.decoding.crop import (
 )
 from wardround_client.sources.images.decoding.pictures import prepare_picture, scan_picture
 from wardround_client.sources.images.folder.files import OTHER, PICTURE, file_kind, foreign_format
-from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
+from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile, UnfitImage
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
     from wardround_client.sources.images.decoding.dicom_pixels import FramePixels
@@ -53,6 +54,25 @@ class Recipe:
     below: FrameAddress | None = None
     above: FrameAddress | None = None
     mark_xy: tuple[float, float] | None = None
+
+
+def recipe_of(request: ImageRequest, scanned: Sequence[ScannedFile], path_of: Callable[[int], Path]) -> Recipe:
+    """Return the work for a planned image. `path_of` gives the path of a file by its index in `scanned`."""
+
+    def address(place: tuple[int, int]) -> FrameAddress:
+        file, frame = place
+        record = scanned[file]
+        return FrameAddress(
+            path=path_of(file), frame=frame, spacing_mm=record.frames[frame].spacing_mm, native=record.native
+        )
+
+    return Recipe(
+        kind=scanned[request.file].kind,
+        here=address((request.file, request.frame)),
+        below=None if request.below is None else address(request.below),
+        above=None if request.above is None else address(request.above),
+        mark_xy=request.mark_xy,
+    )
 
 
 def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
