@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.networks.phantom_encoder import POOLED, PhantomEncoder, PublicFeatures
 from wardround.networks.preprocessing import DARKEST, LUNG_LEVEL
 from wardround.phantoms.crops import CONCEPTS, GENERATOR_VERSION, PhantomCrops, generate_crops
+from wardround_simulation.phantoms.shipping import repeatable, write_pretrained
 
 # Those of the shipped encoder, which was trained with one thread.
 DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 1, 40_000, 3
@@ -48,31 +48,23 @@ def pretrain(
     `progress(stage, done, total)` is called often.
     """
     report = progress or (lambda stage, done, total: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            painted = crops + min(crops, PROJECTION_CROPS)
-            phantoms = generate_crops(painted, seed, lambda done, total: report("phantoms", done, total))
-            torch.manual_seed(seed * 1_000)  # differs from the seeds of the pictures
-            encoder = _train(phantoms, crops, epochs, lambda done, total: report("training", done, total))
-            features = PublicFeatures(encoder).eval()
-            features.fit_projection(_pooled(features, phantoms.images_NHW[crops:]))
-    finally:
-        torch.set_num_threads(before)
+    with repeatable(threads):
+        painted = crops + min(crops, PROJECTION_CROPS)
+        phantoms = generate_crops(painted, seed, lambda done, total: report("phantoms", done, total))
+        torch.manual_seed(seed * 1_000)  # differs from the seeds of the pictures
+        encoder = _train(phantoms, crops, epochs, lambda done, total: report("training", done, total))
+        features = PublicFeatures(encoder).eval()
+        features.fit_projection(_pooled(features, phantoms.images_NHW[crops:]))
     tensors = {name: tensor.contiguous() for name, tensor in features.state_dict().items()}
-    metadata = {
+    facts = {
         "format": "wardround phantom encoder 1",
         "command": f"wardround-sim pretrain --seed {seed} --crops {crops} --epochs {epochs} --threads {threads}",
         "seed": str(seed),
         "crops": str(crops),
         "epochs": str(epochs),
         "generator_version": str(GENERATOR_VERSION),
-        "torch": torch.__version__.split("+")[0],
-        "tensors_sha256": tensors_sha256(tensors),
     }
-    write_shipped(out_file, tensors, metadata)
-    return metadata
+    return write_pretrained(out_file, tensors, facts)
 
 
 def _pooled(features: PublicFeatures, images_NHW: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.phantoms.outliers import OUTLIERS_VERSION, generate_outliers
 from wardround.tasks.classification.familiarity import THRESHOLD, Familiarity, NoduleDetector
 from wardround_simulation.phantoms.pretrain_encoder import augment
+from wardround_simulation.phantoms.shipping import repeatable, write_pretrained
 
 # Those of the shipped file, which was trained with one thread.
 DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 31, 40_000, 4
@@ -41,37 +41,29 @@ def pretrain_familiarity(
 ) -> dict[str, str]:
     """Train on `crops` phantoms and 1.4 times as many other pictures, write `out_file` and return its metadata."""
     report = progress or (lambda stage, done, total: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            painted = crops + REFERENCE_CROPS + THRESHOLD_CROPS
-            phantoms_NHW = generate_crops(painted, seed, lambda done, total: report("phantoms", done, total)).images_NHW
-            others = round(crops * OUTLIERS_A_CROP)
-            others_NHW = generate_outliers(others, seed, lambda done, total: report("other pictures", done, total))
-            torch.manual_seed(seed * 1_000)
-            detector = _train(phantoms_NHW[:crops], others_NHW, epochs, lambda done, n: report("training", done, n))
-            network = Familiarity(detector).eval()
-            with torch.no_grad():
-                reference, fresh = phantoms_NHW[crops:].split([REFERENCE_CROPS, THRESHOLD_CROPS])
-                network.fit(torch.cat([network.features(chunk[:, None]) for chunk in reference.split(250)]))
-                distances_N = torch.cat([network(chunk[:, None]) for chunk in fresh.split(250)])
-    finally:
-        torch.set_num_threads(before)
+    with repeatable(threads):
+        painted = crops + REFERENCE_CROPS + THRESHOLD_CROPS
+        phantoms_NHW = generate_crops(painted, seed, lambda done, total: report("phantoms", done, total)).images_NHW
+        others = round(crops * OUTLIERS_A_CROP)
+        others_NHW = generate_outliers(others, seed, lambda done, total: report("other pictures", done, total))
+        torch.manual_seed(seed * 1_000)
+        detector = _train(phantoms_NHW[:crops], others_NHW, epochs, lambda done, n: report("training", done, n))
+        network = Familiarity(detector).eval()
+        with torch.no_grad():
+            reference, fresh = phantoms_NHW[crops:].split([REFERENCE_CROPS, THRESHOLD_CROPS])
+            network.fit(torch.cat([network.features(chunk[:, None]) for chunk in reference.split(250)]))
+            distances_N = torch.cat([network(chunk[:, None]) for chunk in fresh.split(250)])
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    metadata = {
+    facts = {
         "format": "wardround familiarity 1",
         "command": f"wardround-sim pretrain --network familiarity --seed {seed} --crops {crops} --epochs {epochs}",
         "seed": str(seed),
         "crops": str(crops),
         "epochs": str(epochs),
         "generator_version": f"{GENERATOR_VERSION}, outliers {OUTLIERS_VERSION}",
-        "torch": torch.__version__.split("+")[0],
         THRESHOLD: f"{float(torch.quantile(distances_N, 1 - REFUSED_SHARE)):.4f}",
-        "tensors_sha256": tensors_sha256(tensors),
     }
-    write_shipped(out_file, tensors, metadata)
-    return metadata
+    return write_pretrained(out_file, tensors, facts)
 
 
 def _train(nodules_NHW: Tensor, others_NHW: Tensor, epochs: int, report: Callable[[int, int], None]) -> NoduleDetector:

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.dcgan import hinge_of_fake, hinge_of_real, of_label
 from wardround.tasks.synthesis.gan import LATENT, PHANTOM_LABELS, PHANTOM_PX, SharedGAN
 from wardround.tasks.synthesis.image_views import DRAWS, seen
+from wardround_simulation.phantoms.shipping import repeatable, write_pretrained
 
 # Those of the shipped file, which was trained with one thread.
 DEFAULT_SEED, DEFAULT_CROPS, DEFAULT_EPOCHS = 11, 12_000, 20
@@ -45,28 +45,20 @@ def pretrain_gan(
     The file contains the running average of the generator. `progress(stage, done, total)` is called often.
     """
     report = progress or (lambda stage, done, total: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
-            torch.manual_seed(seed * 1_000)  # differs from the seeds of the pictures
-            network = _train(
-                phantoms.images_NHW, phantoms.labels_N, epochs, lambda done, total: report("training", done, total)
-            )
-    finally:
-        torch.set_num_threads(before)
+    with repeatable(threads):
+        phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
+        torch.manual_seed(seed * 1_000)  # differs from the seeds of the pictures
+        network = _train(
+            phantoms.images_NHW, phantoms.labels_N, epochs, lambda done, total: report("training", done, total)
+        )
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
-    metadata = {
+    facts = {
         "format": "wardround phantom gan 1",
         "command": f"wardround-sim pretrain --network gan --seed {seed} --crops {crops} --epochs {epochs}",
         "seed": str(seed),
         "generator_version": str(GENERATOR_VERSION),
-        "torch": torch.__version__.split("+")[0],
-        "tensors_sha256": tensors_sha256(tensors),
     }
-    write_shipped(out_file, tensors, metadata)
-    return metadata
+    return write_pretrained(out_file, tensors, facts)
 
 
 def _train(images_NHW: Tensor, labels_N: Tensor, epochs: int, report: Callable[[int, int], None]) -> SharedGAN:

@@ -17,10 +17,11 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 
 from wardround.metrics.classification import auc
-from wardround.networks.model_file import tensors_sha256, write_shipped
+from wardround.networks.model_file import tensors_sha256
 from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_encoder
 from wardround.phantoms.crops import CONCEPTS, GENERATOR_VERSION, PhantomCrops, generate_crops
 from wardround.tasks.classification.explain.named_outputs import OUTPUTS
+from wardround_simulation.phantoms.shipping import repeatable, write_pretrained
 
 DEFAULT_SEED, DEFAULT_CROPS = 41, 20_000
 FRESH_CROPS = 5_000
@@ -40,33 +41,26 @@ def pretrain_named_outputs(
 ) -> dict[str, str]:
     """Fit on `crops` phantoms, measure on 5,000 fresh ones, write `out_file` and return its metadata."""
     report = progress or (lambda stage, done, total: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with repeatable(threads):
         _, public = load_phantom_encoder()
         phantoms = generate_crops(crops + FRESH_CROPS, seed, lambda done, total: report("phantoms", done, total))
         pooled_ND = _pooled(public, phantoms.images_NHW, report)
         with torch.no_grad():
             standard_ND, features_NF = public.standardise(pooled_ND).double(), public.of_pooled(pooled_ND).double()
         weight_KD, bias_K = _fit(standard_ND[:crops], phantoms, crops)
-    finally:
-        torch.set_num_threads(before)
     raw_NK = standard_ND @ weight_KD.T + bias_K
     tensors = {"weight_KD": weight_KD, "bias_K": bias_K, **regression(raw_NK[:crops], features_NF[:crops])}
     tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
-    metadata = {
+    facts = {
         "format": "wardround named outputs 1",
         "command": f"wardround-sim pretrain --network named-outputs --seed {seed} --crops {crops}",
         "seed": str(seed),
         "crops": str(crops),
         "generator_version": str(GENERATOR_VERSION),
-        "torch": torch.__version__.split("+")[0],
         "encoder_sha256": tensors_sha256(public.state_dict()),
         "accuracy": json.dumps(_accuracy(raw_NK[crops:], phantoms, crops)),
-        "tensors_sha256": tensors_sha256(tensors),
     }
-    write_shipped(out_file, tensors, metadata)
-    return metadata
+    return write_pretrained(out_file, tensors, facts)
 
 
 def regression(raw_NK: Tensor, features_NF: Tensor) -> dict[str, Tensor]:

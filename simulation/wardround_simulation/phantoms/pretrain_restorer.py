@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.phantoms.scenes import SCENES_VERSION, generate_scenes
 from wardround.tasks.reconstruction.degradations import KINDS, Degradation, Kind, SeededNumbers, degrade
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights
 from wardround.tasks.reconstruction.restorer import Restorer, inputs_of_degraded
+from wardround_simulation.phantoms.shipping import repeatable, write_pretrained
 
 DEFAULT_SEED = 1
 DEFAULTS: dict[Kind, tuple[int, int]] = {  # phantoms and epochs of the shipped files, trained with one thread
@@ -68,18 +68,13 @@ def pretrain_restorer(
     """
     scenes, epochs = crops or DEFAULTS[kind][0], epochs or DEFAULTS[kind][1]
     report = progress or (lambda stage, done, total: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            images_N1HW = generate_scenes(scenes, seed, lambda done, total: report("phantoms", done, total))[:, None]
-            torch.manual_seed(seed * 1_000 + KINDS.index(kind))
-            pairs = spoiled(images_N1HW, STRENGTHS[kind], seed, lambda done, total: report("spoiling", done, total))
-            network = _train(pairs, epochs, lambda done, total: report("training", done, total))
-    finally:
-        torch.set_num_threads(before)
+    with repeatable(threads):
+        images_N1HW = generate_scenes(scenes, seed, lambda done, total: report("phantoms", done, total))[:, None]
+        torch.manual_seed(seed * 1_000 + KINDS.index(kind))
+        pairs = spoiled(images_N1HW, STRENGTHS[kind], seed, lambda done, total: report("spoiling", done, total))
+        network = _train(pairs, epochs, lambda done, total: report("training", done, total))
     tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
-    metadata = {
+    facts = {
         "format": "wardround phantom restorer 1",
         "command": f"wardround-sim pretrain --network restorer --degradation {kind} --seed {seed} --crops {scenes} "
         f"--epochs {epochs} --threads {threads}",
@@ -88,11 +83,8 @@ def pretrain_restorer(
         "crops": str(scenes),
         "epochs": str(epochs),
         "generator_version": str(SCENES_VERSION),
-        "torch": torch.__version__.split("+")[0],
-        "tensors_sha256": tensors_sha256(tensors),
     }
-    write_shipped(out_file, tensors, metadata)
-    return metadata
+    return write_pretrained(out_file, tensors, facts)
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wardround.networks.model_file import tensors_sha256, write_shipped
 from wardround.networks.phantom_encoder import PublicFeatures, load_phantom_encoder
 from wardround.phantoms.crops import GENERATOR_VERSION, generate_crops
 from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, FEATURES
+from wardround_simulation.phantoms.shipping import repeatable, write_pretrained
 
 DEFAULT_SEED = 21  # that of the shipped file, which was made with one thread
 AT_ONCE = 100
@@ -32,28 +32,21 @@ def pretrain_sampler(
 ) -> dict[str, str]:
     """Paint `crops` phantoms, write their public features, float16 (M, D), to `out_file`, and return its metadata."""
     report = progress or (lambda stage, done, total: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with repeatable(threads):
         phantoms = generate_crops(crops, seed, lambda done, total: report("phantoms", done, total))
         # Building the network draws initial weights, which the weights in the file then replace.
         with torch.random.fork_rng(devices=[]):
             public = load_phantom_encoder()[1]
         features_MD = public_features(public, phantoms.images_NHW, lambda done, total: report("features", done, total))
-    finally:
-        torch.set_num_threads(before)
     tensors = {FEATURES: features_MD.half()}
-    metadata = {
+    facts = {
         "format": "wardround phantom bank 1",
         "command": f"wardround-sim pretrain --network sampler --seed {seed} --crops {crops}",
         "seed": str(seed),
         "crops": str(crops),
         "generator_version": str(GENERATOR_VERSION),
-        "torch": torch.__version__.split("+")[0],
-        "tensors_sha256": tensors_sha256(tensors),
     }
-    write_shipped(out_file, tensors, metadata)
-    return metadata
+    return write_pretrained(out_file, tensors, facts)
 
 
 def public_features(
