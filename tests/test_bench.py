@@ -26,7 +26,7 @@ TINY = {
 ELSEWHERE = {  # in files of their own
     *("demonstration", "explanations", "peers", "predictions", "released_figures", "synthesis_folds", "synthesis_gan"),
 }
-SLOW = {"simulated_round", "federation_round"}  # start Flower, as a simulation or as daemons
+SLOW = {"private_step", "simulated_round", "federation_round"}  # check engines, or start Flower
 
 sys.path.insert(0, str(BENCH))
 try:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from builders.pictures import manifest, many
 
 STUDY = """
@@ -37,6 +38,7 @@ PLANTED = ("types", "numpy", "torch", "random", "ray", "secrets")
 LETTERS = "[1] \u03b5 \udcff"  # markup of the terminal's library, a letter outside ASCII, a byte that is no letter
 
 
+@pytest.mark.slow
 def test_a_run_survives_its_place(tmp_path: Path) -> None:
     manifest(tmp_path / f"data {LETTERS}", many())
     (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8-sig")

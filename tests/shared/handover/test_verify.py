@@ -243,6 +243,7 @@ def test_a_generative_model_leaves_without_an_onnx_file(tmp_path: Path) -> None:
     assert not open_package(folder).has_onnx
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_server_export_and_verify_without_loading_torch_there(tmp_path: Path) -> None:
     folder = exported(tmp_path, study_of())
     code = (

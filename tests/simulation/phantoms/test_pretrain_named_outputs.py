@@ -8,6 +8,7 @@ from wardround_simulation.cli.models import pretrain
 from wardround_simulation.phantoms import pretrain_named_outputs as module
 
 
+@pytest.mark.slow
 def test_a_fit_is_reproduced_and_is_read_like_the_shipped_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FRESH_CROPS", 200)
     first, second = (module.pretrain_named_outputs(tmp_path / f"{n}.safetensors", crops=1_000) for n in range(2))
