@@ -20,7 +20,7 @@ LIMIT_S = 300
 
 @pytest.fixture
 def network():
-    """The words that run a program in a namespace whose default route is a device that counts packets, which nobody receives."""
+    """The words that run a program in a namespace whose default route counts packets, which nobody receives."""
     name = f"wardround-wire-{os.getpid()}"
     inside = ("ip", "netns", "exec", name)
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=60)
