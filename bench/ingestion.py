@@ -23,7 +23,7 @@ import numpy as np
 import pydicom
 from measure import Sheet, Spread, arguments_of, interleaved, machine, ratio, spread, tell
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
 from wardround_client.sources.images.decoding.workers import WorkerPool
@@ -33,7 +33,7 @@ from wardround_client.sources.images.ingest import ingest
 KEY = b"bench" * 7
 BATCH = 64
 FILES_A_TASK = 16
-DATA = DataSection(image_size=128, spacing_mm=0.7, labels=("benign", "malignant"))
+DATA = ImageData(image_size=128, spacing_mm=0.7, labels=("benign", "malignant"))
 
 
 def decode(paths: Sequence[Path]) -> int:

@@ -64,9 +64,10 @@ def network_of(name: str) -> nn.Module:
 
         return Discriminator(DISCRIMINATORS[name], 1).train()
     from wardround.networks.build import build_model
-    from wardround.study.schema import DataSection, ModelSection
+    from wardround.sources.images.study import ImageData
+    from wardround.study.schema import ModelSection
 
-    data = DataSection(image_size=IMAGE_PX, labels=("benign", "malignant"))
+    data = ImageData(image_size=IMAGE_PX, labels=("benign", "malignant"))
     network = build_model(ModelSection(name=name, init="random", trainable="all"), data, seed=0)
     nn.init.normal_(network.head.weight, std=0.05)  # a head of zeros would send no gradient into the trunk
     return network.train()

@@ -45,7 +45,12 @@ CALLS_THAT_RUN_TEXT = (
     "eval", "exec", "compile", "__import__", "os.system", "os.popen",
     "torch.load", "torch.jit.load", "torch.hub.load", "importlib.import_module",
 )  # fmt: skip
-MAY_IMPORT_BY_NAME = (f"{SHARED}/tasks/registry.py",)  # of the tasks that tasks/__init__.py lists
+# of the tasks and sources that tasks/__init__.py and sources/__init__.py list
+MAY_IMPORT_BY_NAME = (
+    f"{SHARED}/tasks/registry.py",
+    f"{SHARED}/sources/registry.py",
+    "client/wardround_client/sources/registry.py",
+)
 LONGEST_FILE = 350
 # Longer files, up to `AT_MOST` lines, and why each is one file.
 AT_MOST = 400

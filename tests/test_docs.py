@@ -15,6 +15,8 @@ import pytest
 import typer.main
 from paths import ROOT
 
+from wardround.sources import SOURCES as SOURCES_OF_DATA
+from wardround.sources.registry import source_study
 from wardround.study.load import Study, load_study
 from wardround_client.cli.main import app
 from wardround_server.cli.main import app as server_app
@@ -52,13 +54,14 @@ def documented_keys() -> dict[tuple[str, str], list[str]]:
 
 
 def schema_keys() -> dict[tuple[str, str], Any]:
-    return {
-        (section, key): field
+    sections = [
+        (section, kind)
         for section, part in Study.model_fields.items()
         for kind in get_args(part.annotation) or (part.annotation,)  # a section of one task only is optional
         if kind is not type(None)
-        for key, field in kind.model_fields.items()  # type: ignore[union-attr]
-    }
+    ]
+    sections += [("data", source_study(source).SECTION) for source in SOURCES_OF_DATA]
+    return {(section, key): field for section, kind in sections for key, field in kind.model_fields.items()}
 
 
 def test_every_key_of_the_schema_is_documented_and_every_documented_key_exists() -> None:

@@ -29,9 +29,10 @@ from wardround.networks.weights import exchanged_names
 from wardround.records.audit_events import PatientForgotten, StudyDecided
 from wardround.records.audit_log import AuditLog
 from wardround.records.chain import START, linked
+from wardround.sources.images.study import ImageData
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, load_study, parse_study
-from wardround.study.schema import DataSection, ModelSection
+from wardround.study.schema import ModelSection
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround.wire.evaluation import evaluation_round
 from wardround.wire.packets import Answer, Broadcast, LedgerHead, Packet, pack_answer, pack_broadcast, weights_sha256
@@ -65,7 +66,7 @@ def study_hashes() -> dict[str, str]:
 def architectures() -> dict[str, str]:
     """Network, start and trainable -> the hash that sites and server compare, and a hash of what would travel."""
     found = {}
-    data = DataSection(labels=("benign", "malignant"), image_size=64)
+    data = ImageData(labels=("benign", "malignant"), image_size=64)
     for name, starts in NETWORKS.items():
         for init in starts:
             for trainable in ("head", "norm+head", "all"):

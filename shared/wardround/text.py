@@ -8,10 +8,12 @@ guess is right at most (e^ε + δ) / (e^ε + 1) of the time.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wardround.storage.json_numbers import number_of_json
-from wardround.study.load import Study
+
+if TYPE_CHECKING:
+    from wardround.study.load import Study
 
 
 def epsilon_of(value: Any) -> float:

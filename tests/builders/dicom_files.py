@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.folder.layout import discover
 from wardround_client.sources.images.ingest import ingest
 
@@ -17,7 +17,7 @@ LABELS = ("benign", "malignant")
 
 
 def ct_study(**settings):
-    return DataSection(**{"image_size": 24, "labels": LABELS, **settings})
+    return ImageData(**{"image_size": 24, "labels": LABELS, **settings})
 
 
 def slice_hu(seed=0, size=48):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from wardround.networks.build import build_model
-from wardround.study.schema import DataSection, ModelSection
+from wardround.sources.images.study import ImageData
+from wardround.study.schema import ModelSection
 from wardround.tasks.classification.objective import loss_per_image
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
 from wardround.tasks.reconstruction.study import ReconstructionSection
@@ -38,7 +39,7 @@ def hostile_case(name: str) -> Case:
         images_N = torch.rand(9, 1, 64, 64, generator=generator) * 2 - 1
         return network, dict(network.named_parameters()), hinge_of_real, images_N, 2
     init = "phantom" if network_name in PHANTOM_ONLY else "random"
-    data = DataSection(labels=("benign", "malignant"), image_size=32)
+    data = ImageData(labels=("benign", "malignant"), image_size=32)
     model = ModelSection(name=network_name, init=init, trainable=trainable)
     network = build_model(model, data, 0, ReconstructionSection() if network_name == "restorer" else None)
     parameters = {path: p for path, p in network.named_parameters() if p.requires_grad}

@@ -7,7 +7,7 @@ import csv
 import numpy as np
 from PIL import Image
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.folder.layout import discover
 from wardround_client.sources.images.ingest import ingest
 
@@ -18,7 +18,7 @@ LABELS = ("benign", "malignant")
 
 
 def study(**settings):
-    return DataSection(**{"image_size": 16, "labels": LABELS, "modality": "any", **settings})
+    return ImageData(**{"image_size": 16, "labels": LABELS, "modality": "any", **settings})
 
 
 def pixels(seed, shape=(16, 16)):

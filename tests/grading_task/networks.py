@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from wardround.networks.fingerprint import load_strictly
 from wardround.networks.model_file import read_model_file
-from wardround.study.schema import DataSection, ModelSection, Section
+from wardround.sources.images.study import ImageData
+from wardround.study.schema import ModelSection, Section
 
 
 class GradeNet(nn.Module):
     """One convolution, a normalisation of each image by itself, and a linear head with one output."""
 
-    def __init__(self, data: DataSection, channels: int) -> None:
+    def __init__(self, data: ImageData, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(data.channel_count, channels, 5, stride=4),
@@ -34,7 +35,7 @@ class GradeNet(nn.Module):
         return self.head(self.features(images_NCHW))
 
 
-def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
+def first_weights(model: ModelSection, data: ImageData, section: Section | None) -> nn.Module:
     """The network with random weights, or with those of a file."""
     network = GradeNet(data, section.channels if section is not None else 8)
     if model.init != "random":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wardround.networks.weights import trained_parameters
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.augmentation import augmentation
 from wardround.tasks.label_scores import labelled_rows
@@ -32,7 +33,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
 
     def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)  # synthetic input: no patient, no secret
-        size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
+        size = (7, *image_data(study).shape_CHW)
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(tools.device)
 
     return Objective(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +19,7 @@ from wardround_client.site.paths import COHORT, CONFIG_FILE
 
 if TYPE_CHECKING:
     from wardround.study.load import Study
-    from wardround.study.schema import DataSection
-    from wardround_client.sources.images.folder.layout import SiteSource
-    from wardround_client.sources.images.ingest import IngestReport, Progress
+    from wardround_client.sources.registry import IngestReport, Progress
 
 app = typer.Typer(rich_markup_mode=None)
 LEAST_OF_A_HASH = 8
@@ -57,24 +55,23 @@ def ingest(
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import remove_objectors
-    from wardround_client.sources.images.ingest import ingest as prepare
     from wardround_client.sources.opt_out import opted_out
+    from wardround_client.sources.registry import source_of
 
     config = load_site_config(site / CONFIG_FILE)
     if site.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{site}: lies inside {folder}, so its own files would be taken for data; use another folder")
     key, objectors, asked = pseudonym_key(site), opted_out(site), _study(site, study)
-    source = _one_site(folder, asked.data)
-    if source.assumes_one_image_one_patient and not image_is_patient:
-        raise DataError(
-            f"{folder}: it is unknown which pictures belong to the same patient, and privacy is promised per patient; "
-            f"add a manifest.csv (docs/data.md), or --image-is-patient if every picture shows a different patient"
-        )
-    source = replace(source, name=config.name)
+    source = source_of(asked.data)
+    found = source.of_one_hospital(folder, asked.data, config.name)
+    if found.patients_are_assumed and not image_is_patient:
+        raise DataError(f"{folder}: {source.UNKNOWN_PATIENTS}")
 
     def work(progress: Progress | None) -> IngestReport:
         workers_ = workers or os.cpu_count() or 1
-        return prepare(source, asked.data, site / COHORT, key, workers=workers_, objectors=objectors, progress=progress)
+        return source.ingest(
+            found, asked.data, site / COHORT, key, workers=workers_, objectors=objectors, progress=progress
+        )
 
     try:
         report = work(None) if as_json else _with_bar(work)
@@ -85,19 +82,17 @@ def ingest(
         if report.lost_most:
             raise typer.Exit(1)
         return
-    from wardround_client.sources.images.quality.report import REPORT_HTML, not_used_by_reason
-
     quality = report.quality
-    print(f"{quality.patients} patients, {quality.images} images; {report.decoded} decoded now, {report.reused} reused")
+    print(report.summary)
     if quality.unlabelled:
         print(f"{quality.unlabelled:>8,}  used without a label")
-    for _, text, count in not_used_by_reason(quality):
+    for _, text, count in source.not_used_by_reason(quality):
         print(f"{count:>8,}  {text}")
-    print(f"Quality report: {site / COHORT / REPORT_HTML}")
+    print(f"Quality report: {site / COHORT / source.REPORT_PAGE}")
     if report.lost_most:
         raise DataError(
-            f"{folder}: more files could not be read ({report.unread}) than images are used ({quality.images}); the "
-            "cohort was made from these alone. Check the reasons in the quality report"
+            f"{folder}: more files could not be read ({report.unread}) than {quality.row}s are used ({quality.rows}); "
+            "the cohort was made from these alone. Check the reasons in the quality report"
         )
 
 
@@ -187,19 +182,6 @@ def _study(site: Path, text: str) -> Study:
     if read.sha256() != found[0]:
         raise StudyError(f"{path}: was altered; ask the operator for the study again")
     return read
-
-
-def _one_site(folder: Path, data: DataSection) -> SiteSource:
-    """Return this hospital's data as one site, whatever their layout. Raises `DataError` if they are several sites."""
-    from wardround_client.sources.images.folder.layout import discover
-
-    try:
-        (source,) = discover(folder, data, sites=1, every_label=False)
-    except DataError:
-        if len(discover(folder, data)) == 1:  # `discover` itself raises if the fault is a different one
-            raise
-        raise DataError(f"{folder}: holds the data of several sites; give the folder of this hospital") from None
-    return source
 
 
 def _with_bar(work: Callable[[Progress], IngestReport]) -> IngestReport:

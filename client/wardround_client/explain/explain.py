@@ -19,6 +19,7 @@ from wardround.handover.network import load_network
 from wardround.handover.package import Package
 from wardround.networks.public_head import PhantomHead
 from wardround.printable import escaped
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.classification.explain.lookalikes import lookalikes
 from wardround.tasks.classification.explain.maps import maps_of
@@ -121,7 +122,7 @@ def _explanation(
     if readouts is None:
         left_out.append(NO_PHANTOMS)
     else:
-        values_K = measures(readouts.raw(image[None]), study.data.spacing_mm)[0]
+        values_K = measures(readouts.raw(image[None]), image_data(study).spacing_mm)[0]
         measured = tuple(
             Measured(output=output, value=float(value), accuracy=readouts.accuracy[output.concept])
             for output, value in zip(OUTPUTS, values_K, strict=True)
@@ -144,7 +145,7 @@ def _explanation(
         sanity=check_maps(network, image_CHW, label, maps),
         lookalikes=None if readouts is None else lookalikes(network, image_CHW, score_of),
         measured=measured,
-        spacing_mm=study.data.spacing_mm,
+        spacing_mm=image_data(study).spacing_mm,
         decomposition=decomposition,
         surrogate=surrogate,
         left_out=tuple(left_out),
@@ -153,7 +154,7 @@ def _explanation(
 
 def _surrogate(rows: SiteRows, study: Study, image_K: np.ndarray, left_out: list[str]) -> Surrogate | None:
     """Fit the surrogate, or note in `left_out` why there is none."""
-    labels, spacing_mm = study.data.labels, study.data.spacing_mm
+    labels, spacing_mm = study.data.labels, image_data(study).spacing_mm
     try:
         return fit_surrogate(rows.measures_NK, rows.decisions_N, rows.patient_N, labels, spacing_mm, image_K)
     except DataError as error:

@@ -17,7 +17,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 from torch.nn import functional
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.predict.source_header import source_header
 from wardround_client.predict.structured_report import MANUFACTURER
 from wardround_client.sources.images.decoding.crop import Box, region_box
@@ -37,7 +37,7 @@ def header_for_map(path: Path) -> Dataset | None:
     return header if all(header.get(name) for name in NEEDED) else None
 
 
-def source_box(path: Path, header: Dataset, data: DataSection, mark_xy: tuple[float, float] | None) -> Box:
+def source_box(path: Path, header: Dataset, data: ImageData, mark_xy: tuple[float, float] | None) -> Box:
     """Return the box of the source that the model read, in pixels, as ingestion cuts it."""
     spacing_mm = scan(path, data, SCAN_KEY).frames[0].spacing_mm
     return region_box((int(header.Rows), int(header.Columns)), data, spacing_mm, mark_xy)

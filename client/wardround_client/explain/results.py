@@ -8,6 +8,7 @@ from typing import Any
 
 from pydicom.uid import generate_uid
 
+from wardround.sources.images.study import image_data
 from wardround.storage.text_file import path_text
 from wardround.tasks.classification.explain.named_outputs import Decomposition
 from wardround.tasks.classification.explain.page import Explanation, html_page, map_pictures
@@ -116,7 +117,7 @@ def _write_dicom_maps(
     header = header_for_map(image.path) if image.is_dicom else None
     if header is None:
         return []
-    box = source_box(image.path, header, explained.found.package.study.data, image.mark_xy)
+    box = source_box(image.path, header, image_data(explained.found.package.study), image.mark_xy)
     shape_HW = (int(header.Rows), int(header.Columns))
     written = []
     for place, (name, map_hw) in enumerate(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.classification.explain.named_outputs import Readouts, measures
 from wardround_client.site.site import open_cohort_of
@@ -42,7 +43,7 @@ def site_rows(
         images_NCHW = torch.from_numpy(np.array(cohort.values_N[chosen_n[begin : begin + AT_ONCE]]))
         with torch.no_grad():
             logits_NK = network(images_NCHW)
-        measured.append(measures(readouts.raw(images_NCHW), study.data.spacing_mm).numpy())
+        measured.append(measures(readouts.raw(images_NCHW), image_data(study).spacing_mm).numpy())
         decided.append(((logits_NK[:, 0] > 0).long() if logits_NK.shape[1] == 1 else logits_NK.argmax(1)).numpy())
         progress("Reading the site's rows", begin + len(images_NCHW), len(chosen_n))
     return SiteRows(

@@ -14,6 +14,7 @@ import numpy as np
 from wardround.errors import ModelError
 from wardround.handover.onnx_model import AT_ONCE, open_onnx
 from wardround.handover.package import Package
+from wardround.sources.images.study import image_data
 from wardround.storage.text_file import path_text
 from wardround.tasks.classification.predict import Prediction, Rules, is_known, prediction_of, rules_of
 from wardround_client.predict.reading import ReadImage, Refusal, read_images
@@ -98,7 +99,9 @@ def predict(package: Package, source: Path, points: Path | None = None, progress
     rules = rules_of(package.content)
     model = open_onnx(package)
     told = progress or (lambda stage, done, total: None)
-    read = read_images(source, package.study.data, points, lambda done, total: told("Reading images", done, total))
+    read = read_images(
+        source, image_data(package.study), points, lambda done, total: told("Reading images", done, total)
+    )
     images: list[PredictedImage] = []
     for begin in range(0, len(read.images), AT_ONCE):
         chunk = read.images[begin : begin + AT_ONCE]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import pseudonym
 from wardround_client.sources.images.decoding.prepare import prepare, recipe_of, scan
 from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
@@ -85,7 +85,7 @@ class ReadImages:
 
 
 def read_images(
-    source: Path, data: DataSection, points: Path | None = None, progress: Progress | None = None
+    source: Path, data: ImageData, points: Path | None = None, progress: Progress | None = None
 ) -> ReadImages:
     """Read one file or a folder.
 
@@ -156,7 +156,7 @@ def read_images(
     )
 
 
-def _source(source: Path, data: DataSection, points: Path | None) -> SiteSource:
+def _source(source: Path, data: ImageData, points: Path | None) -> SiteSource:
     """Return the files of a call as ingestion sees a site's, with the positions instead of labels."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
@@ -187,7 +187,7 @@ def _with_patient(root: Path, file: SourceFile) -> SourceFile:
     return replace(file, patient_id=file.path.as_posix()) if is_picture else file
 
 
-def _points(root: Path, data: DataSection, points: Path | None) -> LabelTable | None:
+def _points(root: Path, data: ImageData, points: Path | None) -> LabelTable | None:
     if points is not None:
         table = read_points(points)
     elif (root / LABELS).is_file():
@@ -201,7 +201,7 @@ def _points(root: Path, data: DataSection, points: Path | None) -> LabelTable | 
 
 
 def _scanned(
-    pool: WorkerPool, paths: Sequence[Path], data: DataSection, key: bytes, progress: Progress | None
+    pool: WorkerPool, paths: Sequence[Path], data: ImageData, key: bytes, progress: Progress | None
 ) -> list[ScannedFile]:
     scanned = []
     for done, record in enumerate(pool.map(functools.partial(scan, data=data, key=key), paths), 1):

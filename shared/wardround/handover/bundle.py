@@ -21,6 +21,7 @@ from typing import Any
 from wardround.handover.card.content import NOTICE, card_of_record
 from wardround.handover.card.formats import to_markdown
 from wardround.handover.package import BUNDLE
+from wardround.sources.images.study import image_data
 from wardround.study.describe import learns
 from wardround.study.load import Study
 
@@ -67,7 +68,7 @@ def metadata(record: Record, study: Study) -> dict[str, Any]:
     MONAI evaluates a text that begins with `$`, `@` or `%`, in this file too. A name or a label of the study therefore
     never stands at the beginning.
     """
-    data, columns, software = study.data, columns_of(study), record["software"]
+    data, columns, software = image_data(study), columns_of(study), record["software"]
     shape = [data.image_size, data.image_size]
     return {
         "schema": SCHEMA,
@@ -124,7 +125,7 @@ def inference_config(study: Study) -> dict[str, Any]:
     Images are PNG or other pictures for one or three channels, and files of numpy, uint8 (C, H, W), for other numbers.
     As in `metadata`, no text of the study stands at the beginning of a text.
     """
-    channels = study.data.channel_count
+    channels = image_data(study).channel_count
     pictures = channels in (1, 3)
     load = (
         [

@@ -16,6 +16,7 @@ from wardround.errors import ModelError
 from wardround.handover.onnx_model import AT_ONCE, onnx_model
 from wardround.handover.package import ONNX_FILE
 from wardround.phantoms.crops import CROP_PX, generate_crops
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 
 TOLERANCE = 1e-5  # of the largest output, if that is above 1; the rounding of float32 in a ResNet reaches 4e-6
@@ -72,7 +73,7 @@ def fixed_images(study: Study, count: int) -> np.ndarray:
     A fifth each: nodules as CT shows them, uniform noise, flat images and images of a few grey levels, smooth waves,
     and images in which two thresholds separate dark from bright equally well (ties of Otsu's method).
     """
-    channels, side = study.data.channel_count, study.data.image_size
+    channels, side = image_data(study).channel_count, image_data(study).image_size
     each = -(-count // KINDS)
     generator = np.random.default_rng(SEED)
     kinds = (

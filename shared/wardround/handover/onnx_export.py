@@ -29,6 +29,7 @@ from wardround.handover.equality import check_equality
 from wardround.handover.network import network_with
 from wardround.handover.onnx_model import DISTANCE, IMAGES, LOGITS, OPSET
 from wardround.networks.fingerprint import architecture_sha256
+from wardround.sources.images.study import image_data
 from wardround.storage.atomic import write_file
 from wardround.storage.disk_errors import writing
 from wardround.study.load import Study, study_from_json
@@ -77,8 +78,7 @@ def export(network: nn.Module, familiarity: nn.Module, study: Study, path: Path)
         UsageError: The file cannot be written.
     """
     released = Released(network, familiarity).eval()
-    side = study.data.image_size
-    sample = torch.zeros(2, study.data.channel_count, side, side, dtype=torch.uint8)
+    sample = torch.zeros(2, *image_data(study).shape_CHW, dtype=torch.uint8)
     batch = torch.export.Dim("N", min=1, max=LARGEST_BATCH)
     try:
         with torch.no_grad(), _quiet():

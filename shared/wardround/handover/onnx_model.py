@@ -13,6 +13,7 @@ import numpy as np
 
 from wardround.errors import ModelError
 from wardround.handover.package import ONNX_FILE, Package, read_model
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 
 IMAGES, LOGITS, DISTANCE = "images", "logits", "distance"
@@ -78,8 +79,7 @@ def onnx_model(content: bytes, study: Study, threads: int | None = None) -> Onnx
     except Exception as error:  # onnxruntime has no common base class
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{ONNX_FILE}: onnxruntime cannot open it: {reason}") from None
-    side, outputs = study.data.image_size, 1 if len(study.data.labels) == 2 else len(study.data.labels)
-    shape = (study.data.channel_count, side, side)
+    shape, outputs = image_data(study).shape_CHW, 1 if len(study.data.labels) == 2 else len(study.data.labels)
     wanted = [
         (IMAGES, "tensor(uint8)", list(shape)),
         (LOGITS, "tensor(float)", [outputs]),

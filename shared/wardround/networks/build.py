@@ -20,8 +20,6 @@ from wardround.study.load import Study
 from wardround.study.schema import DataSection, ModelSection, Section
 from wardround.tasks import registry
 
-SMALLEST_IMAGE_PX = {"densenet121": 32}
-
 
 def initial_network(study: Study) -> nn.Module:
     """Build the study's network with its initial weights, on the CPU. Raises `ModelError` like `build_model`."""
@@ -52,8 +50,6 @@ def build_model(model: ModelSection, data: DataSection, seed: int, section: Sect
     Raises:
         ModelError: A file does not fit, the images are too small for the network, or the network would mix patients.
     """
-    if data.image_size < SMALLEST_IMAGE_PX.get(model.name, 0):
-        raise ModelError(f"data.image_size: {model.name} needs {SMALLEST_IMAGE_PX[model.name]} pixels or more")
     task = registry.networks_of_tasks()[model.name]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from wardround.accounting import Epsilon
 from wardround.printable import quoted
+from wardround.sources import registry as sources
 from wardround.study.load import Study
 from wardround.tasks import registry
 from wardround.text import bytes_text, count_text, epsilon_text, promise, seconds_text
@@ -73,11 +74,16 @@ def describe(
         ("steps", _steps(study, cost.noise_multiplier)),
         ("leaves", _leaves(study, numbers_leaving, releases)),
         *([("personalises", personalises(study))] if study.personalisation is not None else []),
-        ("stays", "images, names, pseudonyms, single scores; what the ledger and the audit log hold; this site's keys"),
+        ("stays", _stays(study)),
         ("costs", _costs(study, cost)),
         ("means", _means(study, cost)),
         ("answer", f"would be refused: {cost.refusal}" if cost.refusal else "within this site's budget"),
     ]
+
+
+def _stays(study: Study) -> str:
+    rows = f"{sources.of_study(study).ROW}s"
+    return f"{rows}, names, pseudonyms, single scores; what the ledger and the audit log hold; this site's keys"
 
 
 def differs(study: Study, alike: Sequence[Alike]) -> str:
@@ -124,16 +130,10 @@ def learns(study: Study) -> str:
 
 
 def reads(study: Study) -> str:
-    """Describe which images of a site the study reads, and of which patients."""
-    data, what = study.data, "images of any kind" if study.data.modality == "any" else f"{study.data.modality} images"
-    part = f" of the body part {quoted(data.body_part)}" if data.body_part else ""
-    cut = {"whole": "the whole image", "centre": "its centre", "marked": "what is cut out around marked points"}
-    each = study.privacy.images_per_patient
-    images = "all images" if each == "all" else f"at most {count_text(each, 'image')} a step"
+    """Describe which data of a site the study reads, and of which patients."""
     return (
-        f"{what}{part} of this site's prepared data, {cut[data.region]}, at {data.image_size} x {data.image_size} "
-        f"pixels; {images} of each patient. {study.evaluation.holdout:.0%} of the patients, always the same, are never "
-        "trained on"
+        f"{sources.of_study(study).reads(study)}. {study.evaluation.holdout:.0%} of the patients, always the same, are "
+        "never trained on"
     )
 
 
@@ -170,13 +170,13 @@ def _runs(cost: Cost) -> str:
 
 
 def _steps(study: Study, noise_multiplier: float) -> str:
-    privacy, each = study.privacy, study.privacy.images_per_patient
-    images = "all images" if each == "all" else f"at most {count_text(each, 'image')}"
+    privacy, each, row = study.privacy, study.privacy.images_per_patient, sources.of_study(study).ROW
+    rows = f"all {row}s" if each == "all" else f"at most {count_text(each, row)}"
     cut = f"cut to the length {_in_full(privacy.max_grad_norm)} at most (max_grad_norm)"
     noise = f"noise of {noise_multiplier:.4g} times that length is added to their sum (noise multiplier)"
     return (
         f"in each step every patient takes part with the probability {_in_full(privacy.sampling_rate)} (sampling_rate)"
-        f"; what {images} of a patient say together is {cut if math.isfinite(privacy.max_grad_norm) else 'NOT CUT'}; "
+        f"; what {rows} of a patient say together is {cut if math.isfinite(privacy.max_grad_norm) else 'NOT CUT'}; "
         f"{noise if noise_multiplier > 0 else 'NO NOISE is added'}; the sum is divided by the probability times "
         f"{count_text(privacy.nominal_patients, 'patient')} (nominal_patients, a number agreed on). A run makes "
         f"{count_text(study.budgeted_steps, 'step')} at most"

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from wardround.errors import StudyError
 from wardround.printable import escaped
+from wardround.sources import SOURCES
+from wardround.sources.registry import source_study
 from wardround.storage.json_numbers import json_numbers, number_of_json
 from wardround.storage.toml import MOST_OF_A_KEY, toml_content
 from wardround.study.ready_studies import ready_folder
@@ -73,10 +75,7 @@ class _Study(Section):
             raise ValueError(
                 'training.learning_rate: "rule" divides by max_grad_norm; give a finite norm, or a number as the rate'
             )
-        if self.model.init == "phantom" and self.data.channels != "grey":
-            raise ValueError(
-                "data.channels: the phantom weights read grey images; use channels = 'grey' or init = 'random'"
-            )
+        source_study(registry.source_of_task(self.study.task)).check(self)
         registry.study_part(self.study.task).check(self)
         self._check_personalisation()
         if self.training.schedule == "cosine" and self.training.warmup_rounds >= self.study.rounds:
@@ -151,6 +150,19 @@ else:  # adds a field for each task's own section, which is None only in studies
     )
 
 
+def _of_source(source: str) -> type[Study]:
+    """Return the class of the studies that read a source: `[data]` is that source's section."""
+    name = f"{source.capitalize()}Study"
+    made: type[Study] = create_model(
+        name, __base__=Study, __module__=__name__, __doc__=_Study.__doc__, data=(source_study(source).SECTION, ...)
+    )
+    globals()[name] = made  # workers find the class of a pickled study by its name
+    return made
+
+
+_CLASSES = {source: _of_source(source) for source in SOURCES}
+
+
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     """Read a study file and apply `section.key=value` overrides in their order.
 
@@ -180,10 +192,11 @@ def parse_study(content: dict[str, Any], source: str = "study") -> Study:
     """
     if not isinstance(content, dict):
         raise StudyError(f"{source}: is not a study: it has no sections")
+    study_class = _class_for(content)
     try:
-        return Study.model_validate(_numbers(content))
+        return study_class.model_validate(_numbers(content))
     except ValidationError as error:
-        raise StudyError(f"{source}: {_first_fault(error)}") from None
+        raise StudyError(f"{source}: {_first_fault(error, study_class)}") from None
 
 
 def study_from_json(text: str, source: str = "study") -> Study:
@@ -226,7 +239,14 @@ def _override(content: dict[str, Any], override: str) -> None:
     table[field] = value
 
 
-def _first_fault(error: ValidationError) -> str:
+def _class_for(content: dict[str, Any]) -> type[Study]:
+    """Return the class of a study's source. A task that does not exist is found by the validation, not here."""
+    section = content.get("study")
+    task = section.get("task") if isinstance(section, dict) else None
+    return _CLASSES[registry.source_of_task(task) if isinstance(task, str) and task in TASKS else "images"]
+
+
+def _first_fault(error: ValidationError, study_class: type[Study]) -> str:
     """Return one line for the first fault, unknown keys first, because they often cause the other faults."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
@@ -238,7 +258,7 @@ def _first_fault(error: ValidationError) -> str:
         )
     )
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(fault["loc"][:-1])
+        known = _known_keys(study_class, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1])[:MOST_OF_A_KEY], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {place}; {hint}"
@@ -248,8 +268,8 @@ def _first_fault(error: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = Study
+def _known_keys(study_class: type[Study], location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = study_class
     for part in location:
         annotation: Any = model.model_fields[str(part)].annotation
         model = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)

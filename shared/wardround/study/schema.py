@@ -22,11 +22,10 @@ MOST_EPSILON = 1e4  # far above any useful guarantee; a larger one is as weak as
 # times C) and its grid (at least 2^-13 of the noise) all stay a factor of at least 1e15 away from both numbers.
 LEAST_NORM, MOST_NORM = 1e-4, 1e4
 LEAST_DELTA = 1e-15  # below it, a probability is lost in the rounding of float64
-MOST_LABELS, MOST_WINDOWS, MOST_SITES = 64, 16, 10_000
+MOST_LABELS, MOST_SITES = 64, 10_000
 MOST_OF_ALL_LABELS = 200  # characters, so that the text above the labels stays on the screen
 MOST_SPARE_ATTEMPTS = 10  # each makes the noise larger; a crash between charge and result is rare
 MOST_ROUNDS, MOST_STEPS, MOST_PATIENTS, MOST_IMAGES = 100_000, 100_000, 10_000_000, 10_000
-WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; the memory to prepare an image grows with its square
 
 
 def _printable(text: str) -> str:
@@ -91,29 +90,9 @@ class StudySection(Section):
 
 
 class DataSection(Section):
-    """`[data]`: which images are read, and the region that is cut out of them.
+    """`[data]`: what every source has, the labels. The section of a source adds the rest (`wardround.sources`)."""
 
-    HU windows apply to DICOM images with a rescale; 8-bit images ignore them.
-    """
-
-    modality: Literal["CT", "CR", "DX", "MG", "MR", "PT", "any"] = "CT"
-    body_part: Text | None = None
-    image_size: Annotated[int, Field(ge=16, le=1024)] = 128
-    region: Literal["whole", "centre", "marked"] = "whole"
-    spacing_mm: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    channels: Literal["grey", "rgb", "windows", "slices"] = "grey"
-    window_hu: Annotated[tuple[tuple[float, float], ...], Field(max_length=MOST_WINDOWS)] = ((-1000.0, 400.0),)
     labels: Annotated[tuple[Text, ...], Field(min_length=2, max_length=MOST_LABELS)]
-
-    @field_validator("window_hu")
-    @classmethod
-    def _windows_ascend(cls, windows: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-        if not windows:
-            raise ValueError("needs at least one window [low, high]")
-        for low, high in windows:
-            if not (abs(low) <= 1e6 and abs(high) <= 1e6 and high - low >= 1e-3):
-                raise ValueError("each window is [low, high] with low < high, in HU, between -1e6 and 1e6")
-        return windows
 
     @field_validator("labels")
     @classmethod
@@ -123,17 +102,6 @@ class DataSection(Section):
         if sum(map(len, labels)) > MOST_OF_ALL_LABELS:
             raise ValueError(f"all labels together must have at most {MOST_OF_ALL_LABELS} characters")
         return labels
-
-    @model_validator(mode="after")
-    def _cut_fits_a_body(self) -> DataSection:
-        if self.spacing_mm is not None and self.spacing_mm * self.image_size > WIDEST_CUT_MM:
-            raise ValueError(f"spacing_mm: image_size pixels of it are more than {WIDEST_CUT_MM:g} mm")
-        return self
-
-    @property
-    def channel_count(self) -> int:
-        """Channels of an image: grey 1, rgb and slices (below, at, above) 3, windows one each."""
-        return {"grey": 1, "rgb": 3, "slices": 3, "windows": len(self.window_hu)}[self.channels]
 
 
 class ModelSection(Section):

@@ -60,7 +60,8 @@ class Commands:
 class TaskStudy(Protocol):
     """`study.py`: the rules for studies of this task.
 
-    It may also have `COMMANDS: Commands`; without it none of these commands applies to the task.
+    It may also have `COMMANDS: Commands`; without it none of these commands applies to the task. It may have `SOURCE:
+    str`, the source of data that the task reads (`wardround.sources`); without it the task reads images.
     """
 
     NETWORKS: tuple[str, ...]  # values of model.name
@@ -181,6 +182,11 @@ def commands_of(task: str) -> Commands:
     """The task's `COMMANDS`, or none of them."""
     found: Commands = getattr(study_part(task), "COMMANDS", Commands())
     return found
+
+
+def source_of_task(task: str) -> str:
+    """The name of the source of data that the task reads."""
+    return str(getattr(study_part(task), "SOURCE", "images"))
 
 
 def study_part(task: str) -> TaskStudy:

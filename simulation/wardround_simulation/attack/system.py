@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from wardround.accounting import Epsilon, spent
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study, parse_study
 from wardround.tasks.classification.objective import reads_features
 from wardround.tasks.classification.scores import score
@@ -136,7 +137,7 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
         inputs_N = of_patient_PD[patient_N] + generator.normal(size=(len(patient_N), features))
         inputs_N = inputs_N.astype(np.float32)
     else:
-        size = (study.data.channel_count, study.data.image_size, study.data.image_size)
+        size = image_data(study).shape_CHW
         of_patient = generator.integers(0, 250, (len(images), *size))
         inputs_N = (of_patient[patient_N] + generator.integers(0, 6, (len(patient_N), *size))).astype(np.uint8)
     everyone = np.ones(len(patient_N), dtype=bool)

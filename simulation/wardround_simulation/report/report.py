@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround import text as plain
+from wardround.sources import registry as sources
 from wardround.tasks.assessment import CurvePoint, ScoredSet
 from wardround_simulation.report import sections
 from wardround_simulation.report import text as words
@@ -67,14 +68,14 @@ def write_report(folder: Path, evidence: RunEvidence) -> Path:
 def _asked(evidence: RunEvidence) -> str:
     study = evidence.study
     stated = " or ".join(f"“{label}”" for label in study.data.labels)
-    kind = "images" if study.data.modality == "any" else f"{study.data.modality} images"
+    source = sources.of_study(study)
     start = {"phantom": "generated phantoms", "random": "random weights"}.get(study.model.init, "the weights of a file")
     part = {"head": "its last layer", "norm+head": "its normalisation and last layers", "all": "all of it"}
     hospitals = len(evidence.result.get("sites") or {}) or study.aggregation.nominal_sites
     return (
-        f"Task: classify {kind} as {stated}. The network {study.model.name} starts from {start}; "
+        f"Task: classify {source.kind(study)} as {stated}. The network {study.model.name} starts from {start}; "
         f"{part[study.model.trainable]} is trained in {plain.count_text(study.study.rounds, 'round')} across "
-        f"{plain.count_text(hospitals, 'hospital')}. No image leaves its hospital."
+        f"{plain.count_text(hospitals, 'hospital')}. No {source.ROW} leaves its hospital."
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
+from wardround.sources.registry import of_study
 from wardround.storage.atomic import write_file
 from wardround.storage.folders import make_folder
 from wardround.study.load import Study
@@ -23,10 +24,7 @@ from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
-from wardround_client.sources.images.decoding.workers import WorkerPool
-from wardround_client.sources.images.folder.layout import SiteSource
-from wardround_client.sources.images.ingest import IngestReport, ingest
-from wardround_client.sources.images.quality.report import not_used_by_reason
+from wardround_client.sources.registry import FoundSite, IngestReport, source_of
 from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
 # All sites and runs share this key, and it is public: all data of a simulation are on one machine anyway. With one key
@@ -49,7 +47,7 @@ class Prepared:
 
 
 def prepare_hospitals(
-    sources: Sequence[SiteSource], study: Study, folder: Path, progress: Progress | None = None
+    sites: Sequence[FoundSite], study: Study, folder: Path, progress: Progress | None = None
 ) -> list[Prepared]:
     """Ingest every site into `folder`/NAME, incrementally, in the order given.
 
@@ -57,34 +55,35 @@ def prepare_hospitals(
         DataError: If no cohort can be made from a site's data (a one-line message).
     """
     prepared: list[Prepared] = []
-    if not sources:
+    if not sites:
         return prepared
-    with WorkerPool(os.cpu_count() or 1) as pool:
-        for source in sources:
-            target = folder / source.name
+    source = source_of(study.data)
+    with source.worker_pool(os.cpu_count() or 1) as pool:
+        for site in sites:
+            target = folder / site.name
             make_folder(target)
 
-            def tell(done: int, total: int, name: str = source.name) -> None:
+            def tell(done: int, total: int, name: str = site.name) -> None:
                 if progress:
                     progress(name, done, total)
 
-            report = ingest(source, study.data, target / COHORT, SIMULATION_KEY, workers=1, progress=tell, pool=pool)
-            prepared.append(Prepared(name=source.name, folder=target, report=report))
+            report = source.ingest(
+                site, study.data, target / COHORT, SIMULATION_KEY, workers=1, progress=tell, pool=pool
+            )
+            prepared.append(Prepared(name=site.name, folder=target, report=report))
     return prepared
 
 
-def not_used(hospital: Prepared) -> str | None:
+def not_used(hospital: Prepared, study: Study) -> str | None:
     """Return one line about a hospital's files that were put aside or left out, with reasons; None if there are none.
 
-    Files that are no images by their name, and those without a point where points are marked, do not count.
+    What the source leaves out on purpose without a word does not count.
     """
-    quality = hospital.report.quality
+    quality, source = hospital.report.quality, source_of(study.data)
     lines = [
-        f"{count:,} {text}"
-        for code, text, count in not_used_by_reason(quality)
-        if code not in ("skipped", "not_marked")
+        f"{count:,} {text}" for code, text, count in source.not_used_by_reason(quality) if code not in source.WORDLESS
     ]
-    return f"{hospital.name}: {quality.images:,} images used; {'; '.join(lines)}" if lines else None
+    return f"{hospital.name}: {quality.rows:,} {quality.row}s used; {'; '.join(lines)}" if lines else None
 
 
 def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> None:
@@ -101,9 +100,10 @@ def check_federation(study: Study, data: Path, hospitals: list[Prepared]) -> Non
                     "assign each patient to one site"
                 )
     if len(labels) < 2 and not _uses_unlabelled_images(study):
+        row = of_study(study).ROW
         names = ", ".join(study.data.labels[label] for label in sorted(labels)) or "none"
         raise DataError(
-            f"{data}: a {study.study.task} study needs images of two labels, but the usable images have: {names}"
+            f"{data}: a {study.study.task} study needs {row}s of two labels, but the usable {row}s have: {names}"
         )
 
 

@@ -27,7 +27,7 @@ from wardround.storage.locks import try_locked
 from wardround.storage.text_file import path_key
 from wardround.study.load import Study
 from wardround_client.site.paths import CONFIG_FILE
-from wardround_client.sources.images.folder.layout import SiteSource, discover, shared_patients
+from wardround_client.sources.registry import FoundSite, source_of
 from wardround_server.runs.paths import CHECKPOINTS, RESULT_FILE, STUDY_FILE
 from wardround_simulation.run.paths import CLAIM_FILE, COMPARISON_LOG, OUT_LOCK, SITES
 
@@ -40,9 +40,9 @@ class Material:
     """The sources of a run's data: the folders as given on the command line, and the sites found in them."""
 
     data: Path
-    train: tuple[SiteSource, ...]
+    train: tuple[FoundSite, ...]
     test_data: Path | None = None
-    test: tuple[SiteSource, ...] = ()
+    test: tuple[FoundSite, ...] = ()
 
 
 def survey(study: Study, data: Path, test_data: Path | None, sites: int | None) -> Material:
@@ -53,12 +53,13 @@ def survey(study: Study, data: Path, test_data: Path | None, sites: int | None) 
             class occurs.
         StudyError: If the number of sites is not what the study asks for.
     """
-    train = tuple(discover(data, study.data, sites))
+    source = source_of(study.data)
+    train = tuple(source.discover(data, study.data, sites))
     check_number_of_sites(study, str(data), len(train))
     if test_data is None:
         return Material(data=data, train=train)
-    test = tuple(discover(test_data, study.data, None))
-    if shared_patients(train, test):
+    test = tuple(source.discover(test_data, study.data, None))
+    if source.shared_patients(train, test):
         raise DataError(
             f"{test_data}: a patient of the test data is also in the training data; use other patients for the test"
         )

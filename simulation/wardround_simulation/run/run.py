@@ -43,7 +43,7 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
-from wardround_client.sources.images.quality.report import LEFT_OUT
+from wardround_client.sources.registry import source_of
 from wardround_client.training.rows import training_rows
 from wardround_client.training.train import plan_speed
 from wardround_server.rounds.evaluation import SitesExchange, federated_test
@@ -113,7 +113,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     listener.stage("Preparing the hospitals' data")
     hospitals = prepare_hospitals(material.train, study, out / SITES, listener.ingest)
     for hospital in hospitals:
-        if (line := not_used(hospital)) is not None:
+        if (line := not_used(hospital, study)) is not None:
             listener.warn(line)
     check_federation(study, material.data, hospitals)
     outside = prepare_hospitals(material.test, study, out / TEST_SITES, listener.ingest)
@@ -199,7 +199,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         samples=assessed.samples if settings.phantoms else {},
         metrics=read_metrics(out),
         montages={h.name: montage_of(h) for h in opened} if show_images else None,
-        quality={h.name: quality_of(h) for h in hospitals},
+        quality={h.name: quality_of(h, study) for h in hospitals},
         versions=versions(),
         command=settings.command,
         architecture_sha256=architecture,
@@ -336,10 +336,10 @@ def montage_of(hospital: Hospital) -> np.ndarray:
     return np.array(images_NCHW[rows])
 
 
-def quality_of(hospital: Prepared) -> SiteQuality:
+def quality_of(hospital: Prepared, study: Study) -> SiteQuality:
     quality = hospital.report.quality
-    left_out = {code: count for code, count in quality.remarks.items() if code in LEFT_OUT}
-    return SiteQuality(accepted=quality.images, quarantined=dict(quality.quarantined), left_out=left_out)
+    left_out = {code: count for code, count in quality.remarks.items() if code in source_of(study.data).LEFT_OUT}
+    return SiteQuality(accepted=quality.rows, quarantined=dict(quality.quarantined), left_out=left_out)
 
 
 def notes_of(study: Study, hospitals: list[Prepared], settings: RunSettings) -> list[str]:

@@ -21,8 +21,9 @@ from wardround.networks.build import build_model, initial_network
 from wardround.networks.weight_standardisation import WSConv2d
 from wardround.networks.weights import trained_parameters
 from wardround.processes.memory import control_group_bytes, total_bytes
+from wardround.sources.images.study import ImageData
 from wardround.study.load import parse_study
-from wardround.study.schema import DataSection, ModelSection
+from wardround.study.schema import ModelSection
 from wardround.tasks.classification.objective import loss_per_image
 from wardround.tasks.synthesis.dcgan import Discriminator
 from wardround_client.clipping import batch_size, layer_rules, select
@@ -82,7 +83,7 @@ def network_of(name: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
                 parameter.mul_(3)
     else:
         model = ModelSection(name=name.split()[0], init="random", trainable=trainable)
-        network = build_model(model, DataSection(labels=("a", "b"), image_size=size), 0)
+        network = build_model(model, ImageData(labels=("a", "b"), image_size=size), 0)
         with torch.no_grad():  # a zero head sends no gradient into the layers below it, and would test nothing there
             generator = torch.Generator().manual_seed(1)
             network.head.weight.copy_(torch.randn(network.head.weight.shape, generator=generator) * 0.1)

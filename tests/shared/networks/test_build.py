@@ -21,14 +21,15 @@ from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.public_head import PhantomHead
 from wardround.networks.weight_standardisation import ImageStandardise, WSConv2d
 from wardround.networks.weights import TRAINABLE, exchanged_names
+from wardround.sources.images.study import ImageData
 from wardround.study.load import load_study
-from wardround.study.schema import DataSection, ModelSection
+from wardround.study.schema import ModelSection
 from wardround.tasks.classification.networks import FROM_SCRATCH
 from wardround.tasks.reconstruction.study import ReconstructionSection
 
 NAMES = tuple(FROM_SCRATCH)
 LOW_DOSE = ReconstructionSection(degradation="low-dose")
-GREY = DataSection(labels=("benign", "malignant"), image_size=64)
+GREY = ImageData(labels=("benign", "malignant"), image_size=64)
 
 
 @pytest.fixture(autouse=True)
@@ -90,13 +91,13 @@ def test_densenet121_has_the_published_layers_and_parameters():
     ],
 )
 def test_parameter_counts_at_128_pixels(name, low, high):
-    assert low <= parameter_count(build_model(scratch(name), DataSection(labels=("a", "b")), seed=0)) <= high
+    assert low <= parameter_count(build_model(scratch(name), ImageData(labels=("a", "b")), seed=0)) <= high
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels, labels", [("grey", ("a", "b")), ("rgb", ("a", "b", "c"))])
 def test_every_network_is_a_linear_head_over_features_of_grey_values(name, channels, labels):
-    data = DataSection(labels=labels, channels=channels, image_size=64)
+    data = ImageData(labels=labels, channels=channels, image_size=64)
     network = awake(build_model(scratch(name), data, seed=0))
     batch = images(2, data.channel_count)
     features, outputs = network.features(batch), 1 if len(labels) == 2 else len(labels)
@@ -173,7 +174,7 @@ def test_random_weights_come_from_the_seed_alone_and_leave_the_callers_generator
 def test_the_phantom_head_starts_as_the_phantom_model_and_turns_around_with_the_labels():
     batch = images(4, side=128, seed=3)
     network = build_model(ModelSection(), GREY, seed=0)
-    turned = build_model(ModelSection(), DataSection(labels=("malignant", "benign"), image_size=64), seed=0)
+    turned = build_model(ModelSection(), ImageData(labels=("malignant", "benign"), image_size=64), seed=0)
     assert network.features(batch).shape == (4, 33)
     torch.testing.assert_close(network(batch)[:, 0], 2 * network.features(batch)[:, 0])
     assert torch.equal(turned(batch), -network(batch))
@@ -186,9 +187,9 @@ def test_the_whole_phantom_encoder_starts_with_the_shipped_trunk_and_its_logit()
     assert torch.equal(network.state_dict()["trunk.0.weight"], head.state_dict()["public.encoder.trunk.0.weight"])
     batch = images(4, side=128, seed=3)
     assert torch.equal(network(batch), head.public.encoder(batch)) and network(batch).any()
-    turned = DataSection(labels=("malignant", "benign"), image_size=64)
+    turned = ImageData(labels=("malignant", "benign"), image_size=64)
     torch.testing.assert_close(build_model(ModelSection(trainable="all"), turned, seed=0)(batch), -network(batch))
-    three = build_model(ModelSection(trainable="all"), DataSection(labels=("a", "b", "c"), image_size=64), seed=0)
+    three = build_model(ModelSection(trainable="all"), ImageData(labels=("a", "b", "c"), image_size=64), seed=0)
     assert not three(batch).any()
 
 
@@ -225,7 +226,7 @@ def test_a_network_without_normalisation_layers_cannot_train_them():
 def test_the_architectures_hash_knows_layers_and_sizes_and_not_weights_or_what_trains():
     hashes = {architecture_sha256(build_model(scratch(name), GREY, seed=0)) for name in NAMES}
     hashes |= {architecture_sha256(build_model(ModelSection(), GREY, seed=0))}
-    hashes |= {architecture_sha256(build_model(scratch("resnet-small"), DataSection(labels=tuple("abc")), seed=0))}
+    hashes |= {architecture_sha256(build_model(scratch("resnet-small"), ImageData(labels=tuple("abc")), seed=0))}
     assert len(hashes) == len(NAMES) + 2
     small = architecture_sha256(build_model(scratch("resnet-small"), GREY, seed=0))
     assert architecture_sha256(build_model(scratch("resnet-small", "head"), GREY, seed=1)) == small
@@ -415,9 +416,9 @@ def test_a_file_that_is_no_safetensors_file_is_refused_in_one_line(content, tmp_
 
 def test_images_too_small_for_the_network_are_refused_before_any_round():
     with pytest.raises(ModelError, match="32 pixels"):
-        build_model(scratch("densenet121"), DataSection(labels=("a", "b"), image_size=16), seed=0)
+        build_model(scratch("densenet121"), ImageData(labels=("a", "b"), image_size=16), seed=0)
     for name in ("phantom-encoder", "seed-cnn", "resnet-small", "resnet-large"):
-        tiny = DataSection(labels=("a", "b"), image_size=16)
+        tiny = ImageData(labels=("a", "b"), image_size=16)
         assert build_model(scratch(name), tiny, seed=0)(images(2, side=16)).shape == (2, 1)
 
 

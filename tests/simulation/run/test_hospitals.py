@@ -46,12 +46,13 @@ def test_a_patient_at_two_sites_is_refused_by_the_sites_names(tmp_path: Path) ->
 
 def test_what_is_not_used_is_one_line_with_its_reasons() -> None:
     def prepared(**counts: dict[str, int]) -> Prepared:
-        quality = SimpleNamespace(images=28, unlabelled=0, **{"quarantined": {}, "remarks": {}, **counts})
+        quality = SimpleNamespace(rows=28, row="image", unlabelled=0, **{"quarantined": {}, "remarks": {}, **counts})
         return Prepared(name="north", folder=Path(), report=SimpleNamespace(quality=quality))
 
-    line = not_used(prepared(quarantined={"unreadable": 3}, remarks={"label_left_out": 14, "few_of_class": 1}))
+    study = load_study(ready_study("lidc"))
+    line = not_used(prepared(quarantined={"unreadable": 3}, remarks={"label_left_out": 14, "few_of_class": 1}), study)
     assert line == (
         "north: 28 images used; 3 put aside: the file cannot be read as an image; 14 left out: rows whose label is not "
         "in the study"
     )
-    assert not_used(prepared(remarks={"skipped": 2, "not_marked": 9, "few_of_class": 1})) is None
+    assert not_used(prepared(remarks={"skipped": 2, "not_marked": 9, "few_of_class": 1}), study) is None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardround.errors import DataError, required
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.claim import claimed_cohort, refuse_full_disk
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
 from wardround_client.sources.images.decoding.decoded_cache import Memory, Outcome, request_key
@@ -28,11 +28,11 @@ from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
 from wardround_client.sources.images.plan import Finding, plan_images
 from wardround_client.sources.images.quality.findings import ScannedSite, faults_of, findings_of, quality_of
-from wardround_client.sources.images.quality.gate import Quality
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.quality.report import REPORT_HTML, write_quality
+from wardround_client.sources.images.quality.report import write_quality
 from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
-from wardround_client.sources.images.source import prepared_by, row_shape
+from wardround_client.sources.images.source import REPORT_PAGE, prepared_by, row_shape
+from wardround_client.sources.quality import Quality
 
 Progress = Callable[[int, int], None]
 PASSING_FAULTS = frozenset({"unreachable", "out_of_memory", "too_slow", "decoder_crashed"})
@@ -62,7 +62,13 @@ class IngestReport:
     @property
     def lost_most(self) -> bool:
         """Whether more could not be read than is in the cohort."""
-        return self.unread > self.quality.images
+        return self.unread > self.quality.rows
+
+    @property
+    def summary(self) -> str:
+        """One line: patients and images, and how many were decoded now."""
+        quality = self.quality
+        return f"{quality.patients} patients, {quality.rows} images; {self.decoded} decoded now, {self.reused} reused"
 
     def to_json(self) -> dict:
         """Return plain values for `--json` and a run's report."""
@@ -72,7 +78,7 @@ class IngestReport:
 
 def ingest(
     source: SiteSource,
-    data: DataSection,
+    data: ImageData,
     folder: Path,
     key: bytes,
     *,
@@ -121,7 +127,7 @@ def ingest(
             if not kept:
                 raise DataError(
                     f"{source.root}: none of the {len(source.files)} files of {source.name} can be used for the study; "
-                    f"the reasons are in {folder / REPORT_HTML}"
+                    f"the reasons are in {folder / REPORT_PAGE}"
                 )
             rows = [
                 CohortRow(
@@ -183,7 +189,7 @@ class _Counter:
 
 def _look(
     source: SiteSource,
-    data: DataSection,
+    data: ImageData,
     key: bytes,
     objectors: frozenset[str],
     pool: WorkerPool,

@@ -13,8 +13,8 @@ from typing import cast
 import numpy as np
 
 from wardround.errors import DataError, required
+from wardround.sources.images.study import ImageData
 from wardround.storage.table import spellings_of_number
-from wardround.study.schema import DataSection
 from wardround_client.sources.images.attributes import lesion_size_of
 from wardround_client.sources.images.folder.class_folders import label_index
 from wardround_client.sources.images.folder.layout import SiteSource
@@ -83,7 +83,7 @@ class Plan:
 
 
 def plan_images(
-    source: SiteSource, scanned: Sequence[ScannedFile], owners: Sequence[str | None], data: DataSection, key: bytes
+    source: SiteSource, scanned: Sequence[ScannedFile], owners: Sequence[str | None], data: ImageData, key: bytes
 ) -> Plan:
     """Plan the images of a site. `owners` gives the pseudonym of each file. Files with a `fault` are skipped."""
     series = group_series(scanned, owners)
@@ -162,7 +162,7 @@ def _labelled(
     table: LabelTable,
     series: Sequence[Series],
     scanned: Sequence[ScannedFile],
-    data: DataSection,
+    data: ImageData,
     key: bytes,
     findings: list[Finding],
 ) -> list[ImageRequest]:
@@ -223,7 +223,7 @@ def _at_point(
     series: Series,
     index: int,
     scanned: Sequence[ScannedFile],
-    data: DataSection,
+    data: ImageData,
     label: int,
     findings: list[Finding],
 ) -> list[ImageRequest]:
@@ -332,7 +332,7 @@ def _with_neighbours(
     return result
 
 
-def _gaps(series: Sequence[Series], data: DataSection) -> list[Finding]:
+def _gaps(series: Sequence[Series], data: ImageData) -> list[Finding]:
     """Return a remark for each series with a gap.
 
     There are none if the study combines slices: the images have the fault instead.

@@ -6,41 +6,57 @@ See `sources/registry.py` for who calls these functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wardround.study.schema import DataSection
+from wardround.errors import DataError
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import Cohort
 from wardround_client.sources.images.decoding.decoded_cache import DECODED_FILE, forget_pixels
+from wardround_client.sources.quality import Quality
 
+if TYPE_CHECKING:
+    from wardround_client.sources.images.decoding.workers import WorkerPool
+    from wardround_client.sources.images.folder.layout import SiteSource
+    from wardround_client.sources.images.ingest import IngestReport, Progress
+
+REPORT_PAGE = "quality.html"
+LEFT_OUT = ("label_left_out", "image_left_out", "not_marked", "unmatched_label", "skipped", "broken_link")
+WORDLESS = ("skipped", "not_marked")  # files that are no images by their name, and those where only points are read
+UNKNOWN_PATIENTS = (
+    "it is unknown which pictures belong to the same patient, and privacy is promised per patient; add a manifest.csv "
+    "(docs/data.md), or --image-is-patient if every picture shows a different patient"
+)
 PREPROCESSING_VERSION = 1  # increase it when the same file would give different pixels
 
 
-def row_shape(data: DataSection) -> tuple[int, int, int]:
+def row_shape(data: ImageData) -> tuple[int, int, int]:
     """Return the shape of one image: channels, height and width."""
     return data.channel_count, data.image_size, data.image_size
 
 
-def row_dtype(data: DataSection) -> Any:
+def row_dtype(data: ImageData) -> Any:
     """Return the dtype of an image, uint8."""
     return np.uint8
 
 
-def prepared_by(data: DataSection) -> str:
+def prepared_by(data: ImageData) -> str:
     """Return everything besides the file that determines the pixels: version and settings, as canonical JSON."""
     settings = data.model_dump(include={"image_size", "region", "spacing_mm", "channels", "window_hu"})
     return json.dumps({"preprocessing": PREPROCESSING_VERSION, **settings}, sort_keys=True)
 
 
-def fits(cohort: Cohort, data: DataSection) -> bool:
+def fits(cohort: Cohort, data: ImageData) -> bool:
     """Return whether the cohort's images have the channels and the size that a study asks for."""
     return cohort.values_N.shape[1:] == row_shape(data) and _channels(cohort) in (None, data.channels)
 
 
-def differences(cohort: Cohort, data: DataSection) -> list[str]:
+def differences(cohort: Cohort, data: ImageData) -> list[str]:
     """Return how the cohort's images differ from those that a study asks for, one line each."""
     found = []
     prepared, asked = cohort.values_N.shape[1:], row_shape(data)
@@ -58,6 +74,64 @@ def differences(cohort: Cohort, data: DataSection) -> list[str]:
 def forget_rows(folder: Path, hashes: Collection[str]) -> None:
     """Remove the cached decoding outcomes of these images from the cohort's folder."""
     forget_pixels(folder / DECODED_FILE, set(hashes))
+
+
+def discover(folder: Path, data: ImageData, sites: int | None = None) -> Sequence[SiteSource]:
+    """Return the sites found in a folder, sorted by name (`folder/layout.py`)."""
+    from wardround_client.sources.images.folder import layout
+
+    return layout.discover(folder, data, sites)
+
+
+def of_one_hospital(folder: Path, data: ImageData, name: str) -> SiteSource:
+    """Return a folder as the data of one hospital, whatever its layout. It may lack a rare label of the study."""
+    from wardround_client.sources.images.folder import layout
+
+    try:
+        (source,) = layout.discover(folder, data, sites=1, every_label=False)
+    except DataError:
+        if len(layout.discover(folder, data)) == 1:  # `discover` itself raises if the fault is a different one
+            raise
+        raise DataError(f"{folder}: holds the data of several sites; give the folder of this hospital") from None
+    return replace(source, name=name)
+
+
+def shared_patients(one: Iterable[SiteSource], other: Iterable[SiteSource]) -> int:
+    """Return the number of patients in both."""
+    from wardround_client.sources.images.folder import layout
+
+    return layout.shared_patients(one, other)
+
+
+def worker_pool(workers: int) -> AbstractContextManager[WorkerPool]:
+    """Return worker processes that decode images, which many small sites can share."""
+    from wardround_client.sources.images.decoding.workers import WorkerPool
+
+    return WorkerPool(workers)
+
+
+def ingest(
+    source: SiteSource,
+    data: ImageData,
+    folder: Path,
+    key: bytes,
+    *,
+    workers: int,
+    objectors: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+    pool: WorkerPool | None = None,
+) -> IngestReport:
+    """Prepare a site's cohort and its quality report (`ingest.py`)."""
+    from wardround_client.sources.images import ingest as images
+
+    return images.ingest(source, data, folder, key, workers=workers, objectors=objectors, progress=progress, pool=pool)
+
+
+def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
+    """Return code, text and number of what was put aside or left out, most important first."""
+    from wardround_client.sources.images.quality import report
+
+    return report.not_used_by_reason(quality)
 
 
 def _channels(cohort: Cohort) -> str | None:

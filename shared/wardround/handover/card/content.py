@@ -19,6 +19,7 @@ from wardround.handover.card.figures import (
     released_weights_line,
 )
 from wardround.handover.card.metadata import metadata_of
+from wardround.sources.images.study import image_data
 from wardround.study.describe import learns, network, reads
 from wardround.study.load import Study
 from wardround.text import bytes_text, count_text, epsilon_of, epsilon_text
@@ -145,7 +146,7 @@ def _how_to(record: Record, study: Study) -> list[Block]:
                 "image to scores: it needs Wardround. There is no ONNX file and no MONAI bundle."
             )
         ]
-    side, channels = study.data.image_size, study.data.channel_count
+    side, channels = image_data(study).image_size, image_data(study).channel_count
     labels = record["labels"]
     outputs = (
         f"(N, 1), the logit of {labels[1]}" if len(labels) == 2 else f"(N, {len(labels)}), the logit of each label"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wardround.errors import ModelError
 from wardround.networks.model_file import read_shipped
 from wardround.networks.preprocessing import CentreCrop, DihedralViews, OtsuNormalise
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 
 CROP_PX = 64
@@ -110,7 +111,11 @@ class Familiarity(nn.Module):
 
 def applies_to(study: Study) -> bool:
     """Return whether the images of a study are what the public reference shows: marked regions on CT, in grey."""
-    return study.data.modality == "CT" and study.data.region == "marked" and study.data.channels == "grey"
+    return (
+        image_data(study).modality == "CT"
+        and image_data(study).region == "marked"
+        and image_data(study).channels == "grey"
+    )
 
 
 class NotJudged(nn.Module):

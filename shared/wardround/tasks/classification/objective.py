@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wardround.networks.weights import trained_parameters
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.augmentation import augmentation
 from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
@@ -58,7 +59,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
         generator = torch.Generator().manual_seed(0)  # synthetic input, neither patient data nor secret
         if reads_features(study):
             return torch.randn(7, head_of(network).in_features, generator=generator).to(tools.device)
-        size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
+        size = (7, *image_data(study).shape_CHW)
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(tools.device)
 
     return Objective(

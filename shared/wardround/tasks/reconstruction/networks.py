@@ -8,12 +8,13 @@ from torch import nn
 
 from wardround.networks.fingerprint import load_strictly
 from wardround.networks.model_file import read_model_file
-from wardround.study.schema import DataSection, ModelSection, Section
+from wardround.sources.images.study import ImageData
+from wardround.study.schema import ModelSection, Section
 from wardround.tasks.reconstruction.restorer import Restorer, load_phantom_restorer
 from wardround.tasks.reconstruction.study import ReconstructionSection
 
 
-def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
+def first_weights(model: ModelSection, data: ImageData, section: Section | None) -> nn.Module:
     """Return the restorer with the weights of `model.init`: random, phantom (by degradation), or those of a file."""
     degradation = section.degradation if isinstance(section, ReconstructionSection) else None
     if model.init == "random":

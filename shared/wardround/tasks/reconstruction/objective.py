@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.augmentation import augmentation
 from wardround.tasks.objective import Augmentation, Draws, Objective, StepTools
@@ -40,7 +41,7 @@ def reads_features(study: Study) -> bool:
 
 def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objective:
     """Return the joint loss of generator and discriminator over degraded images as the objective."""
-    side = section_of(study).crop_px or study.data.image_size
+    side = section_of(study).crop_px or image_data(study).image_size
 
     def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)  # synthetic input, neither patient data nor secret

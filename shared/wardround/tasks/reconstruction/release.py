@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wardround.metrics.noised_auc import ScoreHistogram
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.reconstruction.accept_test import Weights, accept_test, released_model
 from wardround.tasks.reconstruction.study import section_of
@@ -28,7 +29,7 @@ def released_weights(
 
 def manifest(study: Study) -> dict[str, Any]:
     """Return the settings of the model that `wardround-site enhance` needs."""
-    return {"reconstruction": section_of(study).model_dump(), "window_hu": list(study.data.window_hu[0])}
+    return {"reconstruction": section_of(study).model_dump(), "window_hu": list(image_data(study).window_hu[0])}
 
 
 def card_lines(figures: Mapping[str, Any]) -> list[str]:

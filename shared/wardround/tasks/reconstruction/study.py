@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from wardround.sources.images.study import image_data
 from wardround.study.schema import Section
 from wardround.tasks.registry import Commands
 
@@ -55,11 +56,11 @@ def section_of(study: Study) -> ReconstructionSection:
 def check(study: Study) -> None:
     """Raise `ValueError` if a restorer cannot read the study's images, or its bins do not fit gains in dB."""
     section = section_of(study)
-    if study.data.channels != "grey":
+    if image_data(study).channels != "grey":
         raise ValueError("data.channels: a restorer reads grey images; use channels = 'grey'")
-    if study.data.image_size % 8 or study.data.image_size < 32:
+    if image_data(study).image_size % 8 or image_data(study).image_size < 32:
         raise ValueError("data.image_size: a restorer needs a multiple of 8, at least 32")
-    if section.crop_px > study.data.image_size:
+    if section.crop_px > image_data(study).image_size:
         raise ValueError("reconstruction.crop_px: larger than data.image_size")
     if study.evaluation.epsilon > 0 and study.evaluation.logit_scale > 0.5:
         raise ValueError("evaluation.logit_scale: the accept test counts gains in dB; use 0.1, or at most 0.5")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wardround.errors import required
 from wardround.networks.weights import trained_parameters
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.objective import Draws, Objective, StepTools
 from wardround.tasks.synthesis.dcgan import Generator, hinge_of_fake, hinge_of_real, of_label
@@ -53,7 +54,7 @@ def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objectiv
 
     def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)  # synthetic input, neither patient data nor secret
-        size = (7, study.data.channel_count, study.data.image_size, study.data.image_size)
+        size = (7, *image_data(study).shape_CHW)
         return (2 * torch.rand(size, generator=generator) - 1).to(tools.device)
 
     return Objective(

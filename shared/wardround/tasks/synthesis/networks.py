@@ -9,12 +9,13 @@ from torch import nn
 from wardround.errors import ModelError
 from wardround.networks.fingerprint import load_strictly
 from wardround.networks.model_file import read_model_file
-from wardround.study.schema import DataSection, ModelSection, Section
+from wardround.sources.images.study import ImageData
+from wardround.study.schema import ModelSection, Section
 from wardround.tasks.synthesis.gan import SharedGAN, phantom_gan
 from wardround.tasks.synthesis.phantom_sampler import phantom_sampler
 
 
-def first_weights(model: ModelSection, data: DataSection, section: Section | None) -> nn.Module:
+def first_weights(model: ModelSection, data: ImageData, section: Section | None) -> nn.Module:
     """Return the network of `model.name` with the weights of `model.init`: random, phantom, or those of a file."""
     if model.init == "random":
         return _from_scratch(model, data)
@@ -30,13 +31,13 @@ def first_weights(model: ModelSection, data: DataSection, section: Section | Non
     return network
 
 
-def _from_scratch(model: ModelSection, data: DataSection) -> nn.Module:
+def _from_scratch(model: ModelSection, data: ImageData) -> nn.Module:
     if model.name != "dcgan":
         raise ModelError(f"model.init: {model.name} is made of public phantoms; use 'phantom', or a file of a run")
     return SharedGAN(data.image_size, data.channel_count, len(data.labels))
 
 
-def _from_phantoms(model: ModelSection, data: DataSection, path: str | None) -> nn.Module:
+def _from_phantoms(model: ModelSection, data: ImageData, path: str | None) -> nn.Module:
     if model.name == "phantom-sampler":
         return phantom_sampler(data.labels, path)
     return phantom_gan(data.image_size, data.channel_count, data.labels, path)

@@ -130,7 +130,7 @@ def test_pixels_that_the_gate_refused_come_back_when_the_fault_is_mended(tmp_pat
     assert run(folder, tmp_path / "out", pool).quality.quarantined == {"two_patients": 2}
     manifest(folder, rows[:8])
     mended = run(folder, tmp_path / "out", pool)
-    assert mended.quality.images == 8 and mended.decoded == 1
+    assert mended.quality.rows == 8 and mended.decoded == 1
     assert np.array_equal(open_cohort(tmp_path / "out").values_N[0, 0], pixels(0))
 
 
@@ -146,7 +146,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(tmp_path):
 
     with WorkerPool(2) as own:
         report = ingest(source, study(), tmp_path / "out", KEY, workers=2, pool=own, progress=kill_one)
-    assert kills == [20, 230] and report.quality.images == 200 and not report.quality.quarantined
+    assert kills == [20, 230] and report.quality.rows == 200 and not report.quality.quarantined
 
 
 def test_a_killed_ingest_leaves_no_cohort_that_opens_wrongly_and_the_next_one_mends_it(tmp_path, pool):
@@ -155,11 +155,11 @@ def test_a_killed_ingest_leaves_no_cohort_that_opens_wrongly_and_the_next_one_me
     key = open_cohort(tmp_path / "out").key
     program = (
         "import os, sys, signal; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from wardround.study.schema import DataSection\n"
+        "from wardround.sources.images.study import ImageData\n"
         "from wardround_client.sources.images.folder.layout import discover\n"
         "from wardround_client.sources.images.ingest import ingest\n"
         "if __name__ == '__main__':\n"
-        f"    data = DataSection(image_size=16, labels={LABELS!r}, modality='any', channels='rgb')\n"
+        f"    data = ImageData(image_size=16, labels={LABELS!r}, modality='any', channels='rgb')\n"
         f"    root = Path(sys.argv[1]); (source,) = discover(root / 'data', data)\n"
         "    die = lambda done, total: done > 60 and os.kill(os.getpid(), signal.SIGKILL)\n"
         f"    ingest(source, data, root / 'out', {KEY!r}, workers=1, progress=die)\n"
@@ -170,7 +170,7 @@ def test_a_killed_ingest_leaves_no_cohort_that_opens_wrongly_and_the_next_one_me
     ended = subprocess.run([sys.executable, str(script), str(tmp_path), *roots], timeout=120)
     assert ended.returncode == -signal.SIGKILL
     assert open_cohort(tmp_path / "out").key == key  # the old one, whole
-    assert run(folder, tmp_path / "out", pool, channels="rgb").quality.images == 40
+    assert run(folder, tmp_path / "out", pool, channels="rgb").quality.rows == 40
 
 
 def test_sources_are_never_written_and_may_be_read_only(tmp_path, pool):
@@ -234,7 +234,7 @@ def test_the_gate_keeps_one_of_twins_and_none_of_a_contradiction():
 def test_one_file_listed_under_two_patients_or_two_labels(tmp_path, pool):
     rows = [*many(4), ("00.png", "stranger", "benign", pixels(0)), ("01.png", "patient 0", "benign", pixels(1))]
     report = run(manifest(tmp_path / "data", rows), tmp_path / "out", pool)
-    assert report.quality.quarantined == {"two_patients": 2, "two_labels": 2} and report.quality.images == 2
+    assert report.quality.quarantined == {"two_patients": 2, "two_labels": 2} and report.quality.rows == 2
 
 
 def test_the_report_is_for_people_and_holds_no_path(tmp_path, pool):

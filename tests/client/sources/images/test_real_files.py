@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 from pydicom.pixels import apply_rescale, pixel_array
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.images.decoding.dicom_pixels import read_frame
 from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
@@ -22,7 +22,7 @@ from wardround_client.sources.images.quality.reasons import REASONS
 
 KEY = b"site key of the tests, 32 bytes."
 TEST_DATA = Path(os.environ.get("WARDROUND_TEST_DATA", ROOT.parent / "shared" / "data"))
-ANYTHING = DataSection(image_size=64, modality="any", labels=("a", "b"))
+ANYTHING = ImageData(image_size=64, modality="any", labels=("a", "b"))
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
 # The manifest was made with the GPL libjpeg plug-in, which reads 12-bit lossy JPEG; ours do not.
 TWELVE_BIT_LOSSY = "1.2.840.10008.1.2.4.51"
@@ -116,14 +116,14 @@ def test_the_same_files_through_ingest_are_a_cohort_and_a_quarantine(tmp_path):
     (source,) = discover(folder, ANYTHING, 1)
     report = ingest(source, ANYTHING, tmp_path, KEY, workers=2)
     cohort = open_cohort(tmp_path)
-    assert report.quality.images == len(cohort.values_N) > 10
+    assert report.quality.rows == len(cohort.values_N) > 10
     assert report.quality.quarantined.keys() >= {"no_pixels", "no_decoder", "not_an_image", "no_patient", "duplicate"}
     assert "unreadable" not in report.quality.quarantined
 
 
 @needs_lidc
 def test_the_lidc_pack_is_six_sites_without_a_patient_in_common(tmp_path):
-    data = DataSection(labels=("benign", "malignant"), region="marked")
+    data = ImageData(labels=("benign", "malignant"), region="marked")
     sources = discover(TEST_DATA / "lidc_nodules", data)
     assert [source.name for source in sources] == ["GE_1", "GE_2", "GE_3", "PHILIPS", "SIEMENS", "TOSHIBA"]
     assert sum(source.left_out for source in sources) == 676

@@ -12,8 +12,9 @@ from paths import STUDIES
 from wardround.errors import ModelError, StudyError
 from wardround.networks.build import build_model, initial_network
 from wardround.networks.fingerprint import architecture_sha256
+from wardround.sources.images.study import ImageData
 from wardround.study.load import Study, load_study, parse_study
-from wardround.study.schema import DataSection, ModelSection
+from wardround.study.schema import ModelSection
 from wardround.tasks.synthesis import use
 from wardround.tasks.synthesis.phantom_sampler import BANK_PHANTOMS, phantom_sampler
 
@@ -49,7 +50,7 @@ def test_the_samplers_start_keeps_all_phantoms_alike_and_is_turned_around_with_t
 
 
 def test_the_bank_and_its_centre_are_part_of_what_a_site_approves() -> None:
-    network = build_model(ModelSection(name="phantom-sampler"), DataSection(labels=LABELS), seed=0)
+    network = build_model(ModelSection(name="phantom-sampler"), ImageData(labels=LABELS), seed=0)
     before = architecture_sha256(network)
     with torch.no_grad():
         network.head.realness.weight += 1  # what trains does not count

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.records import UnfitImage
 
 Box = tuple[float, float, float, float]
@@ -22,7 +22,7 @@ LUMINANCE_RGB = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.60
 
 def region_box(
     shape_HW: tuple[int, int],
-    data: DataSection,
+    data: ImageData,
     spacing_mm: tuple[float, float] | None,
     mark_xy: tuple[float, float] | None,
 ) -> Box:
@@ -123,7 +123,7 @@ def luminance(colour_HW3: np.ndarray) -> np.ndarray:
     return colour_HW3.astype(np.float32) @ LUMINANCE_RGB
 
 
-def stack_channels(planes: list[np.ndarray], data: DataSection) -> np.ndarray:
+def stack_channels(planes: list[np.ndarray], data: ImageData) -> np.ndarray:
     """Stack uint8 planes into C x H x W; a single plane is repeated if the study has more channels."""
     planes = planes * data.channel_count if len(planes) == 1 else planes
     return np.stack(planes)

@@ -22,7 +22,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import pseudonym
 from wardround_client.sources.images.attributes import Attributes, age_of, scanner_of, sex_of, thickness_of
 from wardround_client.sources.images.decoding.frame_attributes import first_value, frame_scopes
@@ -74,7 +74,7 @@ def read_patient(path: Path) -> tuple[str | None, str]:
         return None, ""
 
 
-def scan_dicom(path: Path | BinaryIO, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
+def scan_dicom(path: Path | BinaryIO, content_sha256: str, data: ImageData, key: bytes) -> ScannedFile:
     """Return the record of one file: keyed hashes, geometry, and the first reason why it does not fit the study.
 
     Args:
@@ -125,7 +125,7 @@ def _read_header(file: BinaryIO) -> tuple[Dataset, NativePixels | None]:
     return header, native_pixels(header, offset, length) if whole and vr in (None, "OB", "OW") else None
 
 
-def _record(header: Dataset, content_sha256: str, data: DataSection, key: bytes) -> ScannedFile:
+def _record(header: Dataset, content_sha256: str, data: ImageData, key: bytes) -> ScannedFile:
     patient_id, issuer = _patient(header)
     fault = _fault(header, data)
     frames = (Frame(),) if fault in ("no_pixels", "too_large") else _frames(header)
@@ -185,7 +185,7 @@ def _patient(header: Dataset) -> tuple[str | None, str]:
     return (text, str(header.get("IssuerOfPatientID") or "").strip(" \0")) if text else (None, "")
 
 
-def _fault(header: Dataset, data: DataSection) -> str:
+def _fault(header: Dataset, data: ImageData) -> str:
     """Return the first reason code that excludes the file, or ""."""
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns or not header.get("BitsAllocated"):

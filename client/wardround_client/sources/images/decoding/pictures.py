@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.decoding.crop import (
     cut,
     luminance,
@@ -42,7 +42,7 @@ def scan_picture(path: Path, content_sha256: str) -> ScannedFile:
         return ScannedFile(content_sha256=content_sha256, rows=picture.height, columns=picture.width)
 
 
-def prepare_picture(path: Path, data: DataSection) -> PreparedImage:
+def prepare_picture(path: Path, data: ImageData) -> PreparedImage:
     """Decode, cut and scale one picture.
 
     HU windows are ignored. For the region `marked`, the picture is assumed to be a crop around the mark already.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wardround.errors import required
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import values_sha256
 from wardround_client.sources.images.decoding.crop import (
     cut,
@@ -75,7 +75,7 @@ def recipe_of(request: ImageRequest, scanned: Sequence[ScannedFile], path_of: Ca
     )
 
 
-def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
+def scan(path: Path, data: ImageData, key: bytes) -> ScannedFile:
     """Hash a file and scan its header. If the file cannot be used, the record has a `fault`; no exception is raised."""
     content_sha256 = ""
     try:
@@ -98,7 +98,7 @@ def scan(path: Path, data: DataSection, key: bytes) -> ScannedFile:
         return ScannedFile(content_sha256=content_sha256, fault=_reason(error))
 
 
-def prepare(recipe: Recipe, data: DataSection) -> PreparedImage:
+def prepare(recipe: Recipe, data: ImageData) -> PreparedImage:
     """Decode, cut and scale one image. If it cannot be used, the result has a `fault`; no exception is raised."""
     try:
         image = prepare_picture(recipe.here.path, data) if recipe.kind == "picture" else _prepare_dicom(recipe, data)
@@ -121,7 +121,7 @@ def _reason(error: Exception) -> str:
     return "unreachable" if isinstance(error, OSError) and error.errno is not None else "unreadable"
 
 
-def _prepare_dicom(recipe: Recipe, data: DataSection) -> PreparedImage:
+def _prepare_dicom(recipe: Recipe, data: ImageData) -> PreparedImage:
     frame = _frame(recipe.here)
     box = region_box(frame.values.shape[:2], data, recipe.here.spacing_mm, recipe.mark_xy)
     if data.channels == "slices":

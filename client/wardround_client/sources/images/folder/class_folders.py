@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround.errors import DataError
+from wardround.sources.images.study import ImageData
 from wardround.storage.table import same_text
-from wardround.study.schema import DataSection
 from wardround_client.sources.images.folder.files import LABELS, MANIFEST, list_files, subfolders
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
@@ -26,7 +26,7 @@ class ClassFolders:
     copied: int = 0  # files of a copy of the folder inside itself
 
 
-def label_index(text: str, data: DataSection) -> int | None:
+def label_index(text: str, data: ImageData) -> int | None:
     """Return the index of a label, -1 for an empty text, None for a label that is not in the study.
 
     Case, outer spaces and the Unicode form of a letter do not matter, unless the study's labels differ only in them.
@@ -39,7 +39,7 @@ def label_index(text: str, data: DataSection) -> int | None:
     return same[0] if len(same) == 1 else None
 
 
-def class_folders(root: Path, data: DataSection) -> ClassFolders | None:
+def class_folders(root: Path, data: ImageData) -> ClassFolders | None:
     """Return the folders of labels in `root`, at its top or in the parts of a split; None if it has none.
 
     Labels are never taken from folders if a table gives them, or if only some of the names fit.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wardround.errors import DataError
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.decoding.identify import patients_of_files
 from wardround_client.sources.images.folder.class_folders import ClassFolders, are_splits, class_folders, label_index
 from wardround_client.sources.images.folder.files import (
@@ -72,14 +72,12 @@ class SiteSource:
     broken_links: int = 0
 
     @property
-    def assumes_one_image_one_patient(self) -> bool:
+    def patients_are_assumed(self) -> bool:
         """Whether the data do not state which pictures belong to the same patient."""
         return ONE_IMAGE_ONE_PATIENT in self.assumptions
 
 
-def discover(
-    folder: Path, data: DataSection, sites: int | None = None, *, every_label: bool = True
-) -> list[SiteSource]:
+def discover(folder: Path, data: ImageData, sites: int | None = None, *, every_label: bool = True) -> list[SiteSource]:
     """Return the sites found in `folder`, sorted by name.
 
     Args:
@@ -106,7 +104,7 @@ def discover(
     return sorted(found, key=lambda source: source.name)
 
 
-def _find(folder: Path, data: DataSection, sites: int | None, every_label: bool) -> list[SiteSource]:
+def _find(folder: Path, data: ImageData, sites: int | None, every_label: bool) -> list[SiteSource]:
     root = folder.resolve()
     if not (root / MANIFEST).is_file() and not (root / LABELS).is_file():
         refuse_known_tables(root)
@@ -135,7 +133,7 @@ def shared_patients(one: Iterable[SiteSource], other: Iterable[SiteSource]) -> i
     return len(set().union(*map(_patients, one)) & set().union(*map(_patients, other)))
 
 
-def _one_site(folder: Path, data: DataSection) -> SiteSource:
+def _one_site(folder: Path, data: ImageData) -> SiteSource:
     """Return a folder as one site, whatever its layout."""
     name = _site_name(folder.name, str(folder))
     if (folder / MANIFEST).is_file():
@@ -148,7 +146,7 @@ def _one_site(folder: Path, data: DataSection) -> SiteSource:
     return replace(_from_dicom(folder, data), name=name)
 
 
-def _from_manifest(root: Path, data: DataSection, sites: int | None) -> list[SiteSource]:
+def _from_manifest(root: Path, data: ImageData, sites: int | None) -> list[SiteSource]:
     path = root / MANIFEST
     rows = read_manifest(path)
     home: dict[str, tuple[str | None, int]] = {}
@@ -216,7 +214,7 @@ def _from_classes(root: Path, classes: ClassFolders) -> SiteSource:
     )
 
 
-def _from_dicom(root: Path, data: DataSection) -> SiteSource:
+def _from_dicom(root: Path, data: ImageData) -> SiteSource:
     listing = list_files(root)
     if not any(file_kind(path) == DICOM for path in listing.files):
         raise DataError(f"{root}: no image among its {len(listing.files)} files; {_layouts(data)}")
@@ -280,7 +278,7 @@ def _patients(source: SiteSource) -> set[str]:
     return {owner for owner in _owners(source) if owner is not None}
 
 
-def _is_one_dicom_site(root: Path, data: DataSection, sites: int | None) -> bool:
+def _is_one_dicom_site(root: Path, data: ImageData, sites: int | None) -> bool:
     """Whether the folder is one site of DICOM files.
 
     That is the case if labels.csv or a DICOM file is at the top, if the folders are the parts of a split (train, test),
@@ -294,7 +292,7 @@ def _is_one_dicom_site(root: Path, data: DataSection, sites: int | None) -> bool
     return sites == 1 and len(inside) > 1 and not any(_looks_like_site(inner, data) for inner in inside)
 
 
-def _looks_like_site(folder: Path, data: DataSection) -> bool:
+def _looks_like_site(folder: Path, data: ImageData) -> bool:
     return (folder / MANIFEST).is_file() or (folder / LABELS).is_file() or class_folders(folder, data) is not None
 
 
@@ -311,7 +309,7 @@ def _refuse_shared_patients(folder: Path, found: Sequence[SiteSource]) -> None:
                 )
 
 
-def _refuse_missing_labels(folder: Path, found: Sequence[SiteSource], data: DataSection, every_label: bool) -> None:
+def _refuse_missing_labels(folder: Path, found: Sequence[SiteSource], data: ImageData, every_label: bool) -> None:
     """Raise `DataError` if labels are given, but not every label of the study: it would train without that class."""
     counts: Counter[int] = Counter()
     others = 0
@@ -346,5 +344,5 @@ def _site_name(text: str, place: str, *, strict: bool = True) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63] or "site"
 
 
-def _layouts(data: DataSection) -> str:
+def _layouts(data: ImageData) -> str:
     return f"provide a manifest.csv, folders named {' and '.join(data.labels)}, or DICOM files (see docs/data.md)"

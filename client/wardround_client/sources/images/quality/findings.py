@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wardround.errors import WardroundError, required
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.decoding.decoded_cache import Outcome
 from wardround_client.sources.images.folder.layout import SiteSource
 from wardround_client.sources.images.plan import Finding, Plan
@@ -24,7 +24,7 @@ class ScannedSite:
     """The files of a site after scanning; records and owners (pseudonyms) are in the order of `source.files`."""
 
     source: SiteSource
-    data: DataSection
+    data: ImageData
     key: bytes
     scanned: Sequence[ScannedFile]
     owners: Sequence[str | None]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.images.quality.reasons import REASONS
+from wardround_client.sources.quality import Quality
 
 FEW_PATIENTS = 10  # a class with fewer patients gets the remark "few_of_class"
 
@@ -24,36 +25,6 @@ class Candidate:
     label: int
     pixels_sha256: str
     source_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """The findings at a site, as numbers and reason codes."""
-
-    site: str
-    files: int
-    images: int
-    patients: int
-    classes: dict[str, dict[str, int]]  # label -> images, patients
-    unlabelled: int
-    quarantined: dict[str, int]  # reason code -> number of files, images or rows
-    remarks: dict[str, int]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict:
-        """Return plain values for `quality.json` and a run's report."""
-        return {
-            "schema": 1,
-            "site": self.site,
-            "files": self.files,
-            "images": self.images,
-            "patients": self.patients,
-            "classes": self.classes,
-            "unlabelled": self.unlabelled,
-            "quarantined": self.quarantined,
-            "remarks": self.remarks,
-            "notes": list(self.notes),
-        }
 
 
 def gate(candidates: Sequence[Candidate]) -> list[str]:
@@ -112,7 +83,7 @@ def summarise(
     return Quality(
         site=site,
         files=files,
-        images=len(accepted),
+        rows=len(accepted),
         patients=len({pseudonym for pseudonym, _ in accepted}),
         classes=classes,
         unlabelled=unlabelled,

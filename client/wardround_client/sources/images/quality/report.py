@@ -16,12 +16,12 @@ from pathlib import Path
 from wardround.storage.atomic import write_file
 from wardround.storage.text_file import path_text
 from wardround_client.sources.images.plan import Finding
-from wardround_client.sources.images.quality.gate import Quality
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.records import keyed
+from wardround_client.sources.images.source import LEFT_OUT, REPORT_PAGE
+from wardround_client.sources.quality import Quality
 
-REPORT_JSON, REPORT_HTML, QUARANTINE = "quality.json", "quality.html", "quarantine.csv"
-LEFT_OUT = ("label_left_out", "image_left_out", "not_marked", "unmatched_label", "skipped", "broken_link")
+REPORT_JSON, QUARANTINE = "quality.json", "quarantine.csv"
 SHOWN_REFERENCES = 200  # per reason in the HTML; the JSON and the CSV contain all of them
 
 
@@ -44,7 +44,7 @@ def write_quality(
     ]
     content = {**quality.to_json(), "findings": entries}
     write_file(folder / REPORT_JSON, json.dumps(content, indent=1).encode())
-    write_file(folder / REPORT_HTML, _html(quality, entries).encode())
+    write_file(folder / REPORT_PAGE, _html(quality, entries).encode())
     write_file(
         folder / QUARANTINE, _paths_csv(findings, entries, paths).encode("utf-8", "backslashreplace"), mode=0o600
     )

@@ -19,8 +19,9 @@ from wardround.errors import DataError
 from wardround.metrics.classification import auc
 from wardround.networks.build import build_model, initial_network
 from wardround.networks.weights import load_weights, trained_parameters
+from wardround.sources.images.study import ImageData, image_data
 from wardround.study.load import Study, parse_study, with_epsilon
-from wardround.study.schema import DataSection, ModelSection
+from wardround.study.schema import ModelSection
 from wardround.tasks.assessment import ReportTable, Row, SiteData, Trainer, patient_offsets
 from wardround.tasks.reconstruction.degradations import degradation_of
 from wardround.tasks.reconstruction.measures.quality import (
@@ -134,7 +135,7 @@ def _areas(study: Study, pictures: dict[str, Tensor], labels_N: np.ndarray) -> d
     """
     if "malignant" not in study.data.labels:
         return dict.fromkeys(pictures)
-    data = DataSection(labels=("benign", "malignant"), image_size=study.data.image_size)
+    data = ImageData(labels=("benign", "malignant"), image_size=image_data(study).image_size)
     classifier = build_model(ModelSection(), data, 0).eval()
     kept_N = np.isin(labels_N, [study.data.labels.index(label) for label in ("benign", "malignant")])
     positive_N = (labels_N[kept_N] == study.data.labels.index("malignant")).astype(np.int64)

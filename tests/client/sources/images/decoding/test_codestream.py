@@ -10,7 +10,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.decoding.codestream import codestream_size
 from wardround_client.sources.images.decoding.dicom_pixels import read_frame
 from wardround_client.sources.images.decoding.pictures import read_picture
@@ -88,7 +88,7 @@ def test_damaged_starts_never_raise():
 
 def test_a_picture_file_of_jpeg_2000_is_read(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48), dtype=np.uint8)).save(tmp_path / "a.jp2")
-    record = scan(tmp_path / "a.jp2", DataSection(image_size=16, labels=("a", "b"), modality="any"), b"key")
+    record = scan(tmp_path / "a.jp2", ImageData(image_size=16, labels=("a", "b"), modality="any"), b"key")
     assert (record.fault, record.rows, record.columns) == ("", 32, 48)
 
 
@@ -128,6 +128,6 @@ def test_a_telephones_photo_with_a_second_picture_is_its_first(tmp_path):
     Image.fromarray(first).save(
         tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(second)], quality=95
     )
-    record = scan(tmp_path / "a.jpg", DataSection(image_size=16, labels=("a", "b"), modality="any"), b"key")
+    record = scan(tmp_path / "a.jpg", ImageData(image_size=16, labels=("a", "b"), modality="any"), b"key")
     assert record.fault == ""
     assert np.abs(read_picture(tmp_path / "a.jpg").astype(int) - first).max() < 5

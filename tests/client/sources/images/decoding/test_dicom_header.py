@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_client.sources.images.decoding.dicom_pixels import read_frame
 from wardround_client.sources.images.decoding.prepare import FrameAddress, Recipe, prepare, scan
@@ -31,7 +31,7 @@ def pool():
 
 
 def study(**settings):
-    return DataSection(**{"image_size": 32, "labels": LABELS, **settings})
+    return ImageData(**{"image_size": 32, "labels": LABELS, **settings})
 
 
 def body(seed=0, size=64):
@@ -175,9 +175,9 @@ def test_a_gap_is_a_remark_and_a_fault_where_neighbours_are_read(tmp_path, pool)
     os.remove(next(p for p in (tmp_path / "data").iterdir() if p.name.endswith(f"{8 - 3:03d}.dcm")))
     assert len(datasets) == 8
     plain = run(tmp_path / "data", tmp_path / "a", study(), pool).quality
-    assert plain.images == 7 and plain.remarks["slice_gap_seen"] == 1
+    assert plain.rows == 7 and plain.remarks["slice_gap_seen"] == 1
     stacked = run(tmp_path / "data", tmp_path / "b", study(channels="slices"), pool).quality
-    assert stacked.images == 5 and stacked.quarantined == {"slice_gap": 2}
+    assert stacked.rows == 5 and stacked.quarantined == {"slice_gap": 2}
 
 
 def test_frames_of_an_enhanced_object_have_their_own_place_and_rescale(tmp_path, pool):
@@ -282,7 +282,7 @@ def test_each_fault_is_found_and_stops_nothing_else(tmp_path, pool):
     with open(tmp_path / "out/quarantine.csv", newline="") as file:
         found = {line["path"]: line["code"] for line in csv.DictReader(file)}
     assert found == {**{f"{name}.dcm": name for name in FAULTS}, "junk.dcm": "unreadable"}
-    assert report.quality.images == 1 and sum(report.quality.quarantined.values()) == len(found)
+    assert report.quality.rows == 1 and sum(report.quality.quarantined.values()) == len(found)
 
 
 def test_labels_belong_to_images_and_contradictions_are_set_aside(tmp_path, pool):
@@ -303,7 +303,7 @@ def test_the_same_picture_under_two_patients_is_used_for_neither(tmp_path, pool)
     write_dicom(tmp_path / "data/c.dcm", body(2))
     write_dicom(tmp_path / "data/d.dcm", body(2))
     report = run(tmp_path / "data", tmp_path / "out", study(), pool)
-    assert report.quality.quarantined == {"duplicate": 1, "two_patients": 2} and report.quality.images == 1
+    assert report.quality.quarantined == {"duplicate": 1, "two_patients": 2} and report.quality.rows == 1
 
 
 def test_a_patient_is_the_patient_id_whatever_the_issuer(tmp_path, pool):
@@ -356,7 +356,7 @@ def test_an_animal_is_put_aside_and_a_person_is_not(tmp_path, pool, tags):
     write_dicom(tmp_path / "data/a.dcm", body(2), PatientSpeciesDescription="Homo sapiens")
     write_dicom(tmp_path / "data/b.dcm", body(3), PatientSpeciesCodeSequence=[code("337915000")])
     report = run(tmp_path / "data", tmp_path / "out", study(), pool)
-    assert report.quality.quarantined == {"not_human": 1} and report.quality.images == 2
+    assert report.quality.quarantined == {"not_human": 1} and report.quality.rows == 2
 
 
 def test_no_number_of_frames_loses_a_file(tmp_path, pool):
@@ -364,7 +364,7 @@ def test_no_number_of_frames_loses_a_file(tmp_path, pool):
     for index, frames in enumerate((0, -1, -20_000, 1)):
         write_dicom(tmp_path / f"data/{index}.dcm", body(index), NumberOfFrames=frames)
     report = run(tmp_path / "data", tmp_path / "out", study(), pool)
-    assert report.quality.images == 2 and report.quality.quarantined == {"no_pixels": 2}
+    assert report.quality.rows == 2 and report.quality.quarantined == {"no_pixels": 2}
 
 
 def test_frames_of_one_file_are_one_line_of_the_quarantine(tmp_path, pool):
@@ -381,7 +381,7 @@ def test_one_slice_without_a_position_does_not_take_the_others(tmp_path, pool):
     write_series(tmp_path / "data", 5)
     write_dicom(tmp_path / "data/stray.dcm", body(9), SeriesInstanceUID="1.2.3", ImagePositionPatient=None)
     report = run(tmp_path / "data", tmp_path / "out", data, pool)
-    assert report.quality.quarantined == {"no_position": 1} and report.quality.images == 5
+    assert report.quality.quarantined == {"no_position": 1} and report.quality.rows == 5
     values = open_cohort(tmp_path / "out").values_N
     assert np.array_equal(values[2, 0], values[1, 1]) and np.array_equal(values[2, 2], values[3, 1])
 
@@ -408,7 +408,7 @@ def test_one_frame_that_is_not_axial_costs_only_itself(tmp_path, pool):
     tags = {"ImageOrientationPatient": None, "ImagePositionPatient": None, "PerFrameFunctionalGroupsSequence": groups}
     write_dicom(tmp_path / "data/a.dcm", hu, **tags)
     report = run(tmp_path / "data", tmp_path / "out", study(), pool)
-    assert report.quality.images == 3 and report.quality.quarantined == {"not_axial": 1}
+    assert report.quality.rows == 3 and report.quality.quarantined == {"not_axial": 1}
 
 
 def test_orientations_that_differ_by_rounding_are_one_series(tmp_path, pool):
@@ -437,7 +437,7 @@ def test_a_patient_called_canary_reaches_no_output(tmp_path, pool, capfd, caplog
     write_dicom(folder / "CANARY_broken.dcm", body(3), **canary, PixelData=b"CANARY")
     write_labels(folder, ("SOPInstanceUID", "label"), [(good.SOPInstanceUID, "benign"), ("CANARY1", "malignant")])
     report = run(folder, tmp_path / "out", study(body_part="CHEST"), pool)
-    assert report.quality.images == 1 and report.quality.quarantined == {"unreadable": 1, "wrong_body_part": 1}
+    assert report.quality.rows == 1 and report.quality.quarantined == {"unreadable": 1, "wrong_body_part": 1}
     holding = []
     for path in sorted((tmp_path / "out").rglob("*")):
         content = path.read_bytes()
@@ -480,7 +480,7 @@ def test_a_data_set_without_preamble_or_transfer_syntax_is_read(tmp_path, pool, 
     expected = read_frame(tmp_path / "whole.dcm", 0)
     found = read_frame(tmp_path / f"data/{name}.dcm", 0)
     assert found.hu and np.array_equal(found.values, expected.values)
-    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.images == 1
+    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.rows == 1
 
 
 def test_an_image_that_lacks_only_its_class_is_read(tmp_path, pool):
@@ -490,7 +490,7 @@ def test_an_image_that_lacks_only_its_class_is_read(tmp_path, pool):
     del dataset.file_meta.MediaStorageSOPClassUID
     (tmp_path / "data").mkdir()
     dataset.save_as(tmp_path / "data/a.dcm", enforce_file_format=False)
-    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.images == 1
+    assert run(tmp_path / "data", tmp_path / "out", study(), pool).quality.rows == 1
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,10 @@ def test_a_share_that_was_away_for_some_files_gives_them_back_at_the_next_ingest
     folder = manifest(tmp_path / "data", many())
     away.update(f"{number:02d}.png" for number in range(10))
     first = run(folder, tmp_path / "out", PoolOfOne())
-    assert first.quality.quarantined == {"unreachable": 10} and first.quality.images == 30
+    assert first.quality.quarantined == {"unreachable": 10} and first.quality.rows == 30
     away.clear()
     second = run(folder, tmp_path / "out", PoolOfOne())
-    assert (second.quality.images, second.decoded, second.reused) == (40, 10, 30)
+    assert (second.quality.rows, second.decoded, second.reused) == (40, 10, 30)
 
 
 def test_losing_most_files_is_an_error_and_leaves_the_cohort_as_it_was(tmp_path, away):
@@ -75,7 +75,7 @@ def test_losing_most_files_is_an_error_and_leaves_the_cohort_as_it_was(tmp_path,
             run(folder, tmp_path / "out", PoolOfOne())
     assert open_cohort(tmp_path / "out").key == before.key
     away.clear()
-    assert run(folder, tmp_path / "out", PoolOfOne()).quality.images == 40
+    assert run(folder, tmp_path / "out", PoolOfOne()).quality.rows == 40
 
 
 def test_outcomes_that_an_earlier_version_kept_for_good_are_tried_again(tmp_path):
@@ -86,12 +86,12 @@ def test_outcomes_that_an_earlier_version_kept_for_good_are_tried_again(tmp_path
         header, *lines = path.read_text().splitlines()
         spoilt = [",".join([line.split(",")[0], "unreadable", "", "", "0"]) for line in lines]
         path.write_text("\n".join([header, *spoilt]) + "\n")
-        assert run(folder, tmp_path / "out", pool).quality.images == 40
+        assert run(folder, tmp_path / "out", pool).quality.rows == 40
 
 
 def test_damaged_files_that_outnumber_the_good_ones_are_reported(tmp_path):
     rows = many(8) + [(f"bad{n}.png", f"q{n}", "benign", b"\x89PNG\r\n\x1a\n broken") for n in range(9)]
     (source,) = discover(manifest(tmp_path / "data", rows), study())
     report = ingest(source, study(), tmp_path / "out", KEY, workers=1)
-    assert report.lost_most and report.unread == 9 and report.quality.images == 8
+    assert report.lost_most and report.unread == 9 and report.quality.rows == 8
     assert isinstance(PreparedImage().fault, str)

@@ -9,11 +9,11 @@ from paths import ROOT
 from PIL import Image
 
 from wardround.errors import DataError
-from wardround.study.schema import DataSection
+from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.folder.files import list_files
 from wardround_client.sources.images.folder.layout import ONE_IMAGE_ONE_PATIENT, discover, shared_patients
 
-DATA = DataSection(image_size=16, labels=("normal", "cancer"), modality="any")
+DATA = ImageData(image_size=16, labels=("normal", "cancer"), modality="any")
 
 
 def picture(path, seed=0):
@@ -74,7 +74,7 @@ def test_folders_of_classes_are_one_pool_and_say_what_they_assume(tmp_path):
     picture(tmp_path / "data/other/x.png", 99)
     (tmp_path / "data/cancer/notes.txt").write_text("passed over")
     sites = discover(tmp_path / "data", DATA, 2)
-    assert all(source.assumes_one_image_one_patient for source in sites)
+    assert all(source.patients_are_assumed for source in sites)
     assert ONE_IMAGE_ONE_PATIENT in sites[0].assumptions
     assert sorted(file.label for source in sites for file in source.files) == [0] * 4 + [1] * 4
     assert sum(source.left_out for source in sites) == 1 and sum(source.skipped for source in sites) == 1
@@ -154,7 +154,7 @@ def test_broken_links_are_counted(tmp_path):
 
 def test_a_table_of_labels_decides_and_not_the_names_of_folders(tmp_path):
     """Patients in folders 0, 1, 2 and labels 0 and 1: the folders were taken for the labels."""
-    data = DataSection(image_size=16, labels=("0", "1"), modality="any")
+    data = ImageData(image_size=16, labels=("0", "1"), modality="any")
     for patient in range(4):
         (tmp_path / f"data/{patient}").mkdir(parents=True)
         (tmp_path / f"data/{patient}/a.dcm").write_bytes(b"\0" * 128 + b"DICM")
@@ -173,7 +173,7 @@ def test_a_part_of_the_names_decides_nothing(tmp_path):
 
 
 def test_a_label_of_the_study_that_nothing_has_is_an_error(tmp_path):
-    three = DataSection(image_size=16, labels=("normal", "benign", "cancer"), modality="any")
+    three = ImageData(image_size=16, labels=("normal", "benign", "cancer"), modality="any")
     rows = [("a.png", "p1", "normal"), ("b.png", "p2", "cancer"), ("c.png", "p3", "benine")]
     manifest(tmp_path, rows, ("file", "patient_id", "label"))
     for every_label in (True, False):
@@ -182,7 +182,7 @@ def test_a_label_of_the_study_that_nothing_has_is_an_error(tmp_path):
 
 
 def test_one_hospital_may_lack_a_rare_class_and_a_whole_federation_may_not(tmp_path):
-    three = DataSection(image_size=16, labels=("normal", "rare", "cancer"), modality="any")
+    three = ImageData(image_size=16, labels=("normal", "rare", "cancer"), modality="any")
     rows = [("a.png", "p1", "normal"), ("b.png", "p2", "cancer")]
     manifest(tmp_path, rows, ("file", "patient_id", "label"))
     assert len(discover(tmp_path, three, 1, every_label=False)) == 1
