@@ -81,15 +81,15 @@ by the loop over patients, which is correct and slower.
 
 A source turns a hospital's folder into a cohort: one array of rows of any shape and dtype, one table (patient, label,
 hold-out rank and the source's own columns) and one seal. There are two, images and patients' records. A task names its
-source in `study.py` (`SOURCE`). A new source is one line in `shared/wardround/sources/__init__.py` and two folders of its
-name:
+source in `study.py` (`SOURCE`). A new source is one line in `shared/wardround/sources/__init__.py` and two folders of
+its name:
 
 - in `shared/wardround/sources`, `study.py` has the section `[data]` of its studies, and says in plain words what
   such a study reads (`SourceStudy` in `sources/registry.py` there).
 - in `client/wardround_client/sources`, `source.py` has the functions of `Source` in `sources/registry.py` there:
-  finding the sites in a folder, reading one, the shape and dtype of a row, whether a cohort fits a study, and what to remove
-  when a patient objects. It reads the hospital's files under `claimed_cohort` (`sources/claim.py`), puts aside what
-  cannot be used, and calls `write_cohort` (`sources/cohort.py`).
+  finding the sites in a folder, reading one, the shape and dtype of a row, whether a cohort fits a study, and what to
+  remove when a patient objects. It reads the hospital's files under `claimed_cohort` (`sources/claim.py`), puts aside
+  what cannot be used, and calls `write_cohort` (`sources/cohort.py`).
 
 Nothing after the cohort depends on the source: drawing patients, clipping, holding out and forgetting use rows, labels
 and pseudonyms.
