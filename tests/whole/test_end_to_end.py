@@ -299,6 +299,29 @@ def test_dicom_goes_the_whole_way(tmp_path):
         assert quality["images"] >= 6 and quality["quarantined"] == {}
 
 
+def test_a_run_ends_with_one_held_out_image_predicted_and_explained(tmp_path):
+    from wardround_client.sources.images.folder.layout import discover
+    from wardround_simulation.phantoms.dicom import write_phantom_hospitals
+    from wardround_simulation.run.example import write_example
+
+    write_phantom_hospitals(tmp_path / "hospitals", 1, 8, 3)
+    sets = ("study.rounds=1", "aggregation.nominal_sites=1", "aggregation.min_sites=1", "evaluation.holdout=0.5")
+    words = [word for value in sets for word in ("--set", value)]
+    out = tmp_path / "out"
+    command("run", STUDIES / "demo.toml", "--data", tmp_path / "hospitals", "--out", out, "--no-baselines", *words)
+    assert not (out / "example").exists()  # the data may be those of patients
+    result = json.loads((out / "result.json").read_text())
+    study = load_study(STUDIES / "demo.toml", sets)
+    (source,) = discover(tmp_path / "hospitals", study.data)
+    (section,) = write_example(out, study, result, source)
+    assert section.sheets[0].images_NCHW.shape[:2] == (2, 3) and "malignant" in section.lines[0]
+    written = {path.name for path in (out / "example").iterdir()}
+    assert {"predictions.json", "explanation-1.html", "evidence-1.png", "explanations.json"} <= written
+    (patient,) = json.loads((out / "example/predictions.json").read_text())["patients"]
+    assert patient["images"] == 1 and 0 < patient["probabilities"]["malignant"] < 1
+    assert not list(out.glob(".example-*"))
+
+
 def test_a_site_that_refuses_is_named_and_costs_its_part_only(place, tmp_path):
     """Between two calls of the command a hospital lowers its delta: the run goes on with the other one."""
     out, sets = tmp_path / "out", ("--set", "study.rounds=20", "--no-baselines")

@@ -23,7 +23,7 @@ from wardround.storage.disk_errors import require_writable, writing
 from wardround.storage.text_file import path_text
 from wardround_simulation.cli import federation, models
 from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SEED, PHANTOM_SITES, phantom_patients
-from wardround_simulation.run.paths import SITES, TEST_SITES
+from wardround_simulation.run.paths import EXAMPLE_PAGE, SITES, TEST_SITES
 
 app = program(
     "wardround-sim",
@@ -356,6 +356,8 @@ def _show_result(result: dict, out: Path, as_json: bool, remark: str = "") -> No
     console = literal_console()
     console.print(result_table(result))
     print(f"Report: {out / 'report.html'}")
+    if (out / EXAMPLE_PAGE).is_file():
+        print(f"One decision, explained: {out / EXAMPLE_PAGE}")
     if remark:
         print(remark)
 

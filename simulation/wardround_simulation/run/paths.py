@@ -5,6 +5,7 @@
     test-sites/NAME/        the same for a hospital of the external test set
     log/                    logs of the engine's processes                          engine/flower.py
     report.html             the report                                              report/report.py
+    example/                one held-out phantom, predicted and explained           run/example.py
     attack.json             results of the attacks; the report shows them too       attack/run.py
     comparison.jsonl        one line for each finished part of a comparison         compare/compare.py
     comparison.json         all rows of a finished comparison
@@ -18,5 +19,6 @@ from __future__ import annotations
 
 CLAIM_FILE, OUT_LOCK = "run.json", ".lock"
 SITES, TEST_SITES, LOG = "sites", "test-sites", "log"
+EXAMPLE, EXAMPLE_PAGE = "example", "example/explanation-1.html"
 REPORT_PAGE, ATTACK_FILE = "report.html", "attack.json"
 COMPARISON_LOG, COMPARISON_FILE = "comparison.jsonl", "comparison.json"

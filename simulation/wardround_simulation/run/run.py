@@ -17,11 +17,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,14 +35,15 @@ from wardround.networks.weights import check_personalisation, load_weights, trai
 from wardround.storage.checkpoint import save_checkpoint
 from wardround.storage.json_numbers import json_number
 from wardround.study.load import Study
-from wardround.tasks.assessment import Assessed, AtEnd
-from wardround.tasks.registry import assess_part, release_part
+from wardround.tasks.assessment import Assessed, AtEnd, ReportSection
+from wardround.tasks.registry import assess_part, commands_of, release_part
 from wardround.wire.protocol import TRAIN
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
+from wardround_client.sources.images.folder.layout import SiteSource
 from wardround_client.sources.registry import source_of
 from wardround_client.training.rows import training_rows
 from wardround_client.training.train import plan_speed
@@ -187,6 +188,12 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         "whole": round(time.monotonic() - started, 1),
     }
     save_model(out, study, result, network, assessed.weights, architecture)
+    example: Sequence[ReportSection] = ()
+    if settings.phantoms and commands_of(study.study.task).onnx:
+        listener.stage("Predicting and explaining one held-out image")
+        from wardround_simulation.run.example import write_example  # loads what only this needs, onnx for one
+
+        example = write_example(out, study, result, cast(SiteSource, material.train[0]))
     return RunEvidence(
         study=study,
         result=result,
@@ -194,7 +201,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         headline=assessed.headline,
         curve=assessed.curve,
         predictions=assessed.predictions,
-        sections=[*assessed.sections, *group_sections(groups), *personal_sections(personalised)],
+        sections=[*assessed.sections, *example, *group_sections(groups), *personal_sections(personalised)],
         series=assessed.series,
         samples=assessed.samples if settings.phantoms else {},
         metrics=read_metrics(out),
