@@ -59,6 +59,7 @@ class IngestReport(Protocol):
 class Source(Protocol):
     """The functions of a source's `source.py`. `data` is the study's `[data]`, a section of this source."""
 
+    SHOWS_IMAGES: bool  # whether a row is an image, uint8 (C, H, W), that a report can show
     REPORT_PAGE: str  # the quality report for people, in the cohort's folder
     LEFT_OUT: Sequence[str]  # codes of remarks about what was left out on purpose
     WORDLESS: Sequence[str]  # codes of `LEFT_OUT` that are not worth a line after every ingest

@@ -235,5 +235,6 @@ def _all_runs(cost: Cost) -> str:
 
 def _means(study: Study, cost: Cost) -> str:
     if not math.isfinite(cost.together):
-        return "NO PRIVACY: what leaves may tell what single patients' images look like, or whose are there"
+        row = sources.of_study(study).ROW
+        return f"NO PRIVACY: what leaves may tell what single patients' {row}s look like, or whose are there"
     return " ".join([f"By {_all_runs(cost)} alone:", *promise(cost.together, study.privacy.delta)])

@@ -94,7 +94,7 @@ def run(
     loaded = load_study(path, tuple(set_ or ()))
     out = out or Path("runs") / loaded.study.name
     if data is None and study is not None and not commands_of(loaded.study.task).phantoms:
-        raise UsageError("--data is missing: give the folder with the images (without a study, phantoms are created)")
+        raise UsageError("--data is missing: give the folder with the data (without a study, phantoms are created)")
     phantoms = data is None
     hospitals, patients = sites or loaded.aggregation.nominal_sites, phantom_patients(loaded)
     data = data or out.parent / f"phantom-hospitals-{hospitals}x{patients}"
@@ -185,7 +185,7 @@ def compare(
     from wardround.tasks.registry import commands_of
 
     if data is None:
-        raise UsageError("--data is missing: give the folder with the images")
+        raise UsageError("--data is missing: give the folder with the data")
     loaded = load_study(study or ready_study("lidc"), tuple(set_ or ()))
     task = loaded.study.task
     compared_by = commands_of(task).compare

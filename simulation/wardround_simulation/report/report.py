@@ -57,6 +57,7 @@ def write_report(folder: Path, evidence: RunEvidence) -> Path:
         **released_section(evidence),
         **sections.round_section(evidence, missing),
         "quality_rows": [sections.quality_row(site, quality) for site, quality in sorted(evidence.quality.items())],
+        "row": sources.of_study(evidence.study).ROW,
         "montages": sections.montage_section(evidence.montages or {}),
         "montage_sites": len(evidence.montages or {}),
         "repeat": _repeat(evidence),

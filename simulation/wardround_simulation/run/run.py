@@ -43,6 +43,7 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
+from wardround_client.sources.cohort import AnyRows
 from wardround_client.sources.images.folder.layout import SiteSource
 from wardround_client.sources.registry import source_of
 from wardround_client.training.rows import training_rows
@@ -205,7 +206,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         series=assessed.series,
         samples=assessed.samples if settings.phantoms else {},
         metrics=read_metrics(out),
-        montages={h.name: montage_of(h) for h in opened} if show_images else None,
+        montages=montages_of(study, opened) if show_images else None,
         quality={h.name: quality_of(h, study) for h in hospitals},
         versions=versions(),
         command=settings.command,
@@ -336,9 +337,14 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return read_lines(out / METRICS_FILE)
 
 
-def montage_of(hospital: Hospital) -> np.ndarray:
-    """Return up to 12 images spread evenly over the cohort, uint8 (n, C, H, W)."""
-    images_NCHW = hospital.cohort.values_N
+def montages_of(study: Study, opened: Sequence[Hospital]) -> dict[str, np.ndarray] | None:
+    """Return up to 12 images of each hospital, spread evenly over its cohort; None where rows are no images."""
+    if not source_of(study.data).SHOWS_IMAGES:
+        return None
+    return {hospital.name: _spread(hospital.cohort.values_N) for hospital in opened}
+
+
+def _spread(images_NCHW: AnyRows) -> np.ndarray:
     rows = np.unique(np.linspace(0, len(images_NCHW) - 1, 12).astype(int))
     return np.array(images_NCHW[rows])
 

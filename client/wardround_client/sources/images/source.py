@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wardround_client.sources.images.folder.layout import SiteSource
     from wardround_client.sources.images.ingest import IngestReport, Progress
 
+SHOWS_IMAGES = True
 REPORT_PAGE = "quality.html"
 LEFT_OUT = ("label_left_out", "image_left_out", "not_marked", "unmatched_label", "skipped", "broken_link")
 WORDLESS = ("skipped", "not_marked")  # files that are no images by their name, and those where only points are read

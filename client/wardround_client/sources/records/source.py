@@ -16,6 +16,7 @@ from wardround.sources.records.study import RecordsData
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround_client.sources.cohort import Cohort
 
+SHOWS_IMAGES = False
 PREPARATION_VERSION = 1  # increase it when the same records would give different rows
 
 
