@@ -39,8 +39,13 @@ CLIENT, SERVER, SHARED, SIM = (f"{folder}/{package}" for folder, package in (
 ))  # fmt: skip
 UNPICKLES = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml")
 CALLS_OUT = ("socket", "ssl", "http", "urllib", "ftplib", "smtplib", "requests", "httpx", "aiohttp")
-# For `doctor`: who answers, and which port is free.
-MAY_CALL_OUT = {f"{SHARED}/operations/tls_probe.py": {"socket", "ssl"}}
+# For `doctor`, who answers, and which port is free; and for `pull`, the hospital's own archive.
+MAY_CALL_OUT = {
+    f"{SHARED}/operations/tls_probe.py": {"socket", "ssl"},
+    f"{CLIENT}/pacs/node.py": {"ssl"},
+    f"{CLIENT}/pacs/storage_server.py": {"socket", "ssl"},
+    f"{CLIENT}/pacs/web.py": {"requests"},
+}
 CALLS_THAT_RUN_TEXT = (
     "eval", "exec", "compile", "__import__", "os.system", "os.popen",
     "torch.load", "torch.jit.load", "torch.hub.load", "importlib.import_module",
@@ -278,6 +283,7 @@ BREAKS = [
     ("typer is", f"{CLIENT}/training/x2.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import typer"),
     ("highdicom is", f"{CLIENT}/rounds/x3.py", "from highdicom import sr"),
     ("onnx and onnxruntime are", f"{CLIENT}/predict/x.py", "import onnxruntime"),
+    ("pynetdicom, dicomweb_client and", f"{CLIENT}/predict/x2.py", "from pynetdicom import AE"),
     ("grpc is", f"{CLIENT}/rounds/x.py", "import grpc"),
     ("grpc_health is", f"{SERVER}/operations/x.py", "from grpc_health.v1 import health"),
 ]
@@ -358,6 +364,7 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[=<> ]", line)[0].lower() for line in project["dependencies"]}
     declared |= {"grpc"} if "grpcio" in declared else set()
+    declared |= {name.replace("-", "_") for name in declared}
     declared |= {"grpc_health"} if "grpcio-health-checking" in declared else set()
     declared |= {"pil"} if "pillow" in declared else set()
     declared |= {"sklearn"} if "scikit-learn" in declared else set()

@@ -7,14 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wardround.cli.options import JsonOption, SiteOption, YesOption
-from wardround.errors import DataError, StudyError, UsageError
+from wardround.errors import DataError, StudyError, UsageError, WardroundError
 from wardround.text import count_text
+from wardround_client.site.pacs_config import Way
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -23,6 +25,97 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 LEAST_OF_A_HASH = 8
+
+
+@app.command(
+    epilog="Example: wardround-site pull archive --from 2024-01-01 --modality CT --into-folder /data/ct --site north"
+)
+def pull(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The archive: NAME of [pacs.NAME] in site.toml.")],
+    into_folder: Annotated[
+        Path,
+        typer.Option("--into-folder", metavar="DIR", help="A new folder for `ingest`, or that of an earlier pull."),
+    ],
+    first: Annotated[
+        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], metavar="DATE", help="Studies from this day on.")
+    ] = None,
+    last: Annotated[
+        datetime | None,
+        typer.Option("--to", formats=["%Y-%m-%d"], metavar="DATE", help="Studies up to this day; default: today."),
+    ] = None,
+    accessions: Annotated[
+        Path | None,
+        typer.Option("--accessions", metavar="FILE", help="A table (CSV) with the column AccessionNumber."),
+    ] = None,
+    studies: Annotated[
+        Path | None,
+        typer.Option("--studies", metavar="FILE", help="A table (CSV) with the column StudyInstanceUID."),
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option("--modality", metavar="CT", help="Only series of this modality.")
+    ] = None,
+    body_part: Annotated[
+        str | None,
+        typer.Option("--body-part", metavar="CHEST", help="Only series of this BodyPartExamined, or without one."),
+    ] = None,
+    description: Annotated[
+        str | None,
+        typer.Option(
+            "--description", metavar="TEXT", help="Only series with this text in their or their study's description."
+        ),
+    ] = None,
+    way: Annotated[
+        Way | None, typer.Option("--way", help="How objects are fetched; default: that of site.toml.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Outside the hours of site.toml, wait for them instead of stopping.")
+    ] = False,
+    time_limit: Annotated[
+        int, typer.Option("--time-limit", min=1, metavar="MINUTES", help="The most time that the call may take.")
+    ] = 1440,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
+    """Copy images from a PACS into a folder, as they are stored. The PACS is only read.
+
+    What came is not asked for again: after a failure, run the same command. Exit 1: something is missing. Exit 3:
+    site.toml does not allow a pull at this hour.
+    """
+    from wardround.cli.app import literal_console
+    from wardround.printable import escaped
+    from wardround_client.cli.progress import stages
+    from wardround_client.pacs.node import open_node
+    from wardround_client.pacs.pace import Pace
+    from wardround_client.pacs.query import Wanted, read_list, refuse_unbounded
+
+    wanted = Wanted(
+        first=None if first is None else first.date(),
+        last=None if last is None else last.date(),
+        modality=modality,
+        body_part=body_part,
+        description=description,
+        accessions=() if accessions is None else read_list(accessions, "AccessionNumber"),
+        studies=() if studies is None else read_list(studies, "StudyInstanceUID"),
+    )
+    refuse_unbounded(wanted)
+    if site.resolve().is_relative_to(into_folder.resolve()):
+        raise UsageError(f"{site}: lies inside {into_folder}; pull into a folder of its own")
+    archive = open_node(site, node)
+    from wardround_client.pacs.pull import pull as pull_all
+    from wardround_client.pacs.pull import summary_of
+
+    pace, today = Pace(archive, 60.0 * time_limit, wait=wait), datetime.now().date()
+    with stages(literal_console(stderr=True), quiet=as_json) as progress:
+        pulled = pull_all(archive, wanted, into_folder, way or archive.config.way, pace, today, progress)
+    if as_json:
+        print(json.dumps(pulled.to_json()))
+    else:
+        for line in summary_of(pulled):
+            print(escaped(line))
+    if pulled.stopped:
+        raise WardroundError(pulled.stopped)
+    if not pulled.complete:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: wardround-site ingest /data/ct --study studies/lidc.toml --site north")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wardround.identity import SHA256, SITE_NAME
 from wardround.storage.toml import read_toml
 from wardround_client.ledger.ledger import Cap
+from wardround_client.site.pacs_config import NODE_NAME, PacsConfig
 
 
 class _Section(BaseModel):
@@ -72,6 +73,7 @@ class SiteConfig(_Section):
     privacy: PrivacyConfig
     release: ReleaseConfig = ReleaseConfig()
     compute: ComputeConfig = ComputeConfig()
+    pacs: dict[Annotated[str, Field(pattern=NODE_NAME)], PacsConfig] = {}
 
 
 def load_site_config(path: Path) -> SiteConfig:

@@ -1,9 +1,10 @@
-"""The checks of a hospital's `doctor`: keys, server, clock, device, disk, data, ledger and budget of its folder."""
+"""The checks of a hospital's `doctor`: keys, server, clock, device, disk, archives, data, ledger, budget."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,10 @@ def examine(folder: Path, timeout_s: float) -> Iterator[Check]:
     yield clock_against_server(folder)
     yield checked("device", lambda: _device(config), "set compute.device in site.toml to cpu, or repair the driver")
     yield disk(folder, NEEDED_BYTES)
+    if config.pacs:
+        from wardround_client.pacs.checks import archives
+
+        yield from archives(folder, config, timeout_s, date.today())
     yield checked("cohort", lambda: checks.cohort(folder), "run wardround-site ingest again")
     yield checked("studies", lambda: checks.studies(folder), "see wardround-site studies list")
     todo = "put the newest copy of the ledger back; no study can train without it"

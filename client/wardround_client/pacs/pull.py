@@ -1,0 +1,302 @@
+"""Pull: objects of a PACS become files of a folder, complete or with the missing ones named, and resumable.
+
+Studies are listed first. Then each study is listed and fetched series by series; what the manifest has is not asked
+for again. After that the PACS is asked once more what each study has, because a study may have grown meanwhile. The
+PACS is only read.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from wardround.errors import WardroundError
+from wardround_client.pacs.manifest import Manifest, open_manifest
+from wardround_client.pacs.node import Node, PacsError
+from wardround_client.pacs.pace import Pace
+from wardround_client.pacs.query import (
+    Finder,
+    FoundObjects,
+    FoundSeries,
+    FoundStudy,
+    Wanted,
+    find_objects,
+    find_series,
+    find_studies,
+)
+from wardround_client.pacs.receive import Receiver
+from wardround_client.pacs.transfer import Request, Transfer, open_transfer
+
+PAUSES_S = (1.0, 5.0)  # before the second and the third attempt
+MOST_PASSES = 5  # over a study that keeps growing
+MOST_ROWS_SHOWN = 20
+MOST_FAILED = 3  # series in a row that could not be fetched at all: the PACS does not work
+Progress = Callable[[str, int, int], None]
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """How a pull ended.
+
+    Attributes:
+        studies, series: How many matched.
+        objects: Objects that the PACS lists in them.
+        came: Objects that came now.
+        before: Objects of them that an earlier call had pulled.
+        missing: Objects that the PACS lists and that did not come.
+        duplicates, unasked, damaged: Objects that were sent and not kept: twice, not asked for, unreadable.
+        unmatched_rows: Rows of the user's list that match no study.
+        remarks: What the user should know.
+        incomplete: Whether the list of studies or series itself is known to be incomplete.
+        stopped: Why the call ended early, or "".
+    """
+
+    studies: int
+    series: int
+    objects: int
+    came: int
+    before: int
+    missing: int
+    duplicates: int
+    unasked: int
+    damaged: int
+    unmatched_rows: tuple[int, ...]
+    remarks: tuple[str, ...]
+    incomplete: bool
+    stopped: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that matched is in the folder."""
+        return not (self.missing or self.incomplete or self.stopped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `--json`."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "complete": self.complete}
+
+
+def pull(
+    node: Node, wanted: Wanted, folder: Path, way: str, pace: Pace, today: date, progress: Progress | None = None
+) -> Pulled:
+    """Pull what is wanted into a folder.
+
+    Args:
+        node: The archive.
+        wanted: The request.
+        folder: A new or empty folder, or that of an earlier pull.
+        way: "c-move", "c-get" or "web".
+        pace: The bandwidth, the hours and the time limit.
+        today: The last day of a request without one.
+        progress: Called as `progress(stage, done, total)`.
+
+    Raises:
+        UsageError: The settings, the folder or its manifest cannot be used.
+        PolicyRefusal: Nothing may be pulled at this time of day.
+        PacsError: The studies cannot be listed.
+    """
+    with open_manifest(folder) as manifest:
+        receiver = Receiver(manifest, pace.took)
+        work = _Work(node=node, wanted=wanted, manifest=manifest, receiver=receiver, pace=pace, progress=progress)
+        try:
+            pace.begin()
+            manifest.asked(node.name, way, wanted.to_json())
+            with open_finder(node, way) as finder, open_transfer(node, way, receiver.take, pace.ends) as transfer:
+                return work.run(finder, transfer, today)
+        finally:
+            receiver.close()
+
+
+def summary_of(pulled: Pulled) -> list[str]:
+    """Return the result in lines for people."""
+    lines = [
+        f"{pulled.studies:,} matching studies with {pulled.series:,} matching series and {pulled.objects:,} objects: "
+        f"{pulled.came:,} came now, {pulled.before:,} were there, {pulled.missing:,} missing"
+    ]
+    dropped = {
+        "came again": pulled.duplicates,
+        "were not asked for": pulled.unasked,
+        "cannot be read": pulled.damaged,
+    }
+    if any(dropped.values()):
+        lines.append(f"Not kept: {', '.join(f'{count:,} that {why}' for why, count in dropped.items() if count)}")
+    if pulled.unmatched_rows:
+        shown = ", ".join(map(str, pulled.unmatched_rows[:MOST_ROWS_SHOWN]))
+        more = "" if len(pulled.unmatched_rows) <= MOST_ROWS_SHOWN else ", …"
+        lines.append(
+            f"Rows of the list that match no study of the PACS: {len(pulled.unmatched_rows):,} (row {shown}{more})"
+        )
+    lines += pulled.remarks
+    if pulled.missing:
+        lines.append("The manifest beside the folder names what is missing; run the same command to fetch it")
+    return lines
+
+
+def open_finder(node: Node, way: str) -> AbstractContextManager[Finder]:
+    """Return the queries that belong to a way of fetching."""
+    if way == "web":
+        from wardround_client.pacs.web import WebFinder
+
+        return WebFinder(node)
+    from wardround_client.pacs.dimse import Finder as DicomFinder
+
+    return cast(AbstractContextManager[Finder], DicomFinder(node))
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """The state of one pull."""
+
+    node: Node
+    wanted: Wanted
+    manifest: Manifest
+    receiver: Receiver
+    pace: Pace
+    progress: Progress | None
+    listed: dict[str, tuple[FoundSeries, FoundObjects]] = field(default_factory=dict)  # by series
+    before: int = 0
+    unlisted_series: int = 0  # studies of which the PACS lists fewer series than they have
+    failed_in_a_row: int = 0
+    last_error: str = ""
+    grows: bool = False
+
+    def run(self, finder: Finder, transfer: Transfer, today: date) -> Pulled:
+        found = self.patiently(lambda: find_studies(finder, self.wanted, today))
+        stopped = ""
+        try:
+            changed = list(found.studies)
+            for number in range(MOST_PASSES):
+                changed = [
+                    study
+                    for done, study in enumerate(changed)
+                    if self.study(finder, transfer, study, first=number == 0, place=(done, len(changed)))
+                ]
+                if not changed:
+                    break
+            self.grows = bool(changed)
+            self.tell(len(found.studies), len(found.studies))
+        except WardroundError as error:
+            stopped = str(error)
+        self.receiver.flush()
+        missing = self.missing()
+        counts = self.receiver.counts
+        remarks = list(found.remarks)
+        if self.unlisted_series:
+            remarks.append(
+                f"studies with more series than the PACS lists: {self.unlisted_series:,}; raise its limit of results"
+            )
+        if self.grows:
+            remarks.append("a study was still growing when this call ended; run the same command later")
+        if missing and self.last_error and not stopped:
+            remarks.append(self.last_error)
+        made = Pulled(
+            studies=len(found.studies),
+            series=len(self.listed),
+            objects=sum(self.expected(series, objects) for series, objects in self.listed.values()),
+            came=counts["came"],
+            before=self.before,
+            missing=missing,
+            duplicates=counts["duplicate"],
+            unasked=counts["unasked"],
+            damaged=counts["damaged"],
+            unmatched_rows=found.unmatched_rows,
+            remarks=tuple(remarks),
+            incomplete=found.incomplete or self.unlisted_series > 0 or self.grows,
+            stopped=stopped,
+        )
+        self.manifest.ended(
+            {"came": made.came, "missing": made.missing, "unasked": made.unasked, "damaged": made.damaged},
+            {series.uid: self.missing_of(objects) for series, objects in self.listed.values()},
+        )
+        return made
+
+    def study(
+        self, finder: Finder, transfer: Transfer, study: FoundStudy, *, first: bool, place: tuple[int, int]
+    ) -> bool:
+        """List and fetch one study. Returns whether its list has changed since it was last fetched."""
+        if first:
+            self.tell(*place)
+        self.pace.begin()
+        series, complete = self.patiently(lambda: find_series(finder, study, self.wanted))
+        self.unlisted_series += first and not complete
+        changed = False
+        for one in series:
+            known = self.listed.get(one.uid)
+            if known is not None and one.count is not None and one.count <= len(known[1].classes):
+                continue
+            objects = self.patiently(functools.partial(find_objects, finder, one))
+            if known is not None and set(objects.classes) <= set(known[1].classes) and one.count == known[0].count:
+                continue
+            changed = True
+            self.before += sum(sop in self.manifest for sop in objects.classes) if known is None else 0
+            self.listed[one.uid] = (one, objects)
+            self.series(transfer, one, objects)
+        return changed
+
+    def series(self, transfer: Transfer, series: FoundSeries, objects: FoundObjects) -> None:
+        """Fetch what is missing of a series, in up to three attempts."""
+        self.receiver.expect(series.uid, objects.classes, whole_series=not objects.whole)
+        for pause_s in (0.0, *PAUSES_S):
+            missing = self.missing_of(objects)
+            if not missing and self.count_of(series, objects) >= self.expected(series, objects):
+                break
+            time.sleep(pause_s)
+            self.pace.begin()
+            few = objects.whole and len(missing) < len(objects.classes) and pause_s < PAUSES_S[-1]
+            request = Request(
+                study_uid=series.study_uid,
+                series_uid=series.uid,
+                sop_uids=tuple(missing) if few else (),
+                classes=frozenset(objects.classes.values()) - {""},
+            )
+            before = self.receiver.counts["came"]
+            try:
+                transfer.fetch(request)
+            except PacsError as error:
+                self.last_error = str(error)
+            self.receiver.raise_failure()
+            self.failed_in_a_row = 0 if self.receiver.counts["came"] > before else self.failed_in_a_row
+        else:
+            if self.missing_of(objects):
+                self.failed_in_a_row += 1
+            if self.failed_in_a_row >= MOST_FAILED or self.pace.is_over():
+                raise PacsError(self.last_error or f"{self.node.name}: the PACS sends nothing")
+
+    def patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask up to three times. Raises the last `PacsError`."""
+        for pause_s in PAUSES_S:
+            try:
+                return ask()
+            except PacsError:
+                time.sleep(pause_s)
+                self.pace.begin()
+        return ask()
+
+    def missing_of(self, objects: FoundObjects) -> list[str]:
+        return [sop for sop in objects.classes if not self.receiver.has(sop)]
+
+    def count_of(self, series: FoundSeries, objects: FoundObjects) -> int:
+        """Return how many objects of a series came. A list that is not whole is counted by the series."""
+        if objects.whole:
+            return len(objects.classes) - len(self.missing_of(objects))
+        return self.receiver.count_of(series.uid)
+
+    def expected(self, series: FoundSeries, objects: FoundObjects) -> int:
+        return len(objects.classes) if objects.whole else max(series.count or 0, len(objects.classes))
+
+    def missing(self) -> int:
+        return sum(
+            max(0, self.expected(series, objects) - self.count_of(series, objects))
+            for series, objects in self.listed.values()
+        )
+
+    def tell(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress("studies", done, total)

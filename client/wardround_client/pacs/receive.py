@@ -1,0 +1,201 @@
+"""Received objects become files: checked against what was asked, written as they came, durable, then in the manifest.
+
+An object is written under a temporary name, fsynced and renamed, mode 0600. This happens in groups, because each fsync
+costs as much as receiving an object; a crash loses at most the last group, which is asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+
+from wardround.errors import WardroundError, required
+from wardround.storage.atomic import OWNER_ONLY, fsync
+from wardround.storage.disk_errors import unwritable
+from wardround_client.pacs.manifest import PARTIAL, Came, Manifest, file_name
+
+UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+LONGEST_UID = 64
+GROUP, GROUP_BYTES, GROUP_S = 64, 64 * 2**20, 2.0  # what is made durable together
+_NAMES = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+def is_uid(text: object) -> bool:
+    """Return whether a text is a DICOM UID (PS3.5 9.1), apart from its rule about leading zeros, which many break."""
+    return isinstance(text, str) and len(text) <= LONGEST_UID and UID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    came: Came
+    partial: Path = field(repr=False)
+
+
+class Receiver:
+    """Takes objects from any thread, and keeps those that were asked for.
+
+    Args:
+        manifest: The manifest of the folder.
+        took: Called with the size of each object that was kept, in bytes; it may sleep.
+
+    Attributes:
+        counts: By outcome: `came`, `duplicate`, `unasked`, `damaged`.
+    """
+
+    def __init__(self, manifest: Manifest, took: Callable[[int], None] = lambda size: None) -> None:
+        self._manifest, self._took = manifest, took
+        self._lock = threading.Lock()
+        self._expected: dict[str, str] = {}  # series by SOP Instance UID
+        self._open_series: set[str] = set()  # series whose objects the PACS does not list in full
+        self._group: list[_Written] = []
+        self._group_began = 0.0
+        self._under_way: dict[str, str] = {}  # series by UID: written or being written, not yet in the manifest
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pull-writer")
+        self._writing: Future[None] | None = None
+        self._failed: WardroundError | None = None
+        self.counts: Counter[str] = Counter()
+
+    def expect(self, series_uid: str, sop_uids: Iterable[str], *, whole_series: bool = False) -> None:
+        """Accept these objects of a series from now on, or every object of it, besides what was expected before.
+
+        What a PACS still sends after a request has failed is welcome.
+        """
+        with self._lock:
+            self._expected.update(dict.fromkeys(sop_uids, series_uid))
+            if whole_series:
+                self._open_series.add(series_uid)
+
+    def take(self, content: bytes) -> bool:
+        """Take an object in the DICOM file format. Returns whether its sender may consider it stored.
+
+        Raises nothing: an error of the disk is raised by `flush`.
+        """
+        identity = _identity(content)
+        if identity is None:
+            with self._lock:
+                self.counts["damaged"] += 1
+            return False
+        sop_uid, series_uid = identity
+        with self._lock:
+            if self._failed is not None:
+                return False
+            asked = self._expected.get(sop_uid) == series_uid or series_uid in self._open_series
+            known = sop_uid in self._manifest or sop_uid in self._under_way
+            if known or not asked:
+                self.counts["duplicate" if known else "unasked"] += 1
+                return known
+            self._under_way[sop_uid] = series_uid
+        name = file_name(sop_uid)
+        partial = self._manifest.folder / f".{name}{PARTIAL}"
+        try:
+            partial.unlink(missing_ok=True)
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as file:
+                file.write(content)
+        except OSError as error:
+            with self._lock:
+                self._under_way.pop(sop_uid, None)
+                self._failed = unwritable(self._manifest.folder, error)
+            return False
+        came = Came(
+            sop_uid=sop_uid,
+            series_uid=series_uid,
+            file=name,
+            sha256=hashlib.sha256(content).hexdigest(),
+            size=len(content),
+        )
+        with self._lock:
+            if not self._group:
+                self._group_began = time.monotonic()
+            self._group.append(_Written(came=came, partial=partial))
+            self.counts["came"] += 1
+            full = (
+                len(self._group) >= GROUP
+                or sum(one.came.size for one in self._group) >= GROUP_BYTES
+                or time.monotonic() - self._group_began > GROUP_S
+            )
+            if full:
+                self._hand_over()
+        self._took(len(content))
+        return True
+
+    def has(self, sop_uid: str) -> bool:
+        """Return whether an object came, durable or not."""
+        return sop_uid in self._manifest or sop_uid in self._under_way
+
+    def count_of(self, series_uid: str) -> int:
+        """Return how many objects of a series came, durable or not."""
+        under_way = {sop for sop, series in list(self._under_way.items()) if series == series_uid}
+        return len(self._manifest.of_series(series_uid) | under_way)
+
+    def raise_failure(self) -> None:
+        """Raise the error of the disk, if there was one."""
+        if self._failed is not None:
+            raise self._failed
+
+    def flush(self) -> None:
+        """Make everything durable that was taken. Raises the `WardroundError` of the disk if that was not possible."""
+        with self._lock:
+            self._hand_over()
+            last, self._writing = self._writing, None
+        if last is not None:
+            last.result()
+        self.raise_failure()
+
+    def close(self) -> None:
+        """End the thread that writes."""
+        self._writer.shutdown()
+
+    def _hand_over(self) -> None:
+        """Give the group to the writing thread, after it has finished the one before. The lock is held."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+        group, self._group = self._group, []
+        if group:
+            self._writing = self._writer.submit(self._settle, group)
+
+    def _settle(self, group: list[_Written]) -> None:
+        folder = self._manifest.folder
+        try:
+            for one in group:
+                fsync(one.partial)
+            for one in group:
+                os.replace(one.partial, folder / one.came.file)
+            fsync(folder)
+            self._manifest.came(one.came for one in group)
+            for one in group:
+                self._under_way.pop(one.came.sop_uid, None)
+        except OSError as error:
+            self._failed = unwritable(folder, error)
+        except WardroundError as error:
+            self._failed = error
+
+
+def _identity(content: bytes) -> tuple[str, str] | None:
+    """Return the UIDs of an object and of its series, or None if it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_NAMES))
+            sop_uid, _, series_uid = (str(required(_text(header, name), name)) for name in _NAMES)
+    except Exception:  # pydicom raises almost anything for a damaged header
+        return None
+    return (sop_uid, series_uid) if is_uid(sop_uid) and is_uid(series_uid) else None
+
+
+def _text(header: Dataset, name: str) -> str | None:
+    value = header.get(name)
+    return None if value is None else str(value)

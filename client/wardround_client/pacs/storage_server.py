@@ -1,0 +1,110 @@
+"""The receiving side of C-MOVE: a DICOM storage server for the one archive that was asked, while it is asked.
+
+It listens on the configured address only, accepts connections from the configured addresses only, and associations for
+its own AE title from that of the PACS only. Whatever else connects is counted, because a wrong setting shows there.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
+
+from wardround.errors import UsageError
+from wardround.operations.tls_probe import split_address
+from wardround.storage.disk_errors import cause
+from wardround_client.pacs.dimse import LARGEST_PDU, Activity, handler_of, storage_contexts
+from wardround_client.pacs.node import Node, Take, senders, server_tls
+
+HANDSHAKE_S = 10.0
+MOST_ASSOCIATIONS = 8
+
+
+class StorageServer(ThreadedAssociationServer):
+    """A storage server that closes connections from other addresses before it reads from them."""
+
+    allowed: frozenset[str] = frozenset()
+
+    def __init__(self, *arguments: object, allowed: frozenset[str], **named: object) -> None:
+        self.allowed, self.refused = allowed, Counter[str]()
+        super().__init__(*arguments, **named)  # type: ignore[arg-type]  # passed on
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        """Accept a connection. Raises `OSError`, which the server ignores, for one that is not wanted."""
+        client, address = self.socket.accept()  # type: ignore[union-attr]  # it is bound
+        if address[0] not in self.allowed:
+            self.refused["address"] += 1
+            client.close()
+            raise OSError("a connection from another address")
+        if self.ssl_context is not None:
+            try:
+                client.settimeout(HANDSHAKE_S)
+                client = self.ssl_context.wrap_socket(client, server_side=True)
+                client.settimeout(None)
+            except OSError:
+                self.refused["tls"] += 1
+                client.close()
+                raise
+        return client, address
+
+
+@contextmanager
+def receiving(node: Node, store: Take, activity: Activity) -> Iterator[StorageServer]:
+    """Receive objects for as long as the block lasts.
+
+    Args:
+        node: The archive, with `listen` in its DICOM section.
+        store: Takes each object.
+        activity: Touched by whatever is received.
+
+    Raises:
+        UsageError: `listen` is missing, or the address cannot be used.
+    """
+    if node.dicom.listen is None:
+        raise UsageError(f"site.toml: pacs.{node.name}.dicom.listen: c-move needs the address on which to receive")
+    host, port = split_address(node.dicom.listen)
+    entity = AE(ae_title=node.dicom.our_ae)
+    entity.maximum_pdu_size, entity.maximum_associations = LARGEST_PDU, MOST_ASSOCIATIONS
+    entity.network_timeout = entity.dimse_timeout = node.config.timeout_s
+    entity.require_called_aet, entity.require_calling_aet = True, [node.dicom.pacs_ae]
+    entity.supported_contexts = storage_contexts()
+    entity.add_supported_context("1.2.840.10008.1.1")  # an echo from the PACS, when its administrator tests the entry
+    tls: ssl.SSLContext | None = server_tls(node)
+    refused = Counter[str]()
+
+    def rejected(event: evt.Event) -> None:
+        refused["title"] += 1
+
+    handlers: list = [
+        (evt.EVT_C_STORE, handler_of(store)),
+        (evt.EVT_DATA_RECV, activity.touch),
+        (evt.EVT_REJECTED, rejected),
+    ]
+    try:
+        server = entity.make_server(
+            (host, port), ssl_context=tls, evt_handlers=handlers, server_class=StorageServer, allowed=senders(node)
+        )
+    except OSError as error:
+        raise UsageError(
+            f"site.toml: pacs.{node.name}.dicom.listen: {node.dicom.listen} cannot be used: {cause(error)}; it must be "
+            "an address of this machine, and a port that no other program uses"
+        ) from None
+    if not isinstance(server, StorageServer):
+        raise TypeError("pynetdicom made a server of another class")
+    server.refused = refused
+    entity._servers.append(server)  # as `start_server` does; `shutdown` removes it
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        for association in server.active_associations:
+            association.abort()
+        thread.join(HANDSHAKE_S)

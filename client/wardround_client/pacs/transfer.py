@@ -1,0 +1,155 @@
+"""How the objects of a series come to this site: C-MOVE to our own storage server, C-GET, or WADO-RS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pynetdicom.association import Association
+
+from wardround_client.pacs.dimse import (
+    Activity,
+    associated,
+    get,
+    get_contexts,
+    move,
+    move_contexts,
+)
+from wardround_client.pacs.node import Node, PacsError, Take
+from wardround_client.pacs.storage_server import StorageServer, receiving
+
+TOGETHER = 64  # objects of one request, if not the whole series is asked for
+# What a PACS that is refused by our storage server reports is only "failed"; these are the causes.
+CAUSES = {
+    "address": "it sent from an address that is not in sends_from",
+    "title": "it sent with an AE title that is not pacs_ae, or called another one than our_ae",
+    "tls": "its TLS handshake with this site failed: compare the certificates",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Objects of one series. `sop_uids` is empty for the whole series. `classes` are their SOP classes, if known."""
+
+    study_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    sop_uids: tuple[str, ...] = field(repr=False, default=())
+    classes: frozenset[str] = frozenset()
+
+
+class Transfer(Protocol):
+    """Fetches objects; what comes goes to the `Take` that it was opened with."""
+
+    def fetch(self, request: Request) -> None:
+        """Fetch objects, and return when the PACS has finished. Raises `PacsError`."""
+
+
+@contextmanager
+def open_transfer(node: Node, way: str, take: Take, ends: float) -> Iterator[Transfer]:
+    """Open a way of fetching objects for as long as the block lasts.
+
+    Args:
+        node: The archive.
+        way: "c-move", "c-get" or "web".
+        take: Takes each object.
+        ends: When all waiting ends, on the monotonic clock.
+    """
+    with ExitStack() as stack:
+        if way == "web":
+            from wardround_client.pacs.web import WebTransfer
+
+            yield stack.enter_context(WebTransfer(node, take, ends))
+        elif way == "c-get":
+            yield stack.enter_context(_Get(node, take, ends))
+        else:
+            activity = Activity(ends)
+            server = stack.enter_context(receiving(node, take, activity))
+            yield stack.enter_context(_Move(node, server, activity))
+
+
+class _OneAssociation:
+    """An association that is opened when it is needed, and given up after an error."""
+
+    def __init__(self) -> None:
+        self._context: AbstractContextManager[Association] | None = None
+        self._held: Association | None = None
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def held(self, context: AbstractContextManager[Association]) -> Association:
+        """Return the open association, or open the one given."""
+        if self._held is None or not self._held.is_established:
+            self.close()
+            self._held = context.__enter__()
+            self._context = context
+        return self._held
+
+    def close(self) -> None:
+        context, self._context, self._held = self._context, None, None
+        if context is not None:
+            context.__exit__(None, None, None)
+
+
+class _Move(_OneAssociation):
+    def __init__(self, node: Node, server: StorageServer, activity: Activity) -> None:
+        super().__init__()
+        self._node, self._server, self._activity = node, server, activity
+
+    def __enter__(self) -> _Move:
+        return self
+
+    def fetch(self, request: Request) -> None:
+        before = self._server.refused.copy()
+        try:
+            association = self.held(associated(self._node, move_contexts(), self._activity))
+            for identifiers in _identifiers(request):
+                move(self._node, association, self._activity, identifiers)
+        except PacsError:
+            self.close()
+            for cause, text in CAUSES.items():
+                if self._server.refused[cause] > before[cause]:
+                    raise self._node.error(f"the objects of the PACS were refused here: {text}") from None
+            raise
+
+
+class _Get(_OneAssociation):
+    def __init__(self, node: Node, take: Take, ends: float) -> None:
+        super().__init__()
+        self._node, self._take, self._activity = node, take, Activity(ends)
+        self._classes: frozenset[str] | None = None
+
+    def __enter__(self) -> _Get:
+        return self
+
+    def fetch(self, request: Request) -> None:
+        if self._classes != request.classes:
+            self.close()
+            self._classes = request.classes
+        contexts, roles = get_contexts(request.classes)
+        try:
+            opened = associated(self._node, contexts, self._activity, roles=roles, store=self._take)
+            association = self.held(opened)
+            for identifiers in _identifiers(request):
+                get(self._node, association, self._activity, identifiers)
+        except PacsError:
+            self.close()
+            raise
+
+
+def _identifiers(request: Request) -> Iterable[dict[str, str | list[str]]]:
+    base: dict[str, str | list[str]] = {
+        "StudyInstanceUID": request.study_uid,
+        "SeriesInstanceUID": request.series_uid,
+    }
+    if not request.sop_uids:
+        yield base
+    for group in _groups(request.sop_uids):
+        yield {**base, "SOPInstanceUID": list(group)}
+
+
+def _groups(sop_uids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(sop_uids), TOGETHER):
+        yield sop_uids[begin : begin + TOGETHER]

@@ -1,0 +1,102 @@
+"""Studies are listed completely although a PACS limits its answers, and where that is impossible it is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardround.errors import DataError, UsageError
+from wardround_client.pacs.node import Rows
+from wardround_client.pacs.query import Wanted, find_studies, read_list, refuse_unbounded
+
+TODAY = date(2024, 3, 1)
+
+
+class Limited:
+    """A PACS with studies at given moments, which returns at most `limit` of them, silently or not."""
+
+    def __init__(self, moments: list[datetime], limit: int, *, silent: bool) -> None:
+        self.moments, self.limit, self.cuts_silently, self.asked = moments, limit, silent, 0
+
+    def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
+        self.asked += 1
+        low, _, high = match["StudyDate"].partition("-")
+        first, _, last = match.get("StudyTime", "000000-235959.999999").partition("-")
+        rows = [
+            {"StudyInstanceUID": f"1.2.{number}"}
+            for number, one in enumerate(self.moments)
+            if low <= f"{one:%Y%m%d}" <= (high or low) and first <= f"{one:%H%M%S}" <= last
+        ]
+        if self.cuts_silently:
+            return Rows(rows=rows[: self.limit])
+        return Rows(rows=rows[: self.limit], limited=len(rows) > self.limit)
+
+
+MOMENTS = st.lists(
+    st.datetimes(datetime(2024, 1, 1), datetime(2024, 1, 20)).map(lambda one: one.replace(microsecond=0)),
+    max_size=60,
+    unique_by=lambda one: (one.date(), one.hour, one.minute),
+)
+
+
+@given(MOMENTS, st.integers(5, 20), st.booleans())
+def test_every_study_is_listed_whatever_the_limit(moments, limit, silent):
+    finder = Limited(moments, limit, silent=silent)
+    found = find_studies(finder, Wanted(first=date(2024, 1, 1)), TODAY)
+    assert len(found.studies) == len(moments) and not found.incomplete
+
+
+def test_without_a_limit_few_further_queries_are_needed():
+    moments = [datetime(2024, 1, 1 + number % 28, 8, number // 28) for number in range(280)]
+    finder = Limited(moments, 10_000, silent=True)
+    within = Wanted(first=date(2024, 1, 1), last=date(2024, 1, 28))
+    assert len(find_studies(finder, within, TODAY).studies) == 280
+    assert finder.asked == 3
+    told = Limited(moments, 10_000, silent=False)
+    find_studies(told, within, TODAY)
+    assert told.asked == 1
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_more_studies_of_one_minute_than_the_limit_are_reported(silent):
+    finder = Limited([datetime(2024, 1, 3, 9, 30, second) for second in range(20)], 10, silent=silent)
+    found = find_studies(finder, Wanted(first=date(2024, 1, 1)), TODAY)
+    assert len(found.studies) == 10 and len(found.remarks) == 1
+    assert found.incomplete is not silent
+    assert ("of one minute" if silent else "2024-01-03 09:30") in found.remarks[0]
+
+
+def test_a_request_has_dates_or_one_list():
+    row = ((2, "1.2"),)
+    for wanted in (
+        Wanted(),
+        Wanted(last=TODAY),
+        Wanted(first=TODAY, studies=row),
+        Wanted(accessions=row, studies=row),
+        Wanted(first=TODAY, last=date(2024, 1, 1)),
+    ):
+        with pytest.raises(UsageError):
+            refuse_unbounded(wanted)
+    refuse_unbounded(Wanted(first=TODAY))
+    refuse_unbounded(Wanted(studies=row, modality="CT"))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("x\n1\n", "needs a column AccessionNumber"),
+        ("AccessionNumber\nA*\n", "row 2: is no AccessionNumber"),
+        ("AccessionNumber\n1.2E+17\n", "row 2: looks like a number"),
+        ("AccessionNumber,x\n,1\n", "lists nothing"),
+    ],
+)
+def test_a_wrong_list_is_one_clear_line_that_quotes_no_cell(tmp_path, text, says):
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=says) as caught:
+        read_list(path, "AccessionNumber")
+    assert "A*" not in str(caught.value)
