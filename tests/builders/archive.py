@@ -21,6 +21,8 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
+from wardround_client.pacs.store import RESULT_CLASSES
+
 SITE = """\
 name = "north"
 [privacy]
@@ -76,7 +78,8 @@ class Archive:
 
     `send_at_most` is the number of objects after which it ends the connection, once. `sends_too` are objects that it
     sends although nobody asked. `withheld` are UIDs that it lists and does not send. `grows` are objects that appear
-    when a series has been sent for the first time.
+    when a series has been sent for the first time. `stored` is what it was sent to store; it refuses the first
+    `refuse_first` of those.
     """
 
     port: int
@@ -86,6 +89,8 @@ class Archive:
     withheld: set[str] = field(default_factory=set)
     grows: list[bytes] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    stored: dict[str, Dataset] = field(default_factory=dict)
+    refuse_first: int = 0
     listen: int = 0
 
     def add(self, *contents: bytes) -> None:
@@ -164,7 +169,18 @@ def archive(*contents: bytes) -> Iterator[Archive]:
     def got(event):
         yield from send(event, "get")
 
+    def kept(event):
+        if here.refuse_first:
+            here.refuse_first -= 1
+            return 0xA700
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
+        here.stored[dataset.SOPInstanceUID] = dataset
+        return 0x0000
+
     entity = AE("TESTPACS")
+    for result in RESULT_CLASSES:
+        entity.add_supported_context(result)
     for model in (
         StudyRootQueryRetrieveInformationModelFind,
         StudyRootQueryRetrieveInformationModelGet,
@@ -175,7 +191,7 @@ def archive(*contents: bytes) -> Iterator[Archive]:
     entity.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
     entity.add_requested_context(CTImageStorage)
     entity.require_called_aet = True
-    handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_MOVE, moved), (evt.EVT_C_GET, got)]
+    handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_MOVE, moved), (evt.EVT_C_GET, got), (evt.EVT_C_STORE, kept)]
     server = entity.start_server(("127.0.0.1", here.port), block=False, evt_handlers=handlers)
     try:
         yield here

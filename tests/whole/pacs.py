@@ -5,18 +5,24 @@ Orthanc listens on all interfaces and has no setting for it. Programs that talk 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("orthanc", "dicom3tools")
-HTTP_PORT, DICOM_PORT = 18042, 14242
+PACKAGES = ("orthanc", "orthanc-dicomweb", "dicom3tools", "nginx-light")
+PLUGINS = Path("/usr/lib/orthanc")
+USER, PASSWORD = "wardround", "secret"
+HTTP_PORT, DICOM_PORT, SITE_PORT = 18042, 14242, 11112
+NUMBERS = itertools.count()
 LIMIT_S = 120
 
 
@@ -24,22 +30,27 @@ def missing() -> str:
     """Install what is needed, and return why it cannot be used, or ""."""
     if os.geteuid() != 0:
         return "needs root: a network namespace and Debian packages"
-    if not (shutil.which("Orthanc") and shutil.which("dciodvfy")):
+    web = list(PLUGINS.glob("libOrthancDicomWeb.so*"))
+    if not (web and all(shutil.which(program) for program in ("Orthanc", "dciodvfy", "nginx"))):
         if shutil.which("apt-get") is None:
-            return "needs Debian's packages orthanc and dicom3tools"
+            return f"needs Debian's packages {', '.join(PACKAGES)}"
         command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         if done.returncode:
-            return f"apt-get cannot install {' and '.join(PACKAGES)}: {done.stderr.strip()[-200:]}"
+            return f"apt-get cannot install {', '.join(PACKAGES)}: {done.stderr.strip()[-200:]}"
     return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pacs:
-    """A running Orthanc. `inside` are the words that run a program in its namespace."""
+    """A running Orthanc.
+
+    `inside` are the words that run a program in its namespace, and `process` is Orthanc itself.
+    """
 
     inside: tuple[str, ...]
+    process: subprocess.Popen[bytes]
 
     def call(self, path: str, body: Path | None = None) -> bytes:
         """Send a request to Orthanc's own interface, with a file as its body if one is given."""
@@ -50,6 +61,8 @@ class Pacs:
             "--fail-with-body",
             "--max-time",
             "60",
+            "--user",
+            f"{USER}:{PASSWORD}",
             f"http://127.0.0.1:{HTTP_PORT}{path}",
         ]
         if body is not None:
@@ -64,31 +77,62 @@ class Pacs:
         assert answer["Status"] == "Success", answer
         return self.call(f"/instances/{answer['ID']}/file")
 
+    def store_all(self, folder: Path) -> None:
+        """Store every file of a folder, quickly: one program on one connection."""
+        code = (
+            "import pathlib, requests, sys\n"
+            "session = requests.Session(); session.auth = tuple(sys.argv[3:]); session.trust_env = False\n"
+            "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
+            "    session.post(sys.argv[2], data=path.read_bytes(), timeout=60).raise_for_status()\n"
+        )
+        words = [str(folder), f"http://127.0.0.1:{HTTP_PORT}/instances", USER, PASSWORD]
+        subprocess.run([*self.inside, sys.executable, "-c", code, *words], check=True, timeout=LIMIT_S)
+
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[Pacs]:
-    """Run Orthanc with an empty store below `folder` for as long as the block lasts."""
-    name = f"wardround-{os.getpid()}"
+def namespace() -> Iterator[tuple[str, ...]]:
+    """Make a network namespace, and yield the words that run a program in it."""
+    name = f"wardround-{os.getpid()}-{next(NUMBERS)}"
     inside = ("ip", "netns", "exec", name)
-    settings = {
-        "DicomAet": "TESTPACS", "DicomPort": DICOM_PORT, "HttpPort": HTTP_PORT, "AuthenticationEnabled": False,
-        "RemoteAccessAllowed": True, "StorageDirectory": str(folder), "IndexDirectory": str(folder), "Plugins": [],
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "orthanc.json").write_text(json.dumps(settings))
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=LIMIT_S)
     try:
         subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True, timeout=LIMIT_S)
-        with open(folder / "orthanc.log", "wb") as log:
-            process = subprocess.Popen([*inside, "Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
-        try:
-            pacs, ends = Pacs(inside=inside), time.monotonic() + LIMIT_S
-            while b"Orthanc has started" not in (folder / "orthanc.log").read_bytes():
-                assert process.poll() is None and time.monotonic() < ends, (folder / "orthanc.log").read_text()
-                time.sleep(0.2)
-            yield pacs
-        finally:
-            process.terminate()
-            process.wait(LIMIT_S)
+        yield inside
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True, timeout=LIMIT_S)
+
+
+@contextmanager
+def orthanc(folder: Path, **settings: object) -> Iterator[Pacs]:
+    """Run Orthanc with its store below `folder`, in a namespace of its own, for as long as the block lasts."""
+    with namespace() as inside, orthanc_in(inside, folder, **settings) as pacs:
+        yield pacs
+
+
+@contextmanager
+def orthanc_in(inside: tuple[str, ...], folder: Path, **settings: object) -> Iterator[Pacs]:
+    """Run Orthanc in a namespace. `settings` are added to its own, which know the site as WARDROUND at port 11112."""
+    content = {
+        "DicomAet": "TESTPACS", "DicomPort": DICOM_PORT, "DicomCheckCalledAet": True, "DicomAlwaysAllowStore": False,
+        "DicomModalities": {"wardround": {"AET": "WARDROUND", "Host": "127.0.0.1", "Port": SITE_PORT}},
+        "HttpPort": HTTP_PORT, "AuthenticationEnabled": True, "RegisteredUsers": {USER: PASSWORD},
+        "RemoteAccessAllowed": True, "StorageDirectory": str(folder), "IndexDirectory": str(folder),
+        "Plugins": [str(path) for path in sorted(PLUGINS.glob("libOrthancDicomWeb.so*"))[:1]],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, **settings,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "orthanc.json").write_text(json.dumps(content))
+    environment = {**os.environ, "TCP_NODELAY": "1"}
+    with open(folder / "orthanc.log", "wb") as log:
+        words = [*inside, "Orthanc", str(folder / "orthanc.json")]
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+    try:
+        ends = time.monotonic() + LIMIT_S
+        while b"Orthanc has started" not in (folder / "orthanc.log").read_bytes():
+            assert process.poll() is None and time.monotonic() < ends, (folder / "orthanc.log").read_text()
+            time.sleep(0.2)
+        yield Pacs(inside=inside, process=process)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(LIMIT_S)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wardround.cli.app import literal_console, print_table
-from wardround.cli.options import JsonOption
+from wardround.cli.options import JsonOption, SiteOption
 from wardround.printable import escaped
 from wardround.storage.text_file import path_text
+
+if TYPE_CHECKING:
+    from wardround_client.pacs.node import Node
 
 
 def predict(
@@ -33,11 +36,21 @@ def predict(
             help="A new folder for predictions.json and .csv, and for DICOM sources a structured report and a picture.",
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="NODE",
+            help="Store the DICOM results in an archive, NAME of [pacs.NAME] in site.toml, if that allows it.",
+        ),
+    ] = None,
+    site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Predict for images with a released model: calibrated probabilities, decisions, or a refusal. Nothing is sent.
+    """Predict for images with a released model: calibrated probabilities, decisions, or a refusal.
 
-    Images go through the same checks as in `ingest`. Exit 1: the model was asked about no image.
+    Images go through the same checks as in `ingest`. Nothing leaves the hospital, and nothing is sent without --store.
+    Exit 1: the model was asked about no image, or a result was not stored. Exit 3: site.toml does not allow --store.
     """
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
@@ -51,6 +64,7 @@ def predict(
         if out.exists():
             raise UsageError(f"{path_text(out)}: already exists; choose another --out")
         require_writable(out.parent)
+    archive = None if store is None else _archive(store, site, out)
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
         found = predict_all(open_package(model), source, points, progress)
     dicom: list[Path] = []
@@ -72,6 +86,8 @@ def predict(
             print(escaped(f"wrote predictions.json, predictions.csv and {len(dicom)} DICOM files to {path_text(out)}"))
             if without:
                 print(f"{count_text(without, 'finding')} without a DICOM result: the header is incomplete or damaged")
+    if archive is not None:
+        _store(archive, dicom, quiet=as_json)
     if not any(one.prediction for one in found.images):
         raise typer.Exit(1)
 
@@ -96,11 +112,20 @@ def explain(
             "--site", metavar="DIR", help="A site's folder with prepared data, for simple rules that imitate the model."
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="NODE",
+            help="Store the DICOM maps in an archive, NAME of [pacs.NAME] in site.toml, if allowed there; with --site.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain a model's decision: where in the image, named outputs, simple rules, lookalikes. Nothing is sent.
+    """Explain a model's decision: where in the image, named outputs, simple rules, lookalikes.
 
-    An image that is unlike the training data is not explained. Exit 1: no image was explained.
+    An image that is unlike the training data is not explained. Nothing leaves the hospital, and nothing is sent without
+    --store. Exit 1: no image was explained, or a map was not stored. Exit 3: site.toml does not allow --store.
     """
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
@@ -114,6 +139,9 @@ def explain(
     if out.exists():
         raise UsageError(f"{path_text(out)}: already exists; choose another --out")
     require_writable(out.parent)
+    if store is not None and site is None:
+        raise UsageError("--store needs --site, the folder with site.toml")
+    archive = None if store is None or site is None else _archive(store, site, out)
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
         explained = explain_all(open_package(model), file, points, site, progress)
     written: list[Path] = []
@@ -135,5 +163,32 @@ def explain(
         for path in written:
             print(escaped(f"wrote {path_text(path)}"))
         print(NOTICE)
+    if archive is not None:
+        _store(archive, [path for path in written if path.suffix == ".dcm"], quiet=as_json)
     if not written:
         raise typer.Exit(1)
+
+
+def _archive(name: str, site: Path, out: Path | None) -> Node:
+    """Return the archive for --store. Raises before any work if it may not be used."""
+    from wardround.errors import UsageError
+    from wardround_client.pacs.node import open_node
+    from wardround_client.pacs.store import require_allowed
+
+    if out is None:
+        raise UsageError("--store needs --out, the folder for the results that are stored")
+    archive = open_node(site, name)
+    require_allowed(archive)
+    return archive
+
+
+def _store(archive: Node, paths: list[Path], *, quiet: bool) -> None:
+    """Store results. Raises `WardroundError` if one was not stored; a line on stderr then names the reason."""
+    from wardround.errors import WardroundError
+    from wardround_client.pacs.store import store
+
+    done = store(archive, paths)
+    if done.failed:
+        raise WardroundError(f"{len(done.failed)} of {len(paths)} results were not stored: {done.reason}")
+    if not quiet:
+        print(escaped(f"stored {len(done.stored)} DICOM files in {archive.name}"))

@@ -29,7 +29,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
 )
 
 from wardround.operations.tls_probe import split_address
-from wardround_client.pacs.node import Node, PacsError, Row, Rows, Take, client_tls
+from wardround_client.pacs.node import Node, PacsError, Row, Rows, Take, UnreachableError, client_tls
 
 _config.LOG_HANDLER_LEVEL = "none"  # its log would contain identifiers of patients, and costs time for each message
 FIND = StudyRootQueryRetrieveInformationModelFind
@@ -90,7 +90,8 @@ def associated(
         PacsError: There is no connection, or the PACS rejects it; the message says why.
     """
     entity = AE(ae_title=node.dicom.our_ae)
-    entity.acse_timeout, entity.dimse_timeout, entity.network_timeout = ACSE_S, None, None
+    entity.acse_timeout = min(ACSE_S, node.config.timeout_s)
+    entity.dimse_timeout = entity.network_timeout = None  # see `_wait_by_activity`
     entity.connection_timeout = CONNECT_S
     entity.maximum_pdu_size = LARGEST_PDU
     handlers: list = [(evt.EVT_DATA_RECV, activity.touch)]
@@ -307,17 +308,19 @@ def _wait_by_activity(association: Association, activity: Activity, timeout_s: f
     association.dimse.get_msg = get_msg  # type: ignore[method-assign]  # its own timeout counts messages, not bytes
 
 
-def _not_associated(node: Node, association: Association) -> PacsError:
+def _not_associated(node: Node, association: Association) -> UnreachableError:
     place = f"{node.dicom.address} ({node.dicom.pacs_ae})"
     if association.is_rejected:
         primitive = association.acceptor.primitive
         reason = "no reason given" if primitive is None else str(primitive.reason_str).lower()
-        return node.error(
+        return node.unreachable(
             f"{place} rejects the association: {reason}; compare pacs_ae and our_ae in site.toml with the settings of "
             "the PACS"
         )
     if association.is_aborted and association.acceptor.primitive is not None:
-        return node.error(f"{place} accepts none of the requested services; allow query and retrieve for this site")
-    return node.error(
+        return node.unreachable(
+            f"{place} accepts none of the requested services; allow query and retrieve for this site"
+        )
+    return node.unreachable(
         f"no connection to {place}; check the address, the firewall, whether the PACS runs, and TLS on both sides"
     )

@@ -30,6 +30,10 @@ class PacsError(WardroundError):
     """A PACS did not reply, refused, or failed. The message names the archive, what failed, and what to do."""
 
 
+class UnreachableError(PacsError):
+    """There was no connection to a PACS at all, or it was rejected: asking for something else will not help."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """The answer to a query. `limited` is whether the PACS reported that there is more."""
@@ -63,6 +67,10 @@ class Node:
     def error(self, text: str) -> PacsError:
         """Return the error of this archive with a text."""
         return PacsError(f"{self.name}: {text}")
+
+    def unreachable(self, text: str) -> UnreachableError:
+        """Return the error of this archive if it cannot be used at all."""
+        return UnreachableError(f"{self.name}: {text}")
 
 
 def open_node(site: Path, name: str) -> Node:

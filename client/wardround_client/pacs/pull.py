@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
@@ -18,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from wardround.errors import WardroundError
 from wardround_client.pacs.manifest import Manifest, open_manifest
-from wardround_client.pacs.node import Node, PacsError
+from wardround_client.pacs.node import Node, PacsError, UnreachableError
 from wardround_client.pacs.pace import Pace
 from wardround_client.pacs.query import (
     Finder,
@@ -34,6 +36,7 @@ from wardround_client.pacs.receive import Receiver
 from wardround_client.pacs.transfer import Request, Transfer, open_transfer
 
 PAUSES_S = (1.0, 5.0)  # before the second and the third attempt
+AHEAD = 2  # studies that are listed before their objects are fetched
 MOST_PASSES = 5  # over a study that keeps growing
 MOST_ROWS_SHOWN = 20
 MOST_FAILED = 3  # series in a row that could not be fetched at all: the PACS does not work
@@ -162,7 +165,7 @@ class _Work:
     progress: Progress | None
     listed: dict[str, tuple[FoundSeries, FoundObjects]] = field(default_factory=dict)  # by series
     before: int = 0
-    unlisted_series: int = 0  # studies of which the PACS lists fewer series than they have
+    cut_studies: set[str] = field(default_factory=set)  # of which the PACS lists fewer series than they have
     failed_in_a_row: int = 0
     last_error: str = ""
     grows: bool = False
@@ -172,25 +175,20 @@ class _Work:
         stopped = ""
         try:
             changed = list(found.studies)
-            for number in range(MOST_PASSES):
-                changed = [
-                    study
-                    for done, study in enumerate(changed)
-                    if self.study(finder, transfer, study, first=number == 0, place=(done, len(changed)))
-                ]
+            for _ in range(MOST_PASSES):
+                changed = self.once(finder, transfer, changed)
                 if not changed:
                     break
             self.grows = bool(changed)
-            self.tell(len(found.studies), len(found.studies))
         except WardroundError as error:
             stopped = str(error)
         self.receiver.flush()
         missing = self.missing()
         counts = self.receiver.counts
         remarks = list(found.remarks)
-        if self.unlisted_series:
+        if self.cut_studies:
             remarks.append(
-                f"studies with more series than the PACS lists: {self.unlisted_series:,}; raise its limit of results"
+                f"studies with more series than the PACS lists: {len(self.cut_studies):,}; raise its limit of results"
             )
         if self.grows:
             remarks.append("a study was still growing when this call ended; run the same command later")
@@ -208,7 +206,7 @@ class _Work:
             damaged=counts["damaged"],
             unmatched_rows=found.unmatched_rows,
             remarks=tuple(remarks),
-            incomplete=found.incomplete or self.unlisted_series > 0 or self.grows,
+            incomplete=found.incomplete or bool(self.cut_studies) or self.grows,
             stopped=stopped,
         )
         self.manifest.ended(
@@ -217,28 +215,61 @@ class _Work:
         )
         return made
 
-    def study(
-        self, finder: Finder, transfer: Transfer, study: FoundStudy, *, first: bool, place: tuple[int, int]
-    ) -> bool:
-        """List and fetch one study. Returns whether its list has changed since it was last fetched."""
-        if first:
-            self.tell(*place)
+    def once(self, finder: Finder, transfer: Transfer, studies: Sequence[FoundStudy]) -> list[FoundStudy]:
+        """List and fetch studies. Returns those that have more now than when they were listed.
+
+        One thread asks what the next study has, and what the last one has now, while the objects of a study come.
+        """
+        grown: list[Future[bool]] = []
+        lister = ThreadPoolExecutor(1, thread_name_prefix="pull-lister")
+        try:
+            ahead = deque(lister.submit(self.study, finder, study) for study in studies[:AHEAD])
+            for number, study in enumerate(studies):
+                self.tell(number, len(studies))
+                for series, objects in ahead.popleft().result():
+                    self.series(transfer, series, objects)
+                grown.append(lister.submit(self.has_grown, finder, study))
+                if number + AHEAD < len(studies):
+                    ahead.append(lister.submit(self.study, finder, studies[number + AHEAD]))
+            self.tell(len(studies), len(studies))
+            return [study for study, more in zip(studies, grown, strict=True) if more.result()]
+        finally:
+            lister.shutdown(cancel_futures=True)
+
+    def study(self, finder: Finder, study: FoundStudy) -> list[tuple[FoundSeries, FoundObjects]]:
+        """Return the series of a study that are new or have changed since they were listed last, with their objects."""
         self.pace.begin()
         series, complete = self.patiently(lambda: find_series(finder, study, self.wanted))
-        self.unlisted_series += first and not complete
-        changed = False
+        if not complete:
+            self.cut_studies.add(study.uid)
+        new = []
         for one in series:
-            known = self.listed.get(one.uid)
-            if known is not None and one.count is not None and one.count <= len(known[1].classes):
+            if self.is_as_listed(one):
                 continue
             objects = self.patiently(functools.partial(find_objects, finder, one))
-            if known is not None and set(objects.classes) <= set(known[1].classes) and one.count == known[0].count:
-                continue
-            changed = True
-            self.before += sum(sop in self.manifest for sop in objects.classes) if known is None else 0
+            if one.uid not in self.listed:
+                self.before += sum(sop in self.manifest for sop in objects.classes)
             self.listed[one.uid] = (one, objects)
-            self.series(transfer, one, objects)
-        return changed
+            new.append((one, objects))
+        return new
+
+    def has_grown(self, finder: Finder, study: FoundStudy) -> bool:
+        """Return whether a study has more than when it was listed."""
+        series, _ = self.patiently(lambda: find_series(finder, study, self.wanted))
+        for one in series:
+            if self.is_as_listed(one):
+                continue
+            if one.uid not in self.listed or one.count is not None:
+                return True
+            objects = self.patiently(functools.partial(find_objects, finder, one))
+            if not set(objects.classes) <= set(self.listed[one.uid][1].classes):
+                return True
+        return False
+
+    def is_as_listed(self, series: FoundSeries) -> bool:
+        """Return whether the PACS counts as many objects of a series as when it was listed."""
+        known = self.listed.get(series.uid)
+        return known is not None and series.count is not None and series.count == known[0].count
 
     def series(self, transfer: Transfer, series: FoundSeries, objects: FoundObjects) -> None:
         """Fetch what is missing of a series, in up to three attempts."""
@@ -257,16 +288,18 @@ class _Work:
                 classes=frozenset(objects.classes.values()) - {""},
             )
             before = self.receiver.counts["came"]
+            unreachable = False
             try:
                 transfer.fetch(request)
             except PacsError as error:
                 self.last_error = str(error)
+                unreachable = isinstance(error, UnreachableError)
             self.receiver.raise_failure()
             self.failed_in_a_row = 0 if self.receiver.counts["came"] > before else self.failed_in_a_row
         else:
             if self.missing_of(objects):
                 self.failed_in_a_row += 1
-            if self.failed_in_a_row >= MOST_FAILED or self.pace.is_over():
+            if unreachable or self.failed_in_a_row >= MOST_FAILED or self.pace.is_over():
                 raise PacsError(self.last_error or f"{self.node.name}: the PACS sends nothing")
 
     def patiently(self, ask: Callable[[], Answer]) -> Answer:

@@ -208,11 +208,14 @@ def attempted(node: Node, work: Callable[[], Answer]) -> Answer:
         raise
     except requests.HTTPError as error:
         code = 0 if error.response is None else error.response.status_code
-        raise node.error(_HTTP.get(code, f"the web service answers with HTTP status {code}")) from None
+        text = _HTTP.get(code, f"the web service answers with HTTP status {code}")
+        raise (node.unreachable(text) if code in (401, 403) else node.error(text)) from None
     except requests.TooManyRedirects:
-        raise node.error("the web service redirects to another address; enter the final address as web.url") from None
+        raise node.unreachable(
+            "the web service redirects to another address; enter the final address as web.url"
+        ) from None
     except requests.exceptions.SSLError:
-        raise node.error(
+        raise node.unreachable(
             "TLS failed: the certificate of the web service is not valid for this address and web.ca_file, or it asks "
             "for a certificate of this site"
         ) from None
@@ -221,7 +224,7 @@ def attempted(node: Node, work: Callable[[], Answer]) -> Answer:
             f"the web service has not replied within {node.config.timeout_s:g} s; run the same command to go on"
         ) from None
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-        raise node.error(
+        raise node.unreachable(
             "the connection to the web service failed or was lost; check web.url and the firewall, then run the same "
             "command to go on"
         ) from None

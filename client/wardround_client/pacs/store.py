@@ -1,0 +1,109 @@
+"""Results into a PACS: reports, pictures and maps of predictions, by C-STORE or STOW-RS, where the hospital allows it.
+
+Only what this project made and marked as research is sent, to the one archive that the user names. An object keeps its
+UID, so that storing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+
+from wardround.errors import PolicyRefusal, UsageError
+from wardround.storage.text_file import path_text
+from wardround_client.pacs.dimse import Activity, associated, send, send_contexts
+from wardround_client.pacs.node import Node, PacsError
+
+PAUSES_S = (0.0, 1.0, 5.0)  # before each attempt
+MARK = "not for diagnostic use"
+RESULT_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
+        "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+        "1.2.840.10008.5.1.4.1.1.30",  # Parametric Map
+    }
+)
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesDescription"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """How storing ended: the files that are in the PACS, and the others. `reason` is why the last one failed."""
+
+    stored: tuple[Path, ...] = field(repr=False)
+    failed: tuple[Path, ...] = field(repr=False)
+    reason: str = ""
+
+
+def require_allowed(node: Node) -> None:
+    """Raise `PolicyRefusal` unless `site.toml` allows results in this archive."""
+    if not node.config.allow_store:
+        raise PolicyRefusal(
+            "pacs-store",
+            f"{node.name}: site.toml does not allow results there; the hospital may set allow_store = true in "
+            f"[pacs.{node.name}]",
+        )
+
+
+def store(node: Node, paths: Sequence[Path]) -> Stored:
+    """Store results, each in up to three attempts.
+
+    Raises:
+        PolicyRefusal: `site.toml` does not allow it.
+        UsageError: A file is no result that is marked as research; nothing was sent then.
+    """
+    require_allowed(node)
+    for path in paths:
+        _refuse_other(path)
+    left, reason = list(paths), ""
+    for pause_s in PAUSES_S:
+        if not left:
+            break
+        time.sleep(pause_s)
+        try:
+            attempt = _by_web(node, tuple(left)) if node.config.way == "web" else _by_dicom(node, tuple(left))
+            for path, why in attempt:
+                reason = why or reason
+                left = [one for one in left if one != path or why]
+        except PacsError as error:
+            reason = str(error)
+    return Stored(
+        stored=tuple(one for one in paths if one not in left), failed=tuple(left), reason=reason if left else ""
+    )
+
+
+def _by_dicom(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    with associated(node, send_contexts(paths), Activity()) as association:
+        for path in paths:
+            try:
+                send(node, path, association)
+            except PacsError as error:
+                yield path, str(error)
+                if not association.is_established:
+                    return
+            except ValueError:  # of pynetdicom, for a class that the PACS did not accept
+                yield path, f"{node.name}: the PACS does not accept this kind of object; ask its administrator"
+            else:
+                yield path, ""
+
+
+def _by_web(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    from wardround_client.pacs.web import send_files
+
+    for path, why in send_files(node, paths):
+        yield path, f"{node.name}: the web service did not store an object ({why})" if why else ""
+
+
+def _refuse_other(path: Path) -> None:
+    try:
+        header: Dataset | None = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+    except Exception:  # of a file that is no DICOM
+        header = None
+    marked = header is not None and MARK in str(header.get("SeriesDescription", "")).casefold()
+    if header is None or not marked or header.get("SOPClassUID") not in RESULT_CLASSES:
+        raise UsageError(f"{path_text(path)}: is no result of this program that is marked as research; not stored")
