@@ -286,6 +286,10 @@ BREAKS = [
     ("pynetdicom, dicomweb_client and", f"{CLIENT}/predict/x2.py", "from pynetdicom import AE"),
     ("grpc is", f"{CLIENT}/rounds/x.py", "import grpc"),
     ("grpc_health is", f"{SERVER}/operations/x.py", "from grpc_health.v1 import health"),
+    ("the web framework is", f"{SERVER}/operations/x2.py", "from fastapi import FastAPI"),
+    ("the web framework is", f"{CLIENT}/flower/x2.py", "def f():\n    import uvicorn"),
+    ("argon2 is", f"{SHARED}/web/x.py", "from argon2 import PasswordHasher"),
+    ("jinja2 is", f"{CLIENT}/console/x.py", "from jinja2 import Environment"),
 ]
 
 
@@ -367,8 +371,14 @@ def test_what_is_imported_is_declared() -> None:
     declared |= {name.replace("-", "_") for name in declared}
     declared |= {"grpc_health"} if "grpcio-health-checking" in declared else set()
     declared |= {"pil"} if "pillow" in declared else set()
+    declared |= {"argon2"} if "argon2-cffi" in declared else set()
+    declared |= {"prometheus_client"} if "prometheus-client" in declared else set()
     declared |= {"sklearn"} if "scikit-learn" in declared else set()
-    for name, owner in (("ray", "flwr"), ("markupsafe", "jinja2")):  # parts of what their owners promise
+    for name, owner in (
+        ("ray", "flwr"),
+        ("markupsafe", "jinja2"),
+        ("starlette", "fastapi"),
+    ):  # parts of what their owners promise
         declared |= {name} if any(line.lower().startswith(name) for line in requires(owner) or []) else set()
     ours = {*ROOMS.values(), "", "__future__"}
     found = {

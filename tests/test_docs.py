@@ -158,6 +158,8 @@ def parse(line: str, where: str) -> None:
     while hasattr(command, "commands"):
         if not words or words == ["--help"]:
             return
+        if words[0].startswith("-") and getattr(command, "invoke_without_command", False):
+            break  # a group that is a command as well
         if words[0] not in command.commands:
             raise ValueError(f"{where}: {name} knows no {words[0]}")
         name, words, command = f"{name} {words[0]}", words[1:], command.commands[words[0]]

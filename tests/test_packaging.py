@@ -45,7 +45,7 @@ def test_the_wheel_has_every_ready_study_and_every_file_that_the_packages_read(i
     data = {
         path.relative_to(root).as_posix()
         for root in roots
-        for kind in ("*.j2", "*.safetensors")
+        for kind in ("*.j2", "*.safetensors", "*.css", "*.min.js", "texts/*.toml")
         for path in root.rglob(kind)
     }
     assert data and {name for name in data if not (installed / name).is_file()} == set()

@@ -1,4 +1,4 @@
-"""`wardround-site start`: runs the site's daemon."""
+"""`wardround-site start` and `logs`: runs the site's daemon, and shows its log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wardround.cli.options import JsonStartOption, SiteOption
+from wardround.cli.options import (
+    FollowOption,
+    JsonLinesOption,
+    JsonStartOption,
+    LastOption,
+    OfRunOption,
+    SiteOption,
+)
+from wardround_client.site.paths import CONFIG_FILE, LOGS
 
 if TYPE_CHECKING:
     from wardround_client.site.config import SiteConfig
@@ -30,3 +38,23 @@ def start(
     stopped = threading.Event()
     stop_on_signals(stopped)
     run_daemon(site, stopped, ready)
+
+
+def logs(
+    run: OfRunOption = None,
+    last: LastOption = None,
+    follow: FollowOption = False,
+    site: SiteOption = Path("."),
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Show the daemon's log, including rotated files. It may contain tracebacks: keep it inside the hospital."""
+    from wardround.operations.log_reader import Entry, names_place, show
+    from wardround_client.site.config import load_site_config
+
+    load_site_config(site / CONFIG_FILE)
+
+    def wanted(entry: Entry) -> bool:
+        return run is None or names_place(entry, "run", run)
+
+    whose = "this site" if run is None else f"run {run}"
+    show(site / LOGS, wanted, last=last, follow=follow, as_json=as_json, whose=whose)

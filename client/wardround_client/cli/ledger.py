@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wardround.cli.options import JsonOption, YesOption
-from wardround.errors import LedgerError, UsageError
+from wardround.errors import UsageError
 from wardround.printable import escaped
 from wardround.storage.json_numbers import json_number
-from wardround_client.site.paths import CONFIG_FILE, LEDGER_FILE
+from wardround_client.site.budget import cap_of_site, opened_ledger
+from wardround_client.site.paths import LEDGER_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from wardround.accounting import Epsilon, Event
-    from wardround_client.ledger.ledger import Cap, Hold, Ledger, WhatIf
+    from wardround_client.ledger.ledger import Cap, Hold, WhatIf
 
 app = typer.Typer(
     help="The privacy budget of this site's patients: holds, charges and settlements in one append-only file.",
@@ -206,31 +207,6 @@ def accept_loss(
 
 def _path(site: Path) -> Path:
     return site / LEDGER_FILE
-
-
-def opened_ledger(site: Path) -> Ledger:
-    """Open the site's ledger.
-
-    If there is none yet, the result is an empty ledger in memory, because a read must not create the file.
-
-    Raises:
-        LedgerError: The ledger's file is missing although its .head file exists.
-    """
-    from wardround_client.ledger.ledger import Ledger
-
-    path = _path(site)
-    if path.exists():
-        return Ledger(path)
-    if path.with_suffix(".head").exists():
-        raise LedgerError(f"{path}: is missing, but ledger.head shows that it existed; put the newest copy back")
-    return Ledger(None)
-
-
-def cap_of_site(site: Path) -> Cap:
-    """Return the cap from the site's site.toml."""
-    from wardround_client.site.config import load_site_config
-
-    return load_site_config(site / CONFIG_FILE).privacy.cap()
 
 
 def _beside(events: list[Event], cap: Cap, prv_timeout_s: float) -> list[Epsilon]:

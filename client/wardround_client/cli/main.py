@@ -12,7 +12,7 @@ from typing import NoReturn
 from wardround.cli.app import program, run_program
 from wardround.cli.audit import audit_app
 from wardround.cli.health import add_health
-from wardround_client.cli import daemon, data, enhance, ledger, logs, models, predict, setup, status, studies
+from wardround_client.cli import console, daemon, data, enhance, ledger, models, predict, setup, status, studies
 
 app = program(
     "wardround-site",
@@ -25,12 +25,13 @@ app.add_typer(studies.app, name="studies")
 app.add_typer(audit_app("wardround-site"), name="audit")
 app.command(epilog="Example: wardround-site status --site hospital")(status.status)
 app.command(epilog="Example: wardround-site start --site /srv/wardround")(daemon.start)
-app.command(epilog="Example: wardround-site logs --follow --site hospital")(logs.logs)
+app.command(epilog="Example: wardround-site logs --follow --site hospital")(daemon.logs)
 app.command(epilog="Example: wardround-site enhance scan.dcm --model model.safetensors")(enhance.enhance)
 app.command(epilog="Example: wardround-site predict models/lidc scans --out predictions")(predict.predict)
 app.command(epilog="Example: wardround-site explain models/lidc nodule.dcm --out explanation")(predict.explain)
 app.command(epilog="Example: wardround-site personalise lung-model --site hospital")(models.personalise)
 app.command(epilog="Example: wardround-site evaluate lung-model --site hospital")(models.evaluate)
+app.add_typer(console.app, name="console")
 add_health(app, "wardround-site", "--site", "hospital")
 
 

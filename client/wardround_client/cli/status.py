@@ -8,8 +8,8 @@ from typing import Any
 
 from wardround.cli.options import JsonOption, SiteOption
 from wardround.printable import escaped
-from wardround_client.cli.ledger import opened_ledger
 from wardround_client.cli.studies import decision_text
+from wardround_client.site.budget import opened_ledger
 
 
 def status(

@@ -11,8 +11,8 @@ import typer
 from wardround.cli.options import ByOption, JsonOption, SiteOption
 from wardround.errors import UsageError, required
 from wardround.printable import escaped, lines_of
-from wardround_client.cli.ledger import cap_of_site, opened_ledger
-from wardround_client.site.paths import COHORT, CONFIG_FILE
+from wardround_client.site.budget import cap_of_site, opened_ledger
+from wardround_client.site.paths import CONFIG_FILE
 from wardround_client.studies.store import MOST_RUNS
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 HashArgument = Annotated[str, typer.Argument(metavar="HASH", help="The study's hash, or its first letters.")]
+ReasonOption = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why, for this site alone: it is shown, and never sent.")
+]
 RUNS_HELP = "Total number of runs that may begin here, including those that have begun"
 WIDTH_OF_A_HASH, WIDEST, LEAST_WIDTH = 12, 100, 10
 
@@ -63,15 +66,16 @@ def show(
 ) -> None:
     """Describe a study in plain words: what it reads, what leaves, and this site's privacy cost now and afterwards."""
     from wardround_client.studies.approvals import find_study
+    from wardround_client.studies.description import described, identity
     from wardround_client.studies.store import runs_allowed
 
     known = find_study(site, study)
     found = required(known.study, "study")
-    said = _in_words(site, found, runs or runs_allowed(site, known.sha256))
+    said = described(site, found, runs or runs_allowed(site, known.sha256))
     if as_json:
         print(json.dumps({**study_to_json(known), "words": dict(said)}))
         return
-    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *_identity(found)])
+    _print_words([*said, ("state", known.state), *_decisions_in_words(known), *identity(found)])
 
 
 @app.command(epilog='Example: wardround-site studies approve 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
@@ -84,6 +88,7 @@ def approve(
         int,
         typer.Option("--runs", metavar="N", min=1, max=MOST_RUNS, help=f"{RUNS_HELP}; all are charged to the budget."),
     ] = 1,
+    reason: ReasonOption = None,
     site: SiteOption = Path("."),
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask for confirmation; the study was read elsewhere.")
@@ -97,15 +102,16 @@ def approve(
     """
     from wardround.text import count_text
     from wardround_client.studies.approvals import approve as approve_study
+    from wardround_client.studies.description import described, identity
 
     cap, asked = cap_of_site(site), _proposed(site, study)
     if not as_json:
-        _print_words([*_in_words(site, asked, runs), *_identity(asked)])
+        _print_words([*described(site, asked, runs), *identity(asked)])
     question = f"Approve {count_text(runs, 'run')} of this study for {site.resolve().name}, as {by}?"
     if not yes and not _confirmed(question):
         raise UsageError("not approved, because it was not confirmed; answer y, or give --yes")
     ledger = opened_ledger(site)
-    sha256 = approve_study(site, asked, by, ledger, cap, runs)
+    sha256 = approve_study(site, asked, by, ledger, cap, runs, reason)
     begun = ledger.runs_of(sha256)
     _say_decision(sha256, "approved", by, as_json, {"runs": runs, "runs_begun": begun})
     if not as_json and begun >= runs:
@@ -114,22 +120,34 @@ def approve(
 
 
 @app.command(epilog='Example: wardround-site studies refuse 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
-def refuse(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
+def refuse(
+    study: HashArgument,
+    by: ByOption,
+    reason: ReasonOption = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
     """Refuse a proposed study. It can be approved later."""
     from wardround_client.studies.approvals import decide_against, find_study
 
     known = find_study(site, study)
-    decide_against(site, known, "refused", by)
+    decide_against(site, known, "refused", by, reason)
     _say_decision(known.sha256, "refused", by, as_json)
 
 
 @app.command(epilog='Example: wardround-site studies revoke 3f9c2a71 --by "Dr. Marie Curie" --site hospital')
-def revoke(study: HashArgument, by: ByOption, site: SiteOption = Path("."), as_json: JsonOption = False) -> None:
+def revoke(
+    study: HashArgument,
+    by: ByOption,
+    reason: ReasonOption = None,
+    site: SiteOption = Path("."),
+    as_json: JsonOption = False,
+) -> None:
     """Revoke an approval: every later round of the study is refused. What was trained stays charged."""
     from wardround_client.studies.approvals import decide_against, find_study
 
     known = find_study(site, study)
-    decide_against(site, known, "revoked", by)
+    decide_against(site, known, "revoked", by, reason)
     _say_decision(known.sha256, "revoked", by, as_json)
 
 
@@ -142,11 +160,12 @@ def study_to_json(known: KnownStudy) -> dict[str, Any]:
 
 
 def decision_text(decision: dict[str, Any]) -> str:
-    """Return who decided, when, and for how many runs, as shown by `studies list` and `status`."""
+    """Return who decided, when, for how many runs and why, as shown by `studies list` and `status`."""
     from wardround.text import count_text
 
     runs = f", for {count_text(decision['runs'], 'run')}" if "runs" in decision else ""
-    return f"by {decision['who']}, {decision['at']}{runs}"
+    reason = f": {decision['reason']}" if "reason" in decision else ""
+    return f"by {decision['who']}, {decision['at']}{runs}{reason}"
 
 
 def _proposed(site: Path, study: str) -> Study:
@@ -154,61 +173,6 @@ def _proposed(site: Path, study: str) -> Study:
     from wardround_client.studies.approvals import find_study
 
     return load_study(Path(study)) if study.endswith(".toml") else required(find_study(site, study).study, "study")
-
-
-def _in_words(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
-    from wardround.networks.build import initial_network
-    from wardround.networks.weights import check_personalisation, trained_parameters
-    from wardround.study.describe import Cost, describe
-    from wardround_client.privacy.plan import plan_from_study
-    from wardround_client.site.config import load_site_config
-    from wardround_client.studies.approvals import alike, cost_of, received_at
-
-    cap, ledger, plan = cap_of_site(site), opened_ledger(site), plan_from_study(study)
-    said = cost_of(study, ledger, cap, runs)
-    # Each patient is either trained on or held out, and does not change between runs of a study. For one run without
-    # personalisation, the promise is the study's own epsilon.
-    own = runs == 1 and study.personalisation is None
-    trained = study.privacy.epsilon if own else plan.promised(runs).value
-    cost = Cost(
-        runs=runs,
-        begun=ledger.runs_of(study.sha256()),
-        noise_multiplier=plan.noise_multiplier,
-        together=max(trained, runs * study.evaluation.epsilon),
-        now=said.now,
-        after=said.after,
-        cap_epsilon=cap.epsilon,
-        refusal=None if said.refusal is None else str(said.refusal),
-    )
-    network = initial_network(study)
-    check_personalisation(network, study)
-    numbers = sum(parameter.numel() for parameter in trained_parameters(network, study).values())
-    config = load_site_config(site / CONFIG_FILE)
-    received = received_at(site, study.sha256())
-    asked_by = "no server: the study was given as a file" if received is None else f"received {received}"
-    if received is not None and config.server is not None:
-        asked_by = f"the server at {config.server.address}, {asked_by}"
-    words = {"asked_by": asked_by, "releases": config.release.evaluation}
-    shown = describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
-    return [*shown, *_unfit(site, study)]
-
-
-def _identity(study: Study) -> list[tuple[str, str]]:
-    """Return the study's name and hash, repeated below its possibly long description, next to the question."""
-    return [("study", study.study.name), ("hash", study.sha256())]
-
-
-def _unfit(site: Path, study: Study) -> list[tuple[str, str]]:
-    """Return how the prepared data differ from the study; empty if they fit or if there are none."""
-    from wardround.errors import DataError
-    from wardround_client.sources.cohort import open_cohort
-    from wardround_client.sources.study_cohort import differences
-
-    try:
-        found = differences(open_cohort(site / COHORT), study)
-    except DataError:  # no prepared data, or damaged ones: `doctor` reports it
-        return []
-    return [("prepared data", f"{'; '.join(found)}: run wardround-site ingest with this study's file")] if found else []
 
 
 def _decisions_in_words(known: KnownStudy) -> list[tuple[str, str]]:

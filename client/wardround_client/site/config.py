@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.identity import SHA256, SITE_NAME
 from wardround.storage.toml import read_toml
+from wardround.web.config import ConsoleConfig
 from wardround_client.ledger.ledger import Cap
 from wardround_client.site.pacs_config import NODE_NAME, PacsConfig
 
@@ -74,6 +75,7 @@ class SiteConfig(_Section):
     release: ReleaseConfig = ReleaseConfig()
     compute: ComputeConfig = ComputeConfig()
     pacs: dict[Annotated[str, Field(pattern=NODE_NAME)], PacsConfig] = {}
+    console: ConsoleConfig = ConsoleConfig()
 
 
 def load_site_config(path: Path) -> SiteConfig:

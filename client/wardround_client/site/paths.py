@@ -19,7 +19,8 @@
     cache/                  frozen features, and the fastest clipping engine          training/features.py, clipping/
     flower/                 files of Flower's processes; a secret of each start       flower/daemon.py
     flower/proofs/          which clipping engines were proved since the start        flower/executor.py
-    logs/site.log           the daemon's log, rotated                                 wardround/operations/logs.py
+    console/                the console's users, and the secret of its proxy          wardround/web/accounts/users.py
+    logs/site.log           the daemon's log, rotated; logs/console.log               wardround/operations/logs.py
 
 Each name is relative to the site's folder. Lock files begin with a dot; a lock file that exists is not necessarily
 held.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wardround.errors import StudyError, UsageError, required
+from wardround.printable import is_printable
 from wardround.records.audit_events import StudyDecided, is_person
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.study.describe import Alike
@@ -35,6 +36,7 @@ from wardround_client.studies.store import (
 )
 
 SHORTEST_PREFIX = 4
+LONGEST_REASON = 500
 State = Literal["proposed", "approved", "refused", "revoked", "unreadable"]
 
 
@@ -112,18 +114,23 @@ def cost_of(study: Study, ledger: Ledger, cap: Cap, runs: int = 1) -> WhatIf:
     return ledger.what_if(plan_from_study(study), cap, max(0, runs - ledger.runs_of(study.sha256())))
 
 
-def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs: int = 1) -> str:
+def approve(
+    folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs: int = 1, reason: str | None = None
+) -> str:
     """Allow `runs` runs of this study in total, including those that have begun. Returns its hash; durable on return.
+
+    `reason` is stored with the decision; it stays at the site, and the audit log, which has no free text, lacks it.
 
     Raises:
         BudgetRefusal: All these runs together do not fit the remaining cap. Runs that the ledger already holds are not
             counted twice.
         PolicyRefusal: The site's policy does not allow the study.
-        UsageError: `who` is not a valid name, or `runs` is out of range.
+        UsageError: `who` is not a valid name, `runs` is out of range, or `reason` is too long or cannot be displayed.
     """
     if not 1 <= runs <= MOST_RUNS:
         raise UsageError(f"--runs {runs}: give a number from 1 to {MOST_RUNS}")
     _require_person(who)
+    require_reason(reason)
     sha256 = study.sha256()
     refusal = cost_of(study, ledger, cap, runs).refusal
     if refusal is not None:
@@ -131,32 +138,38 @@ def approve(folder: Path, study: Study, who: str, ledger: Ledger, cap: Cap, runs
     with deciding(folder):
         _record(folder, "approved", sha256, who, runs)
         store_approved(folder, study)
-        add_decision(folder, "approved", sha256, who, runs)
+        add_decision(folder, "approved", sha256, who, runs, reason)
         store.remove_proposed(folder, sha256)
     return sha256
 
 
-def decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
+def decide_against(
+    folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str, reason: str | None = None
+) -> None:
     """Refuse a proposal or revoke an approval; from now on its rounds are refused as `not_approved`.
 
     The study is kept among the proposals, so that it can be approved later. What was trained stays charged. Repeating
-    the decision records it again, which completes a decision that was interrupted by a kill.
+    the decision records it again, which completes a decision that was interrupted by a kill. `reason` is as in
+    `approve`.
 
     Raises:
         UsageError: There is no approval to revoke, or the study to refuse is approved.
     """
     _require_person(who)
+    require_reason(reason)
     with deciding(folder):
-        _decide_against(folder, _known(folder, known.sha256), decision, who)
+        _decide_against(folder, _known(folder, known.sha256), decision, who, reason)
 
 
-def _decide_against(folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str) -> None:
+def _decide_against(
+    folder: Path, known: KnownStudy, decision: Literal["refused", "revoked"], who: str, reason: str | None
+) -> None:
     if decision == "revoked" and known.state not in ("approved", "revoked"):
         raise UsageError(f"{known.sha256[:12]}: is {known.state}, not approved; nothing to revoke")
     if decision == "refused" and known.state == "approved":
         raise UsageError(f"{known.sha256[:12]}: is approved; use `wardround-site studies revoke`")
     store_proposed(folder, required(known.study, "study"))
-    add_decision(folder, decision, known.sha256, who)
+    add_decision(folder, decision, known.sha256, who, None, reason)
     store.remove_approved(folder, known.sha256)
     _record(folder, decision, known.sha256, who)
 
@@ -188,6 +201,12 @@ def _known_or_fault(folder: Path, sha256: str) -> KnownStudy:
 
 def _record(folder: Path, decision: str, sha256: str, who: str, runs: int | None = None) -> None:
     AuditLog(folder / AUDIT_FILE).append(StudyDecided(decision=decision, study=sha256, who=who, runs=runs))
+
+
+def require_reason(reason: str | None) -> None:
+    """Raise `UsageError` unless a reason is one line of at most `LONGEST_REASON` characters that can be displayed."""
+    if reason is not None and (len(reason) > LONGEST_REASON or not is_printable(reason)):
+        raise UsageError(f"the reason: write one line of up to {LONGEST_REASON} characters, without control characters")
 
 
 def _require_person(who: str) -> None:

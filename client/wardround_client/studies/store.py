@@ -2,11 +2,11 @@
 
     proposals/HASH.json   a study that was received and is not approved: undecided, refused or revoked
     studies/HASH.json     an approved study: the one that rounds read
-    decisions/HASH.json   all decisions about it, a list of {decision, who, at, runs}; the last one counts
+    decisions/HASH.json   all decisions about it, a list of {decision, who, at, runs, reason}
 
-An approval has `runs`: how many runs of the study may ever begin at this site, including those that have begun. Every
-write is atomic and durable on return. `approvals.py` defines what the files mean; this module imports neither torch nor
-the modules that read patients' data.
+The last decision counts. An approval has `runs`: how many runs of the study may ever begin at this site, including
+those that have begun. Every write is atomic and durable on return. `approvals.py` defines what the files mean; this
+module imports neither torch nor the modules that read patients' data.
 """
 
 from __future__ import annotations
@@ -145,11 +145,15 @@ def runs_approved(decisions: Iterable[Mapping[str, Any]]) -> int:
     return approvals[-1].get("runs", 1) if approvals else 1
 
 
-def add_decision(folder: Path, decision: str, sha256: str, who: str, runs: int | None = None) -> None:
+def add_decision(
+    folder: Path, decision: str, sha256: str, who: str, runs: int | None = None, reason: str | None = None
+) -> None:
     """Append a decision to the study's list; safe with concurrent writers, and durable on return."""
-    entry = {"decision": decision, "who": who, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    entry: dict[str, Any] = {"decision": decision, "who": who}
+    entry |= {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    entry |= {name: value for name, value in (("runs", runs), ("reason", reason or None)) if value is not None}
     with _alone(folder / WRITING_LOCK):
-        decisions = [*read_decisions(folder, sha256), entry if runs is None else {**entry, "runs": runs}]
+        decisions = [*read_decisions(folder, sha256), entry]
         write_private(_decisions(folder, sha256), (json.dumps(decisions, indent=1) + "\n").encode())
 
 
@@ -186,6 +190,8 @@ def _checked(one: dict[str, Any]) -> dict[str, Any]:
         if type(one["runs"]) is not int or not 1 <= one["runs"] <= MOST_RUNS:
             raise ValueError("not a number of runs")
         checked["runs"] = one["runs"]
+    if "reason" in one:
+        checked["reason"] = str(one["reason"])
     return checked
 
 

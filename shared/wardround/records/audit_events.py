@@ -72,6 +72,7 @@ RULES: Mapping[str, Callable[[Any], bool]] = {
         *("proposed", "approved", "refused", "revoked", "added", "removed"),
         *("submitted", "stopped", "resumed", "finished", "exported", "exported-unsafe"),
     ),
+    "action": _one_of("signed-in", "signed-out", "user-added", "user-changed", "user-removed"),
     "purpose": _one_of(TRAIN, EVALUATE),
     "again": lambda value: type(value) is bool,
     "count": _count,
@@ -296,6 +297,18 @@ class LedgerAccepted(Event):
     who: str
     ledger_entries: int
     ledger_head: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleUsed(Event):
+    """Both: a person signed in to the web console or out, or their account there was added, changed or removed.
+
+    What they decide at the console has the same entries as on the command line.
+    """
+
+    kind = "console"
+    action: str
+    who: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,168 @@
+"""What the pages of a site's console show, as plain values: studies, the ledger, data quality and rounds.
+
+Everything is read from the site's folder by the functions that the command line uses. Counts of patients are for the
+hospital alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardround.accounting import Epsilon, spent
+from wardround.errors import WardroundError
+from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.storage.disk_errors import cause
+from wardround_client.ledger.book import Hold
+from wardround_client.ledger.ledger import Attempt, Cap
+from wardround_client.site.budget import cap_of_site, opened_ledger
+from wardround_client.site.paths import COHORT
+from wardround_client.sources.images.quality.reasons import REASONS
+from wardround_client.sources.images.quality.report import REPORT_JSON
+from wardround_client.studies.approvals import known_studies
+
+ROUNDS_SHOWN = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """One study's part of the budget at the cap's delta, as if it were alone: spent, and spent or held."""
+
+    sha256: str
+    name: str
+    runs: int
+    spent: Epsilon
+    held: Epsilon
+    open: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The ledger against the cap. All values are per patient at the cap's delta."""
+
+    cap: Cap
+    spent: Epsilon
+    held: Epsilon
+    left: Epsilon
+    entries: int
+    studies: tuple[Spending, ...]
+
+    @property
+    def finite(self) -> bool:
+        """Whether a picture can show it: a study without privacy makes the sum infinite."""
+        return self.held.value != float("inf")
+
+
+def names_of(folder: Path) -> dict[str, str]:
+    """Return the names of the studies known here, by hash."""
+    return {one.sha256: one.study.study.name for one in known_studies(folder) if one.study is not None}
+
+
+def budget_of(folder: Path) -> Budget:
+    """Read the ledger and the cap. Raises `WardroundError` if one of them cannot be read."""
+    ledger, cap = opened_ledger(folder), cap_of_site(folder)
+    try:
+        holds, names = ledger.holds(), names_of(folder)
+        studies = []
+        for sha256 in dict.fromkeys(hold.study for hold in holds):
+            studies.append(_spending(sha256, names.get(sha256, ""), [h for h in holds if h.study == sha256], cap))
+        return Budget(
+            cap=cap,
+            spent=ledger.spent(cap.delta),
+            held=ledger.committed(cap.delta),
+            left=ledger.remaining(cap),
+            entries=ledger.head().entries,
+            studies=tuple(studies),
+        )
+    finally:
+        ledger.close()
+
+
+def _spending(sha256: str, name: str, holds: Sequence[Hold], cap: Cap) -> Spending:
+    return Spending(
+        sha256=sha256,
+        name=name,
+        runs=len(holds),
+        spent=spent([event for hold in holds for event in hold.spent()], cap.delta),
+        held=spent([event for hold in holds for event in hold.committed()], cap.delta),
+        open=any(any(hold.attempts_left.values()) for hold in holds),
+    )
+
+
+def quality_of(folder: Path) -> dict[str, Any] | None:
+    """Return the quality report of the prepared data, with the text of each reason; None if there is none.
+
+    Raises `WardroundError` if the report is damaged.
+    """
+    path = folder / COHORT / REPORT_JSON
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbers = {name: int(content[name]) for name in ("files", "images", "patients", "unlabelled")}
+        parts = {name: _reasons(content[name]) for name in ("quarantined", "remarks")}
+        classes = [(str(name), int(one["images"]), int(one["patients"])) for name, one in content["classes"].items()]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WardroundError(f"{path}: cannot be read: {cause(error)}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise WardroundError(f"{path}: damaged; run wardround-site ingest again") from None
+    return {**numbers, **parts, "classes": classes, "notes": [str(note) for note in content.get("notes", ())]}
+
+
+def _reasons(counts: dict[str, int]) -> list[dict[str, Any]]:
+    """Return code, count, title and advice of each reason, those that concern a patient's safety first."""
+    found = []
+    for code, count in counts.items():
+        reason = REASONS.get(code)
+        title, advice = (code, "") if reason is None else (reason.title, reason.advice)
+        urgent = reason is not None and reason.error
+        found.append({"code": code, "count": int(count), "title": title, "advice": advice, "urgent": urgent})
+    return sorted(found, key=lambda one: (not one["urgent"], -one["count"]))
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the last attempts of rounds, the newest first: what was trained, and whether and when its reply left.
+
+    Raises `WardroundError` if the ledger or the audit log cannot be read.
+    """
+    ledger = opened_ledger(folder)
+    try:
+        attempts = ledger.attempts()[-ROUNDS_SHOWN:]
+    finally:
+        ledger.close()
+    path, names = folder / AUDIT_FILE, names_of(folder)
+    entries = verified(path).entries if path.exists() else ()
+    left = {one["reply"]: one["at"] for one in entries if one["event"] == "released" and not one.get("again")}
+    return [_round(one, names, left) for one in reversed(attempts)]
+
+
+def _round(attempt: Attempt, names: dict[str, str], left: dict[str, str]) -> dict[str, Any]:
+    at = left.get(attempt.reply_sha256 or "")
+    return {
+        "study": names.get(attempt.study, attempt.study[:12]),
+        "sha256": attempt.study,
+        "run": attempt.run,
+        "round": attempt.round,
+        "purpose": attempt.purpose,
+        "state": "lost" if attempt.reply_sha256 is None else "kept" if at is None else "sent",
+        "at": at,
+    }
+
+
+def last_event(folder: Path, *events: str) -> dict[str, Any] | None:
+    """Return the last entry of these kinds in the audit log. Raises `WardroundError` if the log is damaged."""
+    path = folder / AUDIT_FILE
+    entries = verified(path).entries if path.exists() else ()
+    return next((one for one in reversed(entries) if one["event"] in events), None)
+
+
+def shown_digest(sha256: str, runs: int, words: Sequence[tuple[str, str]]) -> str:
+    """Return a hash of exactly what a person was shown about a study, so that an approval is of that and nothing else.
+
+    It changes when the study's cost changes, for example because another study was approved meanwhile.
+    """
+    return hashlib.sha256(json.dumps([sha256, runs, list(words)]).encode()).hexdigest()

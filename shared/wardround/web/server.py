@@ -1,0 +1,75 @@
+"""Serves a console until it is stopped, and its metrics on a port of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from wardround.errors import WardroundError
+from wardround.operations.ports import wait_for_port
+
+START_LIMIT_S, STOP_LIMIT_S, LOOK_S = 20.0, 10.0, 0.05
+MOST_CONNECTIONS, IDLE_S, HEADER_BYTES = 128, 10, 16 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """An application and where it listens."""
+
+    app: ASGIApp
+    address: str
+    port: int
+
+
+def serve(listeners: Sequence[Listener], stopped: threading.Event, ready: Callable[[], None]) -> None:
+    """Serve until `stopped` is set; `ready` is called once all of them listen.
+
+    Raises:
+        WardroundError: A port is taken, or a listener ended by itself.
+    """
+    for one in listeners:
+        wait_for_port(one.address, one.port, "choose another one with --port or in [console]", stopped)
+    servers = [_Serving(one) for one in listeners]
+    try:
+        for serving in servers:
+            serving.start()
+        ready()
+        while not stopped.wait(LOOK_S * 4):
+            if not all(serving.alive() for serving in servers):
+                raise WardroundError("the console stopped by itself; see logs/console.log")
+    finally:
+        for serving in servers:
+            serving.stop()
+
+
+class _Serving:
+    def __init__(self, listener: Listener) -> None:
+        config = uvicorn.Config(
+            listener.app, host=listener.address, port=listener.port, http="h11", ws="none", lifespan="off",
+            loop="asyncio", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=IDLE_S, h11_max_incomplete_event_size=HEADER_BYTES,
+            timeout_graceful_shutdown=int(STOP_LIMIT_S / 2),
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name=f"console-{listener.port}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        ends = time.monotonic() + START_LIMIT_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > ends:
+                raise WardroundError("the console could not start; see logs/console.log")
+            time.sleep(LOOK_S)
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(STOP_LIMIT_S)

@@ -1,0 +1,297 @@
+"""The console of a site: it shows what the command line shows, decides in the person's name, and refuses the others."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from builders.consoles import (
+    APPROVER,
+    OPERATOR,
+    READER,
+    Browser,
+    add_users,
+    hidden,
+    proposed_study,
+    site_folder,
+    text_of,
+)
+
+from wardround.errors import StudyError
+from wardround.records.audit_events import MessageRefused
+from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
+from wardround.study.describe import describe
+from wardround.web.config import ConsoleConfig
+from wardround_client.console import facts
+from wardround_client.console.app import console_of
+from wardround_client.ledger.ledger import Ledger
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.site.budget import cap_of_site
+from wardround_client.studies import description
+from wardround_client.studies.approvals import approve, find_study
+from wardround_client.studies.description import described
+from wardround_client.studies.proposals import receive
+from wardround_client.studies.store import read_decisions
+
+SHA256 = proposed_study().sha256()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = site_folder(tmp_path_factory.mktemp("made"))
+    add_users(folder)
+    return folder
+
+
+@pytest.fixture
+def site(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "north"))
+
+
+def browser_of(site: Path, user=APPROVER) -> Browser:
+    browser = Browser(console_of(site, ConsoleConfig()))
+    assert browser.sign_in(user).status_code == 303
+    return browser
+
+
+def decide(browser: Browser, what: str, runs: int = 1, **fields: str):
+    form = hidden(browser.get(f"/studies/{SHA256}/{what}?runs={runs}").text)
+    return browser.post(f"/studies/{SHA256}/{what}", {**form, "sure": "yes", "reason": "it is useful", **fields})
+
+
+PAGES = ("/", "/studies", f"/studies/{SHA256}", "/ledger", "/data", "/rounds", "/audit", "/health", "/account")
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_every_page_is_shown_in_each_language(made: Path, language: str) -> None:
+    browser = browser_of(made, READER)
+    for path in PAGES:
+        answer = browser.get(path, params={"language": language})
+        assert answer.status_code == 200, path
+        assert f'<html lang="{language}">' in answer.text and answer.text.count("<h1>") == 1, path
+        assert len(re.findall(r"<(?:input|select|textarea)(?![^>]*hidden)[^>]* id=\"(\w+)\"", answer.text)) == len(
+            re.findall(r"<label for=", answer.text)
+        ), path
+
+
+def test_without_a_session_no_page_is_shown(made: Path) -> None:
+    browser = Browser(console_of(made, ConsoleConfig()))
+    for path in (*PAGES, "/logs", f"/studies/{SHA256}/approve"):
+        answer = browser.get(path)
+        assert (answer.status_code, answer.headers["location"], answer.text) == (303, "/login", "")
+    assert browser.post(f"/studies/{SHA256}/approve", {"sure": "yes"}).headers["location"] == "/login"
+
+
+def test_a_study_is_described_word_for_word_as_on_the_command_line(made: Path) -> None:
+    browser = browser_of(made, READER)
+    for runs in (1, 2):
+        page = browser.get(f"/studies/{SHA256}?runs={runs}").text
+        texts = [html.unescape(re.sub("<[^>]+>", "", one)) for one in re.findall(r"<dd[^>]*>(.*?)</dd>", page)]
+        assert texts == [text for _, text in described(made, proposed_study(), runs)]
+
+
+def test_the_words_have_a_heading_in_each_language() -> None:
+    """`describe` and `description` may have more headings than the studies of the other tests."""
+    texts = Path(facts.__file__).parent / "texts" / "en.toml"
+    known = set(tomllib.loads(texts.read_text(encoding="utf-8"))["word"])
+    source = inspect.getsource(describe) + inspect.getsource(description)
+    headings = set(re.findall(r'\(\s*"([a-z ]+)", ', source))
+    assert {one.replace(" ", "_") for one in headings} <= known and len(headings) > 12
+
+
+def test_a_proposal_is_approved_in_the_persons_name_and_for_the_runs_shown(site: Path) -> None:
+    browser = browser_of(site)
+    assert "lung-nodules" in browser.get("/").text
+    answer = decide(browser, "approve", runs=2)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{SHA256}")
+    known = find_study(site, SHA256)
+    assert (known.state, known.runs) == ("approved", 2)
+    (decision,) = read_decisions(site, SHA256)
+    assert (decision["who"], decision["reason"]) == ("Dr. Marie Curie", "it is useful")
+    entry = verified(site / AUDIT_FILE).entries[-1]
+    assert (entry["decision"], entry["study"], entry["who"], entry["runs"]) == (
+        "approved",
+        SHA256,
+        "Dr. Marie Curie",
+        2,
+    )
+    assert "useful" not in (site / AUDIT_FILE).read_text(), "the audit log has no free text"
+    assert "it is useful" in browser.get(f"/studies/{SHA256}").text
+
+
+def test_a_proposal_is_refused_and_an_approval_revoked_with_a_reason(site: Path) -> None:
+    browser = browser_of(site)
+    answer = decide(browser, "refuse", reason="  ")
+    assert answer.status_code == 409 and "write a reason" in answer.text
+    assert decide(browser, "refuse", reason="not our patients").status_code == 303
+    assert find_study(site, SHA256).state == "refused"
+    assert decide(browser, "approve").status_code == 303
+    assert decide(browser, "revoke", reason="changed our mind").status_code == 303
+    assert find_study(site, SHA256).state == "revoked"
+    assert [(one["decision"], one["reason"]) for one in read_decisions(site, SHA256)] == [
+        ("refused", "not our patients"), ("approved", "it is useful"), ("revoked", "changed our mind"),
+    ]  # fmt: skip
+
+
+def test_nothing_is_decided_without_the_tick(site: Path) -> None:
+    answer = decide(browser_of(site), "approve", sure="")
+    assert answer.status_code == 409 and "tick the box" in answer.text and find_study(site, SHA256).state == "proposed"
+
+
+def test_what_was_not_shown_is_not_approved(site: Path) -> None:
+    """Other runs than shown, another study's page, or a budget that changed since the page was read."""
+    browser = browser_of(site)
+    form = hidden(browser.get(f"/studies/{SHA256}/approve?runs=1").text) | {"sure": "yes"}
+    assert browser.post(f"/studies/{SHA256}/approve", form | {"runs": "5"}).status_code == 409
+    other = proposed_study("other", epsilon=1.0)
+    receive(site, other)
+    assert browser.post(f"/studies/{other.sha256()}/approve", form).status_code == 409
+    ledger, cap = Ledger(site / "ledger.sqlite3"), cap_of_site(site)
+    approve(site, other, "Ada Lovelace", ledger, cap)
+    ledger.hold(other.sha256(), "other-1", plan_from_study(other), cap)
+    answer = browser.post(f"/studies/{SHA256}/approve", form)
+    assert answer.status_code == 409 and "changed since you read it" in answer.text
+    assert find_study(site, SHA256).state == "proposed"
+    again = hidden(answer.text) | {"sure": "yes"}
+    assert browser.post(f"/studies/{SHA256}/approve", again).status_code == 303, "the new page may be confirmed"
+
+
+def test_a_study_above_the_budget_is_refused_by_the_same_rule(site: Path) -> None:
+    big = proposed_study("big", epsilon=50.0)
+    receive(site, big)
+    browser = browser_of(site)
+    form = hidden(browser.get(f"/studies/{big.sha256()}/approve").text)
+    answer = browser.post(f"/studies/{big.sha256()}/approve", {**form, "sure": "yes"})
+    assert answer.status_code == 409 and "cap of epsilon" in answer.text
+    assert find_study(site, big.sha256()).state == "proposed"
+
+
+@pytest.mark.parametrize("user", [READER, OPERATOR])
+def test_a_person_without_the_right_decides_nothing(site: Path, user) -> None:
+    browser, approver = browser_of(site, user), browser_of(site)
+    page = browser.get(f"/studies/{SHA256}").text
+    assert "Refuse …" not in page and "right to approve decides" in text_of(page)
+    form = hidden(approver.get(f"/studies/{SHA256}/approve").text) | {"sure": "yes", "csrf": browser.csrf()}
+    for what in ("approve", "refuse", "revoke"):
+        assert browser.get(f"/studies/{SHA256}/{what}").status_code == 403
+        answer = browser.post(f"/studies/{SHA256}/{what}", form)
+        assert answer.status_code == 403 and "has not the right" in answer.text
+    assert find_study(site, SHA256).state == "proposed"
+
+
+def test_the_logs_are_for_those_who_operate(site: Path) -> None:
+    (site / "logs").mkdir()
+    line = {"at": "2026-11-24T21:50:03.120Z", "level": "error", "logger": "x", "text": "<script>alert(1)</script>"}
+    (site / "logs" / "site.log").write_text(json.dumps(line) + "\n" + "\u202enot json \x1b[2J\n")
+    assert browser_of(site, APPROVER).get("/logs").status_code == 403
+    answer = browser_of(site, OPERATOR).get("/logs")
+    assert answer.status_code == 200 and "<script>alert" not in answer.text
+    assert "&lt;script&gt;alert(1)" in answer.text and "\\u202e" in answer.text and "\x1b" not in answer.text
+    assert "alert" not in browser_of(site, OPERATOR).get("/logs?word=absent&problems=1").text
+
+
+@pytest.mark.parametrize("token", ["", "x", None])
+def test_a_form_without_this_sessions_token_changes_nothing(site: Path, token) -> None:
+    """CSRF, also with the token of another person's session."""
+    browser = browser_of(site)
+    form = hidden(browser.get(f"/studies/{SHA256}/approve").text) | {"sure": "yes", "reason": "r"}
+    form["csrf"] = browser_of(site, READER).csrf() if token is None else token
+    for what in ("approve", "refuse"):
+        assert browser.post(f"/studies/{SHA256}/{what}", form).status_code == 403
+    assert browser.post("/logout", form).status_code == 403
+    assert find_study(site, SHA256).state == "proposed"
+
+
+def test_a_decision_is_never_made_by_following_a_link(site: Path) -> None:
+    browser = browser_of(site)
+    form = hidden(browser.get(f"/studies/{SHA256}/approve").text) | {"sure": "yes", "reason": "r"}
+    assert browser.get(f"/studies/{SHA256}/approve", params=form).status_code == 200
+    assert browser.get("/logout", params=form).status_code in (404, 405)
+    assert find_study(site, SHA256).state == "proposed"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/studies/..%2f..%2fsite.toml", "/studies/../../etc/passwd", "/static/..%2fconfig.py", "/static/../app.py",
+        "/static/%2e%2e/%2e%2e/etc/passwd", "/static//etc/passwd", "/studies/" + "f" * 63, "/studies/*", "/docs",
+        "/openapi.json", "/redoc", "/studies/" + "f" * 64 + "/delete", "/audit?page=0", "/static/htmx.LICENSE",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out_of_the_pages(made: Path, path: str) -> None:
+    browser = browser_of(made)
+    answer = browser.get(path)
+    assert answer.status_code in (404, 400) and "no such page" in answer.text.lower()
+    for secret in ("epsilon_cap", "root:", "ConsoleConfig", "Traceback"):
+        assert secret not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//evil.example", "/login?next=https://evil.example", "/%0d%0aSet-Cookie:x=1", "/?language=%0d%0aX:1"],
+)
+def test_no_address_redirects_elsewhere_or_adds_a_header(made: Path, path: str) -> None:
+    """Open redirects and header injection: no redirect or header is made of what a request holds."""
+    for browser in (browser_of(made), Browser(console_of(made, ConsoleConfig()))):
+        answer = browser.get(path)
+        assert answer.headers.get("location", "/") in ("/", "/login")
+        assert "x" not in answer.headers and "evil" not in str(answer.headers) and "x=1" not in str(answer.headers)
+
+
+def test_what_came_from_the_server_or_a_file_is_shown_and_never_executed(site: Path) -> None:
+    """Stored XSS: through a study's name and labels, a reason, the data report, and an audit code."""
+    path = site / "cohort" / "quality.json"
+    report = json.loads(path.read_text())
+    report["classes"] = {"<img src=x onerror=alert(1)>": {"images": 1, "patients": 1}}
+    report["notes"] = ["<svg/onload=alert(2)>", "\u202eevil"]
+    report["quarantined"] = {"<script>alert(3)</script>": 1}
+    path.write_text(json.dumps(report))
+    browser = browser_of(site)
+    decide(browser, "approve", reason='"><script>alert(4)</script>{{ 7*7 }}')
+    AuditLog(site / AUDIT_FILE).append(MessageRefused(code="budget"))
+    for page in (*PAGES, f"/studies/{SHA256}/revoke"):
+        text = browser.get(page).text
+        assert not re.search(r"<(script(?! src)|img|svg/)|onerror=[^&]*>|\u202e|49", text.replace("&lt;", "")), page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in browser.get("/data").text
+    assert "{{ 7*7 }}" in browser.get(f"/studies/{SHA256}").text
+
+
+def test_a_study_whose_name_is_markup_never_becomes_a_study() -> None:
+    for name in ("<b>x</b>", 'x" onload="y', "x\u202ey"):
+        with pytest.raises(StudyError):
+            proposed_study(name)
+
+
+def test_a_damaged_ledger_or_log_is_shown_as_a_fault_and_the_rest_stays(site: Path) -> None:
+    browser = browser_of(site)
+    log = site / AUDIT_FILE
+    log.write_bytes(log.read_bytes().replace(b"Ada", b"Eve", 1))
+    text = text_of(browser.get("/").text)
+    assert "damaged or was altered" in text and "budget" in text
+    assert "was altered" in text_of(browser.get("/audit").text)
+    assert browser.get("/rounds").status_code == 503
+    answer = decide(browser, "approve")
+    assert answer.status_code == 503 and find_study(site, SHA256).state == "proposed"
+
+
+def test_the_ledger_is_drawn_to_scale(made: Path) -> None:
+    page = browser_of(made, READER).get("/ledger").text
+    widths = [float(one) for one in re.findall(r'class="(?:spent|held)" x="[\d.]+" y="0" width="([\d.]+)"', page)]
+    budget = facts.budget_of(made)
+    expected = [100 * budget.spent.value / 8, 100 * (budget.held.value - budget.spent.value) / 8]
+    assert widths == pytest.approx([*expected, *expected], abs=0.02), "one study, which is all that was spent"
+
+
+def test_rounds_say_what_left_and_when(made: Path) -> None:
+    rounds = facts.rounds_of(made)
+    assert [(one["study"], one["round"], one["state"]) for one in rounds] == [
+        ("breast-density", 2, "sent"), ("breast-density", 1, "sent"),
+    ]  # fmt: skip
+    text = text_of(browser_of(made, READER).get("/rounds").text)
+    assert text.count("left this hospital") == 2

@@ -1,0 +1,210 @@
+"""What no request passes: foreign names, forged forms and headers, other addresses, frames, long or slow bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from builders.consoles import APPROVER, Browser, add_users, hidden
+from fastapi import APIRouter
+from pydantic import ValidationError
+
+from wardround.web import guard
+from wardround.web.accounts.limits import Limit
+from wardround.web.app import PROXY_SECRET, Console
+from wardround.web.config import ConsoleConfig
+from wardround.web.guard import HEADERS, MOST_BYTES, Guard
+
+PROXIED = {"proxy": "10.0.0.5", "hosts": ("console.example.org",), "address": "127.0.0.1"}
+BASE = "https://console.example.org"
+
+
+def console(folder: Path, **config: object) -> Console:
+    return Console(
+        program="wardround-site", name="north", folder=folder, config=ConsoleConfig(**config),
+        pages=Path(guard.__file__).parent, router=APIRouter(), navigation=(("/account", "account.title", "read"),),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folder")
+    add_users(folder)
+    return folder
+
+
+@pytest.fixture
+def browser(folder: Path) -> Browser:
+    return Browser(console(folder))
+
+
+def test_every_answer_forbids_frames_foreign_scripts_and_copies(browser: Browser) -> None:
+    """Clickjacking, injected scripts and a shared computer's cache."""
+    for answer in (browser.get("/login"), browser.get("/nowhere"), browser.client.put("/"), browser.get("/account")):
+        assert {name: answer.headers[name] for name in HEADERS} == dict(HEADERS)
+    policy = HEADERS["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy and "default-src 'none'" in policy
+    assert "unsafe" not in policy and "*" not in policy and "server" not in browser.get("/login").headers
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", "127.0.0.1:80", "127.0.0.1:9095.evil.example", "localhost:9095@evil", ""]
+)
+def test_a_foreign_host_name_reaches_no_page(browser: Browser, host: str) -> None:
+    """DNS rebinding: the name of an attacker's page that resolves to 127.0.0.1."""
+    assert browser.get("/login", headers={"host": host}).status_code == 421
+
+
+def test_its_own_names_reach_it(browser: Browser) -> None:
+    for host in ("127.0.0.1:9095", "localhost:9095", "LOCALHOST:9095", "[::1]:9095"):
+        assert browser.get("/login", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9096"},
+        {"origin": "https://127.0.0.1:9095"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_a_form_of_another_web_site_is_refused(browser: Browser, headers: dict[str, str]) -> None:
+    form = {**hidden(browser.get("/login").text), "login": "marie", "password": "x"}
+    assert browser.post("/login", form, headers=headers).status_code == 403
+
+
+def test_other_methods_and_kinds_of_bodies_are_refused(browser: Browser) -> None:
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert browser.client.request(method, "/login").status_code == 405
+    for kind in ("application/json", "text/plain", "multipart/form-data; boundary=x", ""):
+        answer = browser.client.post("/login", content=b"login=x", headers={"content-type": kind})
+        assert answer.status_code == 415
+
+
+def test_a_long_form_is_refused_before_it_is_read(browser: Browser) -> None:
+    answer = browser.post("/login", {"login": "x" * (MOST_BYTES + 1)})
+    assert answer.status_code == 413
+
+
+def test_a_form_that_stops_arriving_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_LIMIT_S", 0.05)
+    answers: list[dict] = []
+
+    async def receive() -> dict:
+        await asyncio.sleep(60)
+        return {}
+
+    async def send(message) -> None:
+        answers.append(message)
+
+    async def nothing(scope, receive, send) -> None:
+        raise AssertionError("the page was reached")
+
+    headers = [(b"host", b"127.0.0.1:9095"), (b"content-type", b"application/x-www-form-urlencoded")]
+    scope = {"type": "http", "method": "POST", "path": "/login", "headers": headers, "client": ("127.0.0.1", 1)}
+    asyncio.run(Guard(nothing, ConsoleConfig(), 9095)(scope, receive, send))
+    assert answers[0]["status"] == 408
+
+
+def test_one_address_cannot_send_requests_without_end(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    application = browser.client.app
+    monkeypatch.setattr(application, "_requests", Limit(3, 60.0))
+    assert [browser.get("/login").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+
+
+def test_a_web_socket_is_not_answered(folder: Path) -> None:
+    async def nothing(*words) -> None:
+        raise AssertionError("the page was reached")
+
+    asyncio.run(Guard(nothing, ConsoleConfig(), 9095)({"type": "websocket"}, nothing, nothing))
+
+
+# Behind a reverse proxy
+
+
+def test_only_the_proxy_reaches_a_console_behind_it(folder: Path) -> None:
+    assert Browser(console(folder, **PROXIED), "10.0.0.5", BASE).get("/login").status_code == 200
+    for address in ("10.0.0.6", "127.0.0.1", "::1", "unix", ""):
+        assert Browser(console(folder, **PROXIED), address, BASE).get("/login").status_code == 403
+
+
+def test_an_unannounced_proxy_is_refused(browser: Browser) -> None:
+    """Its users would sign in without TLS, and its limits would see one address for all of them."""
+    for name in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
+        assert browser.get("/login", headers={name: "1.2.3.4"}).status_code == 403
+
+
+def test_cookies_behind_a_proxy_need_tls_and_one_host(folder: Path) -> None:
+    browser = Browser(console(folder, **PROXIED), "10.0.0.5", BASE)
+    answer = browser.sign_in(APPROVER)
+    (cookie,) = [one for one in answer.headers.get_list("set-cookie") if "-visit" not in one]
+    assert cookie.startswith("__Host-wardround-site-9095=") and "Path=/" in cookie and "Domain" not in cookie
+    assert {"HttpOnly", "Secure", "SameSite=strict"} <= {part.strip() for part in cookie.split(";")}
+    assert answer.headers["strict-transport-security"]
+    assert browser.get("/account").status_code == 200
+
+
+def test_the_header_of_a_user_counts_from_the_proxy_with_its_secret_alone(folder: Path) -> None:
+    """A forged header: from another address, without the secret, with a wrong one, or twice."""
+    made = console(folder, **PROXIED, user_header="X-Remote-User")
+    named, proxy = {"X-Remote-User": "marie"}, Browser(made, "10.0.0.5", BASE)
+    secret = {"X-Console-Secret": (folder / PROXY_SECRET).read_text().strip()}
+    assert Browser(made, "10.0.0.6", BASE).get("/account", headers=named | secret).status_code == 403
+    assert proxy.get("/account", headers=named).status_code == 403
+    assert proxy.get("/account", headers=named | {"X-Console-Secret": "x" * 43}).status_code == 403
+    twice = [*named.items(), ("X-Remote-User", "otto"), *secret.items()]
+    assert proxy.client.get("/account", headers=twice).status_code == 403
+    assert proxy.get("/account", headers={"X-Remote-User": "nobody"} | secret).status_code == 403
+    answer = proxy.get("/account", headers=named | secret)
+    assert answer.status_code == 200 and "Dr. Marie Curie" in answer.text
+    assert (folder / PROXY_SECRET).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_session_behind_the_proxy_is_of_the_user_named_in_the_request(folder: Path) -> None:
+    made = console(folder, **PROXIED, user_header="X-Remote-User")
+    browser = Browser(made, "10.0.0.5", BASE)
+    secret = {"X-Console-Secret": (folder / PROXY_SECRET).read_text().strip()}
+    assert "Curie" in browser.get("/account", headers={"X-Remote-User": "marie"} | secret).text
+    answer = browser.get("/account", headers={"X-Remote-User": "rosa"} | secret)
+    assert "Rosa Reader" in answer.text and "Curie" not in answer.text
+    assert browser.get("/account", headers=secret).status_code == 403, "the cookie alone is nobody"
+
+
+def test_a_header_is_ignored_unless_the_console_is_told_of_it(browser: Browser) -> None:
+    for name in ("X-Remote-User", "Remote-User", "X-Forwarded-User", "Authorization"):
+        assert browser.get("/account", headers={name: "marie"}).headers["location"] == "/login"
+
+
+def test_the_address_behind_a_proxy_is_the_one_that_the_proxy_added(folder: Path) -> None:
+    """The browser writes what it likes before it, and cannot get rid of its limits so."""
+    browser = Browser(console(folder, **PROXIED), "10.0.0.5", BASE)
+    codes = []
+    for number in range(7):
+        form = {**hidden(browser.get("/login").text), "login": "rosa", "password": "wrong"}
+        headers = {"x-forwarded-for": f"9.9.9.{number}, 192.0.2.1"}
+        codes.append(browser.post("/login", form, headers=headers).status_code)
+    assert codes == [403] * 5 + [429] * 2
+
+
+@pytest.mark.parametrize(
+    "config, word",
+    [
+        ({"address": "0.0.0.0"}, "address"),
+        ({"address": "192.0.2.7"}, "address"),
+        ({"address": "example.org"}, "address"),
+        ({"proxy": "10.0.0.5"}, "hosts"),
+        ({"proxy": "anything", "hosts": ("a.example",)}, "proxy"),
+        ({"user_header": "X-User"}, "user_header"),
+        ({"port": 9095, "metrics_port": 9095}, "metrics_port"),
+        ({"hosts": ("a.example/x",)}, "hosts"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_a_setting_that_would_open_the_console_is_refused(config: dict, word: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        ConsoleConfig(**config)
+    assert word in str(error.value)
