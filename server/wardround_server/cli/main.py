@@ -10,7 +10,7 @@ from typing import NoReturn
 from wardround.cli.app import program, run_program
 from wardround.cli.audit import audit_app
 from wardround.cli.health import add_health
-from wardround_server.cli import folder, logs, models, runs, sites
+from wardround_server.cli import console, folder, logs, models, runs, sites
 
 app = program(
     "wardround-server",
@@ -22,6 +22,7 @@ app.command(epilog="Example: wardround-server logs --site north --follow --serve
 app.add_typer(sites.app, name="sites")
 app.add_typer(models.app, name="model")
 app.add_typer(audit_app("wardround-server"), name="audit")
+app.add_typer(console.app, name="console")
 add_health(app, "wardround-server", "--server", "federation")
 
 

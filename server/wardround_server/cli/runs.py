@@ -69,21 +69,13 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Propose a study to every site. Training starts when min_sites of them have approved it; this may take days."""
-    from wardround.errors import StudyError
     from wardround.study.load import load_study
     from wardround_server.operations.config import load_server_config
-    from wardround_server.runs.audit import RunRecord
-    from wardround_server.runs.folder import create_run
+    from wardround_server.runs.decisions import submit_run
 
     require_person(by)
     load_server_config(server)
-    asked = load_study(study)
-    if asked.model.init not in ("phantom", "random"):
-        raise StudyError(
-            f"{study}: model.init: a study that starts from a file cannot be proposed over the network; "
-            "use phantom or random"
-        )
-    run = create_run(server, asked, lambda new: RunRecord(new, asked).decided("submitted", by))
+    run = submit_run(server, load_study(study), str(study), by)
     while wait and run.state() in ("proposed", "training"):
         time.sleep(LOOK_S)
     _say(run, as_json)
@@ -118,13 +110,12 @@ def stop(
     run: RunArgument, by: ByForAuditOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
 ) -> None:
     """Stop a run within seconds, even during a round. Its checkpoints are kept; `resume` continues from them."""
-    from wardround_server.runs.audit import RunRecord
+    from wardround_server.runs.decisions import stop_run
     from wardround_server.runs.folder import find_run
 
     require_person(by)
     found = find_run(server, run)
-    found.stop()
-    RunRecord(found, found.study()).decided("stopped", by)  # after the stop: a full disk must not prevent it
+    stop_run(found, by)
     ends = time.monotonic() + STOP_LIMIT_S
     while found.at_work() and time.monotonic() < ends:
         time.sleep(LOOK_S / 4)
@@ -141,12 +132,12 @@ def resume(
     run: RunArgument, by: ByForAuditOption = None, server: ServerOption = Path("."), as_json: JsonOption = False
 ) -> None:
     """Continue a stopped run from its last checkpoint. A run that failed is retried automatically."""
-    from wardround_server.runs.audit import RunRecord
+    from wardround_server.runs.decisions import resume_run
     from wardround_server.runs.folder import find_run
 
     require_person(by)
     found = find_run(server, run)
-    found.resume(lambda: RunRecord(found, found.study()).decided("resumed", by))
+    resume_run(found, by)
     _say(found, as_json)
 
 

@@ -14,9 +14,6 @@ from wardround.cli.options import ByForAuditOption, ByOption, JsonOption, Server
 from wardround.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from wardround.wire.packets import LedgerHead
     from wardround_server.sites.registry import EnrolledSite, Registry
 
 app = typer.Typer(
@@ -49,6 +46,7 @@ def add(
     """Enrol a site after comparing its key's fingerprint by telephone: type it in, or confirm the one shown."""
     from wardround.identity import in_groups, read_request, typed_fingerprint
     from wardround_server.sites.certificates import check_site_key
+    from wardround_server.sites.decisions import recorder
 
     registry = _registry(server)
     asked = read_request(request)
@@ -65,8 +63,8 @@ def add(
         print(f"{asked.name} requests enrolment with the key  {in_groups(asked.fingerprint)}")
         if not typer.confirm("Does the site read out the same 64 digits by telephone?"):
             raise UsageError(f"{request}: was not enrolled")
-    record = _recorder(server, "added", by)
-    _say(registry.add(name or asked.name, asked.public_key, record), "is enrolled", as_json)
+    require_person(by)
+    _say(registry.add(name or asked.name, asked.public_key, recorder(server, "added", by)), "is enrolled", as_json)
 
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")
@@ -145,23 +143,16 @@ def accept_ledger(
     """
     from dataclasses import asdict
 
-    from wardround.records.audit_events import LedgerAccepted
-    from wardround.records.audit_log import AUDIT_FILE, AuditLog
+    from wardround_server.sites import decisions
     from wardround_server.sites.ledger_heads import LedgerHeads
 
-    if name not in [site.name for site in _registry(server).sites()]:
-        raise UsageError(f"{name}: no such site is enrolled; `wardround-server sites list` lists the enrolled ones")
+    _registry(server)
+    decisions.require_enrolled(server, name)
     require_person(by)
-    heads = LedgerHeads(server)
-    seen = heads.known().get(name)
+    seen = LedgerHeads(server).known().get(name)
     last = f"entry {seen.entries}, hash {seen.sha256[:12]}…" if seen and seen.entries else "none"
     _confirm(f"{name}: ledger last seen: {last}. Accept any ledger in its next reply?", yes or as_json)
-
-    def record(before: LedgerHead) -> None:
-        event = LedgerAccepted(site=name, who=by, ledger_entries=before.entries, ledger_head=before.sha256)
-        AuditLog(server / AUDIT_FILE).append(event)
-
-    before = heads.accept(name, record)
+    before = decisions.accept_ledger(server, name, by)
     if as_json:
         print(json.dumps({"name": name, "was": asdict(before)}))
     else:
@@ -171,11 +162,12 @@ def accept_ledger(
 def _end(
     server: Path, name: str, how: Literal["removed", "revoked"], question: str, yes: bool, by: str | None, as_json: bool
 ) -> None:
-    registry = _registry(server)
+    from wardround_server.sites.decisions import end_site
+
+    _registry(server)
     _confirm(question, yes or as_json)
-    record = _recorder(server, how, by)
-    site = registry.end(name, how)
-    record(site)  # recorded afterwards, so that a full disk cannot keep a stolen key enrolled
+    require_person(by)
+    site = end_site(server, name, how, by)
     _say(site, f"is {how}", as_json)
 
 
@@ -185,23 +177,6 @@ def _registry(server: Path) -> Registry:
 
     load_server_config(server)  # fails in any other folder, so that no registry is created there
     return Registry(server)
-
-
-def _recorder(server: Path, decision: str, by: str | None) -> Callable[[EnrolledSite], object]:
-    """Return a function that records a decision about a site in the audit log.
-
-    Raises `UsageError` if `by` is not the name of a person.
-    """
-    from wardround.records.audit_events import SiteDecided
-    from wardround.records.audit_log import AUDIT_FILE, AuditLog
-
-    require_person(by)
-
-    def record(site: EnrolledSite) -> None:
-        event = SiteDecided(decision=decision, site=site.name, fingerprint=site.fingerprint, who=by)
-        AuditLog(server / AUDIT_FILE).append(event)
-
-    return record
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -10,6 +10,7 @@
     runs/RUN_ID/            one run; its file names are in runs/paths.py              runs/folder.py
     flower/                 Flower's database and the files of its processes          flower/superlink.py
     flower/nodes.json       the node id that Flower gave to each key                  sites/flower_nodes.py
+    console/                the console's users, and the secret of its proxy          wardround/web/accounts/users.py
     logs/server.log         the daemon's log; logs/RUN_ID.log is the log of a run     wardround/operations/logs.py
 
 Each name is relative to the server's folder. The names of lock files begin with a dot; the presence of a lock file does

@@ -52,6 +52,7 @@ def load_pages(folder: Path) -> Pages:
     )
     environment.filters |= {
         "size": bytes_text, "epsilon": epsilon_text, "duration": seconds_text, "moment": moment, "percent": percent,
+        "clock": clock, "lines": lines,
     }  # fmt: skip
     return Pages(environment=environment, texts=load_texts(SHARED_TEXTS, folder / "texts"))
 
@@ -72,9 +73,19 @@ def moment(at: float | str | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
+def clock(at: float) -> str:
+    """Format seconds since 1970 as a time of day with seconds, for what changes while somebody looks."""
+    return time.strftime("%H:%M:%S UTC", time.gmtime(at))
+
+
 def percent(part: float, whole: float) -> float:
     """Return a part in hundredths of the whole, between 0 and 100, for the width of a bar."""
     return round(100 * min(max(part / whole, 0.0), 1.0), 2) if whole > 0 else 0.0
+
+
+def lines(text: str) -> Markup:
+    """Return a text of several lines for a text field or a preformatted part, each line escaped as all values are."""
+    return Markup("\n").join(escaped(line) for line in text.splitlines())
 
 
 def _shown(value: Any) -> Any:

@@ -110,5 +110,5 @@ def _log_row(entry: Entry) -> dict[str, Any]:
         "kind": level if level in PROBLEMS else "",
         "place": place,
         "text": entry["text"],
-        "traceback": str(entry.get("traceback", "")).splitlines(),
+        "traceback": str(entry.get("traceback", "")),
     }

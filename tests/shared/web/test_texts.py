@@ -13,7 +13,7 @@ from wardround.web.pages import SHARED
 from wardround.web.texts import LANGUAGES, chosen, load_texts, translator
 from wardround.web.texts import SHARED as SHARED_TEXTS
 
-CONSOLES = [ROOT / "client/wardround_client/console"]
+CONSOLES = [ROOT / "client/wardround_client/console", ROOT / "server/wardround_server/console"]
 
 
 def values_of(text: str) -> set[str]:

@@ -1,0 +1,81 @@
+"""Sites: their keys, software and ledgers, the server's certificates, and the end of a site's admission."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import RedirectResponse, Response
+
+from wardround.identity import in_groups
+from wardround.web.accounts.access import Approver, Form, Reader, desk_of
+from wardround.web.answers import page
+from wardround_server.console.overview import certificates
+from wardround_server.sites.decisions import accept_ledger, end_site, require_enrolled
+from wardround_server.sites.ledger_heads import LedgerHeads
+from wardround_server.sites.registry import Registry
+from wardround_server.sites.software import software_of_sites
+
+SiteName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+What = Annotated[str, Path(pattern="^(revoke|remove|accept-ledger)$")]
+
+router = APIRouter()
+
+
+@router.get("/sites")
+def sites(request: Request, visitor: Reader) -> Response:
+    """Every site, also former ones, beside the server's own certificates."""
+    folder = desk_of(request).folder
+    return page(
+        request, visitor, "sites.html.j2", sites=_rows(folder), certificates=certificates(folder),
+        may=visitor.user.may("approve"),
+    )  # fmt: skip
+
+
+@router.get("/sites/{name}/{what}")
+def confirm(request: Request, visitor: Approver, name: SiteName, what: What) -> Response:
+    """The last page before a site's admission ends, or another ledger of it is accepted."""
+    require_enrolled(desk_of(request).folder, name)
+    return page(
+        request, visitor, "confirm.html.j2", action=f"/sites/{name}/{what}", back="/sites", what=what, subject=name,
+        fault=None,
+    )  # fmt: skip
+
+
+@router.post("/sites/{name}/{what}")
+def decide(request: Request, visitor: Approver, form: Form, name: SiteName, what: What) -> Response:
+    """Carry out a decision about a site in the person's name; it needs the site's name once more."""
+    folder = desk_of(request).folder
+    require_enrolled(folder, name)
+    if form.get("again", "").strip() != name:
+        return page(
+            request, visitor, "confirm.html.j2", status=409, action=f"/sites/{name}/{what}", back="/sites", what=what,
+            subject=name, fault="confirm.differs",
+        )  # fmt: skip
+    if what == "accept-ledger":
+        accept_ledger(folder, name, visitor.user.person)
+    else:
+        end_site(folder, name, "revoked" if what == "revoke" else "removed", visitor.user.person)
+    return RedirectResponse("/sites", 303)
+
+
+def _rows(folder: FilePath) -> list[dict[str, Any]]:
+    software, ledgers = software_of_sites(folder), LedgerHeads(folder).known()
+    rows = []
+    for site in Registry(folder).sites(revoked=True):
+        enrolled = site.revoked_at is None
+        known, ledger = (software.get(site.name), ledgers.get(site.name)) if enrolled else (None, None)
+        rows.append(
+            {
+                "name": site.name,
+                "state": "enrolled" if enrolled else site.ended,
+                "since": site.added if enrolled else site.revoked_at,
+                "software": "" if known is None else str(known.software),
+                "fault": None if known is None else known.fault,
+                "heard_at": None if known is None else known.at,
+                "ledger": None if ledger is None else ledger.entries,
+                "fingerprint": in_groups(site.fingerprint),
+            }
+        )
+    return rows
