@@ -19,10 +19,13 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from wardround.errors import StudyError, WardroundError
+from wardround.errors import StudyError, WardroundError, required
 from wardround.storage.json_numbers import json_number
 
 # Any set of orders gives a valid bound; more orders give a tighter one. Fractional orders are slow to compute, so there
@@ -171,22 +174,33 @@ def spent(events: Iterable[Event], delta: float) -> Epsilon:
 
 
 def _epsilon_of_rdp(events: Iterable[Event], delta: float) -> float:
-    from opacus.accountants.analysis import rdp as analysis
-
     total = np.sum([event.rdp() for event in events], axis=0)
     with warnings.catch_warnings():  # "optimal order is the largest" means that the bound is loose, not wrong
         warnings.simplefilter("ignore")
-        value, _ = analysis.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
+        value, _ = _opacus_rdp().get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
     return max(0.0, float(value))
 
 
 @functools.lru_cache(maxsize=256)
 def _gaussian_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
-    from opacus.accountants.analysis import rdp as analysis
+    rdp = _opacus_rdp().compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
+    return np.asarray(rdp)
 
-    return np.asarray(
-        analysis.compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
-    )
+
+@functools.cache
+def _opacus_rdp() -> ModuleType:
+    """Return Opacus's module of RDP formulas, which needs numpy and scipy alone.
+
+    `import opacus` would load torch, which takes longer than everything else that a `wardround-site status` does.
+    """
+    package = find_spec("opacus")
+    if package is None or not package.submodule_search_locations:
+        raise WardroundError("opacus is not installed; install the pinned versions again")
+    path = Path(package.submodule_search_locations[0]) / "accountants" / "analysis" / "rdp.py"
+    spec = required(spec_from_file_location("opacus_rdp", path), str(path))
+    module = module_from_spec(spec)
+    required(spec.loader, str(path)).exec_module(module)
+    return module
 
 
 @functools.lru_cache(maxsize=256)
