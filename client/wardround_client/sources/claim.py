@@ -52,6 +52,6 @@ def refuse_full_disk(folder: Path, rows: int, row_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{folder}: {rows} images need {needed / 1e9:.1f} GB on this disk, but only {free / 1e9:.1f} GB are free;"
+            f"{folder}: {rows} rows need {needed / 1e9:.1f} GB on this disk, but only {free / 1e9:.1f} GB are free;"
             " make room or choose another folder"
         )

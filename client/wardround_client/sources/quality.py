@@ -1,8 +1,23 @@
-"""What the quality gate of a source found at a site: numbers and reason codes, nothing that can name a patient."""
+"""What the quality gate of a source found at a site: numbers and reason codes, nothing that can name a patient.
+
+A reason is a code for programs, a title and advice for people. Each source has its own in `quality/reasons.py`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+FEW_PATIENTS = 10  # a class with fewer patients gets the remark "few_of_class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """One reason. A `fault` excludes data from the cohort (quarantine); any other reason is a remark."""
+
+    title: str
+    advice: str
+    fault: bool = True
+    error: bool = False  # someone must resolve it to protect a patient; listed first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,14 @@ class Variable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Order:
+    """Two variables of which `lower` is never above `upper` at the same time; otherwise neither value is right."""
+
+    lower: str
+    upper: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """The variables of one kind of records, in the order of a cohort's columns."""
 
@@ -104,6 +112,7 @@ class Vocabulary:
     title: str
     sha256: str  # of the file
     variables: tuple[Variable, ...]
+    orders: tuple[Order, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,6 +147,7 @@ def load_vocabulary(name: str) -> Vocabulary:
         title=table["title"],
         sha256=hashlib.sha256(content).hexdigest(),
         variables=tuple(_variable(key, entry) for key, entry in table["variables"].items()),
+        orders=tuple(Order(**one) for one in table.get("orders", ())),
     )
 
 

@@ -193,7 +193,7 @@ def test_progress_ends_at_its_total(tmp_path, pool):
 def test_a_disk_too_small_is_told_before_anything_is_decoded(tmp_path, pool, monkeypatch):
     folder = manifest(tmp_path / "data", many())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1000))
-    with pytest.raises(DataError, match=r"40 images need [\d.]+ GB on this disk, but only [\d.]+ GB are free"):
+    with pytest.raises(DataError, match=r"40 rows need [\d.]+ GB on this disk, but only [\d.]+ GB are free"):
         run(folder, tmp_path / "out", pool, image_size=1024)
 
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.quality import Quality
-
-FEW_PATIENTS = 10  # a class with fewer patients gets the remark "few_of_class"
+from wardround_client.sources.quality import FEW_PATIENTS, Quality
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,18 +6,7 @@ The texts quote no tag's value. They state what is wrong and what can be done, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reason:
-    """One reason. A `fault` excludes the image from the cohort (quarantine); any other reason is a remark."""
-
-    title: str
-    advice: str
-    fault: bool = True
-    error: bool = False  # someone must resolve it to protect a patient; listed first
-
+from wardround_client.sources.quality import Reason
 
 REASONS: dict[str, Reason] = {
     "unreadable": Reason(

@@ -1,0 +1,82 @@
+"""Measurements as arrays, whatever they were read from: tables or FHIR.
+
+Names of arrays: N rows. Times are whole seconds since the patient's admission.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from wardround.sources.records.vocabulary import Vocabulary
+from wardround.storage.table import same_text
+
+UNKNOWN = -1  # no variable, or no patient
+WHOLE = re.compile(r"-?\d+(\.0*)?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """Measurements of some patients, in any order."""
+
+    patient_N: np.ndarray  # int32, index into the stays
+    second_N: np.ndarray  # int64, since admission; 0 for what has no time
+    variable_N: np.ndarray  # int16, index into the vocabulary
+    strength_N: np.ndarray  # int16; of two names of a variable, the one with the smaller number is preferred
+    value_N: np.ndarray  # float64
+
+    def __len__(self) -> int:
+        return len(self.patient_N)
+
+    def where(self, keep_N: np.ndarray) -> Events:
+        """Return the rows for which `keep_N` is true, or those with these indices."""
+        return Events(
+            patient_N=self.patient_N[keep_N],
+            second_N=self.second_N[keep_N],
+            variable_N=self.variable_N[keep_N],
+            strength_N=self.strength_N[keep_N],
+            value_N=self.value_N[keep_N],
+        )
+
+
+class Names:
+    """Finds a variable of the vocabulary by any of its names, a conversion by its unit, and a category by its code."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._found: dict[str, tuple[int, int]] = {}
+        for index, variable in enumerate(vocabulary.variables):
+            for strength, name in enumerate((variable.name, *variable.also)):
+                self._found.setdefault(same_text(name), (index, strength))
+            for strength, code in enumerate(variable.loinc):
+                self._found.setdefault(code, (index, strength))
+
+    def find(self, name: str) -> tuple[int, int]:
+        """Return the index and the strength of a name; (UNKNOWN, 0) if no variable has it."""
+        return self._found.get(same_text(name), (UNKNOWN, 0))
+
+    def conversion(self, variable: int, unit: str) -> tuple[float, float] | None:
+        """Return factor and offset from a unit to the variable's own; None if the unit is not known for it.
+
+        Without a unit the value is taken to be in the variable's own. UCUM units are case-sensitive (`mL`, `Cel`).
+        """
+        known = self.vocabulary.variables[variable]
+        unit = unit.strip("[]{} ") if unit not in {one.unit for one in known.units} else unit
+        if unit in ("", known.unit):
+            return 1.0, 0.0
+        return next(
+            ((one.factor, one.offset) for one in known.units if unit in (one.unit, one.unit.strip("[]{} "))), None
+        )
+
+    def category(self, variable: int, text: str) -> float | None:
+        """Return the place of a category among those of its variable, by its code in files or its name; else None."""
+        known = self.vocabulary.variables[variable]
+        number = text.split(".", 1)[0] if WHOLE.fullmatch(text) else text
+        codes = known.codes or tuple(map(str, range(len(known.categories))))
+        for names in (codes, known.categories):
+            place = {same_text(name): index for index, name in enumerate(names)}
+            if same_text(number) in place:
+                return float(place[same_text(number)])
+        return None
