@@ -277,6 +277,7 @@ BREAKS = [
     ("opacus is", f"{CLIENT}/training/x1.py", "from opacus.accountants import RDPAccountant"),
     ("pydicom is", f"{CLIENT}/sources/x1.py", "def f():\n    import pydicom.uid"),
     ("pyarrow is", f"{CLIENT}/sources/x2.py", "def f():\n    import pyarrow.csv"),
+    ("orjson is", f"{CLIENT}/sources/x3.py", "import orjson"),
     ("PIL is", f"{SHARED}/x2.py", "from PIL import Image"),
     ("sqlite3 is", f"{CLIENT}/x.py", "import sqlite3"),
     ("cryptography is", f"{SIM}/x.py", "from cryptography import x509"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from wardround.sources.records.vocabulary import Vocabulary
 from wardround.storage.table import same_text
+from wardround_client.sources.records.units import plain_unit
 
 UNKNOWN = -1  # no variable, or no patient
 WHOLE = re.compile(r"-?\d+(\.0*)?", re.ASCII)
@@ -41,6 +42,17 @@ class Events:
         )
 
 
+def joined(parts: list[Events]) -> Events:
+    """Return all measurements of the parts in order."""
+    return Events(
+        patient_N=np.concatenate([np.empty(0, np.int32), *(part.patient_N for part in parts)]),
+        second_N=np.concatenate([np.empty(0, np.int64), *(part.second_N for part in parts)]),
+        variable_N=np.concatenate([np.empty(0, np.int16), *(part.variable_N for part in parts)]),
+        strength_N=np.concatenate([np.empty(0, np.int16), *(part.strength_N for part in parts)]),
+        value_N=np.concatenate([np.empty(0, np.float64), *(part.value_N for part in parts)]),
+    )
+
+
 class Names:
     """Finds a variable of the vocabulary by any of its names, a conversion by its unit, and a category by its code."""
 
@@ -63,12 +75,10 @@ class Names:
         Without a unit the value is taken to be in the variable's own. UCUM units are case-sensitive (`mL`, `Cel`).
         """
         known = self.vocabulary.variables[variable]
-        unit = unit.strip("[]{} ") if unit not in {one.unit for one in known.units} else unit
-        if unit in ("", known.unit):
+        unit = plain_unit(unit)
+        if unit in ("", plain_unit(known.unit)):
             return 1.0, 0.0
-        return next(
-            ((one.factor, one.offset) for one in known.units if unit in (one.unit, one.unit.strip("[]{} "))), None
-        )
+        return next(((one.factor, one.offset) for one in known.units if plain_unit(one.unit) == unit), None)
 
     def category(self, variable: int, text: str) -> float | None:
         """Return the place of a category among those of its variable, by its code in files or its name; else None."""

@@ -26,10 +26,14 @@ from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.storage.disk_errors import cause
 from wardround.storage.table import same_text
 from wardround_client.sources.records.events import UNKNOWN, Events, Names
+from wardround_client.sources.records.fhir.files import is_fhir
+from wardround_client.sources.records.fhir.observations import observed
+from wardround_client.sources.records.fhir.stays import stay_rows
 from wardround_client.sources.records.quality.counts import Counts
-from wardround_client.sources.records.stays import Stays
+from wardround_client.sources.records.stays import NO_LABEL, Stays, stays_from
 from wardround_client.sources.records.tables.long_table import Owners, columns_of, is_long, long_events
-from wardround_client.sources.records.tables.patients import PATIENT
+from wardround_client.sources.records.tables.outcomes import with_horizon
+from wardround_client.sources.records.tables.patients import PATIENT, read_patients
 from wardround_client.sources.records.tables.reader import BLOCK_BYTES, TableFile, open_table
 from wardround_client.sources.records.tables.stay_table import read_stays
 from wardround_client.sources.registry import Progress
@@ -99,22 +103,15 @@ def discover(
 
 def stays_of(site: RecordsSite, data: RecordsData, names: Names | None, counts: Counts) -> Stays:
     """Return the patients of a site."""
-    return read_stays(
-        site.patients,
-        site.outcomes,
-        data,
-        names,
-        counts,
-        wide=site.wide,
-        chosen=site.chosen,
-        others=site.others if site.first else None,
-    )[0]
+    return _read(site, data, names, counts, site.chosen, site.others if site.first else None)[0]
 
 
 def measurements_of(
     site: RecordsSite, owners: Owners, stays: Stays, names: Names, counts: Counts, progress: Progress | None
 ) -> Iterator[Events]:
     """Yield the measurements of a site's patients, batch by batch. A wide table has none beside the patients."""
+    if site.fhir:
+        yield from observed(site.fhir, owners, stays, names, counts)
     done, total = 0, sum(_batches(table) for table in site.events)
     for table in site.events:
         for events in long_events(table, owners, stays, names, counts):
@@ -124,13 +121,32 @@ def measurements_of(
                 progress(done, max(done, total))
 
 
-def _everyone(pool: RecordsSite, data: RecordsData) -> tuple[Stays, list[str] | None]:
-    """Return all patients of a pool, and the site of each if the data name sites."""
-    return read_stays(pool.patients, pool.outcomes, data, None, Counts(), wide=pool.wide)
+def _read(
+    site: RecordsSite,
+    data: RecordsData,
+    names: Names | None,
+    counts: Counts,
+    chosen: frozenset[str] | None = None,
+    others: frozenset[str] | None = None,
+) -> tuple[Stays, list[str] | None]:
+    """Return the patients of a site, or of all sites that share its files, and each one's site if the data name it."""
+    if not site.fhir:
+        return read_stays(
+            site.patients, site.outcomes, data, names, counts, wide=site.wide, chosen=chosen, others=others
+        )
+    of_files = counts if others is not None else Counts()
+    rows = stay_rows(site.fhir, data, names, of_files)
+    ends = rows if site.outcomes is None else read_patients(site.outcomes, data, None, of_files)
+    if not ends.has_outcome:
+        raise DataError(
+            f"{site.root}: the study's outcome, {data.outcome}, is not in the FHIR export (a code of Condition, or "
+            "in_hospital_death); give a table outcomes.csv with patient_id (the id of Patient) beside it"
+        )
+    return stays_from(rows, ends, chosen=chosen, others=others, counts=counts)
 
 
 def _whole(pool: RecordsSite, data: RecordsData) -> tuple[RecordsSite, Stays]:
-    stays, _ = _everyone(pool, data)
+    stays, _ = _read(pool, data, None, Counts())
     return replace(pool, chosen=frozenset(stays.ids)), stays
 
 
@@ -180,6 +196,13 @@ def _pools(root: Path, data: RecordsData) -> list[RecordsSite]:
         ]  # fmt: skip
     names = Names(load_vocabulary(data.vocabulary))
     wide = [table for _, table in opened if _is_wide(table, data, names) and table is not outcomes]
+    if fhir:
+        return [
+            RecordsSite(
+                name=_plain_name(root.name), root=root, fhir=tuple(fhir), outcomes=outcomes,
+                skipped=skipped + len(opened) - (outcomes is not None),
+            )
+        ]  # fmt: skip
     if not wide:
         return []
     labels = _file_names([table.path for table in wide])
@@ -210,7 +233,7 @@ def _files(root: Path) -> tuple[list[Path], list[Path], int]:
             skipped += 1
         elif name.endswith(TABLES):
             tables.append(path)
-        elif name.endswith(FHIR):
+        elif name.endswith(FHIR) and is_fhir(path):
             fhir.append(path)
         else:
             skipped += 1
@@ -224,7 +247,7 @@ def _is_wide(table: TableFile, data: RecordsData, names: Names) -> bool:
 
 def _divided(pool: RecordsSite, data: RecordsData, sites: int | None) -> list[tuple[RecordsSite, Stays]]:
     """Return the sites of a pool: those that its column `site` names, or `sites` parts by a hash of the patient."""
-    stays, named = _everyone(pool, data)
+    stays, named = _read(pool, data, None, Counts())
     everyone = frozenset(stays.ids)
     if named is not None:
         if sites is not None and sites != len(set(named)):
@@ -274,7 +297,8 @@ def _refuse_wrong_sites(
     if len(set(names)) < len(names):
         raise DataError(f"{folder}: two sites have the same name; rename one of the files or folders")
     for site, stays in found:
-        labels |= set(np.unique(stays.label_P).tolist()) - {-1}
+        label_P, early_P, _ = with_horizon(stays.label_P, stays.outcome_s_P, data)
+        labels |= set(np.unique(label_P if data.horizon_hours is None else label_P[~early_P]).tolist()) - {NO_LABEL}
         for patient in stays.ids:
             if home.setdefault(patient, site.name) != site.name:
                 raise DataError(

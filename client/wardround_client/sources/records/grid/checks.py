@@ -14,6 +14,7 @@ from wardround_client.sources.records.events import Events
 from wardround_client.sources.records.quality.counts import Counts
 
 HOUR_S = 3600
+EARLIEST_S = -(10**9)  # thirty years before admission; what holds for the whole stay may be as old
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def _in_time(events: Events, limits: Limits, counts: Counts) -> Events:
     ):
         _count(counts, code, events, rows_N)
     kept = events.where(~(early_N | after_N | late_N))
-    return replace(kept, second_N=np.minimum(kept.second_N, limits.window_s - 1))
+    return replace(kept, second_N=np.clip(kept.second_N, EARLIEST_S, limits.window_s - 1))
 
 
 def _repaired(events: Events, limits: Limits, counts: Counts) -> Events:

@@ -91,7 +91,7 @@ def times(column: pa.Array) -> Times:
     if fast is not None:
         return Times(seconds_N=fast[0], zoned_N=np.full(len(column), fast[1]), day_only_N=none_N, wrong_N=none_N)
     codes_N, texts = texts_of(column)
-    found = [(math.nan, False, False, True) if text is None else _time(text) for text in texts]
+    found = [(math.nan, False, False, True) if text is None else time_of(text) for text in texts]
     table = np.array(found, dtype=np.float64).reshape(-1, 4)[codes_N]
     return Times(seconds_N=table[:, 0], zoned_N=table[:, 1] > 0, day_only_N=table[:, 2] > 0, wrong_N=table[:, 3] > 0)
 
@@ -154,7 +154,7 @@ def _number(text: str, decimal_comma: bool) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _time(text: str) -> tuple[float, bool, bool, bool]:
+def time_of(text: str) -> tuple[float, bool, bool, bool]:
     """Return seconds, whether a zone is named, whether only a day is given, and whether the cell is wrong."""
     if is_empty(text):
         return math.nan, False, False, False

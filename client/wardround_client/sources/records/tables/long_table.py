@@ -148,8 +148,8 @@ def _seconds(
     lost_N = timed_N & (np.isnan(seconds_N) | day_only_N)
     for code, rows_N in (
         ("no_admission", none_N),
-        ("mixed_zones", mixed_N & ~none_N),
-        ("day_only", day_only_N & ~mixed_N),
+        ("day_only", day_only_N),
+        ("mixed_zones", mixed_N & ~none_N & ~day_only_N),
         ("no_time", ~none_N & ~mixed_N & ~day_only_N),
     ):
         reading.count(code, patient_N, variable_N, lost_N & rows_N)

@@ -5,16 +5,16 @@ Names of arrays: R rows of a table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from wardround.errors import DataError, required
 from wardround.sources.records.study import RecordsData
 from wardround.storage.table import SHORTENED, same_text
-from wardround_client.sources.records.events import UNKNOWN, Events, Names
+from wardround_client.sources.records.events import UNKNOWN, Events, Names, joined
 from wardround_client.sources.records.quality.counts import Counts
-from wardround_client.sources.records.stays import NO_LABEL
+from wardround_client.sources.records.stays import NO_LABEL, StayRows
 from wardround_client.sources.records.tables.cells import numbers, texts_of, times
 from wardround_client.sources.records.tables.long_table import HOUR_S, PATIENT
 from wardround_client.sources.records.tables.measurements import values_of
@@ -22,25 +22,6 @@ from wardround_client.sources.records.tables.outcomes import OUTCOME_HOURS, OUTC
 from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches
 
 SITE, ADMISSION = "site", "admission_time"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatientRows:
-    """The rows of a table of patients."""
-
-    ids: list[str] = field(repr=False)  # "" where there is none
-    sites: list[str]  # "" where there is none
-    has_sites: bool
-    admission_s_R: np.ndarray  # float64, NaN: unknown
-    zoned_R: np.ndarray
-    label_R: np.ndarray  # int16
-    has_outcome: bool
-    has_outcome_time: bool
-    outcome_s_R: np.ndarray  # since admission, or since 1970 if `outcome_is_dated`; NaN: unknown
-    outcome_zoned_R: np.ndarray
-    outcome_is_dated: bool
-    unknown_outcome_R: np.ndarray  # bool
-    events: Events  # `patient_N` is the row; a NaN stands for a cell that is not a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +43,7 @@ class Layout:
 
 def read_patients(
     table: TableFile, data: RecordsData, names: Names | None, counts: Counts, *, wide: bool = False
-) -> PatientRows:
+) -> StayRows:
     """Read a table of patients.
 
     Args:
@@ -115,7 +96,7 @@ def _variables(
     return used
 
 
-def _rows(batch: Columns, layout: Layout, first: int, size: int) -> PatientRows:
+def _rows(batch: Columns, layout: Layout, first: int, size: int) -> StayRows:
     """Return the rows of a batch; `first` is the number of rows before it."""
     nothing_R, no_R = np.full(size, np.nan), np.zeros(size, dtype=bool)
     admission = times(batch[ADMISSION]) if ADMISSION in batch else None
@@ -128,7 +109,7 @@ def _rows(batch: Columns, layout: Layout, first: int, size: int) -> PatientRows:
     elif layout.clock == OUTCOME_TIME:
         dated = times(batch[OUTCOME_TIME])
         outcome_s_R, zoned_R = dated.seconds_N, dated.zoned_N
-    return PatientRows(
+    return StayRows(
         ids=_ids(batch, layout.table, first, size),
         sites=_texts(batch, SITE) if SITE in batch else [""] * size,
         has_sites=SITE in batch,
@@ -179,22 +160,11 @@ def _values(batch: Columns, layout: Layout, first: int, size: int) -> Events:
                 value_N=found.value_N[has_N],
             )
         )
-    return joined_events(parts)
+    return joined(parts)
 
 
-def joined_events(parts: list[Events]) -> Events:
-    """Return all measurements of the parts in order."""
-    return Events(
-        patient_N=np.concatenate([np.empty(0, np.int32), *(part.patient_N for part in parts)]),
-        second_N=np.concatenate([np.empty(0, np.int64), *(part.second_N for part in parts)]),
-        variable_N=np.concatenate([np.empty(0, np.int16), *(part.variable_N for part in parts)]),
-        strength_N=np.concatenate([np.empty(0, np.int16), *(part.strength_N for part in parts)]),
-        value_N=np.concatenate([np.empty(0, np.float64), *(part.value_N for part in parts)]),
-    )
-
-
-def _joined(parts: list[PatientRows]) -> PatientRows:
-    return PatientRows(
+def _joined(parts: list[StayRows]) -> StayRows:
+    return StayRows(
         ids=[one for part in parts for one in part.ids],
         sites=[one for part in parts for one in part.sites],
         has_sites=parts[0].has_sites,
@@ -207,5 +177,5 @@ def _joined(parts: list[PatientRows]) -> PatientRows:
         outcome_zoned_R=np.concatenate([part.outcome_zoned_R for part in parts]),
         outcome_is_dated=parts[0].outcome_is_dated,
         unknown_outcome_R=np.concatenate([part.unknown_outcome_R for part in parts]),
-        events=joined_events([part.events for part in parts]),
+        events=joined([part.events for part in parts]),
     )
