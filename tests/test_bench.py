@@ -24,7 +24,16 @@ TINY = {
     "federation_round": "--sites 1 --rounds 3 --megabytes 1",
 }
 ELSEWHERE = {  # in files of their own
-    *("demonstration", "explanations", "peers", "predictions", "released_figures", "synthesis_folds", "synthesis_gan"),
+    *(
+        "demonstration",
+        "explanations",
+        "pacs_pull",
+        "peers",
+        "predictions",
+        "released_figures",
+        "synthesis_folds",
+        "synthesis_gan",
+    ),
 }
 SLOW = {"private_step", "simulated_round", "federation_round"}  # check engines, or start Flower
 

@@ -5,6 +5,7 @@ Orthanc listens on all interfaces and has no setting for it. Programs that talk 
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -134,5 +135,59 @@ def orthanc_in(inside: tuple[str, ...], folder: Path, **settings: object) -> Ite
         yield Pacs(inside=inside, process=process)
     finally:
         process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(LIMIT_S)
+
+
+def certificates(folder: Path) -> Path:
+    """Write a CA (ca.pem), and certificates of it for the PACS and the site on 127.0.0.1; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=LIMIT_S)
+
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "9", "-subj", "/CN=test CA")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in ("pacs", "site"):
+        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        by_ca = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "9", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", *by_ca, "-out", f"{name}.pem")
+        (folder / f"{name}.key").chmod(0o600)
+    return folder
+
+
+@contextmanager
+def https_before(inside: tuple[str, ...], folder: Path, keys: Path, token: str) -> Iterator[None]:
+    """Run nginx as the HTTPS side of Orthanc, whose own crashes.
+
+    Port 18443 passes basic authentication on; 18444 wants a bearer token; 18445 wants a certificate of the CA.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    to_orthanc = f"proxy_pass http://127.0.0.1:{HTTP_PORT}; proxy_buffering off; proxy_set_header Host $http_host;"
+    basic = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    as_user = f'proxy_set_header Authorization "Basic {basic}"; '
+    tls = f"ssl_certificate {keys}/pacs.pem; ssl_certificate_key {keys}/pacs.key;"
+    only = f'if ($http_authorization != "Bearer {token}") {{ return 401; }} '
+    servers = [
+        f"server {{ listen 127.0.0.1:18443 ssl; {tls} location / {{ {to_orthanc} }} }}",
+        f"server {{ listen 127.0.0.1:18444 ssl; {tls} location / {{ {only}{as_user}{to_orthanc} }} }}",
+        f"server {{ listen 127.0.0.1:18445 ssl; {tls} ssl_client_certificate {keys}/ca.pem; ssl_verify_client on; "
+        f"location / {{ {as_user}{to_orthanc} }} }}",
+        f"server {{ listen 127.0.0.1:18446; return 302 http://127.0.0.1:{HTTP_PORT}$request_uri; }}",
+    ]
+    places = [f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
+    http = " ".join([f"access_log off; {' '.join(places)}", *servers])
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/log; events {{}} http {{ {http} }}"
+    )
+    process = subprocess.Popen([*inside, "nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "log")])
+    try:
+        ends = time.monotonic() + LIMIT_S
+        while not (folder / "pid").exists() or not (folder / "pid").read_text():
+            assert process.poll() is None and time.monotonic() < ends, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield
+    finally:
         process.terminate()
         process.wait(LIMIT_S)

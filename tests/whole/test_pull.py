@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 from builders.archive import small_ct
 from pydicom import dcmread
-from whole.pacs import DICOM_PORT, HTTP_PORT, PASSWORD, SITE_PORT, USER, missing, namespace, orthanc_in
+from whole.pacs import (
+    DICOM_PORT,
+    HTTP_PORT,
+    PASSWORD,
+    SITE_PORT,
+    USER,
+    certificates,
+    https_before,
+    missing,
+    namespace,
+    orthanc_in,
+)
 
 from wardround_client.pacs.manifest import manifest_path
 
@@ -271,3 +282,105 @@ def test_the_doctor_checks_each_way(filled, tmp_path):
     found = lines()
     assert found["pacs archive"]["state"] == found["pacs archive web"]["state"] == "fault"
     assert "no connection" in found["pacs archive"]["found"]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Path:
+    return certificates(tmp_path_factory.mktemp("keys"))
+
+
+def with_tls(tmp_path: Path, keys: Path) -> Path:
+    """The site with its own certificate, and TLS for its DICOM connections in both directions."""
+    site = write_site(tmp_path)
+    for name in ("ca.pem", "site.pem", "site.key"):
+        (site / name).write_bytes((keys / name).read_bytes())
+    (site / "site.key").chmod(0o600)
+    ours = 'tls = true\nca_file = "ca.pem"\ncertificate_file = "site.pem"\nkey_file = "site.key"\n'
+    path = site / "site.toml"
+    path.write_text(path.read_text().replace("[pacs.archive.web]", f"{ours}[pacs.archive.web]"))
+    return path
+
+
+def tls_settings(keys: Path) -> dict[str, object]:
+    site = {"AET": "WARDROUND", "Host": "127.0.0.1", "Port": SITE_PORT, "UseDicomTls": True}
+    return {
+        "DicomTlsEnabled": True, "DicomTlsCertificate": f"{keys}/pacs.pem", "DicomTlsPrivateKey": f"{keys}/pacs.key",
+        "DicomTlsTrustedCertificates": f"{keys}/ca.pem", "DicomModalities": {"wardround": site},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["c-move", "c-get"])
+def test_mutual_tls_carries_dicom_in_both_directions(filled, originals, keys, tmp_path, way):
+    inside, store = filled
+    with_tls(tmp_path, keys)
+    with orthanc_in(inside, store, **tls_settings(keys)):
+        code, found, said = pull(inside, tmp_path, "--way", way)
+    assert (code, said, found["came"], found["complete"]) == (0, "", 500, True)
+    assert_whole(tmp_path, originals)
+
+
+def test_another_ca_and_a_connection_without_tls_are_one_clear_line(filled, keys, tmp_path):
+    inside, store = filled
+    path = with_tls(tmp_path, keys)
+    other = certificates(tmp_path / "other")
+    with orthanc_in(inside, store, **tls_settings(keys)):
+        (path.parent / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
+        code, _, said = pull(inside, tmp_path)
+        assert code == 1 and "TLS on both sides" in said
+        path.write_text(path.read_text().replace("tls = true", "tls = false"))
+        code, _, said = pull(inside, tmp_path)
+        assert code == 1 and "TLS on both sides" in said
+    (path.parent / "site.key").chmod(0o644)
+    path.write_text(path.read_text().replace("tls = false", "tls = true"))
+    code, _, said = pull(inside, tmp_path)
+    assert code == 2 and "other users can read it; chmod go=" in said
+
+
+USER_LINES = f'user = "{USER}"\npassword_file = "password"\n'
+SECRETS = {
+    "basic": (18443, USER_LINES),
+    "bearer": (18444, 'token_file = "token"\n'),
+    "certificate": (18445, 'certificate_file = "site.pem"\nkey_file = "site.key"\n'),
+}
+
+
+def web_over(path: Path, port: int, lines: str) -> None:
+    text = path.read_text()
+    web = f'[pacs.archive.web]\nurl = "https://127.0.0.1:{port}/dicom-web"\nca_file = "ca.pem"\n'
+    path.write_text(text[: text.index("[pacs.archive.web]")] + web + lines)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_https_with_a_password_a_token_or_a_certificate(filled, originals, keys, tmp_path, secret):
+    inside, store = filled
+    path = with_tls(tmp_path, keys)
+    (path.parent / "token").write_text("a-secret-token\n")
+    (path.parent / "token").chmod(0o600)
+    web_over(path, *SECRETS[secret])
+    with orthanc_in(inside, store), https_before(inside, tmp_path / "nginx", keys, "a-secret-token"):
+        code, found, said = pull(inside, tmp_path, "--way", "web")
+    assert (code, said, found["came"], found["complete"]) == (0, "", 500, True)
+    assert_whole(tmp_path, originals)
+    assert "a-secret-token" not in manifest_path(tmp_path / "out").read_text()
+
+
+def test_wrong_secrets_and_certificates_of_the_web_are_one_clear_line(filled, keys, tmp_path):
+    inside, store = filled
+    path = with_tls(tmp_path, keys)
+    (path.parent / "token").write_text("another")
+    (path.parent / "token").chmod(0o600)
+    other = certificates(tmp_path / "other")
+    with orthanc_in(inside, store), https_before(inside, tmp_path / "nginx", keys, "a-secret-token"):
+        web_over(path, *SECRETS["bearer"])
+        code, _, said = pull(inside, tmp_path, "--way", "web")
+        assert code == 1 and "(HTTP 401)" in said and "another" not in said.replace("another ", "")
+        web_over(path, 18445, "")
+        code, _, said = pull(inside, tmp_path, "--way", "web")
+        assert code == 1 and "HTTP status 400" in said  # how nginx asks for a certificate
+        (path.parent / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
+        web_over(path, *SECRETS["bearer"])
+        code, _, said = pull(inside, tmp_path, "--way", "web")
+        assert code == 1 and "TLS failed" in said
+        path.write_text(path.read_text().replace("https://127.0.0.1:18444", "http://127.0.0.1:18446"))
+        code, _, said = pull(inside, tmp_path, "--way", "web")
+        assert code == 1 and "redirects to another address" in said
