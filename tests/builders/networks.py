@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wardround.networks.build import build_model
 from wardround.sources.images.study import ImageData
 from wardround.study.schema import ModelSection
-from wardround.tasks.classification.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_image
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround.tasks.synthesis.dcgan import Discriminator, hinge_of_real

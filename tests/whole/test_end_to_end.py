@@ -17,7 +17,7 @@ from wardround.metrics.classification import auc
 from wardround.networks.build import initial_network
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import load_study, study_from_json
-from wardround.tasks.classification.scores import score
+from wardround.tasks.labelled.scores import score
 from wardround_client.site.config import load_site_config
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.training.rows import training_rows

@@ -28,7 +28,7 @@ from wardround.errors import required
 from wardround.metrics.classification import auc, auc_interval
 from wardround.networks.build import initial_network
 from wardround.study.load import Study
-from wardround.tasks.classification.scores import score
+from wardround.tasks.labelled.scores import score
 from wardround_client.sources.cohort import AnyRows
 from wardround_client.training.rows import training_rows
 from wardround_simulation.attack.system import Finding, Weights, passed

@@ -24,7 +24,7 @@ from wardround.processes.memory import control_group_bytes, total_bytes
 from wardround.sources.images.study import ImageData
 from wardround.study.load import parse_study
 from wardround.study.schema import ModelSection
-from wardround.tasks.classification.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_image
 from wardround.tasks.synthesis.dcgan import Discriminator
 from wardround_client.clipping import batch_size, layer_rules, select
 from wardround_client.clipping.bookkeeping import SpeedSettings, UnknownLayerError, clip_by_bookkeeping

@@ -24,7 +24,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
 from wardround.tasks.augmentation import augmentation
-from wardround.tasks.classification.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_image
 from wardround_client.clipping import bookkeeping, gram_norms, hostile_weights, layer_rules
 from wardround_client.clipping import engines as clipping
 from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping, places_agree

@@ -18,7 +18,7 @@ from wardround.errors import WardroundError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
-from wardround.tasks.classification.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_image
 from wardround_client.clipping.engines import (
     ClippedSum,
     PatientBatch,

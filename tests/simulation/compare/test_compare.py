@@ -11,7 +11,7 @@ import pytest
 from wardround.errors import DataError
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
-from wardround.tasks.classification.scores import score
+from wardround.tasks.labelled.scores import score
 from wardround_client.sources.cohort import CohortRow, pseudonym, write_cohort
 from wardround_client.training.batches import material_of
 from wardround_simulation.compare import compare

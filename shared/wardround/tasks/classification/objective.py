@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from wardround.networks.weights import trained_parameters
 from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.augmentation import augmentation
 from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
+from wardround.tasks.labelled.objective import FEATURE_ROWS, head_of, loss_per_image, trained_part
 from wardround.tasks.objective import Objective, StepTools
-
-FEATURE_ROWS = 64  # in one pass; rows of features are cheap
 
 usable_rows = labelled_rows
 is_positive = has_positive_label
@@ -28,25 +24,6 @@ def reads_features(study: Study) -> bool:
     This is the case if only the head trains and there is no augmentation.
     """
     return study.model.trainable == "head" and study.training.augmentation == "none"
-
-
-def head_of(network: nn.Module) -> nn.Linear:
-    """Return the last layer, which is called `head` in every classifier."""
-    return cast(nn.Linear, network.head)
-
-
-def trained_part(network: nn.Module, study: Study) -> nn.Module:
-    """Return the module that is trained: the head if training reads frozen features, else the whole network."""
-    return head_of(network) if reads_features(study) else network
-
-
-def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Return the losses, (N,): binary cross-entropy for one output, cross-entropy for more."""
-    if logits_NK.shape[1] == 1:
-        return functional.binary_cross_entropy_with_logits(
-            logits_NK[:, 0], labels_N.to(logits_NK.dtype), reduction="none"
-        )
-    return functional.cross_entropy(logits_NK, labels_N, reduction="none")
 
 
 def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objective:

@@ -12,7 +12,7 @@ from wardround.networks.build import initial_network, start_weights
 from wardround.study.load import Study, parse_study
 from wardround.tasks.assessment import AtEnd, SiteData, Weights
 from wardround.tasks.classification.assess import assessment_of
-from wardround.tasks.classification.scores import score
+from wardround.tasks.labelled.scores import score
 
 FEATURES, PATIENTS = 33, 24
 

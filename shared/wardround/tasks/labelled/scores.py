@@ -10,7 +10,7 @@ from wardround.metrics.classification import probabilities
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.assessment import Rows, Weights
-from wardround.tasks.classification.objective import trained_part
+from wardround.tasks.labelled.objective import trained_part
 
 AT_ONCE = 256
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""`wardround-sim compare` for classification: one fold, tested by models trained on the other folds in each setting.
+"""`wardround-sim compare` of classifiers: one fold, tested by models trained on the other folds in each setting.
 
 Shapes: N rows, K labels.
 """
@@ -12,26 +12,29 @@ import numpy as np
 from torch import nn
 
 from wardround.errors import DataError
-from wardround.metrics.classification import auc, macro_auc, patient_scores
+from wardround.metrics.classification import Unit, auc, macro_auc, patient_scores
 from wardround.networks.build import initial_network, start_weights
 from wardround.study.load import Study
 from wardround.tasks.assessment import Row, SiteData, Trainer, Weights, patient_offsets
-from wardround.tasks.classification.scores import score
-
-UNITS = ("slice", "patient")
+from wardround.tasks.labelled.scores import score
 
 
 def settings_rows(
-    study: Study, sites: Sequence[SiteData], others: Sequence[SiteData], settings: Sequence[str], trainer: Trainer
+    study: Study,
+    sites: Sequence[SiteData],
+    others: Sequence[SiteData],
+    settings: Sequence[str],
+    trainer: Trainer,
+    units: Sequence[Unit],
 ) -> list[Row]:
-    """Train in each of the settings (federated, pooled, alone); rows by setting and unit.
+    """Train in each of the settings (federated, pooled, alone); rows by setting and unit of the figures.
 
     Raises:
         DataError: there is no labelled patient to test on.
     """
     network, start = initial_network(study), start_weights(study)
-    test = _TestRows(sites)
-    outside = _TestRows(others) if others else None
+    test = _TestRows(sites, units)
+    outside = _TestRows(others, units) if others else None
     at_start = test.figures(network, study, start)
     outside_start = outside.figures(network, study, start) if outside else None
 
@@ -39,7 +42,7 @@ def settings_rows(
         figures = test.figures(network, study, weights)
         outside_figures = outside.figures(network, study, weights) if outside else None
         out = []
-        for unit in UNITS:
+        for unit in units:
             row: Row = {"setting": setting, **({"site": site} if site else {}), "unit": unit, **figures[unit]["all"]}
             row["start_auc"] = at_start[unit]["all"]["auc"]
             row["sites"] = {
@@ -67,7 +70,8 @@ def settings_rows(
 class _TestRows:
     """The held-out rows of several sites, gathered once; `figures` scores a model on them."""
 
-    def __init__(self, sites: Sequence[SiteData]) -> None:
+    def __init__(self, sites: Sequence[SiteData], units: Sequence[Unit]) -> None:
+        self._units = units
         parts = list(zip(sites, patient_offsets(sites), strict=True))
         self._inputs_N = np.concatenate([site.inputs_N[site.held_out_N] for site in sites])
         self._labels_N = np.concatenate([site.labels_N[site.held_out_N] for site in sites])
@@ -81,7 +85,7 @@ class _TestRows:
         """By unit: of all rows, and of each site's."""
         scores = score(network, study, weights, self._inputs_N)
         out: dict[str, dict[str, Any]] = {}
-        for unit in UNITS:
+        for unit in self._units:
             whole = self._figure(unit, scores, np.ones(len(self._labels_N), bool))
             by_site = {site: self._figure(unit, scores, self._sites_N == site) for site in self._sites}
             out[unit] = {"all": whole, "sites": by_site}
