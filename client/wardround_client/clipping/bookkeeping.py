@@ -33,10 +33,19 @@ from wardround_client.clipping.engines import (
     PatientBatch,
     clip_by_loop,
     clip_factors,
+    random_like,
     zero_sum,
 )
 from wardround_client.clipping.hostile_weights import set_weights, weights_restored
-from wardround_client.clipping.layer_rules import Contribution, PreparedLayer, Rule, Units, prepared, rule_for
+from wardround_client.clipping.layer_rules import (
+    Contribution,
+    PreparedLayer,
+    Rule,
+    Units,
+    may_repeat,
+    prepared,
+    rule_for,
+)
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -75,6 +84,7 @@ class TrainedLayer:
     layer: nn.Module
     rule: Rule
     names: dict[str, str]
+    may_repeat: bool = False  # several uses of it in a pass are further positions for its rule
 
 
 def trained_layers(network: nn.Module, parameters: dict[str, nn.Parameter]) -> list[TrainedLayer]:
@@ -101,11 +111,35 @@ def trained_layers(network: nn.Module, parameters: dict[str, nn.Parameter]) -> l
             raise UnknownLayerError(f"{place} shares a parameter with another layer")
         seen |= {id(p) for p in own.values()}
         names = {name: name_of[id(p)] for name, p in own.items()}
-        found.append(TrainedLayer(path=path, layer=layer, rule=rule, names=names))
+        repeats = may_repeat(layer)
+        found.append(TrainedLayer(path=path, layer=layer, rule=rule, names=names, may_repeat=repeats))
     missing = [name for name, parameter in parameters.items() if id(parameter) not in seen]
     if missing:
         raise UnknownLayerError(f"{missing[0]} belongs to no layer of the network")
     return found
+
+
+class _Uses:
+    """What a layer read and the gradients of its outputs in one pass, of one use or of several.
+
+    The hidden layer of a recurrent network is used once an hour. The gradient of its weights is the sum over the uses,
+    and so the uses of a linear layer are further positions of the same unit.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.gradients: dict[int, Tensor] = {}
+
+    def complete(self) -> bool:
+        """Whether the gradient of every use has arrived. The forward pass is over when the first one does."""
+        return len(self.gradients) == len(self.inputs)
+
+    def together(self) -> tuple[Tensor, Tensor]:
+        """Inputs and gradients; those of several uses side by side, (N, uses, ...)."""
+        if len(self.inputs) == 1:
+            return self.inputs[0], self.gradients[0]
+        gradients = [self.gradients[use] for use in range(len(self.inputs))]
+        return torch.stack(self.inputs).transpose(0, 1), torch.stack(gradients).transpose(0, 1)
 
 
 class _Tap(torch.autograd.Function):
@@ -151,7 +185,7 @@ def clip_by_bookkeeping(
     is clipped by the loop.
 
     Raises:
-        UnknownLayerError: A layer has no rule, or a layer is used twice in a pass or not at all.
+        UnknownLayerError: A layer has no rule, is not used in a pass, or is used twice though its rule is for one use.
         WardroundError: A layer's input is changed in place, or a unit has a different number of images from
             `speed.images_per_unit`.
     """
@@ -265,9 +299,7 @@ def _places_agree(
     if not places:
         return True  # each unit is computed in passes of its own
     units, used = Units(rows=tuple(places), images=speed.images_per_unit), places[-1].stop
-    generator = torch.Generator().manual_seed(1)
-    shape = (2, used, *inputs_N.shape[1:])
-    images_N, spare_N = (torch.rand(shape, generator=generator) * float(inputs_N.max())).to(inputs_N)
+    images_N, spare_N = random_like(inputs_N, used), random_like(inputs_N, used, seed=2)
     labels_N = torch.zeros(speed.group_images, dtype=torch.int64, device=inputs_N.device)
 
     def shares(inputs_N: Tensor) -> list[Contribution]:
@@ -303,24 +335,30 @@ def _one_pass(
     root = torch.zeros((), device=inputs_N.device, requires_grad=True)
     layout = torch.channels_last if speed.channels_last else torch.contiguous_format
     contributions: list[tuple[str, Contribution]] = []
-    tapped: set[str] = set()
+    uses_of: dict[str, _Uses] = {}
 
     def tap(trained: TrainedLayer, ready: PreparedLayer, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if trained.path in tapped:
+        uses = uses_of.setdefault(trained.path, _Uses())
+        if uses.inputs and not trained.may_repeat:
             raise UnknownLayerError(f"{trained.path}: used twice in one pass")
-        tapped.add(trained.path)
-        a_N = arguments[0].detach()
+        a_N, use = arguments[0].detach(), len(uses.inputs)
         version = a_N._version
         # A discriminator may receive each image several times, side by side: more rows of the same unit.
         views, odd = divmod(len(a_N), len(inputs_N))
         if odd or views < 1:
             raise UnknownLayerError(f"{trained.path}: its rows are not the images of the batch")
+        if uses.inputs and uses.inputs[0].shape != a_N.shape:
+            raise UnknownLayerError(f"{trained.path}: used with inputs of different shapes in one pass")
+        uses.inputs.append(a_N)
 
         def take(g_N: Tensor) -> None:
             if a_N._version != version:
                 raise WardroundError(f"{trained.path}: its input is changed in place")
-            for contribution in trained.rule(ready, a_N, g_N, group.units.seen(views), trained.names):
-                contributions.append((trained.names[contribution.parameter], contribution))
+            uses.gradients[use] = g_N
+            if uses.complete():
+                a, g = uses.together()
+                for contribution in trained.rule(ready, a, g, group.units.seen(views), trained.names):
+                    contributions.append((trained.names[contribution.parameter], contribution))
 
         return _Tap.apply(output, root, take)
 
@@ -342,7 +380,7 @@ def _one_pass(
     finally:
         for hook in hooks:
             hook.remove()
-    unused = [trained.path for trained, _ in layers if trained.path not in tapped]
+    unused = [trained.path for trained, _ in layers if trained.path not in uses_of]
     if unused:
         raise UnknownLayerError(f"{unused[0]}: not used in the forward pass")
     loss.backward()

@@ -259,6 +259,15 @@ def synthetic_units(inputs_N: Tensor, outputs: int, sizes: Sequence[int]) -> Pat
     return PatientBatch(inputs_N=inputs_N[rows % len(inputs_N)], labels_N=rows % max(2, outputs), start_U1=start_U1)
 
 
+def random_like(inputs_N: Tensor, count: int, seed: int = 1) -> Tensor:
+    """Return `count` random rows of the kind of `inputs_N`; rows with missing values (NaN) have some missing too."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand((count, *inputs_N.shape[1:]), generator=generator).to(inputs_N.device)
+    if bool(inputs_N.isnan().any()):
+        return inputs_N[torch.arange(count, device=inputs_N.device) % len(inputs_N)] * (0.5 + uniform.to(inputs_N))
+    return (uniform * float(inputs_N.max())).to(inputs_N)
+
+
 def check_engine(
     engine: ClippingEngine,
     network: nn.Module,

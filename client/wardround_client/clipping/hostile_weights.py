@@ -173,14 +173,15 @@ def _amplify_rounding(
 
 
 def images_of(kind: str, inputs_N: Tensor) -> Tensor:
-    """Return inputs like `inputs_N`, of one of the kinds in `IMAGES`."""
+    """Return inputs like `inputs_N`, of one of the kinds in `IMAGES`; one colour is one number everywhere."""
     if kind == "random":
         return inputs_N
     if kind == "equal":
         return inputs_N[:1].expand_as(inputs_N).contiguous()
-    flat = torch.full_like(inputs_N, float(inputs_N.float().mean()))
+    there = inputs_N[~inputs_N.isnan()]
+    flat = torch.full_like(inputs_N, float(there.float().mean()))
     if kind == "almost one colour":
-        flat.view(len(flat), -1)[:, 0] = inputs_N.max()
+        flat.view(len(flat), -1)[:, 0] = there.max()
     return flat
 
 

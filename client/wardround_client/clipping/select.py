@@ -212,16 +212,19 @@ def _prove(
         check_hostile_weights(engine, *arguments, images_per_unit=k)
 
 
-def speed_of(plan: PrivacyPlan, precision: Precision, images_at_once: int) -> SpeedSettings:
+def speed_of(
+    plan: PrivacyPlan, precision: Precision, images_at_once: int, largest_group: int | None = None
+) -> SpeedSettings:
     """Return how a study's steps are computed, from public numbers.
 
-    A group holds about half of the images that a step expects, so that padding the last group wastes little.
+    A group holds about half of the images that a step expects, so that padding the last group wastes little, and
+    `largest_group` at most (`LARGEST_GROUP` if it is None).
 
     A patient with more images than a group is processed in passes of a group's size too. A group is run at start-up, so
     no patient needs more memory in a pass than was tried before any patient's data were read.
     """
     expected = plan.expected_patients * (plan.images_per_patient or IMAGES_OF_A_UNIT) / 2
-    images = min(LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
+    images = min(largest_group or LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
     group = max(1, min(images, images_at_once))
     return SpeedSettings(
         precision=precision,

@@ -30,7 +30,8 @@ T = TypeVar("T")
 class Material:
     """The data that training reads at a site. Unlabelled rows and held-out patients are not in `index`.
 
-    `inputs_N` is uint8 images (N, C, H, W), or float32 features (N, D) if the network's features are frozen.
+    `inputs_N` is the rows themselves (of images uint8 (N, C, H, W), of records float32 (N, T, V)), or float32 features
+    (N, D) if the network's features are frozen.
     """
 
     inputs_N: AnyRows
@@ -38,8 +39,8 @@ class Material:
     index: PatientIndex
 
     @property
-    def reads_images(self) -> bool:
-        return self.inputs_N.dtype == np.uint8
+    def reads_features(self) -> bool:
+        return len(self.inputs_N.shape) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,9 @@ def material_of(inputs_N: AnyRows, labels_N: np.ndarray, patient_N: np.ndarray, 
 def most_rows(material: Material, images_per_batch: int, outputs: int) -> int:
     """Return the number of rows that are computed together, which is also the most that one patient contributes.
 
-    For images it is the number that fits into memory. For features it is much larger, and smaller with each output.
+    For whole rows it is the number that fits into memory. For features it is much larger, and smaller with each output.
     """
-    if material.reads_images:
+    if not material.reads_features:
         return images_per_batch
     return max(IMAGES_PER_PHYSICAL_BATCH, PRODUCTS_PER_BATCH // (material.inputs_N.shape[1] * outputs))
 

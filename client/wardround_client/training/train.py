@@ -115,7 +115,7 @@ def plan_speed(
         objective.loss_per_image,
         Sample(images_N=sample_N, outputs=objective.outputs, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
-        speed=speed_of(plan, precision, most),
+        speed=speed_of(plan, precision, most, objective.rows_in_a_group),
         memory=memory,
     )
     return SpeedPlan(engine=engine, images_per_batch=images_per_batch(plan, most))

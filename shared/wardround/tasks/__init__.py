@@ -8,4 +8,5 @@ TASKS = {
     "classification": "wardround.tasks.classification",
     "synthesis": "wardround.tasks.synthesis",
     "reconstruction": "wardround.tasks.reconstruction",
+    "early-warning": "wardround.tasks.early_warning",
 }

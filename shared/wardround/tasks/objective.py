@@ -73,6 +73,7 @@ class Objective:
     sample: Callable[[], Tensor]  # synthetic rows in the format that `part` reads, on which clipping is proved
     outputs: int  # number of outputs of `part`, from which synthetic rows' labels are drawn
     rows_at_once: int | None = None  # rows in one pass of the clipping engine; None: as many as the memory allows
+    rows_in_a_group: int | None = None  # rows of a group in which the engine works; None: by its own rule, for images
     pulled_to_start: bool = True  # whether FedProx pulls `parameters` to the weights received
     after_noise: Callable[[], None] | None = None  # may add to the noised gradients, in each step
     after_round: Callable[[], None] | None = None  # may move other weights, after the round's noisy steps

@@ -290,7 +290,7 @@ def sample_of(width: int) -> Sample:
         (lambda: Small(nn.PReLU()), 6, "middle: PReLU has no clipping rule"),
         (shared, 8, "middle: Linear shares a parameter"),
         (lambda: Tied(nn.Linear(8, 8)), 6, "differs from the one-patient loop"),
-        (lambda: Twice(nn.Linear(8, 8)), 6, "middle: used twice in one pass"),
+        (lambda: Twice(nn.GroupNorm(2, 8)), 6, "middle: used twice in one pass"),
     ],
     ids=["LayerNorm", "PReLU", "shared", "outside its layer", "twice"],
 )

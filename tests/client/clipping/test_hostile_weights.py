@@ -65,6 +65,9 @@ CASES = (
     "restorer head",
     "restorer all",
     "discriminator all",
+    "gru head",
+    "gru all",
+    "severity-head head",
 )
 LARGE_CASES = (
     "resnet-large head",
@@ -73,7 +76,7 @@ LARGE_CASES = (
     "densenet121 norm+head",
     "densenet121 all",
 )
-QUICK = ("phantom-encoder all", "seed-cnn all", "resnet-small all", "restorer head", "phantom-sampler head")
+QUICK = ("phantom-encoder all", "seed-cnn all", "resnet-small all", "restorer head", "phantom-sampler head", "gru all")
 GROUP = 4  # images: small, so that a few units fill several groups
 
 

@@ -1,0 +1,115 @@
+"""`gru`: a recurrent network that reads a stay hour by hour and gives a risk at every hour.
+
+A gated recurrent unit (Cho et al. 2014) as two linear layers. `inputs` maps all hours of a stay at once; `hidden` is
+used once an hour. Clipping treats the hours as positions of one layer (`clipping/bookkeeping.py`), so that a patient's
+gradient needs no more than one backward pass.
+
+An hour's input has, for each measured variable, its last value, whether it was measured in this hour, and how recent
+the value is. A head reads the state of the hour, the mean of all states up to it, and the facts of the stay, so that
+the risk at an hour uses nothing that came later.
+
+Shapes: N stays, T hours, V variables, D inputs of an hour, H units, S facts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wardround.sources.records.vocabulary import Vocabulary
+from wardround.tasks.early_warning.features.scaling import ClinicalScale
+from wardround.tasks.early_warning.features.summaries import RECENT_HOURS, two_sided
+
+UNITS = 32
+
+
+class HourlyInputs(nn.Module):
+    """Rows in a vocabulary's units -> what the network reads of each hour, and the facts of the stay."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.scale = ClinicalScale(vocabulary)
+        variables = list(enumerate(vocabulary.variables))
+        self._hourly = [column for column, one in variables if not one.of_the_stay]
+        self._facts = [column for column, one in variables if one.kind == "static"]
+        self._binary = [column for column, one in variables if one.kind == "category" and len(one.categories) == 2]
+        self._many = [column for column, one in variables if one.kind == "category" and len(one.categories) > 2]
+        self._codes = [len(vocabulary.variables[column].categories) for column in self._many]
+        self.hour_width = 3 * len(self._hourly)
+        self.fact_width = 2 * (len(self._facts) + len(self._binary)) + sum(self._codes)
+
+    def forward(self, rows_NTV: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (N, T, V) -> (N, T, D) by hour, and facts (N, S)."""
+        scaled_NTV = self.scale(rows_NTV)
+        return self.hours(scaled_NTV[..., self._hourly]), self._facts_of(rows_NTV[:, 0], scaled_NTV[:, 0])
+
+    def hours(self, scaled_NTV: Tensor) -> Tensor:
+        """Scaled hourly variables, NaN for what is missing -> last values (0 before the first), masks, recency."""
+        there_NTV = ~scaled_NTV.isnan()
+        hour_T = torch.arange(scaled_NTV.shape[1], device=scaled_NTV.device)[None, :, None]
+        last_NTV = torch.where(there_NTV, hour_T, -1).cummax(1).values
+        seen_NTV = last_NTV >= 0
+        values_NTV = torch.where(there_NTV, scaled_NTV, 0.0).gather(1, last_NTV.clamp(min=0))
+        recent_NTV = torch.where(seen_NTV, torch.exp((last_NTV - hour_T) / RECENT_HOURS), 0.0)
+        return torch.cat([torch.where(seen_NTV, values_NTV, 0.0), there_NTV.float(), recent_NTV], 2)
+
+    def _facts_of(self, plain_NV: Tensor, scaled_NV: Tensor) -> Tensor:
+        known_NV = ~plain_NV.isnan()
+        parts = [torch.where(known_NV, scaled_NV, 0.0)[:, self._facts]]
+        parts += [two_sided(plain_NV[:, column])[:, None] for column in self._binary]
+        parts += [1 - known_NV[:, self._facts + self._binary].float()]
+        for column, codes in zip(self._many, self._codes, strict=True):
+            parts.append((plain_NV[:, column, None] == torch.arange(codes, device=plain_NV.device)).float())
+        return torch.cat(parts, 1)
+
+
+class HourlyGRU(nn.Module):
+    """The recurrent network. Its gates are in the order reset, update, new, as in `nn.GRU`."""
+
+    def __init__(self, vocabulary: Vocabulary, units: int = UNITS) -> None:
+        super().__init__()
+        self.units = units
+        self.prepare = HourlyInputs(vocabulary)
+        self.inputs = nn.Linear(self.prepare.hour_width, 3 * units)
+        self.hidden = nn.Linear(units, 3 * units)
+        self.head = nn.Linear(2 * units + self.prepare.fact_width, 1)
+
+    def forward(self, rows_NTV: Tensor) -> Tensor:
+        """Rows (N, T, V) in the vocabulary's units, NaN where missing -> logits at the end of each hour (N, T)."""
+        with torch.no_grad():
+            hours_NTD, facts_NS = self.prepare(rows_NTV)
+        return self.of_prepared(hours_NTD, facts_NS)
+
+    def of_prepared(self, hours_NTD: Tensor, facts_NS: Tensor) -> Tensor:
+        """Inputs by hour (N, T, D) and facts (N, S) -> logits at the end of each hour (N, T)."""
+        states_NTH = self.states(self.inputs(hours_NTD))
+        return self.head(self._read(states_NTH, facts_NS)).squeeze(2)
+
+    def states(self, gates_NTG: Tensor) -> Tensor:
+        """The input part of the gates at each hour (N, T, 3H) -> the states (N, T, H)."""
+        state_NH = gates_NTG.new_zeros(len(gates_NTG), self.units)
+        states = []
+        for gates_NG in gates_NTG.unbind(1):
+            reset_update, new = gates_NG.split((2 * self.units, self.units), 1)
+            hidden_reset_update, hidden_new = self.hidden(state_NH).split((2 * self.units, self.units), 1)
+            reset_NH, update_NH = torch.sigmoid(reset_update + hidden_reset_update).chunk(2, 1)
+            new_NH = torch.tanh(torch.addcmul(new, reset_NH, hidden_new))
+            state_NH = torch.lerp(new_NH, state_NH, update_NH)
+            states.append(state_NH)
+        return torch.stack(states, 1)
+
+    def _read(self, states_NTH: Tensor, facts_NS: Tensor) -> Tensor:
+        """What the head reads at each hour, (N, T, 2H + S)."""
+        hours = states_NTH.shape[1]
+        count_T = torch.arange(1, hours + 1, device=states_NTH.device, dtype=states_NTH.dtype)
+        mean_NTH = states_NTH.cumsum(1) / count_T[:, None]
+        return torch.cat([states_NTH, mean_NTH, facts_NS[:, None].expand(-1, hours, -1)], 2)
+
+    def features(self, rows_NTV: Tensor) -> Tensor:
+        """Rows (N, T, V) -> what the head reads at the last hour, (N, 2H + S)."""
+        hours_NTD, facts_NS = self.prepare(rows_NTV)
+        return self._read(self.states(self.inputs(hours_NTD)), facts_NS)[:, -1]
+
+    def label_logits(self, rows_NTV: Tensor) -> Tensor:
+        """Rows (N, T, V) -> logits at the end of the last hour, (N, 1)."""
+        return self.forward(rows_NTV)[:, -1:]

@@ -1,0 +1,42 @@
+"""The rules for studies of early warning, which have no section of their own: window and horizon stand in `[data]`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wardround.sources.records.study import records_data
+from wardround.tasks.registry import Commands
+
+if TYPE_CHECKING:
+    from wardround.study.load import Study
+
+SOURCE = "records"
+NETWORKS = ("severity-head", "gru", "tabular-head")
+PHANTOM_WEIGHTS = ("severity-head", "tabular-head")
+SECTION = None
+COMMANDS = Commands(compare="settings")
+
+
+def check(study: Study) -> None:
+    """Raise `ValueError` if the network does not fit the data or the rest of the study."""
+    data, model = records_data(study), study.model
+    if model.name == "severity-head" and data.vocabulary != "icu":
+        raise ValueError(f"model.name: severity-head reads the vocabulary icu, not {data.vocabulary}")
+    if model.name == "tabular-head" and data.window_hours != 1:
+        raise ValueError("data.window_hours: tabular-head reads tables of one row a patient; set it to 1")
+    if model.name == "gru" and data.window_hours < 2:
+        raise ValueError("data.window_hours: gru reads hours; give more than 1, or use tabular-head")
+    if model.name != "gru" and model.trainable != "head":
+        raise ValueError(f"model.trainable: {model.name} trains its head only; set it to head")
+    if model.trainable == "norm+head":
+        raise ValueError("model.trainable: gru has no normalisation layers; use head or all")
+    if study.training.augmentation != "none":
+        raise ValueError("training.augmentation: there is none for records; set it to none")
+
+
+def learns(study: Study, labels: str) -> str:
+    """Return the end of the sentence "This study trains a network ..."."""
+    data = records_data(study)
+    hours = f"the first {data.window_hours} hours" if data.window_hours > 1 else "one row of values"
+    within = f" within {data.horizon_hours:g} hours after that" if data.horizon_hours is not None else ""
+    return f"to estimate from {hours} of a patient's records which outcome follows{within}: {labels}"
