@@ -17,6 +17,7 @@ TINY = {
     "noise": "--network phantom-encoder --batch 2 --repeats 2",
     "ledger": "--attempts 1,20 --repeats 2",
     "audit_log": "--entries 1,30 --repeats 2",
+    "records": "--rows 20000 --repeats 2",
     "ingestion": "--patients 2 --repeats 2 --workers 1",
     "restoration_step": "--patients 2 --images-per-patient 2 --count 2 --repeats 2 --trainable head",
     "synthesis_step": "--sizes 64 --patients 2 --images-per-patient 2 --fakes 2 --count 4 --repeats 2",

@@ -21,6 +21,7 @@ EMPTY = frozenset({"", "?", ".", "-", "na", "n/a", "nan", "null", "none", "nil",
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
+NO_TEXT = "\ufffd"  # stands for bytes that are not UTF-8
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}", re.ASCII)
 
 
@@ -129,10 +130,10 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _decoded(cell: bytes) -> str | None:
-    try:
-        return unicodedata.normalize("NFC", cell.decode()).strip("\ufeff \t\r\n\u00a0\0\"'")
-    except UnicodeDecodeError:
+    text = cell.decode("utf-8", "replace")
+    if NO_TEXT in text:
         return None
+    return unicodedata.normalize("NFC", text).strip("\ufeff \t\r\n\u00a0\0\"'")
 
 
 def _each(column: pa.Array, parse: Callable[[str], float | None]) -> tuple[np.ndarray, np.ndarray]:

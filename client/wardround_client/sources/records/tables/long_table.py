@@ -138,7 +138,8 @@ def _seconds(
     timeless_V = np.array([variable.of_the_stay for variable in reading.names.vocabulary.variables])
     timed_N = use_N & ~timeless_V[variable_N]
     if HOURS in batch:
-        seconds_N = numbers(batch[HOURS], reading.decimal_comma).values_N * HOUR_S
+        hours_N = numbers(batch[HOURS], reading.decimal_comma).values_N
+        seconds_N = np.where(np.abs(hours_N) <= MOST_HOURS, hours_N, np.nan) * HOUR_S
         none_N = day_only_N = mixed_N = np.zeros(len(patient_N), dtype=bool)
     else:
         found = times(batch[TIME])

@@ -16,7 +16,7 @@ from wardround_client.sources.records.events import UNKNOWN, Events, Names, join
 from wardround_client.sources.records.quality.counts import Counts
 from wardround_client.sources.records.stays import NO_LABEL, StayRows
 from wardround_client.sources.records.tables.cells import numbers, texts_of, times
-from wardround_client.sources.records.tables.long_table import HOUR_S, PATIENT
+from wardround_client.sources.records.tables.long_table import HOUR_S, MOST_HOURS, PATIENT
 from wardround_client.sources.records.tables.measurements import values_of
 from wardround_client.sources.records.tables.outcomes import OUTCOME_HOURS, OUTCOME_TIME, outcomes_of
 from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches
@@ -105,7 +105,8 @@ def _rows(batch: Columns, layout: Layout, first: int, size: int) -> StayRows:
         found = outcomes_of(batch[layout.outcome], layout.data, layout.decimal_comma)
     outcome_s_R, zoned_R = nothing_R, no_R
     if layout.clock == OUTCOME_HOURS:
-        outcome_s_R = numbers(batch[OUTCOME_HOURS], layout.decimal_comma).values_N * HOUR_S
+        hours_R = numbers(batch[OUTCOME_HOURS], layout.decimal_comma).values_N
+        outcome_s_R = np.where(np.abs(hours_R) <= MOST_HOURS, hours_R, np.nan) * HOUR_S
     elif layout.clock == OUTCOME_TIME:
         dated = times(batch[OUTCOME_TIME])
         outcome_s_R, zoned_R = dated.seconds_N, dated.zoned_N

@@ -6,11 +6,14 @@ nothing of a row is quoted in a message, because it may name a patient.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -19,6 +22,9 @@ import pyarrow.parquet as pa_parquet
 from wardround.errors import DataError
 from wardround.storage.disk_errors import cause
 from wardround.storage.text_file import path_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 BLOCK_BYTES = 4 * 2**20  # of text; also the longest row
 ROWS_OF_PARQUET = 131_072
@@ -56,8 +62,8 @@ class RowCount:
         self.unreadable = 0
 
     def skip(self, row: pa_csv.InvalidRow) -> str:
-        """Count a row that does not fit the header; pyarrow calls this for each."""
-        self.unreadable += 1
+        """Count a row that does not fit the header, or the lines that an open quote joined; pyarrow calls this."""
+        self.unreadable += 1 + row.text.strip("\n").count("\n")
         return "skip"
 
 
@@ -107,11 +113,40 @@ def batches(table: TableFile, wanted: Collection[str], count: RowCount) -> Itera
     count.rows += count.unreadable
 
 
+class ValidText(io.RawIOBase):
+    """A stream of bytes in which what is not UTF-8 is replaced by U+FFFD.
+
+    pyarrow hands a row that does not fit the header to Python as text; a byte that is none would end the whole reading.
+    """
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill the buffer, and return the number of bytes; 0 at the end."""
+        target = memoryview(buffer).cast("B")
+        while not len(self._left):
+            block = self._stream.read(BLOCK_BYTES)
+            plain = block.isascii() and not self._decoder.getstate()[0]
+            text = block if plain else self._decoder.decode(block, final=not block).encode()
+            if not block and not text:
+                return 0
+            self._left = memoryview(text)
+        size = min(len(target), len(self._left))
+        target[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+
 def _csv_batches(table: TableFile, wanted: Collection[str], count: RowCount) -> Iterator[pa.RecordBatch]:
     with pa.input_stream(str(table.path), compression="gzip" if table.packed else None) as stream:
         try:
             reader = pa_csv.open_csv(
-                stream,
+                pa.PythonFile(io.BufferedReader(ValidText(stream), BLOCK_BYTES), mode="r"),
                 read_options=pa_csv.ReadOptions(
                     column_names=list(table.columns), skip_rows=table.lines_before, block_size=BLOCK_BYTES
                 ),
@@ -156,7 +191,9 @@ def _csv_header(path: Path, start: bytes, packed: bool) -> TableFile:
         (cells,) = csv.reader(io.StringIO(header), delimiter=separator)
     except (csv.Error, ValueError):
         raise DataError(f"{_shown(path)}: its first row is not a header of a CSV file") from None
-    quoted = any(line.startswith('"') or f'{separator}"' in line for line in lines[at:])
+    cell = re.compile(rf'(^|{re.escape(separator)})"[^"]*"({re.escape(separator)}|$)')
+    # A stray quote in a table without quoting is a character; taken for quoting, it would swallow the lines after it.
+    quoted = 2 * sum(bool(cell.search(line)) for line in lines[at:]) > len(lines[at:])
     return TableFile(
         path=path,
         columns=_names(path, cells),
