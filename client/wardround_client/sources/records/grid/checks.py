@@ -14,6 +14,7 @@ from wardround_client.sources.records.events import Events
 from wardround_client.sources.records.quality.counts import Counts
 
 HOUR_S = 3600
+LARGEST = 1e30  # of a variable without a range; a cohort holds float32
 EARLIEST_S = -(10**9)  # thirty years before admission; what holds for the whole stay may be as old
 
 
@@ -69,19 +70,20 @@ def _repaired(events: Events, limits: Limits, counts: Counts) -> Events:
 
 
 def _in_range(events: Events, limits: Limits, counts: Counts) -> Events:
-    lowest_V = np.array([variable.lowest for variable in limits.vocabulary.variables])
-    highest_V = np.array([variable.highest for variable in limits.vocabulary.variables])
-    value_N, variable_N = events.value_N, events.variable_N
+    variables = limits.vocabulary.variables
+    event_N = np.array([variable.kind == "event" for variable in variables])[events.variable_N]
+    value_N, variable_N = np.where(event_N, events.value_N > 0, events.value_N), events.variable_N
+    lowest_V = np.array([max(variable.lowest, -LARGEST) for variable in variables])
+    highest_V = np.array([min(variable.highest, LARGEST) for variable in variables])
     code_N = np.zeros(len(events), dtype=bool)
-    for index, variable in enumerate(limits.vocabulary.variables):
+    for index, variable in enumerate(variables):
         if variable.missing:
             code_N |= (variable_N == index) & np.isin(value_N, variable.missing)
     outside_N = code_N | ~((value_N >= lowest_V[variable_N]) & (value_N <= highest_V[variable_N]))
     _count(counts, "missing_code", events, code_N)
     _count(counts, "impossible", events, outside_N & ~code_N)
-    kind_V = np.array([variable.kind for variable in limits.vocabulary.variables])
-    not_happened_N = (kind_V[variable_N] == "event") & (value_N == 0)
-    return events.where(~(outside_N | not_happened_N))
+    not_happened_N = event_N & (value_N == 0)
+    return replace(events, value_N=value_N).where(~(outside_N | not_happened_N))
 
 
 def _count(counts: Counts, code: str, events: Events, rows_N: np.ndarray) -> None:
