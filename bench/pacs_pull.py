@@ -30,7 +30,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove
 
 from wardround_client.pacs.node import open_node
 from wardround_client.pacs.pace import Pace
-from wardround_client.pacs.pull import pull
+from wardround_client.pacs.pull import Order, pull
 from wardround_client.pacs.query import Wanted
 
 INSIDE = "WARDROUND_BENCH_INSIDE"
@@ -110,7 +110,8 @@ def ours(site: Path, folder: Path, way: str) -> int:
     """Pull everything into a new folder."""
     node = open_node(site, "archive")
     wanted = Wanted(first=date(2024, 1, 1), last=date(2024, 1, 31))
-    done = pull(node, wanted, folder / "objects", way, Pace(node, 3600), date(2024, 2, 1))
+    order = Order(node=node, wanted=wanted, folder=folder / "objects", way=way, today=date(2024, 2, 1))
+    done = pull(order, Pace(node, 3600))
     if not done.complete:
         raise SystemExit(f"the pull of the benchmark is not complete: {done}")
     return done.came

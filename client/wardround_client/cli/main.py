@@ -12,14 +12,19 @@ from typing import NoReturn
 from wardround.cli.app import program, run_program
 from wardround.cli.audit import audit_app
 from wardround.cli.health import add_health
-from wardround_client.cli import console, daemon, data, enhance, ledger, models, predict, setup, status, studies
+from wardround_client.cli import console, daemon, enhance, ledger, models, predict, setup, status, studies
+from wardround_client.cli.data import forget, ingest, pull
 
 app = program(
     "wardround-site",
     "One hospital of a federation: its rules, its data, its ledger. Research software, not a medical device.",
 )
 app.add_typer(setup.app)
-app.add_typer(data.app)
+app.command(
+    epilog="Example: wardround-site pull archive --from 2024-01-01 --modality CT --into-folder ct --site north"
+)(pull.pull)
+app.command(epilog="Example: wardround-site ingest /data/ct --study studies/lidc.toml --site north")(ingest.ingest)
+app.command(epilog="Example: wardround-site forget - --site north")(forget.forget)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(studies.app, name="studies")
 app.add_typer(audit_app("wardround-site"), name="audit")

@@ -8,7 +8,7 @@ from the hash of the object's UID. The file contains UIDs, so it is readable by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ SUFFIX = ".pull.jsonl"
 ASKED, CAME, ENDED, MISSING = "asked", "came", "ended", "missing"
 HEX_OF_A_NAME = 40
 PARTIAL = ".partial"
+MOST_ROWS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,48 @@ class Came:
             "sha256": self.sha256,
             "bytes": self.size,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """How a pull ended.
+
+    Attributes:
+        studies, series: How many matched.
+        objects: Objects that the PACS lists in them.
+        came: Objects that came now.
+        before: Objects of them that an earlier call had pulled.
+        missing: Objects that the PACS lists and that did not come.
+        duplicates, unasked, damaged: Objects that were sent and not kept: twice, not asked for, unreadable.
+        unmatched_rows: Rows of the user's list that match no study.
+        remarks: What the user should know.
+        incomplete: Whether the list of studies or series itself is known to be incomplete.
+        stopped: Why the call ended early, or "".
+    """
+
+    studies: int
+    series: int
+    objects: int
+    came: int
+    before: int
+    missing: int
+    duplicates: int
+    unasked: int
+    damaged: int
+    unmatched_rows: tuple[int, ...]
+    remarks: tuple[str, ...]
+    incomplete: bool
+    stopped: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that matched is in the folder."""
+        return not (self.missing or self.incomplete or self.stopped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `--json`."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "complete": self.complete}
 
 
 class Manifest:
@@ -96,9 +139,18 @@ def manifest_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{SUFFIX}")
 
 
+def lock_path(folder: Path) -> Path:
+    """Return the path of the lock that a pull into a folder holds."""
+    return folder.with_name(f".{folder.name}{SUFFIX}.lock")
+
+
 @contextmanager
-def open_manifest(folder: Path) -> Iterator[Manifest]:
+def open_manifest(folder: Path, elsewhere: Collection[str] = ()) -> Iterator[Manifest]:
     """Open the manifest of a folder, which is created if it is missing, and hold its lock.
+
+    Args:
+        folder: The folder of the objects.
+        elsewhere: Names of files that came and were removed from the folder on purpose.
 
     Raises:
         UsageError: The folder contains other files, its manifest is damaged, it cannot be written, or another pull
@@ -107,26 +159,26 @@ def open_manifest(folder: Path) -> Iterator[Manifest]:
     folder = folder.resolve()
     path = manifest_path(folder)
     try:
-        if folder.exists() and not path.exists() and any(folder.iterdir()):
+        foreign = folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir())
+        if foreign and not path.exists():
             raise UsageError(f"{path_text(folder)}: contains other files; choose a new or an empty folder")
         make_folder(folder)
-        held = try_locked(path.with_name(f".{path.name}.lock"))
-        with held as alone:
+        with try_locked(lock_path(folder)) as alone:
             if not alone:
                 raise UsageError(f"{path_text(folder)}: another pull is working on it; wait until it has ended")
-            yield _opened(folder, path)
+            yield _opened(folder, path, elsewhere)
     except OSError as error:
         raise unwritable(folder, error) from None
 
 
-def _opened(folder: Path, path: Path) -> Manifest:
+def _opened(folder: Path, path: Path, elsewhere: Collection[str]) -> Manifest:
     try:
         records = read_lines(path)
     except ValueError as error:
         raise UsageError(f"{path_text(path)}: {error}; put it back from a backup, or pull into a new folder") from None
     if path.exists():
         trim_lines(path, records)
-    there = set()
+    there = set(elsewhere)
     for file in folder.iterdir():
         if file.name.startswith(".") and file.name.endswith(PARTIAL):
             file.unlink()  # of a call that was killed
@@ -141,3 +193,28 @@ def _opened(folder: Path, path: Path) -> Manifest:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def summary_of(pulled: Pulled) -> list[str]:
+    """Return the result in lines for people."""
+    lines = [
+        f"{pulled.studies:,} matching studies with {pulled.series:,} matching series and {pulled.objects:,} objects: "
+        f"{pulled.came:,} came now, {pulled.before:,} were there, {pulled.missing:,} missing"
+    ]
+    dropped = {
+        "came again": pulled.duplicates,
+        "were not asked for": pulled.unasked,
+        "cannot be read": pulled.damaged,
+    }
+    if any(dropped.values()):
+        lines.append(f"Not kept: {', '.join(f'{count:,} that {why}' for why, count in dropped.items() if count)}")
+    if pulled.unmatched_rows:
+        shown = ", ".join(map(str, pulled.unmatched_rows[:MOST_ROWS_SHOWN]))
+        more = "" if len(pulled.unmatched_rows) <= MOST_ROWS_SHOWN else ", …"
+        lines.append(
+            f"Rows of the list that match no study of the PACS: {len(pulled.unmatched_rows):,} (row {shown}{more})"
+        )
+    lines += pulled.remarks
+    if pulled.missing:
+        lines.append("The manifest beside the folder names what is missing; run the same command to fetch it")
+    return lines

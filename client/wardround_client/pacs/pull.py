@@ -10,16 +10,16 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from wardround.errors import WardroundError
-from wardround_client.pacs.manifest import Manifest, open_manifest
+from wardround_client.pacs.manifest import Manifest, Pulled, file_name, open_manifest
 from wardround_client.pacs.node import Node, PacsError, UnreachableError
 from wardround_client.pacs.pace import Pace
 from wardround_client.pacs.query import (
@@ -38,108 +38,67 @@ from wardround_client.pacs.transfer import Request, Transfer, open_transfer
 PAUSES_S = (1.0, 5.0)  # before the second and the third attempt
 AHEAD = 2  # studies that are listed before their objects are fetched
 MOST_PASSES = 5  # over a study that keeps growing
-MOST_ROWS_SHOWN = 20
 MOST_FAILED = 3  # series in a row that could not be fetched at all: the PACS does not work
 Progress = Callable[[str, int, int], None]
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pulled:
-    """How a pull ended.
+class Order:
+    """What to pull from where to where.
 
     Attributes:
-        studies, series: How many matched.
-        objects: Objects that the PACS lists in them.
-        came: Objects that came now.
-        before: Objects of them that an earlier call had pulled.
-        missing: Objects that the PACS lists and that did not come.
-        duplicates, unasked, damaged: Objects that were sent and not kept: twice, not asked for, unreadable.
-        unmatched_rows: Rows of the user's list that match no study.
-        remarks: What the user should know.
-        incomplete: Whether the list of studies or series itself is known to be incomplete.
-        stopped: Why the call ended early, or "".
-    """
-
-    studies: int
-    series: int
-    objects: int
-    came: int
-    before: int
-    missing: int
-    duplicates: int
-    unasked: int
-    damaged: int
-    unmatched_rows: tuple[int, ...]
-    remarks: tuple[str, ...]
-    incomplete: bool
-    stopped: str
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that matched is in the folder."""
-        return not (self.missing or self.incomplete or self.stopped)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `--json`."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**values, "complete": self.complete}
-
-
-def pull(
-    node: Node, wanted: Wanted, folder: Path, way: str, pace: Pace, today: date, progress: Progress | None = None
-) -> Pulled:
-    """Pull what is wanted into a folder.
-
-    Args:
         node: The archive.
         wanted: The request.
         folder: A new or empty folder, or that of an earlier pull.
         way: "c-move", "c-get" or "web".
-        pace: The bandwidth, the hours and the time limit.
         today: The last day of a request without one.
+    """
+
+    node: Node
+    wanted: Wanted
+    folder: Path
+    way: str
+    today: date
+
+
+class Sink(Protocol):
+    """Takes the files of complete studies out of the folder while further studies come."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the files that it has taken."""
+
+    def take(self, names: Sequence[str]) -> None:
+        """Take the files of a study. Called from a thread of its own, one study after the other."""
+
+
+def pull(order: Order, pace: Pace, progress: Progress | None = None, sink: Sink | None = None) -> Pulled:
+    """Pull what is wanted into a folder.
+
+    Args:
+        order: What to pull.
+        pace: The bandwidth, the hours and the time limit.
         progress: Called as `progress(stage, done, total)`.
+        sink: Takes complete studies out of the folder.
 
     Raises:
         UsageError: The settings, the folder or its manifest cannot be used.
         PolicyRefusal: Nothing may be pulled at this time of day.
         PacsError: The studies cannot be listed.
     """
-    with open_manifest(folder) as manifest:
+    node, way = order.node, order.way
+    with open_manifest(order.folder, () if sink is None else sink.names) as manifest:
         receiver = Receiver(manifest, pace.took)
-        work = _Work(node=node, wanted=wanted, manifest=manifest, receiver=receiver, pace=pace, progress=progress)
+        work = _Work(order=order, manifest=manifest, receiver=receiver, pace=pace, progress=progress, sink=sink)
         try:
             pace.begin()
-            manifest.asked(node.name, way, wanted.to_json())
+            manifest.asked(node.name, way, order.wanted.to_json())
             with open_finder(node, way) as finder, open_transfer(node, way, receiver.take, pace.ends) as transfer:
-                return work.run(finder, transfer, today)
+                return work.run(finder, transfer)
         finally:
             receiver.close()
-
-
-def summary_of(pulled: Pulled) -> list[str]:
-    """Return the result in lines for people."""
-    lines = [
-        f"{pulled.studies:,} matching studies with {pulled.series:,} matching series and {pulled.objects:,} objects: "
-        f"{pulled.came:,} came now, {pulled.before:,} were there, {pulled.missing:,} missing"
-    ]
-    dropped = {
-        "came again": pulled.duplicates,
-        "were not asked for": pulled.unasked,
-        "cannot be read": pulled.damaged,
-    }
-    if any(dropped.values()):
-        lines.append(f"Not kept: {', '.join(f'{count:,} that {why}' for why, count in dropped.items() if count)}")
-    if pulled.unmatched_rows:
-        shown = ", ".join(map(str, pulled.unmatched_rows[:MOST_ROWS_SHOWN]))
-        more = "" if len(pulled.unmatched_rows) <= MOST_ROWS_SHOWN else ", …"
-        lines.append(
-            f"Rows of the list that match no study of the PACS: {len(pulled.unmatched_rows):,} (row {shown}{more})"
-        )
-    lines += pulled.remarks
-    if pulled.missing:
-        lines.append("The manifest beside the folder names what is missing; run the same command to fetch it")
-    return lines
+            work.taker.shutdown()
 
 
 def open_finder(node: Node, way: str) -> AbstractContextManager[Finder]:
@@ -157,12 +116,14 @@ def open_finder(node: Node, way: str) -> AbstractContextManager[Finder]:
 class _Work:
     """The state of one pull."""
 
-    node: Node
-    wanted: Wanted
+    order: Order
     manifest: Manifest
     receiver: Receiver
     pace: Pace
     progress: Progress | None
+    sink: Sink | None
+    taker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="pull-sink"))
+    taking: deque[Future[None]] = field(default_factory=deque)
     listed: dict[str, tuple[FoundSeries, FoundObjects]] = field(default_factory=dict)  # by series
     before: int = 0
     cut_studies: set[str] = field(default_factory=set)  # of which the PACS lists fewer series than they have
@@ -170,8 +131,8 @@ class _Work:
     last_error: str = ""
     grows: bool = False
 
-    def run(self, finder: Finder, transfer: Transfer, today: date) -> Pulled:
-        found = self.patiently(lambda: find_studies(finder, self.wanted, today))
+    def run(self, finder: Finder, transfer: Transfer) -> Pulled:
+        found = self.patiently(lambda: find_studies(finder, self.order.wanted, self.order.today))
         stopped = ""
         try:
             changed = list(found.studies)
@@ -183,6 +144,8 @@ class _Work:
         except WardroundError as error:
             stopped = str(error)
         self.receiver.flush()
+        while self.taking:
+            self.taking.popleft().result()
         missing = self.missing()
         counts = self.receiver.counts
         remarks = list(found.remarks)
@@ -226,8 +189,10 @@ class _Work:
             ahead = deque(lister.submit(self.study, finder, study) for study in studies[:AHEAD])
             for number, study in enumerate(studies):
                 self.tell(number, len(studies))
-                for series, objects in ahead.popleft().result():
+                listed = ahead.popleft().result()
+                for series, objects in listed:
                     self.series(transfer, series, objects)
+                self.hand_over([objects for _, objects in listed])
                 grown.append(lister.submit(self.has_grown, finder, study))
                 if number + AHEAD < len(studies):
                     ahead.append(lister.submit(self.study, finder, studies[number + AHEAD]))
@@ -239,7 +204,7 @@ class _Work:
     def study(self, finder: Finder, study: FoundStudy) -> list[tuple[FoundSeries, FoundObjects]]:
         """Return the series of a study that are new or have changed since they were listed last, with their objects."""
         self.pace.begin()
-        series, complete = self.patiently(lambda: find_series(finder, study, self.wanted))
+        series, complete = self.patiently(lambda: find_series(finder, study, self.order.wanted))
         if not complete:
             self.cut_studies.add(study.uid)
         new = []
@@ -255,7 +220,7 @@ class _Work:
 
     def has_grown(self, finder: Finder, study: FoundStudy) -> bool:
         """Return whether a study has more than when it was listed."""
-        series, _ = self.patiently(lambda: find_series(finder, study, self.wanted))
+        series, _ = self.patiently(lambda: find_series(finder, study, self.order.wanted))
         for one in series:
             if self.is_as_listed(one):
                 continue
@@ -270,6 +235,16 @@ class _Work:
         """Return whether the PACS counts as many objects of a series as when it was listed."""
         known = self.listed.get(series.uid)
         return known is not None and series.count is not None and series.count == known[0].count
+
+    def hand_over(self, objects: Sequence[FoundObjects]) -> None:
+        """Give the files of a study to the sink, if all of them came. At most `AHEAD` studies wait for it."""
+        if self.sink is None or any(self.missing_of(one) for one in objects):
+            return
+        self.receiver.flush()
+        names = [file_name(sop) for one in objects for sop in one.classes]
+        self.taking.append(self.taker.submit(self.sink.take, names))
+        while len(self.taking) > AHEAD:
+            self.taking.popleft().result()
 
     def series(self, transfer: Transfer, series: FoundSeries, objects: FoundObjects) -> None:
         """Fetch what is missing of a series, in up to three attempts."""
@@ -300,7 +275,7 @@ class _Work:
             if self.missing_of(objects):
                 self.failed_in_a_row += 1
             if unreachable or self.failed_in_a_row >= MOST_FAILED or self.pace.is_over():
-                raise PacsError(self.last_error or f"{self.node.name}: the PACS sends nothing")
+                raise PacsError(self.last_error or f"{self.order.node.name}: the PACS sends nothing")
 
     def patiently(self, ask: Callable[[], Answer]) -> Answer:
         """Ask up to three times. Raises the last `PacsError`."""

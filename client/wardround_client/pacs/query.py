@@ -10,6 +10,7 @@ differ in wildcards.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -58,6 +59,11 @@ class Wanted:
     description: str | None = None
     accessions: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     studies: tuple[tuple[int, str], ...] = field(default=(), repr=False)
+
+    @property
+    def in_full(self) -> str:
+        """The whole request as text, lists included."""
+        return json.dumps([self.to_json(), self.accessions, self.studies])
 
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the request, for the manifest."""

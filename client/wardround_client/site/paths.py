@@ -10,6 +10,7 @@
     studies/HASH.json       an approved study: the one that rounds read               studies/store.py
     decisions/HASH.json     who decided what about a study, when, for how many runs   studies/store.py
     cohort/                 the prepared data and their quality report                sources/cohort.py
+    pulled/                 what `pull --into cohort` has fetched and not finished    sources/images/ahead.py
     opt_out.txt             pseudonyms of patients who object                         sources/opt_out.py
     ledger.sqlite3          the privacy spent; ledger.head: its last known entry      ledger/file.py
     audit.jsonl             decisions, refusals and releases; audit.head              wardround/records/audit_log.py
@@ -39,6 +40,7 @@ DECIDING_LOCK = f"{DECISIONS}/.deciding.lock"  # held around all steps of one de
 WRITING_LOCK = f"{DECISIONS}/.writing.lock"  # held during one change of a decision file, never around DECIDING_LOCK
 
 COHORT = "cohort"
+PULLED, PULL_MANIFEST, PULL_LOCK = "pulled", "pulled.pull.jsonl", ".pulled.pull.jsonl.lock"
 OPT_OUT_FILE, OPT_OUT_LOCK, FORGET_LOCK = "opt_out.txt", ".opt_out.lock", ".forget.lock"
 
 LEDGER_FILE = "ledger.sqlite3"

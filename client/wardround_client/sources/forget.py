@@ -8,6 +8,7 @@ Source files are never touched.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ import numpy as np
 
 from wardround.errors import DataError
 from wardround.storage.atomic import fsync
-from wardround.storage.locks import locked
+from wardround.storage.locks import locked, try_locked
 from wardround.storage.table import spellings_of_number
-from wardround_client.site.paths import CACHE, COHORT, FORGET_LOCK
+from wardround_client.site.paths import CACHE, COHORT, FORGET_LOCK, PULL_LOCK, PULL_MANIFEST, PULLED
 from wardround_client.sources.claim import CohortBusyError, claimed_cohort
 from wardround_client.sources.cohort import (
     CohortRow,
@@ -77,13 +78,31 @@ def forget(
         new = enter(site_folder, name, record) or new
     similar, earlier = _unsure(site_folder, key, patient_id)
     try:
+        remove_pulled(site_folder)
         removed = _remove_prepared(site_folder, key, names)
     except CohortBusyError:
         raise DataError(
-            f"{site_folder}: the patient is on the list of objections, excluded from now on; an ingest is running and "
-            "removes their images when it ends. Run forget again afterwards to confirm this"
+            f"{site_folder}: the patient is on the list of objections, excluded from now on; an ingest or a pull is "
+            "running and removes their images when it ends. Run forget again afterwards to confirm this"
         ) from None
     return Forgotten(already=not new, images_removed=removed, similar=similar, earlier_identity=earlier)
+
+
+def remove_pulled(site_folder: Path) -> None:
+    """Remove what `pull --into cohort` has fetched and prepared; an unfinished pull begins anew.
+
+    Raises:
+        CohortBusyError: Such a pull is running.
+    """
+    folder = site_folder / PULLED
+    if not folder.exists() and not (site_folder / PULL_MANIFEST).exists():
+        return
+    with try_locked(site_folder / PULL_LOCK) as alone:
+        if not alone:
+            raise CohortBusyError(f"{folder}: a pull is running; wait until it has ended")
+        (site_folder / PULL_MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        fsync(site_folder)
 
 
 def remove_objectors(site_folder: Path, key: bytes) -> int:

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from wardround.errors import DataError, required
 from wardround.sources.images.study import ImageData
 from wardround_client.sources.claim import claimed_cohort, refuse_full_disk
 from wardround_client.sources.cohort import SEAL_FILE, CohortRow, cohort_key, pseudonym, table_bytes, write_cohort
+from wardround_client.sources.images.ahead import Ahead
 from wardround_client.sources.images.decoding.decoded_cache import Memory, Outcome, request_key
 from wardround_client.sources.images.decoding.prepare import Recipe, prepare, recipe_of, scan
 from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
@@ -86,6 +87,7 @@ def ingest(
     objectors: frozenset[str] = frozenset(),
     progress: Progress | None = None,
     pool: WorkerPool | None = None,
+    ahead: Ahead | None = None,
 ) -> IngestReport:
     """Prepare a site's cohort and its quality report in `folder`.
 
@@ -101,20 +103,26 @@ def ingest(
         objectors: Pseudonyms of patients who object. Their images are not decoded.
         progress: Called as `progress(done, total)`; it counts files scanned and images made.
         pool: An open pool, which many small sites can share to avoid the cost of starting one each.
+        ahead: Files of the source that were prepared before, and are no longer there.
 
     Raises:
+        MustComeAgainError: Files that were prepared are needed again.
         DataError: No image is fit for the study, most files cannot be read at the moment, the disk cannot hold the
             cohort, or another ingest is running in `folder`. An existing cohort is kept.
     """
     start = time.monotonic()
     with claimed_cohort(folder), _open_pool(pool, workers, len(source.files)) as pool:
         count = _Counter(progress, len(source.files))
-        site = _look(source, data, key, objectors, pool, count)
+        site = _look(source, data, key, objectors, pool, count, {} if ahead is None else ahead.scans)
         plan = plan_images(source, site.scanned, site.owners, data, key)
         with Memory(folder, row_shape(data)) as memory:
             asked = [request for request in plan.requests if not request.fault]
+            if ahead is not None:
+                ahead.refuse_stale(asked, site.scanned, source)
+                memory.lend(ahead.outcomes, ahead.images(), ahead.row_of)
             refuse_full_disk(folder, len(asked), math.prod(row_shape(data)))
             outcomes, decoded = _make(asked, site, memory, pool, count)
+            decoded += 0 if ahead is None else sum(outcome.request in ahead.outcomes for outcome in outcomes)
             faults = faults_of(asked, outcomes, site.owners)
             kept = [index for index, fault in enumerate(faults) if not fault]
             # Pixels that an earlier gate refused were not kept, so they are decoded again if the gate accepts them now.
@@ -194,11 +202,17 @@ def _look(
     objectors: frozenset[str],
     pool: WorkerPool,
     count: _Counter,
+    known: Mapping[str, ScannedFile],
 ) -> ScannedSite:
-    """Scan every file. Files without an owner get the fault `no_patient`, files of an objector `opted_out`."""
+    """Scan every file whose scan is not known by its name.
+
+    Files without an owner get the fault `no_patient`, files of an objector `opted_out`.
+    """
     scanned, owners = [], []
-    paths = [source.root / file.path for file in source.files]
-    for file, record in zip(source.files, pool.map(functools.partial(scan, data=data, key=key), paths), strict=True):
+    paths = [source.root / file.path for file in source.files if file.path.name not in known]
+    found = pool.map(functools.partial(scan, data=data, key=key), paths)
+    for file in source.files:
+        record = known[file.path.name] if file.path.name in known else next(found)
         if isinstance(record, Lost):
             record = ScannedFile(content_sha256="", fault=record.code)
         owner = _owner(file, record, key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +64,8 @@ class Memory:
         self._known = _read_outcomes(folder / DECODED_FILE)
         self._cohort_images: AnyRows | None = None
         self._cohort_rows: dict[str, int] = {}
+        self._lent_images: AnyRows | None = None
+        self._lent_rows: Mapping[str, int] = {}
         self._open_cohort()
 
     def __enter__(self) -> Memory:
@@ -79,13 +81,18 @@ class Memory:
         """Whether a finished cohort of this shape is in the folder."""
         return self._cohort_images is not None
 
+    def lend(self, outcomes: Mapping[str, Outcome], images: AnyRows, row_of: Mapping[str, int]) -> None:
+        """Add outcomes and images that were prepared elsewhere; `row_of` gives the row of pixels by their hash."""
+        self._known = {**self._known, **outcomes}
+        self._lent_images, self._lent_rows = images, row_of
+
     def recall(self, request: str) -> Outcome | None:
         """Return the earlier outcome of the same request, or None."""
         return self._known.get(request)
 
     def has(self, pixels_sha256: str) -> bool:
         """Whether these pixels are available without decoding."""
-        return pixels_sha256 in self._waiting_rows or pixels_sha256 in self._cohort_rows
+        return any(pixels_sha256 in rows for rows in (self._waiting_rows, self._cohort_rows, self._lent_rows))
 
     def keep(self, image: PreparedImage) -> None:
         """Store the pixels of a decoded image until the cohort is written."""
@@ -97,6 +104,8 @@ class Memory:
 
     def pixels(self, pixels_sha256: str) -> np.ndarray:
         """Return the pixels as uint8, C x H x W. Raises `KeyError` if they are not available."""
+        if pixels_sha256 in self._lent_rows:
+            return np.asarray(cast("AnyRows", self._lent_images)[self._lent_rows[pixels_sha256]])
         if pixels_sha256 not in self._waiting_rows:
             row = self._cohort_rows[pixels_sha256]
             return np.asarray(cast("AnyRows", self._cohort_images)[row])

@@ -1,0 +1,206 @@
+"""A pull into the cohort gives the cohort of a pull into a folder and an ingest, and keeps no originals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builders.archive import Archive, archive, write_site
+from builders.dicom_files import ct_bytes, slice_hu
+from typer.testing import CliRunner
+
+from wardround.errors import DataError
+from wardround.study.load import load_study
+from wardround_client.cli.main import app
+from wardround_client.pacs import pull as pull_module
+from wardround_client.sources.cohort import open_cohort, pseudonym
+from wardround_client.sources.images.ahead import Ahead, Origin
+from wardround_client.sources.images.decoding.workers import WorkerPool
+
+STUDY = """\
+[study]
+name = "small"
+rounds = 1
+[data]
+modality = "CT"
+image_size = 64
+channels = "slices"
+labels = ["benign", "malignant"]
+[model]
+name = "seed-cnn"
+init = "random"
+[privacy]
+epsilon = 8.0
+delta = 1e-3
+max_grad_norm = 0.3
+nominal_patients = 8
+[aggregation]
+nominal_sites = 1
+"""
+SLICES = 3
+
+
+def slices(patient: int, numbers=range(SLICES)) -> list[bytes]:
+    return [
+        ct_bytes(
+            slice_hu(10 * patient + number),
+            PatientID=f"CANARY-{patient}",
+            StudyInstanceUID=f"1.2.{patient}",
+            SeriesInstanceUID=f"1.2.{patient}.1",
+            SOPInstanceUID=f"1.2.{patient}.1.{number + 1}",
+            StudyDate="20240105",
+            ImagePositionPatient=[0.0, 0.0, 4.0 * number],
+            InstanceNumber=number + 1,
+        )
+        for number in numbers
+    ]
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(pull_module, "PAUSES_S", (0.01, 0.02))
+
+
+@pytest.fixture
+def pacs():
+    with archive(*(one for patient in (1, 2, 3) for one in slices(patient))) as here:
+        yield here
+
+
+@pytest.fixture
+def site(tmp_path: Path, pacs: Archive) -> Path:
+    made = write_site(tmp_path / "site", pacs)
+    (made / "keys").mkdir(mode=0o700)
+    (made / "keys" / "pseudonym.key").write_bytes(bytes(32))
+    (tmp_path / "study.toml").write_text(STUDY)
+    labels = ["PatientID,label", "CANARY-1,benign", "CANARY-2,malignant", "CANARY-3,benign"]
+    (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
+    return made
+
+
+def called(site: Path, *words: str):
+    return CliRunner().invoke(app, [*words, "--site", str(site), "--json"])
+
+
+def pull(site: Path, *words: str):
+    place = site.parent
+    given = ["pull", "archive", "--from", "2024-01-01", "--to", "2024-02-01", "--labels", str(place / "labels.csv")]
+    return called(site, *given, *words)
+
+
+def into_cohort(site: Path, *words: str):
+    return pull(site, "--into", "cohort", "--study", str(site.parent / "study.toml"), *words)
+
+
+def table(site: Path) -> set[str]:
+    return set((site / "cohort" / "table.csv").read_text().splitlines())
+
+
+def test_the_cohort_is_that_of_a_folder_and_no_original_stays(site, tmp_path):
+    done = into_cohort(site)
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert report["quality"]["images"] == 9 and report["decoded"] == 9
+    assert "pulled" not in "".join(path.name for path in site.iterdir() if path.is_dir())
+    assert not (site / "pulled.pull.jsonl").exists()
+    assert [path for path in site.rglob("*") if path.suffix == ".dcm"] == []
+    found = table(site)
+
+    assert pull(site, "--into-folder", str(tmp_path / "folder")).exit_code == 0
+    done = called(site, "ingest", str(tmp_path / "folder"), "--study", str(tmp_path / "study.toml"))
+    report = json.loads(done.stdout)
+    assert report["quality"]["images"] == 9 and report["decoded"] == 0  # the same requests as before
+    assert table(site) == found
+    assert open_cohort(site / "cohort").patient_count == 3
+
+
+def test_an_interrupted_pull_keeps_what_is_prepared_and_goes_on(site, pacs):
+    pacs.withheld = {"1.2.3.1.2"}
+    done = into_cohort(site)
+    assert done.exit_code == 1 and not (site / "cohort").exists()
+    there = [path.name for path in (site / "pulled").iterdir() if path.suffix == ".dcm"]
+    assert len(there) == 2  # of the study that is not complete; the files of the others are gone
+    pacs.withheld, pacs.requests = set(), []
+    done = into_cohort(site)
+    assert done.exit_code == 0, done.exception
+    assert [one for one in pacs.requests if one.startswith("move")] == ["move IMAGE 1"]
+    assert open_cohort(site / "cohort").patient_count == 3 and not (site / "pulled").exists()
+
+
+@pytest.mark.slow
+def test_a_series_that_grew_after_it_was_prepared_comes_again(site, pacs):
+    pacs.withheld = {"1.2.3.1.2"}
+    assert into_cohort(site).exit_code == 1
+    pacs.withheld = set()
+    pacs.add(*slices(1, [SLICES]))
+    done = into_cohort(site)
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["quality"]["images"] == 10
+
+
+@pytest.mark.slow
+def test_another_request_or_study_takes_nothing_of_an_unfinished_one(site, pacs):
+    pacs.withheld = {"1.2.3.1.2"}
+    assert into_cohort(site).exit_code == 1
+    pacs.withheld = set()
+    (site.parent / "list.csv").write_text("StudyInstanceUID\n1.2.2\n1.2.3\n")
+    words = ["pull", "archive", "--studies", str(site.parent / "list.csv"), "--into", "cohort"]
+    more = ["--study", str(site.parent / "study.toml"), "--labels", str(site.parent / "labels.csv")]
+    done = called(site, *words, *more)
+    assert done.exit_code == 0, done.exception
+    assert open_cohort(site / "cohort").patient_count == 2
+
+
+def test_an_objection_discards_an_unfinished_pull(site, pacs):
+    pacs.withheld = {"1.2.3.1.2"}
+    assert into_cohort(site).exit_code == 1 and (site / "pulled" / ".prepared").exists()
+    done = called(site, "forget", "CANARY-1", "--yes")
+    assert done.exit_code == 0, done.exception
+    assert not (site / "pulled").exists()
+    pacs.withheld = set()
+    assert into_cohort(site).exit_code == 0
+    cohort = open_cohort(site / "cohort")
+    assert cohort.patient_count == 2 and pseudonym(bytes(32), "CANARY-1") not in cohort.pseudonyms
+
+
+def test_a_crash_between_the_steps_of_preparing_loses_nothing(tmp_path, site, monkeypatch):
+    """Whatever was written before a crash, a later call prepares the same images or finds the files there."""
+    folder = tmp_path / "some"
+    data = load_study(tmp_path / "study.toml").data
+    origin = Origin(data=data, labels=None, key=bytes(32))
+    names = [f"{number}.dcm" for number in range(SLICES)]
+    from wardround_client.sources.images import ahead as module
+
+    with WorkerPool(1) as pool:
+        Ahead(folder, origin)
+        for name, content in zip(names, slices(1), strict=True):
+            (folder / name).write_bytes(content)
+        appended = module.append_lines
+        for fails_at in (module.OUTCOMES, module.SCANS):
+
+            def append(path, lines, fails_at=fails_at):
+                if path.name == fails_at:
+                    raise OSError("crash")
+                appended(path, lines)
+
+            monkeypatch.setattr(module, "append_lines", append)
+            with pytest.raises(OSError, match="crash"):
+                Ahead(folder, origin).prepare(names, pool)
+            assert all((folder / name).exists() for name in names)
+        monkeypatch.setattr(module, "append_lines", appended)
+        Ahead(folder, origin).prepare(names, pool)
+    opened = Ahead(folder, origin)
+    assert opened.names == set(names) and not any((folder / name).exists() for name in names)
+    assert len(opened.images()) == len(opened.row_of) == SLICES
+    content = b"".join(path.read_bytes() for path in (folder / ".prepared").iterdir())
+    assert b"CANARY" not in content and b"1.2.1.1" not in content
+
+
+def test_damaged_records_of_preparing_are_one_clear_line(tmp_path, site):
+    folder = tmp_path / "some"
+    origin = Origin(data=load_study(tmp_path / "study.toml").data, labels=None, key=bytes(32))
+    Ahead(folder, origin)
+    (folder / ".prepared" / "scans.jsonl").write_text("no json\n")
+    with pytest.raises(DataError, match="line 1 is damaged; remove the folder"):
+        Ahead(folder, origin)
