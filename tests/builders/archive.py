@@ -14,6 +14,7 @@ from builders.dicom_files import ct_dataset
 from pydicom import Dataset, dcmread
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
+    ComprehensiveSRStorage,
     CTImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -190,6 +191,7 @@ def archive(*contents: bytes) -> Iterator[Archive]:
         entity.add_supported_context(model)
     entity.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
     entity.add_requested_context(CTImageStorage)
+    entity.add_requested_context(ComprehensiveSRStorage)
     entity.require_called_aet = True
     handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_MOVE, moved), (evt.EVT_C_GET, got), (evt.EVT_C_STORE, kept)]
     server = entity.start_server(("127.0.0.1", here.port), block=False, evt_handlers=handlers)

@@ -49,7 +49,8 @@ class Finder(Protocol):
 class Wanted:
     """What a pull asks for: a query, or a list of accession numbers or study UIDs.
 
-    `accessions` and `studies` are pairs of a row of the user's table and its value.
+    `accessions` and `studies` are pairs of a row of the user's table and its value. `annotations` is a modality, SR or
+    SEG, whose series are wanted besides those that match.
     """
 
     first: date | None = None
@@ -57,6 +58,7 @@ class Wanted:
     modality: str | None = None
     body_part: str | None = None
     description: str | None = None
+    annotations: str | None = None
     accessions: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     studies: tuple[tuple[int, str], ...] = field(default=(), repr=False)
 
@@ -73,6 +75,7 @@ class Wanted:
             "modality": self.modality,
             "body_part": self.body_part,
             "description": self.description,
+            "annotations": self.annotations,
             "accessions": len(self.accessions),
             "studies": len(self.studies),
         }
@@ -305,6 +308,8 @@ def _studies(rows: Iterable[Row]) -> tuple[FoundStudy, ...]:
 
 def _matches(row: Row, study: FoundStudy, wanted: Wanted) -> bool:
     """Return whether a series matches. A body part that the PACS does not give counts as a match, as in `ingest`."""
+    if wanted.annotations is not None and row.get("Modality") == wanted.annotations:
+        return True
     if wanted.modality is not None and row.get("Modality", "").casefold() != wanted.modality.casefold():
         return False
     part = row.get("BodyPartExamined", "")

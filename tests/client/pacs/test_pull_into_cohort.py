@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from builders.archive import Archive, archive, write_site
 from builders.dicom_files import ct_bytes, slice_hu
+from pydicom import Dataset, dcmread
+from pydicom.uid import ComprehensiveSRStorage
 from typer.testing import CliRunner
 
 from wardround.errors import DataError
@@ -150,6 +153,53 @@ def test_another_request_or_study_takes_nothing_of_an_unfinished_one(site, pacs)
     done = called(site, *words, *more)
     assert done.exit_code == 0, done.exception
     assert open_cohort(site / "cohort").patient_count == 2
+
+
+def report_on(image: Dataset, label: str) -> bytes:
+    """A report (SR) whose one measurement group is about an image, as far as labels are read from it."""
+
+    def item(kind: str, code: str = "", meaning: str = "", **more) -> Dataset:
+        made = Dataset()
+        made.ValueType = kind
+        name = Dataset()
+        name.CodeValue, name.CodingSchemeDesignator, name.CodeMeaning = code or "1", "DCM" if code else "99T", meaning
+        made.ConceptNameCodeSequence = [name]
+        for keyword, value in more.items():
+            setattr(made, keyword, value)
+        return made
+
+    value, reference = Dataset(), Dataset()
+    value.CodeValue, value.CodingSchemeDesignator, value.CodeMeaning = "2", "99T", label
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    parts = [item("CODE", ConceptCodeSequence=[value]), item("IMAGE", ReferencedSOPSequence=[reference])]
+    group = item("CONTAINER", "125007", "Measurement Group", ContentSequence=parts)
+    made = dcmread(io.BytesIO(slices(1, [0])[0]))
+    del made.PixelData
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = ComprehensiveSRStorage
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{image.SOPInstanceUID}.9"
+    made.StudyInstanceUID, made.SeriesInstanceUID = image.StudyInstanceUID, f"{image.StudyInstanceUID}.9"
+    made.Modality, made.PatientID, made.ContentSequence = "SR", image.PatientID, [group]
+    content = io.BytesIO()
+    made.save_as(content, enforce_file_format=True)
+    return content.getvalue()
+
+
+def test_reports_in_the_archive_become_the_labels_of_a_folder(site, pacs, tmp_path):
+    first, second = (dcmread(io.BytesIO(slices(patient, [1])[0])) for patient in (1, 2))
+    pacs.add(report_on(first, "Benign"), report_on(second, "malignant"))
+    words = ["pull", "archive", "--from", "2024-01-01", "--to", "2024-02-01", "--modality", "CT"]
+    study = ["--study", str(tmp_path / "study.toml"), "--into-folder", str(tmp_path / "folder")]
+    done = called(site, *words, *study, "--labels-from", "sr")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["objects"] == 11
+    rows = [f"{one.SOPInstanceUID},,{label}" for one, label in ((first, "benign"), (second, "malignant"))]
+    table = (tmp_path / "folder" / "labels.csv").read_text().splitlines()
+    assert table[0] == "SOPInstanceUID,frame,label" and sorted(table[1:]) == sorted(rows)
+    done = called(site, "ingest", str(tmp_path / "folder"), "--study", str(tmp_path / "study.toml"))
+    labelled = [line for line in (site / "cohort" / "table.csv").read_text().splitlines() if "benign" in line]
+    assert done.exit_code == 0 and len(labelled) == 1
+    done = called(site, *words, *study, "--labels-from", "seg")
+    assert "none of 0 SEG objects" in str(done.exception)
 
 
 def test_an_objection_discards_an_unfinished_pull(site, pacs):

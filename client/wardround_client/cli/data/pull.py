@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wardround.cli.options import JsonOption, SiteOption
-from wardround.errors import UsageError, WardroundError
+from wardround.errors import DataError, UsageError, WardroundError
 from wardround.storage.atomic import write_file
 from wardround.storage.disk_errors import writing
 from wardround.storage.folders import make_folder
@@ -43,14 +43,19 @@ def pull(
     ] = None,
     study: Annotated[
         str | None,
-        typer.Option(
-            "--study", metavar="FILE|HASH", help="With --into cohort: the study that defines what to prepare."
-        ),
+        typer.Option("--study", metavar="FILE|HASH", help="The study, for --into cohort and --labels-from."),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
             "--labels", metavar="FILE", help="A table like labels.csv, which becomes the folder's or cohort's."
+        ),
+    ] = None,
+    labels_from: Annotated[
+        Literal["sr", "seg"] | None,
+        typer.Option(
+            "--labels-from",
+            help="With --into-folder: pull reports (SR, TID 1500) or segmentations too, and make labels.csv of them.",
         ),
     ] = None,
     first: Annotated[
@@ -109,14 +114,17 @@ def pull(
         modality=modality,
         body_part=body_part,
         description=description,
+        annotations=None if labels_from is None else labels_from.upper(),
         accessions=() if accessions is None else read_list(accessions, "AccessionNumber"),
         studies=() if studies is None else read_list(studies, "StudyInstanceUID"),
     )
     refuse_unbounded(wanted)
     if (into is None) == (into_folder is None):
         raise UsageError("give either --into-folder DIR or --into cohort")
-    if (into is None) != (study is None):
-        raise UsageError("--study and --into cohort go together; a folder is prepared by `ingest`")
+    if labels_from is not None and (into is not None or labels is not None):
+        raise UsageError("--labels-from: with --into-folder, and without --labels")
+    if (into is None and labels_from is None) != (study is None):
+        raise UsageError("--study goes together with --into cohort or --labels-from")
     if into_folder is not None and site.resolve().is_relative_to(into_folder.resolve()):
         raise UsageError(f"{site}: lies inside {into_folder}; pull into a folder of its own")
     archive = open_node(site, node)
@@ -129,21 +137,47 @@ def pull(
         today=datetime.now().date(),
     )
     pace = Pace(archive, 60.0 * time_limit, wait=wait)
-    if study is None:
-        _into_folder(order, pace, labels, as_json=as_json)
+    known = None if study is None else study_of(site, study)
+    if into is None or known is None:
+        _into_folder(order, pace, labels, as_json=as_json, labels_from=labels_from, study=known)
     else:
-        _into_cohort(order, pace, site, study_of(site, study), table, as_json=as_json)
+        _into_cohort(order, pace, site, known, table, as_json=as_json)
 
 
-def _into_folder(order: Order, pace: Pace, labels: Path | None, *, as_json: bool) -> None:
+def _into_folder(
+    order: Order, pace: Pace, labels: Path | None, *, as_json: bool, labels_from: str | None, study: Study | None
+) -> None:
     from wardround_client.pacs.pull import pull as pull_all
+    from wardround_client.sources.images.folder.files import LABELS
 
     with _bar(as_json) as progress:
         pulled = pull_all(order, pace, progress)
     if labels is not None:
         with writing(order.folder):
-            write_file(order.folder / "labels.csv", labels.read_bytes())
+            write_file(order.folder / LABELS, labels.read_bytes())
     _tell(pulled, as_json=as_json)
+    if labels_from is None or study is None:
+        return
+    from wardround_client.sources.images.decoding.annotations import read_annotations
+
+    found = read_annotations(sorted(order.folder.glob("*.dcm")), labels_from, study.data)
+    kind = labels_from.upper()
+    if not found.places:
+        raise DataError(
+            f"{order.node.name}: none of {found.objects} {kind} objects has a finding with an image and a label of the "
+            f"study ({', '.join(study.data.labels)}); no labels.csv was written"
+        )
+    with writing(order.folder):
+        write_file(order.folder / LABELS, found.table().encode())
+    if not as_json:
+        print(f"labels.csv: {len(found.places):,} labelled places from {found.objects:,} {kind} objects")
+        for count, why in (
+            (found.without_label, "findings without exactly one label of the study"),
+            (found.without_place, "findings that refer to no image"),
+            (found.unreadable, "objects that cannot be read"),
+        ):
+            if count:
+                print(f"{count:>8,}  {why}")
 
 
 def _into_cohort(
