@@ -291,6 +291,7 @@ BREAKS = [
     ("the web framework is", f"{SERVER}/operations/x2.py", "from fastapi import FastAPI"),
     ("the web framework is", f"{CLIENT}/flower/x2.py", "def f():\n    import uvicorn"),
     ("argon2 is", f"{SHARED}/web/x.py", "from argon2 import PasswordHasher"),
+    ("prometheus_client is", f"{SERVER}/runs/x4.py", "import prometheus_client"),
     ("jinja2 is", f"{CLIENT}/console/x.py", "from jinja2 import Environment"),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as entities
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -25,7 +26,7 @@ from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site.budget import cap_of_site
 from wardround_client.studies.approvals import approve
 from wardround_client.studies.proposals import receive
-from wardround_server.operations.config import config_text
+from wardround_server.operations.folder import found
 from wardround_server.runs.folder import create_run
 
 users._hasher = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)  # tests sign in often
@@ -94,8 +95,7 @@ def _ledger(folder: Path) -> Ledger:
 
 def server_folder(folder: Path) -> Path:
     """Write a server with a finished run that missed a site in a round, and a run that was proposed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "server.toml").write_text(config_text("fed", ("127.0.0.1",), 9092))
+    found(folder, "127.0.0.1", "fed", 9092, None, datetime.now(UTC))
     codes = {(2, "north"): "late"}
     trained(create_run(folder, run_study_of("first", figures=1.0)), Sites(codes=codes))
     create_run(folder, run_study_of("second"))

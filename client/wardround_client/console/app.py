@@ -11,6 +11,8 @@ from wardround.web.accounts.users import OPERATE, READ
 from wardround.web.app import Console
 from wardround.web.config import ConsoleConfig
 from wardround_client.console import pages, studies
+from wardround_client.console.facts import names_of
+from wardround_client.console.metrics import metrics_of
 from wardround_client.site.config import load_site_config
 from wardround_client.site.paths import CONFIG_FILE
 
@@ -40,6 +42,8 @@ def console_of(folder: Path, config: ConsoleConfig) -> Console:
         pages=Path(__file__).parent,
         router=router,
         navigation=NAVIGATION,
+        metrics=metrics_of(folder),
+        study_names=names_of,
     )
 
 

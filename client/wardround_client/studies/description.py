@@ -19,6 +19,7 @@ from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.study_cohort import differences
 from wardround_client.studies.approvals import alike, cost_of, received_at
+from wardround_client.studies.store import read_decisions
 
 
 def described(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
@@ -48,6 +49,8 @@ def described(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     config = load_site_config(site / CONFIG_FILE)
     received = received_at(site, study.sha256())
     asked_by = "no server: the study was given as a file" if received is None else f"received {received}"
+    if received is None and (decisions := read_decisions(site, study.sha256())):
+        asked_by = f"decided before, first on {decisions[0]['at'][:10]}; who asked is no longer stored"
     if received is not None and config.server is not None:
         asked_by = f"the server at {config.server.address}, {asked_by}"
     words = {"asked_by": asked_by, "releases": config.release.evaluation}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import APIRouter
 from pydantic import ValidationError
 
-from wardround.errors import UsageError
+from wardround.errors import UsageError, WardroundError
 from wardround.web.accounts.users import OPERATE, READ
 from wardround.web.app import Console
 from wardround.web.config import ConsoleConfig
 from wardround_server.console import models, overview, runs, sites
+from wardround_server.console.metrics import metrics_of
 from wardround_server.operations.config import ServerConfig, load_server_config
+from wardround_server.runs.folder import runs as all_runs
 
 PROGRAM = "wardround-server"
 NAVIGATION = (
@@ -47,4 +50,16 @@ def console_of(folder: Path, config: ConsoleConfig) -> Console:
         pages=Path(__file__).parent,
         router=router,
         navigation=NAVIGATION,
+        metrics=metrics_of(folder),
+        study_names=names_of,
     )
+
+
+def names_of(folder: Path) -> dict[str, str]:
+    """Return the names of the studies that were submitted, by hash; runs that cannot be read are left out."""
+    names = {}
+    for run in all_runs(folder):
+        with suppress(WardroundError, OSError):
+            study = run.study()
+            names[study.sha256()] = study.study.name
+    return names

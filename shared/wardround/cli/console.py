@@ -147,6 +147,7 @@ def _serve(folder: Path, console: Console, as_json: bool) -> None:
     from wardround.storage.folders import make_folder
     from wardround.web.accounts.users import CONSOLE, users_of
     from wardround.web.app import build
+    from wardround.web.metrics import metrics_app
     from wardround.web.server import Listener, serve
 
     config = console.config
@@ -154,6 +155,9 @@ def _serve(folder: Path, console: Console, as_json: bool) -> None:
         raise UsageError(f"{folder}: has no user yet; `{console.program} console user add` adds the first")
     make_folder(folder / CONSOLE)
     listeners = [Listener(app=build(console), address=config.address, port=config.port)]
+    if config.metrics_port:
+        app = metrics_app(dict(console.metrics), config.metrics_port)
+        listeners.append(Listener(app=app, address="127.0.0.1", port=config.metrics_port))
     shown = f"https://{config.hosts[0]}/" if config.behind_proxy else f"http://{config.address}:{config.port}/"
 
     def ready() -> None:

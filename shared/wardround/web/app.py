@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -41,6 +42,8 @@ class Console:
         pages: The folder with `templates/` and `texts/`.
         router: Its pages.
         navigation: Path, key of the text and role of each page in the navigation.
+        metrics: The parts of its metrics.
+        study_names: Returns the names of the studies known in the folder, by hash.
     """
 
     program: str
@@ -50,6 +53,8 @@ class Console:
     pages: Path
     router: APIRouter
     navigation: tuple[tuple[str, str, str], ...]
+    metrics: Mapping[str, Callable[[], Iterable[Any]]] = field(default_factory=dict)
+    study_names: Callable[[Path], Mapping[str, str]] = lambda folder: {}
 
 
 def build(console: Console) -> Guard:
@@ -66,6 +71,7 @@ def build(console: Console) -> Guard:
         sessions=Sessions(60.0 * config.idle_minutes, 3600.0 * config.longest_hours),
         limits=SignInLimits(),
         navigation=console.navigation,
+        study_names=console.study_names,
         cookie=f"{prefix}{console.program}-{config.port}",
     )
     files = static_files()

@@ -6,6 +6,7 @@ itself (control characters, changes of direction, invisible ones) is replaced by
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def load_pages(folder: Path) -> Pages:
     )
     environment.filters |= {
         "size": bytes_text, "epsilon": epsilon_text, "duration": seconds_text, "moment": moment, "percent": percent,
-        "clock": clock, "lines": lines,
+        "clock": clock, "lines": lines, "left": left,
     }  # fmt: skip
     return Pages(environment=environment, texts=load_texts(SHARED_TEXTS, folder / "texts"))
 
@@ -76,6 +77,11 @@ def moment(at: float | str | None) -> str:
 def clock(at: float) -> str:
     """Format seconds since 1970 as a time of day with seconds, for what changes while somebody looks."""
     return time.strftime("%H:%M:%S UTC", time.gmtime(at))
+
+
+def left(epsilon: float) -> str:
+    """Format what is left of a budget with at most two decimals, rounded down, so that it is never too much."""
+    return "∞" if math.isinf(epsilon) else f"{math.floor(epsilon * 100 + 1e-6) / 100:g}"
 
 
 def percent(part: float, whole: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,14 +46,18 @@ def audit(
         chosen = [one for one in reversed(found.entries) if facts["event"] in ("", one["event"])]
         last = max(1, -(-len(chosen) // ROWS))
         number = min(number, last)
-        rows = [audit_row(one, kinds) for one in chosen[(number - 1) * ROWS : number * ROWS]]
+        names = desk.study_names(desk.folder)
+        rows = [audit_row(one, kinds, names) for one in chosen[(number - 1) * ROWS : number * ROWS]]
         facts |= {"entries": found.head.entries, "head": found.head.sha256, "rows": rows}
         facts |= {"number": number, "last": last}
     return page(request, visitor, "audit.html.j2", **facts)
 
 
-def audit_row(entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:
-    """Return an entry for the table: number, time, kind, and its other fields as (name, text)."""
+def audit_row(entry: dict[str, Any], kinds: list[str], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return an entry for the table: number, time, kind, and its other fields as (name, text).
+
+    `names` has the names of studies by hash.
+    """
     details = []
     for name, value in entry.items():
         if name in ("number", "at", "event"):
@@ -60,7 +65,8 @@ def audit_row(entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:
         if name == "epsilon":
             value = f"{value['epsilon']:.4g} (δ {value['delta']:g})" if value["epsilon"] != "inf" else "∞"
         elif name in SHORT:
-            value = f"{value[:12]}…"
+            known = names.get(value) if name == "study" else None
+            value = f"{value[:12]}…" if known is None else f"{known} ({value[:12]}…)"
         details.append((name.replace("_", " "), str(value)))
     kind = str(entry["event"])
     return {**{key: entry[key] for key in ("number", "at")}, "event": kind, "known": kind in kinds, "details": details}

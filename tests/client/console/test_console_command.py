@@ -79,8 +79,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(site: Path, words: tuple[str,
 
 def test_the_program_serves_on_loopback_and_ends_when_it_is_asked_to(site: Path) -> None:
     said(site, "user", "add", "marie", "--person", "Marie Curie", given=f"{PASSWORD}\n")
-    (port,) = free_ports(1)
-    words = [*PROGRAM, "--port", str(port), "--site", str(site), "--json"]
+    port, metrics = free_ports(2)
+    words = [*PROGRAM, "--port", str(port), "--metrics-port", str(metrics), "--site", str(site), "--json"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         started = json.loads(process.stdout.readline())
@@ -90,6 +90,8 @@ def test_the_program_serves_on_loopback_and_ends_when_it_is_asked_to(site: Path)
             answer = client.post("/login", data={**form, "login": "marie", "password": PASSWORD})
             assert answer.status_code == 303 and "Marie Curie" in client.get("/account").text
             assert client.get("/login", headers={"host": "evil.example"}).status_code == 421
+        found = httpx.get(f"http://127.0.0.1:{metrics}/metrics", trust_env=False, timeout=10)
+        assert found.status_code == 200 and "wardround_epsilon_cap 8.0" in found.text
         code, text = called(site, "--port", str(port))
         assert code == 1 and "console is at work here already" in text
         sockets = Path("/proc/net/tcp").read_text().splitlines()

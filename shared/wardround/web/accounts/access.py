@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +54,7 @@ class Desk:
     sessions: Sessions
     limits: SignInLimits
     navigation: tuple[tuple[str, str, str], ...]  # (path, key of its text, role that it needs)
+    study_names: Callable[[Path], Mapping[str, str]]
     cookie: str
 
 

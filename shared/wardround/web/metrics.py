@@ -1,0 +1,123 @@
+"""`/metrics` for Prometheus, on a port of its own of 127.0.0.1: numbers about the program, and none about a patient.
+
+It needs no sign-in, so it is never served on the console's port, which a proxy may open to other machines. A part that
+cannot be read is left out and named in `wardround_unreadable`; the others are still served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from wardround.errors import WardroundError
+from wardround.operations.health import asked
+from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.web.config import LOOPBACK_NAMES
+
+FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+LIMIT_S, ANSWER_TIMEOUT_S = 20.0, 2.0
+
+Part = Callable[[], Iterable[Metric]]
+
+log = logging.getLogger(__name__)
+
+
+class Parts(Collector):
+    """The metrics of several parts, each read anew for every request."""
+
+    def __init__(self, parts: dict[str, Part]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        unreadable = GaugeMetricFamily("wardround_unreadable", "1 if a part could not be read.", labels=["part"])
+        for name, read in self._parts.items():
+            try:
+                found = list(read())
+            except (WardroundError, OSError, ValueError, KeyError) as error:
+                log.warning("metrics: %s cannot be read: %s", name, error)
+                found = []
+                unreadable.add_metric([name], 1)
+            else:
+                unreadable.add_metric([name], 0)
+            yield from found
+        yield unreadable
+
+
+class AuditEntries:
+    """The verified entries of an audit log, which is read again only if the file changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._seen, self._lock = folder / AUDIT_FILE, (0, 0), threading.Lock()
+        self._entries: tuple[dict[str, Any], ...] = ()
+
+    def __call__(self) -> tuple[dict[str, Any], ...]:
+        """Return all entries; none if there is no log. Raises `AuditError` if the log is damaged."""
+        with self._lock:
+            try:
+                now = self._path.stat()
+            except FileNotFoundError:
+                return ()
+            if (now.st_size, now.st_mtime_ns) != self._seen:
+                self._entries = verified(self._path).entries
+                self._seen = (now.st_size, now.st_mtime_ns)
+            return self._entries
+
+
+def daemon_metrics(folder: Path) -> Iterator[Metric]:
+    """Yield whether the daemon is serving, and each of its checks."""
+    serving = GaugeMetricFamily("wardround_serving", "1 if the daemon is running and no check found a fault.")
+    checks = GaugeMetricFamily("wardround_check", "1 good, 0.5 with a note, 0 with a fault.", labels=["check"])
+    try:
+        answer = asked(folder, ANSWER_TIMEOUT_S)
+    except WardroundError:
+        serving.add_metric([], 0)
+    else:
+        serving.add_metric([], int(answer.serving))
+        for check in answer.checks:
+            checks.add_metric([check.name], {"ok": 1.0, "note": 0.5}.get(check.state, 0.0))
+    yield serving
+    yield checks
+
+
+def audit_metrics(entries: AuditEntries) -> Iterator[Metric]:
+    """Yield how many entries the log has; if it is damaged, it is named in `wardround_unreadable`."""
+    yield GaugeMetricFamily("wardround_audit_entries", "Entries of the audit log, verified.", value=len(entries()))
+
+
+def metrics_app(parts: dict[str, Part], port: int) -> ASGIApp:
+    """Return the application that serves `/metrics` and nothing else, to this machine and under its own names only."""
+    registry, hosts = CollectorRegistry(), {f"{name}:{port}" for name in LOOPBACK_NAMES}
+    registry.register(Parts(parts))
+    alone = asyncio.Lock()
+
+    async def answer(scope: Scope) -> Response:
+        headers = Headers(scope=scope)
+        if (scope.get("client") or ("",))[0] not in ("127.0.0.1", "::1") or headers.getlist("host") not in (
+            [host] for host in hosts
+        ):
+            return PlainTextResponse("only for this machine\n", 421)
+        if scope["path"] != "/metrics" or scope["method"] != "GET":
+            return PlainTextResponse("only GET /metrics\n", 404)
+        try:
+            async with alone:  # one at a time, whoever asks
+                content = await asyncio.wait_for(asyncio.to_thread(generate_latest, registry), LIMIT_S)
+        except TimeoutError:
+            return PlainTextResponse("the folder could not be read in time\n", 503)
+        return Response(content, headers={"content-type": FORMAT, "cache-control": "no-store"})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await (await answer(scope))(scope, receive, send)
+
+    return app
