@@ -24,6 +24,7 @@ from wardround_server.operations.config import ServerConfig, config_text, load_s
 
 DEPLOY = ROOT / "deploy"
 UNITS = ("server", "site")
+CONSOLES = ("server-console", "site-console")
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 EXPOSURE = 20  # of 100, in tenths of what `systemd-analyze security` prints; an unhardened service has 96
 PROGRAMS = {"wardround-site": typer.main.get_command(app), "wardround-server": typer.main.get_command(server_app)}
@@ -43,9 +44,11 @@ def settings(text: str) -> dict[str, list[str]]:
 
 def installed(name: str, folder: Path) -> Path:
     """The unit with the program of this checkout in it, which systemd looks for."""
-    program = Path(sys.executable).parent / f"wardround-{name}"
+    program = f"wardround-{name.removesuffix('-console')}"
     path = folder / f"wardround-{name}.service"
-    path.write_text(unit(name).replace(f"/opt/wardround/.venv/bin/wardround-{name}", str(program)))
+    path.write_text(
+        unit(name).replace(f"/opt/wardround/.venv/bin/{program}", str(Path(sys.executable).parent / program))
+    )
     return path
 
 
@@ -55,7 +58,7 @@ def accepted(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", [*UNITS, *CONSOLES])
 def test_systemd_accepts_the_unit_without_a_word_and_finds_it_hardened(name: str, tmp_path: Path) -> None:
     path = installed(name, tmp_path)
     done = accepted(path)
@@ -83,6 +86,27 @@ def test_a_unit_is_hardened_and_starts_a_command_that_exists(name: str) -> None:
     assert quiet is not None
     environment = " ".join(found["Environment"])
     assert [one for one in quiet[1].split() if one not in environment] == []
+
+
+@pytest.mark.parametrize("name", CONSOLES)
+def test_the_unit_of_a_console_is_hardened_as_its_daemon_and_answers_this_machine_only(name: str) -> None:
+    found, daemon = settings(unit(name)), settings(unit(name.removesuffix("-console")))
+    assert found["IPAddressDeny"] == ["any"] and found["IPAddressAllow"] == ["localhost"]
+    own = {
+        "Description",
+        "After",
+        "Wants",
+        "StartLimitIntervalSec",
+        "ExecStart",
+        "KillMode",
+        "TimeoutStopSec",
+        "RemoveIPC",
+    }
+    assert {key: value for key, value in daemon.items() if key not in own} == {
+        key: value for key, value in found.items() if key not in own | {"IPAddressDeny", "IPAddressAllow"}
+    }
+    program, group, *words = found["ExecStart"][0].split()
+    PROGRAMS[Path(program).name].commands[group].make_context(group, words)
 
 
 def keys_of(model: type[pydantic.BaseModel]) -> set[str]:

@@ -82,9 +82,16 @@ class Tab:
         return self.driver.current_url.removeprefix(self.address)
 
     def text(self, css: str = "body") -> str:
+        """Return the text of an element, which a page that updates itself may replace meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.common.by import By
 
-        return " ".join(self.driver.find_element(By.CSS_SELECTOR, css).text.split())
+        for _ in range(20):
+            try:
+                return " ".join(self.driver.find_element(By.CSS_SELECTOR, css).text.split())
+            except StaleElementReferenceException:
+                time.sleep(0.05)
+        raise AssertionError(f"{css} was replaced again and again")
 
     def click(self, words: str) -> None:
         """Click on the link or button with these words, and wait for the next page."""

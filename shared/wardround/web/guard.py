@@ -22,6 +22,7 @@ from wardround.web.accounts.sessions import same
 from wardround.web.config import LOOPBACK_NAMES, ConsoleConfig
 
 MOST_BYTES = 256 * 1024  # of a form; a study file is the longest text that is sent
+MOST_HEADER_BYTES = 16 * 1024
 BODY_LIMIT_S = 20.0
 REQUESTS, WITHIN_S = 600, 60.0  # of one address
 SECRET_HEADER = "x-console-secret"
@@ -97,6 +98,8 @@ class Guard:
         headers = Headers(scope=scope)
         peer = (scope.get("client") or ("", 0))[0]
         scope["state"] = {**scope.get("state", {}), "address": self._address(peer, headers)}
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            raise Refusal(431, "the head of the request is too long")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             raise Refusal(405, "this method is not used here")
         hosts = headers.getlist("host")

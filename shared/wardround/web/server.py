@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wardround.errors import WardroundError
 from wardround.operations.ports import wait_for_port
 
 START_LIMIT_S, STOP_LIMIT_S, LOOK_S = 20.0, 10.0, 0.05
+HEAD_LIMIT_S = 15.0  # from the first byte of a connection to the end of a request's head
 MOST_CONNECTIONS, IDLE_S, HEADER_BYTES = 128, 10, 16 * 1024
 
 
@@ -47,10 +50,44 @@ def serve(listeners: Sequence[Listener], stopped: threading.Event, ready: Callab
             serving.stop()
 
 
+class _Bounded(H11Protocol):
+    """A connection that is closed if the head of a request takes too long, so that slow ones cannot use up all."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _waits(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if not self._waits() and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._waits() and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_LIMIT_S, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self._waits() and not self.transport.is_closing():
+            self.transport.close()
+
+
 class _Serving:
     def __init__(self, listener: Listener) -> None:
         config = uvicorn.Config(
-            listener.app, host=listener.address, port=listener.port, http="h11", ws="none", lifespan="off",
+            listener.app, host=listener.address, port=listener.port, http=_Bounded, ws="none", lifespan="off",
             loop="asyncio", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=IDLE_S, h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=int(STOP_LIMIT_S / 2),

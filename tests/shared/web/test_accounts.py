@@ -145,6 +145,16 @@ def test_the_limits_of_sign_ins() -> None:
     assert limits.wait_s("otto", "address 1") == 0.0
 
 
+def test_signing_in_does_not_buy_more_guesses_at_others() -> None:
+    limits = SignInLimits(lambda: 0.0)
+    guesses = 0
+    for number in range(100):
+        if limits.wait_s("mallory", "a") == 0.0:
+            limits.succeeded("mallory", "a")
+        guesses += limits.wait_s(f"victim {number}", "a") == 0.0
+    assert guesses <= 20
+
+
 def test_a_limit_forgets_the_oldest_keys_and_does_not_grow() -> None:
     limit = Limit(1, 60.0)
     for number in range(MOST_KEYS + 5):

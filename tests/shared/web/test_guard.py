@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from builders.consoles import APPROVER, Browser, add_users, hidden
+from builders.processes import free_ports
 from fastapi import APIRouter
 from pydantic import ValidationError
 
-from wardround.web import guard
+from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.web import guard, server
 from wardround.web.accounts.limits import Limit
-from wardround.web.app import PROXY_SECRET, Console
+from wardround.web.app import PROXY_SECRET, Console, build
 from wardround.web.config import ConsoleConfig
 from wardround.web.guard import HEADERS, MOST_BYTES, Guard
 
@@ -88,6 +93,39 @@ def test_other_methods_and_kinds_of_bodies_are_refused(browser: Browser) -> None
 def test_a_long_form_is_refused_before_it_is_read(browser: Browser) -> None:
     answer = browser.post("/login", {"login": "x" * (MOST_BYTES + 1)})
     assert answer.status_code == 413
+
+
+def test_a_long_head_is_refused(browser: Browser) -> None:
+    assert browser.get("/login", headers={"x-long": "x" * 20_000}).status_code == 431
+
+
+def test_slow_connections_are_closed_and_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slowloris: connections that never finish the head of a request, also after a first one that did."""
+    monkeypatch.setattr(server, "HEAD_LIMIT_S", 0.3)
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 10)
+    (port,) = free_ports(1)
+    application, stopped, ready = build(console(folder, port=port)), threading.Event(), threading.Event()
+    listener = server.Listener(app=application, address="127.0.0.1", port=port)
+    serving = threading.Thread(target=server.serve, args=([listener], stopped, ready.set), daemon=True)
+    serving.start()
+    assert ready.wait(20)
+    try:
+        slow = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(20)]
+        for number, one in enumerate(slow):
+            one.sendall(b"GET /static/console.css HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % port)
+            if number == 0:
+                one.sendall(b"\r\n")
+                assert b"HTTP/1.1" in one.recv(100)
+                one.sendall(b"GET /login HTTP/1.1\r\n")
+        for one in slow:
+            while one.recv(65536):
+                pass  # until the console closes it
+            one.close()
+        answer = httpx.get(f"http://127.0.0.1:{port}/login", trust_env=False, timeout=10)
+        assert answer.status_code == 200
+    finally:
+        stopped.set()
+        serving.join(20)
 
 
 def test_a_form_that_stops_arriving_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +210,19 @@ def test_a_session_behind_the_proxy_is_of_the_user_named_in_the_request(folder: 
     answer = browser.get("/account", headers={"X-Remote-User": "rosa"} | secret)
     assert "Rosa Reader" in answer.text and "Curie" not in answer.text
     assert browser.get("/account", headers=secret).status_code == 403, "the cookie alone is nobody"
+
+
+def test_a_program_without_cookies_behind_the_proxy_does_not_fill_the_audit_log(tmp_path: Path) -> None:
+    add_users(tmp_path)
+    browser = Browser(console(tmp_path, **PROXIED, user_header="X-Remote-User"), "10.0.0.5", BASE)
+    headers = {"X-Remote-User": "marie", "X-Console-Secret": (tmp_path / PROXY_SECRET).read_text().strip()}
+    for path in ("/account", "/nowhere", "/logs") * 5:
+        browser.client.cookies.clear()
+        browser.get(path, headers=headers)
+    assert [one["action"] for one in verified(tmp_path / AUDIT_FILE).entries] == ["signed-in"]
+    form = {"csrf": hidden(browser.get("/account", headers=headers).text).get("csrf", ""), "sure": "yes"}
+    browser.client.cookies.clear()
+    assert browser.post("/logout", form, headers=headers).status_code == 403, "a form needs its session"
 
 
 def test_a_header_is_ignored_unless_the_console_is_told_of_it(browser: Browser) -> None:

@@ -86,6 +86,8 @@ def visitor_of(request: Request) -> Visitor:
 
     Behind a proxy that names the user, the session is that of the user named in this very request.
     """
+    if (known := getattr(request.state, "visitor", None)) is not None:
+        return known
     desk = desk_of(request)
     users = users_of(desk.folder)
     session = desk.sessions.find(request.cookies.get(desk.cookie), touch=not updates_itself(request))
@@ -95,14 +97,16 @@ def visitor_of(request: Request) -> Visitor:
         if user is None:
             raise NotAllowed(READ)
         if session is None or session.fingerprint != user.fingerprint():
-            token, session = desk.sessions.begin(user)
-            request.state.new_token = token
-            record(desk, "signed-in", user)
-        return Visitor(user=user, session=session)
+            if not desk.sessions.has(user.login):  # a program without cookies would fill the audit log
+                record(desk, "signed-in", user)
+            request.state.new_token, session = desk.sessions.begin(user)
+        request.state.visitor = Visitor(user=user, session=session)
+        return request.state.visitor
     user = None if session is None else users.get(session.login)
     if session is None or user is None or user.fingerprint() != session.fingerprint:
         raise SignInNeeded
-    return Visitor(user=user, session=session)
+    request.state.visitor = Visitor(user=user, session=session)
+    return request.state.visitor
 
 
 def having(role: str) -> Callable[..., Visitor]:

@@ -38,6 +38,12 @@ class Limit:
                 self._events.popitem(last=False)
             return 0.0
 
+    def undo(self, key: str) -> None:
+        """Take back the last event of a key."""
+        with self._lock:
+            if events := self._events.get(key):
+                events.pop()
+
     def forget(self, key: str) -> None:
         """Forget the events of a key."""
         with self._lock:
@@ -56,7 +62,11 @@ class SignInLimits:
         return self._pair.wait_s(f"{login} {address}") or self._address.wait_s(address) or self._login.wait_s(login)
 
     def succeeded(self, login: str, address: str) -> None:
-        """Forget the attempts of this login from this address."""
+        """Forget the attempts for this login.
+
+        Of those from the address only the last one is taken back: whoever has an account could otherwise guess other
+        people's passwords without end, and sign in from time to time.
+        """
         self._pair.forget(f"{login} {address}")
-        self._address.forget(address)
+        self._address.undo(address)
         self._login.forget(login)

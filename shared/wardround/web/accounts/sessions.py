@@ -69,6 +69,12 @@ class Sessions:
                 session.used = now
             return session
 
+    def has(self, login: str) -> bool:
+        """Whether a user has a session that is not over."""
+        now = self._clock()
+        with self._lock:
+            return any(one.login == login and not self._over(one, now) for one in self._known.values())
+
     def end(self, token: str | None) -> None:
         """End a session, if there is one."""
         with self._lock:
