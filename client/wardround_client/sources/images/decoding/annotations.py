@@ -18,8 +18,8 @@ import numpy as np
 import pydicom
 from pydicom import Dataset
 
+from wardround.sources.images.study import ImageData
 from wardround.storage.table import same_text
-from wardround.study.schema import DataSection
 
 COLUMNS = ("SOPInstanceUID", "frame", "x", "y", "label")
 MODALITIES = {"sr": "SR", "seg": "SEG"}
@@ -63,7 +63,7 @@ class Annotations:
         return text.getvalue()
 
 
-def read_annotations(paths: Sequence[Path], kind: str, data: DataSection) -> Annotations:
+def read_annotations(paths: Sequence[Path], kind: str, data: ImageData) -> Annotations:
     """Read all reports (`kind` "sr") or segmentations ("seg") among files; others are passed over."""
     known = {same_text(label): label for label in data.labels}
     places: list[LabelledPlace] = []
