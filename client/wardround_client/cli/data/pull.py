@@ -22,6 +22,7 @@ from wardround_client.site.pacs_config import Way
 from wardround_client.site.paths import COHORT, CONFIG_FILE, PULLED
 
 if TYPE_CHECKING:
+    from wardround.sources.images.study import ImageData
     from wardround.study.load import Study
     from wardround_client.pacs.manifest import Pulled
     from wardround_client.pacs.pace import Pace
@@ -137,15 +138,24 @@ def pull(
         today=datetime.now().date(),
     )
     pace = Pace(archive, 60.0 * time_limit, wait=wait)
-    known = None if study is None else study_of(site, study)
-    if into is None or known is None:
-        _into_folder(order, pace, labels, as_json=as_json, labels_from=labels_from, study=known)
+    data = None if study is None else _images_of(study_of(site, study))
+    if into is None or data is None:
+        _into_folder(order, pace, labels, as_json=as_json, labels_from=labels_from, data=data)
     else:
-        _into_cohort(order, pace, site, known, table, as_json=as_json)
+        _into_cohort(order, pace, site, data, table, as_json=as_json)
+
+
+def _images_of(study: Study) -> ImageData:
+    """Return what a study asks of images. Raises `UsageError` if it reads something else."""
+    from wardround.sources.images.study import ImageData
+
+    if not isinstance(study.data, ImageData):
+        raise UsageError(f"--study: {study.study.name} reads no images, and a PACS has nothing else")
+    return study.data
 
 
 def _into_folder(
-    order: Order, pace: Pace, labels: Path | None, *, as_json: bool, labels_from: str | None, study: Study | None
+    order: Order, pace: Pace, labels: Path | None, *, as_json: bool, labels_from: str | None, data: ImageData | None
 ) -> None:
     from wardround_client.pacs.pull import pull as pull_all
     from wardround_client.sources.images.folder.files import LABELS
@@ -156,16 +166,16 @@ def _into_folder(
         with writing(order.folder):
             write_file(order.folder / LABELS, labels.read_bytes())
     _tell(pulled, as_json=as_json)
-    if labels_from is None or study is None:
+    if labels_from is None or data is None:
         return
     from wardround_client.sources.images.decoding.annotations import read_annotations
 
-    found = read_annotations(sorted(order.folder.glob("*.dcm")), labels_from, study.data)
+    found = read_annotations(sorted(order.folder.glob("*.dcm")), labels_from, data)
     kind = labels_from.upper()
     if not found.places:
         raise DataError(
             f"{order.node.name}: none of {found.objects} {kind} objects has a finding with an image and a label of the "
-            f"study ({', '.join(study.data.labels)}); no labels.csv was written"
+            f"study ({', '.join(data.labels)}); no labels.csv was written"
         )
     with writing(order.folder):
         write_file(order.folder / LABELS, found.table().encode())
@@ -181,10 +191,9 @@ def _into_folder(
 
 
 def _into_cohort(
-    order: Order, pace: Pace, site: Path, study: Study, labels: LabelTable | None, *, as_json: bool
+    order: Order, pace: Pace, site: Path, data: ImageData, labels: LabelTable | None, *, as_json: bool
 ) -> None:
     """Pull, prepare and ingest. What was fetched is removed when the cohort is written."""
-    from wardround.sources.images.study import ImageData
     from wardround_client.pacs.pull import pull as pull_all
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
@@ -195,9 +204,6 @@ def _into_cohort(
     from wardround_client.sources.opt_out import opted_out
     from wardround_client.sources.registry import source_of
 
-    data = study.data
-    if not isinstance(data, ImageData):
-        raise UsageError(f"--study: {study.study.name} reads no images; a PACS has nothing for it")
     key, name = pseudonym_key(site), load_site_config(site / CONFIG_FILE).name
     with writing(order.folder):
         make_folder(order.folder)
