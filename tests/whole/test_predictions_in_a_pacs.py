@@ -89,3 +89,29 @@ def test_they_come_back_from_orthanc_unchanged(results, tmp_path):
     with orthanc(tmp_path / "store") as pacs:
         for path in results:
             assert pacs.stored(path) == path.read_bytes(), path.name
+
+
+def test_explain_stores_its_maps(results, tmp_path):
+    site, data = tmp_path / "site", results[0].parents[1]
+    site.mkdir()
+    (site / "site.toml").write_text(SITE.format(way="c-move"))
+    (site / "password").write_text(PASSWORD)
+    (site / "password").chmod(0o600)
+    hospital = data / "data" / "hospital-1"
+    marked = (hospital / "labels.csv").read_text().splitlines()
+    column = marked[0].split(",").index("SeriesInstanceUID")
+    series = marked[1].split(",")[column]
+    paths = [path for path in sorted(hospital.rglob("*.dcm")) if pydicom.dcmread(path).SeriesInstanceUID == series]
+    modalities = {"wardround": {"AET": "WARDROUND", "Host": "127.0.0.1", "Port": 11112, "AllowStore": True}}
+    with orthanc(tmp_path / "store", DicomModalities=modalities) as pacs:
+        for number, path in enumerate(paths):
+            words = [str(data / "model"), str(path), "--points", str(hospital / "labels.csv")]
+            words += ["--out", str(tmp_path / f"out-{number}"), "--store", "archive", "--site", str(site)]
+            command = [*pacs.inside, sys.executable, "-m", "wardround_client.cli.main", "explain", *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode == 0:
+                break
+        written = sorted((tmp_path / f"out-{number}").glob("*.dcm"))
+        assert done.returncode == 0 and len(written) == 2, done.stderr
+        assert "stored 2 DICOM files in archive" in done.stdout
+        assert len(json.loads(pacs.call("/instances"))) == 2

@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders.archive import small_ct
 from pydicom import dcmread
+from pydicom.uid import JPEGLSLossless, RLELossless
 from whole.pacs import (
     DICOM_PORT,
     HTTP_PORT,
@@ -384,3 +386,27 @@ def test_wrong_secrets_and_certificates_of_the_web_are_one_clear_line(filled, ke
         path.write_text(path.read_text().replace("https://127.0.0.1:18444", "http://127.0.0.1:18446"))
         code, _, said = pull(inside, tmp_path, "--way", "web")
         assert code == 1 and "redirects to another address" in said
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_compressed_objects_come_as_they_are_stored(tmp_path, way):
+    """JPEG-LS and RLE, beside an uncompressed object of the same series: nothing is transcoded."""
+    write_site(tmp_path)
+    given = tmp_path / "given"
+    given.mkdir()
+    for number, syntax in enumerate((None, JPEGLSLossless, RLELossless), 1):
+        dataset = dcmread(io.BytesIO(small_ct(1, number)))
+        dataset.Rows = dataset.Columns = 32
+        dataset.PixelData = np.arange(1024, dtype="<u2").tobytes()
+        if syntax is not None:
+            dataset.compress(syntax, generate_instance_uid=False)
+        dataset.save_as(given / str(dataset.SOPInstanceUID), enforce_file_format=True)
+    with namespace() as inside, orthanc_in(inside, tmp_path / "store") as pacs:
+        pacs.store_all(given)
+        code, found, said = pull(inside, tmp_path, "--way", way)
+    assert (code, said, found["came"], found["complete"]) == (0, "", 3, True)
+    for path in (tmp_path / "out").iterdir():
+        stored = dcmread(path)
+        original = given / str(stored.SOPInstanceUID)
+        assert stored.file_meta.TransferSyntaxUID == dcmread(original).file_meta.TransferSyntaxUID
+        assert body(path.read_bytes()) == body(original.read_bytes())

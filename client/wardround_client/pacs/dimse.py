@@ -11,7 +11,7 @@ import math
 import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pydicom
@@ -121,21 +121,42 @@ def echo(node: Node) -> None:
         _status_of(node, association.send_c_echo())
 
 
-class Finder:
+class OneAssociation:
+    """An association that is opened when it is needed, and again after it was lost or closed."""
+
+    def __init__(self) -> None:
+        self._context: AbstractContextManager[Association] | None = None
+        self._held: Association | None = None
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def held(self, context: AbstractContextManager[Association]) -> Association:
+        """Return the open association, or open the one given. Raises `PacsError`."""
+        if self._held is None or not self._held.is_established:
+            self.close()
+            self._held = context.__enter__()
+            self._context = context
+        return self._held
+
+    def close(self) -> None:
+        """Close the association, if there is one."""
+        context, self._context, self._held = self._context, None, None
+        if context is not None:
+            context.__exit__(None, None, None)
+
+
+class Finder(OneAssociation):
     """Queries a PACS by C-FIND on one association. Use it in a `with` statement."""
 
     cuts_silently = False  # PS3.4 C.4.1 has statuses for it; some PACS answer with success all the same
 
     def __init__(self, node: Node) -> None:
+        super().__init__()
         self._node, self._activity = node, Activity()
-        self._held: Association | None = None
-        self._context: object = None
 
     def __enter__(self) -> Finder:
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
 
     def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
         """Return what the PACS has.
@@ -151,14 +172,11 @@ class Finder:
         try:
             return self._found(level, match, wanted)
         except PacsError:
-            self._close()
+            self.close()
             raise
 
     def _found(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
-        if self._held is None or not self._held.is_established:
-            self._close()
-            self._context = associated(self._node, [build_context(FIND)], self._activity)
-            self._held = self._context.__enter__()
+        association = self.held(associated(self._node, [build_context(FIND)], self._activity))
         query = Dataset()
         query.QueryRetrieveLevel = level
         for keyword in wanted:
@@ -167,18 +185,13 @@ class Finder:
             setattr(query, keyword, value)
         self._activity.touch()
         rows: list[Row] = []
-        for status, identifier in self._held.send_c_find(query, FIND):
+        for status, identifier in association.send_c_find(query, FIND):
             code = _status_of(self._node, status, (*PENDING, SUCCESS, *CUT_SHORT))
             if code in PENDING and identifier is not None:
                 rows.append(_row(identifier, (*match, *wanted)))
             elif code in CUT_SHORT:
                 return Rows(rows=rows, limited=True)
         return Rows(rows=rows)
-
-    def _close(self) -> None:
-        context, self._context, self._held = self._context, None, None
-        if context is not None:
-            context.__exit__(None, None, None)  # type: ignore[attr-defined]  # the context of `associated`
 
 
 def move(node: Node, association: Association, activity: Activity, identifiers: Mapping[str, str | list[str]]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pynetdicom.association import Association
-
 from wardround_client.pacs.dimse import (
     Activity,
+    OneAssociation,
     associated,
     get,
     get_contexts,
@@ -69,31 +68,7 @@ def open_transfer(node: Node, way: str, take: Take, ends: float) -> Iterator[Tra
             yield stack.enter_context(_Move(node, server, activity))
 
 
-class _OneAssociation:
-    """An association that is opened when it is needed, and given up after an error."""
-
-    def __init__(self) -> None:
-        self._context: AbstractContextManager[Association] | None = None
-        self._held: Association | None = None
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def held(self, context: AbstractContextManager[Association]) -> Association:
-        """Return the open association, or open the one given."""
-        if self._held is None or not self._held.is_established:
-            self.close()
-            self._held = context.__enter__()
-            self._context = context
-        return self._held
-
-    def close(self) -> None:
-        context, self._context, self._held = self._context, None, None
-        if context is not None:
-            context.__exit__(None, None, None)
-
-
-class _Move(_OneAssociation):
+class _Move(OneAssociation):
     def __init__(self, node: Node, server: StorageServer, activity: Activity) -> None:
         super().__init__()
         self._node, self._server, self._activity = node, server, activity
@@ -115,7 +90,7 @@ class _Move(_OneAssociation):
             raise
 
 
-class _Get(_OneAssociation):
+class _Get(OneAssociation):
     def __init__(self, node: Node, take: Take, ends: float) -> None:
         super().__init__()
         self._node, self._take, self._activity = node, take, Activity(ends)

@@ -96,6 +96,13 @@ def test_what_was_not_asked_for_is_refused_and_counted(tmp_path, pacs: Archive):
     assert "1.2.3.9.1.1" not in held(tmp_path)
 
 
+def test_what_comes_twice_is_kept_once_and_counted(tmp_path, pacs: Archive):
+    write_site(tmp_path / "site", pacs)
+    pacs.sends_too = [pacs.objects["1.2.3.1.1.1"]]
+    found = pulled(tmp_path)
+    assert found["complete"] and found["came"] == 10 and found["duplicates"] >= 1 and len(held(tmp_path)) == 10
+
+
 def test_a_study_that_grows_while_it_is_pulled_is_complete(tmp_path, pacs: Archive):
     write_site(tmp_path / "site", pacs)
     pacs.grows = [small_ct(1, 6), small_ct(1, 7)]
