@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from builders.dicom_files import ct_dataset
+from builders.dicom_files import ct_bytes, ct_dataset, slice_hu
 from pydicom import Dataset, dcmread
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
@@ -37,6 +37,46 @@ address = "127.0.0.1:{port}"
 pacs_ae = "TESTPACS"
 listen = "127.0.0.1:{listen}"
 """
+
+
+SMALL_STUDY = """\
+[study]
+name = "small"
+rounds = 1
+[data]
+modality = "CT"
+image_size = 64
+channels = "slices"
+labels = ["benign", "malignant"]
+[model]
+name = "seed-cnn"
+init = "random"
+[privacy]
+epsilon = 8.0
+delta = 1e-3
+max_grad_norm = 0.3
+nominal_patients = 8
+[aggregation]
+nominal_sites = 1
+"""
+SLICES = 3  # of a patient
+
+
+def slices(patient: int, numbers=range(SLICES)) -> list[bytes]:
+    """CT slices of a patient, in a study and a series of their own."""
+    return [
+        ct_bytes(
+            slice_hu(10 * patient + number),
+            PatientID=f"CANARY-{patient}",
+            StudyInstanceUID=f"1.2.{patient}",
+            SeriesInstanceUID=f"1.2.{patient}.1",
+            SOPInstanceUID=f"1.2.{patient}.1.{number + 1}",
+            StudyDate="20240105",
+            ImagePositionPatient=[0.0, 0.0, 4.0 * number],
+            InstanceNumber=number + 1,
+        )
+        for number in numbers
+    ]
 
 
 def free_port() -> int:

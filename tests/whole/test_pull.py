@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.archive import small_ct
+from builders.archive import SMALL_STUDY, slices, small_ct
 from pydicom import dcmread
 from pydicom.uid import JPEGLSLossless, RLELossless
 from whole.pacs import (
@@ -410,3 +410,36 @@ def test_compressed_objects_come_as_they_are_stored(tmp_path, way):
         original = given / str(stored.SOPInstanceUID)
         assert stored.file_meta.TransferSyntaxUID == dcmread(original).file_meta.TransferSyntaxUID
         assert body(path.read_bytes()) == body(original.read_bytes())
+
+
+@pytest.mark.parametrize("way", ["c-move", "web"])
+def test_a_pull_into_the_cohort_that_is_killed_goes_on_and_keeps_no_original(tmp_path, way):
+    site = write_site(tmp_path, "bandwidth_mbit_s = 0.5")
+    (site / "keys").mkdir(mode=0o700)
+    (site / "keys" / "pseudonym.key").write_bytes(bytes(32))
+    (tmp_path / "study.toml").write_text(SMALL_STUDY)
+    (tmp_path / "labels.csv").write_text("PatientID,label\nCANARY-1,benign\nCANARY-2,malignant\n")
+    given = tmp_path / "given"
+    given.mkdir()
+    for patient in range(1, 13):
+        for number, content in enumerate(slices(patient)):
+            (given / f"{patient}-{number}").write_bytes(content)
+    words = [sys.executable, "-m", "wardround_client.cli.main", "pull", "archive", "--from", "2024-01-01", "--way", way]
+    words += ["--into", "cohort", "--study", str(tmp_path / "study.toml"), "--labels", str(tmp_path / "labels.csv")]
+    words += ["--site", str(site), "--json"]
+    prepared = site / "pulled" / ".prepared" / "scans.jsonl"
+    with namespace() as inside, orthanc_in(inside, tmp_path / "store") as pacs:
+        pacs.store_all(given)
+        with subprocess.Popen([*inside, *words], stdout=subprocess.DEVNULL, start_new_session=True) as running:
+            ends = time.monotonic() + LIMIT_S
+            while not prepared.exists() or len(prepared.read_bytes().splitlines()) < 9:
+                assert time.monotonic() < ends
+                time.sleep(0.02)
+            os.killpg(running.pid, signal.SIGKILL)
+        assert not (site / "cohort" / "cohort.json").exists()
+        assert len(list((site / "pulled").glob("*.dcm"))) < 27
+        done = subprocess.run([*inside, *words], capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["quality"]["images"], report["quality"]["patients"]) == (36, 12)
+    assert not (site / "pulled").exists() and not list(site.rglob("*.dcm"))

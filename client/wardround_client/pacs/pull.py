@@ -127,6 +127,7 @@ class _Work:
     listed: dict[str, tuple[FoundSeries, FoundObjects]] = field(default_factory=dict)  # by series
     before: int = 0
     cut_studies: set[str] = field(default_factory=set)  # of which the PACS lists fewer series than they have
+    reached: int = 0  # studies
     failed_in_a_row: int = 0
     last_error: str = ""
     grows: bool = False
@@ -137,6 +138,7 @@ class _Work:
         try:
             changed = list(found.studies)
             for _ in range(MOST_PASSES):
+                self.reached = len(found.studies) - len(changed)
                 changed = self.once(finder, transfer, changed)
                 if not changed:
                     break
@@ -153,6 +155,8 @@ class _Work:
             remarks.append(
                 f"studies with more series than the PACS lists: {len(self.cut_studies):,}; raise its limit of results"
             )
+        if self.reached < len(found.studies):
+            remarks.append(f"studies that were not reached: {len(found.studies) - self.reached:,}")
         if self.grows:
             remarks.append("a study was still growing when this call ended; run the same command later")
         if missing and self.last_error and not stopped:
@@ -192,6 +196,7 @@ class _Work:
                 listed = ahead.popleft().result()
                 for series, objects in listed:
                     self.series(transfer, series, objects)
+                self.reached += 1
                 self.hand_over([objects for _, objects in listed])
                 grown.append(lister.submit(self.has_grown, finder, study))
                 if number + AHEAD < len(studies):

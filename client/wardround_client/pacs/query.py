@@ -11,6 +11,7 @@ differ in wildcards.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -25,6 +26,7 @@ from wardround_client.pacs.node import Row, Rows
 from wardround_client.pacs.receive import is_uid
 
 EARLIEST = date(1900, 1, 1)
+MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")  # DICOM's CS, without wildcards
 FEWEST_SUSPECT = 5  # rows: no PACS limits its answers to fewer
 STUDY_KEYS = ("StudyInstanceUID", "StudyDescription", "NumberOfStudyRelatedSeries")
 SERIES_KEYS = (
@@ -141,7 +143,7 @@ def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
 
 
 def refuse_unbounded(wanted: Wanted) -> None:
-    """Raise `UsageError` for a request without dates or a list, or with both."""
+    """Raise `UsageError` for a request without dates or a list, or with both, or with a modality that is none."""
     listed = bool(wanted.accessions) + bool(wanted.studies)
     if listed and (wanted.first or wanted.last):
         raise UsageError("give either dates or a list; the other options select within a list too")
@@ -149,6 +151,8 @@ def refuse_unbounded(wanted: Wanted) -> None:
         raise UsageError("give either --accessions or --studies")
     if not listed and wanted.first is None:
         raise UsageError("say what to pull: --from DATE (and --to DATE), --accessions FILE or --studies FILE")
+    if wanted.modality is not None and MODALITY.fullmatch(wanted.modality) is None:
+        raise UsageError("--modality: give one modality, such as CT")
     if wanted.first is not None and wanted.last is not None and wanted.last < wanted.first:
         raise UsageError("--to: is before --from")
 

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders.archive import Archive, archive, write_site
-from builders.dicom_files import ct_bytes, slice_hu
+from builders.archive import SLICES, SMALL_STUDY, Archive, archive, slices, write_site
 from pydicom import Dataset, dcmread
 from pydicom.uid import ComprehensiveSRStorage
 from typer.testing import CliRunner
@@ -20,44 +19,6 @@ from wardround_client.pacs import pull as pull_module
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_client.sources.images.ahead import Ahead, Origin
 from wardround_client.sources.images.decoding.workers import WorkerPool
-
-STUDY = """\
-[study]
-name = "small"
-rounds = 1
-[data]
-modality = "CT"
-image_size = 64
-channels = "slices"
-labels = ["benign", "malignant"]
-[model]
-name = "seed-cnn"
-init = "random"
-[privacy]
-epsilon = 8.0
-delta = 1e-3
-max_grad_norm = 0.3
-nominal_patients = 8
-[aggregation]
-nominal_sites = 1
-"""
-SLICES = 3
-
-
-def slices(patient: int, numbers=range(SLICES)) -> list[bytes]:
-    return [
-        ct_bytes(
-            slice_hu(10 * patient + number),
-            PatientID=f"CANARY-{patient}",
-            StudyInstanceUID=f"1.2.{patient}",
-            SeriesInstanceUID=f"1.2.{patient}.1",
-            SOPInstanceUID=f"1.2.{patient}.1.{number + 1}",
-            StudyDate="20240105",
-            ImagePositionPatient=[0.0, 0.0, 4.0 * number],
-            InstanceNumber=number + 1,
-        )
-        for number in numbers
-    ]
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +37,7 @@ def site(tmp_path: Path, pacs: Archive) -> Path:
     made = write_site(tmp_path / "site", pacs)
     (made / "keys").mkdir(mode=0o700)
     (made / "keys" / "pseudonym.key").write_bytes(bytes(32))
-    (tmp_path / "study.toml").write_text(STUDY)
+    (tmp_path / "study.toml").write_text(SMALL_STUDY)
     labels = ["PatientID,label", "CANARY-1,benign", "CANARY-2,malignant", "CANARY-3,benign"]
     (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
     return made

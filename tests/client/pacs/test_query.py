@@ -78,6 +78,7 @@ def test_a_request_has_dates_or_one_list():
         Wanted(first=TODAY, studies=row),
         Wanted(accessions=row, studies=row),
         Wanted(first=TODAY, last=date(2024, 1, 1)),
+        Wanted(first=TODAY, modality="C*"),
     ):
         with pytest.raises(UsageError):
             refuse_unbounded(wanted)

@@ -112,7 +112,7 @@ def pull(
     wanted = Wanted(
         first=None if first is None else first.date(),
         last=None if last is None else last.date(),
-        modality=modality,
+        modality=None if modality is None else modality.upper(),
         body_part=body_part,
         description=description,
         annotations=None if labels_from is None else labels_from.upper(),
