@@ -15,7 +15,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from torch import Tensor, nn
 
 from wardround.networks.weight_standardisation import WSConv2d
-from wardround.tasks.classification.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_image
 from wardround_client.clipping.engines import PatientBatch
 
 Step = Callable[[], dict[str, Tensor]]

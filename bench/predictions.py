@@ -21,7 +21,6 @@ import pydicom
 import torch
 from measure import Sheet, arguments_of, machine, tell
 from PIL import Image
-from wardround.tasks.classification.scores import score
 
 from wardround.metrics.calibration import fit_calibration
 from wardround.metrics.classification import expected_calibration_error, patient_scores, probabilities
@@ -32,6 +31,7 @@ from wardround.phantoms.outliers import CHEST_SHARE, EMPTY_SHARE, generate_outli
 from wardround.study.load import Study, load_study
 from wardround.tasks.assessment import SiteData, patient_offsets
 from wardround.tasks.classification.familiarity import Familiarity, load_familiarity
+from wardround.tasks.labelled.scores import score
 from wardround_client.privacy.score_noise import noised, score_histogram
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.sources.images.decoding.crop import luminance, to_grey

@@ -29,7 +29,7 @@ from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ra
 from opacus_modes import NotPossibleError, Step, opacus_step
 from torch import Tensor, nn
 
-from wardround.tasks.classification.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_image
 from wardround_client.clipping.bookkeeping import SpeedSettings
 from wardround_client.clipping.engines import ROUNDING_ROOM, ClippingEngine, PatientBatch, clip_over_one_pass
 from wardround_client.clipping.select import EngineMemory, Sample, candidates_of, checked_engine

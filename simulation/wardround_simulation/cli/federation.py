@@ -58,6 +58,7 @@ def federation(
     from wardround.study.ready_studies import ready_study
     from wardround_simulation.cli.progress import RunProgress
     from wardround_simulation.local.federation import LocalFederation
+    from wardround_simulation.run.phantom_data import make_once, phantom_folder, phantom_kind
     from wardround_simulation.run.preflight import check_number_of_sites
 
     path = (study or ready_study("demo")).resolve()
@@ -65,7 +66,7 @@ def federation(
     sites, patients = sites or loaded.aggregation.nominal_sites, patients or phantom_patients(loaded)
     check_number_of_sites(loaded, f"--sites {sites}", sites)
     out = out.resolve()
-    data = out.parent / f"phantom-hospitals-{sites}x{patients}"
+    data = phantom_folder(loaded, out, sites, patients)
     names = tuple(f"hospital-{number}" for number in range(1, sites + 1))
     for folder in (out, *(() if data.exists() else (data,))):
         require_writable(folder)
@@ -75,10 +76,8 @@ def federation(
     if run is None:
         with here.alone(), RunProgress(literal_console(stderr=True), loaded.study.rounds, quiet=as_json) as progress:
             if not data.exists():
-                from wardround_simulation.phantoms.dicom import make_once
-
-                progress.stage(f"Writing {sites} phantom hospitals as DICOM files")
-                make_once(data, sites, patients, PHANTOM_SEED, progress.pieces)
+                progress.stage(f"Writing {sites} {phantom_kind(loaded).says}")
+                make_once(loaded, data, sites, patients, PHANTOM_SEED, progress.pieces)
             here.found(progress)
             here.ingest(path, progress)
             with here.daemons(progress) as running:

@@ -81,7 +81,7 @@ def run(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Simulate one federated run. Without a study and data, or for a synthesis or reconstruction study without data, it
+    """Simulate one federated run. Without a study and data, or without data for any study but one of classification, it
     creates phantom hospitals and trains on them.
     """
     if device not in ("auto", "cpu", "cuda"):
@@ -89,6 +89,7 @@ def run(
     from wardround.study.load import load_study
     from wardround.study.ready_studies import ready_study
     from wardround.tasks.registry import commands_of
+    from wardround_simulation.run.phantom_data import make_once, phantom_folder, phantom_kind
 
     path = study or ready_study("demo")
     loaded = load_study(path, tuple(set_ or ()))
@@ -97,7 +98,7 @@ def run(
         raise UsageError("--data is missing: give the folder with the data (without a study, phantoms are created)")
     phantoms = data is None
     hospitals, patients = sites or loaded.aggregation.nominal_sites, phantom_patients(loaded)
-    data = data or out.parent / f"phantom-hospitals-{hospitals}x{patients}"
+    data = data or phantom_folder(loaded, out, hospitals, patients)
     from wardround_simulation.run import preflight
 
     finished = preflight.finished_result(out, loaded, data, test_data)
@@ -115,10 +116,8 @@ def run(
         if phantoms:
             if not data.exists():
                 require_writable(data)
-                from wardround_simulation.phantoms.dicom import make_once
-
-                progress.stage(f"Writing {hospitals} phantom hospitals as DICOM files")
-                make_once(data, hospitals, patients, PHANTOM_SEED, progress.pieces)
+                progress.stage(f"Writing {hospitals} {phantom_kind(loaded).says}")
+                make_once(loaded, data, hospitals, patients, PHANTOM_SEED, progress.pieces)
             sites = None
         material = preflight.survey(loaded, data, test_data, sites)
         with preflight.claimed(out, loaded, data, test_data) as run_id:

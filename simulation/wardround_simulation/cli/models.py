@@ -27,7 +27,7 @@ from wardround.storage.disk_errors import require_writable
 if TYPE_CHECKING:
     from wardround.tasks.reconstruction.degradations import Kind
 
-NETWORKS = ("encoder", "familiarity", "named-outputs", "sampler", "gan", "restorer")
+NETWORKS = ("encoder", "familiarity", "named-outputs", "sampler", "gan", "restorer", "gru")
 DEGRADATIONS = ("super-resolution", "low-dose", "blur", "missing")
 FORMATS = ("grid", "folder", "dicom")
 
@@ -46,7 +46,10 @@ def pretrain(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
     crops: Annotated[
-        int | None, typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's.")
+        int | None,
+        typer.Option(
+            min=1000, metavar="N", help="Phantoms (simulated stays for gru) to train on; default: the shipped file's."
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -54,7 +57,7 @@ def pretrain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reproduce a shipped file: train a network on generated crops, without data of any patient."""
+    """Reproduce a shipped file: train a network on generated crops or simulated stays, without data of any patient."""
     if network not in NETWORKS:
         raise UsageError(f"--network {network}: choose from {', '.join(NETWORKS)}")
     if network in ("sampler", "named-outputs") and epochs is not None:
@@ -96,6 +99,10 @@ def _trainer(network: str, degradation: str | None) -> Callable[..., dict[str, s
         from wardround_simulation.phantoms.pretrain_named_outputs import pretrain_named_outputs
 
         return pretrain_named_outputs
+    if network == "gru":
+        from wardround_simulation.stays.pretrain_gru import pretrain_gru
+
+        return pretrain_gru
     if network == "gan":
         from wardround_simulation.phantoms.pretrain_gan import pretrain_gan
 

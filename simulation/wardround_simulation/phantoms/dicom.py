@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import datetime
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -73,20 +72,6 @@ def write_phantom_hospitals(
             writer = csv.writer(stream)
             writer.writerow(LABEL_COLUMNS)
             writer.writerows(row for _, row in sorted(found))
-
-
-def make_once(folder: Path, sites: int, patients: int, seed: int, progress: Callable[[int, int], None]) -> None:
-    """Write phantom hospitals to `folder` atomically: write them to a folder beside it, and rename that.
-
-    Removes the partial folders that killed processes left behind.
-    """
-    for left in folder.parent.glob(f"{folder.name}.*.partial"):
-        process = left.name.split(".")[-2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    making = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    write_phantom_hospitals(making, sites, patients, seed, progress)
-    making.rename(folder)
 
 
 def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> list[tuple[int, list[str]]]:

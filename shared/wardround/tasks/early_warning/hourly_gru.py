@@ -16,11 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wardround.errors import ModelError
+from wardround.networks.model_file import read_shipped
 from wardround.sources.records.vocabulary import Vocabulary
 from wardround.tasks.early_warning.features.scaling import ClinicalScale
 from wardround.tasks.early_warning.features.summaries import RECENT_HOURS, two_sided
 
 UNITS = 32
+SHIPPED_FILE = "hourly_gru.safetensors"
 
 
 class HourlyInputs(nn.Module):
@@ -113,3 +116,19 @@ class HourlyGRU(nn.Module):
     def label_logits(self, rows_NTV: Tensor) -> Tensor:
         """Rows (N, T, V) -> logits at the end of the last hour, (N, 1)."""
         return self.forward(rows_NTV)[:, -1:]
+
+
+def load_simulated_start(network: HourlyGRU, path: str | None = None) -> None:
+    """Load the weights that were trained on simulated stays: those that ship, or those of a file of `pretrain`.
+
+    Raises:
+        ModelError: The file is damaged, or was trained for another vocabulary.
+    """
+    stored = read_shipped(__package__, SHIPPED_FILE, path)
+    stored.check_hash()
+    wanted = dict(network.named_parameters())
+    if {name: one.shape for name, one in stored.tensors.items()} != {name: one.shape for name, one in wanted.items()}:
+        raise ModelError(f"{stored.name}: was trained for another vocabulary; train it anew: wardround-sim pretrain")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(stored.tensors[name])

@@ -16,7 +16,7 @@ from wardround.networks.model_file import read_model_file
 from wardround.sources.records.study import RecordsData
 from wardround.sources.records.vocabulary import Vocabulary, load_vocabulary
 from wardround.study.schema import DataSection, ModelSection, Section
-from wardround.tasks.early_warning.hourly_gru import HourlyGRU
+from wardround.tasks.early_warning.hourly_gru import HourlyGRU, load_simulated_start
 from wardround.tasks.early_warning.public_head import severity_head, tabular_head
 
 
@@ -29,6 +29,8 @@ def first_weights(model: ModelSection, data: DataSection, section: Section | Non
         return _network(model.name, vocabulary, public_start=model.init == "phantom")
     path = Path(model.init)
     tensors, metadata = read_model_file(path, model.init_sha256)
+    if model.name == "gru" and "tensors_sha256" in metadata:  # a file that `wardround-sim pretrain` wrote
+        return _gru(vocabulary, public_start=True, path=str(path))
     network = _network(model.name, vocabulary, public_start=False)
     load_strictly(network, tensors, metadata, f"{path}: not a {model.name} for this study:")
     return network
@@ -36,5 +38,12 @@ def first_weights(model: ModelSection, data: DataSection, section: Section | Non
 
 def _network(name: str, vocabulary: Vocabulary, *, public_start: bool) -> nn.Module:
     if name == "gru":
-        return HourlyGRU(vocabulary)
+        return _gru(vocabulary, public_start=public_start)
     return {"severity-head": severity_head, "tabular-head": tabular_head}[name](vocabulary, public_start=public_start)
+
+
+def _gru(vocabulary: Vocabulary, *, public_start: bool, path: str | None = None) -> HourlyGRU:
+    network = HourlyGRU(vocabulary)
+    if public_start:
+        load_simulated_start(network, path)
+    return network

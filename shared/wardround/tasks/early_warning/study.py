@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 SOURCE = "records"
 NETWORKS = ("severity-head", "gru", "tabular-head")
-PHANTOM_WEIGHTS = ("severity-head", "tabular-head")
+PHANTOM_WEIGHTS = NETWORKS
 SECTION = None
-COMMANDS = Commands(compare="settings")
+COMMANDS = Commands(compare="settings", phantoms=True)
 
 
 def check(study: Study) -> None:
@@ -26,6 +26,8 @@ def check(study: Study) -> None:
         raise ValueError("data.window_hours: tabular-head reads tables of one row a patient; set it to 1")
     if model.name == "gru" and data.window_hours < 2:
         raise ValueError("data.window_hours: gru reads hours; give more than 1, or use tabular-head")
+    if model.name == "gru" and model.init == "phantom" and data.vocabulary != "icu":
+        raise ValueError(f"model.init: the public start of gru is for the vocabulary icu, not {data.vocabulary}")
     if model.name != "gru" and model.trainable != "head":
         raise ValueError(f"model.trainable: {model.name} trains its head only; set it to head")
     if model.trainable == "norm+head":
