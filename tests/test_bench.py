@@ -20,6 +20,7 @@ TINY = {
     "records": "--rows 20000 --repeats 2",
     "ingestion": "--patients 2 --repeats 2 --workers 1",
     "restoration_step": "--patients 2 --images-per-patient 2 --count 2 --repeats 2 --trainable head",
+    "recurrent_step": "--stays 4 --hours 6 --units 8 --repeats 2",
     "synthesis_step": "--sizes 64 --patients 2 --images-per-patient 2 --fakes 2 --count 4 --repeats 2",
     "simulated_round": "--rounds 2 --patients 4 --sites 2",
     "federation_round": "--sites 1 --rounds 3 --megabytes 1",
