@@ -40,6 +40,7 @@ from wardround_client.sources.registry import Progress
 
 TABLES = (".csv", ".tsv", ".data", ".parquet", ".csv.gz", ".tsv.gz", ".data.gz")
 FHIR = (".ndjson", ".ndjson.gz", ".json", ".json.gz")
+PARTED = ("events", "events.parquet")  # folders that hold one long table in parts, as data frames are often written
 PATIENTS, OUTCOMES = "patients", "outcomes"
 LEAST_VARIABLES = 3  # columns of the vocabulary in a wide table
 ONE_ROW_ONE_PATIENT = "each row is treated as a different patient"
@@ -223,7 +224,8 @@ def _pools(root: Path, data: RecordsData) -> list[RecordsSite]:
 def _files(root: Path) -> tuple[list[Path], list[Path], int]:
     """Return the tables and the FHIR files at the top of a folder, and the number of other files."""
     tables, fhir, skipped = [], [], 0
-    for path in sorted(root.iterdir()):
+    parts = [part for name in PARTED if (root / name).is_dir() for part in (root / name).iterdir()]
+    for path in sorted([*root.iterdir(), *parts]):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise DataError(f"{root}: holds a link that leads out of it; put the files themselves there")
         if not path.is_file():

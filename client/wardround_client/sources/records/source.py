@@ -72,7 +72,11 @@ def differences(cohort: Cohort, data: RecordsData) -> list[str]:
 
 
 def forget_rows(folder: Path, hashes: Collection[str]) -> None:
-    """Do nothing: beside the cohort, no file in its folder holds a patient's values."""
+    """Remove the measurements that a killed ingest left; beside them and the cohort, no file holds a value."""
+    from wardround_client.sources.records.grid.parts import remove_parts
+
+    if hashes:
+        remove_parts(folder)
 
 
 def discover(folder: Path, data: RecordsData, sites: int | None = None) -> Sequence[RecordsSite]:

@@ -206,6 +206,21 @@ def test_the_same_records_give_the_same_cohort_in_every_format_and_order(tmp_pat
     assert len(keys) == 1
 
 
+def test_a_table_may_lie_in_parts(tmp_path: Path) -> None:
+    values = [(name, hour, "HR", 80 + hour) for name in "ab" for hour in range(20)]
+    whole = prepared(icu_folder(tmp_path / "whole", values), tmp_path / "out-whole").key
+    icu_folder(tmp_path / "parts", [])
+    (tmp_path / "parts" / "events.csv").unlink()
+    for number in (0, 1):
+        columns = dict(
+            zip(("patient_id", "hours", "variable", "value"), zip(*values[number::2], strict=True), strict=True)
+        )
+        (tmp_path / "parts" / "events.parquet").mkdir(exist_ok=True)
+        pa_parquet.write_table(pa.table(columns), tmp_path / "parts" / "events.parquet" / f"part-{number}.parquet")
+    (tmp_path / "parts" / "events.parquet" / "_SUCCESS").write_text("")
+    assert prepared(tmp_path / "parts", tmp_path / "out-parts").key == whole
+
+
 def test_parquet_may_have_types(tmp_path: Path) -> None:
     icu_folder(tmp_path / "data", [], {"1": 0, "2": 1}, extra={"admission_time": ["2026-01-01T00:00:00"] * 2})
     (tmp_path / "data" / "events.csv").unlink()

@@ -19,9 +19,12 @@ def test_forget_removes_the_row_and_the_next_ingest_leaves_it_out(tmp_path: Path
     site.mkdir()
     prepared(folder, site / "cohort")
     before = np.asarray(open_cohort(site / "cohort").values_N)
+    (site / "cohort" / ".parts").mkdir()  # left by an ingest that was killed
+    (site / "cohort" / ".parts" / "000000").write_bytes(b"values")
     assert forget(site, KEY, "7").similar == 1, "an id that differs in leading zeros only"
     done = forget(site, KEY, "007")
     cohort = open_cohort(site / "cohort")
+    assert not (site / "cohort" / ".parts").exists()
     assert done.images_removed == 1 and cohort.pseudonyms == (pseudonym(KEY, "b"), pseudonym(KEY, "c"))
     assert np.array_equal(np.asarray(cohort.values_N), before[1:], equal_nan=True)
     prepared(folder, site / "cohort", objectors=opted_out(site))

@@ -33,12 +33,12 @@ class Parts:
         self.patients = patients
 
     def __enter__(self) -> Parts:
-        shutil.rmtree(self._folder, ignore_errors=True)  # a crash may have left it
+        remove_parts(self._folder.parent)  # a crash may have left them
         self._folder.mkdir(mode=OWNERS_FOLDER, parents=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_parts(self._folder.parent)
 
     def add(self, events: Events) -> None:
         """Append measurements to the parts of their patients."""
@@ -85,3 +85,8 @@ class Parts:
 
     def _path(self, part: int) -> Path:
         return self._folder / f"{part:06d}"
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts in a cohort's folder, if there are any."""
+    shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
