@@ -7,6 +7,7 @@ memory; a larger one is refused with the way out. What is not valid JSON is coun
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ LONGEST_RESOURCE = 16 * 2**20  # bytes of a line
 LARGEST_BUNDLE = 256 * 2**20
 START_BYTES = 4096
 GZIP = b"\x1f\x8b"
+TYPES = ("Patient", "Encounter", "Observation", "Condition")
 
 
 def is_fhir(path: Path) -> bool:
@@ -50,7 +52,14 @@ def resources(path: Path, counts: Counts) -> Iterator[Resource]:
                 yield from _of_document(path, file, counts)
     except (OSError, EOFError, zlib.error) as error:
         why = cause(error) if isinstance(error, OSError) and error.errno else "damaged or cut short; export it again"
-        raise DataError(f"{path_text(path)}: cannot be read: {why}") from None
+        raise DataError(f"{shown(path)}: cannot be read: {why}") from None
+
+
+def shown(path: Path) -> str:
+    """Return how a message names a file: files of a bulk export by name, others not, as theirs may be a patient's."""
+    if re.match(r"[A-Z][A-Za-z]+\.([\w-]+\.)?ndjson", path.name) and path.name.startswith(TYPES):
+        return path_text(path)
+    return f"{path_text(path.parent)}: a FHIR file in it"
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -73,7 +82,7 @@ def _of_document(path: Path, file: BinaryIO, counts: Counts) -> Iterator[Resourc
     content = file.read(LARGEST_BUNDLE + 1)
     if len(content) > LARGEST_BUNDLE:
         raise DataError(
-            f"{path_text(path)}: is larger than {LARGEST_BUNDLE // 2**20} MB, more than is read as one document; "
+            f"{shown(path)}: is larger than {LARGEST_BUNDLE // 2**20} MB, more than is read as one document; "
             "export it as NDJSON, or as several bundles"
         )
     yield from _parsed(content, counts)

@@ -155,8 +155,14 @@ def test_a_damaged_export_is_one_line(tmp_path: Path) -> None:
     folder = ndjson(tmp_path / "data", [*STAYS, *HR], packed=True)
     whole = (folder / "Observation.000.ndjson.gz").read_bytes()
     (folder / "Observation.000.ndjson.gz").write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="damaged or cut short") as error:
         prepared(folder, tmp_path / "out", DEATH)
+    assert "Observation.000.ndjson.gz" in str(error.value)
+    bundle(tmp_path / "named" / "CANARY_Name.json", STAYS)
+    (tmp_path / "named" / "CANARY_Other.json").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match="a FHIR file in it: cannot be read") as error:
+        source.discover(tmp_path / "named", DEATH)
+    assert "CANARY" not in str(error.value)
     ndjson(tmp_path / "empty", HR)
     with pytest.raises(DataError, match="hold no Patient"):
         source.discover(tmp_path / "empty", DEATH)
