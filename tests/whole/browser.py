@@ -95,15 +95,19 @@ class Tab:
 
     def click(self, words: str) -> None:
         """Click on the link or button with these words, and wait for the next page."""
+        from selenium.common.exceptions import WebDriverException
         from selenium.webdriver.common.by import By
-        from selenium.webdriver.support.expected_conditions import staleness_of
-        from selenium.webdriver.support.wait import WebDriverWait
+
+        def arrived() -> bool:
+            try:
+                return bool(self.script("return !window.clicked && document.readyState === 'complete'"))
+            except WebDriverException:  # between two pages
+                return False
 
         path = f"//a[normalize-space()={words!r}] | //button[normalize-space()={words!r}]"
-        before = self.driver.find_element(By.TAG_NAME, "html")
+        self.script("window.clicked = true")
         self.driver.find_element(By.XPATH, path).click()
-        WebDriverWait(self.driver, LIMIT_S).until(staleness_of(before))
-        self.wait_for(lambda: self.driver.execute_script("return document.readyState") == "complete")
+        self.wait_for(arrived, LIMIT_S)
 
     def fill(self, name: str, text: str) -> None:
         from selenium.webdriver.common.by import By

@@ -37,7 +37,9 @@ class Pages:
     def render(self, template: str, language: str, status: int = 200, **facts: Any) -> HTMLResponse:
         """Return the answer with a page in this language. Raises `jinja2.UndefinedError` for a fact that is missing."""
         t = translator(self.texts[language])
-        html = self.environment.get_template(template).render(t=t, language=language, languages=LANGUAGES, **facts)
+        html = self.environment.get_template(template).render(
+            t=t, language=language, languages=LANGUAGES, now=time.time(), **facts
+        )
         return HTMLResponse(html, status, headers={"content-language": language, "vary": "accept-language, cookie"})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -118,11 +120,14 @@ def test_slow_connections_are_closed_and_make_room(folder: Path, monkeypatch: py
                 assert b"HTTP/1.1" in one.recv(100)
                 one.sendall(b"GET /login HTTP/1.1\r\n")
         for one in slow:
-            while one.recv(65536):
-                pass  # until the console closes it
+            with suppress(ConnectionResetError):
+                while one.recv(65536):
+                    pass  # until the console closes it
             one.close()
-        answer = httpx.get(f"http://127.0.0.1:{port}/login", trust_env=False, timeout=10)
-        assert answer.status_code == 200
+        ends = time.monotonic() + 10
+        while httpx.get(f"http://127.0.0.1:{port}/login", trust_env=False, timeout=10).status_code != 200:
+            assert time.monotonic() < ends, "the slow connections still take all the room"
+            time.sleep(0.05)
     finally:
         stopped.set()
         serving.join(20)
