@@ -17,6 +17,7 @@ from wardround.accounting import Epsilon, spent
 from wardround.errors import WardroundError
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.storage.disk_errors import cause
+from wardround.web.texts import translations
 from wardround_client.ledger.book import Hold
 from wardround_client.ledger.ledger import Attempt, Cap
 from wardround_client.site.budget import cap_of_site, opened_ledger
@@ -26,6 +27,7 @@ from wardround_client.sources.images.quality.report import REPORT_JSON
 from wardround_client.studies.approvals import known_studies
 
 ROUNDS_SHOWN = 100
+TEXTS = Path(__file__).with_name("texts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,8 @@ def _spending(sha256: str, name: str, holds: Sequence[Hold], cap: Cap) -> Spendi
     )
 
 
-def quality_of(folder: Path) -> dict[str, Any] | None:
-    """Return the quality report of the prepared data, with the text of each reason; None if there is none.
+def quality_of(folder: Path, language: str) -> dict[str, Any] | None:
+    """Return the quality report of the prepared data, with its reasons in a language; None if there is none.
 
     Raises `WardroundError` if the report is damaged.
     """
@@ -102,7 +104,7 @@ def quality_of(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         numbers = {name: int(content[name]) for name in ("files", "images", "patients", "unlabelled")}
-        parts = {name: _reasons(content[name]) for name in ("quarantined", "remarks")}
+        parts = {name: _reasons(content[name], language) for name in ("quarantined", "remarks")}
         classes = [(str(name), int(one["images"]), int(one["patients"])) for name, one in content["classes"].items()]
     except FileNotFoundError:
         return None
@@ -113,12 +115,14 @@ def quality_of(folder: Path) -> dict[str, Any] | None:
     return {**numbers, **parts, "classes": classes, "notes": [str(note) for note in content.get("notes", ())]}
 
 
-def _reasons(counts: dict[str, int]) -> list[dict[str, Any]]:
+def _reasons(counts: dict[str, int], language: str) -> list[dict[str, Any]]:
     """Return code, count, title and advice of each reason, those that concern a patient's safety first."""
-    found = []
+    found, words = [], translations(TEXTS / "reasons", language)
     for code, count in counts.items():
         reason = REASONS.get(code)
         title, advice = (code, "") if reason is None else (reason.title, reason.advice)
+        title = words.get("title", {}).get(code, title)
+        advice = words.get("advice", {}).get(code, advice)
         urgent = reason is not None and reason.error
         found.append({"code": code, "count": int(count), "title": title, "advice": advice, "urgent": urgent})
     return sorted(found, key=lambda one: (not one["urgent"], -one["count"]))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from wardround.errors import WardroundError
-from wardround.web.accounts.access import Reader, desk_of
+from wardround.web.accounts.access import Reader, desk_of, language_of
 from wardround.web.answers import page
 from wardround.web.record_pages import health_facts
 from wardround_client.console.facts import budget_of, last_event, quality_of, rounds_of
@@ -29,7 +29,7 @@ def overview(request: Request, visitor: Reader) -> Response:
         waiting=[one for one in known if one.state == "proposed"],
         approved=[one for one in known if one.state == "approved"],
         budget=_part(lambda: budget_of(folder)),
-        quality=_part(lambda: quality_of(folder)),
+        quality=_part(lambda: quality_of(folder, language_of(request))),
         released=_part(lambda: last_event(folder, "released")),
         refused=_part(lambda: last_event(folder, "message-refused", "refusals")),
         health=health_facts(folder),
@@ -46,7 +46,13 @@ def ledger(request: Request, visitor: Reader) -> Response:
 def data(request: Request, visitor: Reader) -> Response:
     """What was prepared, and what was put aside and why."""
     folder = desk_of(request).folder
-    return page(request, visitor, "data.html.j2", quality=quality_of(folder), objections=len(opted_out(folder)))
+    return page(
+        request,
+        visitor,
+        "data.html.j2",
+        quality=quality_of(folder, language_of(request)),
+        objections=len(opted_out(folder)),
+    )
 
 
 @router.get("/rounds")

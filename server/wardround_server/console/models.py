@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from wardround.handover.card.figures import figures_heading, figures_lines, promised_line, released_weights_line
-from wardround.web.accounts.access import Reader, desk_of
+from wardround.web.accounts.access import Reader, desk_of, language_of
 from wardround.web.answers import page
-from wardround.wire.reply_codes import code_text
+from wardround.web.texts import code_in
 from wardround_server.console.runs import RunId
 from wardround_server.runs.folder import find_run
 from wardround_server.runs.handover import models as all_models
@@ -31,7 +31,7 @@ def model(request: Request, visitor: Reader, run: RunId) -> Response:
     found = find_run(desk_of(request).folder, run)
     card = card_of(found).content
     figures = card["federated_test"]
-    missing = [{**one, "why": code_text(one["code"])} for one in card["missing"]]
+    missing = [{**one, "why": code_in(language_of(request), one["code"])} for one in card["missing"]]
     return page(
         request, visitor, "model.html.j2", card=card, stage=stage_of(found), missing=missing,
         promised=promised_line(card["privacy"]), released=released_weights_line(card.get("released")),

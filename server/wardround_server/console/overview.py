@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from wardround.errors import WardroundError
 from wardround.operations.health_checks import Check, checked
-from wardround.web.accounts.access import Reader, desk_of
+from wardround.web.accounts.access import Reader, desk_of, language_of
 from wardround.web.answers import page
 from wardround.web.record_pages import health_facts
 from wardround_server.console.runs import brief, late_sites
@@ -34,11 +34,12 @@ def overview(request: Request, visitor: Reader) -> Response:
     config = load_server_config(folder)
     found = [brief(run) for run in reversed(all_runs(folder))]
     under_way = [one for one in found if one["state"] in ("proposed", "training")]
+    readable = [one["run"] for one in under_way if one["fault"] is None]
     return page(
         request, visitor, "overview.html.j2",
         address=f"{config.server.host}:{config.server.fleet_port}",
         under_way=under_way,
-        late=[line for one in under_way if one["fault"] is None for line in late_sites(folder, one["run"])],
+        late=[line for run_id in readable for line in late_sites(folder, run_id, language_of(request))],
         sites=_part(lambda: [asdict(site) for site in Registry(folder).sites()]),
         certificates=certificates(folder),
         models=[run.run_id for run in reversed(released(folder)[-MODELS_SHOWN:])],

@@ -13,9 +13,9 @@ from starlette.responses import RedirectResponse, Response
 from wardround.errors import StudyError, WardroundError
 from wardround.printable import escaped
 from wardround.study.load import Study, parse_study
-from wardround.web.accounts.access import Form, Operator, Reader, Visitor, desk_of
+from wardround.web.accounts.access import Form, Operator, Reader, Visitor, desk_of, language_of
 from wardround.web.answers import page
-from wardround.wire.reply_codes import code_text
+from wardround.web.texts import code_in
 from wardround_server.runs.decisions import resume_run, stop_run, submit_run
 from wardround_server.runs.folder import RunFolder, find_run
 from wardround_server.runs.folder import runs as all_runs
@@ -112,7 +112,7 @@ def brief(run: RunFolder) -> dict[str, Any]:
     return {**shown, "submitted_at": facts["submitted_at"], "fault": None}
 
 
-def late_sites(folder: FilePath, run_id: str) -> list[dict[str, Any]]:
+def late_sites(folder: FilePath, run_id: str, language: str) -> list[dict[str, Any]]:
     """Return the sites that a run waits for now, or that missed its last round, with the reason."""
     facts = facts_of(find_run(folder, run_id))
     now, found = facts["now"], []
@@ -128,7 +128,7 @@ def late_sites(folder: FilePath, run_id: str) -> list[dict[str, Any]]:
         if line["round"] == facts["round"] and line["code"] is not None:
             more = {"round": line["round"], "away": False, "code": line["code"]}
             found.append({"run": run_id, "site": line["site"], **more})
-    return [{**one, "why": code_text(one["code"]) if one["code"] else ""} for one in found]
+    return [{**one, "why": code_in(language, one["code"]) if one["code"] else ""} for one in found]
 
 
 def _show(request: Request, visitor: Visitor, run_id: str, template: str) -> Response:
@@ -138,8 +138,8 @@ def _show(request: Request, visitor: Visitor, run_id: str, template: str) -> Res
     waited = None if facts["now"] is None else max(time.time() - facts["now"]["began"], 0.0)
     return page(
         request, visitor, template, facts=facts, waited_s=waited, sites=site_rows(facts), rounds=round_rows(facts),
-        late=late_sites(folder, run_id), under_way=facts["state"] in ("proposed", "training"), looked_at=time.time(),
-        may=visitor.user.may("operate"),
+        late=late_sites(folder, run_id, language_of(request)), looked_at=time.time(),
+        under_way=facts["state"] in ("proposed", "training"), may=visitor.user.may("operate"),
     )  # fmt: skip
 
 

@@ -1,15 +1,19 @@
 """The words of the pages, in English and German: TOML files with the same keys in each language.
 
-Texts that come from elsewhere are shown as they are, in English: the description of a study, which a person approves
-word by word, findings of health checks, and log entries.
+Texts that come from elsewhere exist in English where they come from, and some of them here in other languages as well
+(`codes.de.toml`). The others are shown as they are: the description of a study, which a person approves word by word,
+findings of health checks, and log entries.
 """
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from wardround.wire.reply_codes import code_text
 
 LANGUAGES = {"en": "English", "de": "Deutsch"}
 DEFAULT = "en"
@@ -28,6 +32,18 @@ def load_texts(*folders: Path) -> dict[str, dict[str, str]]:
             found |= {f"{section}.{key}": text for section, part in content.items() for key, text in part.items()}
         texts[language] = found
     return texts
+
+
+@functools.cache
+def translations(path: Path, language: str) -> Mapping[str, Mapping[str, str]]:
+    """Read `PATH.LANGUAGE.toml`, texts that exist in English elsewhere; empty for a language without the file."""
+    file = path.with_name(f"{path.name}.{language}.toml")
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def code_in(language: str, code: str) -> str:
+    """Return why a reply does not count, in a language; in English where there is no translation."""
+    return translations(SHARED / "codes", language).get("code", {}).get(code) or code_text(code)
 
 
 def translator(texts: Mapping[str, str]) -> Translate:

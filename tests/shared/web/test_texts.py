@@ -10,8 +10,10 @@ import pytest
 from paths import ROOT
 
 from wardround.web.pages import SHARED
-from wardround.web.texts import LANGUAGES, chosen, load_texts, translator
+from wardround.web.texts import LANGUAGES, chosen, code_in, load_texts, translations, translator
 from wardround.web.texts import SHARED as SHARED_TEXTS
+from wardround.wire.reply_codes import CODES
+from wardround_client.sources.images.quality.reasons import REASONS
 
 CONSOLES = [ROOT / "client/wardround_client/console", ROOT / "server/wardround_server/console"]
 
@@ -66,6 +68,15 @@ def test_no_template_has_a_script_or_a_style_of_its_own_or_switches_escaping_off
 )
 def test_the_language_is_one_that_exists(asked, cookie, accepted: str, language: str) -> None:
     assert chosen(asked, cookie, accepted) == language
+
+
+def test_every_reply_code_and_reason_has_a_translation() -> None:
+    for name, codes in (("code", CODES), ("title", REASONS), ("advice", REASONS)):
+        stem = SHARED_TEXTS / "codes" if name == "code" else CONSOLES[0] / "texts" / "reasons"
+        words = translations(stem, "de")[name]
+        assert set(words) == set(codes) and all(text.strip() == text and text for text in words.values())
+    assert code_in("de", "late").startswith("antwortete") and code_in("en", "late").startswith("answered")
+    assert code_in("de", "refused:new_reason") == "the site refused: new reason"
 
 
 def test_a_text_that_does_not_exist_is_an_error() -> None:
