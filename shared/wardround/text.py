@@ -75,7 +75,7 @@ def promise(epsilon: float, delta: float) -> list[str]:
     factor = _factor_text(epsilon)
     guess = (math.exp(epsilon) + delta) / (math.exp(epsilon) + 1) if epsilon < 700 else 1.0
     return [
-        "Take any one patient of any one hospital, with all images this patient contributed. How much this patient can "
+        "Take any one patient of any one hospital, with all data this patient contributed. How much this patient can "
         "matter is bounded: with or without any one patient, the probability of anything that can be seen in all "
         f"messages the hospital sends, or concluded from them, differs by at most the factor e^ε = {factor} "
         f"(ε = {epsilon_text(epsilon)}), apart from a remainder of at most δ = {delta:g}. The model is made from these "

@@ -20,7 +20,7 @@ class SourceStudy(Protocol):
     """`study.py`: the rules for studies of this source. It must not import torch."""
 
     SECTION: type[DataSection]  # `[data]` in the file
-    ROW: str  # what one row of a cohort is, for people: "image", "stay"
+    ROW: str  # what one row of a cohort is, for people: "image", "record"
 
     def check(self, study: Study) -> None:
         """Raise `ValueError`, "section.key: the fault", if `[data]` contradicts another section."""

@@ -143,7 +143,8 @@ def _network(study: Study, numbers: int) -> str:
 
 def network(study: Study) -> str:
     """Describe the network, its initial weights, and which of them are trained."""
-    start = {"phantom": "weights learned from generated phantoms", "random": "random weights"}
+    public = registry.public_start(study.study.task, study.model.name)
+    start = {"phantom": public, "random": "random weights"}
     moved = {"head": "its last layer", "norm+head": "its last layer and its normalisation layers", "all": "all of it"}
     return (
         f"{study.model.name}, starting from {start.get(study.model.init, 'a given file')}; "

@@ -61,7 +61,8 @@ class TaskStudy(Protocol):
     """`study.py`: the rules for studies of this task.
 
     It may also have `COMMANDS: Commands`; without it none of these commands applies to the task. It may have `SOURCE:
-    str`, the source of data that the task reads (`wardround.sources`); without it the task reads images.
+    str`, the source of data that the task reads (`wardround.sources`); without it the task reads images. It may have
+    `PUBLIC_START: Mapping[str, str]`, what the weights of model.init = "phantom" are for a network, in words.
     """
 
     NETWORKS: tuple[str, ...]  # values of model.name
@@ -187,6 +188,12 @@ def commands_of(task: str) -> Commands:
 def source_of_task(task: str) -> str:
     """The name of the source of data that the task reads."""
     return str(getattr(study_part(task), "SOURCE", "images"))
+
+
+def public_start(task: str, network: str) -> str:
+    """What the weights of model.init = "phantom" are, for people."""
+    known: Mapping[str, str] = getattr(study_part(task), "PUBLIC_START", {})
+    return known.get(network, "weights learned from generated phantoms")
 
 
 def study_part(task: str) -> TaskStudy:

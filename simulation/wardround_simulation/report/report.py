@@ -15,6 +15,7 @@ from typing import Any
 from wardround import text as plain
 from wardround.sources import registry as sources
 from wardround.tasks.assessment import CurvePoint, ScoredSet
+from wardround.tasks.registry import public_start
 from wardround_simulation.report import sections
 from wardround_simulation.report import text as words
 from wardround_simulation.report.evidence import RunEvidence, SiteQuality
@@ -70,7 +71,8 @@ def _asked(evidence: RunEvidence) -> str:
     study = evidence.study
     stated = " or ".join(f"“{label}”" for label in study.data.labels)
     source = sources.of_study(study)
-    start = {"phantom": "generated phantoms", "random": "random weights"}.get(study.model.init, "the weights of a file")
+    public = public_start(study.study.task, study.model.name)
+    start = {"phantom": public, "random": "random weights"}.get(study.model.init, "the weights of a file")
     part = {"head": "its last layer", "norm+head": "its normalisation and last layers", "all": "all of it"}
     hospitals = len(evidence.result.get("sites") or {}) or study.aggregation.nominal_sites
     return (

@@ -22,6 +22,7 @@ from wardround.handover.card.metadata import metadata_of
 from wardround.sources.images.study import image_data
 from wardround.study.describe import learns, network, reads
 from wardround.study.load import Study
+from wardround.tasks.registry import public_start
 from wardround.text import bytes_text, count_text, epsilon_of, epsilon_text
 from wardround.wire.reply_codes import code_text
 
@@ -96,7 +97,7 @@ def _details(record: Record, study: Study) -> list[Block]:
 
 
 def _start(study: Study) -> str:
-    kinds = {"phantom": "weights learned from generated phantoms", "random": "random weights"}
+    kinds = {"phantom": public_start(study.study.task, study.model.name), "random": "random weights"}
     return kinds.get(study.model.init, f"a model file with the SHA-256 {study.model.init_sha256}")
 
 

@@ -15,7 +15,7 @@ from wardround.text import count_text
 if TYPE_CHECKING:
     from wardround.study.load import Study
 
-ROW = "stay"
+ROW = "record"
 MOST_HOURS = 336  # two weeks; the memory of a row grows with it
 
 
@@ -64,7 +64,7 @@ def check(study: Study) -> None:
 
 def kind(study: Study) -> str:
     """Return what the study reads, in the plural."""
-    return "stays"
+    return "stays" if records_data(study).window_hours > 1 else "patients"
 
 
 def reads(study: Study) -> str:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 SOURCE = "records"
 NETWORKS = ("severity-head", "gru", "tabular-head")
 PHANTOM_WEIGHTS = NETWORKS
+PUBLIC_START = {
+    "severity-head": "weights written by hand from medical knowledge, without any patient",
+    "tabular-head": "weights written by hand from medical knowledge, without any patient",
+    "gru": "weights learned from simulated stays",
+}
 SECTION = None
 COMMANDS = Commands(compare="settings", phantoms=True)
 
