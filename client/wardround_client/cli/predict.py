@@ -14,12 +14,15 @@ from wardround.printable import escaped
 from wardround.storage.text_file import path_text
 
 if TYPE_CHECKING:
+    from wardround.handover.package import Package
     from wardround_client.pacs.node import Node
 
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder that `model export` wrote.")],
-    source: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="DICOM, PNG or JPEG: one file, or a folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE|DIR", help="Images: one file or a folder; or a folder of patients' records.")
+    ],
     points: Annotated[
         Path | None,
         typer.Option(
@@ -47,13 +50,14 @@ def predict(
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Predict for images with a released model: calibrated probabilities, decisions, or a refusal.
+    """Predict with a released model for images, or for patients' records: probabilities, decisions, or a refusal.
 
-    Images go through the same checks as in `ingest`. Nothing leaves the hospital, and nothing is sent without --store.
-    Exit 1: the model was asked about no image, or a result was not stored. Exit 3: site.toml does not allow --store.
+    Both go through the same checks as in `ingest`. Nothing leaves the hospital, and nothing is sent without --store.
+    Exit 1: the model was asked about nothing, or a result was not stored. Exit 3: site.toml does not allow --store.
     """
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
+    from wardround.sources.registry import source_name
     from wardround.storage.disk_errors import require_writable, writing
     from wardround.text import count_text
     from wardround_client.cli.progress import stages
@@ -64,9 +68,13 @@ def predict(
         if out.exists():
             raise UsageError(f"{path_text(out)}: already exists; choose another --out")
         require_writable(out.parent)
+    package = open_package(model)
+    if source_name(package.study) == "records":
+        _predict_records(package, source, points, out, store, as_json)
+        return
     archive = None if store is None else _archive(store, site, out)
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
-        found = predict_all(open_package(model), source, points, progress)
+        found = predict_all(package, source, points, progress)
     dicom: list[Path] = []
     without = 0
     if out is not None:
@@ -89,6 +97,40 @@ def predict(
     if archive is not None:
         _store(archive, dicom, quiet=as_json)
     if not any(one.prediction for one in found.images):
+        raise typer.Exit(1)
+
+
+def _predict_records(
+    package: Package, source: Path, points: Path | None, out: Path | None, store: str | None, as_json: bool
+) -> None:
+    """Predict for patients' records, and show or write what the model says."""
+    from wardround.errors import UsageError
+    from wardround.storage.disk_errors import writing
+    from wardround_client.cli.progress import stages
+    from wardround_client.predict.records.predict import predict_records
+    from wardround_client.predict.records.results import summary_lines, table_of, to_json, write_results
+
+    for name, value in (("--points", points), ("--store", store)):
+        if value is not None:
+            raise UsageError(f"{name}: is for images; this model reads patients' records, so leave it out")
+    with stages(literal_console(stderr=True), quiet=as_json) as progress:
+        found = predict_records(package, source, progress)
+    written: list[Path] = []
+    if out is not None:
+        with writing(out):
+            out.mkdir()
+            written = write_results(out, found)
+    if as_json:
+        print(json.dumps(to_json(found)))
+    else:
+        print_table(*table_of(found))
+        for line in summary_lines(found):
+            print(escaped(line))
+        if out is not None:
+            print(
+                escaped(f"wrote predictions.json, predictions.csv and {len(written) - 2} pictures to {path_text(out)}")
+            )
+    if not any(one.risk is not None for one in found.patients):
         raise typer.Exit(1)
 
 

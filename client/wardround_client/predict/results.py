@@ -78,7 +78,7 @@ def to_csv(found: Predicted) -> str:
             row |= {
                 name: "yes" if one.positive else "no" for name, one in zip(decisions, prediction.decisions, strict=True)
             }
-        table.writerow({name: _cell(value) for name, value in row.items()})
+        table.writerow({name: cell(value) for name, value in row.items()})
     return written.getvalue()
 
 
@@ -169,7 +169,7 @@ def _rows(found: Predicted) -> Iterator[Row]:
         yield {"what": "refused", "file": path_text(refusal.path), "frame": refusal.frame, "refused": refusal.title}
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """Return a cell that a spreadsheet does not take for a formula."""
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text

@@ -40,6 +40,20 @@ class HourlyInputs(nn.Module):
         self._codes = [len(vocabulary.variables[column].categories) for column in self._many]
         self.hour_width = 3 * len(self._hourly)
         self.fact_width = 2 * (len(self._facts) + len(self._binary)) + sum(self._codes)
+        names = vocabulary.names
+        known = [names[column] for column in self._facts + self._binary]
+        marked = [names[c] for c, codes in zip(self._many, self._codes, strict=True) for _ in range(codes)]
+        self._hour_names, self._fact_names = [names[column] for column in self._hourly], [*known, *known, *marked]
+
+    @property
+    def hour_names(self) -> tuple[str, ...]:
+        """The variable of each of the values, and so of the masks and of the recencies, of an hour."""
+        return tuple(self._hour_names)
+
+    @property
+    def fact_names(self) -> tuple[str, ...]:
+        """The variable of each fact."""
+        return tuple(self._fact_names)
 
     def forward(self, rows_NTV: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (N, T, V) -> (N, T, D) by hour, and facts (N, S)."""

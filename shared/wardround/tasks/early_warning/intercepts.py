@@ -13,6 +13,9 @@ import math
 
 import numpy as np
 
+from wardround.metrics.noised_auc import ScoreHistogram
+from wardround.metrics.score_bins import bin_centres
+
 LARGEST_SHIFT = 5.0  # of a logit: a count of zero events would else give minus infinity
 STEPS = 60  # of a bisection
 
@@ -41,6 +44,27 @@ def at_site(scores_N: np.ndarray, events: float) -> float:
     for _ in range(STEPS):
         middle = (low + high) / 2
         if calibrated_scores(scores_N, middle).sum() < wanted:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def from_histogram(histogram: ScoreHistogram) -> float | None:
+    """The shift of all logits at which the expected events in noised counts of scores are those counted.
+
+    It is computed from counts that were released and charged, so that it costs no more. None if the noise hides the
+    counts.
+    """
+    if not histogram.both_labels:
+        return None
+    patients_B = histogram.negatives_B() + histogram.positives_B()
+    centres_B = bin_centres(histogram.bins, histogram.logit_scale)
+    events = float(histogram.positives_B().sum())
+    low, high = -LARGEST_SHIFT, LARGEST_SHIFT
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if patients_B @ calibrated_scores(centres_B, middle) < events:
             low = middle
         else:
             high = middle

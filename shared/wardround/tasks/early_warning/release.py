@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from wardround.metrics.calibration import fit_calibration
 from wardround.metrics.noised_auc import ScoreHistogram
 from wardround.study.load import Study
+from wardround.tasks.early_warning.intercepts import from_histogram
 
 SCORES_LABELS = True
 Weights = TypeVar("Weights")
 
 
 def figures(histogram: ScoreHistogram) -> dict[str, Any]:
-    """Return the calibration of the model's scores, `fitted_calibration`, or None if the noise hides the counts."""
-    fitted = fit_calibration(histogram)
-    return {"fitted_calibration": None if fitted is None else fitted.to_json()}
+    """Return the intercept that puts the level of the risks right, or None if the noise hides the counts.
+
+    Clipping lowers the level of all risks; a temperature, as classification fits it, could not raise it again.
+    """
+    return {"fitted_intercept": from_histogram(histogram)}
 
 
 def released_weights(
@@ -32,11 +34,8 @@ def manifest(study: Study) -> dict[str, Any]:
 
 
 def card_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Return a line about the calibration of the scores."""
-    calibrated = figures.get("fitted_calibration")
-    if calibrated is None:
-        return ["- probabilities are not calibrated"]
-    return [
-        f"- probabilities are calibrated with a temperature of {calibrated['temperature']:.2f}; a set of labels "
-        f"contains the right one for {calibrated['coverage']:.0%} of such patients"
-    ]
+    """Return a line about the level of the risks."""
+    shift = figures.get("fitted_intercept")
+    if shift is None:
+        return ["- risks are not calibrated: they are lower than the share of events, because of the clipping"]
+    return [f"- the level of the risks is calibrated on noised counts: logits are shifted by {shift:+.2f}"]
