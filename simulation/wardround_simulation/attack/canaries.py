@@ -25,6 +25,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor, nn
 
+from wardround.sources.registry import source_name
 from wardround.study.load import Study, parse_study
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.training.batches import material_of
@@ -203,8 +204,10 @@ def canary_scores(system: System, study: Study, canaries: int, seed: int) -> tup
 
 def _head_study(study: Study, rate: float) -> Study:
     content = plain_training(study, rate).model_dump()
-    content["model"].update(name="phantom-encoder", init="random", init_sha256=None, trainable="head")
-    content["data"].update(channels="grey")
+    content["model"].update(init="random", init_sha256=None, trainable="head")
+    if source_name(study) == "images":  # records have a head over features already
+        content["model"].update(name="phantom-encoder")
+        content["data"].update(channels="grey")
     return parse_study(content)
 
 

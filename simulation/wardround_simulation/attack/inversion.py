@@ -30,7 +30,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.seed_cnn import BRIGHTEST, SeedCNN
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
-from wardround.tasks.classification.objective import loss_per_image, reads_features, trained_part
+from wardround.tasks.labelled.objective import loss_per_image, reads_features, trained_part
 from wardround_client.clipping.engines import PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study

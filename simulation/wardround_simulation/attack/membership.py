@@ -226,12 +226,16 @@ def _contrast(study: Study, hospitals: Sequence[Hospital], seed: int) -> Attack 
     return attack(scores_P, member_P) if auc(scores_P, member_P.astype(np.int64)) is not None else None
 
 
-def _small(images_NCHW: AnyRows, rows: np.ndarray) -> np.ndarray:
-    """Return images shrunk to `CONTRAST_SIDE_PX`, float32 (n, D), each with mean 0 and standard deviation 1."""
+def _small(values_N: AnyRows, rows: np.ndarray) -> np.ndarray:
+    """Return rows as float32 (n, D), each with mean 0 and standard deviation 1: images shrunk to `CONTRAST_SIDE_PX`,
+    of records what is missing as 0.
+    """
     parts = []
     for begin in range(0, len(rows), 128):
-        batch = torch.from_numpy(np.array(images_NCHW[rows[begin : begin + 128]])).float()
-        small = functional.interpolate(batch, CONTRAST_SIDE_PX, mode="area").flatten(1)
+        batch = torch.from_numpy(np.array(values_N[rows[begin : begin + 128]])).float()
+        if batch.dim() == 4:
+            batch = functional.interpolate(batch, CONTRAST_SIDE_PX, mode="area")
+        small = batch.flatten(1).nan_to_num(0.0)
         parts.append((small - small.mean(1, keepdim=True)) / (small.std(1, keepdim=True) + 1e-3))
     return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
 

@@ -15,9 +15,10 @@ import torch
 
 from wardround.errors import UsageError
 from wardround.identity import sha256_hex
+from wardround.sources.registry import source_name
 from wardround.storage.disk_errors import unwritable
 from wardround.tasks import TASKS
-from wardround.tasks.classification.objective import reads_features
+from wardround.tasks.labelled.objective import reads_features
 from wardround.tasks.registry import commands_of
 from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE
 from wardround_simulation.attack import checks, run_files
@@ -48,6 +49,11 @@ def attack_folder(
     if not commands_of(study.study.task).attack:
         known = ", ".join(task for task in TASKS if commands_of(task).attack)
         raise UsageError(f"{folder}: attack supports runs of {known}; this is a run of {study.study.task}")
+    images = source_name(study) == "images"
+    if not images and not reads_features(study):
+        raise UsageError(
+            f"{folder}: attack supports records only where a head over features trains, not {study.model.name}"
+        )
     if reads_features(study):
         # Small tensors: more threads wait for each other, and take five times the work on a busy machine.
         torch.set_num_threads(1)
@@ -67,8 +73,10 @@ def attack_folder(
     stage("Guessing which patients took part")
     events = max((site.events for site in run.sites.values()), key=lambda events: sum(one.steps for one in events))
     members = attack_run(study, hospitals, run.released, events)
-    stage("Rebuilding images from one round's gradients")
-    inverted = invert(system, study, hospitals, progress=pieces)
+    inverted = None
+    if images:
+        stage("Rebuilding images from one round's gradients")
+        inverted = invert(system, study, hospitals, progress=pieces)
     findings += [part.finding for part in (planted, members, inverted) if part is not None]
     result = AttackResult(
         run_id=str(run.result["run_id"]),

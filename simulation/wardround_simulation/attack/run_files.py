@@ -28,7 +28,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
-from wardround.tasks.classification.objective import loss_per_image, reads_features, trained_part
+from wardround.tasks.labelled.objective import loss_per_image, reads_features, trained_part
 from wardround.text import epsilon_of
 from wardround.wire.protocol import TRAIN
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop

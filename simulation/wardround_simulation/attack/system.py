@@ -18,7 +18,7 @@ from torch import nn
 from wardround.accounting import Epsilon, spent
 from wardround.sources.images.study import image_data
 from wardround.study.load import Study, parse_study
-from wardround.tasks.classification.objective import reads_features
+from wardround.tasks.labelled.objective import reads_features
 from wardround.tasks.labelled.scores import score
 from wardround.wire.packets import Answer
 from wardround_client.privacy.plan import PrivacyPlan

@@ -75,5 +75,5 @@ def test_each_shipped_task_names_its_commands() -> None:
         "classification": Commands(attack=True, compare="settings", onnx=True, personalise=True),
         "synthesis": Commands(generate=True, phantoms=True),
         "reconstruction": Commands(compare="methods", phantoms=True),
-        "early-warning": Commands(compare="settings", phantoms=True),
+        "early-warning": Commands(attack=True, compare="settings", phantoms=True),
     }

@@ -19,7 +19,7 @@ PUBLIC_START = {
     "gru": "weights learned from simulated stays",
 }
 SECTION = None
-COMMANDS = Commands(compare="settings", phantoms=True)
+COMMANDS = Commands(attack=True, compare="settings", phantoms=True)
 
 
 def check(study: Study) -> None:

@@ -13,6 +13,11 @@ from wardround.tasks.registry import objective_part
 FEATURE_ROWS = 64  # in one pass; rows of features are cheap
 
 
+def reads_features(study: Study) -> bool:
+    """Return whether training of the study's task reads frozen features instead of rows."""
+    return objective_part(study.study.task).reads_features(study)
+
+
 def head_of(network: nn.Module) -> nn.Linear:
     """Return the last layer, which is called `head` in every classifier."""
     return cast(nn.Linear, network.head)
@@ -20,7 +25,7 @@ def head_of(network: nn.Module) -> nn.Linear:
 
 def trained_part(network: nn.Module, study: Study) -> nn.Module:
     """Return the module that is trained: the head if training reads frozen features, else the whole network."""
-    return head_of(network) if objective_part(study.study.task).reads_features(study) else network
+    return head_of(network) if reads_features(study) else network
 
 
 def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
