@@ -116,7 +116,8 @@ def _simulated_test(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the exact figures of a simulation, but only those about generated patients: they need no privacy."""
     if result.get("phantoms") is not True:
         return None
-    found = {"images": result.get("test"), "patients": result.get("test_by_patient")}
+    by_patient = (result.get("test") or {}).get("unit") == "patient"  # where a patient has one row
+    found = {"images": None if by_patient else result.get("test"), "patients": result.get("test_by_patient")}
     return {unit: dict(figures) for unit, figures in found.items() if figures and "auc" in figures} or None
 
 

@@ -18,7 +18,7 @@ from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.storage.text_file import path_text
 from wardround_client.sources.records.events import Names, joined
 from wardround_client.sources.records.fhir.stays import stay_rows
-from wardround_client.sources.records.folder import measurements_of, pools_of
+from wardround_client.sources.records.folder import at_top, measurements_of
 from wardround_client.sources.records.grid.checks import HOUR_S, Limits, checked
 from wardround_client.sources.records.grid.hours import Grid, cells_of, rows_of
 from wardround_client.sources.records.quality.counts import Counts
@@ -49,7 +49,7 @@ def read_asked(folder: Path, data: RecordsData) -> AskedRecords:
     where = path_text(folder)
     if not folder.is_dir():
         raise DataError(f"{where}: no such folder; give the folder with the patients' records")
-    pools = pools_of(folder.resolve(), data)
+    pools = at_top(folder.resolve(), data)
     if len(pools) != 1:
         several = "holds several tables with one row a patient" if pools else "no records found in it"
         raise DataError(f"{where}: {several}; give one folder as docs/records.md shows it")

@@ -152,7 +152,7 @@ def _whole(pool: RecordsSite, data: RecordsData) -> tuple[RecordsSite, Stays]:
 
 
 def _find(root: Path, data: RecordsData, sites: int | None) -> list[tuple[RecordsSite, Stays]]:
-    pools = pools_of(root, data)
+    pools = at_top(root, data)
     if pools:
         if len(pools) == 1:
             return _divided(pools[0], data, sites)
@@ -161,7 +161,7 @@ def _find(root: Path, data: RecordsData, sites: int | None) -> list[tuple[Record
         inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         found = []
         for place in inner:
-            own = pools_of(place, data)
+            own = at_top(place, data)
             if len(own) > 1:
                 raise DataError(f"{place}: holds several tables with one row a patient; give each site one")
             found += [_whole(replace(pool, name=_site_name(place.name, str(place))), data) for pool in own]
@@ -175,7 +175,7 @@ def _find(root: Path, data: RecordsData, sites: int | None) -> list[tuple[Record
     return found
 
 
-def pools_of(root: Path, data: RecordsData) -> list[RecordsSite]:
+def at_top(root: Path, data: RecordsData) -> list[RecordsSite]:
     """Return the records at the top of a folder: one pool, or a wide table for each site."""
     tables, fhir, skipped = _files(root)
     opened = [(path, open_table(path)) for path in tables]

@@ -20,6 +20,7 @@ from wardround.handover.card.figures import (
 )
 from wardround.handover.card.metadata import metadata_of
 from wardround.sources.images.study import image_data
+from wardround.sources.registry import of_study, source_name
 from wardround.study.describe import learns, network, reads
 from wardround.study.load import Study
 from wardround.tasks.registry import public_start
@@ -43,7 +44,7 @@ def card_of_record(record: Record, study: Study) -> Card:
     warnings = (UNSAFE, *reasons) if record["unsafe"] else ()
     sections = [
         _section("Model details", _details(record, study)),
-        _section("Uses", _uses(record)),
+        _section("Uses", _uses(record, study)),
         _section("Limits, bias and risks", _limits(record)),
         _section("How to use it", _how_to(record, study)),
         _section("Training data", _data(record, study)),
@@ -101,19 +102,21 @@ def _start(study: Study) -> str:
     return kinds.get(study.model.init, f"a model file with the SHA-256 {study.model.init_sha256}")
 
 
-def _uses(record: Record) -> list[Block]:
+def _uses(record: Record, study: Study) -> list[Block]:
+    rows = f"{of_study(study).ROW}s"
+    another = "another kind, body part, size or window" if source_name(study) == "images" else "another kind"
     return [
         paragraph(
-            "Intended use: research on federated learning and on models for images like those it was trained on."
+            f"Intended use: research on federated learning and on models for {rows} like those it was trained on."
         ),
         paragraph("Out of scope:"),
         bullets(
             [
                 "diagnosis, treatment, triage or any other decision about a patient; the model is not a medical device",
-                "images of another kind, body part, size or window than the training data"
+                f"{rows} of {another} than the training data"
                 + (", which the output distance is meant to detect" if _is_judged(record) else ""),
                 "patients of hospitals that differ from the sites below, before an evaluation there",
-                "finding out whether a person's images were used in training",
+                f"finding out whether a person's {rows} were used in training",
             ]
         ),
     ]
@@ -189,8 +192,9 @@ def _data(record: Record, study: Study) -> list[Block]:
         f"round {one['round']}: {one['site']}, {code_text(one['code'])}" for one in record["missing"][:MISSING_SHOWN]
     ]
     more = len(record["missing"]) - MISSING_SHOWN
+    kept = f"{of_study(study).ROW.capitalize()}s"
     return [
-        paragraph(f"At each site: {reads(study)}. Images, names and individual scores never left the sites."),
+        paragraph(f"At each site: {reads(study)}. {kept}, names and individual scores never left the sites."),
         *([table(columns, rows)] if rows else []),
         paragraph("Missing replies:" if missing else "No reply was missing in any round."),
         *([bullets([*missing, *([f"and {count_text(more, 'other reply')}"] if more > 0 else [])])] if missing else []),

@@ -140,3 +140,16 @@ def test_severity_parts_and_summaries_do_not_share_a_scale_with_the_data():
 def test_a_study_whose_network_does_not_fit_is_refused_in_one_line(sections: dict, says: str):
     with pytest.raises(StudyError, match=says.replace("+", r"\+")):
         records_study("gru", **sections)
+
+
+def test_a_code_that_a_vocabulary_gains_leaves_the_fingerprint_and_a_constant_changes_it():
+    from dataclasses import replace
+
+    from wardround.tasks.early_warning.features.scaling import constants_sha256
+
+    first, *others = ICU.variables
+
+    def hash_with(**changes: object) -> str:
+        return constants_sha256(replace(ICU, variables=(replace(first, **changes), *others)))
+
+    assert hash_with(loinc=("1-1",)) == constants_sha256(ICU) != hash_with(centre=first.centre + 1)

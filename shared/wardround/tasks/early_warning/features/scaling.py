@@ -8,6 +8,7 @@ Shapes: N stays, T hours, V variables.
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -18,16 +19,22 @@ from wardround.sources.records.vocabulary import Vocabulary
 FARTHEST = 5.0  # scaled values beyond it are cut: a single wild number then moves no score far
 
 
+def constants_sha256(vocabulary: Vocabulary) -> str:
+    """The SHA-256 in hex of names, kinds, categories and scales of a vocabulary's variables, in their order."""
+    facts = [(one.name, one.kind, one.categories, one.centre, one.spread, one.scale) for one in vocabulary.variables]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
 class ClinicalScale(nn.Module):
     """Rows in the units of a vocabulary -> scaled rows, as `Vocabulary.scaled` and cut at `FARTHEST`. NaN stays NaN.
 
-    `vocabulary` is the hash of the vocabulary's file: as an attribute it is part of the hash by which sites compare
-    their networks.
+    `constants` is a hash of what the networks take from the vocabulary: as an attribute it is part of the hash by which
+    sites compare their networks. Codes and units of a vocabulary may change without changing a network.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.vocabulary = vocabulary.sha256
+        self.constants = constants_sha256(vocabulary)
         variables = vocabulary.variables
         logarithm = {"linear": lambda x: x, "log": math.log, "log1p": math.log1p}
         offsets = [logarithm[variable.scale](variable.centre) for variable in variables]
