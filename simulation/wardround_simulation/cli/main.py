@@ -260,20 +260,32 @@ def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     sites: Annotated[int, typer.Option(min=1, metavar="N", help="Hospitals.")] = PHANTOM_SITES,
     patients: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Patients of an average hospital; hospitals differ in size.")
+        int,
+        typer.Option(min=1, metavar="N", help="Patients of an average hospital; hospitals with images differ in size."),
     ] = PHANTOM_PATIENTS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = PHANTOM_SEED,
+    records: Annotated[
+        bool, typer.Option("--records", help="Write tables of records instead: simulated stays in intensive care.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write phantom hospitals as DICOM files. Chest-CT-like series with marked nodules, without data of any patient."""
+    """Write phantom hospitals: chest-CT-like DICOM series with marked nodules, or tables of patients' records.
+
+    They hold no data of any patient.
+    """
     from wardround_simulation.cli.progress import RunProgress
 
     require_writable(folder)
     with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress, writing(folder):
         progress.stage("Writing phantom hospitals")
-        from wardround_simulation.phantoms.dicom import write_phantom_hospitals
+        if records:
+            from wardround_simulation.stays.hospitals import write_simulated_hospitals
 
-        write_phantom_hospitals(folder, sites, patients, seed, progress.pieces)
+            write_simulated_hospitals(folder, sites, patients, seed, progress.pieces)
+        else:
+            from wardround_simulation.phantoms.dicom import write_phantom_hospitals
+
+            write_phantom_hospitals(folder, sites, patients, seed, progress.pieces)
     if as_json:
         print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
     else:

@@ -1,21 +1,64 @@
-"""Hospitals with simulated stays as files, in the layout of long tables (docs/records.md). No patient is in them."""
+"""Hospitals with simulated stays as files, in the layout of long tables (docs/records.md). No patient is in them.
+
+Each hospital after the first has a habit of real exports that ingestion has to undo, so that a run on simulated stays
+goes through the whole way.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wardround.errors import DataError
 from wardround.phantoms.stays import stays
-from wardround.sources.records.vocabulary import load_vocabulary
+from wardround.sources.records.vocabulary import Variable, load_vocabulary
 
 MEASUREMENTS_FILE, PATIENTS_FILE = "measurements.csv", "patients.csv"
 MEASUREMENT_COLUMNS = ("patient_id", "hours", "variable", "value")
 OUTCOME = "in_hospital_death"
 SITE_SEEDS = 1000  # seeds of one call's sites lie side by side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habit:
+    """How a hospital exports."""
+
+    fahrenheit: bool = False
+    ph_without_point: bool = False  # 734 for 7.34
+    missing: str = ""  # what stands for a height or a weight that is not known
+    separator: str = ","
+    comma: bool = False  # 36,5 for 36.5
+
+    def number(self, value: float) -> str:
+        """Return a number as text."""
+        text = f"{value:.4g}"
+        return text.replace(".", ",") if self.comma else text
+
+    def measured(self, variable: Variable, value: float) -> str:
+        """Return a measurement as text."""
+        if self.fahrenheit and variable.name == "Temp":
+            value = value * 1.8 + 32
+        if self.ph_without_point and variable.name == "pH":
+            value = round(value * 100)
+        return self.number(value)
+
+    def fact(self, variable: Variable, value: float) -> str:
+        """Return a fact of a stay as the vocabulary's own code or a number."""
+        if np.isnan(value):
+            return self.missing if variable.missing else ""
+        return variable.codes[int(value)] if variable.codes else self.number(value)
+
+
+HABITS = (
+    Habit(),
+    Habit(fahrenheit=True),
+    Habit(ph_without_point=True, missing="-1"),
+    Habit(separator=";", comma=True),
+)
 
 
 def write_simulated_hospitals(
@@ -43,28 +86,22 @@ def write_simulated_hospitals(
 
 
 def _write_site(place: Path, site: int, rows_NTV: np.ndarray, died_N: np.ndarray, random: np.random.Generator) -> None:
-    variables = load_vocabulary("icu").variables
+    variables, habit = load_vocabulary("icu").variables, HABITS[(site - 1) % len(HABITS)]
     names = [f"{site:02}-{number:05}" for number in range(1, len(rows_NTV) + 1)]
     hourly = [(column, one) for column, one in enumerate(variables) if not one.of_the_stay]
     with open(place / MEASUREMENTS_FILE, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = csv.writer(stream, delimiter=habit.separator)
         writer.writerow(MEASUREMENT_COLUMNS)
         for name, row_TV in zip(names, rows_NTV, strict=True):
             for column, variable in hourly:
                 for hour in np.flatnonzero(~np.isnan(row_TV[:, column])):
-                    minutes = random.integers(0, 60)
-                    writer.writerow((name, f"{hour + minutes / 60:.4f}", variable.name, f"{row_TV[hour, column]:.4g}"))
+                    when = f"{hour + random.integers(0, 60) / 60:.4f}"
+                    value = habit.measured(variable, float(row_TV[hour, column]))
+                    writer.writerow((name, when.replace(".", ",") if habit.comma else when, variable.name, value))
     facts = [(column, one) for column, one in enumerate(variables) if one.of_the_stay]
     with open(place / PATIENTS_FILE, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = csv.writer(stream, delimiter=habit.separator)
         writer.writerow(("patient_id", *(one.name for _, one in facts), OUTCOME))
         for name, row_TV, died in zip(names, rows_NTV, died_N, strict=True):
-            cells = [_cell(row_TV[0, column], one.codes) for column, one in facts]
+            cells = [habit.fact(one, float(row_TV[0, column])) for column, one in facts]
             writer.writerow((name, *cells, int(died)))
-
-
-def _cell(value: float, codes: tuple[str, ...]) -> str:
-    """A fact of a stay as the vocabulary's own code or number; empty if it is not known."""
-    if np.isnan(value):
-        return ""
-    return codes[int(value)] if codes else f"{value:.4g}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders.networks import records_study
+from typer.testing import CliRunner
 
 from wardround.errors import DataError
 from wardround.phantoms.stays import stays
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.registry import source_of
+from wardround_simulation.cli.main import app
 from wardround_simulation.run.hospitals import prepare_hospitals
-from wardround_simulation.stays.hospitals import SITE_SEEDS, write_simulated_hospitals
+from wardround_simulation.stays.hospitals import HABITS, SITE_SEEDS, write_simulated_hospitals
 
 PATIENTS, SEED = 12, 5
 
@@ -34,6 +37,31 @@ def test_the_files_hold_the_simulated_stays(tmp_path: Path) -> None:
     assert np.allclose(np.sort(right_NTV[:, 0, age]), found[:, 0, age])
     measured = ~np.isnan(right_NTV[order])
     assert measured.sum() == (~np.isnan(found)).sum()
+
+
+def test_ingestion_undoes_every_habit(tmp_path: Path) -> None:
+    study, vocabulary = records_study("gru", hours=48), load_vocabulary("icu")
+    pressures = [vocabulary.index(name) for name in ("SysABP", "DiasABP")]  # simulated ones may contradict each other
+    write_simulated_hospitals(tmp_path / "data", len(HABITS), PATIENTS, SEED)
+    write_simulated_hospitals(tmp_path / "again", len(HABITS), PATIENTS, SEED)
+    for path in (tmp_path / "data").rglob("*.csv"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "data")).read_bytes()
+    sites = source_of(study.data).discover(tmp_path / "data", study.data, None)
+    for number, one in enumerate(prepare_hospitals(sites, study, tmp_path / "sites"), start=1):
+        assert set(one.report.quality.quarantined) <= {"contradiction"}
+        found = np.asarray(open_cohort(one.folder / "cohort").values_N)
+        right_NTV, _ = stays(PATIENTS, SEED * SITE_SEEDS + number)
+        found[..., pressures] = right_NTV[..., pressures]
+        assert np.allclose(found, right_NTV, rtol=1e-3, atol=0.006, equal_nan=True)
+        reasons = {2: "fahrenheit", 3: "factor_100"}
+        assert reasons.get(number, "fahrenheit") in one.report.quality.remarks or number in (1, 4)
+
+
+def test_the_command_writes_records(tmp_path: Path) -> None:
+    asked = ["phantom", str(tmp_path / "data"), "--records", "--sites", "2", "--patients", "3", "--json"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and json.loads(done.stdout)["sites"] == 2
+    assert (tmp_path / "data" / "hospital-2" / "measurements.csv").is_file()
 
 
 def test_simulated_stays_never_join_other_files(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def columns_of_rows(rows: Iterable[np.ndarray], vocabulary: Vocabulary) -> Itera
     """Yield the columns of each row (hours, variables); "" where the row does not give it."""
     place = {variable.name.casefold(): index for index, variable in enumerate(vocabulary.variables)}
     sex, age = place.get("sex"), place.get("age")
+    known: dict[tuple[str, ...], dict[str, str]] = {}  # rows with the same values share one mapping
     for row in rows:
         columns = {}
         if sex is not None:
@@ -28,4 +29,4 @@ def columns_of_rows(rows: Iterable[np.ndarray], vocabulary: Vocabulary) -> Itera
         if age is not None:
             years = float(row[0, age])
             columns["age"] = "" if math.isnan(years) else AGES[min(int(years), OLDEST_BAND) // 10]
-        yield columns
+        yield known.setdefault(tuple(columns.values()), columns)
