@@ -3,9 +3,9 @@
     ./run bench records [--rows 2000000] [--repeats 3] [--markdown]
 
 The benchmark writes a long table of measurements (CSV, sorted by patient, 400 rows each) and one with a tenth of its
-rows. "Plain" iterates over the same columns of the same file with pyarrow and keeps nothing. Ingestion does that too,
-and repairs, checks, sorts into hours, and writes the quality report and the cohort. Each runs in a fresh process, whose
-peak memory is what the kernel reports (VmHWM).
+rows and as many patients. "Plain" iterates over the same columns of the same file with pyarrow and keeps nothing.
+Ingestion does that too, and repairs, checks, sorts into hours, and writes the quality report and the cohort. Each runs
+in a fresh process, whose peak memory is what the kernel reports (VmHWM).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STUDY = RecordsData(vocabulary="icu", outcome="died", labels=("survived", "died"
 COLUMNS = ("patient_id", "hours", "variable", "value")
 
 
-def write_table(folder: Path, rows: int) -> Path:
+def write_table(folder: Path, rows: int, patients: int) -> Path:
     """Write events.csv and patients.csv of synthetic measurements around the centre of each variable."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -52,9 +52,8 @@ def write_table(folder: Path, rows: int) -> Path:
             variable_N = generator.integers(0, len(measured), count)
             value_N = np.round(centre_V[variable_N] * generator.uniform(0.95, 1.05, count), 2)
             hours_N = np.round(generator.uniform(0, 48, count), 4)
-            patients_N = np.arange(first, first + count) // ROWS_A_PATIENT
+            patients_N = np.arange(first, first + count) * patients // rows
             out.write_table(pa.table([patients_N, hours_N, names.take(pa.array(variable_N)), value_N], schema=schema))
-    patients = -(-rows // ROWS_A_PATIENT)
     lines = [f"{patient},{patient % 2},{20 + patient % 70}" for patient in range(patients)]
     (folder / "patients.csv").write_text("\n".join(["patient_id,died,age", *lines]) + "\n")
     return folder
@@ -95,6 +94,7 @@ def alone(work: str, folder: Path) -> None:
 def main() -> None:
     parser = arguments_of(__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--patients", type=int, help="by default one for 400 rows")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files lie; by default the system's temporary folder")
     parser.add_argument("--alone", choices=("plain", "ingest"), help="only this, on the files in --folder")
@@ -104,8 +104,9 @@ def main() -> None:
         return
     found = machine()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
-        large = write_table(Path(place) / "large", arguments.rows)
-        small = write_table(Path(place) / "small", max(arguments.rows // 10, 1))
+        patients = arguments.patients or -(-arguments.rows // ROWS_A_PATIENT)
+        large = write_table(Path(place) / "large", arguments.rows, patients)
+        small = write_table(Path(place) / "small", arguments.rows // 10, patients)
         megabytes = (large / "events.csv").stat().st_size / 1e6
         runs: dict[str, list[dict[str, float]]] = {}
         works = {
@@ -131,13 +132,18 @@ def main() -> None:
         ["peak memory over that of a tenth", growth.text()],
     ]
     document = {
-        "settings": {"rows": arguments.rows, "repeats": arguments.repeats, "file_mb": round(megabytes, 1)},
+        "settings": {
+            "rows": arguments.rows,
+            "patients": patients,
+            "repeats": arguments.repeats,
+            "file_mb": round(megabytes, 1),
+        },
         "seconds": {name: spread(own).to_json() for name, own in seconds.items()},
         "peak_mb": {name: spread(own).to_json() for name, own in peak_mb.items()},
         "million_rows_per_s": per_s.to_json(),
         "ratio": {"ingest over plain": over.to_json(), "peak over that of a tenth": growth.to_json()},
     }
-    title = f"Ingestion of {arguments.rows:,} measurements ({megabytes:,.0f} MB of CSV)"
+    title = f"Ingestion of {arguments.rows:,} measurements of {patients:,} patients ({megabytes:,.0f} MB of CSV)"
     columns = ["what", f"median (smallest–largest) of {arguments.repeats}"]
     tell(arguments, found, document, [Sheet(title=title, columns=columns, rows=rows)])
 

@@ -130,15 +130,8 @@ def ingest(
         )
         refuse_full_disk(folder, int(taking_part_P.sum()), 4 * math.prod(grid.row_shape))
         with Parts(folder, len(stays)) as parts:
-            known = _events_of(stays, taking_part_P)
-            parts.add(checked(known, limits, counts))
-            owners = Owners(
-                index={name: place for place, name in enumerate(stays.ids) if taking_part_P[place]},
-                others=site.others | {name for place, name in enumerate(stays.ids) if not taking_part_P[place]},
-                count_strays=site.first,
-            )
-            read = len(known)
-            for events in measurements_of(site, owners, stays, names, counts, progress):
+            read = 0
+            for events in _measured(site, stays, taking_part_P, names, counts, progress):
                 read += len(events)
                 parts.add(checked(events, limits, counts))
             tally = _to_cells(parts, grid, counts, taking_part_P)
@@ -191,8 +184,23 @@ def _taking_part(
     return label_P, ~objecting_P & ~early_P
 
 
-def _events_of(stays: Stays, taking_part_P: np.ndarray) -> Events:
-    return stays.events.where(taking_part_P[stays.events.patient_N])
+def _measured(
+    site: RecordsSite,
+    stays: Stays,
+    taking_part_P: np.ndarray,
+    names: Names,
+    counts: Counts,
+    progress: Progress | None,
+) -> Iterator[Events]:
+    """Yield the measurements of those who take part: what is known of the stays, then the files, batch by batch."""
+    yield stays.events.where(taking_part_P[stays.events.patient_N])
+    left_out = frozenset(stays.ids[place] for place in np.flatnonzero(~taking_part_P).tolist())
+    owners = Owners(
+        index={name: place for place, name in enumerate(stays.ids) if taking_part_P[place]},
+        others=site.others | left_out,
+        count_strays=site.first,
+    )
+    yield from measurements_of(site, owners, stays, names, counts, progress)
 
 
 def _to_cells(parts: Parts, grid: Grid, counts: Counts, taking_part_P: np.ndarray) -> Tally:
