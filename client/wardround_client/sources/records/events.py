@@ -81,7 +81,10 @@ class Names:
         return next(((one.factor, one.offset) for one in known.units if plain_unit(one.unit) == unit), None)
 
     def category(self, variable: int, text: str) -> float | None:
-        """Return the place of a category among those of its variable, by its code in files or its name; else None."""
+        """Return the place of a category among those of its variable, else None.
+
+        It is found by its code in files, by its name, or by the first letter of its name if no other has it: F and M.
+        """
         known = self.vocabulary.variables[variable]
         number = text.split(".", 1)[0] if WHOLE.fullmatch(text) else text
         codes = known.codes or tuple(map(str, range(len(known.categories))))
@@ -89,4 +92,5 @@ class Names:
             place = {same_text(name): index for index, name in enumerate(names)}
             if same_text(number) in place:
                 return float(place[same_text(number)])
-        return None
+        initials = [name[:1].casefold() for name in known.categories]
+        return float(initials.index(text.casefold())) if initials.count(text.casefold()) == 1 else None

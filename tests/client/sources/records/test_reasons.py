@@ -77,3 +77,17 @@ def test_spellings_of_a_unit_are_one(one: str, other: str) -> None:
 )
 def test_different_units_stay_apart(one: str, other: str) -> None:
     assert plain_unit(one) != plain_unit(other)
+
+
+@pytest.mark.parametrize(
+    "text, place",
+    [("0", 0), ("1.0", 1), ("Female", 0), ("M", 1), ("f", 0), ("2", None), ("-1", None), ("x", None), ("", None)],
+)
+def test_a_category_is_found_by_code_name_or_initial(text: str, place: int | None) -> None:
+    vocabulary = load_vocabulary("icu")
+    assert Names(vocabulary).category(vocabulary.index("Sex"), text) == place
+
+
+def test_an_initial_that_two_categories_share_is_none_of_them() -> None:
+    vocabulary = load_vocabulary("heart")
+    assert Names(vocabulary).category(vocabulary.index("cp"), "n") is None  # non-anginal pain, no symptoms
