@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,10 @@ from builders.records import (
     reasons_of,
     table,
 )
+from paths import ROOT
 
 from wardround.errors import DataError
+from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.records import source
 
 HR = [("a", 0.1, "HR", 80), ("b", 0.1, "HR", 90)]  # something of both patients
@@ -278,3 +283,24 @@ def test_a_cut_off_gzip_ends_the_ingest_and_keeps_the_cohort(tmp_path: Path) -> 
         prepared(folder, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "cohort.json").read_text())["key"] == key
     assert not (tmp_path / "out" / ".parts").exists()
+
+
+def test_an_ingest_that_dies_leaves_the_cohort_and_the_next_one_begins_anew(tmp_path: Path) -> None:
+    folder = icu_folder(tmp_path / "data", [(name, at / 100, "HR", 80 + at % 9) for name in "ab" for at in range(4000)])
+    key = prepared(folder, tmp_path / "out").key
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from builders.records import prepared\n"
+        "from wardround_client.sources.records.grid import hours\n"
+        "from wardround_client.sources.records import ingest\n"
+        "ingest.cells_of = lambda *_: os._exit(9)\n"
+        "prepared(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    words = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
+    places = os.pathsep.join(str(ROOT / name) for name in ("tests", "shared", "client"))
+    died = subprocess.run(words, env={**os.environ, "PYTHONPATH": places}, timeout=60)
+    assert died.returncode == 9 and any((tmp_path / "out" / ".parts").iterdir())
+    assert (tmp_path / "out" / ".parts").stat().st_mode & 0o077 == 0
+    assert open_cohort(tmp_path / "out").key == key
+    assert prepared(folder, tmp_path / "out").key == key and not (tmp_path / "out" / ".parts").exists()
