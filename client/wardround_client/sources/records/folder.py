@@ -11,8 +11,6 @@ The layout is recognised by the top level of the folder (`docs/records.md` shows
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from wardround.errors import DataError
-from wardround.identity import SITE_NAME
 from wardround.sources.records.study import RecordsData
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.storage.disk_errors import cause
@@ -30,6 +27,7 @@ from wardround_client.sources.records.fhir.files import is_fhir
 from wardround_client.sources.records.fhir.observations import observed
 from wardround_client.sources.records.fhir.stays import stay_rows
 from wardround_client.sources.records.quality.counts import Counts
+from wardround_client.sources.records.site_names import checked_name, names_of_files, plain_name
 from wardround_client.sources.records.stays import NO_LABEL, Stays, stays_from
 from wardround_client.sources.records.tables.long_table import Owners, columns_of, is_long, long_events
 from wardround_client.sources.records.tables.outcomes import with_horizon
@@ -164,7 +162,7 @@ def _find(root: Path, data: RecordsData, sites: int | None) -> list[tuple[Record
             own = at_top(place, data)
             if len(own) > 1:
                 raise DataError(f"{place}: holds several tables with one row a patient; give each site one")
-            found += [_whole(replace(pool, name=_site_name(place.name, str(place))), data) for pool in own]
+            found += [_whole(replace(pool, name=checked_name(place.name, str(place))), data) for pool in own]
         if not found:
             raise DataError(
                 f"{root}: no records found; give a table of measurements with patients.csv, tables with one row a "
@@ -191,7 +189,7 @@ def at_top(root: Path, data: RecordsData) -> list[RecordsSite]:
     if long:
         return [
             RecordsSite(
-                name=_plain_name(root.name), root=root, events=long, patients=patients, outcomes=outcomes,
+                name=plain_name(root.name), root=root, events=long, patients=patients, outcomes=outcomes,
                 skipped=skipped + len(opened) - len(used) + len(fhir),
             )
         ]  # fmt: skip
@@ -200,16 +198,16 @@ def at_top(root: Path, data: RecordsData) -> list[RecordsSite]:
     if fhir:
         return [
             RecordsSite(
-                name=_plain_name(root.name), root=root, fhir=tuple(fhir), outcomes=outcomes,
+                name=plain_name(root.name), root=root, fhir=tuple(fhir), outcomes=outcomes,
                 skipped=skipped + len(opened) - (outcomes is not None),
             )
         ]  # fmt: skip
     if not wide:
         return []
-    labels = _file_names([table.path for table in wide])
+    labels = names_of_files([table.path for table in wide])
     return [
         RecordsSite(
-            name=_site_name(label, str(root)) if len(wide) > 1 else _plain_name(root.name),
+            name=checked_name(label, str(root)) if len(wide) > 1 else plain_name(root.name),
             root=root,
             patients=table,
             outcomes=outcomes if same_text(data.outcome) not in table.columns else None,
@@ -255,7 +253,7 @@ def _divided(pool: RecordsSite, data: RecordsData, sites: int | None) -> list[tu
         if sites is not None and sites != len(set(named)):
             raise DataError(f"{pool.root}: names {len(set(named))} sites, but --sites is {sites}; leave --sites out")
         groups = {
-            _site_name(name, f"{pool.root}: column site"): [index for index, own in enumerate(named) if own == name]
+            checked_name(name, f"{pool.root}: column site"): [index for index, own in enumerate(named) if own == name]
             for name in sorted(set(named))
         }
     elif sites is None or sites == 1:
@@ -323,28 +321,6 @@ def _batches(table: TableFile) -> int:
 
 def _stem(path: Path) -> str:
     return path.name.lower().split(".", 1)[0]
-
-
-def _file_names(paths: Sequence[Path]) -> list[str]:
-    """Return the parts in which the names of files differ: processed.cleveland.data is cleveland."""
-    names = [re.sub(r"(\.gz)?$", "", path.name) for path in paths]
-    names = [name.rpartition(".")[0] for name in names]
-    if len(names) < 2:
-        return names
-    before = len(os.path.commonprefix(names))
-    after = len(os.path.commonprefix([name[before:][::-1] for name in names]))
-    shorter = [name[before : len(name) - after] for name in names]
-    return shorter if all(re.fullmatch(SITE_NAME, name) for name in shorter) else names
-
-
-def _plain_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63] or "site"
-
-
-def _site_name(text: str, place: str) -> str:
-    if not re.fullmatch(SITE_NAME, text):
-        raise DataError(f"{place}: a site's name has up to 63 letters, digits, dots, hyphens and underscores")
-    return text
 
 
 def _hash(patient: str) -> str:
