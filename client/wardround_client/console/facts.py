@@ -24,6 +24,7 @@ from wardround_client.site.budget import cap_of_site, opened_ledger
 from wardround_client.site.paths import COHORT
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.quality.report import REPORT_JSON
+from wardround_client.sources.records.quality.reasons import REASONS as RECORD_REASONS
 from wardround_client.studies.approvals import known_studies
 
 ROUNDS_SHOWN = 100
@@ -103,23 +104,27 @@ def quality_of(folder: Path, language: str) -> dict[str, Any] | None:
     path = folder / COHORT / REPORT_JSON
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {name: int(content[name]) for name in ("files", "images", "patients", "unlabelled")}
-        parts = {name: _reasons(content[name], language) for name in ("quarantined", "remarks")}
-        classes = [(str(name), int(one["images"]), int(one["patients"])) for name, one in content["classes"].items()]
+        kind = "records" if "stays" in content else "images"
+        rows = {"records": "stays", "images": "images"}[kind]
+        numbers = {name: int(content[name]) for name in ("files", rows, "patients", "unlabelled")}
+        parts = {name: _reasons(content[name], kind, language) for name in ("quarantined", "remarks")}
+        classes = [(str(name), int(one[rows]), int(one["patients"])) for name, one in content["classes"].items()]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise WardroundError(f"{path}: cannot be read: {cause(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise WardroundError(f"{path}: damaged; run wardround-site ingest again") from None
-    return {**numbers, **parts, "classes": classes, "notes": [str(note) for note in content.get("notes", ())]}
+    notes = [str(note) for note in content.get("notes", ())]
+    return {**numbers, **parts, "kind": kind, "rows": numbers[rows], "classes": classes, "notes": notes}
 
 
-def _reasons(counts: dict[str, int], language: str) -> list[dict[str, Any]]:
+def _reasons(counts: dict[str, int], kind: str, language: str) -> list[dict[str, Any]]:
     """Return code, count, title and advice of each reason, those that concern a patient's safety first."""
-    found, words = [], translations(TEXTS / "reasons", language)
+    found, words = [], translations(TEXTS / ("reasons" if kind == "images" else "record_reasons"), language)
+    reasons = {"images": REASONS, "records": RECORD_REASONS}[kind]
     for code, count in counts.items():
-        reason = REASONS.get(code)
+        reason = reasons.get(code)
         title, advice = (code, "") if reason is None else (reason.title, reason.advice)
         title = words.get("title", {}).get(code, title)
         advice = words.get("advice", {}).get(code, advice)

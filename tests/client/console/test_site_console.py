@@ -22,6 +22,7 @@ from builders.consoles import (
     site_folder,
     text_of,
 )
+from builders.records import icu_folder, prepared
 
 from wardround.errors import StudyError
 from wardround.records.audit_events import MessageRefused
@@ -242,6 +243,22 @@ def test_no_address_redirects_elsewhere_or_adds_a_header(made: Path, path: str) 
         answer = browser.get(path)
         assert answer.headers.get("location", "/") in ("/", "/login")
         assert "x" not in answer.headers and "evil" not in str(answer.headers) and "x=1" not in str(answer.headers)
+
+
+def test_a_report_of_records_is_shown_with_its_own_reasons(site: Path, tmp_path: Path) -> None:
+    events = [(name, hour, "HR", 70 + hour) for name in ("CANARY", "p2") for hour in range(8)]
+    data = icu_folder(tmp_path / "data", [*events, ("CANARY", 9, "HR", 999)], {"CANARY": 0, "p2": 1})
+    prepared(data, site / "cohort")
+    browser = browser_of(site)
+    for language, words in (
+        ("en", ("Records of 2 patients are prepared", "Impossible values", "Few patients of an outcome")),
+        (
+            "de",
+            ("Die Daten von 2 Patienten sind vorbereitet", "Unmögliche Werte", "Wenige Patienten eines Ergebnisses"),
+        ),
+    ):
+        pages = "".join(browser.get(path, params={"language": language}).text for path in ("/", "/data"))
+        assert all(word in pages for word in words) and "CANARY" not in pages
 
 
 def test_what_came_from_the_server_or_a_file_is_shown_and_never_executed(site: Path) -> None:

@@ -14,6 +14,7 @@ from wardround.web.texts import LANGUAGES, chosen, code_in, load_texts, translat
 from wardround.web.texts import SHARED as SHARED_TEXTS
 from wardround.wire.reply_codes import CODES
 from wardround_client.sources.images.quality.reasons import REASONS
+from wardround_client.sources.records.quality.reasons import REASONS as RECORD_REASONS
 
 CONSOLES = [ROOT / "client/wardround_client/console", ROOT / "server/wardround_server/console"]
 
@@ -75,6 +76,9 @@ def test_every_reply_code_and_reason_has_a_translation() -> None:
         stem = SHARED_TEXTS / "codes" if name == "code" else CONSOLES[0] / "texts" / "reasons"
         words = translations(stem, "de")[name]
         assert set(words) == set(codes) and all(text.strip() == text and text for text in words.values())
+    for name in ("title", "advice"):
+        words = translations(CONSOLES[0] / "texts" / "record_reasons", "de")[name]
+        assert set(words) == set(RECORD_REASONS) and all(text.strip() == text and text for text in words.values())
     assert code_in("de", "late").startswith("antwortete") and code_in("en", "late").startswith("answered")
     assert code_in("de", "refused:new_reason") == "the site refused: new reason"
 
