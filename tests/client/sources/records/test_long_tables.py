@@ -262,6 +262,7 @@ def test_parquet_may_have_types(tmp_path: Path) -> None:
         (lambda folder: (folder / "events.csv").write_bytes("a,b".encode("utf-16")), "UTF-16"),
         (lambda folder: (folder / "events.csv").write_bytes(b"\x1f\x8b\x08 broken"), "damaged or cut short"),
         (lambda folder: (folder / "events.csv").write_bytes(b"PAR1 broken PAR1"), "damaged or cut short"),
+        (lambda folder: (folder / "events.csv").write_bytes(b"a," * 40_000), "first row is longer than"),
         (lambda folder: (folder / "link.csv").symlink_to("/etc/passwd"), "link that leads out"),
     ],
 )

@@ -185,6 +185,8 @@ def _csv_header(path: Path, start: bytes, packed: bool) -> TableFile:
         separator, at = lines[at][4], at + 1
     if at >= len(lines) or "\0" in lines[at]:
         raise DataError(f"{_shown(path)}: is not a table; the first row names the columns")
+    if at == len(lines) - 1 and len(start) == START_BYTES:
+        raise DataError(f"{_shown(path)}: its first row is longer than {START_BYTES} bytes; is it a table?")
     header = lines[at]
     separator = separator or max(SEPARATORS, key=header.count)
     try:
