@@ -15,8 +15,8 @@ from typing import Any
 
 from wardround.accounting import Epsilon, spent
 from wardround.errors import WardroundError
-from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.storage.disk_errors import cause
+from wardround.web.audit_entries import entries_of
 from wardround.web.texts import translations
 from wardround_client.ledger.book import Hold
 from wardround_client.ledger.ledger import Attempt, Cap
@@ -143,8 +143,7 @@ def rounds_of(folder: Path) -> list[dict[str, Any]]:
         attempts = ledger.attempts()[-ROUNDS_SHOWN:]
     finally:
         ledger.close()
-    path, names = folder / AUDIT_FILE, names_of(folder)
-    entries = verified(path).entries if path.exists() else ()
+    names, entries = names_of(folder), entries_of(folder)
     left = {one["reply"]: one["at"] for one in entries if one["event"] == "released" and not one.get("again")}
     return [_round(one, names, left) for one in reversed(attempts)]
 
@@ -164,9 +163,7 @@ def _round(attempt: Attempt, names: dict[str, str], left: dict[str, str]) -> dic
 
 def last_event(folder: Path, *events: str) -> dict[str, Any] | None:
     """Return the last entry of these kinds in the audit log. Raises `WardroundError` if the log is damaged."""
-    path = folder / AUDIT_FILE
-    entries = verified(path).entries if path.exists() else ()
-    return next((one for one in reversed(entries) if one["event"] in events), None)
+    return next((one for one in reversed(entries_of(folder)) if one["event"] in events), None)
 
 
 def shown_digest(sha256: str, runs: int, words: Sequence[tuple[str, str]]) -> str:

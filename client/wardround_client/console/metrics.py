@@ -10,20 +10,20 @@ from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from wardround.web.metrics import AuditEntries, Part, audit_metrics, daemon_metrics
+from wardround.web.audit_entries import entries_of
+from wardround.web.metrics import Part, audit_metrics, daemon_metrics
 from wardround_client.console.facts import budget_of
 from wardround_client.studies.approvals import known_studies
 
 
 def metrics_of(folder: Path) -> dict[str, Part]:
     """Return the parts of a site's metrics."""
-    entries = AuditEntries(folder)
     return {
         "daemon": lambda: daemon_metrics(folder),
         "ledger": lambda: _ledger(folder),
         "studies": lambda: _studies(folder),
-        "audit": lambda: audit_metrics(entries),
-        "replies": lambda: _replies(entries),
+        "audit": lambda: audit_metrics(folder),
+        "replies": lambda: _replies(folder),
         "disk": lambda: _disk(folder),
     }
 
@@ -48,9 +48,10 @@ def _studies(folder: Path) -> Iterator[Metric]:
     yield found
 
 
-def _replies(entries: AuditEntries) -> Iterator[Metric]:
-    sent = [one for one in entries() if one["event"] == "released" and not one.get("again")]
-    refused = Counter(str(one["code"]) for one in entries() if one["event"] == "message-refused")
+def _replies(folder: Path) -> Iterator[Metric]:
+    entries = entries_of(folder)
+    sent = [one for one in entries if one["event"] == "released" and not one.get("again")]
+    refused = Counter(str(one["code"]) for one in entries if one["event"] == "message-refused")
     yield CounterMetricFamily("wardround_replies_sent", "Replies that left this site.", value=len(sent))
     messages = CounterMetricFamily(
         "wardround_messages_refused", "Messages with an entry of their own.", labels=["code"]

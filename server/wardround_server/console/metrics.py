@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from wardround.web.metrics import AuditEntries, Part, audit_metrics, daemon_metrics
+from wardround.web.metrics import Part, audit_metrics, daemon_metrics
 from wardround_server.operations.paths import CA_CERTIFICATE, SERVER_CERTIFICATE
 from wardround_server.runs.folder import runs
 from wardround_server.runs.summary import facts_of
@@ -20,13 +20,12 @@ from wardround_server.sites.registry import Registry
 
 def metrics_of(folder: Path) -> dict[str, Part]:
     """Return the parts of a server's metrics."""
-    entries = AuditEntries(folder)
     return {
         "daemon": lambda: daemon_metrics(folder),
         "runs": lambda: _runs(folder),
         "sites": lambda: _sites(folder),
         "certificates": lambda: _certificates(folder),
-        "audit": lambda: audit_metrics(entries),
+        "audit": lambda: audit_metrics(folder),
         "disk": lambda: _disk(folder),
     }
 

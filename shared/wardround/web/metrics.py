@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -22,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wardround.errors import WardroundError
 from wardround.operations.health import asked
-from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.web.audit_entries import entries_of
 from wardround.web.config import LOOPBACK_NAMES
 
 FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -54,26 +52,6 @@ class Parts(Collector):
         yield unreadable
 
 
-class AuditEntries:
-    """The verified entries of an audit log, which is read again only if the file changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path, self._seen, self._lock = folder / AUDIT_FILE, (0, 0), threading.Lock()
-        self._entries: tuple[dict[str, Any], ...] = ()
-
-    def __call__(self) -> tuple[dict[str, Any], ...]:
-        """Return all entries; none if there is no log. Raises `AuditError` if the log is damaged."""
-        with self._lock:
-            try:
-                now = self._path.stat()
-            except FileNotFoundError:
-                return ()
-            if (now.st_size, now.st_mtime_ns) != self._seen:
-                self._entries = verified(self._path).entries
-                self._seen = (now.st_size, now.st_mtime_ns)
-            return self._entries
-
-
 def daemon_metrics(folder: Path) -> Iterator[Metric]:
     """Yield whether the daemon is serving, and each of its checks."""
     serving = GaugeMetricFamily("wardround_serving", "1 if the daemon is running and no check found a fault.")
@@ -90,9 +68,11 @@ def daemon_metrics(folder: Path) -> Iterator[Metric]:
     yield checks
 
 
-def audit_metrics(entries: AuditEntries) -> Iterator[Metric]:
+def audit_metrics(folder: Path) -> Iterator[Metric]:
     """Yield how many entries the log has; if it is damaged, it is named in `wardround_unreadable`."""
-    yield GaugeMetricFamily("wardround_audit_entries", "Entries of the audit log, verified.", value=len(entries()))
+    yield GaugeMetricFamily(
+        "wardround_audit_entries", "Entries of the audit log, verified.", value=len(entries_of(folder))
+    )
 
 
 def metrics_app(parts: dict[str, Part], port: int) -> ASGIApp:
