@@ -48,16 +48,21 @@ def read_request(path: Path) -> EnrolmentRequest:
             content = file.read(REQUEST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {cause(error)}") from None
+    return parse_request(content, str(path))
+
+
+def parse_request(content: bytes, source: str) -> EnrolmentRequest:
+    """Validate the content of an untrusted request; `source` names it in errors. Raises as `read_request` does."""
     if len(content) > REQUEST_BYTES:
-        raise UsageError(f"{path}: is too long for an enrolment request")
+        raise UsageError(f"{source}: is too long for an enrolment request")
     try:
         request = EnrolmentRequest.model_validate_json(content)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-        raise UsageError(f"{path}: not an enrolment request: {place} is missing, unknown or wrong") from None
+        raise UsageError(f"{source}: not an enrolment request: {place} is missing, unknown or wrong") from None
     if key_fingerprint(request.public_key) != request.fingerprint:
         raise UsageError(
-            f"{path}: its fingerprint does not match its key, so it is damaged or altered; ask for it again"
+            f"{source}: its fingerprint does not match its key, so it is damaged or altered; ask for it again"
         )
     return request
 

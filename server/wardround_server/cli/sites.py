@@ -44,19 +44,15 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Enrol a site after comparing its key's fingerprint by telephone: type it in, or confirm the one shown."""
-    from wardround.identity import in_groups, read_request, typed_fingerprint
+    from wardround.identity import in_groups, read_request
     from wardround_server.sites.certificates import check_site_key
-    from wardround_server.sites.decisions import recorder
+    from wardround_server.sites.decisions import add_site, require_fingerprint
 
-    registry = _registry(server)
+    _registry(server)
     asked = read_request(request)
     check_site_key(asked.public_key)
     if fingerprint is not None:
-        if typed_fingerprint(fingerprint) != asked.fingerprint:
-            raise UsageError(
-                f"{request}: its key's fingerprint differs from --fingerprint; do not enrol it, "
-                "ask the site for a new request"
-            )
+        require_fingerprint(asked, fingerprint, str(request))
     elif as_json or not sys.stdin.isatty():
         raise UsageError("--fingerprint is missing: ask the site to read out its key's fingerprint by telephone")
     else:
@@ -64,7 +60,7 @@ def add(
         if not typer.confirm("Does the site read out the same 64 digits by telephone?"):
             raise UsageError(f"{request}: was not enrolled")
     require_person(by)
-    _say(registry.add(name or asked.name, asked.public_key, recorder(server, "added", by)), "is enrolled", as_json)
+    _say(add_site(server, asked, name, by), "is enrolled", as_json)
 
 
 @app.command("list", epilog="Example: wardround-server sites list --server federation")

@@ -8,17 +8,26 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import RedirectResponse, Response
 
-from wardround.identity import in_groups
+from wardround.errors import UsageError
+from wardround.identity import in_groups, parse_request
 from wardround.web.accounts.access import Approver, Form, Reader, desk_of
 from wardround.web.answers import page
 from wardround_server.console.overview import certificates
-from wardround_server.sites.decisions import accept_ledger, end_site, require_enrolled
+from wardround_server.sites.decisions import (
+    accept_ledger,
+    add_site,
+    end_site,
+    require_enrolled,
+    require_fingerprint,
+)
 from wardround_server.sites.ledger_heads import LedgerHeads
 from wardround_server.sites.registry import Registry
 from wardround_server.sites.software import software_of_sites
 
 SiteName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 What = Annotated[str, Path(pattern="^(revoke|remove|accept-ledger)$")]
+
+PASTED = "the request"  # names the pasted text in the message of an error
 
 router = APIRouter()
 
@@ -31,6 +40,28 @@ def sites(request: Request, visitor: Reader) -> Response:
         request, visitor, "sites.html.j2", sites=_rows(folder), certificates=certificates(folder),
         may=visitor.user.may("approve"),
     )  # fmt: skip
+
+
+@router.get("/sites/enrol")
+def enrol_page(request: Request, visitor: Approver) -> Response:
+    """A form for a site's request and the fingerprint that it reads out by telephone."""
+    return page(request, visitor, "enrol.html.j2", text="", fingerprint="", name="", fault=None)
+
+
+@router.post("/sites/enrol")
+def enrol(request: Request, visitor: Approver, form: Form) -> Response:
+    """Enrol a site, in the person's name, if the fingerprint is that of the request's key."""
+    text, fingerprint, name = (form.get(field, "").strip() for field in ("text", "fingerprint", "name"))
+    try:
+        asked = parse_request(text.encode(), PASTED)
+        require_fingerprint(asked, fingerprint, PASTED)
+        add_site(desk_of(request).folder, asked, name or None, visitor.user.person)
+    except UsageError as error:
+        return page(
+            request, visitor, "enrol.html.j2", status=400, text=text, fingerprint=fingerprint, name=name,
+            fault=str(error),
+        )  # fmt: skip
+    return RedirectResponse("/sites", 303)
 
 
 @router.get("/sites/{name}/{what}")

@@ -1,4 +1,4 @@
-"""What a person decides about a site: to end its admission, or to accept another ledger. The audit log has each."""
+"""What a person decides about a site: to admit it, to end that, or to accept another ledger. The audit log has each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ from pathlib import Path
 from typing import Literal
 
 from wardround.errors import UsageError
+from wardround.identity import EnrolmentRequest, typed_fingerprint
 from wardround.records.audit_events import LedgerAccepted, SiteDecided
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.wire.packets import LedgerHead
+from wardround_server.sites.certificates import check_site_key
 from wardround_server.sites.ledger_heads import LedgerHeads
 from wardround_server.sites.registry import EnrolledSite, Registry
+
+
+def add_site(server: Path, asked: EnrolmentRequest, name: str | None, by: str | None) -> EnrolledSite:
+    """Enrol the site of a request under its own or another name, after a person compared its key's fingerprint.
+
+    Raises `UsageError` if the key is not valid, or the key or the name is in use.
+    """
+    check_site_key(asked.public_key)
+    return Registry(server).add(name or asked.name, asked.public_key, recorder(server, "added", by))
+
+
+def require_fingerprint(asked: EnrolmentRequest, typed: str, source: str) -> None:
+    """Raise `UsageError` unless the fingerprint that the site read out by telephone is that of the request's key."""
+    if typed_fingerprint(typed) != asked.fingerprint:
+        raise UsageError(
+            f"{source}: its key's fingerprint differs from the one read out by telephone; do not enrol it, "
+            "ask the site for a new request"
+        )
 
 
 def end_site(server: Path, name: str, how: Literal["removed", "revoked"], by: str | None) -> EnrolledSite:

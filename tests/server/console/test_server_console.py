@@ -15,7 +15,9 @@ from builders.keys import public_key
 from builders.runs import run_of
 
 from wardround.errors import UsageError
+from wardround.identity import EnrolmentRequest, in_groups, key_fingerprint
 from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.web.accounts.users import User, users_of
 from wardround.web.config import ConsoleConfig
 from wardround_server.console.app import console_of
 from wardround_server.runs.folder import RunFolder, runs, write_json
@@ -82,8 +84,11 @@ def pages_of(server: Path) -> list[str]:
 
 @pytest.mark.parametrize("language", ["en", "de"])
 def test_every_page_is_shown_in_each_language(made: Path, language: str) -> None:
-    browser = browser_of(made)
-    for path in [*pages_of(made), "/runs/submit", f"/runs/{run_of(made, 'second').run_id}/stop"]:
+    both = User(login="bo", person="Bo Both", roles=("approve", "operate"))
+    if both.login not in users_of(made):
+        add_users(made, both)
+    browser = browser_of(made, both)
+    for path in [*pages_of(made), "/runs/submit", "/sites/enrol", f"/runs/{run_of(made, 'second').run_id}/stop"]:
         answer = browser.get(path, params={"language": language})
         assert answer.status_code == 200, (path, text_of(answer.text))
         assert f'<html lang="{language}">' in answer.text and answer.text.count("<h1>") == 1, path
@@ -186,6 +191,24 @@ def test_a_site_is_revoked_only_when_its_name_is_written_once_more(server: Path)
     assert browser.get("/sites/north/remove").status_code == 400, "it is gone"
 
 
+def test_a_site_is_enrolled_only_with_the_fingerprint_that_was_read_out(server: Path) -> None:
+    browser, key = browser_of(server, APPROVER), public_key()
+    asked = EnrolmentRequest(name="west", public_key=key, fingerprint=key_fingerprint(key))
+    form = hidden(browser.get("/sites/enrol").text) | {"text": asked.model_dump_json()}
+    for fields, fault in (
+        ({"fingerprint": "0" * 64}, "differs from the one read out"),
+        ({"fingerprint": asked.fingerprint, "text": "<script>alert(1)</script>"}, "not an enrolment request"),
+        ({"fingerprint": asked.fingerprint, "name": "../x"}, "not a valid site name"),
+        ({"fingerprint": asked.fingerprint, "name": "east"}, "enrolled with another key"),
+    ):
+        answer = browser.post("/sites/enrol", form | fields)
+        assert answer.status_code == 400 and fault in text_of(answer.text) and "<script>alert" not in answer.text
+    assert browser.post("/sites/enrol", form | {"fingerprint": in_groups(asked.fingerprint)}).status_code == 303
+    assert [site.name for site in Registry(server).sites()] == ["east", "north", "west"]
+    entry = verified(server / AUDIT_FILE).entries[-1]
+    assert (entry["decision"], entry["site"], entry["who"]) == ("added", "west", "Dr. Marie Curie")
+
+
 def test_another_ledger_is_accepted(server: Path) -> None:
     browser = browser_of(server, APPROVER)
     form = hidden(browser.get("/sites/east/accept-ledger").text)
@@ -197,7 +220,7 @@ def test_each_right_is_needed_for_its_own_decisions(server: Path, user) -> None:
     browser, run = browser_of(server, user), run_of(server, "second").run_id
     csrf = {"csrf": browser.csrf(), "again": "north", "text": STUDY}
     of_runs = [f"/runs/{run}/stop", f"/runs/{run}/resume", "/runs/submit"]
-    of_sites = ["/sites/north/revoke", "/sites/north/remove", "/sites/north/accept-ledger"]
+    of_sites = ["/sites/enrol", "/sites/north/revoke", "/sites/north/remove", "/sites/north/accept-ledger"]
     denied = [*([] if user is OPERATOR else [*of_runs, "/logs"]), *([] if user is APPROVER else of_sites)]
     before = (server / AUDIT_FILE).read_bytes()
     for path in denied:

@@ -29,6 +29,7 @@ from wardround.identity import key_fingerprint, request_for, sha256_hex
 from wardround.operations.tls_probe import presented_certificate
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.storage import atomic
+from wardround.web.config import ConsoleConfig
 from wardround_server.cli.main import app
 from wardround_server.operations.config import ServerSection, load_server_config
 from wardround_server.operations.doctor import examine
@@ -311,8 +312,11 @@ def test_server_toml_is_read_strictly_and_names_the_field(tmp_path: Path, old: s
 
 def test_the_first_server_toml_shows_every_key_that_there_is(tmp_path: Path) -> None:
     federation(tmp_path)
-    shown = re.findall(r"^(\w+) = ", (tmp_path / "server.toml").read_text(), flags=re.MULTILINE)
-    assert sorted(shown) == sorted(ServerSection.model_fields)
+    text = (tmp_path / "server.toml").read_text()
+    for section, model in (("server", ServerSection), ("console", ConsoleConfig)):
+        (part,) = re.findall(rf"^\[{section}\]$(.*?)(?=^\[|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+        shown = re.findall(r"^(?:# )?(\w+) = ", part, flags=re.MULTILINE)
+        assert sorted(shown) == sorted(model.model_fields)
 
 
 # Sites
