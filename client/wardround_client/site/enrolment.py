@@ -24,6 +24,7 @@ from wardround.operations.tls_probe import split_address
 from wardround.storage.atomic import write_folder, write_private
 from wardround.storage.disk_errors import cause
 from wardround.storage.folders import own_folder
+from wardround.web.config import console_text
 from wardround_client.site.config import SiteConfig, load_site_config
 from wardround_client.site.paths import (
     CA_CERTIFICATE,
@@ -179,7 +180,7 @@ device = "auto"
 # How many processor threads a round may use, and "bfloat16" if the processor is faster with it.
 threads = {max(1, (os.cpu_count() or 1) // 2)}
 precision = "float32"
-"""
+{console_text("hospital")}"""
 
 
 def _new_keys(name: str, ca_pem: bytes) -> dict[str, bytes]:

@@ -10,25 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from wardround.errors import UsageError
 from wardround.identity import SITE_NAME
 from wardround.storage.toml import read_toml
-from wardround.web.config import ConsoleConfig
+from wardround.web.config import ConsoleConfig, console_text
 from wardround_server.operations.paths import CONFIG_FILE
 
-CONSOLE_TEXT = """
-[console]
-# The web console's address and port. Another address than loopback needs a reverse proxy.
-address = "127.0.0.1"
-port = 9095
-# The port of /metrics on 127.0.0.1, for Prometheus; 0 serves no metrics.
-metrics_port = 0
-# Behind a reverse proxy with TLS: the names under which browsers reach the console, and the address of the proxy.
-# hosts = ["console.operator.example"]
-# proxy = "127.0.0.1"
-# The header in which the proxy names the user it has authenticated; it must also send console/proxy.secret.
-# user_header = "X-Remote-User"
-# A session ends after this time without a request, and after this time in any case.
-idle_minutes = 15
-longest_hours = 8
-"""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -67,6 +51,8 @@ class ServerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _the_console_has_its_own_port(self) -> Self:
+        if "console" not in self.model_fields_set:
+            return self  # a server without a console may use any port
         if {self.console.port, self.console.metrics_port} & {self.server.fleet_port, self.server.control_port}:
             raise ValueError("console: its ports must differ from those of [server], which hospitals connect to")
         return self
@@ -106,4 +92,4 @@ control_port = 9093
 
 # For how many days a server certificate from `init` or `--renew` is valid. The CA's certificate is valid for ten years.
 certificate_days = 397
-{CONSOLE_TEXT}"""
+{console_text("operator", fleet_port)}"""

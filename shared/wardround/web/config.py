@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+PORT = 9095
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$"
 HEADER = r"^[A-Za-z][A-Za-z0-9-]{0,63}$"
 
@@ -34,7 +35,7 @@ class ConsoleConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 9095
+    port: Annotated[int, Field(ge=1, le=65535)] = PORT
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     hosts: tuple[Annotated[str, Field(pattern=HOST_NAME)], ...] = ()
     proxy: str | None = None
@@ -64,3 +65,28 @@ class ConsoleConfig(BaseModel):
         if self.port == self.metrics_port:
             raise ValueError("metrics_port: must differ from port, where people sign in")
         return self
+
+
+def console_text(whose: str, taken: int = 0) -> str:
+    """Return `[console]` with every key explained, as a new configuration file has it.
+
+    `whose` is in the host names, and `taken` is a port that something else uses.
+    """
+    port = PORT if taken != PORT else PORT + 1
+    return f"""\
+
+[console]
+# The web console's address and port. Another address than loopback needs a reverse proxy.
+address = "127.0.0.1"
+port = {port}
+# The port of /metrics on 127.0.0.1, for Prometheus; 0 serves no metrics.
+metrics_port = 0
+# Behind a reverse proxy with TLS: the names under which browsers reach the console, and the address of the proxy.
+# hosts = ["console.{whose}.example"]
+# proxy = "127.0.0.1"
+# The header in which the proxy names the user it has authenticated; it must also send console/proxy.secret.
+# user_header = "X-Remote-User"
+# A session ends after this time without a request, and after this time in any case.
+idle_minutes = 15
+longest_hours = 8
+"""

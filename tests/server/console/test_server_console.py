@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.web.accounts.users import User, users_of
 from wardround.web.config import ConsoleConfig
 from wardround_server.console.app import console_of
+from wardround_server.operations.config import load_server_config
+from wardround_server.operations.folder import found
 from wardround_server.runs.folder import RunFolder, runs, write_json
 from wardround_server.runs.paths import APPROVALS_FILE, PROBLEM_FILE, ROUND_FILE
 from wardround_server.runs.summary import facts_of
@@ -292,5 +295,11 @@ def test_the_console_is_never_on_a_port_of_the_hospitals(made: Path) -> None:
         path.write_text(before.replace("port = 9095", "port = 9092"))
         with pytest.raises(UsageError, match="must differ"):
             console_of(made, ConsoleConfig())
+        path.write_text(before.partition("[console]")[0].replace("9092", "9095"))
+        assert load_server_config(made).server.fleet_port == 9095, "an older server that never had a console goes on"
+        with pytest.raises(UsageError, match="must differ"):
+            console_of(made, ConsoleConfig())
     finally:
         path.write_text(before)
+    found(made.parent / "other", "127.0.0.1", "fed", 9095, None, datetime.now(UTC))
+    assert load_server_config(made.parent / "other").console.port == 9096
