@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from wardround.web.pages import SHARED
+from wardround.web.pages import SHARED, STATIC
 from wardround.web.texts import LANGUAGES, chosen, code_in, load_texts, translations, translator
 from wardround.web.texts import SHARED as SHARED_TEXTS
 from wardround.wire.reply_codes import CODES
@@ -69,6 +70,11 @@ def test_no_template_has_a_script_or_a_style_of_its_own_or_switches_escaping_off
 )
 def test_the_language_is_one_that_exists(asked, cookie, accepted: str, language: str) -> None:
     assert chosen(asked, cookie, accepted) == language
+
+
+def test_the_vendored_script_is_the_one_of_the_page() -> None:
+    content = (STATIC / "htmx.min.js").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in (ROOT / "docs/supply-chain.md").read_text(encoding="utf-8")
 
 
 def test_every_reply_code_and_reason_has_a_translation() -> None:
