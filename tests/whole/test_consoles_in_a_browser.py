@@ -132,9 +132,9 @@ def test_a_reader_is_refused(site: tuple[Path, str]) -> None:
         page.open(f"/studies/{SHA256}")
         assert "Approve …" not in page.text() and "right to approve decides" in page.text()
         page.open(f"/studies/{SHA256}/approve")
-        assert "has not the right that this needs: approve" in page.text()
+        assert "lacks the right that this needs: approve" in page.text()
         page.open("/logs")
-        assert "has not the right" in page.text()
+        assert "lacks the right" in page.text()
 
 
 def test_pages_are_read_without_javascript_in_german_and_with_the_keyboard(
@@ -201,7 +201,7 @@ def test_a_reader_of_the_operator_decides_nothing(server: tuple[Path, str]) -> N
         page.sign_in(READER)
         for path in (f"/runs/{run}/resume", "/runs/submit", "/sites/north/revoke", "/logs"):
             page.open(path)
-            assert "has not the right" in page.text(), path
+            assert "lacks the right" in page.text(), path
 
 
 def test_a_foreign_page_can_neither_frame_nor_send_nor_read(site: tuple[Path, str], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def _rows(folder: FilePath) -> list[dict[str, Any]]:
                 "since": site.added if enrolled else site.revoked_at,
                 "software": "" if known is None else str(known.software),
                 "fault": None if known is None else known.fault,
-                "heard_at": None if known is None else known.at,
+                "last_reply_at": None if known is None else known.at,
                 "ledger": None if ledger is None else ledger.entries,
                 "fingerprint": in_groups(site.fingerprint),
             }

@@ -90,7 +90,7 @@ def metrics_app(parts: dict[str, Part], port: int) -> ASGIApp:
         if scope["path"] != "/metrics" or scope["method"] != "GET":
             return PlainTextResponse("only GET /metrics\n", 404)
         try:
-            async with alone:  # one at a time, whoever asks
+            async with alone:  # one reading of the folder at a time
                 content = await asyncio.wait_for(asyncio.to_thread(generate_latest, registry), LIMIT_S)
         except TimeoutError:
             return PlainTextResponse("the folder could not be read in time\n", 503)

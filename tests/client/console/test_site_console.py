@@ -182,7 +182,7 @@ def test_a_person_without_the_right_decides_nothing(site: Path, user) -> None:
     for what in ("approve", "refuse", "revoke"):
         assert browser.get(f"/studies/{SHA256}/{what}").status_code == 403
         answer = browser.post(f"/studies/{SHA256}/{what}", form)
-        assert answer.status_code == 403 and "has not the right" in answer.text
+        assert answer.status_code == 403 and "lacks the right" in answer.text
     assert find_study(site, SHA256).state == "proposed"
 
 

@@ -230,7 +230,7 @@ def test_each_right_is_needed_for_its_own_decisions(server: Path, user) -> None:
         assert browser.get(path).status_code == 403, path
         if path != "/logs":
             answer = browser.post(path, csrf)
-            assert answer.status_code == 403 and "has not the right" in answer.text
+            assert answer.status_code == 403 and "lacks the right" in answer.text
     assert (server / AUDIT_FILE).read_bytes() == before
 
 

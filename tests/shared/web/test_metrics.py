@@ -1,4 +1,4 @@
-"""The metrics of both programs: what they say, to whom, and that the dashboard asks for what exists."""
+"""The metrics of both programs: their values, who gets them, and that the dashboard uses none that does not exist."""
 
 from __future__ import annotations
 

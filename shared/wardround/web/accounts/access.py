@@ -1,4 +1,4 @@
-"""Who asks: the signed-in user of a request, their role for what they ask for, and the forms that they send."""
+"""The signed-in user of a request, the right that the request needs, and the forms that the user sends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SignInNeeded(Exception):
 
 
 class NotAllowed(Exception):
-    """The user has not the role that the request needs. `role` is that role."""
+    """The user lacks the role that the request needs. `role` is that role."""
 
     def __init__(self, role: str) -> None:
         super().__init__(role)
@@ -82,7 +82,7 @@ def updates_itself(request: Request) -> bool:
 
 
 def visitor_of(request: Request) -> Visitor:
-    """Return who asks. Raises `SignInNeeded` without a valid session of a user who still is the same.
+    """Return the signed-in user and the session. Raises `SignInNeeded` if there is none, or the user changed since.
 
     Behind a proxy that names the user, the session is that of the user named in this very request.
     """
