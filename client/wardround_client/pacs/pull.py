@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -97,6 +97,8 @@ def pull(order: Order, pace: Pace, progress: Progress | None = None, sink: Sink 
             with open_finder(node, way) as finder, open_transfer(node, way, receiver.take, pace.ends) as transfer:
                 return work.run(finder, transfer)
         finally:
+            with suppress(WardroundError):  # the disk's error was raised before, if there was one
+                receiver.flush()  # of a call that is stopped
             receiver.close()
             work.taker.shutdown()
 

@@ -24,6 +24,7 @@ from wardround_client.sources.images.decoding.workers import WorkerPool
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(pull_module, "PAUSES_S", (0.01, 0.02))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one worker is started sooner than several
 
 
 @pytest.fixture
