@@ -45,6 +45,7 @@ def compiled(*arguments: str, stdin: str = "") -> dict[str, str]:
 def main() -> None:
     product = compiled("pyproject.toml")
     tested = compiled("pyproject.toml", "--extra", "test")
+    tracked = compiled("pyproject.toml", "--extra", "mlflow")
     (build,) = re.findall(r'^requires = \["(hatchling==[^"]+)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     version = product["torch"].split()[0]
     if f"\n{version}+cpu " not in (LOCK / "torch-cpu.txt").read_text():
@@ -55,6 +56,7 @@ def main() -> None:
         "torch.txt": [product["torch"]],
         "cuda.txt": [product[name] for name in cuda],
         "build.txt": list(compiled("-", stdin=build).values()),
+        "mlflow.txt": [entry for name, entry in tracked.items() if name not in product],
         "test.txt": [entry for name, entry in tested.items() if name not in product],
     }
     for name, entries in files.items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wardround.errors import UsageError
 from wardround.identity import SITE_NAME
@@ -13,6 +14,15 @@ from wardround.storage.toml import read_toml
 from wardround.web.config import ConsoleConfig, console_text
 from wardround_server.operations.paths import CONFIG_FILE
 
+TRACKING_TEXT = """
+[tracking]
+# Where the progress of runs is also recorded: a folder on this machine (file:///srv/mlflow) or your own MLflow server
+# (https://mlflow.operator.example). Empty: nowhere. docs/operator.md describes what is written and what to install.
+mlflow_uri = ""
+# The name of the experiment there.
+experiment = "wardround"
+"""
+MLFLOW_URI = r"(file:///[^?#]+|https?://[^/?#@\s]+(/[^?#@\s]*)?)?"
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -41,6 +51,25 @@ class ServerSection(BaseModel):
         return self
 
 
+class TrackingSection(BaseModel):
+    """`[tracking]`: the MLflow store to which the progress of runs is written; an empty URI is none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mlflow_uri: str = ""
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")] = "wardround"
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _is_a_folder_or_a_server_without_a_password(cls, uri: str) -> str:
+        if re.fullmatch(MLFLOW_URI, uri) is None:
+            raise ValueError(
+                "must be file:///FOLDER or http(s)://HOST; give a user and a password in the environment variables "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri
+
+
 class ServerConfig(BaseModel):
     """The content of `server.toml`."""
 
@@ -48,6 +77,7 @@ class ServerConfig(BaseModel):
 
     server: ServerSection
     console: ConsoleConfig = ConsoleConfig()
+    tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")
     def _the_console_has_its_own_port(self) -> Self:
@@ -92,4 +122,4 @@ control_port = 9093
 
 # For how many days a server certificate from `init` or `--renew` is valid. The CA's certificate is valid for ten years.
 certificate_days = 397
-{console_text("operator", fleet_port)}"""
+{console_text("operator", fleet_port)}{TRACKING_TEXT}"""

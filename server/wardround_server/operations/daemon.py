@@ -25,11 +25,13 @@ from wardround.processes.supervisor import Child, sole, supervise
 from wardround.records.audit_events import Started, Stopped
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround_server.flower.superlink import Ports, SuperLink
+from wardround_server.operations.config import load_server_config
 from wardround_server.operations.health import probes_of
 from wardround_server.operations.paths import SERVER_LOG
 from wardround_server.runs.folder import RunFolder, State, runs
 from wardround_server.sites.certificates import LOOPBACK
 from wardround_server.sites.flower_nodes import keep_nodes
+from wardround_server.tracking.sink import tracking_child
 
 LOOK_S = 1.0
 ASK_EVERY_S = 60.0  # longest pause between proposals: a decision may take days, but somebody may also be waiting for it
@@ -51,6 +53,7 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
         wait_for_ports(superlink.ports, stopped)
         log_to(superlink.folder / SERVER_LOG)
         (child, executor), audit = superlink.children(), AuditLog(superlink.folder / AUDIT_FILE)
+        tracking = tracking_child(superlink.folder, load_server_config(superlink.folder))
         coordinator = Coordinator(superlink=superlink, sites=sites, stopped=stopped, is_up=lambda: child.is_up)
         health = HealthService(probes_of(superlink.folder, lambda: serving(child)), superlink.folder)
         audit.append(Started(program="wardround-server", version=version("wardround")))
@@ -58,7 +61,7 @@ def run_daemon(superlink: SuperLink, sites: Sites, stopped: threading.Event, rea
         threading.Thread(target=coordinator.work, daemon=True).start()
         try:
             ready()
-            supervise([child, executor], stopped, ending_with(child, executor))
+            supervise([child, executor, *tracking], stopped, ending_with(child, executor))
         finally:
             health.stop()
             audit.append(Stopped(program="wardround-server", code="asked" if stopped.is_set() else "failed"))

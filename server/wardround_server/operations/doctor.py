@@ -18,6 +18,7 @@ from wardround_server.operations.paths import CA_CERTIFICATE, CA_KEY, CONFIG_FIL
 from wardround_server.sites.certificates import LOOPBACK, facts_of
 from wardround_server.sites.registry import Registry
 from wardround_server.sites.software import software_of_sites
+from wardround_server.tracking.mlflow_store import installed
 
 NEEDED_BYTES = 5 * 10**9  # checkpoints, and Flower's database of three to five models
 ANSWER_TIMEOUT_S = 3.0
@@ -37,6 +38,8 @@ def examine(folder: Path) -> Iterator[Check]:
     yield versions(folder)
     yield clock()
     yield disk(folder, NEEDED_BYTES)
+    if config.tracking.mlflow_uri:
+        yield tracking(config)
 
 
 def authority(folder: Path) -> Check:
@@ -113,6 +116,13 @@ def versions(folder: Path) -> Check:
         words = f"{here}; sites also run wardround {', '.join(others)}, which is compatible"
         return note("versions", words, "no action needed; `wardround-server sites list` shows the version of each site")
     return ok("versions", f"{here}; {len(known)} of {len(enrolled)} sites have reported the same version")
+
+
+def tracking(config: ServerConfig) -> Check:
+    """Check whether MLflow is installed. The store itself is not contacted."""
+    if not installed():
+        return note("tracking", "MLflow is not installed: runs are not recorded there", "see docs/operator.md")
+    return ok("tracking", f"runs are recorded in {config.tracking.mlflow_uri}")
 
 
 def _read(path: Path) -> bytes:

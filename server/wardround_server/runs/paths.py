@@ -12,6 +12,7 @@
     model.safetensors       the released model
     result.json             written last; the run is finished if it exists
     exports.jsonl           one line per export of the model: time, hash, whether it was forced    runs/handover.py
+    tracking.json           what of the run is recorded in MLflow                     tracking/sink.py
 
 A simulation's run uses the same names for study, checkpoints, metrics, model and result.
 """
@@ -23,4 +24,5 @@ CHECKPOINTS, ROUND_CHECKPOINT = "checkpoints", "round-{:06d}.safetensors"
 ROUND_CHECKPOINTS = "round-*.safetensors"
 METRICS_FILE, ROUND_FILE = "metrics.jsonl", "round.json"
 PROBLEM_FILE, STOPPED_FILE, PHASE_LOCK = "problem.json", "stopped", ".phase.lock"
+TRACKING_FILE = "tracking.json"
 MODEL_FILE, RESULT_FILE, EXPORTS_FILE = "model.safetensors", "result.json", "exports.jsonl"
