@@ -171,6 +171,7 @@ def explain(
     """
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
+    from wardround.sources.registry import source_name
     from wardround.storage.disk_errors import require_writable, writing
     from wardround_client.cli.progress import stages
     from wardround_client.explain.explain import explain as explain_all
@@ -184,8 +185,11 @@ def explain(
     if store is not None and site is None:
         raise UsageError("--store needs --site, the folder with site.toml")
     archive = None if store is None or site is None else _archive(store, site, out)
+    package = open_package(model)
+    if source_name(package.study) == "records":
+        raise UsageError(f"{path_text(model)}: reads patients' records; `predict` shows what each risk is made of")
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
-        explained = explain_all(open_package(model), file, points, site, progress)
+        explained = explain_all(package, file, points, site, progress)
     written: list[Path] = []
     if any(one.explanation for one in explained.images):
         with writing(out):
