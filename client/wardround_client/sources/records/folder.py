@@ -145,7 +145,9 @@ def _read(
 
 
 def _whole(pool: RecordsSite, data: RecordsData) -> tuple[RecordsSite, Stays]:
-    stays, _ = _read(pool, data, None, Counts())
+    stays, named = _read(pool, data, None, Counts())
+    if len(set(named or ())) > 1:
+        raise DataError(f"{pool.root}: the column site names several sites inside the folder of one site")
     return replace(pool, chosen=frozenset(stays.ids)), stays
 
 

@@ -52,6 +52,10 @@ def test_folders_are_sites_and_share_no_patient(tmp_path: Path) -> None:
         source.discover(tmp_path / "data", HEART, 3)
     with pytest.raises(DataError, match="several sites"):
         source.of_one_hospital(tmp_path / "data", HEART, "north")
+    several = [("p3", "a", 60, 1, 200, 0), ("p4", "b", 60, 1, 200, 1)]
+    table(tmp_path / "data" / "south" / "wide.csv", ("patient_id", "site", "age", "sex", "chol", "num"), several)
+    with pytest.raises(DataError, match="several sites inside the folder of one site"):
+        source.discover(tmp_path / "data", HEART)
     table(tmp_path / "data" / "south" / "wide.csv", header, [("p1", 60, 1, 200, 0), ("p4", 60, 1, 200, 1)])
     with pytest.raises(DataError, match="one patient is at two sites, north and south"):
         source.discover(tmp_path / "data", HEART)

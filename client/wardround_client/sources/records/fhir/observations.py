@@ -120,7 +120,8 @@ class _Reader:
         for key in ("valueInteger", "valueBoolean"):
             found = inside(part, key)
             if isinstance(found, (bool, int)) and known.kind != "category":
-                return float(number(int(found)) or 0.0), ""
+                value = number(int(found))
+                return value, "" if value is not None else "not_a_number"
         concept = inside(part, "valueCodeableConcept")
         texts = [code for _, code in codings(concept)] + [
             text(inside(concept, "text")),

@@ -28,6 +28,7 @@ EXPIRED = "exp"  # http://terminology.hl7.org/CodeSystem/discharge-disposition
 INPATIENT = frozenset({"IMP", "ACUTE", "NONAC"})  # http://terminology.hl7.org/CodeSystem/v3-ActCode
 NOT_A_STAY = frozenset({"planned", "cancelled", "entered-in-error"})
 NOT_SO = frozenset({"refuted", "entered-in-error"})
+OF_A_PATIENT = ("gender", "birthDate", "deceasedDateTime")
 HOUR_S = 3600
 YEAR_S = 365.2425 * 24 * HOUR_S
 
@@ -48,7 +49,7 @@ class Encounter:
 class Found:
     """What was read of all patients, by their id."""
 
-    patients: dict[str, Resource] = field(default_factory=dict)
+    patients: dict[str, dict[str, str]] = field(default_factory=dict)  # `OF_A_PATIENT` of each
     encounters: dict[str, list[Encounter]] = field(default_factory=lambda: defaultdict(list))
     conditions: dict[str, list[tuple[float, bool]]] = field(default_factory=lambda: defaultdict(list))
     coded: bool = False  # a Condition has the code of the study's outcome
@@ -91,7 +92,7 @@ def _collect(found: Found, resource: Resource, data: RecordsData, counts: Counts
     if kind == "Patient":
         name = text(resource.get("id"))
         if name:
-            found.patients.setdefault(name, resource)
+            found.patients.setdefault(name, {field: text(resource.get(field)) for field in OF_A_PATIENT})
         else:
             counts.add("no_patient")
     elif kind == "Encounter":
@@ -130,7 +131,7 @@ def _outcome(found: Found, name: str, stay: Encounter, data: RecordsData) -> tup
     """Return the label of a stay, the time of its outcome (seconds since 1970), and whether that names its zone."""
     if same_text(data.outcome) == DIED:
         patient = found.patients[name]
-        death_s, zoned, day_only = time(patient.get("deceasedDateTime"))
+        death_s, zoned, day_only = time(patient["deceasedDateTime"])
         within = not math.isnan(death_s) and death_s >= stay.start_s - HOUR_S * 24 * day_only
         if stay.expired or (within and not math.isnan(stay.end_s) and death_s <= stay.end_s):
             known = not math.isnan(death_s) and not day_only
@@ -149,10 +150,10 @@ def _of_the_stay(found: Found, stays: list[tuple[str, Encounter]], names: Names 
         age, sex = names.find("age"), names.find("sex")
         for row, (name, stay) in enumerate(stays):
             patient = found.patients[name]
-            years = _age(text(patient.get("birthDate")), stay.start_s)
+            years = _age(patient["birthDate"], stay.start_s)
             if age[0] != UNKNOWN and years is not None:
                 rows.append((row, *age, years))
-            code = None if sex[0] == UNKNOWN else names.category(sex[0], text(patient.get("gender")))
+            code = None if sex[0] == UNKNOWN else names.category(sex[0], patient["gender"])
             if code is not None:
                 rows.append((row, *sex, code))
     return Events(
