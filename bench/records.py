@@ -5,7 +5,8 @@
 The benchmark writes a long table of measurements (CSV, sorted by patient, 400 rows each) and one with a tenth of its
 rows and as many patients. "Plain" iterates over the same columns of the same file with pyarrow and keeps nothing.
 Ingestion does that too, and repairs, checks, sorts into hours, and writes the quality report and the cohort. Each runs
-in a fresh process, whose peak memory is what the kernel reports (VmHWM).
+in a fresh process, whose peak memory is what the kernel reports (VmHWM). The last line is of a FHIR export in NDJSON
+with a tenth of the measurements.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +58,43 @@ def write_table(folder: Path, rows: int, patients: int) -> Path:
             out.write_table(pa.table([patients_N, hours_N, names.take(pa.array(variable_N)), value_N], schema=schema))
     lines = [f"{patient},{patient % 2},{20 + patient % 70}" for patient in range(patients)]
     (folder / "patients.csv").write_text("\n".join(["patient_id,died,age", *lines]) + "\n")
+    return folder
+
+
+def write_export(folder: Path, count: int, patients: int) -> Path:
+    """Write a FHIR export in NDJSON with `count` heart rates, and a table of outcomes."""
+    folder.mkdir(parents=True)
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    people = [
+        {"resourceType": "Patient", "id": f"{patient}", "gender": "female", "birthDate": "1960-01-01"}
+        for patient in range(patients)
+    ]
+    stays = [
+        {
+            "resourceType": "Encounter",
+            "status": "finished",
+            "class": {"code": "IMP"},
+            "subject": {"reference": f"Patient/{patient}"},
+            "period": {"start": begin.isoformat()},
+        }
+        for patient in range(patients)
+    ]
+    with open(folder / "Observation.ndjson", "w", encoding="utf-8") as file:
+        for number in range(count):
+            observation = {
+                "resourceType": "Observation",
+                "status": "final",
+                "category": [{"coding": [{"code": "vital-signs"}]}],
+                "code": {"coding": [{"system": "http://loinc.org", "code": "8867-4", "display": "Heart rate"}]},
+                "subject": {"reference": f"Patient/{number % patients}"},
+                "effectiveDateTime": (begin + timedelta(seconds=number * 172_000 // count)).isoformat(),
+                "valueQuantity": {"value": 60 + number % 40, "unit": "/min", "code": "/min"},
+            }
+            file.write(json.dumps(observation) + "\n")
+    for name, resources in (("Patient", people), ("Encounter", stays)):
+        (folder / f"{name}.ndjson").write_text("".join(json.dumps(one) + "\n" for one in resources))
+    lines = [f"{patient},{patient % 2}" for patient in range(patients)]
+    (folder / "outcomes.csv").write_text("\n".join(["patient_id,died", *lines]) + "\n")
     return folder
 
 
@@ -107,6 +146,8 @@ def main() -> None:
         patients = arguments.patients or -(-arguments.rows // ROWS_A_PATIENT)
         large = write_table(Path(place) / "large", arguments.rows, patients)
         small = write_table(Path(place) / "small", arguments.rows // 10, patients)
+        observations = max(arguments.rows // 10, 100)
+        fhir = write_export(Path(place) / "fhir", observations, max(observations // ROWS_A_PATIENT, 2))
         megabytes = (large / "events.csv").stat().st_size / 1e6
         runs: dict[str, list[dict[str, float]]] = {}
         works = {
@@ -115,6 +156,7 @@ def main() -> None:
                 ("plain", "plain", large),
                 ("ingest", "ingest", large),
                 ("ingest, a tenth", "ingest", small),
+                ("ingest, FHIR", "ingest", fhir),
             )
         }
         interleaved(works, arguments.repeats, clock=time.perf_counter)
@@ -124,12 +166,14 @@ def main() -> None:
     over = ratio(seconds["ingest"], seconds["plain"])
     growth = ratio(peak_mb["ingest"], peak_mb["ingest, a tenth"])
     per_s = spread([arguments.rows / one / 1e6 for one in seconds["ingest"]])
+    each_us = spread([one / observations * 1e6 for one in seconds["ingest, FHIR"]])
     rows = [
         ["ingestion, million rows/s", per_s.text()],
         ["pyarrow alone, million rows/s", spread([arguments.rows / one / 1e6 for one in seconds["plain"]]).text()],
         ["ingestion's time over pyarrow's", over.text()],
         *([f"peak memory of {name}, MB", spread(own).text(0)] for name, own in peak_mb.items()),
         ["peak memory over that of a tenth", growth.text()],
+        [f"{observations:,} observations of FHIR, µs each", each_us.text(1)],
     ]
     document = {
         "settings": {
@@ -141,6 +185,7 @@ def main() -> None:
         "seconds": {name: spread(own).to_json() for name, own in seconds.items()},
         "peak_mb": {name: spread(own).to_json() for name, own in peak_mb.items()},
         "million_rows_per_s": per_s.to_json(),
+        "observation_us": each_us.to_json(),
         "ratio": {"ingest over plain": over.to_json(), "peak over that of a tenth": growth.to_json()},
     }
     title = f"Ingestion of {arguments.rows:,} measurements of {patients:,} patients ({megabytes:,.0f} MB of CSV)"
