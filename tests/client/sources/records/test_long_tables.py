@@ -29,6 +29,8 @@ from paths import ROOT
 from wardround.errors import DataError
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.records import source
+from wardround_client.sources.records.grid import parts
+from wardround_client.sources.records.tables import reader
 
 HR = [("a", 0.1, "HR", 80), ("b", 0.1, "HR", 90)]  # something of both patients
 
@@ -209,6 +211,18 @@ def test_the_same_records_give_the_same_cohort_in_every_format_and_order(tmp_pat
     (tmp_path / "german" / "patients.csv").write_text((folder / "patients.csv").read_text())
     keys.add(prepared(tmp_path / "german", tmp_path / "out-german").key)
     assert len(keys) == 1
+
+
+def test_neither_batches_nor_parts_change_the_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"p{number}" for number in range(70)]
+    values = [(name, hour + at / 60, "HR", 60 + at) for hour in range(9) for at in (0, 7, 7, 31) for name in names]
+    folder = icu_folder(tmp_path / "data", values, {name: at % 2 for at, name in enumerate(names)})
+    whole = prepared(folder, tmp_path / "whole").key
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(parts, "LEAST_PATIENTS", 1)
+    monkeypatch.setattr(parts, "MOST_PARTS", 16)
+    assert prepared(folder, tmp_path / "pieces").key == whole
+    assert reasons_of(tmp_path / "pieces") == reasons_of(tmp_path / "whole") == {"duplicate": 630, "same_values": 69}
 
 
 def test_a_table_may_lie_in_parts(tmp_path: Path) -> None:
