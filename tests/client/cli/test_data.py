@@ -134,7 +134,7 @@ def test_a_patient_who_objects_is_gone_for_good_and_not_named(site: Path, tmp_pa
     given = ("forget", CANARY) if way == "argument" else ("forget", "-")
     code, told = run(*given, "--yes", "--site", site, typed=None if way == "argument" else f"{CANARY}\n")
     gone = pseudonym(pseudonym_key(site), CANARY)
-    assert code == 0 and "2 prepared images removed" in told and CANARY not in told
+    assert code == 0 and "prepared images or records removed: 2" in told and CANARY not in told
     assert opted_out(site) == {gone} and gone not in open_cohort(site / "cohort").pseudonyms
     run(*words)
     assert (
@@ -158,7 +158,7 @@ def test_forgetting_asks_first(site: Path) -> None:
 
 def test_a_patient_nobody_knows_is_entered_and_the_number_is_asked_to_be_compared(site: Path) -> None:
     code, told = run("forget", "p9", "--issuer", "clinic", "--yes", "--site", site)
-    assert code == 0 and "compare PatientID with the data" in told
+    assert code == 0 and "compare the ID with the data" in told
     assert opted_out(site) == {pseudonym(pseudonym_key(site), "p9", *issuer) for issuer in ((), ("clinic",))}
 
 

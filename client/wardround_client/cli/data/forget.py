@@ -21,7 +21,8 @@ def forget(
         str,
         typer.Argument(
             metavar="PATIENT",
-            help="PatientID as in the data; - prompts for it, which keeps it out of the shell history.",
+            help="PatientID, or patient_id of records, as in the data; - prompts for it, which keeps it out of the "
+            "shell history.",
         ),
     ],
     issuer: Annotated[
@@ -34,7 +35,7 @@ def forget(
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Record a patient's objection: exclude the patient from now on and remove their prepared images here.
+    """Record a patient's objection: exclude the patient from now on and remove their prepared images or records here.
 
     What was learned before stays accounted for in the ledger. Source files are not changed.
     """
@@ -51,17 +52,18 @@ def forget(
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise UsageError("no command can undo this; run it again with --yes to confirm")
-        if not typer.confirm("Keep this patient out of everything from now on, and remove their prepared images?"):
+        if not typer.confirm(
+            "Keep this patient out of everything from now on, and remove their prepared images or records?"
+        ):
             raise UsageError("nothing was changed")
     done = forget_patient(site, key, patient, issuer, record=lambda count: _record_objections(site, count))
     if as_json:
         print(json.dumps(asdict(done)))
         return
-    print(
-        f"{'Already recorded' if done.already else 'Objection recorded'}; {done.images_removed} prepared images removed"
-    )
+    recorded = "Already recorded" if done.already else "Objection recorded"
+    print(f"{recorded}; prepared images or records removed: {done.images_removed}")
     if not done.images_removed and not done.already:
-        print("This patient had no prepared image; if that is unexpected, compare PatientID with the data.")
+        print("This patient had no prepared image or record; if that is unexpected, compare the ID with the data.")
     if done.similar:
         print(
             f"Not sure: {count_text(done.similar, 'prepared patient')} with an ID that differs only in case, spaces, "

@@ -23,7 +23,8 @@ LEAST_OF_A_HASH = 8
 
 def ingest(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="This hospital's data; docs/data.md shows the layouts.")
+        Path,
+        typer.Argument(metavar="DIR", help="This hospital's data; docs/data.md and docs/records.md show the layouts."),
     ],
     study: Annotated[
         str,
@@ -36,7 +37,9 @@ def ingest(
     image_is_patient: Annotated[
         bool,
         typer.Option(
-            "--image-is-patient", help="Treat every picture as a different patient; only if you know that this is true."
+            "--image-is-patient",
+            help="Treat every picture, or row of a table without patient_id, as a different patient; only if you know "
+            "that this is true.",
         ),
     ] = False,
     workers: Annotated[
@@ -46,7 +49,7 @@ def ingest(
     site: SiteOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare this hospital's images. Files are only read; the quality report lists what was put aside and why."""
+    """Prepare this hospital's images or records. Files are only read; the quality report says what was put aside."""
     from wardround_client.site.config import load_site_config
     from wardround_client.site.enrolment import pseudonym_key
     from wardround_client.sources.forget import remove_objectors
