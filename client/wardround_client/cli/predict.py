@@ -70,7 +70,10 @@ def predict(
         require_writable(out.parent)
     package = open_package(model)
     if source_name(package.study) == "records":
-        _predict_records(package, source, points, out, store, as_json)
+        for name, value in (("--points", points), ("--store", store)):
+            if value is not None:
+                raise UsageError(f"{name}: is for images; this model reads patients' records, so leave it out")
+        _predict_records(package, source, out, site, as_json)
         return
     archive = None if store is None else _archive(store, site, out)
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
@@ -100,21 +103,15 @@ def predict(
         raise typer.Exit(1)
 
 
-def _predict_records(
-    package: Package, source: Path, points: Path | None, out: Path | None, store: str | None, as_json: bool
-) -> None:
+def _predict_records(package: Package, source: Path, out: Path | None, site: Path, as_json: bool) -> None:
     """Predict for patients' records, and show or write what the model says."""
-    from wardround.errors import UsageError
     from wardround.storage.disk_errors import writing
     from wardround_client.cli.progress import stages
     from wardround_client.predict.records.predict import predict_records
     from wardround_client.predict.records.results import summary_lines, table_of, to_json, write_results
 
-    for name, value in (("--points", points), ("--store", store)):
-        if value is not None:
-            raise UsageError(f"{name}: is for images; this model reads patients' records, so leave it out")
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
-        found = predict_records(package, source, progress)
+        found = predict_records(package, source, site, progress)
     written: list[Path] = []
     if out is not None:
         with writing(out):

@@ -98,7 +98,7 @@ def _notes(one: PatientRisk, found: Warned) -> list[str]:
         named = ", ".join(one.missing[:NAMED])
         more = f" and {len(one.missing) - NAMED} more" if len(one.missing) > NAMED else ""
         notes.append(f"Not measured: {named}{more}.")
-    if not found.calibrated:
+    if found.calibration == "none":
         notes.append("The level of the risk is not calibrated: compare patients, do not read it as a chance.")
     if one.parts is not None and one.parts.method != "exact":
         notes.append("The parts are an approximation: the network does not add variables up.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from wardround.sources.records.study import records_data
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.early_warning.explanation import RiskParts, missing, risk_parts, too_little
 from wardround.tasks.early_warning.risk import risk_by_hour
+from wardround_client.predict.records.own_intercept import own_intercept
 from wardround_client.sources.records.asked import read_asked
 
 Progress = Callable[[str, int, int], None]
+Calibration = Literal["site", "federation", "none"]  # whose counts the shift of the logits comes from
 SHOWN_HOURS = 6  # hours between two points of the curve of a head, which is asked anew at each of them
 
 
@@ -53,12 +56,20 @@ class Warned:
     package: Package
     patients: tuple[PatientRisk, ...]
     not_used: Mapping[str, int]
-    shift: float  # of all logits, from the federation's released counts
-    calibrated: bool
+    shift: float  # of all logits
+    calibration: Calibration
 
 
-def predict_records(package: Package, folder: Path, progress: Progress | None = None) -> Warned:
+def predict_records(
+    package: Package, folder: Path, site: Path | None = None, progress: Progress | None = None
+) -> Warned:
     """Predict for every patient in a folder of records.
+
+    Args:
+        package: The exported model.
+        folder: The records, as `read_asked` takes them.
+        site: The folder of the site, for its own intercept.
+        progress: Called as `progress(stage, done, total)`.
 
     Raises:
         DataError: The records are missing or cannot be right.
@@ -69,8 +80,7 @@ def predict_records(package: Package, folder: Path, progress: Progress | None = 
     vocabulary = load_vocabulary(data.vocabulary)
     network = load_network(package)
     asked = read_asked(folder, data)
-    released = (package.content["federated_test"] or {}).get("fitted_intercept")
-    shift = float(released) if isinstance(released, (int, float)) else 0.0
+    shift, calibration = _shift(package, site)
     patients = []
     with torch.no_grad():
         for number, (name, row_TV) in enumerate(zip(asked.ids, asked.rows_PTV, strict=True), 1):
@@ -93,8 +103,19 @@ def predict_records(package: Package, folder: Path, progress: Progress | None = 
         patients=tuple(patients),
         not_used=asked.not_used,
         shift=shift,
-        calibrated=isinstance(released, (int, float)),
+        calibration=calibration,
     )
+
+
+def _shift(package: Package, site: Path | None) -> tuple[float, Calibration]:
+    """The site's own intercept, or else the federation's, or else none."""
+    own = None if site is None else own_intercept(site, package.study, package.content["run"])
+    if own is not None:
+        return own, "site"
+    released = (package.content["federated_test"] or {}).get("fitted_intercept")
+    if isinstance(released, (int, float)):
+        return float(released), "federation"
+    return 0.0, "none"
 
 
 def _hours(row_TV: np.ndarray, window_hours: int) -> list[int]:

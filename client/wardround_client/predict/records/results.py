@@ -34,7 +34,7 @@ def to_json(found: Warned) -> dict[str, Any]:
             "study_sha256": found.package.content["study_sha256"],
             "epsilon": epsilon_text(study.privacy.epsilon),
             "outcome": study.data.labels[1],
-            "calibrated": found.calibrated,
+            "calibration": found.calibration,
             "intercept": found.shift,
             "unsafe": found.package.content["unsafe"],
         },
@@ -108,8 +108,9 @@ def _titles(parts: Sequence[VariablePart]) -> str:
 def summary_lines(found: Warned) -> list[str]:
     """Return the lines below the table."""
     lines = []
-    if found.calibrated:
-        lines.append(f"Risks are calibrated: noised counts of the federation shift all logits by {found.shift:+.2f}.")
+    if found.calibration != "none":
+        whose = {"site": "this site", "federation": "the federation"}[found.calibration]
+        lines.append(f"Risks are calibrated: noised counts of {whose} shift all logits by {found.shift:+.2f}.")
     else:
         lines.append(
             "Not calibrated: the sites of this study released no figures. Privacy makes risks too low; compare "

@@ -14,11 +14,18 @@ from builders.networks import records_study
 from builders.packages import edit_record, write_package
 from typer.testing import CliRunner
 
-from wardround.errors import UsageError, WardroundError
+from wardround.errors import LedgerError, UsageError, WardroundError
 from wardround.handover.package import open_package
 from wardround.phantoms.stays import stays
+from wardround.wire.evaluation import COUNTS, evaluation_round
+from wardround.wire.packets import weights_sha256
+from wardround.wire.protocol import EVALUATE
 from wardround_client.cli.main import app
+from wardround_client.ledger.ledger import Ledger, cap_of
 from wardround_client.predict.records.predict import predict_records, risk_text
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.site.paths import LEDGER_FILE, REPLIES
+from wardround_client.site.site import ReplyFolder
 from wardround_simulation.stays.hospitals import SITE_SEEDS, write_simulated_hospitals
 
 PATIENTS, SEED = 6, 4
@@ -66,9 +73,32 @@ def test_an_intercept_of_the_federation_s_counts_shifts_every_risk(tmp_path: Pat
     plain = predict_records(open_package(folder), ward)
     edit_record(folder, federated_test={"fitted_intercept": 1.5})
     shifted = predict_records(open_package(folder), ward)
-    assert shifted.calibrated and not plain.calibrated
+    assert (plain.calibration, shifted.calibration) == ("none", "federation")
     logits = [np.log(one.patients[0].risk / (1 - one.patients[0].risk)) for one in (plain, shifted)]
     assert logits[1] - logits[0] == pytest.approx(1.5, abs=1e-4)
+
+
+def test_a_site_s_own_released_counts_go_before_those_of_the_federation(tmp_path: Path, ward: Path) -> None:
+    study = records_study("severity-head", hours=48, model={"init": "phantom"}, evaluation={"epsilon": 4.0})
+    folder = write_package(tmp_path / "model", study)
+    edit_record(folder, federated_test={"fitted_intercept": 0.5})
+    run = open_package(folder).content["run"]
+    site = tmp_path / "site"
+    site.mkdir()
+    assert predict_records(open_package(folder), ward, site).calibration == "federation"
+    counts = {COUNTS: np.array([[900, *[0] * 15], [100, *[0] * 15]], dtype=np.int64)}
+    ledger, round_ = Ledger(site / LEDGER_FILE), evaluation_round(study)
+    ledger.hold(study.sha256(), run, plan_from_study(study), cap_of(study))
+    attempt = ledger.reserve(study.sha256(), run, round_, "0" * 64, EVALUATE, cap=cap_of(study))
+    ReplyFolder(site / REPLIES)[attempt] = counts
+    ledger.settle(attempt, weights_sha256(counts))
+    spent = ledger.events()
+    found = predict_records(open_package(folder), ward, site)
+    assert found.calibration == "site" and 2 < found.shift < 6  # one in ten among those with the lowest scores
+    assert ledger.events() == spent  # nothing more is charged
+    ReplyFolder(site / REPLIES)[attempt] = {COUNTS: counts[COUNTS] + 1}
+    with pytest.raises(LedgerError, match="differ from those in the ledger"):
+        predict_records(open_package(folder), ward, site)
 
 
 def test_the_command_writes_json_csv_and_a_picture_for_each_patient(tmp_path: Path, ward: Path) -> None:
