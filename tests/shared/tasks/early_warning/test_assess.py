@@ -16,6 +16,7 @@ from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.assessment import AtEnd, SiteData
 from wardround.tasks.early_warning.assess import assessment_of
 from wardround.tasks.early_warning.risk import facts_of, risk_by_hour, rows_up_to
+from wardround.tasks.labelled.scores import score
 
 ICU = load_vocabulary("icu")
 
@@ -80,3 +81,12 @@ def test_the_risk_after_the_last_hour_is_that_of_the_whole_row(name: str) -> Non
     with torch.no_grad():
         right_N = network(rows_NTV)[:, -1]
     assert torch.allclose(risk_by_hour(network, rows_NTV, (6, 48), ICU)[:, 1], right_N, atol=1e-5)
+
+
+def test_the_score_of_a_recurrent_network_is_its_risk_after_the_last_hour() -> None:
+    rows_NTV = stays(5, 1)[0]
+    network = initial_network(study("gru")).eval()
+    with torch.no_grad():
+        right_N = network(torch.from_numpy(rows_NTV))[:, -1].sigmoid().numpy()
+    scores_N = score(initial_network(study("gru")), study("gru"), start_weights(study("gru")), rows_NTV)
+    assert scores_N.shape == (5,) and np.allclose(scores_N, right_N, atol=1e-5)
