@@ -20,7 +20,7 @@ from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.study.load import Study, parse_study
 from wardround.web.accounts import users
 from wardround.web.accounts.users import User, add_user
-from wardround.web.app import Console, build
+from wardround.web.app import WebConsole, build
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site.budget import cap_of_site
@@ -105,7 +105,7 @@ def server_folder(folder: Path) -> Path:
 class Browser:
     """A browser that keeps cookies and sends the forms of the pages that it got."""
 
-    def __init__(self, console: Console, address: str = "127.0.0.1", base: str | None = None) -> None:
+    def __init__(self, console: WebConsole, address: str = "127.0.0.1", base: str | None = None) -> None:
         base = base or f"http://127.0.0.1:{console.config.port}"
         self.client = TestClient(
             build(console), base_url=base, client=(address, 50000), follow_redirects=False,

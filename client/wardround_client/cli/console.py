@@ -9,7 +9,7 @@ from wardround.cli.console import console_app
 from wardround_client.site.paths import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from wardround.web.app import Console
+    from wardround.web.app import WebConsole
     from wardround.web.config import ConsoleConfig
 
 
@@ -19,7 +19,7 @@ def _config_of(site: Path) -> ConsoleConfig:
     return load_site_config(site / CONFIG_FILE).console
 
 
-def _console_of(site: Path, config: ConsoleConfig) -> Console:
+def _console_of(site: Path, config: ConsoleConfig) -> WebConsole:
     from wardround_client.console.app import console_of, warm_up
 
     warm_up()

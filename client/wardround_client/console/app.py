@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from wardround.web.accounts.users import OPERATE, READ
-from wardround.web.app import Console
+from wardround.web.app import WebConsole
 from wardround.web.config import ConsoleConfig
 from wardround_client.console import pages, studies
 from wardround_client.console.facts import names_of
@@ -29,12 +29,12 @@ NAVIGATION = (
 )
 
 
-def console_of(folder: Path, config: ConsoleConfig) -> Console:
+def console_of(folder: Path, config: ConsoleConfig) -> WebConsole:
     """Return the console of a site's folder. Raises `UsageError` if the folder is not a site's."""
     router = APIRouter()
     for part in (pages, studies):
         router.include_router(part.router)
-    return Console(
+    return WebConsole(
         program=PROGRAM,
         name=load_site_config(folder / CONFIG_FILE).name,
         folder=folder,

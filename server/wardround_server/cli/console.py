@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wardround.cli.console import console_app
 
 if TYPE_CHECKING:
-    from wardround.web.app import Console
+    from wardround.web.app import WebConsole
     from wardround.web.config import ConsoleConfig
 
 
@@ -18,7 +18,7 @@ def _config_of(server: Path) -> ConsoleConfig:
     return load_server_config(server).console
 
 
-def _console_of(server: Path, config: ConsoleConfig) -> Console:
+def _console_of(server: Path, config: ConsoleConfig) -> WebConsole:
     from wardround_server.console.app import console_of
 
     return console_of(server, config)

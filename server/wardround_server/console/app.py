@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from wardround.errors import UsageError, WardroundError
 from wardround.web.accounts.users import OPERATE, READ
-from wardround.web.app import Console
+from wardround.web.app import WebConsole
 from wardround.web.config import ConsoleConfig
 from wardround_server.console import models, overview, runs, sites
 from wardround_server.console.metrics import metrics_of
@@ -29,7 +29,7 @@ NAVIGATION = (
 )
 
 
-def console_of(folder: Path, config: ConsoleConfig) -> Console:
+def console_of(folder: Path, config: ConsoleConfig) -> WebConsole:
     """Return the console of a server's folder.
 
     Raises `UsageError` if the folder is not a server's, or a port is one that hospitals connect to.
@@ -42,7 +42,7 @@ def console_of(folder: Path, config: ConsoleConfig) -> Console:
     router = APIRouter()
     for part in (overview, runs, sites, models):
         router.include_router(part.router)
-    return Console(
+    return WebConsole(
         program=PROGRAM,
         name=server.name,
         folder=folder,

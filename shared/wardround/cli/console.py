@@ -17,7 +17,7 @@ from wardround.printable import escaped
 
 if TYPE_CHECKING:
     from wardround.web.accounts.users import User
-    from wardround.web.app import Console
+    from wardround.web.app import WebConsole
     from wardround.web.config import ConsoleConfig
 
 LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The name to sign in with, such as mcurie.")]
@@ -29,7 +29,7 @@ def console_app(
     option: str,
     example: str,
     config_of: Callable[[Path], ConsoleConfig],
-    console_of: Callable[[Path, ConsoleConfig], Console],
+    console_of: Callable[[Path, ConsoleConfig], WebConsole],
 ) -> typer.Typer:
     """Return the command group for `program`.
 
@@ -139,7 +139,7 @@ def console_app(
     return app
 
 
-def _serve(folder: Path, console: Console, as_json: bool) -> None:
+def _serve(folder: Path, console: WebConsole, as_json: bool) -> None:
     import threading
 
     from wardround.operations.logs import log_to

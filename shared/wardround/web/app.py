@@ -31,7 +31,7 @@ PROXY_SECRET = f"{CONSOLE}/proxy.secret"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Console:
+class WebConsole:
     """What a program brings for its console.
 
     Attributes:
@@ -57,7 +57,7 @@ class Console:
     study_names: Callable[[Path], Mapping[str, str]] = lambda folder: {}
 
 
-def build(console: Console) -> Guard:
+def build(console: WebConsole) -> Guard:
     """Return the application. Raises `UsageError` if the proxy's secret cannot be read or made."""
     config = console.config
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)

@@ -19,12 +19,12 @@ from wardround.web.accounts import users
 from wardround.web.accounts.limits import MOST_KEYS, Limit, SignInLimits
 from wardround.web.accounts.sessions import MOST_OF_A_USER, Sessions
 from wardround.web.accounts.users import USERS_FILE, User, add_user, remove_user, set_password, users_of
-from wardround.web.app import Console
+from wardround.web.app import WebConsole
 from wardround.web.config import ConsoleConfig
 
 
-def console(folder: Path) -> Console:
-    return Console(
+def console(folder: Path) -> WebConsole:
+    return WebConsole(
         program="wardround-site", name="north", folder=folder, config=ConsoleConfig(),
         pages=Path(guard.__file__).parent, router=APIRouter(), navigation=(("/account", "account.title", "read"),),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.web import guard, server
 from wardround.web.accounts.limits import Limit
-from wardround.web.app import PROXY_SECRET, Console, build
+from wardround.web.app import PROXY_SECRET, WebConsole, build
 from wardround.web.config import ConsoleConfig
 from wardround.web.guard import HEADERS, MOST_BYTES, Guard
 
@@ -27,8 +27,8 @@ PROXIED = {"proxy": "10.0.0.5", "hosts": ("console.example.org",), "address": "1
 BASE = "https://console.example.org"
 
 
-def console(folder: Path, **config: object) -> Console:
-    return Console(
+def console(folder: Path, **config: object) -> WebConsole:
+    return WebConsole(
         program="wardround-site", name="north", folder=folder, config=ConsoleConfig(**config),
         pages=Path(guard.__file__).parent, router=APIRouter(), navigation=(("/account", "account.title", "read"),),
     )  # fmt: skip
