@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,10 +159,11 @@ def _serve(folder: Path, console: WebConsole, as_json: bool) -> None:
     if config.metrics_port:
         app = metrics_app(dict(console.metrics), config.metrics_port)
         listeners.append(Listener(app=app, address="127.0.0.1", port=config.metrics_port))
-    shown = f"https://{config.hosts[0]}/" if config.behind_proxy else f"http://{config.address}:{config.port}/"
+    host = f"[{config.address}]" if ":" in config.address else config.address
+    shown = f"https://{config.hosts[0]}/" if config.behind_proxy else f"http://{host}:{config.port}/"
 
     def ready() -> None:
-        started = {"console": shown, "metrics_port": config.metrics_port, "process": _pid()}
+        started = {"console": shown, "metrics_port": config.metrics_port, "process": os.getpid()}
         print(json.dumps(started) if as_json else f"{console.name}: the console is at {shown}", flush=True)
 
     stopped = threading.Event()
@@ -169,12 +171,6 @@ def _serve(folder: Path, console: WebConsole, as_json: bool) -> None:
     with sole(folder / CONSOLE, "a console is at work here already"):
         log_to(folder / CONSOLE_LOG)
         serve(listeners, stopped, ready)
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def _changed(config: ConsoleConfig, changes: dict[str, object]) -> ConsoleConfig:
