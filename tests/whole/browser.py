@@ -41,10 +41,19 @@ def missing() -> str:
 
 
 @contextmanager
-def console(program: str, folder: Path) -> Iterator[str]:
+def console(program: str, folder: Path, port: int | None = None) -> Iterator[str]:
     """Run the console of a site ("client") or a server ("server") as users do; yield its address."""
-    option, (port,) = {"client": "--site", "server": "--server"}[program], free_ports(1)
-    words = ["-m", f"wardround_{program}.cli.main", "console", option, str(folder), "--port", str(port), "--json"]
+    option, (free,) = {"client": "--site", "server": "--server"}[program], free_ports(1)
+    words = [
+        "-m",
+        f"wardround_{program}.cli.main",
+        "console",
+        option,
+        str(folder),
+        "--port",
+        str(port or free),
+        "--json",
+    ]
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
