@@ -42,7 +42,7 @@ MOVE_DESTINATION_UNKNOWN = 0xA801
 MOST_CONTEXTS = 128  # of one association (PS3.8 9.3.2.2)
 LARGEST_PDU = 2**18
 POLL_S = 0.5
-CONNECT_S, ACSE_S = 10.0, 15.0
+CONNECT_S, LEAST_ACSE_S, ACSE_S = 10.0, 5.0, 15.0  # the last two for the reply to a request for an association
 USUAL_CLASSES = (  # asked for with C-GET if the PACS does not say what a series contains: CT, MR, CR, DX, MG, US, SC
     *("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.1"),
     *("1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.2", "1.2.840.10008.5.1.4.1.1.6.1"),
@@ -90,7 +90,7 @@ def associated(
         PacsError: There is no connection, or the PACS rejects it; the message says why.
     """
     entity = AE(ae_title=node.dicom.our_ae)
-    entity.acse_timeout = min(ACSE_S, node.config.timeout_s)
+    entity.acse_timeout = min(ACSE_S, max(LEAST_ACSE_S, node.config.timeout_s))
     entity.dimse_timeout = entity.network_timeout = None  # see `_wait_by_activity`
     entity.connection_timeout = CONNECT_S
     entity.maximum_pdu_size = LARGEST_PDU
@@ -252,9 +252,10 @@ def handler_of(store: Take):  # type: ignore[no-untyped-def]  # the type of pyne
     return handle
 
 
-def storage_contexts() -> list[PresentationContext]:
-    """Return every class of objects in every syntax, for the receiving side of C-MOVE."""
-    return [build_context(str(one.abstract_syntax), SYNTAXES) for one in AllStoragePresentationContexts]
+def storage_contexts(classes: Iterable[str] = ()) -> list[PresentationContext]:
+    """Return classes of objects in every syntax, for the receiving side of C-MOVE; without `classes` every class."""
+    chosen = sorted(set(classes)) or [str(one.abstract_syntax) for one in AllStoragePresentationContexts]
+    return [build_context(one, SYNTAXES) for one in chosen]
 
 
 def _identifiers(identifiers: Mapping[str, str | list[str]]) -> Dataset:

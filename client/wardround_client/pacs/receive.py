@@ -1,7 +1,7 @@
 """Received objects become files: checked against what was asked, written as they came, durable, then in the manifest.
 
 An object is written under a temporary name, fsynced and renamed, mode 0600. This happens in groups, because each fsync
-costs as much as receiving an object; a crash loses at most the last group, which is asked for again.
+costs as much as receiving an object; a slow disk makes the groups larger. What a crash loses is asked for again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from wardround_client.pacs.manifest import PARTIAL, Came, Manifest, file_name
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 LONGEST_UID = 64
-GROUP, GROUP_BYTES, GROUP_S = 64, 64 * 2**20, 2.0  # what is made durable together
+GROUP, GROUP_BYTES, GROUP_S = 64, 64 * 2**20, 2.0  # what is made durable together, at least
+MOST_WAITING, MOST_WAITING_BYTES = 1024, 256 * 2**20  # what may come while the group before is made durable
 SYNCED_AT_ONCE = 16  # fsyncs at the same time share the commits of the file system's journal: 20 times as fast on ext4
 _NAMES = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
@@ -62,7 +63,7 @@ class Receiver:
         self._expected: dict[str, str] = {}  # series by SOP Instance UID
         self._open_series: set[str] = set()  # series whose objects the PACS does not list in full
         self._group: list[_Written] = []
-        self._group_began = 0.0
+        self._group_began, self._group_bytes = 0.0, 0
         self._under_way: dict[str, str] = {}  # series by UID: written or being written, not yet in the manifest
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="pull-writer")
         self._syncers = ThreadPoolExecutor(SYNCED_AT_ONCE, thread_name_prefix="pull-sync")
@@ -122,13 +123,15 @@ class Receiver:
             if not self._group:
                 self._group_began = time.monotonic()
             self._group.append(_Written(came=came, partial=partial))
+            self._group_bytes += len(content)
             self.counts["came"] += 1
             full = (
                 len(self._group) >= GROUP
-                or sum(one.came.size for one in self._group) >= GROUP_BYTES
+                or self._group_bytes >= GROUP_BYTES
                 or time.monotonic() - self._group_began > GROUP_S
             )
-            if full:
+            idle = self._writing is None or self._writing.done()
+            if full and (idle or self._group_bytes >= MOST_WAITING_BYTES or len(self._group) >= MOST_WAITING):
                 self._hand_over()
         self._took(len(content))
         return True
@@ -166,7 +169,7 @@ class Receiver:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
-        group, self._group = self._group, []
+        group, self._group, self._group_bytes = self._group, [], 0
         if group:
             self._writing = self._writer.submit(self._settle, group)
 

@@ -10,10 +10,12 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pynetdicom import AE, evt
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is loaded
 from pynetdicom.transport import ThreadedAssociationServer
 
 from wardround.errors import UsageError
@@ -29,11 +31,29 @@ MOST_ASSOCIATIONS = 8
 class StorageServer(ThreadedAssociationServer):
     """A storage server that closes connections from other addresses before it reads from them."""
 
-    allowed: frozenset[str] = frozenset()
-
     def __init__(self, *arguments: object, allowed: frozenset[str], **named: object) -> None:
         self.allowed, self.refused = allowed, Counter[str]()
+        self.classes: frozenset[str] | None = None
         super().__init__(*arguments, **named)  # type: ignore[arg-type]  # passed on
+
+    def accept(self, classes: Iterable[str]) -> None:
+        """Accept objects of these classes from now on, or of every class if none is given.
+
+        pynetdicom copies all contexts for each association, which for every class costs a tenth of a second. An
+        association that is still open was negotiated for other classes, so it is ended.
+        """
+        chosen = frozenset(classes)
+        if chosen == self.classes:
+            return
+        self.classes = chosen
+        echo = [build_context(Verification)]  # when the administrator of the PACS tests the entry of this site
+        self.contexts = [*storage_contexts(chosen), *echo]
+        self.end_associations()
+
+    def end_associations(self) -> None:
+        """End what the PACS keeps open."""
+        for association in self.active_associations:
+            association.abort()
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         """Accept a connection. Raises `OSError`, which the server ignores, for one that is not wanted."""
@@ -74,7 +94,6 @@ def receiving(node: Node, store: Take, activity: Activity) -> Iterator[StorageSe
     entity.network_timeout = entity.dimse_timeout = node.config.timeout_s
     entity.require_called_aet, entity.require_calling_aet = True, [node.dicom.pacs_ae]
     entity.supported_contexts = storage_contexts()
-    entity.add_supported_context("1.2.840.10008.1.1")  # an echo from the PACS, when its administrator tests the entry
     tls: ssl.SSLContext | None = server_tls(node)
     refused = Counter[str]()
 
@@ -98,6 +117,7 @@ def receiving(node: Node, store: Take, activity: Activity) -> Iterator[StorageSe
     if not isinstance(server, StorageServer):
         raise TypeError("pynetdicom made a server of another class")
     server.refused = refused
+    server.accept(())
     entity._servers.append(server)  # as `start_server` does; `shutdown` removes it
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
@@ -105,6 +125,5 @@ def receiving(node: Node, store: Take, activity: Activity) -> Iterator[StorageSe
         yield server
     finally:
         server.shutdown()
-        for association in server.active_associations:
-            association.abort()
+        server.end_associations()
         thread.join(HANDSHAKE_S)

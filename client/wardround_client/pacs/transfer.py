@@ -78,6 +78,7 @@ class _Move(OneAssociation):
 
     def fetch(self, request: Request) -> None:
         before = self._server.refused.copy()
+        self._server.accept(request.classes)
         try:
             association = self.held(associated(self._node, move_contexts(), self._activity))
             for identifiers in _identifiers(request):
