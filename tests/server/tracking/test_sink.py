@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from builders.debian import KEPT
+from builders.debian import beside
 from builders.runs import Sites, study_of, trained
 from paths import ROOT
 
@@ -199,16 +199,7 @@ def test_without_mlflow_the_daemon_logs_one_line_that_names_the_extra(
 @pytest.fixture(scope="module")
 def mlflow() -> Path:
     """The folder with what lock/mlflow.txt names, beside this installation and not in it."""
-    lock, folder = ROOT / "lock" / "mlflow.txt", KEPT / "mlflow"
-    stamp = folder / "stamp"
-    if not stamp.is_file() or stamp.read_text() != lock.read_text():
-        words = ["install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--upgrade"]
-        command = [sys.executable, "-m", "pip", *words, "--target", str(folder), "-r", str(lock)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        if done.returncode:
-            pytest.skip(f"pip cannot install lock/mlflow.txt: {done.stderr.strip()[-200:]}")
-        stamp.write_text(lock.read_text())
-    return folder
+    return beside(ROOT / "lock" / "mlflow.txt")
 
 
 @pytest.mark.slow
