@@ -105,10 +105,10 @@ class HourlyGRU(nn.Module):
     def states(self, gates_NTG: Tensor) -> Tensor:
         """The input part of the gates at each hour (N, T, 3H) -> the states (N, T, H)."""
         state_NH = gates_NTG.new_zeros(len(gates_NTG), self.units)
-        states = []
-        for gates_NG in gates_NTG.unbind(1):
-            reset_update, new = gates_NG.split((2 * self.units, self.units), 1)
-            hidden_reset_update, hidden_new = self.hidden(state_NH).split((2 * self.units, self.units), 1)
+        states, sizes = [], [2 * self.units, self.units]
+        reset_update_NTG, new_NTG = torch.split_with_sizes(gates_NTG, sizes, 2)  # once, not in each hour: it is slow
+        for reset_update, new in zip(reset_update_NTG.unbind(1), new_NTG.unbind(1), strict=True):
+            hidden_reset_update, hidden_new = torch.split_with_sizes(self.hidden(state_NH), sizes, 1)
             reset_NH, update_NH = torch.sigmoid(reset_update + hidden_reset_update).chunk(2, 1)
             new_NH = torch.tanh(torch.addcmul(new, reset_NH, hidden_new))
             state_NH = torch.lerp(new_NH, state_NH, update_NH)
