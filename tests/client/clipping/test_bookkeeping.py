@@ -34,6 +34,7 @@ from wardround_client.clipping.engines import (
     check_engine,
     clip_by_loop,
     clip_over_one_pass,
+    synthetic_units,
 )
 from wardround_client.clipping.select import EngineMemory, Sample, candidates_of, checked_engine, engine_for
 from wardround_client.privacy.plan import plan_from_study
@@ -281,6 +282,21 @@ def shared() -> nn.Module:
 def sample_of(width: int) -> Sample:
     rows = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
     return Sample(images_N=rows, outputs=1, images_per_unit=2)
+
+
+@pytest.mark.parametrize("k", [None, 1, 2])
+def test_a_linear_layer_used_several_times_counts_every_use(k: int | None) -> None:
+    """The rule of a recurrent network: each use is a further position of the same unit."""
+    torch.manual_seed(0)
+    network = Twice(nn.Linear(8, 8))
+    parameters = dict(network.named_parameters())
+    rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    sizes = (1, 4, 3) if k is None else (k,) * 4
+    batch = synthetic_units(rows, 1, sizes)
+    right = clip_by_loop(network, parameters, batch, loss_per_image, 0.3)
+    speed = SpeedSettings(group_images=4, images_per_unit=k)
+    found = clip_by_bookkeeping(network, parameters, batch, loss_per_image, 0.3, speed=speed)
+    assert gap(found, right) < 1e-6
 
 
 @pytest.mark.parametrize(
