@@ -17,6 +17,7 @@ from paths import ROOT
 
 from wardround.errors import UsageError
 from wardround.storage.toml import read_toml
+from wardround_server.operations import doctor
 from wardround_server.operations.config import ServerConfig, TrackingSection, config_text
 from wardround_server.runs.folder import RunFolder, create_run
 from wardround_server.tracking import mlflow_store, sink
@@ -186,6 +187,9 @@ def test_without_mlflow_the_daemon_logs_one_line_that_names_the_extra(
     monkeypatch.setattr(sink, "installed", lambda: False)
     assert sink.tracking_child(tmp_path, config) == []
     assert len(caplog.messages) == 1 and "lock/mlflow.txt" in caplog.messages[0]
+    monkeypatch.setattr(doctor, "installed", lambda: False)
+    check = doctor.tracking(config)
+    assert (check.state, check.name) == ("note", "tracking") and "operator.md" in check.todo
     monkeypatch.setattr(sink, "installed", lambda: True)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
