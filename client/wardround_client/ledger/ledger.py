@@ -177,7 +177,8 @@ class Ledger:
             return BudgetRefusal(
                 "budget",
                 f"the study would bring this site to {after.value:.3g} of its cap of epsilon {cap.epsilon:g} "
-                f"(spent or held: {before.value:.3g}); ask for a smaller epsilon or fewer runs, or raise the cap in "
+                f"(spent or held: {before.value:.3g}); give back what finished runs still hold "
+                "(`wardround-site ledger release`), ask for a smaller epsilon or fewer runs, or raise the cap in "
                 "site.toml",
             )
         return None

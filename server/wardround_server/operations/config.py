@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from wardround.errors import UsageError
 from wardround.identity import SITE_NAME
 from wardround.storage.toml import read_toml
-from wardround.web.config import ConsoleConfig, console_text
+from wardround.web.config import OPERATOR_PORT, ConsoleConfig, console_text
 from wardround_server.operations.paths import CONFIG_FILE
 
 TRACKING_TEXT = """
@@ -99,6 +99,8 @@ def load_server_config(folder: Path) -> ServerConfig:
 def config_text(name: str, hosts: tuple[str, ...], fleet_port: int) -> str:
     """Return the text of a new `server.toml`."""
     more = ", ".join(f'"{host}"' for host in hosts[1:])
+    listen = "127.0.0.1" if set(hosts) <= {"127.0.0.1", "localhost"} else "0.0.0.0"
+    console_port = OPERATOR_PORT if fleet_port != OPERATOR_PORT else OPERATOR_PORT + 1
     return f"""\
 # The server of a federation. Nothing here changes what a hospital allows: its own site.toml sets that.
 
@@ -111,8 +113,8 @@ name = "{name}"
 host = "{hosts[0]}"
 more_hosts = [{more}]
 
-# The address to listen on for hospitals; 0.0.0.0 is every network interface.
-listen = "0.0.0.0"
+# The address to listen on for hospitals; 0.0.0.0 is every network interface, 127.0.0.1 this machine alone.
+listen = "{listen}"
 
 # The one port that hospitals connect to. No other port has to be open in a firewall.
 fleet_port = {fleet_port}
@@ -122,4 +124,4 @@ control_port = 9093
 
 # For how many days a server certificate from `init` or `--renew` is valid. The CA's certificate is valid for ten years.
 certificate_days = 397
-{console_text("operator", fleet_port)}{TRACKING_TEXT}"""
+{console_text("operator", console_port)}{TRACKING_TEXT}"""

@@ -18,6 +18,7 @@ from wardround.tasks import registry
 from wardround.text import bytes_text, count_text, epsilon_text, promise, seconds_text
 
 BYTES_OF_A_NUMBER = 4
+USES_ALL = 0.98  # of the cap: what is left is of no use for another study
 MOST_ALIKE, MOST_KEYS = 4, 12  # limits on what is listed, so that a server's proposal cannot fill the screen
 
 
@@ -77,7 +78,7 @@ def describe(
         ("stays", _stays(study)),
         ("costs", _costs(study, cost)),
         ("means", _means(study, cost)),
-        ("answer", f"would be refused: {cost.refusal}" if cost.refusal else "within this site's budget"),
+        ("answer", _answer(cost)),
     ]
 
 
@@ -166,7 +167,7 @@ def _runs(cost: Cost) -> str:
     begun = {0: "none has begun", 1: "1 has begun"}.get(cost.begun, f"{cost.begun} have begun")
     allowed = f"an approval of {count_text(cost.runs, 'run')} in all; {begun} at this site"
     if cost.begun >= cost.runs:
-        return f"{allowed} and may go on. No other begins: --runs {cost.begun + 1} allows one more"
+        return f"{allowed}. No other begins without a new approval, of {cost.begun + 1} runs in all (--runs)"
     return f"{allowed}. Any further one needs another approval by a person: the server cannot begin it"
 
 
@@ -228,6 +229,14 @@ def _costs(study: Study, cost: Cost) -> str:
         f"spent or held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}"
         f", of ε {cost.cap_epsilon:g} ({per})"
     )
+
+
+def _answer(cost: Cost) -> str:
+    if cost.refusal:
+        return f"would be refused: {cost.refusal}"
+    if cost.after.value > USES_ALL * cost.cap_epsilon:
+        return "within this site's budget, and uses all that is left of it: no further study fits beside it"
+    return "within this site's budget"
 
 
 def _all_runs(cost: Cost) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 PORT = 9095
+OPERATOR_PORT = 9096  # in a new server.toml, so that a site and a server on one machine do not meet
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$"
 HEADER = r"^[A-Za-z][A-Za-z0-9-]{0,63}$"
 
@@ -67,12 +68,11 @@ class ConsoleConfig(BaseModel):
         return self
 
 
-def console_text(whose: str, taken: int = 0) -> str:
+def console_text(whose: str, port: int = PORT) -> str:
     """Return `[console]` with every key explained, as a new configuration file has it.
 
-    `whose` is in the host names, and `taken` is a port that something else uses.
+    `whose` is in the host names.
     """
-    port = PORT if taken != PORT else PORT + 1
     return f"""\
 
 [console]

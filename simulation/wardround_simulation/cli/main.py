@@ -21,6 +21,7 @@ from wardround.errors import UsageError, required
 from wardround.processes.imports import collection_paused
 from wardround.storage.disk_errors import require_writable, writing
 from wardround.storage.text_file import path_text
+from wardround.text import count_text
 from wardround_simulation.cli import federation, models
 from wardround_simulation.cli.federation import PHANTOM_PATIENTS, PHANTOM_SEED, PHANTOM_SITES, phantom_patients
 from wardround_simulation.run.paths import EXAMPLE_PAGE, SITES, TEST_SITES
@@ -289,7 +290,7 @@ def phantom(
     if as_json:
         print(json.dumps({"folder": str(folder), "sites": sites, "patients": patients, "seed": seed}))
     else:
-        print(f"{sites} hospitals in {folder}")
+        print(f"{count_text(sites, 'hospital')} in {folder}")
 
 
 @app.command(epilog="Example: wardround-sim attack runs/demo")

@@ -215,7 +215,7 @@ def test_a_revocation_does_not_start_the_count_anew_and_only_a_larger_number_all
     done = said(*words, site=site)
     assert "no new run may begin: 1 run of this study began" in done.output and "--runs 2" in done.output
     shown = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
-    assert "1 has begun" in shown["runs"] and "--runs 2 allows one more" in shown["runs"]
+    assert "1 has begun" in shown["runs"] and "a new approval, of 2 runs in all" in shown["runs"]
     assert begins("run") and not begins("other"), "the run that began goes on, and no other begins"
     done = said(*words, "--runs", 2, "--json", site=site)
     assert json.loads(done.output)["runs"] == 2 and json.loads(done.output)["runs_begun"] == 1

@@ -292,7 +292,7 @@ def test_the_console_is_never_on_a_port_of_the_hospitals(made: Path) -> None:
     path = made / "server.toml"
     before = path.read_text()
     try:
-        path.write_text(before.replace("port = 9095", "port = 9092"))
+        path.write_text(before.replace("port = 9096", "port = 9092"))
         with pytest.raises(UsageError, match="must differ"):
             console_of(made, ConsoleConfig())
         path.write_text(before.partition("[console]")[0].replace("9092", "9095"))
