@@ -16,6 +16,7 @@ import torch
 
 from wardround.metrics.alarms import AlarmBurden, alarm_burdens, average_precision, burden_rows
 from wardround.metrics.classification import Unit, expected_calibration_error, probabilities
+from wardround.metrics.noised_auc import LEAST_SIGNAL
 from wardround.networks.build import initial_network
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.sources.records.study import records_data
@@ -31,11 +32,13 @@ from wardround.tasks.assessment import (
     Setting,
     SiteData,
     Trainer,
+    Weights,
 )
-from wardround.tasks.early_warning.intercepts import at_site, calibrated_scores, noised_count
+from wardround.tasks.early_warning.intercepts import at_site, calibrated_scores, count_noise, noised_count
 from wardround.tasks.early_warning.risk import risk_by_hour
 from wardround.tasks.labelled import comparison
 from wardround.tasks.labelled.assessment import LabelAssessment
+from wardround.tasks.labelled.scores import score
 
 UNITS: tuple[Unit, ...] = ("patient",)
 HOURS = (6, 12, 24, 36, 48)  # at which the risk of a few stays is shown
@@ -55,12 +58,19 @@ class EarlyWarningAssessment(LabelAssessment):
         shared = [scored for scored in assessed.predictions if scored.site is None]
         found = {scored.setting: warning_figures(scored) for scored in shared}
         federated = next(scored for scored in shared if scored.setting == "federated")
-        sites = {name: calibration_at(name, federated) for name in sorted(set(federated.sites_N.tolist()))}
+        there = set(federated.sites_N.tolist())
+        shifts = {site.name: self._own_shift(site, end.weights) for site in self._all_sites if site.name in there}
+        sites = {name: calibration_at(name, federated, shift) for name, shift in sorted(shifts.items())}
         sections = [_alarm_section(found), _calibration_section(found["federated"], sites)]
         if end.show_images:
             sections.append(self._hours_section(end))
         result = {**assessed.result, "early_warning": {**found["federated"], "sites": sites}}
         return replace(assessed, result=result, sections=[*assessed.sections, *sections])
+
+    def _own_shift(self, site: SiteData, weights: Weights) -> float | None:
+        rows = np.flatnonzero(site.training_N)
+        scores_N = score(initial_network(self._of_warning), self._of_warning, weights, site.inputs_N[rows])
+        return own_shift(scores_N, site.labels_N[rows])
 
     def _hours_section(self, end: AtEnd) -> ReportSection:
         """The risk of a few held-out stays hour by hour: of simulated ones, or because the person asked for it."""
@@ -101,27 +111,29 @@ def warning_figures(scored: ScoredSet) -> dict[str, Any]:
     }
 
 
-def calibration_at(site: str, scored: ScoredSet) -> dict[str, float]:
-    """Mean risk and calibration error at one site before and after an intercept of its own, from noised counts.
+def own_shift(scores_N: np.ndarray, labels_N: np.ndarray) -> float | None:
+    """The intercept of one site from the noised number of events among its training patients, with their risks.
 
-    The intercept is fitted to one half of the site's held-out patients and tested on the other, each in turn. The
-    noise is drawn from a fixed seed, because a simulation repeats itself and its figures are exact anyway.
+    None if the number does not exceed its noise. The noise is drawn from a fixed seed, because a simulation repeats
+    itself and its figures are exact anyway.
     """
     random = np.random.default_rng(0)
+    count = noised_count(int((labels_N == 1).sum()), COUNT_EPSILON, (random.random(), random.random()))
+    return at_site(scores_N, count) if count >= LEAST_SIGNAL * count_noise(COUNT_EPSILON) else None
+
+
+def calibration_at(site: str, scored: ScoredSet, shift: float | None) -> dict[str, float | None]:
+    """Mean risk and calibration error on one site's held-out patients, before and after its own intercept."""
     rows_N = scored.sites_N == site
     scores_N, labels_N = scored.scores_N[rows_N], scored.labels_N[rows_N]
-    after_N = np.empty(len(scores_N))
-    for half in (0, 1):
-        fit_N = np.arange(len(scores_N)) % 2 != half
-        count = noised_count(int(labels_N[fit_N].sum()), COUNT_EPSILON, (random.random(), random.random()))
-        shift = at_site(scores_N[fit_N], count)
-        after_N[~fit_N] = calibrated_scores(scores_N[~fit_N], shift)
+    after_N = scores_N if shift is None else calibrated_scores(scores_N, shift)
     return {
         "observed": float(labels_N.mean()),
         "mean_risk": float(scores_N.mean()),
         "ece": expected_calibration_error(scores_N, labels_N),
-        "mean_risk_with_intercept": float(after_N.mean()),
-        "ece_with_intercept": expected_calibration_error(after_N, labels_N),
+        "intercept": shift,
+        "mean_risk_with_intercept": None if shift is None else float(after_N.mean()),
+        "ece_with_intercept": None if shift is None else expected_calibration_error(after_N, labels_N),
     }
 
 
@@ -147,19 +159,20 @@ def _alarm_section(found: Mapping[Setting, dict[str, Any]]) -> ReportSection:
     return ReportSection(anchor="alarms", title="Alarms", lines=[line], tables=tables)
 
 
-def _calibration_section(federated: dict[str, Any], sites: dict[str, dict[str, float]]) -> ReportSection:
+def _calibration_section(federated: dict[str, Any], sites: Mapping[str, dict[str, float | None]]) -> ReportSection:
     lines = [
         f"The mean risk is {federated['mean_risk']:.1%} where {federated['observed']:.1%} had the event; the "
         f"calibration error is {federated['ece']:.3f}. Clipping limits what patients with the event can add, so that "
         "risks come out too low under privacy; the order of the patients is not touched by it.",
-        "An intercept of the site's own puts the level right. It is fitted to the number of events among one half of a "
-        f"site's held-out patients, noised with epsilon = {COUNT_EPSILON:g}, and tested on the other half.",
+        "An intercept of the site's own puts the level right. It is fitted to the number of events among a site's "
+        f"training patients, noised with epsilon = {COUNT_EPSILON:g}, and tested on its held-out patients. Where the "
+        "noise hides the number there is none.",
     ]
     rows = [
         [
             name,
-            *(f"{one[key]:.1%}" for key in ("observed", "mean_risk", "mean_risk_with_intercept")),
-            *(f"{one[key]:.3f}" for key in ("ece", "ece_with_intercept")),
+            *(_percent(one[key]) for key in ("observed", "mean_risk", "mean_risk_with_intercept")),
+            *(_number(one[key]) for key in ("ece", "ece_with_intercept")),
         ]
         for name, one in sites.items()
     ]
@@ -169,6 +182,10 @@ def _calibration_section(federated: dict[str, Any], sites: dict[str, dict[str, f
         rows=rows,
     )
     return ReportSection(anchor="calibration", title="Are the risks true?", lines=lines, tables=[table])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:

@@ -32,6 +32,12 @@ def noised_count(events: int, epsilon: float, uniform: tuple[float, float]) -> f
     return float(events + first - second)
 
 
+def count_noise(epsilon: float) -> float:
+    """The standard deviation of the noise of `noised_count`."""
+    share = math.exp(-epsilon)
+    return math.sqrt(2 * share) / (1 - share)
+
+
 def at_site(scores_N: np.ndarray, events: float) -> float:
     """The shift of the logits of risks `scores_N` at which their sum is `events`, between plus and minus 5.
 

@@ -14,7 +14,8 @@ from wardround.networks.build import initial_network, start_weights
 from wardround.phantoms.stays import stays
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.assessment import AtEnd, SiteData
-from wardround.tasks.early_warning.assess import assessment_of
+from wardround.tasks.early_warning.assess import assessment_of, own_shift
+from wardround.tasks.early_warning.intercepts import calibrated_scores
 from wardround.tasks.early_warning.risk import facts_of, risk_by_hour, rows_up_to
 from wardround.tasks.labelled.scores import score
 
@@ -90,3 +91,12 @@ def test_the_score_of_a_recurrent_network_is_its_risk_after_the_last_hour() -> N
         right_N = network(torch.from_numpy(rows_NTV))[:, -1].sigmoid().numpy()
     scores_N = score(initial_network(study("gru")), study("gru"), start_weights(study("gru")), rows_NTV)
     assert scores_N.shape == (5,) and np.allclose(scores_N, right_N, atol=1e-5)
+
+
+def test_a_site_s_intercept_puts_the_level_of_risks_right_where_its_count_exceeds_the_noise() -> None:
+    random = np.random.default_rng(2)
+    risks_N = 1 / (1 + np.exp(-random.normal(-3, 1, 3000)))
+    events_N = (random.random(3000) < calibrated_scores(risks_N, 1.2)).astype(np.int16)
+    shift = own_shift(risks_N, events_N)
+    assert shift == pytest.approx(1.2, abs=0.15)
+    assert own_shift(risks_N[:40], events_N[:40]) is None

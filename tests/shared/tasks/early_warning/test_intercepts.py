@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from wardround.tasks.early_warning.intercepts import at_site, calibrated_scores, noised_count
+from wardround.tasks.early_warning.intercepts import at_site, calibrated_scores, count_noise, noised_count
 
 RISKS = np.random.default_rng(0).beta(1, 20, 400)
 
@@ -31,6 +31,7 @@ def test_noise_has_the_promised_distribution_and_a_smaller_epsilon_more_of_it() 
     right = {k: (1 - share) / (1 + share) * share ** abs(k) for k in range(-4, 5)}
     for k, chance in right.items():
         assert np.mean(noise == k) == pytest.approx(chance, abs=0.008)
+    assert noise.std() == pytest.approx(count_noise(0.5), rel=0.03)
     assert noised_count(7, math.inf, (0.3, 0.9)) == 7
     wrong = np.array([noised_count(0, 1.0, tuple(random.random(2))) for _ in range(40_000)])
     assert abs(np.mean(wrong == 0) - right[0]) > 0.05  # the test tells twice the epsilon from the right one
