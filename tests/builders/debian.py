@@ -18,7 +18,7 @@ import pytest
 from paths import ROOT, STUDIES
 
 KEPT = ROOT / "runs" / "deploy-test"
-SUITE = "bookworm"
+SUITE, DEBIANS_PYTHON = "bookworm", "3.11"
 PYTHON = ("ca-certificates", "python-is-python3", "python3", "python3-pip", "python3-venv")
 DOWNLOAD_LIMIT_S = 1800.0
 LOOK_S = 1.0
@@ -89,12 +89,13 @@ def debian(packages: tuple[str, ...]) -> Path:
 
 
 def wheels() -> Path:
-    """Return a folder with each file of the lock that fits this machine. pip has compared their hashes."""
+    """Return a folder with each file of the lock that fits Debian's Python. pip has compared their hashes."""
     folder, stamp = KEPT / "wheels", KEPT / "wheels" / "stamp"
     wanted = "".join((ROOT / "lock" / f"{name}.txt").read_text(encoding="utf-8") for name in LOCKS)
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         for name in LOCKS:
-            words = ("download", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-d", folder)
+            words = ("download", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:")
+            words = (*words, "--python-version", DEBIANS_PYTHON, "-d", folder)
             told(sys.executable, "-m", "pip", *words, "-r", ROOT / "lock" / f"{name}.txt", limit_s=DOWNLOAD_LIMIT_S)
         stamp.write_text(wanted, encoding="utf-8")
     return folder
