@@ -37,6 +37,7 @@ LINE_BYTES = 2**20  # read per line of a child's output, which bounds memory use
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = ("[uvicorn.access]", "httpx: HTTP Request:")
+LEVELS = {"DEBUG": logging.DEBUG, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,13 @@ class Child:
             if self.up_when and self.up_when in text:
                 self._up = process.pid
             if text and not relayed(text, secret) and not any(noise in text for noise in NOISE):
-                lines.info("%s", cut(escaped(cut(text.replace(secret, "")))))
+                lines.log(_level_of(text), "%s", cut(escaped(cut(text.replace(secret, "")))))
+
+
+def _level_of(text: str) -> int:
+    """Return the level that Flower writes before its lines ("WARNING : ..."); INFO for any other line."""
+    level = text.partition(":")[0].strip()
+    return LEVELS.get(level, logging.INFO)
 
 
 def lines_of(output: BinaryIO) -> Iterator[bytes]:

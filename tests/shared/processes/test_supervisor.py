@@ -67,3 +67,18 @@ def test_a_folder_has_one_daemon_and_who_has_patience_follows_it(tmp_path) -> No
         thread.join(60)
     with pytest.raises(BlockingIOError), sole(tmp_path):  # what fails inside is not taken for a second daemon
         raise BlockingIOError
+
+
+def test_lines_of_a_child_have_the_level_that_they_name(tmp_path, caplog) -> None:
+    said = "print('ERROR :   no such key'); print('WARNING : retrying'); print('INFO : up'); print('ERRORS: none')"
+    child = Child(name="talker", command=(sys.executable, "-c", said), environment={}, folder=tmp_path)
+    stopped, ends = threading.Event(), time.monotonic() + 60
+
+    def each() -> None:
+        if time.monotonic() > ends or "ERRORS: none" in caplog.text:
+            stopped.set()
+
+    with caplog.at_level("INFO"):
+        supervise([child], stopped, each)
+    levels = {record.getMessage().split()[0]: record.levelname for record in caplog.records if ":" in record.message}
+    assert [levels[word] for word in ("ERROR", "WARNING", "INFO", "ERRORS:")] == ["ERROR", "WARNING", "INFO", "INFO"]
