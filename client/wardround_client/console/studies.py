@@ -27,6 +27,7 @@ from wardround_client.studies.store import MOST_RUNS, runs_allowed
 
 Hash = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Runs = Annotated[int, Query(ge=1, le=MOST_RUNS)]
+Decided = Annotated[str, Query(pattern="^(approve|refuse|revoke)$")]
 NEWEST_FIRST = ("proposed", "approved", "refused", "revoked", "unreadable")
 DECISIONS = {"approve": "approved", "refuse": "refused", "revoke": "revoked"}
 POSSIBLE = {
@@ -47,13 +48,17 @@ def studies(request: Request, visitor: Reader) -> Response:
 
 
 @router.get("/studies/{sha256}")
-def study(request: Request, visitor: Reader, sha256: Hash, runs: Runs | None = None) -> Response:
-    """One study in plain words, for a number of runs, with what may be decided about it."""
+def study(
+    request: Request, visitor: Reader, sha256: Hash, runs: Runs | None = None, done: Decided | None = None
+) -> Response:
+    """One study in plain words, for a number of runs, with what may be decided about it, or was just decided."""
     folder = desk_of(request).folder
     known = find_study(folder, sha256)
     count = runs or runs_allowed(folder, sha256)
+    words = _words(request, known, count)
     return page(
-        request, visitor, "study.html.j2", known=known, runs=count, words=_words(request, known, count),
+        request, visitor, "study.html.j2", known=known, runs=count, words=words, done=done,
+        refused=dict(words).get("answer", "").startswith("would be refused"),
         possible=POSSIBLE.get(known.state, ()), most=MOST_RUNS, may=visitor.user.may("approve"),
     )  # fmt: skip
 
@@ -102,7 +107,7 @@ def decide(
         decide_against(folder, known, "refused", visitor.user.person, reason)
     else:
         decide_against(folder, known, "revoked", visitor.user.person, reason)
-    return RedirectResponse(f"/studies/{sha256}", 303)
+    return RedirectResponse(f"/studies/{sha256}?done={what}", 303)
 
 
 def _confirmation(

@@ -110,7 +110,7 @@ def test_a_proposal_is_approved_in_the_persons_name_and_for_the_runs_shown(site:
     browser = browser_of(site)
     assert "lung-nodules" in browser.get("/").text
     answer = decide(browser, "approve", runs=2)
-    assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{SHA256}")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{SHA256}?done=approve")
     known = find_study(site, SHA256)
     assert (known.state, known.runs) == ("approved", 2)
     (decision,) = read_decisions(site, SHA256)
@@ -123,7 +123,17 @@ def test_a_proposal_is_approved_in_the_persons_name_and_for_the_runs_shown(site:
         2,
     )
     assert "useful" not in (site / AUDIT_FILE).read_text(), "the audit log has no free text"
-    assert "it is useful" in browser.get(f"/studies/{SHA256}").text
+    assert "it is useful" in browser.get(answer.headers["location"]).text
+    assert "Training begins when the server asks next" in browser.get(answer.headers["location"]).text
+    assert browser.get(f"/studies/{SHA256}?done=<b>").status_code == 404
+
+
+def test_a_study_beyond_the_budget_has_no_button_to_approve(site: Path) -> None:
+    config = (site / "site.toml").read_text(encoding="utf-8")
+    (site / "site.toml").write_text(config.replace("epsilon_cap = 8.0", "epsilon_cap = 0.5"), encoding="utf-8")
+    page = browser_of(site).get(f"/studies/{SHA256}").text
+    assert "cannot be approved now" in page and f'action="/studies/{SHA256}/approve"' not in page
+    assert "/refuse" in page
 
 
 def test_a_proposal_is_refused_and_an_approval_revoked_with_a_reason(site: Path) -> None:
