@@ -102,7 +102,7 @@ def test_a_hospital_signs_in_reads_refuses_and_approves(site: tuple[Path, str], 
         page.fill("reason", "The ethics committee has not met yet")
         page.fill("sure", "yes")
         page.click("Refuse")
-        assert page.path == f"/studies/{SHA256}" and find_study(folder, SHA256).state == "refused"
+        assert page.path.startswith(f"/studies/{SHA256}?done=") and find_study(folder, SHA256).state == "refused"
         assert "The ethics committee has not met yet" in page.text()
         page.fill("runs", "2")
         page.click("Approve …")
@@ -111,7 +111,7 @@ def test_a_hospital_signs_in_reads_refuses_and_approves(site: tuple[Path, str], 
         page.fill("reason", "The ethics committee agreed on 27 November")
         page.fill("sure", "yes")
         page.click("Approve")
-        page.wait_for(lambda: page.path == f"/studies/{SHA256}")
+        page.wait_for(lambda: page.path.startswith(f"/studies/{SHA256}?done="))
         known = find_study(folder, SHA256)
         assert (known.state, known.runs, known.decisions[-1]["who"]) == ("approved", 2, "Dr. Marie Curie")
         for name in ("ledger", "data", "audit"):
