@@ -68,6 +68,7 @@ def predict(
         if out.exists():
             raise UsageError(f"{path_text(out)}: already exists; choose another --out")
         require_writable(out.parent)
+    archive = None if store is None else _archive(store, site, out)
     package = open_package(model)
     if source_name(package.study) == "records":
         for name, value in (("--points", points), ("--store", store)):
@@ -75,7 +76,6 @@ def predict(
                 raise UsageError(f"{name}: is for images; this model reads patients' records, so leave it out")
         _predict_records(package, source, out, site, as_json)
         return
-    archive = None if store is None else _archive(store, site, out)
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
         found = predict_all(package, source, points, progress)
     dicom: list[Path] = []

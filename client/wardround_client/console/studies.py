@@ -138,6 +138,6 @@ def _words(request: Request, known: KnownStudy, runs: int) -> list[tuple[str, st
 
 def _runs(form: QueryParams) -> int:
     text = form.get("runs", "1")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST_RUNS):
+    if not (len(text) <= 6 and text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_RUNS):
         raise UsageError(f"the number of runs: give a number from 1 to {MOST_RUNS}")
     return int(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from wardround.errors import UsageError
 from wardround.identity import in_groups, parse_request
 from wardround.web.accounts.access import Approver, Form, Reader, desk_of
+from wardround.web.accounts.sessions import same
 from wardround.web.answers import page
 from wardround_server.console.overview import certificates
 from wardround_server.sites.decisions import (
@@ -67,10 +70,11 @@ def enrol(request: Request, visitor: Approver, form: Form) -> Response:
 @router.get("/sites/{name}/{what}")
 def confirm(request: Request, visitor: Approver, name: SiteName, what: What) -> Response:
     """The last page before a site's admission ends, or another ledger of it is accepted."""
-    require_enrolled(desk_of(request).folder, name)
+    folder = desk_of(request).folder
+    require_enrolled(folder, name)
     return page(
         request, visitor, "confirm.html.j2", action=f"/sites/{name}/{what}", back="/sites", what=what, subject=name,
-        fault=None,
+        fault=None, shown=_shown(folder, name),
     )  # fmt: skip
 
 
@@ -79,16 +83,26 @@ def decide(request: Request, visitor: Approver, form: Form, name: SiteName, what
     """Carry out a decision about a site in the person's name; it needs the site's name once more."""
     folder = desk_of(request).folder
     require_enrolled(folder, name)
-    if form.get("again", "").strip() != name:
+    shown, differs = _shown(folder, name), form.get("again", "").strip() != name
+    if differs or not same(form.get("shown", ""), shown):
         return page(
             request, visitor, "confirm.html.j2", status=409, action=f"/sites/{name}/{what}", back="/sites", what=what,
-            subject=name, fault="confirm.differs",
+            subject=name, fault="confirm.differs" if differs else "confirm.changed", shown=shown,
         )  # fmt: skip
     if what == "accept-ledger":
-        accept_ledger(folder, name, visitor.user.person)
+        head = LedgerHeads(folder).known().get(name)
+        accept_ledger(folder, name, visitor.user.person, None if head is None else head.sha256)
     else:
         end_site(folder, name, "revoked" if what == "revoke" else "removed", visitor.user.person)
     return RedirectResponse("/sites", 303)
+
+
+def _shown(folder: FilePath, name: str) -> str:
+    """Return a hash of the key and the ledger of a site as they are now, so that a decision is about these."""
+    site = next(one for one in Registry(folder).sites() if one.name == name)
+    head = LedgerHeads(folder).known().get(name)
+    ledger = None if head is None else [head.entries, head.sha256]
+    return hashlib.sha256(json.dumps([site.fingerprint, ledger]).encode()).hexdigest()
 
 
 def _rows(folder: FilePath) -> list[dict[str, Any]]:

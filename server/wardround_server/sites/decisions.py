@@ -41,14 +41,23 @@ def end_site(server: Path, name: str, how: Literal["removed", "revoked"], by: st
     return site
 
 
-def accept_ledger(server: Path, name: str, by: str) -> LedgerHead:
+def accept_ledger(server: Path, name: str, by: str, expected: str | None = None) -> LedgerHead:
     """Accept any ledger in a site's next reply, and return the last head seen.
 
-    Raises `UsageError` if the site is not enrolled, or no head of its ledger was seen.
+    Args:
+        server: The server's folder.
+        name: The site.
+        by: Who decides.
+        expected: The last head as the person saw it, hex; None: whatever it is.
+
+    Raises:
+        UsageError: The site is not enrolled, no head of its ledger was seen, or it is another one than `expected`.
     """
     require_enrolled(server, name)
 
     def record(before: LedgerHead) -> None:
+        if expected is not None and before.sha256 != expected:
+            raise UsageError(f"{name}: its ledger has changed since you looked; look again, and decide anew")
         event = LedgerAccepted(site=name, who=by, ledger_entries=before.entries, ledger_head=before.sha256)
         AuditLog(server / AUDIT_FILE).append(event)
 

@@ -98,7 +98,7 @@ def build(console: WebConsole) -> Guard:
     app.include_router(record_pages.router)
     app.include_router(console.router)
     add_error_pages(app)
-    secret = proxy_secret(console.folder) if config.user_header is not None else None
+    secret = proxy_secret(console.folder) if config.behind_proxy else None
     return Guard(app, config, config.port, secret)
 
 
@@ -110,5 +110,5 @@ def proxy_secret(folder: Path) -> str:
         write_private(path, f"{secrets.token_urlsafe(32)}\n".encode())
     secret = path.read_text(encoding="ascii").strip()
     if len(secret) < 32:
-        raise UsageError(f"{path}: is too short; remove it, and start the console again to make a new one")
+        raise UsageError(f"{path}: is too short; move it away, and start the console again to make a new one")
     return secret

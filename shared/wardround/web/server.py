@@ -17,6 +17,7 @@ from wardround.operations.ports import wait_for_port
 
 START_LIMIT_S, STOP_LIMIT_S, LOOK_S = 20.0, 10.0, 0.05
 HEAD_LIMIT_S = 15.0  # from the first byte of a connection to the end of a request's head
+STALL_LIMIT_S = 5.0  # in which a browser must have read some of an answer that waits for it
 MOST_CONNECTIONS, IDLE_S, HEADER_BYTES = 128, 10, 16 * 1024
 
 
@@ -51,13 +52,20 @@ def serve(listeners: Sequence[Listener], stopped: threading.Event, ready: Callab
 
 
 class _Bounded(H11Protocol):
-    """A connection that is closed if the head of a request takes too long, so that slow ones cannot use up all."""
+    """A connection that ends if a request's head takes too long, or if nobody reads the answer.
+
+    Otherwise a few slow peers could use up all connections. Such a connection is aborted, because closing it would wait
+    until the answer has been read.
+    """
 
     _timer: asyncio.TimerHandle | None = None
+    _looker: asyncio.TimerHandle | None = None
+    _unsent = 0  # bytes of answers that waited at the last look
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._watch()
+        self._looker = self.loop.call_later(STALL_LIMIT_S, self._look)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -65,8 +73,17 @@ class _Bounded(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._looker):
+            if timer is not None:
+                timer.cancel()
+
+    def _look(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if self._unsent and unsent >= self._unsent:
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._looker = self.loop.call_later(STALL_LIMIT_S, self._look)
 
     def _waits(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -80,8 +97,8 @@ class _Bounded(H11Protocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if self._waits() and not self.transport.is_closing():
-            self.transport.close()
+        if self._waits():
+            self.transport.abort()
 
 
 class _Serving:

@@ -173,6 +173,14 @@ def test_what_was_not_shown_is_not_approved(site: Path) -> None:
     assert browser.post(f"/studies/{SHA256}/approve", again).status_code == 303, "the new page may be confirmed"
 
 
+@pytest.mark.parametrize("runs", ["000001999999", "0", "1001", "1" * 5000])
+def test_a_number_of_runs_that_is_none_is_refused(site: Path, runs: str) -> None:
+    browser = browser_of(site)
+    form = hidden(browser.get(f"/studies/{SHA256}/approve").text)
+    answer = browser.post(f"/studies/{SHA256}/approve", {**form, "sure": "yes", "runs": runs})
+    assert answer.status_code == 400 and "number from 1 to" in answer.text
+
+
 def test_a_study_above_the_budget_is_refused_by_the_same_rule(site: Path) -> None:
     big = proposed_study("big", epsilon=50.0)
     receive(site, big)

@@ -218,6 +218,15 @@ def test_another_ledger_is_accepted(server: Path) -> None:
     assert browser.post("/sites/east/accept-ledger", {**form, "again": "east"}).status_code in (303, 400)
 
 
+def test_a_decision_about_a_site_is_about_the_key_and_ledger_that_were_shown(server: Path) -> None:
+    browser = browser_of(server, APPROVER)
+    form = hidden(browser.get("/sites/east/remove").text)
+    answer = browser.post("/sites/east/remove", {**form, "shown": "0" * 64, "again": "east"})
+    assert answer.status_code == 409 and "Nothing was changed" in answer.text
+    assert "east" in [site.name for site in Registry(server).sites()]
+    assert browser.post("/sites/east/remove", {**form, "again": "east"}).status_code == 303
+
+
 @pytest.mark.parametrize("user", [READER, APPROVER, OPERATOR])
 def test_each_right_is_needed_for_its_own_decisions(server: Path, user) -> None:
     browser, run = browser_of(server, user), run_of(server, "second").run_id

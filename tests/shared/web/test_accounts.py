@@ -289,3 +289,19 @@ def test_too_many_checks_at_once_are_put_off(folder: Path, monkeypatch) -> None:
     finally:
         for _ in held:
             users._checking.release()
+
+
+def test_a_password_does_not_change_without_its_entry_in_the_audit_log(folder: Path) -> None:
+    browser = Browser(console(folder))
+    browser.sign_in(APPROVER)
+    csrf, new = browser.csrf(), "several words that differ"
+    log = folder / AUDIT_FILE
+    log.write_bytes(log.read_bytes()[:-30] + b"}\n")
+    fields = {"csrf": csrf, "password": PASSWORD, "new": new, "again": new}
+    assert browser.post("/account", fields).status_code == 400
+    assert users.signed_in(folder, APPROVER.login, PASSWORD) and not users.signed_in(folder, APPROVER.login, new)
+
+
+def test_a_password_that_is_not_text_is_refused_in_one_line(folder: Path) -> None:
+    with pytest.raises(UsageError, match="not text"):
+        set_password(folder, APPROVER.login, "several words that differ \ud800")

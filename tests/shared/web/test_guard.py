@@ -169,8 +169,18 @@ def test_a_web_socket_is_not_answered(folder: Path) -> None:
 # Behind a reverse proxy
 
 
+def through_the_proxy(made: WebConsole) -> Browser:
+    """A browser whose requests come from the proxy, with the secret that it adds."""
+    browser = Browser(made, "10.0.0.5", BASE)
+    browser.client.headers["X-Console-Secret"] = (made.folder / PROXY_SECRET).read_text(encoding="ascii").strip()
+    return browser
+
+
 def test_only_the_proxy_reaches_a_console_behind_it(folder: Path) -> None:
-    assert Browser(console(folder, **PROXIED), "10.0.0.5", BASE).get("/login").status_code == 200
+    made = console(folder, **PROXIED)
+    assert through_the_proxy(made).get("/login").status_code == 200
+    forged = {"X-Forwarded-For": "192.0.2.7"}
+    assert Browser(made, "10.0.0.5", BASE).get("/login", headers=forged).status_code == 403, "without the secret"
     for address in ("10.0.0.6", "127.0.0.1", "::1", "unix", ""):
         assert Browser(console(folder, **PROXIED), address, BASE).get("/login").status_code == 403
 
@@ -182,7 +192,7 @@ def test_an_unannounced_proxy_is_refused(browser: Browser) -> None:
 
 
 def test_cookies_behind_a_proxy_need_tls_and_one_host(folder: Path) -> None:
-    browser = Browser(console(folder, **PROXIED), "10.0.0.5", BASE)
+    browser = through_the_proxy(console(folder, **PROXIED))
     answer = browser.sign_in(APPROVER)
     (cookie,) = [one for one in answer.headers.get_list("set-cookie") if "-visit" not in one]
     assert cookie.startswith("__Host-wardround-site-9095=") and "Path=/" in cookie and "Domain" not in cookie
@@ -237,7 +247,7 @@ def test_a_header_is_ignored_unless_the_console_is_told_of_it(browser: Browser) 
 
 def test_the_address_behind_a_proxy_is_the_one_that_the_proxy_added(folder: Path) -> None:
     """The browser writes what it likes before it, and cannot get rid of its limits so."""
-    browser = Browser(console(folder, **PROXIED), "10.0.0.5", BASE)
+    browser = through_the_proxy(console(folder, **PROXIED))
     codes = []
     for number in range(7):
         form = {**hidden(browser.get("/login").text), "login": "rosa", "password": "wrong"}

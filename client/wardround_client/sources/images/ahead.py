@@ -25,7 +25,7 @@ import numpy as np
 
 from wardround.errors import DataError
 from wardround.sources.images.study import ImageData
-from wardround.storage.atomic import fsync, owner_only, write_file
+from wardround.storage.atomic import fsync, write_file
 from wardround.storage.folders import make_folder
 from wardround.storage.jsonl import append_lines, as_text, read_lines, trim_lines
 from wardround_client.sources.images.attributes import Attributes
@@ -81,7 +81,7 @@ class Ahead:
         self._place = folder / FOLDER
         self._bytes = int(math.prod(row_shape(origin.data)))
         settings = self._place / SETTINGS
-        if not settings.is_file() or settings.read_text() != origin.settings:
+        if not settings.is_file() or settings.read_text(encoding="utf-8") != origin.settings:
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(self._place)
             write_file(settings, origin.settings.encode())
@@ -181,7 +181,8 @@ class Ahead:
         """Write images, then their outcomes."""
         lines: list[dict[str, Any]] = []
         path = self._place / PIXELS
-        with open(path, "r+b" if path.exists() else "w+b", opener=owner_only) as file:
+        path.touch(0o600)
+        with open(path, "r+b") as file:
             file.truncate(len(self.row_of) * self._bytes)  # what a crash left without an outcome
             file.seek(0, os.SEEK_END)
             for request, image in made:

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Depends, Request
 from starlette.datastructures import QueryParams
 from starlette.responses import RedirectResponse, Response
 
-from wardround.errors import UsageError
+from wardround.errors import WardroundError
 from wardround.printable import quoted
+from wardround.records.audit_events import ConsoleUsed
+from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.web.accounts.access import (
     Form,
     FormRefused,
@@ -24,7 +26,7 @@ from wardround.web.accounts.access import (
     visitor_of,
 )
 from wardround.web.accounts.sessions import same
-from wardround.web.accounts.users import LOGIN, set_password, signed_in
+from wardround.web.accounts.users import LOGIN, User, set_password, signed_in
 from wardround.web.answers import page, set_cookie
 
 VISIT = "-visit"  # the cookie of the sign-in form, beside that of the session
@@ -106,11 +108,13 @@ def change_password(request: Request, visitor: Reader, form: Form) -> Response:
     desk.limits.succeeded(visitor.user.login, request.state.address)
     if form.get("new", "") != form.get("again", ""):
         return again(_text(request, "account.differ"))
+
+    def in_the_audit_log(user: User) -> None:  # no change of a user without its entry
+        AuditLog(desk.folder / AUDIT_FILE).append(ConsoleUsed(action="user-changed", who=user.person))
+
     try:
-        user = set_password(
-            desk.folder, visitor.user.login, form.get("new", ""), lambda user: record(desk, "user-changed", user)
-        )
-    except UsageError as error:
+        user = set_password(desk.folder, visitor.user.login, form.get("new", ""), in_the_audit_log)
+    except WardroundError as error:
         return again(str(error))
     token, _ = desk.sessions.begin(user)
     answer = RedirectResponse("/", 303)

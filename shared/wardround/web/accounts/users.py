@@ -70,7 +70,7 @@ def users_of(folder: Path) -> dict[str, User]:
     except OSError as error:
         raise WardroundError(f"{folder / USERS_FILE}: cannot be read: {cause(error)}") from None
     except (ValueError, TypeError, KeyError, UsageError):
-        raise WardroundError(f"{folder / USERS_FILE}: damaged; remove it, and add the users again") from None
+        raise WardroundError(f"{folder / USERS_FILE}: damaged; move it away, and add the users again") from None
 
 
 def add_user(
@@ -176,6 +176,8 @@ def _checked(user: User) -> User:
 def _hash(password: str, login: str) -> str:
     if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
         raise UsageError(f"the password: use {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in password):
+        raise UsageError("the password: has a character that is not text; type it again")
     if len(set(password)) < 5 or login in password.lower():
         raise UsageError("the password: is too easy to guess; several words that do not belong together are better")
     return _hasher.hash(_normal(password))

@@ -65,7 +65,7 @@ def shown(path: Path) -> str:
 def _opened(path: Path) -> BinaryIO:
     with open(path, "rb") as file:
         packed = file.read(2) == GZIP
-    return cast(BinaryIO, gzip.open(path, "rb") if packed else open(path, "rb"))
+    return cast(BinaryIO, gzip.GzipFile(path, "rb") if packed else open(path, "rb"))
 
 
 def _of_lines(file: BinaryIO, counts: Counts) -> Iterator[Resource]:
