@@ -76,7 +76,7 @@ LARGE_CASES = (
     "densenet121 norm+head",
     "densenet121 all",
 )
-QUICK = ("phantom-encoder all", "seed-cnn all", "resnet-small all", "restorer head", "phantom-sampler head", "gru all")
+QUICK = ("phantom-encoder all", "seed-cnn all", "restorer head", "phantom-sampler head", "gru all")
 GROUP = 4  # images: small, so that a few units fill several groups
 
 

@@ -132,6 +132,7 @@ def test_the_fixed_images_contain_ties_that_an_otsu_threshold_in_float32_decides
     assert ((best[:, 0] - best[:, 1]).abs() < 1e-9 * best[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     study = classification(*SEED_CNN)
     module, path = exported(study, tmp_path)

@@ -90,7 +90,7 @@ def judged(study: Study, hospitals: list[Hospital], out: Path):
     return said, assessment.at_end(end), weights
 
 
-@pytest.mark.parametrize("overrides", [(), GAN], ids=["sampler", "gan"])
+@pytest.mark.parametrize("overrides", [pytest.param((), marks=pytest.mark.slow), GAN], ids=["sampler", "gan"])
 def test_a_run_is_measured_beside_its_public_start_and_told_in_a_report(
     small: None, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
@@ -133,7 +133,7 @@ def test_nobody_held_out_is_said_before_training(tmp_path: Path) -> None:
         assessment_of(study, hospitals_of(tmp_path, study), tmp_path)
 
 
-@pytest.mark.parametrize("overrides", [(), GAN], ids=["sampler", "gan"])
+@pytest.mark.parametrize("overrides", [pytest.param((), marks=pytest.mark.slow), GAN], ids=["sampler", "gan"])
 def test_a_held_out_patients_score_is_from_that_patient_alone(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     study = load_study(STUDIES / "synthesis.toml", (*SMALL, "aggregation.min_sites=2", *overrides))
     (hospital, _) = hospitals_of(tmp_path, study)
