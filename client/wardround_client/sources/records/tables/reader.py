@@ -1,7 +1,7 @@
 """Reads a table of any length in batches of some megabytes: CSV (plain or gzip) and Parquet, through pyarrow.
 
-Memory does not grow with the file. A row of CSV with more or fewer cells than the header is counted and passed over;
-nothing of a row is quoted in a message, because it may name a patient.
+Memory does not grow with the file, nor with what a few packed bytes of it stand for. A row of CSV with more or fewer
+cells than the header is counted and passed over; nothing of a row is quoted in a message, as it may name a patient.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4 * 2**20  # of text; also the longest row
 ROWS_OF_PARQUET = 131_072
+STEP_ROWS = 256  # of Parquet, read at once; joined up to `ROWS_OF_PARQUET` or `BATCH_BYTES`
+BATCH_BYTES = 64 * 2**20  # of Parquet, unpacked
 START_BYTES = 65_536  # the header has to end within them
 SEPARATORS = ",;\t|"
 GZIP, PARQUET, ZIP, ZSTD = b"\x1f\x8b", b"PAR1", b"PK\3\4", b"\x28\xb5\x2f\xfd"
@@ -170,8 +172,36 @@ def _csv_batches(table: TableFile, wanted: Collection[str], count: RowCount) -> 
 def _parquet_batches(table: TableFile, wanted: Collection[str]) -> Iterator[pa.RecordBatch]:
     with pa_parquet.ParquetFile(table.path, pre_buffer=False) as file:
         written = dict(zip(table.columns, file.schema_arrow.names, strict=True))
-        for batch in file.iter_batches(batch_size=ROWS_OF_PARQUET, columns=[written[name] for name in wanted]):
-            yield batch.select([written[name] for name in wanted])
+        columns = [written[name] for name in wanted]
+        for first in file.iter_batches(batch_size=1, columns=columns):  # one value may be repeated by a few bytes
+            _size(_unpacked(first), table.path, STEP_ROWS)
+            break
+        parts: list[pa.RecordBatch] = []
+        rows = size = 0
+        for packed in file.iter_batches(batch_size=STEP_ROWS, columns=columns):
+            part = _unpacked(packed.select(columns))
+            more = _size(part, table.path)
+            if parts and (rows + part.num_rows > ROWS_OF_PARQUET or size + more > BATCH_BYTES):
+                yield pa.concat_batches(parts)
+                parts, rows, size = [], 0, 0
+            parts.append(part)
+            rows, size = rows + part.num_rows, size + more
+        if parts:
+            yield pa.concat_batches(parts)
+
+
+def _unpacked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose cells are stored one by one: a dictionary's size says nothing of what it becomes later."""
+    columns = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _size(batch: pa.RecordBatch, path: Path, times: int = 1) -> int:
+    """Return the bytes of a batch. Raises `DataError` if so many of them are more than one batch may have."""
+    size = int(batch.nbytes)
+    if size * times > BATCH_BYTES:
+        raise DataError(f"{_shown(path)}: a cell is too long; leave texts other than codes and values out")
+    return size
 
 
 def _csv_header(path: Path, start: bytes, packed: bool) -> TableFile:

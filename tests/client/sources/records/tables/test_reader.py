@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from wardround.errors import DataError
 from wardround_client.sources.records.tables import reader
 from wardround_client.sources.records.tables.cells import numbers, texts_of, times
 
@@ -108,3 +110,25 @@ def test_times_are_seconds_with_or_without_a_zone() -> None:
 )
 def test_times_of_parquet_have_types(column: pa.Array, seconds: float) -> None:
     assert np.array_equal(times(column).seconds_N, [seconds], equal_nan=True)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_parquet_batch_is_bounded_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
+    monkeypatch.setattr(reader, "BATCH_BYTES", 2**20)
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array([b"x" * 1000]))
+    pq.write_table(pa.table({"a": range(5000), "b": cells}), tmp_path / "t.parquet", store_schema=stored)
+    table, count = reader.open_table(tmp_path / "t.parquet"), reader.RowCount()
+    found = list(reader.batches(table, ("b", "a"), count))
+    assert max(batch["b"].nbytes + batch["a"].nbytes for batch in found) <= 2**20
+    assert [row for batch in found for row in batch["a"].to_pylist()] == list(range(count.rows)) and count.rows == 5000
+    assert all(len(batch["a"]) > reader.STEP_ROWS for batch in found[:-1])
+
+
+@pytest.mark.parametrize("cells", [["x" * 5000] * 300, ["x", *["x" * 5000] * 300]])
+def test_a_parquet_file_of_long_cells_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: list[str]
+) -> None:
+    monkeypatch.setattr(reader, "BATCH_BYTES", 2**20)
+    pq.write_table(pa.table({"a": cells}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: a cell is too long"):
+        list(reader.batches(reader.open_table(tmp_path / "t.parquet"), ("a",), reader.RowCount()))
