@@ -9,6 +9,7 @@ from typing import Any
 from wardround_client.sources.records.tables.cells import time_of
 
 LOINC = "http://loinc.org"
+LONGEST_ID = 128  # characters; FHIR allows 64
 
 
 def inside(element: Any, *path: str) -> Any:
@@ -36,15 +37,21 @@ def number(element: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def id_of(name: Any) -> str:
+    """Return an id; "" for what is none, or is longer than an id can be: ids of all patients are kept in memory."""
+    found = text(name)
+    return found if len(found) <= LONGEST_ID else ""
+
+
 def patient_of(resource: Any) -> str:
     """Return the id of the patient whom a resource is about: the end of the reference, whatever server it names."""
     reference = text(inside(resource, "subject", "reference"))
     if not reference:
         return ""
     if reference.startswith("urn:"):
-        return reference.rpartition(":")[2]
+        return id_of(reference.rpartition(":")[2])
     kind, _, name = reference.partition("/_history/")[0].rpartition("/")
-    return name if kind.rpartition("/")[2] in ("Patient", "") else ""
+    return id_of(name) if kind.rpartition("/")[2] in ("Patient", "") else ""
 
 
 def codings(concept: Any) -> Iterator[tuple[str, str]]:

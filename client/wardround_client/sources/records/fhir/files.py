@@ -22,8 +22,9 @@ from wardround_client.sources.records.quality.counts import Counts
 
 Resource = dict[str, Any]
 
-LONGEST_RESOURCE = 16 * 2**20  # bytes of a line
-LARGEST_BUNDLE = 256 * 2**20
+LONGEST_RESOURCE = 2**20  # bytes of a line; a longer one is counted as unreadable
+LARGEST_BUNDLE = 32 * 2**20
+MOST_ELEMENTS = 2_000_000  # objects and lists of a bundle: each takes many times its bytes once it is parsed
 START_BYTES = 4096
 GZIP = b"\x1f\x8b"
 TYPES = ("Patient", "Encounter", "Observation", "Condition")
@@ -83,6 +84,11 @@ def _of_document(path: Path, file: BinaryIO, counts: Counts) -> Iterator[Resourc
     if len(content) > LARGEST_BUNDLE:
         raise DataError(
             f"{shown(path)}: is larger than {LARGEST_BUNDLE // 2**20} MB, more than is read as one document; "
+            "export it as NDJSON, or as several bundles"
+        )
+    if content.count(b"{") + content.count(b"[") > MOST_ELEMENTS:
+        raise DataError(
+            f"{shown(path)}: has more than {MOST_ELEMENTS:,} elements, more than is read as one document; "
             "export it as NDJSON, or as several bundles"
         )
     yield from _parsed(content, counts)

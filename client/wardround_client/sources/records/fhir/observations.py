@@ -17,6 +17,7 @@ from wardround_client.sources.records.stays import Stays, seconds_since_admissio
 from wardround_client.sources.records.tables.long_table import Owners
 
 BATCH = 50_000  # measurements
+MOST_CACHED = 1_000  # codes, and units; others are looked up each time
 NOT_FINAL = frozenset({"registered", "cancelled", "entered-in-error", "unknown"})
 PASSED_OVER = ("Patient", "Encounter", "Condition")  # files of a bulk export, by the beginning of their names
 Row = tuple[int, float, bool, bool, int, int, float]  # patient, time, zone, day only, variable, strength, value
@@ -44,7 +45,7 @@ class _Reader:
     def __init__(self, owners: Owners, names: Names, counts: Counts) -> None:
         self.rows: list[Row] = []
         self._owners, self._names, self._counts = owners, names, counts
-        self._conversions: dict[tuple[int, str], tuple[float, float] | None] = {}
+        self._conversions: dict[tuple[int, str], tuple[float, float]] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._reasons: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)  # code -> (patient, variable)
 
@@ -95,7 +96,9 @@ class _Reader:
         for code in codes:
             place = self._places.get(code)
             if place is None:
-                place = self._places[code] = self._names.find(code)
+                place = self._names.find(code)
+                if place[0] != UNKNOWN and len(self._places) < MOST_CACHED:  # a file may hold any number of other codes
+                    self._places[code] = place
             if place[0] != UNKNOWN:
                 return place
         self._counts.add_unknown(codes[0] if codes else "no LOINC code", 1)
@@ -110,11 +113,11 @@ class _Reader:
             if value is None or text(quantity.get("comparator")):
                 return None, "no_value" if quantity.get("value") is None else "not_a_number"
             unit = text(quantity.get("code")) or text(quantity.get("unit"))
-            if (variable, unit) not in self._conversions:
-                self._conversions[variable, unit] = self._names.conversion(variable, unit)
-            conversion = self._conversions[variable, unit]
+            conversion = self._conversions.get((variable, unit)) or self._names.conversion(variable, unit)
             if conversion is None:
                 return None, "unknown_unit"
+            if len(self._conversions) < MOST_CACHED:
+                self._conversions[variable, unit] = conversion
             changed = conversion != (1.0, 0.0)
             return value * conversion[0] + conversion[1], "unit_converted" if changed else ""
         for key in ("valueInteger", "valueBoolean"):

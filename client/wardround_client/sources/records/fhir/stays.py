@@ -18,7 +18,7 @@ from wardround.errors import DataError
 from wardround.sources.records.study import RecordsData
 from wardround.storage.table import same_text
 from wardround_client.sources.records.events import UNKNOWN, Events, Names
-from wardround_client.sources.records.fhir.elements import codings, inside, patient_of, text, time
+from wardround_client.sources.records.fhir.elements import codings, id_of, inside, patient_of, text, time
 from wardround_client.sources.records.fhir.files import Resource, resources
 from wardround_client.sources.records.quality.counts import Counts
 from wardround_client.sources.records.stays import NO_LABEL, StayRows
@@ -29,6 +29,7 @@ INPATIENT = frozenset({"IMP", "ACUTE", "NONAC"})  # http://terminology.hl7.org/C
 NOT_A_STAY = frozenset({"planned", "cancelled", "entered-in-error"})
 NOT_SO = frozenset({"refuted", "entered-in-error"})
 OF_A_PATIENT = ("gender", "birthDate", "deceasedDateTime")
+LONGEST_KEPT = 40  # characters of each of them
 HOUR_S = 3600
 YEAR_S = 365.2425 * 24 * HOUR_S
 
@@ -90,9 +91,10 @@ def stay_rows(paths: Iterable[Path], data: RecordsData, names: Names | None, cou
 def _collect(found: Found, resource: Resource, data: RecordsData, counts: Counts) -> None:
     kind = resource["resourceType"]
     if kind == "Patient":
-        name = text(resource.get("id"))
+        name = id_of(resource.get("id"))
         if name:
-            found.patients.setdefault(name, {field: text(resource.get(field)) for field in OF_A_PATIENT})
+            kept = {field: text(resource.get(field))[:LONGEST_KEPT] for field in OF_A_PATIENT}
+            found.patients.setdefault(name, kept)
         else:
             counts.add("no_patient")
     elif kind == "Encounter":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from wardround.sources.records.vocabulary import load_vocabulary
 from wardround_client.sources.cohort import open_cohort, pseudonym
 from wardround_client.sources.records import source
 from wardround_client.sources.records.events import Names
-from wardround_client.sources.records.fhir import observations, stays
+from wardround_client.sources.records.fhir import files, observations, stays
 from wardround_client.sources.records.fhir.elements import patient_of
 from wardround_client.sources.records.quality.counts import Counts
 from wardround_client.sources.records.tables.long_table import Owners
@@ -168,11 +169,41 @@ def test_a_damaged_export_is_one_line(tmp_path: Path) -> None:
         source.discover(tmp_path / "empty", DEATH)
 
 
+def test_a_line_or_a_bundle_that_unpacks_into_too_much_is_not_parsed(tmp_path: Path) -> None:
+    long = b'{"resourceType":"Observation","x":[' + b"{}," * 400_000 + b"{}]}\n"
+    path, counts = tmp_path / "Observation.ndjson.gz", Counts()
+    path.write_bytes(gzip.compress(long + json.dumps(HR[0]).encode(), 1))
+    assert list(files.resources(path, counts)) == HR[:1] and counts.of_reason == {"unreadable_resource": 1}
+    for entry in (b"{},", b"[],"):
+        path = tmp_path / "all.json.gz"
+        path.write_bytes(gzip.compress(b'{"resourceType":"Bundle","entry":[' + entry * 2_000_000 + b"{}]}", 1))
+        with pytest.raises(DataError, match="more than 2,000,000 elements"):
+            next(files.resources(path, counts))
+    path.write_bytes(gzip.compress(b'{"resourceType":"Bundle"}' + b" " * files.LARGEST_BUNDLE, 1))
+    with pytest.raises(DataError, match="larger than 32 MB"):
+        next(files.resources(path, counts))
+
+
+def test_what_is_kept_of_an_export_is_short(tmp_path: Path) -> None:
+    long, counts, found = "x" * 129, Counts(), stays.Found()
+    for one in (patient("a", gender="f" * 1000, birthDate="1" * 1000), patient(long), encounter(long, DAY)):
+        stays._collect(found, one, DEATH, counts)
+    assert found.patients == {"a": {"gender": "f" * 40, "birthDate": "1" * 40, "deceasedDateTime": ""}}
+    assert list(found.encounters) == [""] and counts.of_reason == {"no_patient": 1}
+    reader = observations._Reader(Owners(index={"a": 0}, others=()), Names(load_vocabulary("icu")), counts)
+    for number in range(observations.MOST_CACHED + 100):
+        reader.read(observation("a", f"{number}-x", 80, "/min", DAY))
+        reader.read(observation("a", "8867-4", 80, f"unit {number}", DAY))
+        reader.read(observation("a", " " * number + "8867-4", 80, " " * number + "/min", DAY))
+    assert len(reader._places) == 1 and len(reader._conversions) == 1
+
+
 @pytest.mark.parametrize(
     "reference, name",
     [
         ("Patient/a", "a"), ("https://ehr.example/r4/Patient/a", "a"), ("Patient/a/_history/3", "a"),
         ("urn:uuid:0c-1", "0c-1"), ("a", "a"), ("Group/a", ""), (None, ""), (["Patient/a"], ""),
+        ("Patient/" + "a" * 129, ""), ("urn:uuid:" + "a" * 129, ""),
     ],
 )  # fmt: skip
 def test_a_reference_names_a_patient(reference: Any, name: str) -> None:
