@@ -10,6 +10,7 @@ The layout is recognised by the top level of the folder (`docs/records.md` shows
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -226,6 +227,8 @@ def _files(root: Path) -> tuple[list[Path], list[Path], int]:
     tables, fhir, skipped = [], [], 0
     parts = [part for name in PARTED if (root / name).is_dir() for part in (root / name).iterdir()]
     for path in sorted([*root.iterdir(), *parts]):
+        if _is_circle(path):
+            raise DataError(f"{root}: holds a link that leads back to itself; put the file itself there")
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise DataError(f"{root}: holds a link that leads out of it; put the files themselves there")
         if not path.is_file():
@@ -240,6 +243,15 @@ def _files(root: Path) -> tuple[list[Path], list[Path], int]:
         else:
             skipped += 1
     return tables, fhir, skipped
+
+
+def _is_circle(path: Path) -> bool:
+    """Whether a link leads to itself. Some versions of Python raise no OSError when such a path is resolved."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _is_wide(table: TableFile, data: RecordsData, names: Names) -> bool:

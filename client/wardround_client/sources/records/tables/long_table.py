@@ -14,7 +14,7 @@ from wardround_client.sources.records.quality.counts import Counts
 from wardround_client.sources.records.stays import Stays, seconds_since_admission
 from wardround_client.sources.records.tables.cells import numbers, texts_of, times
 from wardround_client.sources.records.tables.measurements import converted, values_of
-from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches
+from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches, converting
 
 PATIENT, HOURS, TIME, VARIABLE, VALUE, UNIT = "patient_id", "hours", "time", "variable", "value", "unit"
 HOUR_S = 3600
@@ -72,7 +72,9 @@ def long_events(table: TableFile, owners: Owners, stays: Stays, names: Names, co
     reading = Reading(table=table, owners=owners, stays=stays, names=names, counts=counts)
     rows = RowCount()
     for batch in batches(table, columns_of(table), rows):
-        yield _events(batch, reading)
+        with converting(table):
+            events = _events(batch, reading)
+        yield events
     if owners.count_strays:
         counts.add("unreadable_row", rows.unreadable)
 

@@ -19,7 +19,7 @@ from wardround_client.sources.records.tables.cells import numbers, texts_of, tim
 from wardround_client.sources.records.tables.long_table import HOUR_S, MOST_HOURS, PATIENT
 from wardround_client.sources.records.tables.measurements import values_of
 from wardround_client.sources.records.tables.outcomes import OUTCOME_HOURS, OUTCOME_TIME, outcomes_of
-from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches
+from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches, converting
 
 SITE, ADMISSION = "site", "admission_time"
 
@@ -54,7 +54,7 @@ def read_patients(
         wide: Whether the table holds all measurements. Otherwise only what is known once for the stay is read.
 
     Raises:
-        DataError: The table has no rows, or a spreadsheet has shortened its patient ids.
+        DataError: The table has no rows, a column cannot be read, or a spreadsheet has shortened its patient ids.
     """
     outcome = same_text(data.outcome)
     layout = Layout(
@@ -71,7 +71,8 @@ def read_patients(
     parts, done = [], 0
     for batch in batches(table, wanted, rows):
         size = len(next(iter(batch.values())))
-        parts.append(_rows(batch, layout, done, size))
+        with converting(table):
+            parts.append(_rows(batch, layout, done, size))
         done += size
     counts.add("unreadable_row", rows.unreadable)
     if not done:

@@ -11,6 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +116,21 @@ def batches(table: TableFile, wanted: Collection[str], count: RowCount) -> Itera
     count.rows += count.unreadable
 
 
+@contextmanager
+def converting(table: TableFile) -> Iterator[None]:
+    """Turn what pyarrow cannot convert into one line; pyarrow's own text may quote the cell.
+
+    Raises:
+        DataError: A column has a type or a value that is no number, time or text.
+    """
+    try:
+        yield
+    except pa.ArrowException:
+        raise DataError(
+            f"{_shown(table.path)}: a column has a type or a value that cannot be read; save it as text"
+        ) from None
+
+
 class ValidText(io.RawIOBase):
     """A stream of bytes in which what is not UTF-8 is replaced by U+FFFD.
 
@@ -173,6 +189,9 @@ def _parquet_batches(table: TableFile, wanted: Collection[str]) -> Iterator[pa.R
     with pa_parquet.ParquetFile(table.path, pre_buffer=False) as file:
         written = dict(zip(table.columns, file.schema_arrow.names, strict=True))
         columns = [written[name] for name in wanted]
+        for name in wanted:
+            if pa.types.is_nested(file.schema_arrow.field(table.columns.index(name)).type):
+                raise DataError(f"{_shown(table.path)}: column {name} holds lists or records; give each cell one value")
         for first in file.iter_batches(batch_size=1, columns=columns):  # one value may be repeated by a few bytes
             _size(_unpacked(first), table.path, STEP_ROWS)
             break

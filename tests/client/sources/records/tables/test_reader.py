@@ -132,3 +132,13 @@ def test_a_parquet_file_of_long_cells_is_refused(
     pq.write_table(pa.table({"a": cells}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t\.parquet: a cell is too long"):
         list(reader.batches(reader.open_table(tmp_path / "t.parquet"), ("a",), reader.RowCount()))
+
+
+@pytest.mark.parametrize("cells", [[["a"], ["b"]], [{"x": "CANARY"}] * 2])
+def test_a_nested_column_is_refused_if_it_is_wanted(tmp_path: Path, cells: list) -> None:
+    pq.write_table(pa.table({"a": cells, "b": [1, 2]}), tmp_path / "t.parquet")
+    table = reader.open_table(tmp_path / "t.parquet")
+    assert [batch["b"].to_pylist() for batch in reader.batches(table, ("b",), reader.RowCount())] == [[1, 2]]
+    with pytest.raises(DataError, match=r"t\.parquet: column a holds lists or records") as error:
+        list(reader.batches(table, ("b", "a"), reader.RowCount()))
+    assert "CANARY" not in str(error.value)
