@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,9 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.tag import Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from wardround.errors import WardroundError, required
 from wardround.storage.atomic import OWNER_ONLY, fsync
@@ -32,7 +36,9 @@ LONGEST_UID = 64
 GROUP, GROUP_BYTES, GROUP_S = 64, 64 * 2**20, 2.0  # what is made durable together, at least
 MOST_WAITING, MOST_WAITING_BYTES = 1024, 256 * 2**20  # what may come while the group before is made durable
 SYNCED_AT_ONCE = 16  # fsyncs at the same time share the commits of the file system's journal: 20 times as fast on ext4
+MOST_INFLATED = 2**20  # of a deflated object, to identify it: a bomb of 1 MB inflates to 1 GB
 _NAMES = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_LAST = max(map(Tag, _NAMES))
 
 
 def is_uid(text: object) -> bool:
@@ -194,11 +200,27 @@ def _identity(content: bytes) -> tuple[str, str] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_NAMES))
+            header = _header(content)
             sop_uid, _, series_uid = (str(required(_text(header, name), name)) for name in _NAMES)
     except Exception:  # pydicom raises almost anything for a damaged header
         return None
     return (sop_uid, series_uid) if is_uid(sop_uid) and is_uid(series_uid) else None
+
+
+def _header(content: bytes) -> Dataset:
+    """Return what identifies an object. Of a deflated one, no more than `MOST_INFLATED` bytes are inflated."""
+    file = io.BytesIO(content)
+    read_preamble(file, force=False)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)  # as `dcmread` reads it
+    _ = [meta[tag] for tag in list(meta.keys())[:1]]  # raises if it is not explicit, which `dcmread` would forgive
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_NAMES))
+    with memoryview(content) as view:
+        begun = zlib.decompressobj(-zlib.MAX_WBITS).decompress(view[file.tell() :], MOST_INFLATED)
+    tags = list(map(Tag, _NAMES))
+    return read_dataset(
+        io.BytesIO(begun), False, True, stop_when=lambda tag, vr, length: tag > _LAST, specific_tags=tags
+    )
 
 
 def _text(header: Dataset, name: str) -> str | None:
