@@ -199,7 +199,9 @@ def find_objects(finder: Finder, series: FoundSeries) -> FoundObjects:
     match = {"StudyInstanceUID": series.study_uid, "SeriesInstanceUID": series.uid}
     rows = finder.find("IMAGE", match, OBJECT_KEYS)
     classes = {
-        str(row["SOPInstanceUID"]): row.get("SOPClassUID", "") for row in rows.rows if is_uid(row.get("SOPInstanceUID"))
+        str(row["SOPInstanceUID"]): _uid(row.get("SOPClassUID"))
+        for row in rows.rows
+        if is_uid(row.get("SOPInstanceUID"))
     }
     whole = not rows.limited and (series.count is None or len(classes) >= series.count)
     return FoundObjects(classes=classes, whole=whole)
@@ -323,6 +325,11 @@ def _matches(row: Row, study: FoundStudy, wanted: Wanted) -> bool:
         texts = f"{study.description}\n{row.get('SeriesDescription', '')}".casefold()
         return wanted.description.casefold() in texts
     return True
+
+
+def _uid(text: str | None) -> str:
+    """Return a UID, or "" for anything else, which could not be offered in an association."""
+    return text if text is not None and is_uid(text) else ""
 
 
 def _count(text: str | None) -> int | None:

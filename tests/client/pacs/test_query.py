@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wardround.errors import DataError, UsageError
 from wardround_client.pacs.node import Rows
-from wardround_client.pacs.query import Wanted, find_studies, read_list, refuse_unbounded
+from wardround_client.pacs.query import FoundSeries, Wanted, find_objects, find_studies, read_list, refuse_unbounded
 
 TODAY = date(2024, 3, 1)
 
@@ -68,6 +68,27 @@ def test_more_studies_of_one_minute_than_the_limit_are_reported(silent):
     assert len(found.studies) == 10 and len(found.remarks) == 1
     assert found.incomplete is not silent
     assert ("of one minute" if silent else "2024-01-03 09:30") in found.remarks[0]
+
+
+class Listing:
+    """A PACS that lists the same objects for every query."""
+
+    cuts_silently = False
+
+    def __init__(self, *rows: dict[str, str]) -> None:
+        self.rows = list(rows)
+
+    def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
+        return Rows(rows=self.rows)
+
+
+@pytest.mark.parametrize("wrong", ["9" * 70, "x", "1.2.", ""])
+def test_a_class_that_is_no_uid_is_left_out_and_its_object_is_not(wrong):
+    finder = Listing(
+        {"SOPInstanceUID": "1.2.1", "SOPClassUID": wrong}, {"SOPInstanceUID": "1.2.2", "SOPClassUID": "1.3"}
+    )
+    found = find_objects(finder, FoundSeries(study_uid="1.1", uid="1.2"))
+    assert found.classes == {"1.2.1": "", "1.2.2": "1.3"} and found.whole
 
 
 def test_a_request_has_dates_or_one_list():
