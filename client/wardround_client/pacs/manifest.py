@@ -184,11 +184,22 @@ def _opened(folder: Path, path: Path, elsewhere: Collection[str]) -> Manifest:
             file.unlink()  # of a call that was killed
         else:
             there.add(file.name)
-    came = {one["sop"]: one["series"] for one in records if one.get("what") == CAME and one.get("file") in there}
+    lines = [one for one in records if one.get("what") == CAME]
+    if not all(_is_whole(one) for one in lines):
+        raise UsageError(
+            f"{path_text(path)}: a line of an object is damaged; put it back from a backup, or pull into a new folder"
+        )
+    came = {one["sop"]: one["series"] for one in lines if one["file"] in there}
     manifest = Manifest(folder, path, came)
     if not path.exists():
         manifest._append([])
     return manifest
+
+
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    """Return whether a line names an object, its series and its own file."""
+    sop, series, file = (line.get(key) for key in ("sop", "series", "file"))
+    return isinstance(sop, str) and sop.isascii() and isinstance(series, str) and file == file_name(sop)
 
 
 def _now() -> str:
