@@ -23,7 +23,7 @@ from pathlib import Path
 import pydicom
 from pydicom import Dataset
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from wardround.errors import WardroundError, required
@@ -217,7 +217,7 @@ def _header(content: bytes) -> Dataset:
         return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_NAMES))
     with memoryview(content) as view:
         begun = zlib.decompressobj(-zlib.MAX_WBITS).decompress(view[file.tell() :], MOST_INFLATED)
-    tags = list(map(Tag, _NAMES))
+    tags: list[BaseTag | int] = [Tag(name) for name in _NAMES]
     return read_dataset(
         io.BytesIO(begun), False, True, stop_when=lambda tag, vr, length: tag > _LAST, specific_tags=tags
     )
