@@ -63,9 +63,12 @@ class Activity:
         self._last = time.monotonic()
 
     @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self._ends
+
+    @property
     def idle_s(self) -> float:
-        now = time.monotonic()
-        return math.inf if now > self._ends else now - self._last
+        return math.inf if self.is_over else time.monotonic() - self._last
 
 
 @contextmanager
@@ -151,9 +154,9 @@ class Finder(OneAssociation):
 
     cuts_silently = False  # PS3.4 C.4.1 has statuses for it; some PACS answer with success all the same
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, ends: float = math.inf) -> None:
         super().__init__()
-        self._node, self._activity = node, Activity()
+        self._node, self._activity = node, Activity(ends)
 
     def __enter__(self) -> Finder:
         return self
@@ -312,12 +315,13 @@ def _wait_by_activity(association: Association, activity: Activity, timeout_s: f
     """Let the association wait for a message until nothing has been received for `timeout_s` on any connection."""
 
     def get_msg(block: bool = False) -> tuple:
-        while True:
+        while not (block and activity.is_over):  # a PACS may send messages without end
             try:
                 return association.dimse.msg_queue.get(block=block, timeout=POLL_S)
             except queue.Empty:
                 if not block or activity.idle_s > timeout_s or not association.dul.is_alive():
-                    return None, None
+                    break
+        return None, None
 
     association.dimse.get_msg = get_msg  # type: ignore[method-assign]  # its own timeout counts messages, not bytes
 

@@ -129,6 +129,14 @@ def server_tls(node: Node) -> ssl.SSLContext | None:
     return _with_files(node, context)
 
 
+def existing(node: Node, name: str) -> Path:
+    """Return the path of a file of the site that `site.toml` names. Raises `PacsError` if it is missing."""
+    path = node.site / name
+    if not path.is_file():
+        raise node.error(f"{path_text(path)}: no such file; correct it in site.toml")
+    return path
+
+
 def own_key(node: Node, name: str) -> Path:
     """Return the path of a key file. Raises `UsageError` if it is missing or readable by others."""
     path = node.site / name

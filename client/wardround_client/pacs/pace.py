@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from wardround.errors import PolicyRefusal
-from wardround_client.pacs.node import Node, PacsError
+from wardround_client.pacs.node import Node, PacsError, Rows
+from wardround_client.pacs.query import Finder
 
 LONGEST_PAUSE_S = 4.0  # within a transfer: well below the time after which a PACS gives up a receiver that is slow
 POLL_S = 30.0  # while waiting for the hours, so that a change of the clock counts
@@ -95,3 +96,16 @@ class Pace:
     def _in_time(self) -> None:
         if self.is_over():
             raise PacsError(f"{self._node.name}: the time limit is reached; run the same command to go on")
+
+
+class PacedFinder:
+    """Queries that each wait for the pace, so that a long search ends with the hours and the time limit too."""
+
+    def __init__(self, finder: Finder, pace: Pace) -> None:
+        self._finder, self._pace = finder, pace
+        self.cuts_silently = finder.cuts_silently
+
+    def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
+        """Return the rows that match. Raises as `Pace.begin`, and as the finder itself."""
+        self._pace.begin()
+        return self._finder.find(level, match, wanted)

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar, cast
 from wardround.errors import WardroundError
 from wardround_client.pacs.manifest import Manifest, Pulled, file_name, open_manifest
 from wardround_client.pacs.node import Node, PacsError, UnreachableError
-from wardround_client.pacs.pace import Pace
+from wardround_client.pacs.pace import Pace, PacedFinder
 from wardround_client.pacs.query import (
     Finder,
     FoundObjects,
@@ -94,8 +94,9 @@ def pull(order: Order, pace: Pace, progress: Progress | None = None, sink: Sink 
         try:
             pace.begin()
             manifest.asked(node.name, way, order.wanted.to_json())
-            with open_finder(node, way) as finder, open_transfer(node, way, receiver.take, pace.ends) as transfer:
-                return work.run(finder, transfer)
+            ends = pace.ends
+            with open_finder(node, way, ends) as finder, open_transfer(node, way, receiver.take, ends) as transfer:
+                return work.run(PacedFinder(finder, pace), transfer)
         finally:
             with suppress(WardroundError):  # the disk's error was raised before, if there was one
                 receiver.flush()  # of a call that is stopped
@@ -103,15 +104,15 @@ def pull(order: Order, pace: Pace, progress: Progress | None = None, sink: Sink 
             work.taker.shutdown()
 
 
-def open_finder(node: Node, way: str) -> AbstractContextManager[Finder]:
-    """Return the queries that belong to a way of fetching."""
+def open_finder(node: Node, way: str, ends: float) -> AbstractContextManager[Finder]:
+    """Return the queries that belong to a way of fetching. `ends` is when all waiting ends, on the monotonic clock."""
     if way == "web":
         from wardround_client.pacs.web import WebFinder
 
-        return WebFinder(node)
+        return WebFinder(node, ends)
     from wardround_client.pacs.dimse import Finder as DicomFinder
 
-    return cast(AbstractContextManager[Finder], DicomFinder(node))
+    return cast(AbstractContextManager[Finder], DicomFinder(node, ends))
 
 
 @dataclass(kw_only=True)
@@ -290,6 +291,8 @@ class _Work:
             try:
                 return ask()
             except PacsError:
+                if self.pace.is_over():
+                    raise
                 time.sleep(pause_s)
                 self.pace.begin()
         return ask()

@@ -27,6 +27,7 @@ from wardround_client.pacs.receive import is_uid
 
 EARLIEST = date(1900, 1, 1)
 MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")  # DICOM's CS, without wildcards
+MOST_QUERIES = 20_000  # of one search; a PACS that calls every answer cut would get one for each minute
 FEWEST_SUSPECT = 5  # rows: no PACS limits its answers to fewer
 STUDY_KEYS = ("StudyInstanceUID", "StudyDescription", "NumberOfStudyRelatedSeries")
 SERIES_KEYS = (
@@ -168,7 +169,12 @@ def find_studies(finder: Finder, wanted: Wanted, today: date) -> FoundStudies:
     first, last = wanted.first or EARLIEST, wanted.last or max(today, wanted.first or EARLIEST)
     search.between(_midnight(first), _midnight(last) + DAY)
     remarks = []
-    if search.cut:
+    if search.gave_up:
+        remarks.append(
+            f"the search needs more than {MOST_QUERIES:,} queries, because the PACS cuts its answers short: ask for a "
+            "shorter period, or give a list"
+        )
+    elif search.cut:
         remarks.append(
             f"the PACS returns no more than {search.most} studies for one query, and has more than that within "
             f"{', '.join(search.cut[:3])}: narrow the request there, or give a list"
@@ -178,7 +184,8 @@ def find_studies(finder: Finder, wanted: Wanted, today: date) -> FoundStudies:
             f"the PACS returned {search.most} studies of one minute; if that is its limit for one query, there are "
             "more: compare the number, or give a list"
         )
-    return FoundStudies(studies=_studies(search.rows.values()), remarks=tuple(remarks), incomplete=bool(search.cut))
+    incomplete = bool(search.cut) or search.gave_up
+    return FoundStudies(studies=_studies(search.rows.values()), remarks=tuple(remarks), incomplete=incomplete)
 
 
 def find_series(finder: Finder, study: FoundStudy, wanted: Wanted) -> tuple[list[FoundSeries], bool]:
@@ -214,6 +221,7 @@ class _Search:
         rows: The answers by study.
         most: The most rows of one answer.
         cut: Periods that could not be split further and have more studies than the PACS returns.
+        gave_up: Whether `MOST_QUERIES` were not enough.
         unsure: Whether an answer of `most` rows could not be split, so that it may have been cut.
     """
 
@@ -222,7 +230,8 @@ class _Search:
         self.rows: dict[str, Row] = {}
         self.most = 0
         self.cut: list[str] = []
-        self._unsplit = 0
+        self.gave_up = False
+        self._unsplit = self._asked = 0
 
     @property
     def unsure(self) -> bool:
@@ -242,6 +251,9 @@ class _Search:
                 self.cut.append(f"{begin:%Y-%m-%d %H:%M}")
             self._unsplit = max(self._unsplit, len(whole.rows))
             return
+        if self._asked >= MOST_QUERIES:
+            self.gave_up = True
+            return
         middle = _middle(begin, end)
         parts = [(begin, middle, self._ask(begin, middle)), (middle, end, self._ask(middle, end))]
         together = len({one for _, _, part in parts for one in _uids(part)})
@@ -252,6 +264,7 @@ class _Search:
             self._whole(first, last, part)
 
     def _ask(self, begin: datetime, end: datetime) -> Rows:
+        self._asked += 1
         rows = self._finder.find("STUDY", {**self._match, **_period(begin, end)}, STUDY_KEYS)
         for row in rows.rows:
             if is_uid(row.get("StudyInstanceUID")):

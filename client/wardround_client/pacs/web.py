@@ -1,33 +1,38 @@
 """DICOMweb: queries (QIDO-RS), transfers (WADO-RS), storing (STOW-RS), by dicomweb-client.
 
 Certificates are always verified, redirections are not followed, and environment variables about proxies and CAs do not
-count. Every wait has a time limit, and retries are ours. Objects are kept as the bytes that were sent: the client
+count. Every wait has a time limit, and so has an answer as a whole, which could come a byte at a time. Retries are ours. Objects are kept as the bytes that were sent: the client
 would parse them and write them anew.
 """
 
 from __future__ import annotations
 
+import math
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 import requests
 from dicomweb_client.web import DICOMwebClient
 from pydicom.datadict import tag_for_keyword
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-from wardround.storage.text_file import path_text
-from wardround_client.pacs.node import Node, PacsError, Row, Rows, Take, own_key, read_secret
+from wardround_client.pacs.node import Node, PacsError, Row, Rows, Take, existing, own_key, read_secret
 
 if TYPE_CHECKING:
     from wardround_client.pacs.transfer import Request
 
-CONNECT_S = 10.0
+CONNECT_S, CUT_AGAIN_S = 10.0, 0.5
 CHUNK_BYTES = 2**20
+MOST_ANSWER_BYTES, LONGEST_ANSWER_S = 2**28, 600.0  # of one query
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 TAIL_BYTES = 256  # in which the closing boundary of a complete message lies
-FEW = 0.25  # of a series: up to this share, objects are asked for one by one
+OVER = "the time limit is reached; run the same command to go on"
 _LEVELS = {"STUDY": "search_for_studies", "SERIES": "search_for_series", "IMAGE": "search_for_instances"}
 _IN_PATH = {"StudyInstanceUID": "study_instance_uid", "SeriesInstanceUID": "series_instance_uid"}
 Answer = TypeVar("Answer")
@@ -44,8 +49,62 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Connections that can be cut from another thread, whatever is waited for: headers, a chunk or content."""
+
+    def init_poolmanager(self, *given: Any, **named: Any) -> None:
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        super().init_poolmanager(*given, **named)
+        self.poolmanager.pool_classes_by_scheme = {
+            pool.scheme: type(pool.__name__, (pool,), {"ConnectionCls": self._remembering(pool.ConnectionCls)})
+            for pool in (HTTPConnectionPool, HTTPSConnectionPool)
+        }
+
+    def _remembering(self, kind: Any) -> type:
+        sockets = self._sockets
+
+        class Remembering(kind):
+            def connect(self) -> None:
+                super().connect()
+                sockets.add(self.sock)
+
+        return Remembering
+
+    @contextmanager
+    def until(self, ends: float) -> Iterator[None]:
+        """Cut all connections once the monotonic clock has passed `ends`, until the block is left."""
+        done = threading.Event()
+        watch = threading.Thread(target=self._cut, args=(ends, done), name="pull-web-watch", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watch.join()
+
+    def _cut(self, ends: float, done: threading.Event) -> None:
+        wait_s = min(max(0.0, ends - time.monotonic()), threading.TIMEOUT_MAX)
+        while not done.wait(wait_s):
+            for one in list(self._sockets):
+                with suppress(OSError):
+                    socket.socket.shutdown(one, socket.SHUT_RDWR)  # that of a TLS socket would forget its TLS
+            wait_s = CUT_AGAIN_S  # one may have been opened meanwhile
+
+
 class _Client(DICOMwebClient):
-    """The client, with the objects of an answer as the bytes that were sent."""
+    """The client, with the objects of an answer as the bytes that were sent, and a limit for other answers."""
+
+    def _http_get(self, url: str, params: Any = None, headers: Any = None, stream: bool = False) -> requests.Response:
+        response = super()._http_get(url, params, headers, stream=True)
+        if not stream:
+            content = bytearray()
+            with response:
+                for chunk in response.iter_content(CHUNK_BYTES):
+                    content += chunk
+                    if len(content) > MOST_ANSWER_BYTES:
+                        raise ValueError("the answer is too long")
+            response._content = bytes(content)
+        return response
 
     def objects_at(self, url: str) -> Iterator[bytes]:
         """Yield each object of a multipart answer. An object is yielded only when what follows it has arrived.
@@ -103,9 +162,11 @@ def open_client(node: Node) -> _Client:
     session = requests.Session()
     session.trust_env = False
     session.max_redirects = 0
-    session.verify = True if config.ca_file is None else str(_existing(node, config.ca_file))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter())
+    session.verify = True if config.ca_file is None else str(existing(node, config.ca_file))
     if config.certificate_file is not None and config.key_file is not None:
-        session.cert = (str(_existing(node, config.certificate_file)), str(own_key(node, config.key_file)))
+        session.cert = (str(existing(node, config.certificate_file)), str(own_key(node, config.key_file)))
     if config.user is not None and config.password_file is not None:
         session.auth = requests.auth.HTTPBasicAuth(
             config.user.encode(), read_secret(node, config.password_file).encode()
@@ -117,13 +178,26 @@ def open_client(node: Node) -> _Client:
     return client
 
 
+@contextmanager
+def _until(node: Node, client: _Client, ends: float) -> Iterator[None]:
+    """Work with a client no longer than the monotonic clock shows `ends`. Raises `PacsError` then."""
+    try:
+        with client._session.get_adapter(node.web.url).until(ends):  # type: ignore[attr-defined]  # ours
+            yield
+    except PacsError:
+        if time.monotonic() <= ends:
+            raise
+    if time.monotonic() > ends:  # an answer that was cut within its headers looks whole and empty
+        raise node.error(OVER)
+
+
 class WebFinder:
-    """Queries a PACS by QIDO-RS. Use it in a `with` statement."""
+    """Queries a PACS by QIDO-RS. Use it in a `with` statement. `ends` is when all waiting ends."""
 
     cuts_silently = True
 
-    def __init__(self, node: Node) -> None:
-        self._node, self._client = node, open_client(node)
+    def __init__(self, node: Node, ends: float = math.inf) -> None:
+        self._node, self._client, self._ends = node, open_client(node), ends
 
     def __enter__(self) -> WebFinder:
         return self
@@ -137,7 +211,8 @@ class WebFinder:
         path = {} if level == "STUDY" else {_IN_PATH[one]: match[one] for one in _IN_PATH if one in match}
         filters = {key: value for key, value in match.items() if level == "STUDY" or key not in _IN_PATH}
         search = getattr(self._client, _LEVELS[level])
-        found = attempted(self._node, lambda: search(**path, search_filters=filters, fields=keywords))
+        with _until(self._node, self._client, min(self._ends, time.monotonic() + LONGEST_ANSWER_S)):
+            found = attempted(self._node, lambda: search(**path, search_filters=filters, fields=keywords))
         tags = {f"{tag_for_keyword(keyword):08X}": keyword for keyword in (*match, *keywords)}
         return Rows(rows=[_row(one, tags) for one in found if isinstance(one, dict)])
 
@@ -160,7 +235,8 @@ class WebTransfer:
         root = f"{self._node.web.url}/studies/{request.study_uid}/series/{request.series_uid}"
         urls = [f"{root}/instances/{sop_uid}" for sop_uid in request.sop_uids] or [root]
         for url in urls:
-            attempted(self._node, lambda url=url: self._taken(url))  # type: ignore[misc]  # bound at once
+            with _until(self._node, self._client, self._ends):
+                attempted(self._node, lambda url=url: self._taken(url))  # type: ignore[misc]  # bound at once
 
     def _taken(self, url: str) -> None:
         objects = self._client.objects_at(url)
@@ -168,7 +244,7 @@ class WebTransfer:
             self._take(content)
             if time.monotonic() > self._ends:
                 objects.close()  # type: ignore[attr-defined]  # a generator
-                raise self._node.error("the time limit is reached; run the same command to go on")
+                raise self._node.error(OVER)
 
 
 def send_files(node: Node, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
@@ -239,13 +315,6 @@ _HTTP = {
     429: "the web service asks for fewer requests (HTTP 429); run the same command later",
     503: "the web service is overloaded or down (HTTP 503); run the same command later",
 }
-
-
-def _existing(node: Node, name: str) -> Path:
-    path = node.site / name
-    if not path.is_file():
-        raise node.error(f"{path_text(path)}: no such file; correct it in site.toml")
-    return path
 
 
 def _row(answer: dict[str, Any], tags: Mapping[str, str]) -> Row:

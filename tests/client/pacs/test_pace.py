@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from contextlib import nullcontext
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from wardround.errors import PolicyRefusal
-from wardround_client.pacs.node import Node, PacsError
+from wardround_client.pacs import pull
+from wardround_client.pacs.node import Node, PacsError, Rows
 from wardround_client.pacs.pace import LONGEST_PAUSE_S, Pace
+from wardround_client.pacs.query import Wanted
 from wardround_client.site.pacs_config import PacsConfig
 
 
@@ -75,3 +78,34 @@ def test_the_time_limit_ends_waiting_and_work():
     with pytest.raises(PacsError, match="time limit"):
         pace.begin()
     assert 3600 <= time.passed < 3700
+
+
+class Endless:
+    """A PACS that calls every answer cut short. Each query takes a minute."""
+
+    cuts_silently = False
+
+    def __init__(self, time: Time) -> None:
+        self.time, self.asked = time, 0
+
+    def find(self, *query: object) -> Rows:
+        self.asked += 1
+        self.time.sleep(60)
+        return Rows(rows=[{"StudyInstanceUID": "1.2"}], limited=True)
+
+
+@pytest.mark.parametrize(
+    "settings, limit_s, error", [({}, 600, PacsError), ({"hours": "12:00-12:10"}, 1e6, PolicyRefusal)]
+)
+def test_a_search_without_end_keeps_the_time_limit_and_the_hours(tmp_path, monkeypatch, settings, limit_s, error):
+    pace, time = pace_at(datetime(2024, 1, 1, 12), limit_s, **settings)
+    finder = Endless(time)
+    monkeypatch.setattr(pull, "open_finder", lambda *given: nullcontext(finder))
+    monkeypatch.setattr(pull, "open_transfer", lambda *given: nullcontext())
+    monkeypatch.setattr(pull, "PAUSES_S", (0.0, 0.0))
+    day = date(2024, 1, 1)
+    node = Node(name="archive", config=PacsConfig(web={"url": "https://pacs.example/web"}, way="web"), site=Path())
+    order = pull.Order(node=node, wanted=Wanted(first=day), folder=tmp_path / "out", way="web", today=day)
+    with pytest.raises(error):
+        pull.pull(order, pace)
+    assert finder.asked == 10

@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import stat
+import time
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from typer.testing import CliRunner
 
 from wardround_client.cli.main import app
 from wardround_client.pacs import pull as pull_module
+from wardround_client.pacs.dimse import Finder
 from wardround_client.pacs.manifest import file_name, manifest_path
+from wardround_client.pacs.node import PacsError, open_node
 
 WAYS = ("c-move", "c-get")
 
@@ -177,6 +181,15 @@ def test_a_pacs_that_is_off_and_one_that_hangs_are_one_clear_line(tmp_path, pacs
         path.write_text(re.sub(r'(address = "127.0.0.1):\d+', rf"\1:{silent.getsockname()[1]}", path.read_text()))
         done = call(tmp_path)
     assert done.exit_code == 1 and "no connection to 127.0.0.1" in str(done.exception)
+
+
+def test_an_answer_without_end_ends_with_the_time_limit(tmp_path, pacs: Archive):
+    node = open_node(write_site(tmp_path / "site", pacs), "archive")
+    pacs.found = lambda query: repeat(pacs.objects["1.2.3.1.1.1"])
+    begun = time.monotonic()
+    with Finder(node, begun + 0.5) as finder, pytest.raises(PacsError):
+        finder.find("STUDY", {"StudyDate": "20240105"}, ["StudyInstanceUID"])
+    assert time.monotonic() - begun < 10
 
 
 def test_an_unknown_archive_and_an_unbounded_request_are_refused(tmp_path, pacs: Archive):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.errors import DataError, UsageError
+from wardround_client.pacs import query
 from wardround_client.pacs.node import Rows
 from wardround_client.pacs.query import FoundSeries, Wanted, find_objects, find_studies, read_list, refuse_unbounded
 
@@ -68,6 +69,13 @@ def test_more_studies_of_one_minute_than_the_limit_are_reported(silent):
     assert len(found.studies) == 10 and len(found.remarks) == 1
     assert found.incomplete is not silent
     assert ("of one minute" if silent else "2024-01-03 09:30") in found.remarks[0]
+
+
+def test_a_search_gives_up_after_many_queries_and_says_so(monkeypatch):
+    monkeypatch.setattr(query, "MOST_QUERIES", 50)
+    finder = Limited([datetime(2024, 1, 3, hour, minute) for hour in range(24) for minute in range(60)], 5, silent=True)
+    found = find_studies(finder, Wanted(first=date(2024, 1, 1)), TODAY)
+    assert finder.asked <= 51 and found.incomplete and "more than 50 queries" in found.remarks[0]
 
 
 class Listing:
