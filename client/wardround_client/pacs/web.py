@@ -1,7 +1,8 @@
 """DICOMweb: queries (QIDO-RS), transfers (WADO-RS), storing (STOW-RS), by dicomweb-client.
 
 Certificates are always verified, redirections are not followed, and environment variables about proxies and CAs do not
-count. Every wait has a time limit, and so has an answer as a whole, which could come a byte at a time. Retries are ours. Objects are kept as the bytes that were sent: the client
+count. Every wait has a time limit, and so has an answer as a whole, which could come a byte at a time. Answers come
+uncompressed, so that few bytes stay few. Retries are ours. Objects are kept as the bytes that were sent: the client
 would parse them and write them anew.
 """
 
@@ -162,6 +163,8 @@ def open_client(node: Node) -> _Client:
     session = requests.Session()
     session.trust_env = False
     session.max_redirects = 0
+    session.headers["Accept-Encoding"] = "identity"
+    session.hooks["response"].append(_refuse_compressed)
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter())
     session.verify = True if config.ca_file is None else str(existing(node, config.ca_file))
@@ -189,6 +192,12 @@ def _until(node: Node, client: _Client, ends: float) -> Iterator[None]:
             raise
     if time.monotonic() > ends:  # an answer that was cut within its headers looks whole and empty
         raise node.error(OVER)
+
+
+def _refuse_compressed(response: requests.Response, **named: object) -> None:
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        response.close()
+        raise requests.exceptions.ContentDecodingError("the answer is compressed", response=response)
 
 
 class WebFinder:
@@ -303,6 +312,10 @@ def attempted(node: Node, work: Callable[[], Answer]) -> Answer:
         raise node.unreachable(
             "the connection to the web service failed or was lost; check web.url and the firewall, then run the same "
             "command to go on"
+        ) from None
+    except requests.exceptions.ContentDecodingError:
+        raise node.error(
+            "the web service compresses its answer although it was asked not to; switch that off for this site"
         ) from None
     except (requests.RequestException, ValueError, KeyError, TypeError):
         raise node.error("the web service answered with something that is not DICOMweb; check web.url") from None

@@ -1,7 +1,8 @@
-"""A web service that trickles or never ends holds no call longer than its time, and fills no memory."""
+"""A web service that trickles, never ends or compresses holds no call longer than its time, and fills no memory."""
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def service(answer: bytes, trickle: bytes = b"") -> Iterator[Node]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked.append(self.headers["Accept-Encoding"])
             self.close_connection = True
             try:
                 self.wfile.write(answer)
@@ -41,11 +43,13 @@ def service(answer: bytes, trickle: bytes = b"") -> Iterator[Node]:
         def log_message(self, *words: object) -> None:
             pass
 
+    asked: list[str] = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         config = PacsConfig(way="web", timeout_s=1, web={"url": f"http://127.0.0.1:{server.server_port}"})
         yield Node(name="archive", config=config, site=Path())
         server.shutdown()
+    assert set(asked) == {"identity"}
 
 
 def find(node: Node, ends: float) -> list[dict[str, str]]:
@@ -87,3 +91,11 @@ def test_an_answer_to_a_query_has_a_longest_time_and_a_most_size(monkeypatch):
         assert find(node, time.monotonic() + 60) == [{"StudyInstanceUID": "1.2"}]
     with service(HEAD + QUERY + b"\r\n\r\n" + FOUND + b" ") as node, pytest.raises(PacsError, match="not DICOMweb"):
         find(node, time.monotonic() + 60)
+
+
+@pytest.mark.parametrize("call, media", [(find, QUERY), (fetch, b"application/dicom")])
+def test_a_compressed_answer_is_refused(call, media):
+    packed = gzip.compress(FOUND)
+    answer = HEAD + media + b"\r\nContent-Encoding: gzip\r\n\r\n" + packed
+    with service(answer) as node, pytest.raises(PacsError, match="compresses its answer"):
+        call(node, time.monotonic() + 60)
