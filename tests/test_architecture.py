@@ -383,6 +383,7 @@ def test_what_is_imported_is_declared() -> None:
         ("ray", "flwr"),
         ("markupsafe", "jinja2"),
         ("starlette", "fastapi"),
+        ("urllib3", "requests"),
     ):  # parts of what their owners promise
         declared |= {name} if any(line.lower().startswith(name) for line in requires(owner) or []) else set()
     ours = {*ROOMS.values(), "", "__future__"}
