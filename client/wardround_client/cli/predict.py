@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,77 +59,105 @@ def predict(
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
     from wardround.sources.registry import source_name
-    from wardround.storage.disk_errors import require_writable, writing
-    from wardround.text import count_text
-    from wardround_client.cli.progress import stages
-    from wardround_client.predict.predict import predict as predict_all
-    from wardround_client.predict.results import summary_lines, table_of, to_json, write_results
+    from wardround.storage.disk_errors import require_writable
 
     if out is not None:
         if out.exists():
             raise UsageError(f"{path_text(out)}: already exists; choose another --out")
         require_writable(out.parent)
     archive = None if store is None else _archive(store, site, out)
-    package = open_package(model)
-    if source_name(package.study) == "records":
-        for name, value in (("--points", points), ("--store", store)):
-            if value is not None:
-                raise UsageError(f"{name}: is for images; this model reads patients' records, so leave it out")
-        _predict_records(package, source, out, site, as_json)
-        return
-    with stages(literal_console(stderr=True), quiet=as_json) as progress:
-        found = predict_all(package, source, points, progress)
+    asked = _Asked(
+        package=open_package(model),
+        source=source,
+        points=points,
+        out=out,
+        archive=archive,
+        site=site,
+        as_json=as_json,
+    )
+    if not PREDICTIONS[source_name(asked.package.study)](asked):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `predict` was asked: its arguments, with the model and the archive opened."""
+
+    package: Package
+    source: Path
+    points: Path | None
+    out: Path | None
+    archive: Node | None
+    site: Path
+    as_json: bool
+
+
+def _of_images(asked: _Asked) -> bool:
+    """Predict for images, and show, write and store what the model says. Returns whether it says anything."""
+    from wardround.storage.disk_errors import writing
+    from wardround.text import count_text
+    from wardround_client.cli.progress import stages
+    from wardround_client.predict.predict import predict as predict_all
+    from wardround_client.predict.results import summary_lines, table_of, to_json, write_results
+
+    with stages(literal_console(stderr=True), quiet=asked.as_json) as progress:
+        found = predict_all(asked.package, asked.source, asked.points, progress)
     dicom: list[Path] = []
     without = 0
-    if out is not None:
+    if asked.out is not None:
         from wardround_client.predict.dicom_results import write_dicom_results
 
-        with writing(out):
-            out.mkdir()
-            write_results(out, found)
-            dicom, without = write_dicom_results(out, found)
-    if as_json:
+        with writing(asked.out):
+            asked.out.mkdir()
+            write_results(asked.out, found)
+            dicom, without = write_dicom_results(asked.out, found)
+    if asked.as_json:
         print(json.dumps(to_json(found)))
     else:
         print_table(*table_of(found))
         for line in summary_lines(found):
             print(escaped(line))
-        if out is not None:
-            print(escaped(f"wrote predictions.json, predictions.csv and {len(dicom)} DICOM files to {path_text(out)}"))
+        if asked.out is not None:
+            place = path_text(asked.out)
+            print(escaped(f"wrote predictions.json, predictions.csv and {len(dicom)} DICOM files to {place}"))
             if without:
                 print(f"{count_text(without, 'finding')} without a DICOM result: the header is incomplete or damaged")
-    if archive is not None:
-        _store(archive, dicom, quiet=as_json)
-    if not any(one.prediction for one in found.images):
-        raise typer.Exit(1)
+    if asked.archive is not None:
+        _store(asked.archive, dicom, quiet=asked.as_json)
+    return any(one.prediction for one in found.images)
 
 
-def _predict_records(package: Package, source: Path, out: Path | None, site: Path, as_json: bool) -> None:
-    """Predict for patients' records, and show or write what the model says."""
+def _of_records(asked: _Asked) -> bool:
+    """Predict for patients' records, and show or write what the model says. Returns whether it says anything."""
+    from wardround.errors import UsageError
     from wardround.storage.disk_errors import writing
     from wardround_client.cli.progress import stages
     from wardround_client.predict.records.predict import predict_records
     from wardround_client.predict.records.results import summary_lines, table_of, to_json, write_results
 
-    with stages(literal_console(stderr=True), quiet=as_json) as progress:
-        found = predict_records(package, source, site, progress)
+    for name, value in (("--points", asked.points), ("--store", asked.archive)):
+        if value is not None:
+            raise UsageError(f"{name}: is for images; this model reads patients' records, so leave it out")
+    with stages(literal_console(stderr=True), quiet=asked.as_json) as progress:
+        found = predict_records(asked.package, asked.source, asked.site, progress)
     written: list[Path] = []
-    if out is not None:
-        with writing(out):
-            out.mkdir()
-            written = write_results(out, found)
-    if as_json:
+    if asked.out is not None:
+        with writing(asked.out):
+            asked.out.mkdir()
+            written = write_results(asked.out, found)
+    if asked.as_json:
         print(json.dumps(to_json(found)))
     else:
         print_table(*table_of(found))
         for line in summary_lines(found):
             print(escaped(line))
-        if out is not None:
-            print(
-                escaped(f"wrote predictions.json, predictions.csv and {len(written) - 2} pictures to {path_text(out)}")
-            )
-    if not any(one.risk is not None for one in found.patients):
-        raise typer.Exit(1)
+        if asked.out is not None:
+            pictures, place = len(written) - 2, path_text(asked.out)
+            print(escaped(f"wrote predictions.json, predictions.csv and {pictures} pictures to {place}"))
+    return any(one.risk is not None for one in found.patients)
+
+
+PREDICTIONS = {"images": _of_images, "records": _of_records}  # by the source that a model reads
 
 
 def explain(
@@ -168,7 +197,6 @@ def explain(
     """
     from wardround.errors import UsageError
     from wardround.handover.package import open_package
-    from wardround.sources.registry import source_name
     from wardround.storage.disk_errors import require_writable, writing
     from wardround_client.cli.progress import stages
     from wardround_client.explain.explain import explain as explain_all
@@ -183,8 +211,12 @@ def explain(
         raise UsageError("--store needs --site, the folder with site.toml")
     archive = None if store is None or site is None else _archive(store, site, out)
     package = open_package(model)
-    if source_name(package.study) == "records":
-        raise UsageError(f"{path_text(model)}: reads patients' records; `predict` shows what each risk is made of")
+    if not package.has_onnx:
+        task = package.study.study.task
+        raise UsageError(
+            f"{path_text(model)}: explains no picture, because it is a model of {task}; for patients' records, "
+            "`predict` shows what each risk is made of"
+        )
     with stages(literal_console(stderr=True), quiet=as_json) as progress:
         explained = explain_all(package, file, points, site, progress)
     written: list[Path] = []

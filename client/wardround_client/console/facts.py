@@ -22,9 +22,8 @@ from wardround_client.ledger.book import Hold
 from wardround_client.ledger.ledger import Attempt, Cap
 from wardround_client.site.budget import cap_of_site, opened_ledger
 from wardround_client.site.paths import COHORT
-from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.quality.report import REPORT_JSON
-from wardround_client.sources.records.quality.reasons import REASONS as RECORD_REASONS
+from wardround_client.sources.registry import source_named
 from wardround_client.studies.approvals import known_studies
 
 ROUNDS_SHOWN = 100
@@ -121,8 +120,8 @@ def quality_of(folder: Path, language: str) -> dict[str, Any] | None:
 
 def _reasons(counts: dict[str, int], kind: str, language: str) -> list[dict[str, Any]]:
     """Return code, count, title and advice of each reason, those that concern a patient's safety first."""
-    found, words = [], translations(TEXTS / ("reasons" if kind == "images" else "record_reasons"), language)
-    reasons = {"images": REASONS, "records": RECORD_REASONS}[kind]
+    found, words = [], translations(TEXTS / f"{kind}_reasons", language)
+    reasons = source_named(kind).REASONS
     for code, count in counts.items():
         reason = reasons.get(code)
         title, advice = (code, "") if reason is None else (reason.title, reason.advice)

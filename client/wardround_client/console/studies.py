@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from wardround.errors import UsageError, required
 from wardround.records.audit_log import AUDIT_FILE, verified
+from wardround.study.describe import REFUSED
 from wardround.web.accounts.access import Approver, Form, Reader, Visitor, desk_of
 from wardround.web.accounts.sessions import same
 from wardround.web.answers import page
@@ -58,7 +59,7 @@ def study(
     words = _words(request, known, count)
     return page(
         request, visitor, "study.html.j2", known=known, runs=count, words=words, done=done,
-        refused=dict(words).get("answer", "").startswith("would be refused"),
+        refused=dict(words).get("answer", "").startswith(REFUSED),
         possible=POSSIBLE.get(known.state, ()), most=MOST_RUNS, may=visitor.user.may("approve"),
     )  # fmt: skip
 

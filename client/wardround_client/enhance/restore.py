@@ -41,7 +41,7 @@ from wardround_client.sources.images.decoding.dicom_pixels import frame_count, r
 from wardround_client.sources.images.decoding.pictures import read_picture, scan_picture
 from wardround_client.sources.images.folder.files import DICOM, PICTURE, RESTORED, file_kind, list_files
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.images.stages import UnfitImage
 
 SHORTENED = (".dcm", ".png", ".jpg", ".jpeg", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp")  # left out of a name
 MULTIPLE_PX = 8

@@ -25,7 +25,7 @@ from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
 from wardround_client.sources.images.folder.tables import LabelTable, read_label_table, read_manifest, read_points
 from wardround_client.sources.images.plan import plan_images
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.records import PreparedImage, ScannedFile
+from wardround_client.sources.images.stages import PreparedImage, ScannedFile
 
 FILES_A_WORKER = 64  # starting a worker takes about as long as this many files
 SITE_REASONS = frozenset({"not_marked", "image_left_out"})  # counts, which are not about one file

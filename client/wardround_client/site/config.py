@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wardround.errors import UsageError
 from wardround.identity import SHA256, SITE_NAME
 from wardround.storage.toml import read_toml
 from wardround.web.config import ConsoleConfig
@@ -82,6 +84,8 @@ def load_site_config(path: Path) -> SiteConfig:
     """Read `site.toml`.
 
     Raises:
-        UsageError: The file is invalid. The message is one line that names the file and the field.
+        UsageError: There is no such file, or it is invalid. The message is one line that names the file and the field.
     """
+    if not path.parent.is_dir() or not os.path.lexists(path):
+        raise UsageError(f"{path.parent}: is not a site's folder; `wardround-site init` creates one")
     return read_toml(path, SiteConfig)

@@ -5,7 +5,10 @@ A reason is a code for programs, a title and advice for people. Each source has 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 FEW_PATIENTS = 10  # a class with fewer patients gets the remark "few_of_class"
 
@@ -49,3 +52,36 @@ class Quality:
             "remarks": self.remarks,
             "notes": list(self.notes),
         }
+
+
+def by_weight(counts: Mapping[str, int], reasons: Mapping[str, Reason]) -> list[tuple[str, int]]:
+    """Sort counts by reason: errors first, then by descending count."""
+    return sorted(counts.items(), key=lambda item: (not reasons[item[0]].error, -item[1], item[0]))
+
+
+def not_used_by_reason(
+    quality: Quality, reasons: Mapping[str, Reason], left_out: Collection[str]
+) -> list[tuple[str, str, int]]:
+    """Return code, text and number of what was put aside, then of what was left out, most important first."""
+    remarks = {code: count for code, count in quality.remarks.items() if code in left_out}
+
+    def lines(says: str, counts: Mapping[str, int]) -> list[tuple[str, str, int]]:
+        titles = ((code, reasons[code].title, count) for code, count in by_weight(counts, reasons))
+        return [(code, f"{says}: {title[0].lower()}{title[1:]}", count) for code, title, count in titles]
+
+    return [*lines("put aside", quality.quarantined), *lines("left out", remarks)]
+
+
+def quality_page(template: Path, quality: Quality, reasons: Mapping[str, Reason], **content: Any) -> str:
+    """Return the quality report as a page, from a source's template. Every value is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        quality=quality,
+        reasons=reasons,
+        quarantined=by_weight(quality.quarantined, reasons),
+        remarks=by_weight(quality.remarks, reasons),
+        most=max((figures[f"{quality.row}s"] for figures in quality.classes.values()), default=0),
+        **content,
+    )

@@ -8,7 +8,7 @@ the source.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from wardround.sources import SOURCES
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import Cohort
-from wardround_client.sources.quality import Quality
+from wardround_client.sources.quality import Quality, Reason
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -61,6 +61,7 @@ class Source(Protocol):
 
     SHOWS_IMAGES: bool  # whether a row is an image, uint8 (C, H, W), that a report can show
     REPORT_PAGE: str  # the quality report for people, in the cohort's folder
+    REASONS: Mapping[str, Reason]  # by code, of what is put aside or remarked on
     LEFT_OUT: Sequence[str]  # codes of remarks about what was left out on purpose
     WORDLESS: Sequence[str]  # codes of `LEFT_OUT` that are not worth a line after every ingest
     UNKNOWN_PATIENTS: str  # why a site is not taken whose patients are assumed, and what to do
@@ -113,9 +114,6 @@ class Source(Protocol):
         Raises:
             DataError: Nothing can be used, most cannot be read, or another ingest is running. An existing cohort stays.
         """
-
-    def not_used_by_reason(self, quality: Quality) -> list[tuple[str, str, int]]:
-        """Return code, text and number of what was put aside or left out, most important first."""
 
 
 def source_of(data: DataSection) -> Source:

@@ -22,6 +22,8 @@ class SourceStudy(Protocol):
     SECTION: type[DataSection]  # `[data]` in the file
     ROW: str  # what one row of a cohort is, for people: "image", "record"
 
+    UNLIKE: str  # how other data of this source may differ, for the limits of a model: "another kind"
+
     def check(self, study: Study) -> None:
         """Raise `ValueError`, "section.key: the fault", if `[data]` contradicts another section."""
 

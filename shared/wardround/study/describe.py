@@ -18,6 +18,7 @@ from wardround.tasks import registry
 from wardround.text import bytes_text, count_text, epsilon_text, promise, seconds_text
 
 BYTES_OF_A_NUMBER = 4
+REFUSED = "would be refused: "  # how the answer begins if the site's rules refuse the study
 USES_ALL = 0.98  # of the cap: what is left is of no use for another study
 MOST_ALIKE, MOST_KEYS = 4, 12  # limits on what is listed, so that a server's proposal cannot fill the screen
 
@@ -233,7 +234,7 @@ def _costs(study: Study, cost: Cost) -> str:
 
 def _answer(cost: Cost) -> str:
     if cost.refusal:
-        return f"would be refused: {cost.refusal}"
+        return f"{REFUSED}{cost.refusal}"
     if cost.after.value > USES_ALL * cost.cap_epsilon:
         return "within this site's budget, and uses all that is left of it: no further study fits beside it"
     return "within this site's budget"

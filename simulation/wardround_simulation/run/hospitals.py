@@ -24,6 +24,7 @@ from wardround_client.ledger.ledger import cap_of
 from wardround_client.site.config import ReleaseConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
+from wardround_client.sources.quality import not_used_by_reason
 from wardround_client.sources.registry import FoundSite, IngestReport, source_of
 from wardround_client.studies.store import MOST_RUNS, add_decision, last_decision, store_approved
 
@@ -81,7 +82,9 @@ def not_used(hospital: Prepared, study: Study) -> str | None:
     """
     quality, source = hospital.report.quality, source_of(study.data)
     lines = [
-        f"{count:,} {text}" for code, text, count in source.not_used_by_reason(quality) if code not in source.WORDLESS
+        f"{count:,} {text}"
+        for code, text, count in not_used_by_reason(quality, source.REASONS, source.LEFT_OUT)
+        if code not in source.WORDLESS
     ]
     return f"{hospital.name}: {quality.rows:,} {quality.row}s used; {'; '.join(lines)}" if lines else None
 

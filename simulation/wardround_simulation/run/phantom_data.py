@@ -17,15 +17,28 @@ Writer = Callable[[Path, int, int, int, Progress | None], None]  # folder, sites
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomKind:
-    """The phantoms of a source: what people call them, and the start of their folder's name."""
+    """The phantoms of a source: what people call them, the start of their folder's name, and what writes them."""
 
     says: str
     folder: str
+    write: Writer
 
 
-KINDS = {
-    "images": PhantomKind(says="phantom hospitals as DICOM files", folder="phantom-hospitals"),
-    "records": PhantomKind(says="hospitals with simulated stays", folder="simulated-hospitals"),
+def _write_images(folder: Path, sites: int, patients: int, seed: int, progress: Progress | None) -> None:
+    from wardround_simulation.phantoms.dicom import write_phantom_hospitals
+
+    write_phantom_hospitals(folder, sites, patients, seed, progress)
+
+
+def _write_records(folder: Path, sites: int, patients: int, seed: int, progress: Progress | None) -> None:
+    from wardround_simulation.stays.hospitals import write_simulated_hospitals
+
+    write_simulated_hospitals(folder, sites, patients, seed, progress)
+
+
+KINDS = {  # by the name of the source
+    "images": PhantomKind(says="phantom hospitals as DICOM files", folder="phantom-hospitals", write=_write_images),
+    "records": PhantomKind(says="hospitals with simulated stays", folder="simulated-hospitals", write=_write_records),
 }
 
 
@@ -49,15 +62,5 @@ def make_once(study: Study, folder: Path, sites: int, patients: int, seed: int, 
         if process.isdigit() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(left, ignore_errors=True)
     making = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    _writer(study)(making, sites, patients, seed, progress)
+    phantom_kind(study).write(making, sites, patients, seed, progress)
     making.rename(folder)
-
-
-def _writer(study: Study) -> Writer:
-    if source_name(study) == "records":
-        from wardround_simulation.stays.hospitals import write_simulated_hospitals
-
-        return write_simulated_hospitals
-    from wardround_simulation.phantoms.dicom import write_phantom_hospitals
-
-    return write_phantom_hospitals

@@ -175,7 +175,7 @@ def test_verify_names_the_head_and_an_altered_entry(site: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "exit_code", "line"),
     [
-        (["ledger", "show"], 2, "site.toml: cannot be read"),
+        (["ledger", "show"], 2, "is not a site's folder"),
         (["ledger", "verify", "--site", "damaged"], 1, "not a readable ledger"),
         (["ledger", "what-if"], 2, "Missing argument"),
         (["ledger", "burn"], 2, "No such command"),

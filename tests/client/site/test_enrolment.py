@@ -202,9 +202,9 @@ def test_the_first_site_toml_shows_every_key_that_there_is(site: Path) -> None:
         (["init", "--server", "a:1", "--name", "n", "--ca", "none.crt"], "none.crt: does not exist"),
         (["init", "--server", "a:1", "--name", "n", "--ca", "bad.crt"], "does not contain exactly one certificate"),
         (["init", "--site", "full", "--server", "a:1", "--name", "n", "--ca", "ca.crt"], "contains other files"),
-        (["doctor"], "site.toml: cannot be read"),
-        (["ingest", ".", "--study", "x"], "site.toml: cannot be read"),
-        (["forget", "p"], "site.toml: cannot be read"),
+        (["doctor"], "is not a site's folder"),
+        (["ingest", ".", "--study", "x"], "is not a site's folder"),
+        (["forget", "p"], "is not a site's folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

@@ -79,11 +79,11 @@ def test_the_vendored_script_is_the_one_of_the_page() -> None:
 
 def test_every_reply_code_and_reason_has_a_translation() -> None:
     for name, codes in (("code", CODES), ("title", REASONS), ("advice", REASONS)):
-        stem = SHARED_TEXTS / "codes" if name == "code" else CONSOLES[0] / "texts" / "reasons"
+        stem = SHARED_TEXTS / "codes" if name == "code" else CONSOLES[0] / "texts" / "images_reasons"
         words = translations(stem, "de")[name]
         assert set(words) == set(codes) and all(text.strip() == text and text for text in words.values())
     for name in ("title", "advice"):
-        words = translations(CONSOLES[0] / "texts" / "record_reasons", "de")[name]
+        words = translations(CONSOLES[0] / "texts" / "records_reasons", "de")[name]
         assert set(words) == set(RECORD_REASONS) and all(text.strip() == text and text for text in words.values())
     assert code_in("de", "late").startswith("antwortete") and code_in("en", "late").startswith("answered")
     assert code_in("de", "refused:new_reason") == "the site refused: new reason"

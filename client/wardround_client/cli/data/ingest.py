@@ -85,11 +85,13 @@ def tell(report: IngestReport, source: Source, folder: Path, site: Path, *, as_j
         if report.lost_most:
             raise typer.Exit(1)
         return
+    from wardround_client.sources.quality import not_used_by_reason
+
     quality = report.quality
     print(report.summary)
     if quality.unlabelled:
         print(f"{quality.unlabelled:>8,}  used without a label")
-    for _, text, count in source.not_used_by_reason(quality):
+    for _, text, count in not_used_by_reason(quality, source.REASONS, source.LEFT_OUT):
         print(f"{count:>8,}  {text}")
     print(f"Quality report: {site / COHORT / source.REPORT_PAGE}")
     if report.lost_most:

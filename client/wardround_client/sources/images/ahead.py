@@ -35,8 +35,8 @@ from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
 from wardround_client.sources.images.folder.tables import LabelTable
 from wardround_client.sources.images.plan import plan_images
-from wardround_client.sources.images.records import Frame, ImageRequest, PreparedImage, ScannedFile
 from wardround_client.sources.images.source import prepared_by, row_shape
+from wardround_client.sources.images.stages import Frame, ImageRequest, PreparedImage, ScannedFile
 
 FOLDER, SETTINGS, SCANS, OUTCOMES, PIXELS = ".prepared", "settings.json", "scans.jsonl", "outcomes.jsonl", "pixels"
 

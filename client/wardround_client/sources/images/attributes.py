@@ -13,9 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-SEXES = ("female", "male", "other")
-OLDEST_BAND = 90  # from this age on there are too few people for a band of ten years
-AGES = (*(f"{first} to {first + 9}" for first in range(0, OLDEST_BAND, 10)), f"{OLDEST_BAND} or older")
+from wardround_client.sources.bands import AGES, SEXES, age_band
+
 MOST_YEARS = 120
 OTHER = "other"
 # Words by which a manufacturer is recognised at the start of DICOM Manufacturer, and its name here. The last four are
@@ -95,7 +94,7 @@ def age_of(age: object, born: object, examined: object) -> str:
         years = _years_between(str(born or "").strip(" \0"), str(examined or "").strip(" \0"))
     if years is None or not 0 <= years <= MOST_YEARS:
         return ""
-    return AGES[min(years, OLDEST_BAND) // 10]
+    return age_band(years)
 
 
 def scanner_of(manufacturer: object) -> str:

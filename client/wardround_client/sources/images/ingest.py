@@ -27,12 +27,12 @@ from wardround_client.sources.images.decoding.decoded_cache import Memory, Outco
 from wardround_client.sources.images.decoding.prepare import Recipe, prepare, recipe_of, scan
 from wardround_client.sources.images.decoding.workers import Lost, WorkerPool
 from wardround_client.sources.images.folder.layout import SiteSource, SourceFile
-from wardround_client.sources.images.plan import Finding, plan_images
+from wardround_client.sources.images.plan import plan_images
 from wardround_client.sources.images.quality.findings import ScannedSite, faults_of, findings_of, quality_of
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.quality.report import write_quality
-from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
 from wardround_client.sources.images.source import REPORT_PAGE, prepared_by, row_shape
+from wardround_client.sources.images.stages import Finding, ImageRequest, PreparedImage, ScannedFile
 from wardround_client.sources.quality import Quality
 
 Progress = Callable[[int, int], None]

@@ -20,7 +20,8 @@ from wardround_client.sources.images.folder.class_folders import label_index
 from wardround_client.sources.images.folder.layout import SiteSource
 from wardround_client.sources.images.folder.tables import LabelRow, LabelTable
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.records import Frame, ImageRequest, ScannedFile, keyed
+from wardround_client.sources.images.stages import Finding, Frame, ImageRequest, ScannedFile
+from wardround_client.sources.keyed import keyed
 
 MARK_NEIGHBOURS = 1  # slices on either side of the one nearest to a point in mm that also become images, if they are
 MARK_REACH_MM = 3.0  # at most this far from the point: with thick slices the neighbour may not show the finding
@@ -29,16 +30,6 @@ SAME_COSINE = 0.01  # direction cosines of one series differ by less: about half
 GAP_FACTOR = 1.5  # a step larger than the usual one by this factor means that a slice is missing
 
 Place = tuple[int, int]  # file, frame
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One entry of the quality report. `file` is an index into the site's files; None means the site as a whole."""
-
-    code: str
-    file: int | None = None
-    place: str = ""
-    count: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

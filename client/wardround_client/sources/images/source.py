@@ -18,13 +18,14 @@ from wardround.errors import DataError
 from wardround.sources.images.study import ImageData
 from wardround_client.sources.cohort import Cohort
 from wardround_client.sources.images.decoding.decoded_cache import DECODED_FILE, forget_pixels
-from wardround_client.sources.quality import Quality
+from wardround_client.sources.images.quality import reasons
 
 if TYPE_CHECKING:
     from wardround_client.sources.images.decoding.workers import WorkerPool
     from wardround_client.sources.images.folder.layout import SiteSource
     from wardround_client.sources.images.ingest import IngestReport, Progress
 
+REASONS = reasons.REASONS
 SHOWS_IMAGES = True
 REPORT_PAGE = "quality.html"
 LEFT_OUT = ("label_left_out", "image_left_out", "not_marked", "unmatched_label", "skipped", "broken_link")
@@ -126,13 +127,6 @@ def ingest(
     from wardround_client.sources.images import ingest as images
 
     return images.ingest(source, data, folder, key, workers=workers, objectors=objectors, progress=progress, pool=pool)
-
-
-def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
-    """Return code, text and number of what was put aside or left out, most important first."""
-    from wardround_client.sources.images.quality import report
-
-    return report.not_used_by_reason(quality)
 
 
 def _channels(cohort: Cohort) -> str | None:

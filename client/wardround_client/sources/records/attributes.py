@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from wardround.sources.records.vocabulary import Vocabulary
-from wardround_client.sources.images.attributes import AGES, OLDEST_BAND, SEXES
+from wardround_client.sources.bands import SEXES, age_band
 
 
 def columns_of_rows(rows: Iterable[np.ndarray], vocabulary: Vocabulary) -> Iterator[dict[str, str]]:
@@ -28,5 +28,5 @@ def columns_of_rows(rows: Iterable[np.ndarray], vocabulary: Vocabulary) -> Itera
             columns["sex"] = name if name in SEXES else ""
         if age is not None:
             years = float(row[0, age])
-            columns["age"] = "" if math.isnan(years) else AGES[min(int(years), OLDEST_BAND) // 10]
+            columns["age"] = "" if math.isnan(years) else age_band(years)
         yield known.setdefault(tuple(columns.values()), columns)

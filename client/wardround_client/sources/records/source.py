@@ -18,13 +18,14 @@ from wardround.errors import DataError
 from wardround.sources.records.study import RecordsData
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround_client.sources.cohort import Cohort
-from wardround_client.sources.quality import Quality
+from wardround_client.sources.records.quality import reasons
 
 if TYPE_CHECKING:
     from wardround_client.sources.records.folder import RecordsSite
     from wardround_client.sources.records.ingest import IngestReport
     from wardround_client.sources.registry import Progress
 
+REASONS = reasons.REASONS
 SHOWS_IMAGES = False
 REPORT_PAGE = "quality.html"
 LEFT_OUT = ("unknown_variable", "unknown_column", "after_window", "later_stay", "no_value", "skipped")
@@ -122,10 +123,3 @@ def ingest(
     from wardround_client.sources.records import ingest as records
 
     return records.ingest(source, data, folder, key, objectors=objectors, progress=progress)
-
-
-def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
-    """Return code, text and number of what was put aside or left out, most important first."""
-    from wardround_client.sources.records.quality import report
-
-    return report.not_used_by_reason(quality)

@@ -20,7 +20,7 @@ from wardround.handover.card.figures import (
 )
 from wardround.handover.card.metadata import metadata_of
 from wardround.sources.images.study import image_data
-from wardround.sources.registry import of_study, source_name
+from wardround.sources.registry import of_study
 from wardround.study.describe import learns, network, reads
 from wardround.study.load import Study
 from wardround.tasks.registry import public_start
@@ -104,7 +104,6 @@ def _start(study: Study) -> str:
 
 def _uses(record: Record, study: Study) -> list[Block]:
     rows = f"{of_study(study).ROW}s"
-    another = "another kind, body part, size or window" if source_name(study) == "images" else "another kind"
     return [
         paragraph(
             f"Intended use: research on federated learning and on models for {rows} like those it was trained on."
@@ -113,7 +112,7 @@ def _uses(record: Record, study: Study) -> list[Block]:
         bullets(
             [
                 "diagnosis, treatment, triage or any other decision about a patient; the model is not a medical device",
-                f"{rows} of {another} than the training data"
+                f"{rows} of {of_study(study).UNLIKE} than the training data"
                 + (", which the output distance is meant to detect" if _is_judged(record) else ""),
                 "patients of hospitals that differ from the sites below, before an evaluation there",
                 f"finding out whether a person's {rows} were used in training",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydicom import Dataset
 from pydicom.encaps import get_frame
 
-from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.images.stages import UnfitImage
 
 SEARCHED_BYTES = 1 << 16  # JP2 boxes, comments and thumbnails lie before the size
 JPEG_2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ (ISO/IEC 15444-1, A.4.1 and A.5.1)

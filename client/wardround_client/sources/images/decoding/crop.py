@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from wardround.sources.images.study import ImageData
-from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.images.stages import UnfitImage
 
 Box = tuple[float, float, float, float]
 BLANK_RANGE = 4  # grey values of 255: an image whose darkest and brightest pixel differ by less is blank

@@ -20,7 +20,7 @@ import numpy as np
 from wardround.errors import DataError
 from wardround.storage.atomic import owner_only, write_file
 from wardround_client.sources.cohort import AnyRows, open_cohort, row_hashes
-from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile
+from wardround_client.sources.images.stages import ImageRequest, PreparedImage, ScannedFile
 
 DECODED_FILE, WAITING_FILE = "decoded.csv", "pixels.new"
 # Faults of the pixels themselves. Any other may pass (a share that is not reachable, too little memory, a decoder that

@@ -27,7 +27,8 @@ from wardround_client.sources.cohort import pseudonym
 from wardround_client.sources.images.attributes import Attributes, age_of, scanner_of, sex_of, thickness_of
 from wardround_client.sources.images.decoding.frame_attributes import first_value, frame_scopes
 from wardround_client.sources.images.decoding.native import ATTRIBUTES, NativePixels, native_pixels
-from wardround_client.sources.images.records import Frame, ScannedFile, UnfitImage, keyed
+from wardround_client.sources.images.stages import Frame, ScannedFile, UnfitImage
+from wardround_client.sources.keyed import keyed
 
 MAX_FRAMES = 20_000
 MAX_FRAME_PIXELS = 200_000_000

@@ -24,7 +24,7 @@ from wardround_client.sources.images.decoding.codestream import refuse_larger_co
 from wardround_client.sources.images.decoding.crop import robust_window
 from wardround_client.sources.images.decoding.frame_attributes import frame_scopes
 from wardround_client.sources.images.decoding.native import NativePixels, Scaling, scaling_of
-from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.images.stages import UnfitImage
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 OUTSIDE_SCAN_HU = -1500.0  # scanners fill the corners outside the reconstruction circle with -2000 or less

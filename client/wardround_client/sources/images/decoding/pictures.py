@@ -18,7 +18,7 @@ from wardround_client.sources.images.decoding.crop import (
     stack_channels,
     to_grey,
 )
-from wardround_client.sources.images.records import PreparedImage, ScannedFile, UnfitImage
+from wardround_client.sources.images.stages import PreparedImage, ScannedFile, UnfitImage
 
 PLUGINS = (Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)  # importing one registers its format with Pillow
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000")

@@ -26,7 +26,7 @@ from wardround_client.sources.images.decoding.crop import (
 )
 from wardround_client.sources.images.decoding.pictures import prepare_picture, scan_picture
 from wardround_client.sources.images.folder.files import OTHER, PICTURE, file_kind, foreign_format
-from wardround_client.sources.images.records import ImageRequest, PreparedImage, ScannedFile, UnfitImage
+from wardround_client.sources.images.stages import ImageRequest, PreparedImage, ScannedFile, UnfitImage
 
 if TYPE_CHECKING:  # pydicom is slow to import, and not needed for pictures
     from wardround_client.sources.images.decoding.dicom_pixels import FramePixels

@@ -13,10 +13,10 @@ from wardround.errors import WardroundError, required
 from wardround.sources.images.study import ImageData
 from wardround_client.sources.images.decoding.decoded_cache import Outcome
 from wardround_client.sources.images.folder.layout import SiteSource
-from wardround_client.sources.images.plan import Finding, Plan
+from wardround_client.sources.images.plan import Plan
 from wardround_client.sources.images.quality.gate import Candidate, Quality, gate, summarise
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.records import ImageRequest, ScannedFile
+from wardround_client.sources.images.stages import Finding, ImageRequest, ScannedFile
 
 
 @dataclass(frozen=True, kw_only=True)

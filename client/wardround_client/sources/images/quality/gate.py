@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.images.quality.reasons import REASONS
+from wardround_client.sources.images.stages import Finding
 from wardround_client.sources.quality import FEW_PATIENTS, Quality
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from wardround.storage.atomic import write_file
 from wardround.storage.text_file import path_text
-from wardround_client.sources.images.plan import Finding
 from wardround_client.sources.images.quality.reasons import REASONS
-from wardround_client.sources.images.records import keyed
-from wardround_client.sources.images.source import LEFT_OUT, REPORT_PAGE
-from wardround_client.sources.quality import Quality
+from wardround_client.sources.images.source import REPORT_PAGE
+from wardround_client.sources.images.stages import Finding
+from wardround_client.sources.keyed import keyed
+from wardround_client.sources.quality import Quality, quality_page
 
 REPORT_JSON, QUARANTINE = "quality.json", "quarantine.csv"
 SHOWN_REFERENCES = 200  # per reason in the HTML; the JSON and the CSV contain all of them
@@ -50,20 +50,6 @@ def write_quality(
     )
 
 
-def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
-    """Return code, text and number of what was put aside, then of what was left out, most important first."""
-    left_out = {code: count for code, count in quality.remarks.items() if code in LEFT_OUT}
-    return [
-        *((code, f"put aside: {_in_a_line(code)}", count) for code, count in _by_weight(quality.quarantined)),
-        *((code, f"left out: {_in_a_line(code)}", count) for code, count in _by_weight(left_out)),
-    ]
-
-
-def _in_a_line(code: str) -> str:
-    title = REASONS[code].title
-    return title[0].lower() + title[1:]
-
-
 def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence[Path]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -76,27 +62,16 @@ def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence
     return text.getvalue()
 
 
-def _by_weight(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """Sort reasons: errors first, then by descending count."""
-    return sorted(counts.items(), key=lambda item: (not REASONS[item[0]].error, -item[1], item[0]))
-
-
 def _html(quality: Quality, entries: list[dict]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     references: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         if entry["reference"]:
             references[entry["code"]].append(" · ".join(filter(None, (entry["reference"], entry["place"]))))
-    template = Path(__file__).with_name("quality.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        quality=quality,
-        reasons=REASONS,
+    return quality_page(
+        Path(__file__).with_name("quality.html.j2"),
+        quality,
+        REASONS,
         references=references,
         shown=SHOWN_REFERENCES,
         quarantine_file=QUARANTINE,
-        quarantined=_by_weight(quality.quarantined),
-        remarks=_by_weight(quality.remarks),
-        most=max((figures["images"] for figures in quality.classes.values()), default=0),
     )

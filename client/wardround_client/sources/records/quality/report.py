@@ -16,11 +16,11 @@ from pathlib import Path
 
 from wardround.sources.records.vocabulary import Vocabulary
 from wardround.storage.atomic import write_file
-from wardround_client.sources.images.records import keyed
-from wardround_client.sources.quality import Quality
+from wardround_client.sources.keyed import keyed
+from wardround_client.sources.quality import Quality, quality_page
 from wardround_client.sources.records.quality.counts import NO_PATIENT, NO_VARIABLE, Counts
 from wardround_client.sources.records.quality.reasons import REASONS
-from wardround_client.sources.records.source import LEFT_OUT, REPORT_PAGE
+from wardround_client.sources.records.source import REPORT_PAGE
 
 REPORT_JSON, QUARANTINE = "quality.json", "quarantine.csv"
 SHOWN_REFERENCES = 200  # per reason in the HTML
@@ -90,20 +90,6 @@ def figures_of(vocabulary: Vocabulary, counts: Counts, patients_V: Sequence[int]
     ]
 
 
-def not_used_by_reason(quality: Quality) -> list[tuple[str, str, int]]:
-    """Return code, text and number of what was put aside, then of what was left out, most important first."""
-    left_out = {code: count for code, count in quality.remarks.items() if code in LEFT_OUT}
-    return [
-        *((code, f"put aside: {_in_a_line(code)}", count) for code, count in _by_weight(quality.quarantined)),
-        *((code, f"left out: {_in_a_line(code)}", count) for code, count in _by_weight(left_out)),
-    ]
-
-
-def _in_a_line(code: str) -> str:
-    title = REASONS[code].title
-    return title[0].lower() + title[1:]
-
-
 def _ids_csv(counts: Counts, lines: Sequence[dict], ids: Sequence[str]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -120,28 +106,17 @@ def _ids_csv(counts: Counts, lines: Sequence[dict], ids: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _by_weight(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """Sort reasons: errors first, then by descending count."""
-    return sorted(counts.items(), key=lambda item: (not REASONS[item[0]].error, -item[1], item[0]))
-
-
 def _html(quality: Quality, variables: Sequence[VariableFigures], lines: Sequence[dict]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     references: dict[str, list[str]] = defaultdict(list)
     for line in lines:
         if line["reference"]:
             references[line["code"]].append(" · ".join(filter(None, (line["reference"], line["variable"]))))
-    template = Path(__file__).with_name("quality.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        quality=quality,
+    return quality_page(
+        Path(__file__).with_name("quality.html.j2"),
+        quality,
+        REASONS,
         variables=variables,
-        reasons=REASONS,
         references=references,
         shown=SHOWN_REFERENCES,
         quarantine_file=QUARANTINE,
-        quarantined=_by_weight(quality.quarantined),
-        remarks=_by_weight(quality.remarks),
-        most=max((figures["stays"] for figures in quality.classes.values()), default=0),
     )

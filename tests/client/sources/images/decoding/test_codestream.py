@@ -21,7 +21,7 @@ from wardround_client.sources.images.decoding.workers import (
     WorkerPool,
     memory_limit_bytes,
 )
-from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.images.stages import UnfitImage
 
 
 def encoded(kind: str, shape=(32, 48)) -> bytes:

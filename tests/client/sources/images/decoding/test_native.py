@@ -12,7 +12,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from wardround_client.sources.images.decoding.dicom_header import scan_dicom
 from wardround_client.sources.images.decoding.dicom_pixels import read_frame
-from wardround_client.sources.images.records import UnfitImage
+from wardround_client.sources.images.stages import UnfitImage
 
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
 ANY = ct_study(modality="any")

@@ -11,7 +11,7 @@ from wardround_client.sources.images.decoding import prepare as preparing
 from wardround_client.sources.images.decoding.workers import WorkerPool
 from wardround_client.sources.images.folder.layout import discover
 from wardround_client.sources.images.ingest import ingest
-from wardround_client.sources.images.records import PreparedImage
+from wardround_client.sources.images.stages import PreparedImage
 
 
 class PoolOfOne:

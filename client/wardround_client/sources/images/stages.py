@@ -1,14 +1,12 @@
-"""The records that a file becomes once it has been scanned.
+"""What the stages of ingestion hand on: a file as scanned, an image as asked for, an image as prepared.
 
 Identity ends here: no field can hold a name, a UID or a tag's text. Patients, series and instances are keyed hashes
-(`keyed`), checks are reason codes (`sources/images/quality/reasons.py`), sex, age and scanner are bands of a fixed
-vocabulary (`attributes.py`), and everything else is a number.
+(`sources/keyed.py`), checks are reason codes (`quality/reasons.py` beside this file), sex, age and scanner are bands of
+a fixed vocabulary (`attributes.py`), and everything else is a number.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -91,7 +89,11 @@ class PreparedImage:
     hu: bool = False
 
 
-def keyed(key: bytes, kind: str, value: str) -> str:
-    """Return the hex HMAC-SHA256 of an identifier under the site's key: hashes can be compared, but not read back."""
-    message = f"{kind}\0{value.strip(chr(0) + ' ')}".encode("utf-8", "surrogatepass")  # a file name may be any bytes
-    return hmac.new(key, message, hashlib.sha256).hexdigest()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One entry of the quality report. `file` is an index into the site's files; None means the site as a whole."""
+
+    code: str
+    file: int | None = None
+    place: str = ""
+    count: int = 1
