@@ -18,6 +18,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -91,7 +92,16 @@ class Module:
 
 
 def modules(root: Path) -> list[Module]:
-    """Every Python file of the four rooms."""
+    """Every Python file of the four rooms; those of this repository are read once."""
+    return list(our_modules()) if root == ROOT else read_modules(root)
+
+
+@cache
+def our_modules() -> tuple[Module, ...]:
+    return tuple(read_modules(ROOT))
+
+
+def read_modules(root: Path) -> list[Module]:
     paths = sorted(path for room in ROOMS for path in (root / room).rglob("*.py"))
     texts = [(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
     return [Module(path=path, text=text, tree=ast.parse(text)) for path, text in texts]

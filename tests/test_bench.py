@@ -37,7 +37,8 @@ ELSEWHERE = {  # in files of their own
         "synthesis_gan",
     ),
 }
-SLOW = {"private_step", "simulated_round", "federation_round"}  # check engines, or start Flower
+# They check engines, start Flower, or need the seconds of several other tests.
+SLOW = {"federation_round", "ingestion", "private_step", "restoration_step", "simulated_round", "synthesis_step"}
 
 sys.path.insert(0, str(BENCH))
 try:

@@ -85,7 +85,7 @@ def test_only_the_private_work_has_noise_and_only_the_empty_one_takes_one_step(w
     assert {work: one["steps"] for work, one in settings.items()} == {"plain": 3, "private": 3, "empty": 1}
 
 
-@pytest.mark.parametrize("work", ["plain", "private"])
+@pytest.mark.parametrize("work", [pytest.param("plain", marks=pytest.mark.slow), "private"])
 def test_the_plain_loop_does_the_work(works: Path, work: str) -> None:
     scores = program("loop", works / work / "settings.json")["scores"]
     assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)

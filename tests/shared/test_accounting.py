@@ -23,7 +23,7 @@ from wardround.accounting import (
 from wardround.errors import WardroundError
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(
     epsilon=st.floats(0.2, 20),
     rate=st.sampled_from([0.01, 0.1, 0.5, 1.0]),

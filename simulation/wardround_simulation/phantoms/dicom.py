@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from pathlib import Path
 
@@ -33,6 +33,9 @@ SECOND_DRAW = 10**12  # above every stream, so that the second kind is drawn ind
 PADDING_HU = -2000
 OLDEST_DAY = datetime.date(2020, 1, 6)
 PATIENTS_A_TASK = 5
+PATIENTS_WITHOUT_WORKERS = 12  # a worker process loads torch first, which takes as long as some patients
+
+Task = tuple[Path, int, list[int], int]  # folder, hospital, numbers of its patients, seed
 
 
 def write_phantom_hospitals(
@@ -59,14 +62,11 @@ def write_phantom_hospitals(
     ]
     rows: dict[int, list[tuple[int, list[str]]]] = {site: [] for site in range(1, sites + 1)}
     done = 0
-    workers = min(os.cpu_count() or 1, len(tasks))
-    with process_pool(workers) as pool:
-        jobs = {pool.submit(_write_patients, *task): task for task in tasks}
-        for job in as_completed(jobs):
-            rows[jobs[job][1]] += job.result()
-            done += len(jobs[job][2])
-            if progress is not None:
-                progress(done, sum(count_of.values()))
+    for (_, site, numbers, _), written in _written(tasks):
+        rows[site] += written
+        done += len(numbers)
+        if progress is not None:
+            progress(done, sum(count_of.values()))
     for site, found in rows.items():
         with open(folder / f"hospital-{site}" / LABELS_FILE, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
@@ -74,8 +74,22 @@ def write_phantom_hospitals(
             writer.writerows(row for _, row in sorted(found))
 
 
+def _written(tasks: list[Task]) -> Iterator[tuple[Task, list[tuple[int, list[str]]]]]:
+    """Write the patients of each task, in worker processes if there are so many that starting these pays."""
+    if sum(len(numbers) for _, _, numbers, _ in tasks) <= PATIENTS_WITHOUT_WORKERS:
+        threads = torch.get_num_threads()
+        try:
+            yield from ((task, _write_patients(*task)) for task in tasks)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    with process_pool(min(os.cpu_count() or 1, len(tasks))) as pool:
+        jobs = {pool.submit(_write_patients, *task): task for task in tasks}
+        yield from ((jobs[job], job.result()) for job in as_completed(jobs))
+
+
 def _write_patients(folder: Path, site: int, numbers: list[int], seed: int) -> list[tuple[int, list[str]]]:
-    """Write some patients of one site, in a worker process.
+    """Write some patients of one site; the process then has one thread in torch.
 
     Returns:
         (patient number, row of labels.csv) for each of their nodules.

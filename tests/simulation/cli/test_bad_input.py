@@ -332,8 +332,7 @@ def test_a_table_or_folder_that_may_not_be_opened_is_one_line(place, tmp_path):
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["Writing 5 phantom hospitals", LOADING])
+@pytest.mark.parametrize("number, stage", [(signal.SIGINT, "Writing 5 phantom hospitals"), (signal.SIGTERM, LOADING)])
 def test_a_stop_is_one_line_at_once_and_leaves_no_process(place, tmp_path, number, stage):
     data = () if stage != LOADING else (place / "tiny.toml", "--data", place / "good")
     words = [*COMMAND, "run", *map(str, data), "--out", str(tmp_path / "out")]

@@ -76,7 +76,7 @@ def test_a_stop_while_the_engine_starts_is_one_line(tmp_path: Path, moment: str,
     assert "Traceback" not in done.stderr and "bug in Ray" not in done.stderr
 
 
-@pytest.mark.parametrize("moment", ["Ray's processes", "Flower's engine", "Flower's workers"])
+@pytest.mark.parametrize("moment", ["Ray's processes", "Flower's workers"])
 def test_an_error_while_the_engine_starts_is_one_line(tmp_path: Path, moment: str) -> None:
     done = started(tmp_path, MOMENTS[moment], "error")
     assert done.stdout.splitlines()[-1].startswith("WardroundError: the simulation engine"), done.stderr
