@@ -64,7 +64,6 @@ LONGER = {
     f"{CLIENT}/ledger/ledger.py": "one class: each charge is read, decided and written in one transaction",
     f"{CLIENT}/sources/cohort.py": "what a cohort's files hold: writing, sealing, opening and selecting agree",
     f"{CLIENT}/clipping/select.py": "one decision, engine by engine, each proved before it is used",
-    f"{CLIENT}/clipping/bookkeeping.py": "one engine: its forward hooks, norms and sums share one state",
     f"{SERVER}/rounds/loop.py": "the round loop with what it saves and resumes",
     f"{SHARED}/wire/packets.py": "packing and checking of each message side by side",
     f"{SIM}/attack/checks.py": "the named checks of a run, one function each",

@@ -10,9 +10,9 @@ al., arXiv:2210.00038, with direct rules for large maps).
 Guarantee: as in `engines.py`. A library's result for an image can differ in its last bit with the size of the batch and
 with the image's place in it, and crafted weights can amplify that bit into a different gradient. The batch is therefore
 passed through the network in groups of one fixed shape, `group_images` rows; free rows of a group are padded with black
-images. Which instructions a library uses depends on shapes, not on values: if every place of a group gives the same
-bits for random images, it does so for all images. `places_agree` checks this at the study's shapes, on the machine that
-trains, before any patient's data are read.
+images. Which instructions a library uses depends on shapes, not on values, and a difference between them shows in some
+percent of random numbers. `places_agree` therefore compares the places of a group on random images and random outputs,
+at the study's shapes, on the machine that trains, before any patient's data are read.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from wardround_client.clipping.engines import (
     PatientBatch,
     clip_by_loop,
     clip_factors,
-    random_like,
     zero_sum,
 )
-from wardround_client.clipping.hostile_weights import set_weights, weights_restored
 from wardround_client.clipping.layer_rules import (
     Contribution,
     PreparedLayer,
@@ -134,12 +132,13 @@ class _Uses:
         """Whether the gradient of every use has arrived. The forward pass is over when the first one does."""
         return len(self.gradients) == len(self.inputs)
 
-    def together(self) -> tuple[Tensor, Tensor]:
-        """Inputs and gradients; those of several uses side by side, (N, uses, ...)."""
-        if len(self.inputs) == 1:
-            return self.inputs[0], self.gradients[0]
-        gradients = [self.gradients[use] for use in range(len(self.inputs))]
-        return torch.stack(self.inputs).transpose(0, 1), torch.stack(gradients).transpose(0, 1)
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """Inputs and gradients, which are kept here no longer; those of several uses side by side, (N, uses, ...)."""
+        inputs, gradients = self.inputs, [self.gradients[use] for use in range(len(self.inputs))]
+        self.inputs, self.gradients = [], {}
+        if len(inputs) == 1:
+            return inputs[0], gradients[0]
+        return torch.stack(inputs).transpose(0, 1), torch.stack(gradients).transpose(0, 1)
 
 
 class _Tap(torch.autograd.Function):
@@ -201,7 +200,7 @@ def clip_by_bookkeeping(
             for name, part in alone.gradients.items():
                 _add(total, name, part)
             continue
-        contributions = _one_pass(network, layers, group, loss_per_image, speed)
+        contributions = one_pass(network, layers, group, loss_per_image, speed)
         squared_U = cast(Tensor, sum(one.squared_norm_U for _, one in contributions))
         factor_U = clip_factors(squared_U, max_grad_norm)
         factor_U[group.filled :] = 0.0
@@ -245,85 +244,30 @@ def _groups(batch: PatientBatch, speed: SpeedSettings) -> Iterator[Group | Patie
         else:
             owned = [slice(starts[u] - begin, starts[u + 1] - begin) for u in range(first, last)]
             if k is not None:
-                owned = _places(speed)
+                owned = places_of(speed)
             yield Group(
-                inputs_N=_filled_up(batch.inputs_N[rows], speed.group_images),
-                labels_N=_filled_up(batch.labels_N[rows], speed.group_images),
+                inputs_N=filled_up(batch.inputs_N[rows], speed.group_images),
+                labels_N=filled_up(batch.labels_N[rows], speed.group_images),
                 units=Units(rows=tuple(owned), images=k),
                 filled=last - first,
             )
         first = last
 
 
-def _places(speed: SpeedSettings) -> list[slice]:
+def places_of(speed: SpeedSettings) -> list[slice]:
     """Return the rows of a group that each unit of `images_per_unit` images (1 if None) takes."""
     k = speed.images_per_unit or 1
     return [slice(place, place + k) for place in range(0, speed.group_images - k + 1, k)]
 
 
-def _filled_up(rows_N: Tensor, count: int) -> Tensor:
+def filled_up(rows_N: Tensor, count: int) -> Tensor:
     """Return a copy padded with zeros to `count` rows, in memory of its own."""
     whole = rows_N.new_zeros(count, *rows_N.shape[1:])
     whole[: len(rows_N)] = rows_N
     return whole
 
 
-def places_agree(
-    network: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
-    inputs_N: Tensor,
-    speed: SpeedSettings,
-) -> bool:
-    """Return whether a unit's norm and its part of the sum have the same bits in every place of a group.
-
-    The bits must not depend on the images in the other places either. Random images of the kind of `inputs_N` are
-    shifted by one place, and then every other unit is exchanged. With random images and weights, a different order of
-    addition shows in the last bits. (A study's first weights may be zero in the head and would then give no gradient.)
-    The weights are restored afterwards.
-    """
-    with weights_restored(parameters):
-        set_weights("random", network, parameters, inputs_N)
-        return _places_agree(network, parameters, loss_per_image, inputs_N, speed)
-
-
-def _places_agree(
-    network: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
-    inputs_N: Tensor,
-    speed: SpeedSettings,
-) -> bool:
-    layers = [(trained, prepared(trained.layer)) for trained in trained_layers(network, parameters)]
-    k, places = speed.images_per_unit or 1, _places(speed)
-    if not places:
-        return True  # each unit is computed in passes of its own
-    units, used = Units(rows=tuple(places), images=speed.images_per_unit), places[-1].stop
-    images_N, spare_N = random_like(inputs_N, used), random_like(inputs_N, used, seed=2)
-    labels_N = torch.zeros(speed.group_images, dtype=torch.int64, device=inputs_N.device)
-
-    def shares(inputs_N: Tensor) -> list[Contribution]:
-        inputs_N = _filled_up(inputs_N, speed.group_images)
-        group = Group(inputs_N=inputs_N, labels_N=labels_N, units=units, filled=len(places))
-        return [one for _, one in _one_pass(network, layers, group, loss_per_image, speed)]
-
-    def same(before: list[Contribution], unit: int, after: list[Contribution], place: int) -> bool:
-        pairs = zip(before, after, strict=True)
-        return all(
-            torch.equal(one.squared_norm_U[unit], other.squared_norm_U[place])
-            and all(torch.equal(a, b) for a, b in zip(one.share(unit), other.share(place), strict=True))
-            for one, other in pairs
-        )
-
-    first, moved = shares(images_N), shares(images_N.roll(k, 0))
-    if not all(same(first, unit, moved, (unit + 1) % len(places)) for unit in range(len(places))):
-        return False
-    odd = torch.arange(used, device=inputs_N.device) // k % 2 == 1
-    exchanged = shares(torch.where(odd.view(-1, *[1] * (inputs_N.dim() - 1)), spare_N, images_N))
-    return all(same(first, unit, exchanged, unit) for unit in range(0, len(places), 2))
-
-
-def _one_pass(
+def one_pass(
     network: nn.Module,
     layers: list[tuple[TrainedLayer, PreparedLayer]],
     group: Group,
@@ -356,7 +300,7 @@ def _one_pass(
                 raise WardroundError(f"{trained.path}: its input is changed in place")
             uses.gradients[use] = g_N
             if uses.complete():
-                a, g = uses.together()
+                a, g = uses.taken()
                 for contribution in trained.rule(ready, a, g, group.units.seen(views), trained.names):
                     contributions.append((trained.names[contribution.parameter], contribution))
 

@@ -42,7 +42,6 @@ from wardround_client.clipping.bookkeeping import (
     Precision,
     SpeedSettings,
     clip_by_bookkeeping,
-    places_agree,
     trained_layers,
 )
 from wardround_client.clipping.engines import (
@@ -56,6 +55,7 @@ from wardround_client.clipping.engines import (
     synthetic_units,
 )
 from wardround_client.clipping.hostile_weights import check_hostile_weights, set_weights, weights_restored
+from wardround_client.clipping.places import places_agree
 from wardround_client.privacy.plan import PrivacyPlan
 
 LOOP = "loop"
@@ -225,7 +225,7 @@ def speed_of(
     """
     expected = plan.expected_patients * (plan.images_per_patient or IMAGES_OF_A_UNIT) / 2
     images = min(largest_group or LARGEST_GROUP, max(SMALLEST_GROUP, 1 << int(math.log2(max(1.0, expected)))))
-    group = max(1, min(images, images_at_once))
+    group = min(images, 1 << int(math.log2(max(1, images_at_once))))  # whole vectors of numbers, or a part of one
     return SpeedSettings(
         precision=precision,
         images_at_once=group,

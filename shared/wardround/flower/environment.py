@@ -22,6 +22,7 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONUTF8": "1",
     "PYTHONSAFEPATH": "1",  # no module is imported from the working folder
+    "MKL_DYNAMIC": "FALSE",  # the same number of threads in every product: with another one the last bits may differ
 }
 
 

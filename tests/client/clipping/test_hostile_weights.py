@@ -25,9 +25,9 @@ from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
 from wardround.tasks.augmentation import augmentation
 from wardround.tasks.labelled.objective import loss_per_image
-from wardround_client.clipping import bookkeeping, gram_norms, hostile_weights, layer_rules
+from wardround_client.clipping import bookkeeping, gram_norms, hostile_weights, layer_rules, places
 from wardround_client.clipping import engines as clipping
-from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping, places_agree
+from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping
 from wardround_client.clipping.engines import (
     PatientBatch,
     clip_by_loop,
@@ -45,6 +45,7 @@ from wardround_client.clipping.hostile_weights import (
     set_weights,
     weights_restored,
 )
+from wardround_client.clipping.places import places_agree
 from wardround_client.privacy.noise import PatientOptimizer
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.privacy.sampling import Draw
@@ -245,14 +246,14 @@ def test_a_patients_share_has_the_same_bits_in_every_place(case: str, k: int | N
 
 def test_places_that_round_differently_are_noticed(monkeypatch) -> None:
     network, parameters, loss, inputs_N, _ = hostile_case("resnet-small all")
-    one_pass = bookkeeping._one_pass
+    one_pass = places.one_pass
 
     def by_place(network, layers, group, *rest):
         inputs = group.inputs_N.float()
         inputs[1] *= 1 + 2**-22  # what stands in the second place is rounded by another instruction
         return one_pass(network, layers, dataclasses.replace(group, inputs_N=inputs), *rest)
 
-    monkeypatch.setattr(bookkeeping, "_one_pass", by_place)
+    monkeypatch.setattr(places, "one_pass", by_place)
     assert not places_agree(network, parameters, loss, inputs_N, SpeedSettings(group_images=4))
 
 
@@ -306,7 +307,7 @@ def test_the_places_are_tried_with_weights_that_send_gradients_down(monkeypatch)
     network = initial_network(study)
     assert not network.head.weight.any()
     parameters = trained_parameters(network, study)
-    one_pass = bookkeeping._one_pass
+    one_pass = places.one_pass
 
     def by_place(*arguments):
         found = one_pass(*arguments)
@@ -315,7 +316,7 @@ def test_the_places_are_tried_with_weights_that_send_gradients_down(monkeypatch)
                 one.squared_norm_U[1:2] *= 1 + 2**-18
         return found
 
-    monkeypatch.setattr(bookkeeping, "_one_pass", by_place)
+    monkeypatch.setattr(places, "one_pass", by_place)
     inputs_N = torch.full((7, 1, 32, 32), 255, dtype=torch.uint8)
     assert not places_agree(network, parameters, loss_per_image, inputs_N, SpeedSettings(group_images=4))
     assert not network.head.weight.any()

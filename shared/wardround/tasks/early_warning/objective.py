@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from wardround.networks.weights import trained_parameters
 from wardround.sources.records.study import records_data
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.study.load import Study
 from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
-from wardround.tasks.labelled.objective import FEATURE_ROWS, head_of, loss_per_image
+from wardround.tasks.labelled.objective import FEATURE_ROWS, binary_losses, head_of, loss_per_image
 from wardround.tasks.objective import Objective, StepTools, rows_as_read
 
 SAMPLE_ROWS = 7
@@ -34,8 +33,7 @@ def reads_features(study: Study) -> bool:
 
 def mean_over_hours(logits_NT: Tensor, labels_N: Tensor) -> Tensor:
     """Return the losses, (N,): the mean over the hours of the binary cross-entropy of a stay's outcome."""
-    labels_NT = labels_N.to(logits_NT.dtype)[:, None].expand_as(logits_NT)
-    return functional.binary_cross_entropy_with_logits(logits_NT, labels_NT, reduction="none").mean(1)
+    return binary_losses(logits_NT, labels_N).mean(1)
 
 
 def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objective:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from wardround.errors import required
 from wardround.networks.phantom_encoder import PUBLIC_FEATURES
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
+from wardround.tasks.labelled.objective import binary_losses
 from wardround.tasks.objective import LossPerImage, Objective, StepTools, rows_as_read
 from wardround.tasks.synthesis.phantom_sampler import LABELS, PhantomSampler
 from wardround.tasks.synthesis.study import section_of
@@ -58,9 +58,7 @@ def loss_of(realness_weight: float) -> LossPerImage:
     """Return the patients' term of the loss per image: (outputs_N2, labels_N) -> (N,)."""
 
     def loss_per_image(outputs_N2: Tensor, labels_N: Tensor) -> Tensor:
-        logits_N, realness_N = outputs_N2.unbind(1)
-        label = functional.binary_cross_entropy_with_logits(logits_N, labels_N.to(logits_N.dtype), reduction="none")
-        return label - realness_weight * realness_N
+        return binary_losses(outputs_N2[:, :1], labels_N)[:, 0] - realness_weight * outputs_N2[:, 1]
 
     return loss_per_image
 
