@@ -14,6 +14,7 @@ import torch
 from measure import Sheet, Spread, arguments_of, interleaved, machine, ratio, spread, tell
 from torch import Tensor, nn
 
+from wardround.processes.memory import keep_freed_memory
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.early_warning.hourly_gru import HourlyGRU
 from wardround.tasks.early_warning.objective import mean_over_hours
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a site does
     here = machine()
     found = measured(arguments.stays, arguments.hours, arguments.units, arguments.repeats)
     rows = [

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from wardround.errors import WardroundError
+from wardround.processes.memory import keep_freed_memory
 from wardround.records.audit_events import Event
 from wardround.records.audit_log import AUDIT_FILE, AuditLog
 from wardround.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -114,6 +115,7 @@ def open_site(folder: Path, proofs: Path | None = None) -> Site:
     """
     config = load_site_config(folder / CONFIG_FILE)
     torch.set_num_threads(config.compute.threads)
+    keep_freed_memory()
     device = choose_device(config)
 
     def read_material(study: Study) -> Material:

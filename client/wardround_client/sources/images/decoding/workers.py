@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from wardround.errors import WardroundError
-from wardround.processes.memory import machine_memory_bytes
+from wardround.processes.memory import keep_freed_memory, machine_memory_bytes
 from wardround.processes.spawn import FreshContext
 
 BATCH = 8  # items sent at once: enough to hide the latency of the pipe, few enough to share the work evenly
@@ -32,7 +32,7 @@ START_LIMIT_S = 60.0
 MOST_WORKER_BYTES = 16 * 2**30  # of memory for one worker: a decompression bomb raises MemoryError
 LEAST_WORKER_BYTES = 768 * 2**20
 # glibc returns arrays of an image's size to the system and asks for them again, which costs a fifth of a worker's time.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
+KEPT_BYTES = 1 << 28
 SHARE_FOR_WORKERS = 0.5  # of the machine's memory, for all workers together
 
 
@@ -156,8 +156,7 @@ class WorkerPool:
         ours, theirs = context.Pipe()
         limit = memory_limit_bytes(self._count)
         process = context.Process(target=_serve, args=(theirs, limit), daemon=True, name="wardround-decoder")
-        with _environment(KEEP_FREED_MEMORY):
-            process.start()
+        process.start()
         theirs.close()
         return _Worker(process=process, pipe=ours)
 
@@ -168,20 +167,9 @@ def memory_limit_bytes(workers: int) -> int:
     return max(LEAST_WORKER_BYTES, min(MOST_WORKER_BYTES, share))
 
 
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Set variables for a process that starts meanwhile, unless they are set already."""
-    new = {name: value for name, value in changes.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
-
-
 def _serve(pipe: connection.Connection, memory_bytes: int) -> None:
     """Run a worker: process batches item by item until the parent closes the pipe."""
+    keep_freed_memory(KEPT_BYTES, KEPT_BYTES)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
