@@ -23,7 +23,7 @@ from wardround.wire.proposal import pack_proposal, unpack_state
 from wardround.wire.protocol import PROPOSE
 from wardround.wire.versions import older_side, software_in
 from wardround_server.flower.exchange import FlowerExchange, Polling, pull_reply, transport_code
-from wardround_server.flower.superlink import SERVER_FOLDER
+from wardround_server.flower.superlink import DAEMON, SERVER_FOLDER
 from wardround_server.operations.paths import LOGS
 from wardround_server.rounds.evaluation import SitesExchange
 from wardround_server.runs.attendance import Attended
@@ -43,6 +43,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Execute the phase that the run config names."""
+    end_with_daemon(int(os.environ[DAEMON]))
     folder = Path(os.environ[SERVER_FOLDER])
     run = find_run(folder, str(context.run_config["run"]))
     federation = FlowerFederation(grid, run, stop_watch(run))
@@ -110,6 +111,21 @@ class FlowerFederation:
             if self._stopped.wait(LOOK_S):
                 raise RoundError(STOPPED)
         return words
+
+
+def end_with_daemon(daemon: int) -> None:
+    """End this process within a second of the daemon's end, as if it had been killed; its run continues later.
+
+    Flower's executor starts this process and does not end it. It would wait for a SuperLink that is gone, for as long
+    as Flower tries to reach it, while the next start of the daemon continues the run.
+    """
+
+    def look() -> None:
+        while Path(f"/proc/{daemon}").exists():
+            time.sleep(LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=look, name="daemon", daemon=True).start()
 
 
 def stop_watch(run: RunFolder) -> threading.Event:

@@ -11,6 +11,7 @@ file names modules that are installed on both sides.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from wardround_server.operations.paths import CA_CERTIFICATE, EXECUTOR_SECRET, F
 from wardround_server.runs.folder import write_text
 
 LINK = "wardround"
+DAEMON = "WARDROUND_DAEMON"  # environment variable with the process id of the daemon that keeps the SuperLink running
 SERVER_FOLDER = "WARDROUND_SERVER"  # environment variable with the server's folder, for all processes of the SuperLink
 PROGRAMS = Path(sys.executable).parent
 ANSWER_LIMIT_S = 60.0
@@ -165,7 +167,7 @@ class SuperLink:
         return self.folder / EXECUTOR_SECRET
 
     def _environment(self) -> dict[str, str]:
-        return {**flower_environment(self.home), SERVER_FOLDER: str(self.folder)}
+        return {**flower_environment(self.home), SERVER_FOLDER: str(self.folder), DAEMON: str(os.getpid())}
 
     def _write_bundle(self) -> None:
         bundle = self.home / "bundle"
