@@ -127,13 +127,15 @@ def release(
 
     It still counts as one of the runs that the study's approval allows.
     """
+    from wardround_client.ledger.release import release_hold
+
     cap = cap_of_site(site)
     ledger = opened_ledger(site)
     known = [hold for hold in ledger.holds() if hold.run == run and len(study) >= 8 and hold.study.startswith(study)]
     if len(known) != 1:
         found = "no hold" if not known else "more than one hold"
         raise UsageError(f"{site}: {found} of a study {study} and run {run}; `wardround-site ledger show` lists them")
-    hold = ledger.release(known[0].study, run, who or getpass.getuser())
+    hold = release_hold(site, ledger, known[0].study, run, who or getpass.getuser())
     left = ledger.remaining(cap)
     if as_json:
         print(json.dumps({"hold": _hold_to_json(hold, cap), "remaining": left.to_json()}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,6 +157,7 @@ def study_to_json(known: KnownStudy) -> dict[str, Any]:
     name = known.study.study.name if known.study else None
     said: dict[str, Any] = {"sha256": known.sha256, "name": name, "state": known.state, "runs": known.runs}
     said["decisions"] = list(known.decisions)
+    said["asked_by"] = None if known.asker is None else asdict(known.asker)
     return said if known.fault is None else {**said, "fault": known.fault}
 
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter
 from wardround.web.accounts.users import OPERATE, READ
 from wardround.web.app import WebConsole
 from wardround.web.config import ConsoleConfig
-from wardround_client.console import pages, studies
-from wardround_client.console.facts import names_of
+from wardround_client.console import pages, release, studies
+from wardround_client.console.budget import names_of
 from wardround_client.console.metrics import metrics_of
 from wardround_client.site.config import load_site_config
 from wardround_client.site.paths import CONFIG_FILE
@@ -32,7 +32,7 @@ NAVIGATION = (
 def console_of(folder: Path, config: ConsoleConfig) -> WebConsole:
     """Return the console of a site's folder. Raises `UsageError` if the folder is not a site's."""
     router = APIRouter()
-    for part in (pages, studies):
+    for part in (pages, release, studies):
         router.include_router(part.router)
     return WebConsole(
         program=PROGRAM,

@@ -1,4 +1,4 @@
-"""What the pages of a site's console show, as plain values: studies, the ledger, data quality and rounds.
+"""What the pages of a site's console show, as plain values: data quality and rounds. `budget.py` has the budget.
 
 Everything is read from the site's folder by the functions that the command line uses. Counts of patients are for the
 hospital alone.
@@ -9,90 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wardround.accounting import Epsilon, spent
 from wardround.errors import WardroundError
 from wardround.storage.disk_errors import cause
 from wardround.web.audit_entries import entries_of
 from wardround.web.texts import translations
-from wardround_client.ledger.book import Hold
-from wardround_client.ledger.ledger import Attempt, Cap
-from wardround_client.site.budget import cap_of_site, opened_ledger
+from wardround_client.console.budget import names_of
+from wardround_client.ledger.ledger import Attempt
+from wardround_client.site.budget import opened_ledger
 from wardround_client.site.paths import COHORT
 from wardround_client.sources.images.quality.report import REPORT_JSON
 from wardround_client.sources.registry import source_named
-from wardround_client.studies.approvals import known_studies
 
 ROUNDS_SHOWN = 100
 TEXTS = Path(__file__).with_name("texts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spending:
-    """One study's part of the budget at the cap's delta, as if it were alone: spent, and spent or held."""
-
-    sha256: str
-    name: str
-    runs: int
-    spent: Epsilon
-    held: Epsilon
-    open: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The ledger against the cap. All values are per patient at the cap's delta."""
-
-    cap: Cap
-    spent: Epsilon
-    held: Epsilon
-    left: Epsilon
-    entries: int
-    studies: tuple[Spending, ...]
-
-    @property
-    def finite(self) -> bool:
-        """Whether a picture can show it: a study without privacy makes the sum infinite."""
-        return self.held.value != float("inf")
-
-
-def names_of(folder: Path) -> dict[str, str]:
-    """Return the names of the studies known here, by hash."""
-    return {one.sha256: one.study.study.name for one in known_studies(folder) if one.study is not None}
-
-
-def budget_of(folder: Path) -> Budget:
-    """Read the ledger and the cap. Raises `WardroundError` if one of them cannot be read."""
-    ledger, cap = opened_ledger(folder), cap_of_site(folder)
-    try:
-        holds, names = ledger.holds(), names_of(folder)
-        studies = []
-        for sha256 in dict.fromkeys(hold.study for hold in holds):
-            studies.append(_spending(sha256, names.get(sha256, ""), [h for h in holds if h.study == sha256], cap))
-        return Budget(
-            cap=cap,
-            spent=ledger.spent(cap.delta),
-            held=ledger.committed(cap.delta),
-            left=ledger.remaining(cap),
-            entries=ledger.head().entries,
-            studies=tuple(studies),
-        )
-    finally:
-        ledger.close()
-
-
-def _spending(sha256: str, name: str, holds: Sequence[Hold], cap: Cap) -> Spending:
-    return Spending(
-        sha256=sha256,
-        name=name,
-        runs=len(holds),
-        spent=spent([event for hold in holds for event in hold.spent()], cap.delta),
-        held=spent([event for hold in holds for event in hold.committed()], cap.delta),
-        open=any(any(hold.attempts_left.values()) for hold in holds),
-    )
 
 
 def quality_of(folder: Path, language: str) -> dict[str, Any] | None:

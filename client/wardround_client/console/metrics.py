@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from wardround.web.audit_entries import entries_of
 from wardround.web.metrics import Part, audit_metrics, daemon_metrics
-from wardround_client.console.facts import budget_of
+from wardround_client.console.budget import budget_of
 from wardround_client.studies.approvals import known_studies
 
 
@@ -33,6 +33,7 @@ def _ledger(folder: Path) -> Iterator[Metric]:
     for name, value, text in (
         ("spent", budget.spent.value, "Epsilon spent on each patient, at the cap's delta."),
         ("held", budget.held.value, "Epsilon spent or held, at the cap's delta."),
+        ("promised", budget.parts.promised, "Epsilon promised to approved studies that have not begun."),
         ("left", budget.left.value, "Epsilon left for further studies."),
         ("cap", budget.cap.epsilon, "The cap of site.toml."),
     ):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from wardround.errors import WardroundError
 from wardround.web.accounts.access import Reader, desk_of, language_of
 from wardround.web.answers import page
 from wardround.web.record_pages import health_facts
-from wardround_client.console.facts import budget_of, last_event, quality_of, rounds_of
+from wardround_client.console.budget import budget_of
+from wardround_client.console.facts import last_event, quality_of, rounds_of
 from wardround_client.sources.opt_out import opted_out
 from wardround_client.studies.approvals import known_studies
 
@@ -37,9 +38,11 @@ def overview(request: Request, visitor: Reader) -> Response:
 
 
 @router.get("/ledger")
-def ledger(request: Request, visitor: Reader) -> Response:
-    """The ledger as a picture: spent, held and left of the cap, and by study."""
-    return page(request, visitor, "ledger.html.j2", budget=budget_of(desk_of(request).folder))
+def ledger(request: Request, visitor: Reader, done: Annotated[str, Query(pattern="^(release)?$")] = "") -> Response:
+    """The ledger as a picture: spent, reserved, promised and left of the cap, and by study."""
+    budget = budget_of(desk_of(request).folder)
+    may = visitor.user.may("approve")
+    return page(request, visitor, "ledger.html.j2", budget=budget, may=may, done=done == "release")
 
 
 @router.get("/data")

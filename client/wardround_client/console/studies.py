@@ -15,6 +15,7 @@ from wardround.web.accounts.access import Approver, Form, Reader, Visitor, desk_
 from wardround.web.accounts.sessions import same
 from wardround.web.answers import page
 from wardround_client.console.facts import shown_digest
+from wardround_client.console.plain import plain_of
 from wardround_client.site.budget import cap_of_site, opened_ledger
 from wardround_client.studies.approvals import (
     LONGEST_REASON,
@@ -59,6 +60,7 @@ def study(
     words = _words(request, known, count)
     return page(
         request, visitor, "study.html.j2", known=known, runs=count, words=words, done=done,
+        plain=plain_of(folder, required(known.study, "study"), count),
         refused=dict(words).get("answer", "").startswith(REFUSED),
         possible=POSSIBLE.get(known.state, ()), most=MOST_RUNS, may=visitor.user.may("approve"),
     )  # fmt: skip
@@ -126,7 +128,7 @@ def _confirmation(
     return page(
         request, visitor, "decide.html.j2", status=200 if fault is None else 409, known=known, what=what, runs=runs,
         words=words, shown=shown_digest(known.sha256, runs, words), fault=fault, reason=reason[:LONGEST_REASON],
-        longest=LONGEST_REASON,
+        longest=LONGEST_REASON, plain=plain_of(desk_of(request).folder, required(known.study, "study"), runs),
     )  # fmt: skip
 
 

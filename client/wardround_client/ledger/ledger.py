@@ -11,7 +11,7 @@ attempts. Epsilon is computed from the events on request; the ledger stores no e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -381,13 +381,13 @@ class Ledger:
         """Return the epsilon of all attempts so far, settled or lost, at `delta`, or of one run or one purpose."""
         return spent(self.events(run, purpose), delta)
 
-    def committed(self, delta: float) -> Epsilon:
-        """Return the epsilon of everything held, spent or not, at `delta`.
+    def committed(self, delta: float, more: Iterable[Event] = ()) -> Epsilon:
+        """Return the epsilon of everything held, spent or not, and of `more` events, at `delta`.
 
         It is inf if a study without privacy holds a budget.
         """
         self._read()
-        return spent(self._committed(), delta)
+        return spent([*self._committed(), *more], delta)
 
 
 def _no_privacy() -> PolicyRefusal:

@@ -9,6 +9,7 @@
     proposals/HASH.json     a study that was received and is not approved             studies/store.py
     studies/HASH.json       an approved study: the one that rounds read               studies/store.py
     decisions/HASH.json     who decided what about a study, when, for how many runs   studies/store.py
+    asked/HASH.json         which server asked for a study first, and when            studies/store.py
     cohort/                 the prepared data and their quality report                sources/cohort.py
     pulled/                 what `pull --into cohort` has fetched and not finished    sources/images/ahead.py
     opt_out.txt             pseudonyms of patients who object                         sources/opt_out.py
@@ -35,7 +36,7 @@ SITE_KEY, PUBLIC_KEY = f"{KEYS}/site_key", f"{KEYS}/site_key.pub"
 PSEUDONYM_KEY, CA_CERTIFICATE = f"{KEYS}/pseudonym.key", f"{KEYS}/ca.crt"
 SERVER_FILE = "server.json"
 
-PROPOSALS, STUDIES, DECISIONS = "proposals", "studies", "decisions"
+PROPOSALS, STUDIES, DECISIONS, ASKED = "proposals", "studies", "decisions", "asked"
 DECIDING_LOCK = f"{DECISIONS}/.deciding.lock"  # held around all steps of one decision
 WRITING_LOCK = f"{DECISIONS}/.writing.lock"  # held during one change of a decision file, never around DECIDING_LOCK
 

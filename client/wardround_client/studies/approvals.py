@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wardround.accounting import Event
 from wardround.errors import StudyError, UsageError, required
 from wardround.printable import is_printable
 from wardround.records.audit_events import StudyDecided, is_person
@@ -44,7 +45,8 @@ State = Literal["proposed", "approved", "refused", "revoked", "unreadable"]
 class KnownStudy:
     """A study that this site has received: its hash, its content, and the decisions about it, oldest first.
 
-    If this version cannot read the file as a study, `study` is None and `fault` gives the reason in one line.
+    `asker` is the server that asked for it first, if one did and it was stored. If this version cannot read the file
+    as a study, `study` is None and `fault` gives the reason in one line.
     """
 
     sha256: str
@@ -52,6 +54,7 @@ class KnownStudy:
     state: State
     decisions: tuple[dict[str, Any], ...]
     fault: str | None = None
+    asker: store.Asker | None = None
 
     @property
     def runs(self) -> int:
@@ -112,6 +115,22 @@ def cost_of(study: Study, ledger: Ledger, cap: Cap, runs: int = 1) -> WhatIf:
         StudyError: No noise multiplier meets the study's privacy promise.
     """
     return ledger.what_if(plan_from_study(study), cap, max(0, runs - ledger.runs_of(study.sha256())))
+
+
+def promised(folder: Path, ledger: Ledger, besides: str | None = None) -> dict[str, list[Event]]:
+    """Return the events of the runs that approvals allow and that have not begun, by the study's hash.
+
+    The ledger does not hold them yet: it does so when such a run begins, if the cap still has room for it. `besides`
+    is a study that is left out.
+
+    Raises:
+        StudyError: No noise multiplier meets an approved study's privacy promise.
+    """
+    found: dict[str, list[Event]] = {}
+    for one in known_studies(folder):
+        if one.study is not None and one.sha256 != besides and (more := one.runs - ledger.runs_of(one.sha256)) > 0:
+            found[one.sha256] = [event.repeated(more) for event in plan_from_study(one.study).events()]
+    return found
 
 
 def approve(
@@ -189,7 +208,8 @@ def _known(folder: Path, sha256: str) -> KnownStudy:
         state: State = "approved" if last in (None, "approved") else last
     else:
         state = last if last in ("refused", "revoked") else "proposed"
-    return KnownStudy(sha256=sha256, study=study, state=state, decisions=tuple(decisions))
+    asker = store.read_asker(folder, sha256)
+    return KnownStudy(sha256=sha256, study=study, state=state, decisions=tuple(decisions), asker=asker)
 
 
 def _known_or_fault(folder: Path, sha256: str) -> KnownStudy:

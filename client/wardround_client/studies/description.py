@@ -14,12 +14,12 @@ from wardround.study.describe import Cost, describe
 from wardround.study.load import Study
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site.budget import cap_of_site, opened_ledger
-from wardround_client.site.config import load_site_config
+from wardround_client.site.config import SiteConfig, load_site_config
 from wardround_client.site.paths import COHORT, CONFIG_FILE
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.study_cohort import differences
-from wardround_client.studies.approvals import alike, cost_of, received_at
-from wardround_client.studies.store import read_decisions
+from wardround_client.studies.approvals import alike, cost_of, promised, received_at
+from wardround_client.studies.store import read_asker, read_decisions
 
 
 def described(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
@@ -27,35 +27,56 @@ def described(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
 
     The command line and the console show the same pairs: what the study reads, what leaves, and its cost here.
     """
+    cost, config = costed(site, study, runs), load_site_config(site / CONFIG_FILE)
+    network = initial_network(study)
+    check_personalisation(network, study)
+    numbers = sum(parameter.numel() for parameter in trained_parameters(network, study).values())
+    words = {"asked_by": _asked_by(site, study.sha256(), config), "releases": config.release.evaluation}
+    shown = describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
+    return [*shown, *_unfit(site, study)]
+
+
+def costed(site: Path, study: Study, runs: int) -> Cost:
+    """Return what `runs` runs of a study in all would cost this site.
+
+    Raises:
+        StudyError: No noise multiplier meets the study's privacy promise.
+        LedgerError: The ledger is damaged.
+    """
     cap, ledger, plan = cap_of_site(site), opened_ledger(site), plan_from_study(study)
-    said = cost_of(study, ledger, cap, runs)
+    said, sha256 = cost_of(study, ledger, cap, runs), study.sha256()
+    promises = promised(site, ledger, besides=sha256)
+    others = [event for events in promises.values() for event in events if event.private]  # as the cap counts
+    begun = ledger.runs_of(sha256)
+    own_events = [event.repeated(runs - begun) for event in plan.events()] if runs > begun else []
     # Each patient is either trained on or held out, and does not change between runs of a study. For one run without
     # personalisation, the promise is the study's own epsilon.
     own = runs == 1 and study.personalisation is None
     trained = study.privacy.epsilon if own else plan.promised(runs).value
-    cost = Cost(
+    return Cost(
         runs=runs,
-        begun=ledger.runs_of(study.sha256()),
+        begun=begun,
         noise_multiplier=plan.noise_multiplier,
         together=max(trained, runs * study.evaluation.epsilon),
         now=said.now,
         after=said.after,
+        with_promised=ledger.committed(cap.delta, [*own_events, *others]),
         cap_epsilon=cap.epsilon,
         refusal=None if said.refusal is None else str(said.refusal),
     )
-    network = initial_network(study)
-    check_personalisation(network, study)
-    numbers = sum(parameter.numel() for parameter in trained_parameters(network, study).values())
-    config = load_site_config(site / CONFIG_FILE)
-    received = received_at(site, study.sha256())
-    asked_by = "no server: the study was given as a file" if received is None else f"received {received}"
-    if received is None and (decisions := read_decisions(site, study.sha256())):
-        asked_by = f"decided before, first on {decisions[0]['at'][:10]}; who asked is no longer stored"
-    if received is not None and config.server is not None:
-        asked_by = f"the server at {config.server.address}, {asked_by}"
-    words = {"asked_by": asked_by, "releases": config.release.evaluation}
-    shown = describe(study, numbers_leaving=numbers, cost=cost, alike=alike(site, study), **words)
-    return [*shown, *_unfit(site, study)]
+
+
+def _asked_by(site: Path, sha256: str, config: SiteConfig) -> str:
+    """Return which server asked for the study, when, and by what it is identified; or that none did."""
+    if (asker := read_asker(site, sha256)) is not None:
+        when = f"{asker.at[:10]} {asker.at[11:16]} UTC"
+        return f"the server at {asker.server}, received {when}; SHA-256 of its CA's certificate: {asker.ca_sha256}"
+    if (received := received_at(site, sha256)) is not None:  # of a version that did not store who asked
+        server = "" if config.server is None else f"the server at {config.server.address}, "
+        return f"{server}received {received}"
+    if decisions := read_decisions(site, sha256):
+        return f"decided first on {decisions[0]['at'][:10]}; no server's request for it is stored"
+    return "no server: the study was given as a file"
 
 
 def identity(study: Study) -> list[tuple[str, str]]:

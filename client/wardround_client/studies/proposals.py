@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from wardround.errors import PolicyRefusal
+from wardround.errors import PolicyRefusal, UsageError
 from wardround.study.load import Study
 from wardround.wire.proposal import State
+from wardround_client.site.config import load_site_config
+from wardround_client.site.paths import CONFIG_FILE
 from wardround_client.studies import store
 
 MOST_UNDECIDED = 100  # keeps a server from filling a hospital's disk or list of studies; refused ones do not count
@@ -15,18 +18,28 @@ MOST_UNDECIDED = 100  # keeps a server from filling a hospital's disk or list of
 def receive(folder: Path, study: Study) -> State:
     """Store a proposed study for a person to decide on, unless it is known already. Returns its state.
 
+    Which server asked first is stored too, also for a study that was known before, for example from a file.
+
     Raises:
         PolicyRefusal: Too many proposals are waiting for a decision.
     """
     sha256 = study.sha256()
     state = state_of(folder, sha256)
     if state != "proposed" or store.is_proposed(folder, sha256):
+        _store_asker(folder, sha256)
         return state
     with store.deciding(folder):  # tasks that receive at once are counted one after another
         if store.undecided(folder) >= MOST_UNDECIDED:
             raise PolicyRefusal("too_many_proposals", f"{MOST_UNDECIDED} proposals already wait for a decision")
         store.store_proposed(folder, study)
+    _store_asker(folder, sha256)
     return state
+
+
+def _store_asker(folder: Path, sha256: str) -> None:
+    with suppress(UsageError):  # a site.toml that cannot be read now; the proposal is worth more than its sender
+        if (server := load_site_config(folder / CONFIG_FILE).server) is not None:
+            store.store_asker(folder, sha256, server.address, server.ca_sha256)
 
 
 def state_of(folder: Path, sha256: str) -> State:

@@ -3,6 +3,7 @@
     proposals/HASH.json   a study that was received and is not approved: undecided, refused or revoked
     studies/HASH.json     an approved study: the one that rounds read
     decisions/HASH.json   all decisions about it, a list of {decision, who, at, runs, reason}
+    asked/HASH.json       the server that asked for it first: {server, ca_sha256, at}
 
 The last decision counts. An approval has `runs`: how many runs of the study may ever begin at this site, including
 those that have begun. Every write is atomic and durable on return. `approvals.py` defines what the files mean; this
@@ -16,6 +17,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,24 @@ from wardround.storage.disk_errors import unwritable
 from wardround.storage.folders import make_folder
 from wardround.storage.locks import locked
 from wardround.study.load import Study, study_from_json
-from wardround_client.site.paths import DECIDING_LOCK, DECISIONS, PROPOSALS, STUDIES, WRITING_LOCK
+from wardround_client.site.paths import ASKED, DECIDING_LOCK, DECISIONS, PROPOSALS, STUDIES, WRITING_LOCK
 
 MOST_RUNS = 1000  # the largest number of runs that one approval may allow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """The server that asked for a study first.
+
+    Attributes:
+        server: HOST:PORT, as in `site.toml` at that time.
+        ca_sha256: The fingerprint of the server's CA, which identifies it; compared by telephone at the enrolment.
+        at: When the proposal was received (UTC).
+    """
+
+    server: str
+    ca_sha256: str
+    at: str
 
 
 def stored_hashes(folder: Path, prefix: str = "") -> list[str]:
@@ -64,6 +81,23 @@ def is_proposed(folder: Path, sha256: str) -> bool:
 def received_at(folder: Path, sha256: str) -> float:
     """Return when a proposed study was written, in seconds since 1970. Raises `FileNotFoundError`."""
     return _proposed(folder, sha256).stat().st_mtime
+
+
+def store_asker(folder: Path, sha256: str, server: str, ca_sha256: str) -> None:
+    """Store which server asked for a study, unless an earlier request is stored. Raises `OSError`."""
+    path = _asked(folder, sha256)
+    if not path.exists():
+        make_folder(path.parent)
+        write_private(path, (json.dumps(asdict(Asker(server=server, ca_sha256=ca_sha256, at=_now()))) + "\n").encode())
+
+
+def read_asker(folder: Path, sha256: str) -> Asker | None:
+    """Return which server asked for a study first; None if none did, or it was not stored, or the file is damaged."""
+    try:
+        content = json.loads(_asked(folder, sha256).read_text(encoding="utf-8"))
+        return Asker(**{name: str(content[name]) for name in ("server", "ca_sha256", "at")})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def undecided(folder: Path) -> int:
@@ -150,7 +184,7 @@ def add_decision(
 ) -> None:
     """Append a decision to the study's list; safe with concurrent writers, and durable on return."""
     entry: dict[str, Any] = {"decision": decision, "who": who}
-    entry |= {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    entry |= {"at": _now()}
     entry |= {name: value for name, value in (("runs", runs), ("reason", reason or None)) if value is not None}
     with _alone(folder / WRITING_LOCK):
         decisions = [*read_decisions(folder, sha256), entry]
@@ -195,6 +229,10 @@ def _checked(one: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def _approved(folder: Path, sha256: str) -> Path:
     return folder / STUDIES / f"{sha256}.json"
 
@@ -205,3 +243,7 @@ def _proposed(folder: Path, sha256: str) -> Path:
 
 def _decisions(folder: Path, sha256: str) -> Path:
     return folder / DECISIONS / f"{sha256}.json"
+
+
+def _asked(folder: Path, sha256: str) -> Path:
+    return folder / ASKED / f"{sha256}.json"

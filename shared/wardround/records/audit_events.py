@@ -286,6 +286,16 @@ class LossAccepted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetReleased(Event):
+    """Site: a person gave back what a run held and had not used; the run can no longer train here."""
+
+    kind = "budget-released"
+    study: str
+    run: str
+    who: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LedgerAccepted(Event):
     """Server: a person decided that the next head of a site's ledger is accepted, whatever it is.
 

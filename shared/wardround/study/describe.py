@@ -27,9 +27,10 @@ MOST_ALIKE, MOST_KEYS = 4, 12  # limits on what is listed, so that a server's pr
 class Cost:
     """The effect of approving `runs` runs, of which `begun` have begun already, on a site's budget.
 
-    `now` is the epsilon spent or reserved so far, `after` the epsilon after all these runs, `cap_epsilon` the site's
-    cap, and `refusal` the reason if the site would refuse. `together` is the epsilon of all `runs` runs for one
-    patient, at the study's delta and by this study alone.
+    `now` is the epsilon spent or reserved so far, `after` the epsilon after all these runs, `with_promised` the same
+    with the runs of other approved studies that have not begun, `cap_epsilon` the site's cap, and `refusal` the reason
+    if the site would refuse. `together` is the epsilon of all `runs` runs for one patient, at the study's delta and by
+    this study alone.
     """
 
     runs: int
@@ -38,6 +39,7 @@ class Cost:
     together: float
     now: Epsilon
     after: Epsilon
+    with_promised: Epsilon
     cap_epsilon: float
     refusal: str | None
 
@@ -224,17 +226,32 @@ def _costs(study: Study, cost: Cost) -> str:
         figures = f", and ε {_in_full(study.evaluation.epsilon)} for each release of figures, of which two are held"
     if study.personalisation is not None:
         figures += f", and ε {_in_full(study.personalisation.epsilon)} for the personalised model, held from the start"
-    per = f"per {cost.after.unit}, {cost.after.relation}, δ {cost.after.delta:g}, {cost.after.accountant}"
+    per = (
+        f"counted per {cost.after.unit}, with or without all data of one ({cost.after.relation}), at δ "
+        f"{cost.after.delta:g}, as an upper bound by {cost.after.accountant}"
+    )
+    promised = ""
+    if _others_are_promised(cost):
+        promised = f", ε {epsilon_text(cost.with_promised.value)} with the approved studies that have not begun"
     return (
         f"each run ε {_in_full(study.privacy.epsilon)} at δ {_in_full(study.privacy.delta)}{figures}. This site: "
         f"spent or held ε {epsilon_text(cost.now.value)} now, ε {epsilon_text(cost.after.value)} with {_all_runs(cost)}"
-        f", of ε {cost.cap_epsilon:g} ({per})"
+        f"{promised}, of ε {cost.cap_epsilon:g}; {per}"
     )
+
+
+def _others_are_promised(cost: Cost) -> bool:
+    return cost.with_promised.value > cost.after.value * (1 + 1e-9)  # apart from rounding
 
 
 def _answer(cost: Cost) -> str:
     if cost.refusal:
         return f"{REFUSED}{cost.refusal}"
+    if math.isfinite(cost.after.value) and _others_are_promised(cost) and cost.with_promised.value > cost.cap_epsilon:
+        return (
+            "within this site's budget, but not together with the approved studies that have not begun: whichever of "
+            "them begins last would be refused"
+        )
     if cost.after.value > USES_ALL * cost.cap_epsilon:
         return "within this site's budget, and uses all that is left of it: no further study fits beside it"
     return "within this site's budget"

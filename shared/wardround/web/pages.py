@@ -55,7 +55,7 @@ def load_pages(folder: Path) -> Pages:
     )
     environment.filters |= {
         "size": bytes_text, "epsilon": epsilon_text, "duration": seconds_text, "moment": moment, "percent": percent,
-        "clock": clock, "lines": lines, "left": left,
+        "clock": clock, "lines": lines, "fixed": fixed,
     }  # fmt: skip
     return Pages(environment=environment, texts=load_texts(SHARED_TEXTS, folder / "texts"))
 
@@ -81,9 +81,9 @@ def clock(at: float) -> str:
     return time.strftime("%H:%M:%S UTC", time.gmtime(at))
 
 
-def left(epsilon: float) -> str:
-    """Format what is left of a budget with at most two decimals, rounded down, so that it is never too much."""
-    return "∞" if math.isinf(epsilon) else f"{math.floor(epsilon * 100 + 1e-6) / 100:g}"
+def fixed(value: float, decimals: int) -> str:
+    """Format a number with all its decimals, so that the parts of a sum stand in one column; infinity as `∞`."""
+    return "∞" if math.isinf(value) else f"{value:.{decimals}f}"
 
 
 def percent(part: float, whole: float) -> float:

@@ -31,6 +31,7 @@ from wardround.study.describe import describe
 from wardround.web.config import ConsoleConfig
 from wardround_client.console import facts
 from wardround_client.console.app import console_of
+from wardround_client.console.budget import budget_of
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
 from wardround_client.site.budget import cap_of_site
@@ -93,14 +94,16 @@ def test_a_study_is_described_word_for_word_as_on_the_command_line(made: Path) -
     browser = browser_of(made, READER)
     for runs in (1, 2):
         page = browser.get(f"/studies/{SHA256}?runs={runs}").text
-        texts = [html.unescape(re.sub("<[^>]+>", "", one)) for one in re.findall(r"<dd[^>]*>(.*?)</dd>", page)]
+        exact = re.findall(r'<p class="exact[^>]*>(.*?)</p>', page)
+        texts = [html.unescape(re.sub("<[^>]+>", "", one)) for one in exact]
         assert texts == [text for _, text in described(made, proposed_study(), runs)]
 
 
 def test_the_words_have_a_heading_in_each_language() -> None:
     """`describe` and `description` may have more headings than the studies of the other tests."""
     texts = Path(facts.__file__).parent / "texts" / "en.toml"
-    known = set(tomllib.loads(texts.read_text(encoding="utf-8"))["word"])
+    content = tomllib.loads(texts.read_text(encoding="utf-8"))
+    known = set(content["word"]) & set(content["why"])
     source = inspect.getsource(describe) + inspect.getsource(description)
     headings = set(re.findall(r'\(\s*"([a-z ]+)", ', source))
     assert {one.replace(" ", "_") for one in headings} <= known and len(headings) > 12
@@ -318,9 +321,117 @@ def test_a_damaged_ledger_or_log_is_shown_as_a_fault_and_the_rest_stays(site: Pa
 def test_the_ledger_is_drawn_to_scale(made: Path) -> None:
     page = browser_of(made, READER).get("/ledger").text
     widths = [float(one) for one in re.findall(r'class="(?:spent|held)" x="[\d.]+" y="0" width="([\d.]+)"', page)]
-    budget = facts.budget_of(made)
-    expected = [100 * budget.spent.value / 8, 100 * (budget.held.value - budget.spent.value) / 8]
+    parts = budget_of(made).parts
+    expected = [100 * parts.spent / 8, 100 * parts.reserved / 8]
     assert widths == pytest.approx([*expected, *expected], abs=0.02), "one study, which is all that was spent"
+
+
+def shown_sum(page: str) -> tuple[list[float], float]:
+    """Return the parts of the budget as the page shows them, and the cap below them."""
+    table = re.search(r'<table class="sum">(.*?)</table>', page, re.DOTALL)
+    assert table is not None
+    numbers = [float(one.replace("−", "-")) for one in re.findall(r'class="number">([−\d.]+)<', table[1])]
+    return numbers[:-1], numbers[-1]
+
+
+def test_the_parts_of_the_budget_add_up_as_they_are_shown(site: Path) -> None:
+    """Each of 40 caps, so that no rounding of a single figure can pass by chance."""
+    config = (site / "site.toml").read_text(encoding="utf-8")
+    browser = browser_of(site, READER)
+    for cap in [0.9 + 0.137 * number for number in range(40)]:
+        text = config.replace("epsilon_cap = 8.0", f"epsilon_cap = {cap:.3f}")
+        (site / "site.toml").write_text(text, encoding="utf-8")
+        parts, whole = shown_sum(browser.get("/ledger").text)
+        assert sum(parts) == pytest.approx(whole, abs=1e-9) and whole == pytest.approx(cap, abs=1e-9)
+
+
+def test_what_approved_studies_were_promised_is_not_shown_as_left(site: Path) -> None:
+    browser = browser_of(site)
+    before = budget_of(site)
+    assert decide(browser, "approve", runs=2).status_code == 303
+    after = budget_of(site)
+    assert (before.parts.promised, after.parts.spent) == (0.0, before.parts.spent) and after.parts.promised > 2
+    assert after.left.value == pytest.approx(before.left.value - after.parts.promised)
+    assert after.held == before.held, "the ledger holds it when the run begins"
+    (_, promised) = after.studies
+    assert promised.name == "lung-nodules" and promised.runs == 0
+    assert f"ε {after.parts.left:.2f} of 8.00 is left" in text_of(browser.get("/").text)
+    other = proposed_study("other", epsilon=6.5)
+    receive(site, other)
+    page = text_of(browser.get(f"/studies/{other.sha256()}").text)
+    assert "not together with the approved studies that have not begun" in page
+    ledger = Ledger(site / "ledger.sqlite3")
+    ledger.hold(SHA256, "lung-1", plan_from_study(proposed_study()), cap_of_site(site), runs=2)
+    begun = budget_of(site).parts
+    assert 0 < begun.promised < after.parts.promised and begun.reserved > after.parts.reserved
+    assert begun.left == pytest.approx(after.parts.left, abs=0.011), "what begins was promised before"
+
+
+def test_a_page_says_who_asked_and_who_decided_also_after_the_decision(site: Path) -> None:
+    browser = browser_of(site)
+    decide(browser, "approve", runs=2, reason="ethics vote 17")
+    for language in ("en", "de"):
+        text = text_of(browser.get(f"/studies/{SHA256}", params={"language": language}).text)
+        for shown in ("fed.example.org:9092", "0" * 64, "Dr. Marie Curie", "ethics vote 17"):
+            assert shown in text, (language, shown)
+    assert "fed.example.org:9092" in text_of(browser.get("/studies").text)
+    assert "no longer stored" not in text_of(browser.get(f"/studies/{SHA256}").text)
+
+
+def test_each_row_of_a_study_is_explained_in_each_language(made: Path) -> None:
+    """With figures of this study, the same in both languages; field terms are in small print only."""
+    browser = browser_of(made, READER)
+    for language in ("en", "de"):
+        page = browser.get(f"/studies/{SHA256}", params={"language": language}).text
+        plain = [html.unescape(one) for one in re.findall(r'<p class="plain">(.*?)</p>', page)]
+        assert len(plain) == len(described(made, proposed_study(), 1)) and len(set(plain)) == len(plain)
+        assert not [one for one in plain if re.search(r"RDP|add or remove|δ|\{", one)]
+        assert any(re.search(r"\b3\b.*\b8\b", one) for one in plain), "the cost of a run, and the cap"
+        assert "RDP" in "".join(re.findall(r"<small>(.*?)</small>", page))
+
+
+def release_form(browser: Browser, study: str, run: str) -> dict[str, str]:
+    return hidden(browser.get(f"/ledger/release/{study}/{run}").text)
+
+
+def test_unused_budget_is_given_back_as_on_the_command_line(site: Path) -> None:
+    browser, study = browser_of(site), proposed_study("breast-density", epsilon=2.0).sha256()
+    path = f"/ledger/release/{study}/breast-1"
+    assert f'href="{path}"' in browser.get("/ledger").text
+    form = release_form(browser, study, "breast-1")
+    before = budget_of(site)
+    assert browser.post(path, form).status_code == 409, "without the tick"
+    assert browser.post(path, {**form, "sure": "yes", "shown": "x"}).status_code == 409
+    assert budget_of(site) == before
+    answer = browser.post(path, {**form, "sure": "yes"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/ledger?done=release")
+    after = budget_of(site)
+    assert (after.parts.reserved, after.reserved, after.parts.spent) == (0.0, (), before.parts.spent)
+    assert after.left.value == pytest.approx(before.left.value + before.reserved[0].freed)
+    (hold,) = Ledger(site / "ledger.sqlite3").holds()
+    assert hold.released_by == "Dr. Marie Curie"
+    entry = verified(site / AUDIT_FILE).entries[-1]
+    assert [entry[name] for name in ("event", "study", "run", "who")] == [
+        "budget-released", study, "breast-1", "Dr. Marie Curie",
+    ]  # fmt: skip
+    assert browser.post(path, {**form, "sure": "yes"}).status_code == 400, "nothing is held any more"
+    assert path not in browser.get("/ledger").text
+
+
+@pytest.mark.parametrize("user", [READER, OPERATOR])
+def test_budget_is_given_back_by_an_approver_only(site: Path, user) -> None:
+    study, browser = proposed_study("breast-density", epsilon=2.0).sha256(), browser_of(site, user)
+    form = release_form(browser_of(site), study, "breast-1") | {"sure": "yes", "csrf": browser.csrf()}
+    before = budget_of(site)
+    path = f"/ledger/release/{study}/breast-1"
+    assert path not in browser.get("/ledger").text
+    assert [browser.get(path).status_code, browser.post(path, form).status_code] == [403, 403]
+    assert budget_of(site) == before
+
+
+@pytest.mark.parametrize("path", ["/x", "/..%2f", f"/{'f' * 64}/none", f"/{SHA256}/lung-1"])
+def test_what_holds_nothing_cannot_be_given_back(site: Path, path: str) -> None:
+    assert browser_of(site).get(f"/ledger/release{path}").status_code in (400, 404)
 
 
 def test_rounds_say_what_left_and_when(made: Path) -> None:
