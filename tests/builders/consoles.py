@@ -70,7 +70,9 @@ def site_folder(folder: Path) -> Path:
     quality = {
         "schema": 1, "site": "north", "files": 31, "images": 24, "patients": 12, "unlabelled": 0,
         "classes": {"benign": {"images": 12, "patients": 6}, "malignant": {"images": 12, "patients": 6}},
-        "quarantined": {"unreadable": 4, "two_patients": 2}, "remarks": {"few_of_class": 1}, "notes": [],
+        "quarantined": {"unreadable": 4, "two_patients": 2}, "remarks": {"few_of_class": 1, "image_left_out": 1},
+        "notes": [],
+        "accounted": {"used": 24, "put_aside": 6, "left_out": 1},
     }  # fmt: skip
     (folder / "cohort" / "quality.json").write_text(json.dumps(quality))
     log = AuditLog(folder / AUDIT_FILE)

@@ -39,6 +39,7 @@ def quality_of(folder: Path, language: str) -> dict[str, Any] | None:
         rows = {"records": "stays", "images": "images"}[kind]
         numbers = {name: int(content[name]) for name in ("files", rows, "patients", "unlabelled")}
         parts = {name: _reasons(content[name], kind, language) for name in ("quarantined", "remarks")}
+        accounted = _accounted(content.get("accounted"))
         classes = [(str(name), int(one[rows]), int(one["patients"])) for name, one in content["classes"].items()]
     except FileNotFoundError:
         return None
@@ -47,7 +48,16 @@ def quality_of(folder: Path, language: str) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise WardroundError(f"{path}: damaged; run wardround-site ingest again") from None
     notes = [str(note) for note in content.get("notes", ())]
-    return {**numbers, **parts, "kind": kind, "rows": numbers[rows], "classes": classes, "notes": notes}
+    shown = {"kind": kind, "rows": numbers[rows], "classes": classes, "notes": notes, "accounted": accounted}
+    return {**numbers, **parts, **shown}
+
+
+def _accounted(content: dict[str, int] | None) -> dict[str, int] | None:
+    """Return what became of all files or patients, and their sum; None in a report of an older version."""
+    if content is None:
+        return None
+    found = {name: int(content[name]) for name in ("used", "put_aside", "left_out")}
+    return {**found, "all": sum(found.values())}
 
 
 def _reasons(counts: dict[str, int], kind: str, language: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from wardround.web.audit_entries import entries_of
-from wardround.web.metrics import Part, audit_metrics, daemon_metrics
+from wardround.web.metrics import Part, audit_metrics, daemon_metrics, most_frequent
 from wardround_client.console.budget import budget_of
 from wardround_client.studies.approvals import known_studies
 
@@ -57,7 +57,7 @@ def _replies(folder: Path) -> Iterator[Metric]:
     messages = CounterMetricFamily(
         "wardround_messages_refused", "Messages with an entry of their own.", labels=["code"]
     )
-    for code, count in sorted(refused.items()):
+    for code, count in sorted(most_frequent(refused).items()):
         messages.add_metric([code], count)
     yield messages
     last = 0.0 if not sent else datetime.fromisoformat(sent[-1]["at"]).timestamp()

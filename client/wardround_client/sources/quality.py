@@ -25,7 +25,12 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The findings at a site. `row` is what a row of the cohort is: "image" or "stay"."""
+    """The findings at a site. `row` is what a row of the cohort is: "image" or "stay".
+
+    `accounted` says what became of each file (of images) or patient (of records): `used`, `put_aside` or `left_out` by
+    the study. The numbers add up to all that were examined, which the counts of reasons need not do: a file with
+    several images can have several reasons.
+    """
 
     site: str
     files: int
@@ -37,6 +42,7 @@ class Quality:
     remarks: dict[str, int]
     notes: tuple[str, ...]
     row: str = "image"
+    accounted: dict[str, int] | None = None
 
     def to_json(self) -> dict:
         """Return plain values for `quality.json` and a run's report."""
@@ -51,6 +57,7 @@ class Quality:
             "quarantined": self.quarantined,
             "remarks": self.remarks,
             "notes": list(self.notes),
+            **({} if self.accounted is None else {"accounted": self.accounted}),
         }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from wardround.web.metrics import Part, audit_metrics, daemon_metrics
+from wardround.web.metrics import MOST_SERIES, Part, audit_metrics, daemon_metrics
 from wardround_server.operations.paths import CA_CERTIFICATE, SERVER_CERTIFICATE
 from wardround_server.runs.folder import runs
 from wardround_server.runs.summary import facts_of
@@ -56,7 +56,7 @@ def _runs(folder: Path) -> Iterator[Metric]:
         "wardround_run_replies", "Replies so far, by outcome.", labels=["run", "site", "outcome"]
     )
     size = GaugeMetricFamily("wardround_run_bytes", "Bytes so far.", labels=["run", "direction"])
-    for facts in under_way:
+    for facts in sorted(under_way, key=lambda one: one["submitted_at"], reverse=True)[:MOST_SERIES]:
         now, run_id = facts["now"], facts["run"]
         values = {
             "rounds_done": facts["round"],
@@ -70,7 +70,7 @@ def _runs(folder: Path) -> Iterator[Metric]:
         }
         for name, value in values.items():
             found[name].add_metric([run_id], value)
-        for site, one in facts["sites"].items():
+        for site, one in list(facts["sites"].items())[:MOST_SERIES]:
             replies.add_metric([run_id, site, "counted"], one["rounds_counted"])
             replies.add_metric([run_id, site, "missed"], one["rounds_missed"])
         size.add_metric([run_id, "up"], facts["bytes_up"])

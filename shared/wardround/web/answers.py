@@ -22,16 +22,17 @@ from wardround.web.accounts.access import (
     updates_itself,
     visitor_of,
 )
+from wardround.web.limited_log import LimitedLog
 
-log = logging.getLogger(__name__)
+refusals = LimitedLog(logging.getLogger(__name__))
 
 
 def page(request: Request, visitor: Visitor, template: str, status: int = 200, **facts: Any) -> Response:
     """Return a page for a signed-in user, with its navigation and the token for its forms."""
     desk = desk_of(request)
     return desk.pages.render(
-        template, language_of(request), status, desk=desk, user=visitor.user, csrf=visitor.session.csrf,
-        path=request.url.path, **facts,
+        template, language_of(request), status, desk=desk, user=visitor.user, session=visitor.session,
+        csrf=visitor.session.csrf, path=request.url.path, **facts,
     )  # fmt: skip
 
 
@@ -44,17 +45,20 @@ def add_error_pages(app: FastAPI) -> None:
     """Let every error become a page with one line: what is wrong, where, and what to do."""
 
     def sign_in(request: Request, error: Exception) -> Response:
+        if updates_itself(request) and desk_of(request).config.user_header is not None:
+            desk, language = desk_of(request), language_of(request)  # to load the page again would sign in again
+            return desk.pages.render("over.html.j2", language, 401)
         if updates_itself(request):
             return Response(status_code=401, headers={"hx-refresh": "true"})
         return RedirectResponse("/login", 303)
 
     def not_allowed(request: Request, error: Exception) -> Response:
         role = error.role if isinstance(error, NotAllowed) else ""
-        log.warning("%s %s was refused: it needs the role %s", request.method, request.url.path, role)
+        refusals.warning("%s %s was refused: it needs the role %s", request.method, request.url.path, role)
         return _error(request, 403, "error.role", role=role)
 
     def form_refused(request: Request, error: Exception) -> Response:
-        log.warning("%s %s was refused: its form has no valid token", request.method, request.url.path)
+        refusals.warning("%s %s was refused: its form has no valid token", request.method, request.url.path)
         return _error(request, 403, "error.form")
 
     def deliberate(request: Request, error: Exception) -> Response:

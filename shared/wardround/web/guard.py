@@ -17,9 +17,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wardround.printable import quoted
-from wardround.web.accounts.limits import Limit
+from wardround.web.accounts.limits import Limit, limited_address
 from wardround.web.accounts.sessions import same
 from wardround.web.config import LOOPBACK_NAMES, ConsoleConfig
+from wardround.web.limited_log import LimitedLog
 
 MOST_BYTES = 256 * 1024  # of a form; a study file is the longest text that is sent
 MOST_HEADER_BYTES = 16 * 1024
@@ -44,8 +45,7 @@ HEADERS: Mapping[str, str] = {
     "x-robots-tag": "noindex",
 }
 STRICT_TRANSPORT = "max-age=31536000"
-
-log = logging.getLogger(__name__)
+OWN = ("same-origin", "none")  # what browsers state in Sec-Fetch-Site for a page's own requests, and typed addresses
 
 
 class Refusal(Exception):
@@ -68,6 +68,7 @@ class Guard:
         names = {name.lower() for name in (config.hosts if config.behind_proxy else LOOPBACK_NAMES)}
         self._hosts = names if config.behind_proxy else {f"{name}:{port}" for name in names}
         self._requests = Limit(REQUESTS, WITHIN_S)
+        self._refusals = LimitedLog(logging.getLogger(__name__))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -89,7 +90,7 @@ class Guard:
             self._check(scope)
             body = await self._body(scope, receive)
         except Refusal as refusal:
-            log.warning("a request was refused: %s", refusal)
+            self._refusals.warning("a request from %s was refused: %s", scope["state"].get("address", ""), refusal)
             await PlainTextResponse(f"{refusal}\n", refusal.status)(scope, receive, send_guarded)
             return
         await self._app(scope, _replay(body, receive), send_guarded)
@@ -97,6 +98,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         peer = (scope.get("client") or ("", 0))[0]
+        scope["state"] = {**scope.get("state", {}), "address": peer}
         scope["state"] = {**scope.get("state", {}), "address": self._address(peer, headers)}
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             raise Refusal(431, "the head of the request is too long")
@@ -105,10 +107,15 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or self._named(hosts[0]) not in self._hosts:
             raise Refusal(421, "the console is not known under this name; use the address that its operator gave you")
-        if wait_s := self._requests.wait_s(scope["state"]["address"]):
-            raise Refusal(429, f"too many requests; try again in {wait_s:.0f} s")
+        foreign = headers.get("sec-fetch-site", "none") not in OWN
         if scope["method"] == "POST":
             self._check_origin(headers, hosts[0])
+        elif foreign and not _is_followed_link(headers):
+            raise Refusal(403, "another web site asked for this; open the console by itself")
+        # What other web sites make a browser send is counted by itself, so that they cannot use up the person's share.
+        key = limited_address(scope["state"]["address"]) + (" from another web site" if foreign else "")
+        if wait_s := self._requests.wait_s(key):
+            raise Refusal(429, f"too many requests; try again in {wait_s:.0f} s")
 
     def _named(self, host: str) -> str:
         """Return the host as it is compared: through the proxy without the port, which is the proxy's own."""
@@ -139,7 +146,7 @@ class Guard:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is not None and origin.lower() != f"{scheme}://{host.lower()}":
             raise Refusal(403, f"the form comes from another web site: {quoted(origin[:100])}")
-        if site is not None and site not in ("same-origin", "none"):
+        if site is not None and site not in OWN:
             raise Refusal(403, "the form comes from another web site")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -152,6 +159,11 @@ class Guard:
             return await asyncio.wait_for(_read(receive), BODY_LIMIT_S)
         except TimeoutError:
             raise Refusal(408, "the form did not arrive in time") from None
+
+
+def _is_followed_link(headers: Headers) -> bool:
+    """Whether a person opened a page from elsewhere; not a picture, a script or a frame of a page of elsewhere."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
 
 
 async def _read(receive: Receive) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,13 +22,15 @@ from wardround.errors import WardroundError
 from wardround.operations.health import asked
 from wardround.web.audit_entries import entries_of
 from wardround.web.config import LOOPBACK_NAMES
+from wardround.web.limited_log import LimitedLog
 
 FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 LIMIT_S, ANSWER_TIMEOUT_S = 20.0, 2.0
+MOST_SERIES, OTHER = 50, "other"  # values of one label; what they add up to beyond that
 
 Part = Callable[[], Iterable[Metric]]
 
-log = logging.getLogger(__name__)
+log = LimitedLog(logging.getLogger(__name__))
 
 
 class Parts(Collector):
@@ -62,10 +64,20 @@ def daemon_metrics(folder: Path) -> Iterator[Metric]:
         serving.add_metric([], 0)
     else:
         serving.add_metric([], int(answer.serving))
-        for check in answer.checks:
+        for check in answer.checks[:MOST_SERIES]:
             checks.add_metric([check.name], {"ok": 1.0, "note": 0.5}.get(check.state, 0.0))
     yield serving
     yield checks
+
+
+def most_frequent(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the `MOST_SERIES` largest counts and, as `other`, the sum of the rest.
+
+    What peers send must not make series without end: a monitoring program keeps each of them for weeks.
+    """
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ranked[MOST_SERIES:])
+    return dict(ranked[:MOST_SERIES]) | ({OTHER: rest} if rest else {})
 
 
 def audit_metrics(folder: Path) -> Iterator[Metric]:
@@ -79,7 +91,14 @@ def metrics_app(parts: dict[str, Part], port: int) -> ASGIApp:
     """Return the application that serves `/metrics` and nothing else, to this machine and under its own names only."""
     registry, hosts = CollectorRegistry(), {f"{name}:{port}" for name in LOOPBACK_NAMES}
     registry.register(Parts(parts))
-    alone = asyncio.Lock()
+    reading: asyncio.Future[bytes] | None = None
+
+    def read() -> asyncio.Future[bytes]:
+        """Return the reading under way, or begin one: a thread that takes too long cannot be ended, so there is one."""
+        nonlocal reading
+        if reading is None or reading.done():
+            reading = asyncio.ensure_future(asyncio.to_thread(generate_latest, registry))
+        return reading
 
     async def answer(scope: Scope) -> Response:
         headers = Headers(scope=scope)
@@ -90,8 +109,7 @@ def metrics_app(parts: dict[str, Part], port: int) -> ASGIApp:
         if scope["path"] != "/metrics" or scope["method"] != "GET":
             return PlainTextResponse("only GET /metrics\n", 404)
         try:
-            async with alone:  # one reading of the folder at a time
-                content = await asyncio.wait_for(asyncio.to_thread(generate_latest, registry), LIMIT_S)
+            content = await asyncio.wait_for(asyncio.shield(read()), LIMIT_S)
         except TimeoutError:
             return PlainTextResponse("the folder could not be read in time\n", 503)
         return Response(content, headers={"content-type": FORMAT, "cache-control": "no-store"})

@@ -282,6 +282,18 @@ def test_a_report_of_records_is_shown_with_its_own_reasons(site: Path, tmp_path:
         assert all(word in pages for word in words) and "CANARY" not in pages
 
 
+def test_the_files_examined_add_up_on_the_page(site: Path) -> None:
+    browser = browser_of(site, READER)
+    for language in ("en", "de"):
+        parts, whole = shown_sum(browser.get("/data", params={"language": language}).text)
+        assert (parts, whole) == ([24, 6, 1], 31)
+    path = site / "cohort" / "quality.json"
+    report = json.loads(path.read_text())
+    del report["accounted"]  # written by an older version
+    path.write_text(json.dumps(report))
+    assert "Run wardround-site ingest again" in text_of(browser.get("/data", params={"language": "en"}).text)
+
+
 def test_what_came_from_the_server_or_a_file_is_shown_and_never_executed(site: Path) -> None:
     """Stored XSS: through a study's name and labels, a reason, the data report, and an audit code."""
     path = site / "cohort" / "quality.json"

@@ -95,6 +95,7 @@ def test_every_page_is_shown_in_each_language(made: Path, language: str) -> None
         answer = browser.get(path, params={"language": language})
         assert answer.status_code == 200, (path, text_of(answer.text))
         assert f'<html lang="{language}">' in answer.text and answer.text.count("<h1>") == 1, path
+        assert answer.text.count('<p class="next">') == 1, f"{path} says what to do next"
 
 
 def test_without_a_session_no_page_is_shown(made: Path) -> None:

@@ -9,17 +9,17 @@ import stat
 from pathlib import Path
 
 import pytest
-from builders.consoles import APPROVER, OPERATOR, PASSWORD, READER, Browser, add_users, hidden
+from builders.consoles import APPROVER, OPERATOR, PASSWORD, READER, Browser, add_users, hidden, text_of
 from fastapi import APIRouter
 
 from wardround.errors import UsageError, WardroundError
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.web import guard
 from wardround.web.accounts import users
-from wardround.web.accounts.limits import MOST_KEYS, Limit, SignInLimits
+from wardround.web.accounts.limits import MOST_KEYS, Limit, SignInLimits, limited_address
 from wardround.web.accounts.sessions import MOST_OF_A_USER, Sessions
 from wardround.web.accounts.users import USERS_FILE, User, add_user, remove_user, set_password, users_of
-from wardround.web.app import WebConsole
+from wardround.web.app import WebConsole, build
 from wardround.web.config import ConsoleConfig
 
 
@@ -155,6 +155,35 @@ def test_signing_in_does_not_buy_more_guesses_at_others() -> None:
             limits.succeeded("mallory", "a")
         guesses += limits.wait_s(f"victim {number}", "a") == 0.0
     assert guesses <= 20
+
+
+def test_an_ipv6_address_counts_as_its_network() -> None:
+    """Whoever has a /64 has 2^64 addresses."""
+    limits = SignInLimits(clock=lambda: 0.0)
+    waits = [limits.wait_s("marie", f"2001:db8:1:2::{number:x}") for number in range(6)]
+    assert waits[:5] == [0.0] * 5 and waits[5] > 0
+    assert limits.wait_s("marie", "2001:db8:1:3::1") == 0.0
+    limits.succeeded("marie", "2001:db8:1:2:ffff::1")
+    assert limits.wait_s("marie", "2001:db8:1:2::9") == 0.0
+    counted = {"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7", "fe80::1%eth0": "fe80::/64", "unix": "unix"}
+    assert {address: limited_address(address) for address in counted} == counted
+
+
+def test_a_person_sees_where_else_they_are_signed_in_and_ends_it(folder: Path) -> None:
+    made = build(console(folder))
+    here, there = Browser(console(folder)), Browser(console(folder), address="::1")
+    here.client.app = there.client.app = made
+    here.client._transport.app = there.client._transport.app = made
+    assert here.sign_in(APPROVER).status_code == 303
+    assert "signed in 2 times" not in here.get("/account").text and "End the other" not in here.get("/account").text
+    assert there.sign_in(APPROVER).status_code == 303
+    page = text_of(here.get("/account").text)
+    assert "signed in 2 times" in page and "127.0.0.1 this one" in page and "::1 another one" in page
+    assert Browser(console(folder)).post("/account/others", {"csrf": "x"}).headers["location"] == "/login"
+    assert here.post("/account/others", {"csrf": "x"}).status_code == 403
+    assert here.post("/account/others", {"csrf": here.csrf()}).status_code == 303
+    assert there.get("/account").status_code == 303 and here.get("/account").status_code == 200
+    assert verified(folder / AUDIT_FILE).entries[-1]["action"] == "signed-out"
 
 
 def test_a_limit_forgets_the_oldest_keys_and_does_not_grow() -> None:

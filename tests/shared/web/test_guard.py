@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from wardround.web.accounts.limits import Limit
 from wardround.web.app import PROXY_SECRET, WebConsole, build
 from wardround.web.config import ConsoleConfig
 from wardround.web.guard import HEADERS, MOST_BYTES, Guard
+from wardround.web.limited_log import LINES, WITHIN_S, LimitedLog
 
 PROXIED = {"proxy": "10.0.0.5", "hosts": ("console.example.org",), "address": "127.0.0.1"}
 BASE = "https://console.example.org"
@@ -159,6 +161,40 @@ def test_one_address_cannot_send_requests_without_end(browser: Browser, monkeypa
     assert [browser.get("/login").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
 
 
+IMAGE = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+FRAME = {"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+def test_a_page_of_another_web_site_cannot_use_up_the_persons_requests(browser: Browser, monkeypatch) -> None:
+    """Pictures and frames of it are refused; links that it opens again and again are counted by themselves."""
+    monkeypatch.setattr(browser.client.app, "_requests", Limit(3, 60.0))
+    form = hidden(browser.get("/login").text)
+    for headers in (IMAGE, FRAME):
+        assert [browser.get("/login", headers=headers).status_code for _ in range(4)] == [403] * 4
+    assert [browser.post("/login", form, headers=IMAGE).status_code for _ in range(4)] == [403] * 4
+    assert [browser.get("/login", headers=LINK).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+    own = {"sec-fetch-site": "same-origin", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "style"}
+    assert browser.get("/static/console.css", headers=own).status_code == 200
+    assert browser.get("/login", headers={"sec-fetch-site": "none"}).status_code == 200
+
+
+def test_refusals_do_not_fill_the_log(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3 * LINES):
+        browser.get("/login", headers=IMAGE)
+    assert len(caplog.records) == LINES and "from 127.0.0.1 was refused" in caplog.text
+    caplog.clear()
+    now = [0.0]
+    log = LimitedLog(logging.getLogger("test"), clock=lambda: now[0])
+    for _ in range(LINES + 5):
+        log.warning("refused: %s", "x")
+    now[0] = WITHIN_S
+    log.warning("refused: %s", "y")
+    assert [one.getMessage() for one in caplog.records[-2:]] == [
+        "5 more refusals were not logged, because there were too many at once", "refused: y",
+    ]  # fmt: skip
+
+
 def test_a_web_socket_is_not_answered(folder: Path) -> None:
     async def nothing(*words) -> None:
         raise AssertionError("the page was reached")
@@ -238,6 +274,26 @@ def test_a_program_without_cookies_behind_the_proxy_does_not_fill_the_audit_log(
     form = {"csrf": hidden(browser.get("/account", headers=headers).text).get("csrf", ""), "sure": "yes"}
     browser.client.cookies.clear()
     assert browser.post("/logout", form, headers=headers).status_code == 403, "a form needs its session"
+
+
+def test_a_page_that_updates_itself_never_signs_in_behind_the_proxy(tmp_path: Path) -> None:
+    """Its tab stays open after the person left or the session ended; only a person begins the next one."""
+    add_users(tmp_path)
+    browser = Browser(console(tmp_path, **PROXIED, user_header="X-Remote-User"), "10.0.0.5", BASE)
+    headers = {"X-Remote-User": "marie", "X-Console-Secret": (tmp_path / PROXY_SECRET).read_text().strip()}
+    by_itself = headers | {"HX-Request": "true"}
+    assert browser.get("/account", headers=headers).status_code == 200
+    assert browser.get("/account", headers=by_itself).status_code == 200
+    form = {"csrf": hidden(browser.get("/account", headers=headers).text).get("csrf", "")}
+    desk = browser.client.app._app.state.desk
+    (session,) = desk.sessions.of("marie")
+    assert browser.post("/logout", {"csrf": session.csrf, **form} | {"csrf": session.csrf}, headers=headers)
+    for _ in range(3):
+        answer = browser.get("/account", headers=by_itself)
+        assert answer.status_code == 401 and "hx-refresh" not in answer.headers
+        assert 'id="live"' in answer.text and "hx-get" not in answer.text and "over" in answer.text
+        assert "set-cookie" not in answer.headers and desk.sessions.of("marie") == []
+    assert [one["action"] for one in verified(tmp_path / AUDIT_FILE).entries] == ["signed-in", "signed-out"]
 
 
 def test_a_header_is_ignored_unless_the_console_is_told_of_it(browser: Browser) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from builders.consoles import server_folder, site_folder
 from builders.runs import run_of
 from paths import ROOT
 from starlette.testclient import TestClient
 
+from wardround.records.audit_events import MessageRefused
+from wardround.records.audit_log import AUDIT_FILE, AuditLog
+from wardround.web import metrics
 from wardround.web.config import ConsoleConfig
 from wardround.web.metrics import metrics_app
 from wardround_client.console.app import console_of as site_console
-from wardround_client.console.facts import budget_of
+from wardround_client.console.budget import budget_of
 from wardround_server.console.app import console_of as server_console
 from wardround_server.runs.folder import write_json
 from wardround_server.runs.paths import ROUND_FILE
@@ -86,6 +92,40 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_served(site: Path, tmp_pat
         f'wardround_unreadable{{part="{part}"}}' for part in ("ledger", "audit", "replies")
     }
     assert "wardround_epsilon_spent" not in values and values["wardround_disk_free_bytes"] > 0
+
+
+def test_a_peer_cannot_make_series_without_end(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_SERIES", 10)
+    folder = Path(shutil.copytree(site, tmp_path / "north"))
+    log = AuditLog(folder / AUDIT_FILE)
+    for number in range(15):
+        log.append(MessageRefused(code=f"c{number}"))
+    values = values_of(folder, site_console)
+    found = {name: value for name, value in values.items() if "messages_refused_total{" in name}
+    assert len(found) == 11 and sum(found.values()) == 15
+    assert found['wardround_messages_refused_total{code="other"}'] == 5
+
+
+def test_a_folder_that_does_not_answer_holds_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "LIMIT_S", 0.05)
+    begun, let_go = [], threading.Event()
+
+    def stuck() -> list:
+        begun.append(1)
+        let_go.wait(20)
+        return []
+
+    async def asked_again_and_again() -> tuple[list[int], int]:
+        transport = httpx.ASGITransport(metrics_app({"stuck": stuck}, PORT), client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as client:
+            codes = [(await client.get("/metrics")).status_code for _ in range(4)]
+            let_go.set()
+            await asyncio.sleep(0.05)
+            return codes, (await client.get("/metrics")).status_code
+
+    codes, last = asyncio.run(asked_again_and_again())
+    assert codes == [503] * 4 and last == 200, "it is read once the folder answers"
+    assert len(begun) <= 2, "the last request may have begun another reading"
 
 
 def test_only_this_machine_under_its_own_name_gets_metrics(site: Path) -> None:

@@ -135,7 +135,7 @@ def ingest(
                 read += len(events)
                 parts.add(checked(events, limits, counts))
             tally = _to_cells(parts, grid, counts, taking_part_P)
-            quality = _quality(site, data, counts, label_P[tally.kept_P])
+            quality = _quality(site, data, counts, label_P[tally.kept_P], len(stays))
             figures = figures_of(vocabulary, counts, tally.patients_V.tolist(), tally.hours_V.tolist())
             write_quality(folder, quality, counts, figures, stays.ids, key)
             _refuse_wrong_export(site, counts, read, folder)
@@ -247,7 +247,7 @@ def _rows(parts: Parts, grid: Grid, kept_P: np.ndarray) -> Iterator[np.ndarray]:
         yield from rows_of(cells, first, end, kept_P, grid)
 
 
-def _quality(site: RecordsSite, data: RecordsData, counts: Counts, label_R: np.ndarray) -> Quality:
+def _quality(site: RecordsSite, data: RecordsData, counts: Counts, label_R: np.ndarray, patients: int) -> Quality:
     classes = {}
     for index, name in enumerate(data.labels):
         number = int((label_R == index).sum())
@@ -269,6 +269,7 @@ def _quality(site: RecordsSite, data: RecordsData, counts: Counts, label_R: np.n
         remarks={code: count for code, count in reasons if not REASONS[code].fault},
         notes=tuple(note[0].upper() + note[1:] + "." for note in site.assumptions),
         row="stay",
+        accounted={"used": len(label_R), "put_aside": patients - len(label_R), "left_out": 0},
     )
 
 

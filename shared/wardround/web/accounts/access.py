@@ -84,7 +84,8 @@ def updates_itself(request: Request) -> bool:
 def visitor_of(request: Request) -> Visitor:
     """Return the signed-in user and the session. Raises `SignInNeeded` if there is none, or the user changed since.
 
-    Behind a proxy that names the user, the session is that of the user named in this very request.
+    Behind a proxy that names the user, the session is that of the user named in this very request. A page that updates
+    itself uses a session that there is, but neither keeps it nor begins one.
     """
     if (known := getattr(request.state, "visitor", None)) is not None:
         return known
@@ -97,9 +98,11 @@ def visitor_of(request: Request) -> Visitor:
         if user is None:
             raise NotAllowed(READ)
         if session is None or session.fingerprint != user.fingerprint():
-            if not desk.sessions.has(user.login):  # a program without cookies would fill the audit log
+            if updates_itself(request):  # nobody is there: a page on a screen never begins a session
+                raise SignInNeeded
+            if not desk.sessions.of(user.login):  # a program without cookies would fill the audit log
                 record(desk, "signed-in", user)
-            request.state.new_token, session = desk.sessions.begin(user)
+            request.state.new_token, session = desk.sessions.begin(user, request.state.address)
         request.state.visitor = Visitor(user=user, session=session)
         return request.state.visitor
     user = None if session is None else users.get(session.login)

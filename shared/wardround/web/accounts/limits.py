@@ -6,6 +6,7 @@ limits hold for logins that do not exist as well, and so do not show which ones 
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections import OrderedDict, deque
@@ -13,6 +14,19 @@ from collections.abc import Callable
 
 MOST_KEYS = 10_000  # the longest unused key is forgotten first
 QUARTER_S, HOUR_S = 15 * 60.0, 3600.0
+
+
+def limited_address(address: str) -> str:
+    """Return what an address counts as: an IPv6 address as its /64, which one household or hospital has as a whole."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 class Limit:
@@ -59,7 +73,8 @@ class SignInLimits:
 
     def wait_s(self, login: str, address: str) -> float:
         """Count an attempt; return 0, or for how many seconds no further attempt is made."""
-        return self._pair.wait_s(f"{login} {address}") or self._address.wait_s(address) or self._login.wait_s(login)
+        counted = limited_address(address)
+        return self._pair.wait_s(f"{login} {counted}") or self._address.wait_s(counted) or self._login.wait_s(login)
 
     def succeeded(self, login: str, address: str) -> None:
         """Forget the attempts for this login.
@@ -67,6 +82,7 @@ class SignInLimits:
         Of those from the address only the last one is taken back: whoever has an account could otherwise guess other
         people's passwords without end, and sign in from time to time.
         """
-        self._pair.forget(f"{login} {address}")
-        self._address.undo(address)
+        counted = limited_address(address)
+        self._pair.forget(f"{login} {counted}")
+        self._address.undo(counted)
         self._login.forget(login)

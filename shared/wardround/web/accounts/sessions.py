@@ -22,12 +22,17 @@ MOST_OF_A_USER = 8  # the oldest session ends when a user signs in once more
 
 @dataclass(kw_only=True)
 class Session:
-    """One signed-in browser. Times are in seconds of the monotonic clock."""
+    """One signed-in browser. Times are in seconds of the monotonic clock, `began_at` in seconds since 1970.
+
+    `address` is the browser's, as the console or its proxy sees it.
+    """
 
     login: str
     fingerprint: str
     began: float
     used: float
+    address: str = ""
+    began_at: float = field(default_factory=time.time)
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
 
@@ -39,10 +44,10 @@ class Sessions:
         self._known: dict[str, Session] = {}
         self._lock, self._key = threading.Lock(), secrets.token_bytes(32)
 
-    def begin(self, user: User) -> tuple[str, Session]:
-        """Begin a session, and return its token and the session."""
+    def begin(self, user: User, address: str = "") -> tuple[str, Session]:
+        """Begin a session of a browser at `address`, and return its token and the session."""
         token, now = secrets.token_urlsafe(32), self._clock()
-        session = Session(login=user.login, fingerprint=user.fingerprint(), began=now, used=now)
+        session = Session(login=user.login, fingerprint=user.fingerprint(), began=now, used=now, address=address)
         with self._lock:
             self._known = {key: one for key, one in self._known.items() if not self._over(one, now)}
             own = [key for key, one in self._known.items() if one.login == user.login]
@@ -69,11 +74,19 @@ class Sessions:
                 session.used = now
             return session
 
-    def has(self, login: str) -> bool:
-        """Whether a user has a session that is not over."""
+    def of(self, login: str) -> list[Session]:
+        """Return the sessions of a user that are not over, the oldest first."""
         now = self._clock()
         with self._lock:
-            return any(one.login == login and not self._over(one, now) for one in self._known.values())
+            return [one for one in self._known.values() if one.login == login and not self._over(one, now)]
+
+    def end_others(self, session: Session) -> int:
+        """End all sessions of a session's user but this one, and return how many there were."""
+        with self._lock:
+            others = [key for key, one in self._known.items() if one.login == session.login and one is not session]
+            for key in others:
+                del self._known[key]
+            return len(others)
 
     def end(self, token: str | None) -> None:
         """End a session, if there is one."""

@@ -28,11 +28,12 @@ from wardround.web.accounts.access import (
 from wardround.web.accounts.sessions import same
 from wardround.web.accounts.users import LOGIN, User, set_password, signed_in
 from wardround.web.answers import page, set_cookie
+from wardround.web.limited_log import LimitedLog
 
 VISIT = "-visit"  # the cookie of the sign-in form, beside that of the session
 MINUTE_S = 60
 
-log = logging.getLogger(__name__)
+refusals = LimitedLog(logging.getLogger(__name__))
 router = APIRouter()
 
 
@@ -57,16 +58,17 @@ def login(request: Request, fields: Annotated[QueryParams, Depends(fields_of)]) 
         return _form(request, 403, "login.old_form")
     name, address = fields.get("login", "")[:64].strip().lower(), request.state.address
     if wait_s := desk.limits.wait_s(name, address):
-        log.warning("sign-in from %s is refused for %.0f s: too many failed", address, wait_s)
+        refusals.warning("sign-in from %s is refused for %.0f s: too many failed", address, wait_s)
         return _form(request, 429, "login.wait", minutes=int(wait_s // MINUTE_S) + 1)
     user = signed_in(desk.folder, name, fields.get("password", ""))
     if user is None:
         # A name that no user could have may be a password in the wrong field, and is not logged.
-        log.warning("failed sign-in from %s as %s", address, quoted(name) if LOGIN.fullmatch(name) else "no valid name")
+        known = quoted(name) if LOGIN.fullmatch(name) else "no valid name"
+        refusals.warning("failed sign-in from %s as %s", address, known)
         return _form(request, 403, "login.wrong")
     desk.limits.succeeded(name, address)
     desk.sessions.end(request.cookies.get(desk.cookie))
-    token, _ = desk.sessions.begin(user)
+    token, _ = desk.sessions.begin(user, address)
     record(desk, "signed-in", user)
     answer = RedirectResponse("/", 303)
     set_cookie(answer, desk, desk.cookie, token)
@@ -89,7 +91,7 @@ def logout(request: Request, visitor: Reader, form: Form) -> Response:
 
 @router.get("/account")
 def account(request: Request, visitor: Reader) -> Response:
-    """Who is signed in, their roles, and a form for another password."""
+    """Who is signed in, since when and from where, their roles, and a form for another password."""
     return page(request, visitor, "account.html.j2", fault=None)
 
 
@@ -116,10 +118,19 @@ def change_password(request: Request, visitor: Reader, form: Form) -> Response:
         user = set_password(desk.folder, visitor.user.login, form.get("new", ""), in_the_audit_log)
     except WardroundError as error:
         return again(str(error))
-    token, _ = desk.sessions.begin(user)
+    token, _ = desk.sessions.begin(user, request.state.address)
     answer = RedirectResponse("/", 303)
     set_cookie(answer, desk, desk.cookie, token)
     return answer
+
+
+@router.post("/account/others")
+def end_others(request: Request, visitor: Reader, form: Form) -> Response:
+    """End all other sessions of the person who asks."""
+    desk = desk_of(request)
+    if desk.sessions.end_others(visitor.session):
+        record(desk, "signed-out", visitor.user)
+    return RedirectResponse("/account", 303)
 
 
 def _form(request: Request, status: int = 200, fault: str | None = None, **values: int) -> Response:

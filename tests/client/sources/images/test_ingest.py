@@ -216,7 +216,9 @@ def test_a_site_without_a_fit_image_is_one_line_and_its_report_is_there(tmp_path
     with pytest.raises(DataError, match="none of the 2 files of data can be used") as raised:
         run(manifest(tmp_path / "data", rows), tmp_path / "out", pool)
     assert "CANARY" not in str(raised.value)
-    assert json.loads((tmp_path / "out/quality.json").read_text())["quarantined"] == {"blank": 1, "unreadable": 1}
+    written = json.loads((tmp_path / "out/quality.json").read_text())
+    assert written["quarantined"] == {"blank": 1, "unreadable": 1}
+    assert written["accounted"]["put_aside"] == 2 and sum(written["accounted"].values()) == written["files"]
 
 
 def test_the_gate_keeps_one_of_twins_and_none_of_a_contradiction():

@@ -77,6 +77,7 @@ def test_a_row_without_an_id_is_a_patient_and_the_report_says_so(tmp_path: Path)
     assert report.quality.notes == ("Each row is treated as a different patient.",)
     assert open_cohort(tmp_path / "out").pseudonyms == (pseudonym(KEY, "all.csv:1"), pseudonym(KEY, "all.csv:2"))
     assert report.quality.remarks["same_values"] == 1
+    assert report.quality.accounted == {"used": 2, "put_aside": 0, "left_out": 0}
 
 
 @pytest.mark.skipif(not PACK.is_dir(), reason="the heart-disease pack is not here (WARDROUND_TEST_DATA)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wardround.errors import WardroundError, required
 from wardround.sources.images.study import ImageData
@@ -111,7 +111,10 @@ def quality_of(site: ScannedSite, made: Sequence[tuple[ImageRequest, Outcome]], 
     notes = [note[0].upper() + note[1:] + "." for note in site.source.assumptions]
     if site.data.region == "marked" and any(record.kind == "picture" for record in site.scanned):
         notes.append("Pictures are treated as already cropped around their marked point.")
-    return summarise(
+    used = {request.file for request, _ in made}
+    aside = {one.file for one in findings if one.file is not None and REASONS[one.code].fault} - used
+    rest = len(site.source.files) - len(used) - len(aside)
+    quality = summarise(
         site=site.source.name,
         files=len(site.source.files),
         labels=site.data.labels,
@@ -119,3 +122,4 @@ def quality_of(site: ScannedSite, made: Sequence[tuple[ImageRequest, Outcome]], 
         findings=findings,
         notes=tuple(notes),
     )
+    return replace(quality, accounted={"used": len(used), "put_aside": len(aside), "left_out": rest})

@@ -283,6 +283,7 @@ def test_each_fault_is_found_and_stops_nothing_else(tmp_path, pool):
         found = {line["path"]: line["code"] for line in csv.DictReader(file)}
     assert found == {**{f"{name}.dcm": name for name in FAULTS}, "junk.dcm": "unreadable"}
     assert report.quality.rows == 1 and sum(report.quality.quarantined.values()) == len(found)
+    assert report.quality.accounted == {"used": 1, "put_aside": report.quality.files - 1, "left_out": 0}
 
 
 def test_labels_belong_to_images_and_contradictions_are_set_aside(tmp_path, pool):
@@ -373,6 +374,7 @@ def test_frames_of_one_file_are_one_line_of_the_quarantine(tmp_path, pool):
     report = run(tmp_path / "data", tmp_path / "out", study(), pool)
     lines = (tmp_path / "out/quarantine.csv").read_text().splitlines()
     assert report.quality.quarantined == {"blank": 500} and len(lines) == 2
+    assert report.quality.accounted is not None and sum(report.quality.accounted.values()) == report.quality.files
     assert "500 frames between 1 and 500" in lines[1]
 
 
