@@ -25,6 +25,7 @@ CAUSES = {
     "address": "it sent from an address that is not in sends_from",
     "title": "it sent with an AE title that is not pacs_ae, or called another one than our_ae",
     "tls": "its TLS handshake with this site failed: compare the certificates",
+    "full": "it, or another program on an address in sends_from, opened too many connections at once",
 }
 
 
