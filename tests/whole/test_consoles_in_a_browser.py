@@ -117,7 +117,14 @@ def test_a_hospital_signs_in_reads_refuses_and_approves(site: tuple[Path, str], 
         for name in ("ledger", "data", "audit"):
             page.open(f"/{name}")
             page.picture(pictures / f"console-{name}.png")
-        assert verified(folder / AUDIT_FILE).entries[-1]["who"] == "Dr. Marie Curie"
+        page.open("/ledger")
+        page.click("Give back …")
+        page.picture(pictures / "console-release.png")
+        page.fill("sure", "yes")
+        page.click("Give back the unused part")
+        page.wait_for(lambda: page.path.startswith("/ledger?done="))
+        assert "The unused part was given back" in page.text() and "Give back …" not in page.text()
+        assert verified(folder / AUDIT_FILE).entries[-1]["event"] == "budget-released"
         no_complaints(page)
         page.click("Sign out")
         assert page.path == "/login"

@@ -46,10 +46,14 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show holds, attempts, and the epsilon spent, held and left. RDP decides; tighter figures are shown beside it."""
+    from wardround_client.studies.approvals import promised
+
     cap = cap_of_site(site)
     ledger = opened_ledger(site)
     holds, head = ledger.holds(), ledger.head()
     spent, held, left = ledger.spent(cap.delta), ledger.committed(cap.delta), ledger.remaining(cap)
+    promises = [event for events in promised(site, ledger).values() for event in events]
+    with_promised = ledger.committed(cap.delta, promises)
     beside = _beside(ledger.events(), cap, prv_timeout)
     if as_json:
         content = {
@@ -58,13 +62,16 @@ def show(
             "spent": spent.to_json(),
             "spent_by_other_accountants": [epsilon.to_json() for epsilon in beside],
             "held": held.to_json(),
+            "with_promised": with_promised.to_json(),
             "remaining": left.to_json(),
             "entries": head.entries,
             "head": head.sha256,
         }
         print(json.dumps(content))
         return
-    figures = [("spent", spent), *(("", epsilon) for epsilon in beside), ("spent or held", held), ("remaining", left)]
+    figures = [("spent", spent), *(("", epsilon) for epsilon in beside), ("spent or held", held)]
+    figures += [("with what was promised to approved runs", with_promised)] if promises else []
+    figures += [("remaining", left)]
     record = f"{head.entries} entries, head {head.sha256[:WIDTH_OF_A_HASH]}" if _path(site).exists() else "none yet"
     _print(_table_of_holds(holds, cap), _table_of_figures(figures, cap), _table_of_lines([("ledger", record)]))
 

@@ -1,8 +1,7 @@
 """The kinds of events in an audit log. Each field of an event accepts one kind of value only.
 
-A field's name determines what it may contain (`RULES`): a hash, a run, a number, a code, the name of a site, or the
-name of the person who decided. There is no free-text field, so no field could contain a path, a patient's name or a
-pseudonym.
+A field's name determines what it may contain (`RULES`): a hash, a run, a number, a code, a site, or the person who
+decided. There is no free-text field, so no field could contain a path, a patient's name or a pseudonym.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ NAMES = {
     "PROPOSALS": "proposals",
     "STUDIES": "studies",
     "DECISIONS": "decisions",
+    "ASKED": "asked",
     "COHORT": "cohort",
     "OPT_OUT_FILE": "opt_out.txt",
     "LEDGER_FILE": "ledger.sqlite3",

@@ -289,9 +289,29 @@ def test_show_says_who_asked(site: Path) -> None:
     receive(site, study)
     words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     assert words["asked by"].startswith("the server at fed.example:9092, received 20")
+    assert "0" * 64 in words["asked by"], "the certificate that identifies the server"
+    (site / "site.toml").write_text(SITE + f'[server]\naddress = "new.example:9092"\nca_sha256 = "{"1" * 64}"\n')
+    said("approve", study.sha256(), "--by", "Marie", "--yes", site=site)
+    receive(site, study)  # from another server, which was not the first
+    known = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)
+    assert known["words"]["asked by"] == words["asked by"] and known["asked_by"]["server"] == "fed.example:9092"
     other = study_of("other", epsilon=1.0)
     done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
     assert "no server: the study was given as a file" in done.output
+    receive(site, other)
+    assert find_study(site, other.sha256()).asker.server == "new.example:9092", "asked for after its approval"
+
+
+def test_a_damaged_note_of_who_asked_hides_no_study(site: Path) -> None:
+    study = study_of()
+    receive(site, study)
+    for content in ("", "[]", "{}", '{"server": 1}'):
+        (site / "asked").mkdir(exist_ok=True)
+        (site / "asked" / f"{study.sha256()}.json").write_text(content)
+        assert find_study(site, study.sha256()).asker is None
+        assert (
+            "received 20" in json.loads(said("show", study.sha256(), "--json", site=site).output)["words"]["asked by"]
+        )
 
 
 DECIDES = """
