@@ -36,7 +36,7 @@ def plain_of(folder: Path, study: Study, runs: int) -> Plain:
         "runs": f"{runs:,}",
         "share": f"{1 - study.evaluation.holdout:.0%}".replace("%", " %"),
         "each": epsilon_text(study.privacy.epsilon),
-        "after": epsilon_text(cost.after.value),
+        "after": epsilon_text(cost.with_promised.value),
         "cap": f"{cost.cap_epsilon:g}",
         "delta": f"{cost.after.delta:g}",
         "relation": cost.after.relation,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,9 +21,6 @@ from wardround.web.accounts.access import (
     updates_itself,
     visitor_of,
 )
-from wardround.web.limited_log import LimitedLog
-
-refusals = LimitedLog(logging.getLogger(__name__))
 
 
 def page(request: Request, visitor: Visitor, template: str, status: int = 200, **facts: Any) -> Response:
@@ -54,11 +50,15 @@ def add_error_pages(app: FastAPI) -> None:
 
     def not_allowed(request: Request, error: Exception) -> Response:
         role = error.role if isinstance(error, NotAllowed) else ""
-        refusals.warning("%s %s was refused: it needs the role %s", request.method, request.url.path, role)
+        desk_of(request).refusals.warning(
+            "%s %s was refused: it needs the role %s", request.method, request.url.path, role
+        )
         return _error(request, 403, "error.role", role=role)
 
     def form_refused(request: Request, error: Exception) -> Response:
-        refusals.warning("%s %s was refused: its form has no valid token", request.method, request.url.path)
+        desk_of(request).refusals.warning(
+            "%s %s was refused: its form has no valid token", request.method, request.url.path
+        )
         return _error(request, 403, "error.form")
 
     def deliberate(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from wardround.web.accounts.users import CONSOLE
 from wardround.web.answers import add_error_pages, set_cookie
 from wardround.web.config import ConsoleConfig
 from wardround.web.guard import Guard
+from wardround.web.limited_log import LimitedLog
 from wardround.web.pages import load_pages, static_files
 from wardround.web.texts import LANGUAGES
 
@@ -73,6 +75,7 @@ def build(console: WebConsole) -> Guard:
         navigation=console.navigation,
         study_names=console.study_names,
         cookie=f"{prefix}{console.program}-{config.port}",
+        refusals=LimitedLog(logging.getLogger(__name__)),
     )
     files = static_files()
 

@@ -29,3 +29,23 @@ class LimitedLog:
         if left_out:
             self._log.warning("%d more refusals were not logged, because there were too many at once", left_out)
         self._log.warning(text, *values)
+
+
+class LimitedLines(logging.Filter):
+    """Lets as many warnings and errors of another library's logger pass, such as one for each malformed request."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._limit, self._left_out = Limit(LINES, WITHIN_S, clock), 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is logged; the next one that is says how many were not."""
+        if record.levelno < logging.WARNING:
+            return True
+        if self._limit.wait_s(""):
+            self._left_out += 1
+            return False
+        if self._left_out:
+            record.msg, record.args = f"{record.getMessage()} ({self._left_out} more were not logged)", ()
+            self._left_out = 0
+        return True

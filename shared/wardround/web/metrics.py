@@ -30,14 +30,12 @@ MOST_SERIES, OTHER = 50, "other"  # values of one label; what they add up to bey
 
 Part = Callable[[], Iterable[Metric]]
 
-log = LimitedLog(logging.getLogger(__name__))
-
 
 class Parts(Collector):
     """The metrics of several parts, each read anew for every request."""
 
     def __init__(self, parts: dict[str, Part]) -> None:
-        self._parts = parts
+        self._parts, self._log = parts, LimitedLog(logging.getLogger(__name__))
 
     def collect(self) -> Iterator[Metric]:
         unreadable = GaugeMetricFamily("wardround_unreadable", "1 if a part could not be read.", labels=["part"])
@@ -45,7 +43,7 @@ class Parts(Collector):
             try:
                 found = list(read())
             except (WardroundError, OSError, ValueError, KeyError) as error:
-                log.warning("metrics: %s cannot be read: %s", name, error)
+                self._log.warning("metrics: %s cannot be read: %s", name, error)
                 found = []
                 unreadable.add_metric([name], 1)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wardround.errors import WardroundError
 from wardround.operations.ports import wait_for_port
+from wardround.web.limited_log import LimitedLines
 
 START_LIMIT_S, STOP_LIMIT_S, LOOK_S = 20.0, 10.0, 0.05
 HEAD_LIMIT_S = 15.0  # from the first byte of a connection to the end of a request's head
 STALL_LIMIT_S = 5.0  # in which a browser must have read some of an answer that waits for it
+UVICORN = "uvicorn.error"  # its logger, also of what is no error
 MOST_CONNECTIONS, IDLE_S, HEADER_BYTES = 128, 10, 16 * 1024
 
 
@@ -38,7 +41,8 @@ def serve(listeners: Sequence[Listener], stopped: threading.Event, ready: Callab
     """
     for one in listeners:
         wait_for_port(one.address, one.port, "choose another one with --port or in [console]", stopped)
-    servers = [_Serving(one) for one in listeners]
+    servers, limited = [_Serving(one) for one in listeners], LimitedLines()
+    logging.getLogger(UVICORN).addFilter(limited)
     try:
         for serving in servers:
             serving.start()
@@ -49,6 +53,7 @@ def serve(listeners: Sequence[Listener], stopped: threading.Event, ready: Callab
     finally:
         for serving in servers:
             serving.stop()
+        logging.getLogger(UVICORN).removeFilter(limited)
 
 
 class _Bounded(H11Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from wardround.web import server
+from wardround.web.limited_log import LINES, WITHIN_S, LimitedLines
 from wardround.web.server import Listener, serve
 
 
@@ -41,3 +43,34 @@ def test_a_peer_that_reads_nothing_loses_its_connection(monkeypatch: pytest.Monk
     finally:
         stopped.set()
         thread.join(30)
+
+
+def test_malformed_requests_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stopped, ready = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=serve, args=([Listener(app=large, address="127.0.0.1", port=port)], stopped, ready.set)
+    )
+    thread.start()
+    try:
+        assert ready.wait(20)
+        for _ in range(LINES + 20):
+            with socket.create_connection(("127.0.0.1", port), 5) as peer:
+                peer.sendall(b"\0garbage\r\n\r\n")
+                peer.recv(1000)
+    finally:
+        stopped.set()
+        thread.join(30)
+    assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) == LINES
+
+
+def test_the_next_line_says_how_many_were_left_out() -> None:
+    now = [0.0]
+    limited = LimitedLines(clock=lambda: now[0])
+    lines = [logging.LogRecord("x", logging.WARNING, "", 0, "bad %s", ("request",), None) for _ in range(LINES + 4)]
+    assert [limited.filter(one) for one in lines] == [True] * LINES + [False] * 4
+    assert limited.filter(logging.LogRecord("x", logging.INFO, "", 0, "started", (), None))
+    now[0] = WITHIN_S
+    assert limited.filter(lines[-1]) and lines[-1].getMessage() == "bad request (4 more were not logged)"

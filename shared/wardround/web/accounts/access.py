@@ -18,6 +18,7 @@ from wardround.web.accounts.limits import SignInLimits
 from wardround.web.accounts.sessions import Session, Sessions, same
 from wardround.web.accounts.users import APPROVE, OPERATE, READ, User, users_of
 from wardround.web.config import ConsoleConfig
+from wardround.web.limited_log import LimitedLog
 from wardround.web.pages import Pages
 from wardround.web.texts import chosen
 
@@ -56,6 +57,7 @@ class Desk:
     navigation: tuple[tuple[str, str, str], ...]  # (path, key of its text, role that it needs)
     study_names: Callable[[Path], Mapping[str, str]]
     cookie: str
+    refusals: LimitedLog
 
 
 @dataclass(frozen=True, kw_only=True)

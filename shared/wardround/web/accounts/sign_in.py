@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from typing import Annotated
 
@@ -28,12 +27,10 @@ from wardround.web.accounts.access import (
 from wardround.web.accounts.sessions import same
 from wardround.web.accounts.users import LOGIN, User, set_password, signed_in
 from wardround.web.answers import page, set_cookie
-from wardround.web.limited_log import LimitedLog
 
 VISIT = "-visit"  # the cookie of the sign-in form, beside that of the session
 MINUTE_S = 60
 
-refusals = LimitedLog(logging.getLogger(__name__))
 router = APIRouter()
 
 
@@ -58,13 +55,13 @@ def login(request: Request, fields: Annotated[QueryParams, Depends(fields_of)]) 
         return _form(request, 403, "login.old_form")
     name, address = fields.get("login", "")[:64].strip().lower(), request.state.address
     if wait_s := desk.limits.wait_s(name, address):
-        refusals.warning("sign-in from %s is refused for %.0f s: too many failed", address, wait_s)
+        desk.refusals.warning("sign-in from %s is refused for %.0f s: too many failed", address, wait_s)
         return _form(request, 429, "login.wait", minutes=int(wait_s // MINUTE_S) + 1)
     user = signed_in(desk.folder, name, fields.get("password", ""))
     if user is None:
         # A name that no user could have may be a password in the wrong field, and is not logged.
         known = quoted(name) if LOGIN.fullmatch(name) else "no valid name"
-        refusals.warning("failed sign-in from %s as %s", address, known)
+        desk.refusals.warning("failed sign-in from %s as %s", address, known)
         return _form(request, 403, "login.wrong")
     desk.limits.succeeded(name, address)
     desk.sessions.end(request.cookies.get(desk.cookie))
