@@ -125,15 +125,15 @@ def _spending(sha256: str, name: str, holds: Sequence[Hold], promises: Sequence[
 
 def _reserved(hold: Hold, holds: Sequence[Hold], names: Mapping[str, str], parts: Parts, cap: Cap) -> Reserved:
     released = replace(hold, released_by="nobody")
-    after = _parts_of([released if one is hold else one for one in holds], [], cap)
-    before = parts.spent + parts.reserved
+    others = [event for one in holds for event in (released if one is hold else one).committed() if event.private]
+    before, after = parts.spent + parts.reserved, _rounded_up(spent(others, cap.delta).value, parts.decimals)
     return Reserved(
         study=hold.study,
         name=names.get(hold.study, ""),
         run=hold.run,
         used=sum(hold.used.values()),
         held=sum(share.attempts for share in hold.shares.values()),
-        freed=max(0.0, before - after.spent - after.reserved),
+        freed=max(0.0, before - after / 10**parts.decimals),
     )
 
 
@@ -146,9 +146,8 @@ def _parts_of(holds: Sequence[Hold], promises: Sequence[Event], cap: Cap) -> Par
     held_events = [event for hold in holds for event in hold.committed() if event.private]
     all_events = [*held_events, *(event for event in promises if event.private)]
     sums = (spent(events, cap.delta).value for events in (spent_events, held_events, all_events))
-    spent_units, held_units, all_units = (math.ceil(value * units - 1e-6) for value in sums)
+    spent_units, held_units, all_units = (_rounded_up(value, decimals) for value in sums)
     cap_units = math.floor(cap.epsilon * units + 1e-6) if bounded else math.inf
-
     return Parts(
         spent=spent_units / units,
         reserved=(held_units - spent_units) / units,
@@ -158,6 +157,11 @@ def _parts_of(holds: Sequence[Hold], promises: Sequence[Event], cap: Cap) -> Par
         cap=cap_units / units,
         decimals=decimals,
     )
+
+
+def _rounded_up(epsilon: float, decimals: int) -> int:
+    """Return an epsilon in units of its last decimal, rounded up, because it is an upper bound."""
+    return math.ceil(epsilon * 10**decimals - 1e-6)
 
 
 def _decimals_of(number: float) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
 from pathlib import Path
 
-from wardround.errors import PolicyRefusal, UsageError
+from wardround.errors import PolicyRefusal, WardroundError
 from wardround.study.load import Study
 from wardround.wire.proposal import State
 from wardround_client.site.config import load_site_config
@@ -13,6 +13,8 @@ from wardround_client.site.paths import CONFIG_FILE
 from wardround_client.studies import store
 
 MOST_UNDECIDED = 100  # keeps a server from filling a hospital's disk or list of studies; refused ones do not count
+
+log = logging.getLogger(__name__)
 
 
 def receive(folder: Path, study: Study) -> State:
@@ -37,9 +39,11 @@ def receive(folder: Path, study: Study) -> State:
 
 
 def _store_asker(folder: Path, sha256: str) -> None:
-    with suppress(UsageError):  # a site.toml that cannot be read now; the proposal is worth more than its sender
+    try:
         if (server := load_site_config(folder / CONFIG_FILE).server) is not None:
             store.store_asker(folder, sha256, server.address, server.ca_sha256)
+    except (WardroundError, OSError) as error:  # the site replies all the same
+        log.warning("who asked for the study %s cannot be stored: %s", sha256[:12], error)
 
 
 def state_of(folder: Path, sha256: str) -> State:
