@@ -21,6 +21,8 @@ from wardround_client.sources.study_cohort import differences
 from wardround_client.studies.approvals import alike, cost_of, promised, received_at
 from wardround_client.studies.store import read_asker, read_decisions
 
+DIGITS_SHOWN = 16  # of the certificate's SHA-256, which --json and the console show in full
+
 
 def described(site: Path, study: Study, runs: int) -> list[tuple[str, str]]:
     """Return the (heading, text) pairs that a person reads before deciding, for `runs` runs in all.
@@ -70,7 +72,8 @@ def _asked_by(site: Path, sha256: str, config: SiteConfig) -> str:
     """Return which server asked for the study, when, and by what it is identified; or that none did."""
     if (asker := read_asker(site, sha256)) is not None:
         when = f"{asker.at[:10]} {asker.at[11:16]} UTC"
-        return f"the server at {asker.server}, received {when}; SHA-256 of its CA's certificate: {asker.ca_sha256}"
+        certificate = f"{asker.ca_sha256[:DIGITS_SHOWN]}…"
+        return f"the server at {asker.server}, received {when}; its CA's certificate: {certificate}"
     if (received := received_at(site, sha256)) is not None:  # of a version that did not store who asked
         server = "" if config.server is None else f"the server at {config.server.address}, "
         return f"{server}received {received}"

@@ -226,10 +226,7 @@ def _costs(study: Study, cost: Cost) -> str:
         figures = f", and ε {_in_full(study.evaluation.epsilon)} for each release of figures, of which two are held"
     if study.personalisation is not None:
         figures += f", and ε {_in_full(study.personalisation.epsilon)} for the personalised model, held from the start"
-    per = (
-        f"counted per {cost.after.unit}, with or without all data of one ({cost.after.relation}), at δ "
-        f"{cost.after.delta:g}, as an upper bound by {cost.after.accountant}"
-    )
+    per = f"per {cost.after.unit} ({cost.after.relation}), δ {cost.after.delta:g}, {cost.after.accountant}"
     promised = ""
     if _others_are_promised(cost):
         promised = f", ε {epsilon_text(cost.with_promised.value)} with the approved studies that have not begun"

@@ -381,6 +381,7 @@ def test_what_approved_studies_were_promised_is_not_shown_as_left(site: Path) ->
 
 def test_a_page_says_who_asked_and_who_decided_also_after_the_decision(site: Path) -> None:
     browser = browser_of(site)
+    assert "0" * 64 in browser.get(f"/studies/{SHA256}/approve").text, "the whole certificate, to be compared"
     decide(browser, "approve", runs=2, reason="ethics vote 17")
     for language in ("en", "de"):
         text = text_of(browser.get(f"/studies/{SHA256}", params={"language": language}).text)

@@ -289,12 +289,13 @@ def test_show_says_who_asked(site: Path) -> None:
     receive(site, study)
     words = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)["words"]
     assert words["asked by"].startswith("the server at fed.example:9092, received 20")
-    assert "0" * 64 in words["asked by"], "the certificate that identifies the server"
+    assert words["asked by"].endswith(f"its CA's certificate: {'0' * 16}…")
     (site / "site.toml").write_text(SITE + f'[server]\naddress = "new.example:9092"\nca_sha256 = "{"1" * 64}"\n')
     said("approve", study.sha256(), "--by", "Marie", "--yes", site=site)
     receive(site, study)  # from another server, which was not the first
     known = json.loads(said("show", study.sha256()[:8], "--json", site=site).output)
     assert known["words"]["asked by"] == words["asked by"] and known["asked_by"]["server"] == "fed.example:9092"
+    assert known["asked_by"]["ca_sha256"] == "0" * 64
     other = study_of("other", epsilon=1.0)
     done = said("approve", study_file(site, other), "--by", "Marie", "--yes", site=site)
     assert "no server: the study was given as a file" in done.output
