@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from wardround.errors import PolicyRefusal
+from wardround.errors import LedgerError, PolicyRefusal
+from wardround.metrics.noised_auc import ScoreHistogram, noise_variance
+from wardround.storage.text_file import path_text
 from wardround.study.load import Study
 from wardround.wire.evaluation import COUNTS, ScoreRelease, evaluation_round
 from wardround.wire.packets import Broadcast, weights_sha256
 from wardround.wire.protocol import EVALUATE
+from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.score_noise import noised, score_histogram
 from wardround_client.rounds import training
 from wardround_client.rounds.audit import record_release, refusals_recorded
 from wardround_client.rounds.personalisation import keep_released
 from wardround_client.rounds.training import Admitted
 from wardround_client.site.config import ReleaseConfig
-from wardround_client.site.site import Site
+from wardround_client.site.paths import LEDGER_FILE, REPLIES
+from wardround_client.site.site import ReplyFolder, Site
 from wardround_client.training.batches import HeldOutRows
 from wardround_client.training.rows import no_held_out_rows
 from wardround_client.training.scoring import held_out_scores
@@ -62,6 +67,45 @@ def require_permission(study: Study, release: ReleaseConfig) -> None:
         raise PolicyRefusal("evaluation_off", 'this site releases no figures (site.toml: [release] evaluation = "off")')
     if math.isinf(study.evaluation.epsilon) and release.evaluation != "exact":
         raise PolicyRefusal("evaluation_exact", "the study asks for exact counts; this site releases noised ones only")
+
+
+def released_counts(site: Path, study: Study, run: str) -> ScoreHistogram | None:
+    """Return the noised counts that a site released about its held-out patients, from the site's own files.
+
+    They were charged when they were sent; what is computed from them is post-processing and costs no more.
+
+    Args:
+        site: The site's folder.
+        study: The study of the run.
+        run: The run whose model was evaluated.
+
+    Returns:
+        The counts; None if the site released none in this run, or no longer keeps them.
+
+    Raises:
+        LedgerError: The stored counts are not those that the ledger settled.
+    """
+    path = site / LEDGER_FILE
+    if not path.is_file():
+        return None
+    ledger = Ledger(path)
+    try:
+        attempts = ledger.attempts(study.sha256(), run)
+    finally:
+        ledger.close()
+    replies = ReplyFolder(site / REPLIES)
+    for attempt in reversed(attempts):
+        if attempt.purpose != EVALUATE or attempt.reply_sha256 is None or attempt.id not in replies:
+            continue
+        reply = replies[attempt.id]
+        if weights_sha256(reply) != attempt.reply_sha256:
+            raise LedgerError(f"{path_text(site / REPLIES)}: the stored counts differ from those in the ledger")
+        return ScoreHistogram(
+            counts_2B=reply[COUNTS],
+            noise_variance=noise_variance(study.evaluation.epsilon),
+            logit_scale=study.evaluation.logit_scale,
+        )
+    return None
 
 
 def shows_own_figures(release: ReleaseConfig, counts_2B: np.ndarray) -> bool:

@@ -25,12 +25,14 @@ __all__ = [
     "RocBand",
     "RocCurve",
     "TestFigures",
+    "accuracy",
     "auc",
     "auc_interval",
     "bootstrap",
     "brier",
     "calibration_curve",
     "expected_calibration_error",
+    "logits",
     "macro_auc",
     "patient_scores",
     "probabilities",
@@ -86,6 +88,18 @@ def probabilities(logits: ArrayLike) -> np.ndarray:
     logits_N = logits.reshape(len(logits))
     small_N = np.exp(-np.abs(logits_N))
     return np.where(logits_N >= 0, 1.0, small_N) / (1.0 + small_N)
+
+
+def logits(probabilities_N: ArrayLike) -> np.ndarray:
+    """Convert probabilities (N,) to logits, float64; those of 0 and 1 are finite, at about -28 and 28."""
+    kept_N = np.clip(np.asarray(probabilities_N, dtype=np.float64), 1e-12, 1 - 1e-12)
+    return np.log(kept_N) - np.log1p(-kept_N)
+
+
+def accuracy(scores_N: ArrayLike, labels_N: ArrayLike, threshold: float = 0.5) -> float | None:
+    """Share of rows whose label agrees with whether the score is at least `threshold`; None without a row."""
+    scores_N, positive_N = checked(scores_N, labels_N)
+    return float(((scores_N >= threshold) == positive_N).mean()) if len(scores_N) else None
 
 
 def patient_scores(

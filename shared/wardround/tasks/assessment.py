@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from wardround.metrics.noised_auc import ScoreHistogram
     from wardround.study.load import Study
 
 Weights = dict[str, np.ndarray]  # float32 by name, as they travel
@@ -68,6 +69,11 @@ class Trainer(Protocol):
     def pooled(self, study: Study, sites: Sequence[SiteData]) -> Weights:
         """The same study on the data of all sites in one place, with one noise."""
 
+    def noised_counts(self, study: Study, scores_P: np.ndarray, positive_P: np.ndarray) -> ScoreHistogram:
+        """What a site would release about these patients: their counts by label and score, with the noise of
+        `evaluation.epsilon`. `scores_P` are probabilities of the positive label, `positive_P` bool.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class AtEnd:
@@ -75,6 +81,7 @@ class AtEnd:
 
     weights: Weights  # of the global model
     released: Mapping[str, Any] | None  # figures that the sites released: `federated_test` of result.json
+    site_counts: Mapping[str, ScoreHistogram] = field(default_factory=dict)  # what each site released, as it knows it
     others: Sequence[SiteData]  # other patients, of --test-data, all held out
     baselines: bool  # whether to train what the result is compared with
     show_images: bool  # phantoms, or the person asked for it

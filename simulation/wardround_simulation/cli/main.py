@@ -245,6 +245,7 @@ def compare(
             progress.pieces,
         )
         progress.stage("Drawing the comparison")
+        from wardround_simulation.compare.by_hospital import hospital_table
         from wardround_simulation.compare.report import comparison_table, write_comparison
 
         notes = list(dict.fromkeys(note for hospital in hospitals for note in hospital.report.quality.notes))
@@ -253,6 +254,7 @@ def compare(
         print(json.dumps(rows))
         return
     literal_console().print(comparison_table(rows))
+    literal_console().print(hospital_table(rows))
     print(f"Report: {page}")
 
 

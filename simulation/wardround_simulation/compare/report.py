@@ -16,6 +16,7 @@ from rich.text import Text
 from wardround import text
 from wardround.study.load import Study
 from wardround_simulation.compare import statistics
+from wardround_simulation.compare.by_hospital import hospital_tables
 from wardround_simulation.compare.statistics import FoldMean, Row
 from wardround_simulation.report import text as words
 from wardround_simulation.report.measures import Interval
@@ -47,6 +48,7 @@ def write_comparison(folder: Path, rows: Sequence[Row], study: Study, notes: Seq
         "tables": [table for unit in units if (table := _table(rows, unit, epsilons))["rows"]],
         "gain_rows": _gain_rows(main, epsilons),
         "fold_rows": _fold_rows(means.get("federated", {}), epsilons),
+        "hospital_tables": hospital_tables(main),
         "sites": _sites(main, epsilons),
         "external": _external(rows, epsilons, units),
         "pictures": _pictures(main, means, units[0]),

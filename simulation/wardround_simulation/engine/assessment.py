@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from wardround.metrics.classification import logits
+from wardround.metrics.noised_auc import ScoreHistogram, noise_variance
 from wardround.study.load import Study
 from wardround.tasks.assessment import SiteData, Weights
+from wardround_client.privacy.score_noise import noised, score_histogram
+from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.training.rows import training_rows, usable_rows
 from wardround_simulation.engine.in_process import (
     Hospital,
@@ -77,6 +81,15 @@ class InProcessTrainer:
 
     def pooled(self, study: Study, sites: Sequence[SiteData]) -> Weights:
         return self._trained(pooled_study(study), {"pooled": sites})
+
+    def noised_counts(self, study: Study, scores_P: np.ndarray, positive_P: np.ndarray) -> ScoreHistogram:
+        settings = study.evaluation
+        counts_2B = score_histogram(logits(scores_P), positive_P, settings.bins, settings.logit_scale)
+        return ScoreHistogram(
+            counts_2B=noised(counts_2B, settings.epsilon, SecretRandom()),
+            noise_variance=noise_variance(settings.epsilon),
+            logit_scale=settings.logit_scale,
+        )
 
     def _trained(self, study: Study, rows_at: Mapping[str, Sequence[SiteData]]) -> Weights:
         """`rows_at`: by site of the study, whose training rows it holds."""

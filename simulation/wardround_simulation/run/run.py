@@ -29,6 +29,7 @@ from torch import nn
 
 from wardround.accounting import Epsilon, spent_exactly
 from wardround.errors import RoundError, UsageError, WardroundError
+from wardround.metrics.noised_auc import ScoreHistogram
 from wardround.networks.build import initial_network, start_weights
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import check_personalisation, load_weights, trained_parameters
@@ -40,6 +41,7 @@ from wardround.tasks.registry import assess_part, commands_of, release_part
 from wardround.wire.protocol import TRAIN
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.privacy.plan import plan_from_study
+from wardround_client.rounds.evaluation import released_counts
 from wardround_client.rounds.training import REPLIES_KEPT
 from wardround_client.site.paths import COHORT, LEDGER_FILE
 from wardround_client.site.site import Weights
@@ -166,6 +168,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         baselines=settings.baselines,
         show_images=show_images,
         stage=listener.stage,
+        site_counts=site_counts(study, hospitals, run_id),
     )
     assessed = assessment.at_end(end)
     if study.personalisation is not None:
@@ -213,6 +216,14 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         architecture_sha256=architecture,
         notes=notes_of(study, hospitals, settings),
     )
+
+
+def site_counts(study: Study, hospitals: Sequence[Prepared], run_id: str) -> dict[str, ScoreHistogram]:
+    """Return the noised counts that each site released in this run, from its own files; without the sites that have
+    none.
+    """
+    found = {hospital.name: released_counts(hospital.folder, study, run_id) for hospital in hospitals}
+    return {name: counts for name, counts in found.items() if counts is not None}
 
 
 def result_of(

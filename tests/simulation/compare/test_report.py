@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from wardround.study.load import Study, parse_study
+from wardround_simulation.compare.by_hospital import hospital_table
 from wardround_simulation.compare.report import comparison_table, write_comparison
 from wardround_simulation.compare.statistics import by_fold, mean_over_folds, minus, patients_tested
 
@@ -144,6 +145,27 @@ def test_the_terminal_table_agrees_with_the_page() -> None:
     Console(file=out, width=110).print(comparison_table(rows()))
     assert re.search(r"federated +0\.910 ±0\.\d{3} +0\.810 ±0\.\d{3}", out.getvalue())
     assert re.search(r"start +0\.700 ±0\.000", out.getvalue())
+
+
+def test_hospitals_are_shown_one_by_one_with_their_mean(tmp_path: Path) -> None:
+    own = [
+        {**row, "sites": {name: {**one, "accuracy": 0.75 if name == "north" else 0.85} for name, one in sites.items()}}
+        for row in rows()
+        if (sites := row["sites"])
+    ]
+    out = StringIO()
+    Console(file=out, width=110).print(hospital_table(own))
+    seen = out.getvalue()
+    assert re.search(r"north +0\.910 / 0\.750 +0\.810 / 0\.750", seen)
+    assert re.search(r"<i>south</i> +0\.905 / 0\.850", seen), "folds with both labels only"
+    assert re.search(r"mean +0\.907 / 0\.800|mean +0\.908 / 0\.800", seen)
+    assert re.search(r"mean, own models +0\.80[78] / 0\.800", seen) and "AUC / accuracy" in seen
+    page = text_of(written(tmp_path, own))
+    assert "Hospital by hospital" in page and "Accuracy on each hospital" in page
+    without = StringIO()
+    Console(file=without, width=110).print(hospital_table(rows()))
+    assert "accuracy" not in without.getvalue() and re.search(r"north +0\.910 +0\.810", without.getvalue())
+    assert "Accuracy on" not in text_of(written(tmp_path, rows()))
 
 
 def test_the_interval_covers_as_often_as_it_says_and_half_of_it_does_not() -> None:

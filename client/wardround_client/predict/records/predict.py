@@ -21,8 +21,9 @@ from wardround.metrics.classification import probabilities
 from wardround.sources.records.study import records_data
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.early_warning.explanation import RiskParts, missing, risk_parts, too_little
+from wardround.tasks.early_warning.intercepts import from_histogram
 from wardround.tasks.early_warning.risk import risk_by_hour
-from wardround_client.predict.records.own_intercept import own_intercept
+from wardround_client.rounds.evaluation import released_counts
 from wardround_client.sources.records.asked import read_asked
 
 Progress = Callable[[str, int, int], None]
@@ -68,12 +69,13 @@ def predict_records(
     Args:
         package: The exported model.
         folder: The records, as `read_asked` takes them.
-        site: The folder of the site, for its own intercept.
+        site: The folder of the site, for an intercept from the counts that it released.
         progress: Called as `progress(stage, done, total)`.
 
     Raises:
         DataError: The records are missing or cannot be right.
         ModelError: The model is damaged.
+        LedgerError: The site's stored counts are not those that its ledger settled.
     """
     told = progress or (lambda stage, done, total: None)
     data = records_data(package.study)
@@ -109,7 +111,8 @@ def predict_records(
 
 def _shift(package: Package, site: Path | None) -> tuple[float, Calibration]:
     """The site's own intercept, or else the federation's, or else none."""
-    own = None if site is None else own_intercept(site, package.study, package.content["run"])
+    counts = None if site is None else released_counts(site, package.study, package.content["run"])
+    own = None if counts is None else from_histogram(counts)
     if own is not None:
         return own, "site"
     released = (package.content["federated_test"] or {}).get("fitted_intercept")

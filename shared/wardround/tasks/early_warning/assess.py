@@ -6,6 +6,7 @@ Shapes: N stays, T hours, V variables.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 
 from wardround.metrics.alarms import AlarmBurden, alarm_burdens, average_precision, burden_rows
 from wardround.metrics.classification import Unit, expected_calibration_error, probabilities
-from wardround.metrics.noised_auc import LEAST_SIGNAL
 from wardround.networks.build import initial_network
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.sources.records.study import records_data
@@ -32,18 +32,15 @@ from wardround.tasks.assessment import (
     Setting,
     SiteData,
     Trainer,
-    Weights,
 )
-from wardround.tasks.early_warning.intercepts import at_site, calibrated_scores, count_noise, noised_count
+from wardround.tasks.early_warning.intercepts import calibrated_scores, from_histogram
 from wardround.tasks.early_warning.risk import risk_by_hour
 from wardround.tasks.labelled import comparison
 from wardround.tasks.labelled.assessment import LabelAssessment
-from wardround.tasks.labelled.scores import score
 
 UNITS: tuple[Unit, ...] = ("patient",)
 HOURS = (6, 12, 24, 36, 48)  # at which the risk of a few stays is shown
 SHOWN_STAYS = 6
-COUNT_EPSILON = 0.1  # of the count of events from which a site fits its intercept
 
 
 class EarlyWarningAssessment(LabelAssessment):
@@ -59,18 +56,14 @@ class EarlyWarningAssessment(LabelAssessment):
         found = {scored.setting: warning_figures(scored) for scored in shared}
         federated = next(scored for scored in shared if scored.setting == "federated")
         there = set(federated.sites_N.tolist())
-        shifts = {site.name: self._own_shift(site, end.weights) for site in self._all_sites if site.name in there}
-        sites = {name: calibration_at(name, federated, shift) for name, shift in sorted(shifts.items())}
-        sections = [_alarm_section(found), _calibration_section(found["federated"], sites)]
+        shifts = {name: from_histogram(counts) for name, counts in end.site_counts.items()}
+        sites = {name: calibration_at(name, federated, shifts.get(name)) for name in sorted(there)}
+        epsilon = self._of_warning.evaluation.epsilon
+        sections = [_alarm_section(found), _calibration_section(found["federated"], sites, epsilon)]
         if end.show_images:
             sections.append(self._hours_section(end))
         result = {**assessed.result, "early_warning": {**found["federated"], "sites": sites}}
         return replace(assessed, result=result, sections=[*assessed.sections, *sections])
-
-    def _own_shift(self, site: SiteData, weights: Weights) -> float | None:
-        rows = np.flatnonzero(site.training_N)
-        scores_N = score(initial_network(self._of_warning), self._of_warning, weights, site.inputs_N[rows])
-        return own_shift(scores_N, site.labels_N[rows])
 
     def _hours_section(self, end: AtEnd) -> ReportSection:
         """The risk of a few held-out stays hour by hour: of simulated ones, or because the person asked for it."""
@@ -111,17 +104,6 @@ def warning_figures(scored: ScoredSet) -> dict[str, Any]:
     }
 
 
-def own_shift(scores_N: np.ndarray, labels_N: np.ndarray) -> float | None:
-    """The intercept of one site from the noised number of events among its training patients, with their risks.
-
-    None if the number does not exceed its noise. The noise is drawn from a fixed seed, because a simulation repeats
-    itself and its figures are exact anyway.
-    """
-    random = np.random.default_rng(0)
-    count = noised_count(int((labels_N == 1).sum()), COUNT_EPSILON, (random.random(), random.random()))
-    return at_site(scores_N, count) if count >= LEAST_SIGNAL * count_noise(COUNT_EPSILON) else None
-
-
 def calibration_at(site: str, scored: ScoredSet, shift: float | None) -> dict[str, float | None]:
     """Mean risk and calibration error on one site's held-out patients, before and after its own intercept."""
     rows_N = scored.sites_N == site
@@ -159,14 +141,14 @@ def _alarm_section(found: Mapping[Setting, dict[str, Any]]) -> ReportSection:
     return ReportSection(anchor="alarms", title="Alarms", lines=[line], tables=tables)
 
 
-def _calibration_section(federated: dict[str, Any], sites: Mapping[str, dict[str, float | None]]) -> ReportSection:
+def _calibration_section(
+    federated: dict[str, Any], sites: Mapping[str, dict[str, float | None]], epsilon: float
+) -> ReportSection:
     lines = [
         f"The mean risk is {federated['mean_risk']:.1%} where {federated['observed']:.1%} had the event; the "
         f"calibration error is {federated['ece']:.3f}. Clipping limits what patients with the event can add, so that "
         "risks come out too low under privacy; the order of the patients is not touched by it.",
-        "An intercept of the site's own puts the level right. It is fitted to the number of events among a site's "
-        f"training patients, noised with epsilon = {COUNT_EPSILON:g}, and tested on its held-out patients. Where the "
-        "noise hides the number there is none.",
+        _about_intercepts(epsilon),
     ]
     rows = [
         [
@@ -182,6 +164,21 @@ def _calibration_section(federated: dict[str, Any], sites: Mapping[str, dict[str
         rows=rows,
     )
     return ReportSection(anchor="calibration", title="Are the risks true?", lines=lines, tables=[table])
+
+
+def _about_intercepts(epsilon: float) -> str:
+    if epsilon == 0:
+        return (
+            "An intercept of the site's own would put the level right. It needs counts that a site releases, and this "
+            "study has no budget for them (evaluation.epsilon = 0)."
+        )
+    noise = "exact counts, without privacy" if math.isinf(epsilon) else f"noised with epsilon = {epsilon:g}"
+    return (
+        "An intercept of the site's own puts the level right. It is computed from the counts of its held-out patients "
+        f"that the site released for the figures ({noise}, charged to its ledger once), and costs no more. The same "
+        "patients show here what it changes, so that the error after it is a little too good. Where the noise hides "
+        "the number of events there is no intercept."
+    )
 
 
 def _percent(value: float | None) -> str:
@@ -200,5 +197,19 @@ def assessment_of(study: Study, sites: Sequence[SiteData], out: Path, trainer: T
 def settings_rows(
     study: Study, sites: Sequence[SiteData], others: Sequence[SiteData], settings: Sequence[str], trainer: Trainer
 ) -> list[Row]:
-    """A fold of `compare`. Raises `DataError` where there is no labelled patient to test on."""
-    return comparison.settings_rows(study, sites, others, settings, trainer, UNITS)
+    """A fold of `compare`, with the accuracy at each site after its own intercept.
+
+    A fold's patients are all tested, so the counts for the intercept are of the training patients instead, with the
+    noise of `evaluation.epsilon`; without this budget there is no intercept.
+
+    Raises:
+        DataError: There is no labelled patient to test on.
+    """
+
+    def own_threshold(scores_N: np.ndarray, labels_N: np.ndarray) -> float:
+        if study.evaluation.epsilon == 0:
+            return 0.5
+        shift = from_histogram(trainer.noised_counts(study, scores_N, labels_N == 1))
+        return 0.5 if shift is None else float(probabilities([-shift])[0])
+
+    return comparison.settings_rows(study, sites, others, settings, trainer, UNITS, own_threshold)

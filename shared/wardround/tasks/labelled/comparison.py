@@ -5,18 +5,20 @@ Shapes: N rows, K labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from wardround.errors import DataError
-from wardround.metrics.classification import Unit, auc, macro_auc, patient_scores
+from wardround.metrics.classification import Unit, accuracy, auc, macro_auc, patient_scores
 from wardround.networks.build import initial_network, start_weights
 from wardround.study.load import Study
 from wardround.tasks.assessment import Row, SiteData, Trainer, Weights, patient_offsets
 from wardround.tasks.labelled.scores import score
+
+OwnThreshold = Callable[[np.ndarray, np.ndarray], float]
 
 
 def settings_rows(
@@ -26,8 +28,13 @@ def settings_rows(
     settings: Sequence[str],
     trainer: Trainer,
     units: Sequence[Unit],
+    own_threshold: OwnThreshold | None = None,
 ) -> list[Row]:
     """Train in each of the settings (federated, pooled, alone); rows by setting and unit of the figures.
+
+    Args:
+        own_threshold: Returns the probability from which a patient of a site counts as positive, from the scores and
+            labels of this site's training rows. Each site's `accuracy` is then measured with it, for two labels.
 
     Raises:
         DataError: there is no labelled patient to test on.
@@ -38,8 +45,17 @@ def settings_rows(
     at_start = test.figures(network, study, start)
     outside_start = outside.figures(network, study, start) if outside else None
 
+    def thresholds(weights: Weights) -> dict[str, float]:
+        if own_threshold is None:
+            return {}
+        found = {}
+        for site in sites:
+            scores_N = score(network, study, weights, site.inputs_N[site.training_N])
+            found[site.name] = own_threshold(scores_N, site.labels_N[site.training_N])
+        return found
+
     def rows(setting: str, weights: Weights, site: str | None = None) -> list[Row]:
-        figures = test.figures(network, study, weights)
+        figures = test.figures(network, study, weights, thresholds(weights))
         outside_figures = outside.figures(network, study, weights) if outside else None
         out = []
         for unit in units:
@@ -81,17 +97,24 @@ class _TestRows:
         if not len(self._labels_N):
             raise DataError("no labelled patient to test on; check the folds and the labels")
 
-    def figures(self, network: nn.Module, study: Study, weights: Weights) -> dict[str, dict[str, Any]]:
-        """By unit: of all rows, and of each site's."""
+    def figures(
+        self, network: nn.Module, study: Study, weights: Weights, thresholds: Mapping[str, float] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """By unit: of all rows, and of each site's, whose accuracy is measured at its own threshold if it has one."""
         scores = score(network, study, weights, self._inputs_N)
         out: dict[str, dict[str, Any]] = {}
         for unit in self._units:
             whole = self._figure(unit, scores, np.ones(len(self._labels_N), bool))
-            by_site = {site: self._figure(unit, scores, self._sites_N == site) for site in self._sites}
+            by_site = {
+                site: self._figure(unit, scores, self._sites_N == site, (thresholds or {}).get(site))
+                for site in self._sites
+            }
             out[unit] = {"all": whole, "sites": by_site}
         return out
 
-    def _figure(self, unit: str, scores: np.ndarray, rows_N: np.ndarray) -> dict[str, Any]:
+    def _figure(
+        self, unit: str, scores: np.ndarray, rows_N: np.ndarray, threshold: float | None = None
+    ) -> dict[str, Any]:
         labels_N, patients_N = self._labels_N[rows_N], self._patients_N[rows_N]
         patients = int(len(np.unique(patients_N)))
         if not patients:
@@ -101,4 +124,5 @@ class _TestRows:
         scores_N = scores[rows_N]
         if unit == "patient":
             scores_N, labels_N, _ = patient_scores(scores_N, labels_N, patients_N)
-        return {"auc": auc(scores_N, labels_N), "patients": patients}
+        figures = {"auc": auc(scores_N, labels_N), "patients": patients}
+        return figures if threshold is None else {**figures, "accuracy": accuracy(scores_N, labels_N, threshold)}

@@ -10,12 +10,13 @@ import torch
 from builders.networks import records_study
 
 from wardround.metrics.alarms import average_precision
+from wardround.metrics.noised_auc import ScoreHistogram
 from wardround.networks.build import initial_network, start_weights
 from wardround.phantoms.stays import stays
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.assessment import AtEnd, SiteData
-from wardround.tasks.early_warning.assess import assessment_of, own_shift
-from wardround.tasks.early_warning.intercepts import calibrated_scores
+from wardround.tasks.early_warning.assess import assessment_of, settings_rows
+from wardround.tasks.early_warning.intercepts import calibrated_scores, from_histogram
 from wardround.tasks.early_warning.risk import facts_of, risk_by_hour, rows_up_to
 from wardround.tasks.labelled.scores import score
 
@@ -93,10 +94,64 @@ def test_the_score_of_a_recurrent_network_is_its_risk_after_the_last_hour() -> N
     assert scores_N.shape == (5,) and np.allclose(scores_N, right_N, atol=1e-5)
 
 
-def test_a_site_s_intercept_puts_the_level_of_risks_right_where_its_count_exceeds_the_noise() -> None:
-    random = np.random.default_rng(2)
-    risks_N = 1 / (1 + np.exp(-random.normal(-3, 1, 3000)))
-    events_N = (random.random(3000) < calibrated_scores(risks_N, 1.2)).astype(np.int16)
-    shift = own_shift(risks_N, events_N)
-    assert shift == pytest.approx(1.2, abs=0.15)
-    assert own_shift(risks_N[:40], events_N[:40]) is None
+def counts(positives: int, negatives: int, noise_variance: float = 0.0) -> ScoreHistogram:
+    """Patients who all have a score near a risk of one half."""
+    counts_2B = np.zeros((2, 16), dtype=np.int64)
+    counts_2B[:, 8] = negatives, positives
+    return ScoreHistogram(counts_2B=counts_2B, noise_variance=noise_variance, logit_scale=2.0)
+
+
+def test_each_site_s_calibration_is_shown_before_and_after_the_intercept_of_its_own_counts(tmp_path: Path) -> None:
+    releasing = records_study("severity-head", hours=48, model={"init": "phantom"}, evaluation={"epsilon": 3.0})
+    assessment = assessment_of(releasing, [site("east", 1), site("west", 2)], tmp_path, trainer=None)
+    end = AtEnd(
+        weights=start_weights(study()), released=None, others=[], baselines=False, show_images=False,
+        stage=lambda _: None, site_counts={"east": counts(75, 25), "west": counts(3, 4, noise_variance=9.0)},
+    )  # fmt: skip
+    assessed = assessment.at_end(end)
+    found = assessed.result["early_warning"]["sites"]
+    east, west = found["east"], found["west"]
+    assert east["intercept"] == pytest.approx(from_histogram(counts(75, 25))) and east["intercept"] > 0.5
+    scored = assessed.predictions[0]
+    scores_N = scored.scores_N[scored.sites_N == "east"]
+    assert east["mean_risk_with_intercept"] == pytest.approx(calibrated_scores(scores_N, east["intercept"]).mean())
+    assert east["mean_risk"] == pytest.approx(scores_N.mean()) and east["ece_with_intercept"] != east["ece"]
+    assert west["intercept"] is None and west["ece_with_intercept"] is None  # the noise hides the counts
+    section = next(one for one in assessed.sections if one.anchor == "calibration")
+    assert "noised with epsilon = 3, charged to its ledger once" in section.lines[1]
+    assert [row[0] for row in section.tables[0].rows] == ["east", "west"] and section.tables[0].rows[1][-1] == "–"
+
+
+class KnownTrainer:
+    """Trains nothing: the start's weights, and exact counts of the scores that it is given."""
+
+    def __init__(self) -> None:
+        self.counted: list[int] = []
+
+    def federated(self, study, sites):
+        return start_weights(study)
+
+    def noised_counts(self, study, scores_P, positive_P):
+        self.counted.append(len(scores_P))
+        return counts(int(positive_P.sum()), int((~positive_P).sum()))
+
+
+def test_a_comparison_measures_accuracy_at_each_site_after_its_own_intercept() -> None:
+    sites, trainer = [site("east", 1), site("west", 2)], KnownTrainer()
+    releasing = records_study("severity-head", hours=48, model={"init": "phantom"}, evaluation={"epsilon": 3.0})
+    (row,) = settings_rows(releasing, sites, [], ("federated",), trainer)
+    assert trainer.counted == [60, 60], "the training patients of each site, who are not tested"
+    for one in sites:
+        scores_N = score(initial_network(releasing), releasing, start_weights(releasing), one.inputs_N)
+        dead_N = one.labels_N[one.training_N] == 1
+        shift = from_histogram(counts(int(dead_N.sum()), int((~dead_N).sum())))
+        said_N = calibrated_scores(scores_N[one.held_out_N], shift) >= 0.5
+        right = (said_N == (one.labels_N[one.held_out_N] == 1)).mean()
+        assert row["sites"][one.name]["accuracy"] == pytest.approx(right)
+    trainer.counted.clear()
+    (row,) = settings_rows(study(), sites, [], ("federated",), trainer)
+    assert not trainer.counted, "without a budget for figures there is no intercept"
+    scores_N = score(initial_network(study()), study(), start_weights(study()), sites[0].inputs_N)
+    held_out_N = sites[0].held_out_N
+    plain = ((scores_N[held_out_N] >= 0.5) == (sites[0].labels_N[held_out_N] == 1)).mean()
+    assert row["sites"]["east"]["accuracy"] == pytest.approx(plain)

@@ -1,37 +1,43 @@
-"""A site's intercept: it meets the count, and the count's noise has the distribution that its epsilon promises."""
+"""The intercept of noised counts: it meets the counts, keeps the order of patients, and is bounded."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 
-from wardround.tasks.early_warning.intercepts import at_site, calibrated_scores, count_noise, noised_count
+from wardround.metrics.noised_auc import ScoreHistogram
+from wardround.metrics.score_bins import bin_centres
+from wardround.tasks.early_warning.intercepts import LARGEST_SHIFT, calibrated_scores, from_histogram
 
 RISKS = np.random.default_rng(0).beta(1, 20, 400)
+BINS, SCALE = 16, 2.0
+
+
+def histogram(counts_2B: np.ndarray, noise_variance: float = 0.0) -> ScoreHistogram:
+    return ScoreHistogram(counts_2B=counts_2B, noise_variance=noise_variance, logit_scale=SCALE)
 
 
 @pytest.mark.parametrize("events", [1, 55, 200, 300])
 def test_after_the_shift_the_risks_add_up_to_the_count(events: int) -> None:
-    shifted_N = calibrated_scores(RISKS, at_site(RISKS, events))
-    assert shifted_N.sum() == pytest.approx(events, rel=1e-6)
+    counts_2B = np.zeros((2, BINS))
+    counts_2B[0, 3:7] = (400 - events) / 4
+    counts_2B[1, 3:7] = events / 4
+    shift = from_histogram(histogram(counts_2B))
+    assert shift is not None
+    shifted_B = calibrated_scores(bin_centres(BINS, SCALE), shift)
+    assert counts_2B.sum(0) @ shifted_B == pytest.approx(events, rel=1e-6)
+
+
+def test_a_shift_keeps_the_order_of_the_risks_and_adds_to_their_logits() -> None:
+    shifted_N = calibrated_scores(RISKS, 1.5)
     assert np.array_equal(np.argsort(RISKS), np.argsort(shifted_N))
+    assert np.log(shifted_N / (1 - shifted_N)) == pytest.approx(np.log(RISKS / (1 - RISKS)) + 1.5)
 
 
-@pytest.mark.parametrize("count", [-30.0, 0.0, 400.0, 900.0])
-def test_a_count_beyond_what_is_possible_gives_a_bounded_shift(count: float) -> None:
-    assert abs(at_site(RISKS, count)) <= 5 and at_site(RISKS[:0], count) == 0
-
-
-def test_noise_has_the_promised_distribution_and_a_smaller_epsilon_more_of_it() -> None:
-    random = np.random.default_rng(1)
-    noise = np.array([noised_count(0, 0.5, tuple(random.random(2))) for _ in range(40_000)])
-    share = math.exp(-0.5)
-    right = {k: (1 - share) / (1 + share) * share ** abs(k) for k in range(-4, 5)}
-    for k, chance in right.items():
-        assert np.mean(noise == k) == pytest.approx(chance, abs=0.008)
-    assert noise.std() == pytest.approx(count_noise(0.5), rel=0.03)
-    assert noised_count(7, math.inf, (0.3, 0.9)) == 7
-    wrong = np.array([noised_count(0, 1.0, tuple(random.random(2))) for _ in range(40_000)])
-    assert abs(np.mean(wrong == 0) - right[0]) > 0.05  # the test tells twice the epsilon from the right one
+@pytest.mark.parametrize("events", [0, 1, 400])
+def test_extreme_counts_give_a_bounded_shift_or_none(events: int) -> None:
+    counts_2B = np.zeros((2, BINS))
+    counts_2B[:, 15] = 400 - events, events
+    shift = from_histogram(histogram(counts_2B))
+    assert shift is None if events in (0, 400) else shift == pytest.approx(-LARGEST_SHIFT)
+    assert from_histogram(histogram(counts_2B, noise_variance=1e6)) is None
