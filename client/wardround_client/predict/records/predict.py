@@ -115,7 +115,7 @@ def _shift(package: Package, site: Path | None) -> tuple[float, Calibration]:
     own = None if counts is None else from_histogram(counts)
     if own is not None:
         return own, "site"
-    released = (package.content["federated_test"] or {}).get("fitted_intercept")
+    released = (package.content["calibration"] or {}).get("intercept")
     if isinstance(released, (int, float)):
         return float(released), "federation"
     return 0.0, "none"

@@ -175,10 +175,12 @@ def _how_to(record: Record, study: Study) -> list[Block]:
 
 def _probability(record: Record) -> str:
     function = "1 / (1 + exp(-x))" if len(record["labels"]) == 2 else "softmax(x)"
-    temperature = (record["calibration"] or {}).get("temperature")
-    if temperature is None:
-        return f"The probability of a logit x is {function}; it is not calibrated."
-    return f"The calibrated probability of a logit is {function} of x = logit / {temperature:.4g}."
+    calibration = record["calibration"] or {}
+    if "temperature" in calibration:
+        return f"The calibrated probability of a logit is {function} of x = logit / {calibration['temperature']:.4g}."
+    if "intercept" in calibration:
+        return f"The calibrated probability of a logit is {function} of x = logit {calibration['intercept']:+.4g}."
+    return f"The probability of a logit x is {function}; it is not calibrated."
 
 
 def _data(record: Record, study: Study) -> list[Block]:

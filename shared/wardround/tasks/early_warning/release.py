@@ -14,11 +14,13 @@ Weights = TypeVar("Weights")
 
 
 def figures(histogram: ScoreHistogram) -> dict[str, Any]:
-    """Return the intercept that puts the level of the risks right, or None if the noise hides the counts.
+    """Return the intercept that puts the level of the risks right, `fitted_calibration`, or None if the noise hides
+    the counts.
 
     Clipping lowers the level of all risks; a temperature, as classification fits it, could not raise it again.
     """
-    return {"fitted_intercept": from_histogram(histogram)}
+    shift = from_histogram(histogram)
+    return {"fitted_calibration": None if shift is None else {"intercept": shift}}
 
 
 def released_weights(
@@ -35,7 +37,9 @@ def manifest(study: Study) -> dict[str, Any]:
 
 def card_lines(figures: Mapping[str, Any]) -> list[str]:
     """Return a line about the level of the risks."""
-    shift = figures.get("fitted_intercept")
-    if shift is None:
+    calibrated = figures.get("fitted_calibration")
+    if calibrated is None:
         return ["- risks are not calibrated: they are lower than the share of events, because of the clipping"]
-    return [f"- the level of the risks is calibrated on noised counts: logits are shifted by {shift:+.2f}"]
+    return [
+        f"- the level of the risks is calibrated on noised counts: logits are shifted by {calibrated['intercept']:+.2f}"
+    ]

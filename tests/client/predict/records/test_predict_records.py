@@ -71,7 +71,7 @@ def test_the_rows_are_those_of_ingestion(ward: Path) -> None:
 def test_an_intercept_of_the_federation_s_counts_shifts_every_risk(tmp_path: Path, ward: Path) -> None:
     folder = package(tmp_path)
     plain = predict_records(open_package(folder), ward)
-    edit_record(folder, federated_test={"fitted_intercept": 1.5})
+    edit_record(folder, calibration={"intercept": 1.5})
     shifted = predict_records(open_package(folder), ward)
     assert (plain.calibration, shifted.calibration) == ("none", "federation")
     logits = [np.log(one.patients[0].risk / (1 - one.patients[0].risk)) for one in (plain, shifted)]
@@ -81,7 +81,7 @@ def test_an_intercept_of_the_federation_s_counts_shifts_every_risk(tmp_path: Pat
 def test_a_site_s_own_released_counts_go_before_those_of_the_federation(tmp_path: Path, ward: Path) -> None:
     study = records_study("severity-head", hours=48, model={"init": "phantom"}, evaluation={"epsilon": 4.0})
     folder = write_package(tmp_path / "model", study)
-    edit_record(folder, federated_test={"fitted_intercept": 0.5})
+    edit_record(folder, calibration={"intercept": 0.5})
     run = open_package(folder).content["run"]
     site = tmp_path / "site"
     site.mkdir()

@@ -30,12 +30,12 @@ def histogram(shift: float, noise: float = 0.0) -> ScoreHistogram:
 @pytest.mark.parametrize("noise", [0.0, 4.0])
 @pytest.mark.parametrize("shift", [0.0, 1.3])
 def test_the_released_counts_give_the_shift_of_the_risks(shift: float, noise: float) -> None:
-    assert figures(histogram(shift, noise))["fitted_intercept"] == pytest.approx(shift, abs=0.3)
+    assert figures(histogram(shift, noise))["fitted_calibration"]["intercept"] == pytest.approx(shift, abs=0.3)
 
 
 def test_counts_below_their_noise_give_no_shift_and_the_card_says_so() -> None:
     found = figures(histogram(0.0, 1000.0))
-    assert found == {"fitted_intercept": None} and "not calibrated" in card_lines(found)[0]
-    assert card_lines({"fitted_intercept": 1.25}) == [
+    assert found == {"fitted_calibration": None} and "not calibrated" in card_lines(found)[0]
+    assert card_lines({"fitted_calibration": {"intercept": 1.25}}) == [
         "- the level of the risks is calibrated on noised counts: logits are shifted by +1.25"
     ]

@@ -1,0 +1,164 @@
+"""Early warning between hospitals: tables are ingested, daemons train, figures are released and charged once, and the
+intercept of a hospital's own counts reaches its predictions. The study counts deaths within a horizon only.
+
+The server and two hospitals are real processes with simulated stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders.federation import Federation, approve, command, deadline_s
+
+from wardround.accounting import PureEvent
+from wardround.handover.package import CARD
+from wardround.study.load import Study, load_study
+from wardround.tasks.early_warning.intercepts import from_histogram
+from wardround.wire.protocol import EVALUATE, TRAIN
+from wardround_client.ledger.ledger import Ledger
+from wardround_client.rounds.evaluation import released_counts
+from wardround_client.sources.cohort import open_cohort
+from wardround_simulation.stays.hospitals import OUTCOME, PATIENTS_FILE, write_simulated_hospitals
+
+pytestmark = pytest.mark.slow
+SITES = {"east": 1, "north": 2}  # the simulated hospital that each one has
+PATIENTS, WINDOW_H, HORIZON_H = 150, 48, 24
+STUDY = """
+[study]
+name = "warning"
+task = "early-warning"
+rounds = 3
+[data]
+vocabulary = "icu"
+window_hours = {window}
+horizon_hours = {horizon}
+outcome = "in_hospital_death"
+labels = ["survived", "died"]
+[model]
+name = "severity-head"
+init = "phantom"
+trainable = "head"
+[training]
+learning_rate = "rule"
+[privacy]
+epsilon = 8.0
+delta = 1e-4
+max_grad_norm = 0.4
+nominal_patients = 100
+[aggregation]
+nominal_sites = 2
+min_sites = 2
+round_deadline_s = {deadline}
+[evaluation]
+holdout = 0.3
+epsilon = 3.0
+"""
+
+
+def with_times(folder: Path) -> dict[str, int]:
+    """Add the time of death to a hospital's table: every third one comes after the horizon. Returns the labels that a
+    study with the horizon should see, by patient.
+    """
+    path = folder / PATIENTS_FILE
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    died, labels = 0, {}
+    for row in rows:
+        dead = row[OUTCOME] == "1"
+        died += dead
+        late = dead and died % 3 == 0
+        row["outcome_hours"] = "" if not dead else str(WINDOW_H + HORIZON_H + 0.5 if late else WINDOW_H + HORIZON_H - 1)
+        labels[row["patient_id"]] = int(dead and not late)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return labels
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    made = Federation(tmp_path)
+    try:
+        yield made
+    finally:
+        for name in list(made.processes):
+            made.stop(name)
+
+
+def allow(folder: Path) -> None:
+    """Let a site release noised counts, under a cap that holds the study."""
+    path = folder / "site.toml"
+    text = path.read_text().replace('evaluation = "off"', 'evaluation = "noised"')
+    path.write_text(text.replace("epsilon_cap = 8.0", "epsilon_cap = 14.0"))
+    assert 'evaluation = "noised"' in path.read_text() and "epsilon_cap = 14.0" in path.read_text()
+
+
+def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path: Path) -> None:
+    path = tmp_path / "warning.toml"
+    path.write_text(STUDY.format(window=WINDOW_H, horizon=HORIZON_H, deadline=round(deadline_s())).lstrip())
+    study = load_study(path)
+    write_simulated_hospitals(tmp_path / "data", len(SITES), PATIENTS, seed=3)
+    for name, number in SITES.items():
+        folder, data = federation.folders[name], tmp_path / "data" / f"hospital-{number}"
+        labels = with_times(data)
+        shutil.rmtree(folder / "cohort")  # of images, from the builder
+        command("client", "ingest", data, "--study", path, "--site", folder)
+        found_N = open_cohort(folder / "cohort").labels_N
+        assert sorted(found_N.tolist()) == sorted(labels.values()), "deaths within the horizon count, later ones do not"
+        assert 0 < (found_N == 1).sum() < PATIENTS
+        allow(folder)
+        approve(path, folder)
+    for name in ("server", *SITES):
+        federation.start(name)
+    run = command("server", "submit", path, "--server", federation.server)["run"]
+    federation.wait_for(lambda found: found["state"] == "finished", 300)
+
+    result = json.loads((federation.server / "runs" / run / "result.json").read_text())
+    released = result["federated_test"]
+    assert released["sites"] == sorted(SITES) and released["epsilon"] == 3.0
+    shift = released["fitted_calibration"]["intercept"]
+    assert np.isfinite(shift)
+    for name in SITES:
+        check_charged_once(federation.folders[name], study, run)
+
+    model = tmp_path / "model"
+    command("server", "model", "export", run, model, "--force-unsafe", "--server", federation.server)
+    card = (model / CARD).read_text()
+    assert f"logits are shifted by {shift:+.2f}" in card and "not calibrated" not in card
+    own = own_intercept(federation.folders["east"], study, run)
+    assert own is not None, "the counts of 45 patients exceed the noise of epsilon = 3"
+    words = ("predict", model, tmp_path / "data" / "hospital-1")
+    command("client", *words, "--site", federation.folders["east"], "--out", tmp_path / "at-east")
+    assert calibration_in(tmp_path / "at-east") == ("site", pytest.approx(own))
+    command("client", *words, "--out", tmp_path / "elsewhere")
+    assert calibration_in(tmp_path / "elsewhere") == ("federation", pytest.approx(shift))
+    check_charged_once(federation.folders["east"], study, run)
+
+
+def calibration_in(folder: Path) -> tuple[str, float]:
+    model = json.loads((folder / "predictions.json").read_text())["model"]
+    return model["calibration"], model["intercept"]
+
+
+def own_intercept(folder: Path, study: Study, run: str) -> float | None:
+    counts = released_counts(folder, study, run)
+    return None if counts is None else from_histogram(counts)
+
+
+def check_charged_once(folder: Path, study: Study, run: str) -> None:
+    """Three rounds of training and one release are in the ledger, all settled."""
+    ledger = Ledger(folder / "ledger.sqlite3")
+    try:
+        attempts = ledger.attempts(study.sha256(), run)
+        assert sorted(one.purpose for one in attempts) == [EVALUATE, TRAIN, TRAIN, TRAIN]
+        assert all(one.reply_sha256 for one in attempts)
+        assert list(ledger.events(run, EVALUATE)) == [PureEvent(epsilon=3.0, count=1)]
+    finally:
+        ledger.close()
