@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from wardround.networks.build import build_model, initial_network
 from wardround.sources.images.study import ImageData
+from wardround.sources.records.study import records_data
+from wardround.sources.records.synthetic_rows import synthetic_rows
 from wardround.study.load import Study, parse_study
 from wardround.study.schema import ModelSection
-from wardround.tasks.early_warning.objective import mean_over_hours, synthetic_rows
+from wardround.tasks.early_warning.objective import mean_over_hours
 from wardround.tasks.labelled.objective import loss_per_image
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
 from wardround.tasks.reconstruction.study import ReconstructionSection
@@ -77,7 +79,7 @@ def records_study(network: str, *, hours: int = 6, **sections: dict) -> Study:
 
 def _records_case(name: str, trainable: str) -> Case:
     study = records_study(name, model={"trainable": trainable})
-    network, rows_NTV = initial_network(study), synthetic_rows(study, 9)
+    network, rows_NTV = initial_network(study), synthetic_rows(records_data(study), 9)
     parameters = {path: p for path, p in network.named_parameters() if p.requires_grad}
     if name == "gru":
         return network, parameters, mean_over_hours, rows_NTV, 1

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from wardround.sources import SOURCES
 from wardround.study.schema import DataSection
 from wardround_client.sources.cohort import Cohort
@@ -77,6 +79,9 @@ class Source(Protocol):
 
     def differences(self, cohort: Cohort, data: DataSection) -> list[str]:
         """Return why the cohort does not fit, one line each; empty if it fits."""
+
+    def synthetic_patients(self, data: DataSection, rows: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+        """Return rows of invented patients, as a study reads them: `rows[p]` of patient p, alike, one after another."""
 
     def forget_rows(self, folder: Path, hashes: Collection[str]) -> None:
         """Remove what the source itself keeps in the cohort's folder about the rows with these `values_sha256`."""

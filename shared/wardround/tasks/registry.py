@@ -43,7 +43,8 @@ class Commands:
     """What the programs can do with a study or a run of a task, beside training and assessing it.
 
     `run` trains on phantom hospitals where no data are named if `phantoms` is true, and asks for data if it is not.
-    `compare` needs the function of `assess.py` that `TaskAssess` names; None: it refuses. `attack` needs a classifier.
+    `compare` needs the function of `assess.py` that `TaskAssess` names; None: it refuses. `attack` needs a classifier
+    and `LINEAR_HEAD`.
     `generate` needs `use.py`. `onnx`: a released model leaves as an ONNX file too (`handover/onnx_export.py`), which
     needs a network that maps images to logits. `personalise`: a site may train a released model further and test it on
     its own patients, which needs such a network too.
@@ -62,7 +63,9 @@ class TaskStudy(Protocol):
 
     It may also have `COMMANDS: Commands`; without it none of these commands applies to the task. It may have `SOURCE:
     str`, the source of data that the task reads (`wardround.sources`); without it the task reads images. It may have
-    `PUBLIC_START: Mapping[str, str]`, what the weights of model.init = "phantom" are for a network, in words.
+    `PUBLIC_START: Mapping[str, str]`, what the weights of model.init = "phantom" are for a network, in words. It may
+    have `LINEAR_HEAD: Mapping[str, Mapping[str, Any]]`, by section the settings with which every study of the task
+    trains a linear head over features: `attack` plants its canaries in such a study.
     """
 
     NETWORKS: tuple[str, ...]  # values of model.name
@@ -194,6 +197,12 @@ def public_start(task: str, network: str) -> str:
     """What the weights of model.init = "phantom" are, for people."""
     known: Mapping[str, str] = getattr(study_part(task), "PUBLIC_START", {})
     return known.get(network, "weights learned from generated phantoms")
+
+
+def linear_head(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the task's `LINEAR_HEAD`; a task with `COMMANDS.attack` has it."""
+    found: Mapping[str, Mapping[str, Any]] = getattr(study_part(task), "LINEAR_HEAD", {})
+    return found
 
 
 def study_part(task: str) -> TaskStudy:

@@ -25,8 +25,8 @@ import numpy as np
 from scipy import stats
 from torch import Tensor, nn
 
-from wardround.sources.registry import source_name
 from wardround.study.load import Study, parse_study
+from wardround.tasks.registry import linear_head
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.training.batches import material_of
 from wardround_simulation.attack.system import CPU, Finding, System, passed, plain_training
@@ -36,6 +36,7 @@ CONFIDENCE = 0.95
 FALSE_ALARM = 1e-6  # probability of a false alarm, per figure
 HONEST_AUDITS = 1000
 _IMAGES_PER_CANARY = 2
+CANARIES_ASK = "Is the participation of planted patients no easier to guess than the plan allows?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def _judge(
         measured += ": less than a correct system shows: the canaries had no effect, so the audit is void"
     return Finding(
         name="canaries",
-        question="Is the participation of planted patients no easier to guess than the plan allows?",
+        question=CANARIES_ASK,
         measured=measured,
         limit=f"ε {plan.epsilon_asked:g}; correct system {band[0]:.2f}–{band[1]:.2f}, signal {expected:.2f} ± "
         f"{signal_limit:.2f}",
@@ -205,9 +206,8 @@ def canary_scores(system: System, study: Study, canaries: int, seed: int) -> tup
 def _head_study(study: Study, rate: float) -> Study:
     content = plain_training(study, rate).model_dump()
     content["model"].update(init="random", init_sha256=None, trainable="head")
-    if source_name(study) == "images":  # records have a head over features already
-        content["model"].update(name="phantom-encoder")
-        content["data"].update(channels="grey")
+    for section, settings in linear_head(study.study.task).items():
+        content[section].update(settings)
     return parse_study(content)
 
 

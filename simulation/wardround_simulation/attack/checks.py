@@ -31,7 +31,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.networks.weights import trained_parameters, weights_of
 from wardround.study.load import Study
-from wardround.tasks.classification.objective import trained_part
+from wardround.tasks.labelled.objective import reads_features, trained_part
 from wardround.wire.packets import Broadcast
 from wardround_client.clipping.hostile_weights import WEIGHTS, set_weights, weights_restored
 from wardround_client.ledger.ledger import Cap, Ledger
@@ -137,8 +137,11 @@ def sensitivity(system: System, study: Study, seed: int = 0) -> Finding:
     network, start = initial_network(study), start_of(study)
     images = (1, MANY_IMAGES, 3, 2)
     material = synthetic_material(study, network, images, seed)
-    if material.inputs_N.dtype == np.float32:
-        np.asarray(material.inputs_N)[material.index.rows_of(2)[0]] = np.nan
+    if reads_features(study):
+        poisoned = material.index.rows_of(2)
+        if plan.images_per_patient is None:  # else the draw would decide whether this patient has a gradient
+            poisoned = poisoned[:1]
+        np.asarray(material.inputs_N)[poisoned] = np.nan
     bare = _without_noise(plan)
     bare = replace(bare, max_grad_norm=_clip_that_bites(system, study, bare, network, material, start))
     whole = released_sums(system, study, bare, network, material, 1, start)[0]

@@ -43,6 +43,7 @@ SIDE_PX = 50  # every pooling layer divides evenly, so no pixels are lost
 RESTARTS_OF_PRIOR, STEPS_EACH = 14, 30
 FIRST_RATE, FIRST_PRIOR = 0.1, 0.5
 KINDS = ("raw", "clipped", "private")
+INVERSION_ASKS = "Can a patient's image be rebuilt from what a hospital sends?"
 _DENSE = 7  # index of the dense layer in the trunk; the layers before it are convolutional
 
 
@@ -110,7 +111,7 @@ def _judge(ratios: dict[str, np.ndarray], promised: bool) -> Finding:
         verdict, measured = "does not apply", f"the raw gradient yields {raw:.1f} dB: this attack fails on these images"
     return Finding(
         name="inversion",
-        question="Can a patient's image be rebuilt from what a hospital sends?",
+        question=INVERSION_ASKS,
         measured=measured,
         limit=f"the mean image, {mean:.1f} dB, for every patient",
         verdict=verdict,

@@ -40,6 +40,7 @@ CONFIDENCE, ALARM_CONFIDENCE = 0.95, 1 - 1e-5
 CONTRAST_PATIENTS = 120  # members, and as many others: enough to show the effect, few enough to memorise in seconds
 CONTRAST_SIDE_PX = 32
 CONTRAST_STEPS = 300
+MEMBERSHIP_ASKS = "Does the released model reveal which patients took part in its training?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def _judge(found: Attack, auc_limit: float, rate_limit: float) -> Finding:
     broken = found.surely_auc > auc_limit or found.surely_true_positive_rate > rate_limit
     return Finding(
         name="membership",
-        question="Does the released model reveal which patients took part in its training?",
+        question=MEMBERSHIP_ASKS,
         measured=f"AUC {found.auc:.3f} ({low:.3f}–{high:.3f}); finds {found.true_positive_rate:.1%} at 1 % false "
         "alarms",
         limit=f"at most AUC {auc_limit:.3f} and {rate_limit:.1%}, by theory",

@@ -15,18 +15,18 @@ import torch
 
 from wardround.errors import UsageError
 from wardround.identity import sha256_hex
-from wardround.sources.registry import source_name
 from wardround.storage.disk_errors import unwritable
 from wardround.tasks import TASKS
 from wardround.tasks.labelled.objective import reads_features
 from wardround.tasks.registry import commands_of
+from wardround_client.sources.registry import source_of
 from wardround_server.runs.paths import MODEL_FILE, RESULT_FILE
 from wardround_simulation.attack import checks, run_files
-from wardround_simulation.attack.canaries import CANARIES, SEEDS, audit_canaries
-from wardround_simulation.attack.inversion import invert
-from wardround_simulation.attack.membership import attack_run
+from wardround_simulation.attack.canaries import CANARIES, CANARIES_ASK, SEEDS, audit_canaries
+from wardround_simulation.attack.inversion import INVERSION_ASKS, invert
+from wardround_simulation.attack.membership import MEMBERSHIP_ASKS, attack_run
 from wardround_simulation.attack.result import AttackResult
-from wardround_simulation.attack.system import System
+from wardround_simulation.attack.system import Finding, System
 from wardround_simulation.engine import in_process
 from wardround_simulation.run.paths import ATTACK_FILE, SITES
 from wardround_simulation.run.preflight import write_json
@@ -49,11 +49,6 @@ def attack_folder(
     if not commands_of(study.study.task).attack:
         known = ", ".join(task for task in TASKS if commands_of(task).attack)
         raise UsageError(f"{folder}: attack supports runs of {known}; this is a run of {study.study.task}")
-    images = source_name(study) == "images"
-    if not images and not reads_features(study):
-        raise UsageError(
-            f"{folder}: attack supports records only where a head over features trains, not {study.model.name}"
-        )
     if reads_features(study):
         # Small tensors: more threads wait for each other, and take five times the work on a busy machine.
         torch.set_num_threads(1)
@@ -73,11 +68,16 @@ def attack_folder(
     stage("Guessing which patients took part")
     events = max((site.events for site in run.sites.values()), key=lambda events: sum(one.steps for one in events))
     members = attack_run(study, hospitals, run.released, events)
-    inverted = None
-    if images:
+    inverted, why = None, "rows of this study are no images"
+    if source_of(study.data).SHOWS_IMAGES:
         stage("Rebuilding images from one round's gradients")
         inverted = invert(system, study, hospitals, progress=pieces)
-    findings += [part.finding for part in (planted, members, inverted) if part is not None]
+        why = "too few training patients"
+    findings += [
+        planted.finding if planted else _left_out("canaries", CANARIES_ASK, "the study promises no privacy: ε = ∞"),
+        members.finding if members else _left_out("membership", MEMBERSHIP_ASKS, "no patient is held out"),
+        inverted.finding if inverted else _left_out("inversion", INVERSION_ASKS, why),
+    ]
     result = AttackResult(
         run_id=str(run.result["run_id"]),
         study_sha256=study.sha256(),
@@ -92,6 +92,10 @@ def attack_folder(
         seconds=round(time.monotonic() - started, 1),
     )
     return result, run
+
+
+def _left_out(name: str, question: str, why: str) -> Finding:
+    return Finding(name=name, question=question, measured=why, limit="–", verdict="does not apply")
 
 
 def write_attack(run: run_files.RunRecord, result: AttackResult, show_images: bool) -> Path:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from wardround.text import epsilon_of
 from wardround.wire.protocol import TRAIN
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
 from wardround_client.ledger.ledger import Attempt, Ledger
-from wardround_client.privacy.plan import plan_from_study
+from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
 from wardround_client.site.paths import LEDGER_FILE, REPLIES
 from wardround_client.site.site import ReplyFolder
 from wardround_client.training.batches import material_of
@@ -185,25 +185,17 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
     noise of different rounds and sites must not be correlated.
     """
     study, plan = record.study, plan_from_study(record.study)
-    simple = (
-        plan.private
-        and plan.sampling_rate == 1
-        and plan.images_per_patient is None
-        and plan.local_steps == 1
-        and study.training.optimizer == "sgd"
-        and study.training.weight_decay == 0
-        and reads_features(study)
-    )
     asked = "Is the noise in the messages sent by this run's hospitals as strong as planned?"
-    nothing = Finding(name="sent-noise", question=asked, measured="–", limit="–", verdict="does not apply")
+    why = _not_undone(study, plan)
     residues = []
-    if simple:
+    if why is None:
         sent = _sent(record)
         for hospital in hospitals:
             for round_, before, reply in sent.get(hospital.name, ()):
                 residues.append(_noise_in(study, hospital, round_, before, reply))
     if not residues:
-        return nothing
+        measured = why or "no message is kept together with the model before it"
+        return Finding(name="sent-noise", question=asked, measured=measured, limit="–", verdict="does not apply")
     noise_RD = np.stack(residues)
     n, total = noise_RD.size, float(np.square(noise_RD).sum())
     chance = 2 * min(stats.chi2.sf(total, n), stats.chi2.cdf(total, n))
@@ -224,13 +216,26 @@ def sent_noise(record: RunRecord, hospitals: Iterable[Hospital]) -> Finding:
     )
 
 
+def _not_undone(study: Study, plan: PrivacyPlan) -> str | None:
+    """Return why a message cannot be taken apart into the patients' part and the noise; None if it can."""
+    if not plan.private:
+        return "there is no noise: ε = ∞"
+    if not reads_features(study):
+        return f"the patients' part is recomputed only for a head over features, not for {study.model.name}"
+    if plan.sampling_rate != 1 or plan.images_per_patient is not None:
+        return "the secret draw of patients or of their rows cannot be repeated"
+    if plan.local_steps != 1 or study.training.optimizer != "sgd" or study.training.weight_decay != 0:
+        return "a message is more than one plain step, which cannot be undone"
+    return None
+
+
 def sent_mean(record: RunRecord) -> Finding:
     """Check each stored round's model against the mean of its replies. Does not apply to FedAdam."""
     settings = record.study.aggregation
     asked = "Is the model of the last rounds the mean of the hospitals' messages, weighted by their public weights?"
     nothing = Finding(name="sent-mean", question=asked, measured="–", limit="–", verdict="does not apply")
     if settings.strategy == "fedadam":
-        return nothing
+        return replace(nothing, measured="FedAdam moves the model by more than the mean of the messages")
     after = _checkpoints(record)
     replies: dict[int, dict[str, Weights]] = {}
     for name, entries in _sent(record).items():
@@ -247,7 +252,7 @@ def sent_mean(record: RunRecord) -> Finding:
             mean = sum(weight[name] / sum(weight.values()) * by_site[name][key].astype(np.float64) for name in by_site)
             gaps.append(float(np.abs(mean - array).max()) / (1e-6 + float(np.abs(array).max())))
     if not gaps:
-        return nothing
+        return replace(nothing, measured="no round is kept with all its messages and the model after it")
     return Finding(
         name="sent-mean",
         question=asked,

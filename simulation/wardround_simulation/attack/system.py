@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from wardround.accounting import Epsilon, spent
-from wardround.sources.images.study import image_data
 from wardround.study.load import Study, parse_study
 from wardround.tasks.labelled.objective import reads_features
 from wardround.tasks.labelled.scores import score
@@ -25,6 +24,7 @@ from wardround_client.privacy.plan import PrivacyPlan
 from wardround_client.privacy.sampling import Draw, PatientIndex, draw_patients
 from wardround_client.privacy.secure_random import SecretRandom
 from wardround_client.rounds.training import answer
+from wardround_client.sources.registry import source_of
 from wardround_client.training.batches import Material, material_of
 from wardround_client.training.train import train
 from wardround_server.rounds.loop import RunOutcome, run_rounds
@@ -124,7 +124,7 @@ def difference(first: Weights, second: Weights) -> Weights:
 
 
 def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], seed: int) -> Material:
-    """Return invented patients with `images[p]` images each, whose gradients at the study's start are long and alike.
+    """Return invented patients with `images[p]` rows each, whose gradients at the study's start are long and alike.
 
     Features lie far from zero. The images of a patient are similar, which is the worst case for a system that clips
     each image separately. Each image has the label to which the network gives the lowest probability.
@@ -137,9 +137,7 @@ def synthetic_material(study: Study, network: nn.Module, images: Sequence[int], 
         inputs_N = of_patient_PD[patient_N] + generator.normal(size=(len(patient_N), features))
         inputs_N = inputs_N.astype(np.float32)
     else:
-        size = image_data(study).shape_CHW
-        of_patient = generator.integers(0, 250, (len(images), *size))
-        inputs_N = (of_patient[patient_N] + generator.integers(0, 6, (len(patient_N), *size))).astype(np.uint8)
+        inputs_N = source_of(study.data).synthetic_patients(study.data, images, generator)
     everyone = np.ones(len(patient_N), dtype=bool)
     believed_N = score(network, plain_training(study, 1.0), start_of(study), inputs_N)
     labels_N = believed_N.argmin(1) if believed_N.ndim == 2 else (believed_N < 0.5)

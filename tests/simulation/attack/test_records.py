@@ -1,17 +1,16 @@
-"""The attacks on a model of records: a head over public features is attacked as one of images; others are refused."""
+"""The attacks on a model of records: every check runs or says why it does not apply."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from builders.networks import records_study
 
-from wardround.errors import UsageError
-from wardround.networks.build import initial_network
 from wardround.phantoms.stays import stays
-from wardround_simulation.attack import canaries, checks, membership, run
+from wardround_client.privacy.plan import plan_from_study
+from wardround_client.sources.records.source import row_shape
+from wardround_client.sources.registry import source_of
+from wardround_simulation.attack import canaries, checks, membership, run_files
 from wardround_simulation.attack.system import System
 
 
@@ -23,9 +22,10 @@ def test_canaries_reach_a_head_over_records() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["severity-head", "gru"])
 @pytest.mark.parametrize("check", checks.CHECKS, ids=lambda one: one.__name__)
-def test_every_check_of_the_system_passes_for_records(check) -> None:
-    assert check(System(), records_study("severity-head"), seed=0).verdict != "FAIL"
+def test_every_check_of_the_system_passes_for_records(check, name: str) -> None:
+    assert check(System(), records_study(name), seed=0).verdict == "pass"
 
 
 def test_rows_with_missing_values_can_be_memorised() -> None:
@@ -36,9 +36,35 @@ def test_rows_with_missing_values_can_be_memorised() -> None:
     assert drop_N[:15].mean() > drop_N[15:].mean()
 
 
-def test_a_recurrent_network_is_refused_in_one_line(tmp_path, monkeypatch) -> None:
-    study = records_study("gru")
-    assert initial_network(study).units == 32
-    monkeypatch.setattr(run.run_files, "read_run", lambda folder: SimpleNamespace(study=study))
-    with pytest.raises(UsageError, match="attack supports records only where a head over features trains, not gru"):
-        run.attack_folder(tmp_path, stage=lambda _: None, pieces=lambda done, total: None)
+def test_every_check_that_does_not_apply_says_why() -> None:
+    study = records_study("gru", privacy={"sampling_rate": 0.5, "images_per_patient": 1})
+    plan = plan_from_study(study)
+    assert "only for a head over features, not for gru" in str(run_files._not_undone(study, plan))
+    head = records_study("severity-head", training={"local_steps": 2, "learning_rate": 0.1})
+    assert "more than one plain step" in str(run_files._not_undone(head, plan_from_study(head)))
+    plain = records_study("severity-head")
+    assert run_files._not_undone(plain, plan_from_study(plain)) is None
+    without = records_study("severity-head", privacy={"epsilon": "inf"})
+    assert run_files._not_undone(without, plan_from_study(without)) == "there is no noise: ε = ∞"
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_one_patient_of_a_recurrent_network_moves_the_sum_by_no_more_than_c(rate: float) -> None:
+    """Also where one row of each patient is drawn: an invented patient's rows are equal, and no draw decides."""
+    study = records_study("gru", privacy={"sampling_rate": rate, "images_per_patient": 1})
+    found = checks.sensitivity(System(), study, seed=0)
+    assert found.verdict == "pass", found.measured
+
+
+def test_invented_patients_have_equal_rows_with_missing_values() -> None:
+    data = records_study("gru").data
+    rows_NTV = source_of(data).synthetic_patients(data, (2, 1, 3), np.random.default_rng(0))
+    assert rows_NTV.shape == (6, *row_shape(data)) and rows_NTV.dtype == np.float32
+    assert np.array_equal(rows_NTV[0], rows_NTV[1], equal_nan=True)
+    assert not np.array_equal(rows_NTV[1], rows_NTV[2], equal_nan=True)
+    assert 0.3 < np.isnan(rows_NTV).mean() < 0.95
+
+
+def test_canaries_of_a_recurrent_network_are_planted_in_a_head_over_features() -> None:
+    audited = canaries._head_study(records_study("gru", privacy={"images_per_patient": 1}), 0.1)
+    assert (audited.model.name, audited.model.trainable) == ("tabular-head", "head")

@@ -73,6 +73,14 @@ def differences(cohort: Cohort, data: ImageData) -> list[str]:
     return found
 
 
+def synthetic_patients(data: ImageData, rows: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """Return images of noise, uint8 (N, C, H, W): those of a patient differ by a few grey levels."""
+    patient_N = np.repeat(np.arange(len(rows)), rows)
+    size = row_shape(data)
+    of_patient = generator.integers(0, 250, (len(rows), *size))
+    return (of_patient[patient_N] + generator.integers(0, 6, (len(patient_N), *size))).astype(np.uint8)
+
+
 def forget_rows(folder: Path, hashes: Collection[str]) -> None:
     """Remove the cached decoding outcomes of these images from the cohort's folder."""
     forget_pixels(folder / DECODED_FILE, set(hashes))

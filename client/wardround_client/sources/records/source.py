@@ -72,6 +72,14 @@ def differences(cohort: Cohort, data: RecordsData) -> list[str]:
     ]
 
 
+def synthetic_patients(data: RecordsData, rows: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """Return random rows with missing values, float32 (N, T, V): those of a patient are equal."""
+    from wardround.sources.records.synthetic_rows import synthetic_rows
+
+    of_patient = synthetic_rows(data, len(rows), seed=int(generator.integers(2**31))).numpy()
+    return np.repeat(of_patient, rows, axis=0)
+
+
 def forget_rows(folder: Path, hashes: Collection[str]) -> None:
     """Remove the measurements that a killed ingest left; beside them and the cohort, no file holds a value."""
     from wardround_client.sources.records.grid.parts import remove_parts

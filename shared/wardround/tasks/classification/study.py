@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 NETWORKS = ("phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "densenet121")
 PHANTOM_WEIGHTS = ("phantom-encoder",)
 SECTION = None
+LINEAR_HEAD = {"model": {"name": "phantom-encoder"}, "data": {"channels": "grey"}}
 COMMANDS = Commands(attack=True, compare="settings", onnx=True, personalise=True)
 
 

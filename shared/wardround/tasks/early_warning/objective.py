@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from wardround.networks.weights import trained_parameters
 from wardround.sources.records.study import records_data
-from wardround.sources.records.vocabulary import load_vocabulary
+from wardround.sources.records.synthetic_rows import synthetic_rows
 from wardround.study.load import Study
 from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
 from wardround.tasks.labelled.objective import FEATURE_ROWS, binary_losses, head_of, loss_per_image
 from wardround.tasks.objective import Objective, StepTools, rows_as_read
 
 SAMPLE_ROWS = 7
-MISSING_SHARE = 0.7  # of the values of a synthetic row
 GROUP_ROWS = 64  # stays in one pass of the clipping engine: the hours follow one another, so small groups waste time
 
 usable_rows = labelled_rows
@@ -55,32 +54,11 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
         parameters=parameters,
         loss_per_image=mean_over_hours,
         augment=rows_as_read,
-        sample=lambda: synthetic_rows(study, SAMPLE_ROWS).to(tools.device),
+        sample=lambda: synthetic_rows(records_data(study), SAMPLE_ROWS).to(tools.device),
         outputs=1,
         rows_at_once=GROUP_ROWS,
         rows_in_a_group=GROUP_ROWS,
     )
-
-
-def synthetic_rows(study: Study, count: int) -> Tensor:
-    """Random rows in the study's shape and units, most values missing: for checks and timings, of no patient."""
-    data = records_data(study)
-    variables = load_vocabulary(data.vocabulary).variables
-    generator = torch.Generator().manual_seed(0)  # neither patient data nor secret
-    shape = (count, *data.row_shape)
-    centre_V = torch.tensor([one.centre for one in variables])
-    spread_V = torch.tensor([one.spread if one.scale == "linear" else one.centre / 2 for one in variables])
-    rows_NTV = centre_V + spread_V * torch.randn(shape, generator=generator).clamp(-1.5, 1.5)
-    for column, variable in enumerate(variables):
-        if variable.kind == "event":
-            rows_NTV[..., column] = 1.0
-        elif variable.kind == "category":
-            codes = torch.randint(0, len(variable.categories), shape[:2], generator=generator)
-            rows_NTV[..., column] = codes.float()
-        if variable.of_the_stay:
-            rows_NTV[:, 1:, column] = torch.nan
-    rows_NTV[torch.rand(shape, generator=generator) < MISSING_SHARE] = torch.nan
-    return rows_NTV
 
 
 def _random(rows: int, width: int) -> Tensor:

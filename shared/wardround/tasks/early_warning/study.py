@@ -19,6 +19,7 @@ PUBLIC_START = {
     "gru": "weights learned from simulated stays",
 }
 SECTION = None
+LINEAR_HEAD = {"model": {"name": "tabular-head"}, "data": {"window_hours": 1}}
 COMMANDS = Commands(attack=True, compare="settings", phantoms=True)
 
 

@@ -10,11 +10,13 @@ from builders.networks import records_study
 from wardround.errors import StudyError
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
+from wardround.sources.records.study import records_data
+from wardround.sources.records.synthetic_rows import synthetic_rows
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.early_warning.features.scaling import FARTHEST, ClinicalScale
 from wardround.tasks.early_warning.features.severity import SeverityScore
 from wardround.tasks.early_warning.features.summaries import StaySummaries, stay_statistics
-from wardround.tasks.early_warning.objective import mean_over_hours, synthetic_rows
+from wardround.tasks.early_warning.objective import mean_over_hours
 
 ICU = load_vocabulary("icu")
 
@@ -34,7 +36,7 @@ def network(name: str, **sections: dict) -> torch.nn.Module:
 
 
 def stays(count: int) -> torch.Tensor:
-    return synthetic_rows(records_study("gru"), count)
+    return synthetic_rows(records_data(records_study("gru")), count)
 
 
 def test_rows_are_scaled_as_the_vocabulary_says_and_cut():
