@@ -12,7 +12,7 @@ from wardround.handover.onnx_export import export
 from wardround.handover.package import MODEL_FILE, ONNX_FILE, RECORD_FILE, file_entry
 from wardround.metrics.calibration import Calibration
 from wardround.study.load import Study, parse_study
-from wardround.tasks.classification.familiarity import familiarity_of
+from wardround.tasks.classification.exported import exported
 
 CALIBRATION = Calibration(
     temperature=1.3, scale_variance=0.02, offset_variance=0.1, covariance=0.0, coverage=0.9,
@@ -45,8 +45,8 @@ def write_exported(folder: Path, study: Study | None = None, *, calibrated: bool
     study = study or nodule_study()
     write_package(folder, study)
     network = network_with(study, (folder / MODEL_FILE).read_bytes(), folder / MODEL_FILE)
-    familiarity, threshold = familiarity_of(study)
-    export(network, familiarity, study, folder / ONNX_FILE)
+    released, threshold = exported(network, study)
+    export(released, study, folder / ONNX_FILE)
     files = json.loads((folder / RECORD_FILE).read_text())["files"]
     edit_record(
         folder,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wardround.handover.package import MODEL_FILE, ONNX_FILE, RECORD_FILE, file_entry, model_files
+from wardround.handover.package import MODEL_FILE, ONNX_FILE, RECORD_FILE, file_entry, has_distance, model_files
 from wardround.networks.build import initial_network
 from wardround.networks.fingerprint import architecture_sha256
 from wardround.storage.checkpoint import save_checkpoint
@@ -41,7 +41,7 @@ def record_of(folder: Path, study: Study, architecture: str) -> dict[str, Any]:
         "privacy": {"epsilon_promised": study.privacy.epsilon, "delta": study.privacy.delta},
         "federated_test": None,
         "calibration": None,
-        "familiarity": {"threshold": 1.5} if ONNX_FILE in model_files(study) else None,
+        "familiarity": {"threshold": 1.5} if has_distance(study) else None,
         "unsafe": True,
         "unsafe_reasons": ["no attack report"],
         "attack": None,

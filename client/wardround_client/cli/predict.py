@@ -211,7 +211,7 @@ def explain(
         raise UsageError("--store needs --site, the folder with site.toml")
     archive = None if store is None or site is None else _archive(store, site, out)
     package = open_package(model)
-    if not package.has_onnx:
+    if not package.has_bundle:
         task = package.study.study.task
         raise UsageError(
             f"{path_text(model)}: explains no picture, because it is a model of {task}; for patients' records, "

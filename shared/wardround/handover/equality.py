@@ -1,7 +1,4 @@
-"""Compare an ONNX file with torch on a fixed set of images, chosen to be difficult for an exported graph.
-
-Shapes: N images, C channels, H rows, W columns.
-"""
+"""Compare an ONNX file with torch on a fixed set of rows, chosen by the task to be difficult for an exported graph."""
 
 from __future__ import annotations
 
@@ -10,42 +7,37 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from wardround.errors import ModelError
 from wardround.handover.onnx_model import AT_ONCE, onnx_model
 from wardround.handover.package import ONNX_FILE
-from wardround.phantoms.crops import CROP_PX, generate_crops
-from wardround.sources.images.study import image_data
 from wardround.study.load import Study
+from wardround.tasks.registry import exported_part
 
 TOLERANCE = 1e-5  # of the largest output, if that is above 1; the rounding of float32 in a ResNet reaches 4e-6
-SEED = 20261
-KINDS = 5
-MOST_DRAWS = 1000  # of levels for a tie; some 30 suffice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """The number of images compared, and the largest difference of logits and of distance.
+    """The number of rows compared, and the largest difference of any output.
 
-    A difference is |ONNX - torch| / max(1, the largest |torch| of all images), because the rounding of float32 grows
+    A difference is |ONNX - torch| / max(1, the largest |torch| of all rows), because the rounding of float32 grows
     with the output.
     """
 
-    images: int
+    rows: int
     largest: float
 
 
-def check_equality(released: nn.Module, content: bytes, study: Study, images: int = 60) -> Compared:
+def check_equality(released: nn.Module, content: bytes, study: Study, rows: int = 60) -> Compared:
     """Compare the outputs of an ONNX file with those of `released`, the module of which it was made.
 
     Raises:
         ModelError: They differ by more than `TOLERANCE`, or the content is not an ONNX file of this study.
     """
-    images_NCHW = fixed_images(study, images)
-    outputs = onnx_model(content, study).run(images_NCHW)
-    wanted = torch_outputs(released, images_NCHW)
+    rows_N = exported_part(study.study.task).fixed_rows(study, rows)
+    outputs = onnx_model(content, study).run(rows_N)
+    wanted = torch_outputs(released, rows_N)
     largest = max(
         float(np.abs(one - other).max() / max(1.0, np.abs(other).max()))
         for one, other in zip(outputs, wanted, strict=True)
@@ -54,86 +46,14 @@ def check_equality(released: nn.Module, content: bytes, study: Study, images: in
         raise ModelError(
             f"{ONNX_FILE}: differs from the network by {largest:.2g}, more than {TOLERANCE:g}; report this as a defect"
         )
-    return Compared(images=len(images_NCHW), largest=largest)
+    return Compared(rows=len(rows_N), largest=largest)
 
 
-def torch_outputs(released: nn.Module, images_NCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits (N, K) and distance (N,), float32, in evaluation mode."""
+def torch_outputs(released: nn.Module, rows_N: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the outputs of the module in evaluation mode, float32, N along the first axis of each."""
     parts = []
     with torch.no_grad():
-        for begin in range(0, len(images_NCHW), AT_ONCE):
-            parts.append(released.eval()(torch.from_numpy(images_NCHW[begin : begin + AT_ONCE])))
-    logits, distance = (torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True))
-    return logits, distance
-
-
-def fixed_images(study: Study, count: int) -> np.ndarray:
-    """Return `count` images of the study's shape, uint8 (N, C, H, W), always the same ones.
-
-    A fifth each: nodules as CT shows them, uniform noise, flat images and images of a few grey levels, smooth waves,
-    and images in which two thresholds separate dark from bright equally well (ties of Otsu's method).
-    """
-    channels, side = image_data(study).channel_count, image_data(study).image_size
-    each = -(-count // KINDS)
-    generator = np.random.default_rng(SEED)
-    kinds = (
-        _slices(each * channels, side),
-        generator.integers(0, 256, (each * channels, side, side), dtype=np.uint8),
-        np.stack([_few_levels(generator, side, number) for number in range(each * channels)]),
-        np.stack([_waves(generator, side) for _ in range(each * channels)]),
-        np.stack([_tie(generator, side) for _ in range(each * channels)]),
-    )
-    return np.concatenate([kind.reshape(each, channels, side, side) for kind in kinds])[:count]
-
-
-def _slices(count: int, side: int) -> np.ndarray:
-    crops_NHW = generate_crops(count, SEED).images_NHW
-    if crops_NHW.shape[1] != side:
-        resized = functional.interpolate(crops_NHW[:, None].float(), (side, side), mode="bilinear", antialias=True)
-        crops_NHW = resized[:, 0].round().clamp(0, 255).to(torch.uint8)
-    return crops_NHW.numpy()
-
-
-def _few_levels(generator: np.random.Generator, side: int, number: int) -> np.ndarray:
-    """One to five grey levels, among them 0 and 255; the first images are flat."""
-    levels = [(0,), (255,), (3,), (2, 3)][number] if number < 4 else generator.integers(0, 256, 1 + number % 5)
-    return generator.choice(np.asarray(levels, np.uint8), (side, side))
-
-
-def _waves(generator: np.random.Generator, side: int) -> np.ndarray:
-    rows, columns = np.mgrid[:side, :side] / side
-    angle, periods, phase = generator.uniform(0, np.pi), generator.uniform(0.5, 8), generator.uniform(0, 2 * np.pi)
-    wave = np.sin(2 * np.pi * periods * (rows * np.cos(angle) + columns * np.sin(angle)) + phase)
-    return np.round(127.5 + generator.uniform(2, 127) * wave).astype(np.uint8)
-
-
-def _tie(generator: np.random.Generator, side: int) -> np.ndarray:
-    """Three grey levels at equal distances with equally many pixels each, on padding: both thresholds are as good.
-
-    The levels are drawn until sums in float32 decide for another threshold than sums in float64, because only such an
-    image shows whether both sides add alike. The pixels are in the middle, which a network's crop keeps.
-    """
-    inner = min(side, CROP_PX)
-    for _ in range(MOST_DRAWS):
-        each = int(generator.integers(inner * inner // 12, inner * inner // 3))
-        middle, apart = int(generator.integers(60, 190)), int(generator.integers(1, 55))
-        levels = (middle - apart, middle, middle + apart)
-        if _threshold(levels, np.float32) != _threshold(levels, np.float64):
-            break
-    pixels = np.zeros(inner * inner, np.uint8)
-    for number, level in enumerate(levels):
-        pixels[number * each : (number + 1) * each] = level
-    image = np.zeros((side, side), np.uint8)
-    begin = (side - inner) // 2
-    image[begin : begin + inner, begin : begin + inner] = generator.permutation(pixels).reshape(inner, inner)
-    return image
-
-
-def _threshold(levels: tuple[int, ...], precision: type[np.floating]) -> int:
-    """Return Otsu's threshold of an image with equally many pixels of each level, with sums of this precision."""
-    share_L = np.zeros(256, np.float32)
-    share_L[list(levels)] = np.float32(1) / np.float32(len(levels))
-    below_L = share_L.cumsum(dtype=precision).astype(np.float32)
-    moment_L = (share_L * np.arange(256, dtype=np.float32)).cumsum(dtype=precision).astype(np.float32)
-    between_L = (moment_L[-1] * below_L - moment_L) ** 2 / np.maximum(below_L * (1 - below_L), np.float32(1e-4))
-    return int(np.where(below_L <= 0.995, between_L, 0).argmax())
+        for begin in range(0, len(rows_N), AT_ONCE):
+            found = released.eval()(torch.from_numpy(rows_N[begin : begin + AT_ONCE]))
+            parts.append(found if isinstance(found, tuple) else (found,))
+    return tuple(torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True))

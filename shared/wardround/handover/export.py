@@ -39,6 +39,7 @@ from wardround.storage.disk_errors import writing
 from wardround.storage.folders import make_folder
 from wardround.storage.text_file import path_text
 from wardround.study.load import Study
+from wardround.tasks.registry import commands_of
 
 EXPORT_LIMIT_S = 900.0  # DenseNet121 at 224 pixels takes 2.4 minutes on two busy cores
 STUDY_FILE = ".study.json"
@@ -140,7 +141,7 @@ def _completed(
         raise ModelError(f"{MODEL_FILE}: its architecture is not the one of the run; restore the folder from a backup")
     files = {name: file_entry(folder / name) for name in model_files(facts.study)}
     record = record_of(facts, decision, onnx, numbers=numbers, license=license, files=files)
-    if onnx is not None:
+    if onnx is not None and commands_of(facts.study.study.task).explain:
         for name, content in bundle_files(record, facts.study, (folder / ONNX_FILE).read_bytes()).items():
             path = folder / BUNDLE / name
             make_folder(path.parent)

@@ -1,12 +1,12 @@
-"""Write a released classifier as one ONNX file with its preprocessing, and prove that it computes what torch does.
+"""Write a released model as one ONNX file with its preprocessing, and prove that it computes what torch does.
 
     python -I -m wardround.handover.onnx_export STUDY.json MODEL.safetensors OUT.onnx
 
 The server starts this module as a process of its own, because it never imports torch. The process prints one line of
-JSON, `OnnxExport`. `package.py` describes the file's input and outputs.
+JSON, `OnnxExport`. The task says what the file reads and returns (`onnx_form` of its `release.py`).
 
-Every operator is exported as it is: crop, Otsu's threshold and the eight views are part of the graph. H and W are
-fixed to the study's image size, N is free.
+Every operator is exported as it is: crop, Otsu's threshold and the eight views of an image, and the features of a
+patient's record, are part of the graph. The shape of a row is fixed by the study, their number N is free.
 """
 
 from __future__ import annotations
@@ -22,69 +22,55 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wardround.errors import ModelError, WardroundError
 from wardround.handover.equality import check_equality
 from wardround.handover.network import network_with
-from wardround.handover.onnx_model import DISTANCE, IMAGES, LOGITS, OPSET
+from wardround.handover.onnx_model import OPSET
 from wardround.networks.fingerprint import architecture_sha256
-from wardround.sources.images.study import image_data
 from wardround.storage.atomic import write_file
 from wardround.storage.disk_errors import writing
 from wardround.study.load import Study, study_from_json
-from wardround.tasks.classification.familiarity import familiarity_of
+from wardround.tasks.registry import exported_part, release_part
 
 LARGEST_BATCH = 2**20  # of the exported graph; a bound that torch.export needs, and no limit in practice
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxExport:
-    """What an export found: the network's architecture, the threshold of `distance`, and the equality with torch.
+    """What an export found: the network's architecture, the threshold of `distance` if there is such an output, and the
+    equality with torch.
 
-    `largest_difference` over `images_compared` images is that of `equality.Compared`.
+    `largest_difference` over `images_compared` rows is that of `equality.Compared`.
     """
 
     architecture_sha256: str
-    familiarity_threshold: float
+    familiarity_threshold: float | None
     images_compared: int
     largest_difference: float
 
 
-class Released(nn.Module):
-    """The network and its familiarity score as one module with two outputs."""
-
-    def __init__(self, network: nn.Module, familiarity: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.familiarity = familiarity
-
-    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """images_NCHW, uint8 -> logits (N, K) and distance (N,), float32."""
-        return self.network(images_NCHW), self.familiarity(images_NCHW)
-
-
-def export(network: nn.Module, familiarity: nn.Module, study: Study, path: Path) -> None:
-    """Write `network` and `familiarity` to one ONNX file, atomically.
+def export(released: nn.Module, study: Study, path: Path) -> None:
+    """Write a module to one ONNX file, atomically.
 
     Args:
-        network: Maps images (N, C, H, W) to logits (N, K).
-        familiarity: Maps images (N, C, H, W), uint8, to a distance (N,) float32.
-        study: Its `[data]` gives C, H and W.
+        released: Has the input and the outputs of the task's `onnx_form`.
+        study: The study that trained it.
         path: The file to write.
 
     Raises:
         ModelError: torch cannot export the network (one line).
         UsageError: The file cannot be written.
     """
-    released = Released(network, familiarity).eval()
-    sample = torch.zeros(2, *image_data(study).shape_CHW, dtype=torch.uint8)
+    form = release_part(study.study.task).onnx_form(study)
+    sample = torch.zeros(2, *form.row_shape, dtype=getattr(torch, form.dtype))
     batch = torch.export.Dim("N", min=1, max=LARGEST_BATCH)
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
-                released, (sample,), dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
-                input_names=[IMAGES], output_names=[LOGITS, DISTANCE], dynamic_shapes=({0: batch},),
+                released.eval(), (sample,), dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
+                input_names=[form.input], output_names=list(form.outputs), dynamic_shapes=({0: batch},),
             )  # fmt: skip
     except Exception as error:  # the exporter raises errors of many types
         raise ModelError(
@@ -97,19 +83,19 @@ def export(network: nn.Module, familiarity: nn.Module, study: Study, path: Path)
 
 
 def export_file(study: Study, model: Path, path: Path) -> OnnxExport:
-    """Export the released model of a study, and compare the written file with torch on many images.
+    """Export the released model of a study, and compare the written file with torch on many rows.
 
     Raises:
         ModelError: The file does not fit the study, cannot be exported, or the ONNX file computes something else.
     """
     network = network_with(study, model.read_bytes(), model)
-    familiarity, threshold = familiarity_of(study)
-    export(network, familiarity, study, path)
-    compared = check_equality(Released(network, familiarity), path.read_bytes(), study)
+    released, threshold = exported_part(study.study.task).exported(network, study)
+    export(released, study, path)
+    compared = check_equality(released, path.read_bytes(), study)
     return OnnxExport(
         architecture_sha256=architecture_sha256(network),
         familiarity_threshold=threshold,
-        images_compared=compared.images,
+        images_compared=compared.rows,
         largest_difference=compared.largest,
     )
 

@@ -1,6 +1,6 @@
 """Run the ONNX file of an exported model with onnxruntime alone: no torch, and no other file than the ONNX file.
 
-Shapes: N images, C channels, H rows, W columns, K outputs.
+Shapes: N rows of the shape that the task's `onnx_form` states.
 """
 
 from __future__ import annotations
@@ -13,41 +13,37 @@ import numpy as np
 
 from wardround.errors import ModelError
 from wardround.handover.package import ONNX_FILE, Package, read_model
-from wardround.sources.images.study import image_data
 from wardround.study.load import Study
+from wardround.tasks.onnx_form import OnnxForm
+from wardround.tasks.registry import release_part
 
-IMAGES, LOGITS, DISTANCE = "images", "logits", "distance"
 OPSET = 20
-AT_ONCE = 16  # images in one pass: a process with DenseNet121 at 224 pixels then takes 0.8 GB
+AT_ONCE = 16  # rows in one pass: a process with DenseNet121 at 224 pixels then takes 0.8 GB
 OWN_OPERATORS = ("", "ai.onnx")  # the standard operators; another domain would need a library of its own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnnxModel:
-    """An ONNX file that is ready to run. `image_shape` is (C, H, W); `outputs` is K."""
+    """An ONNX file that is ready to run."""
 
     session: Any
-    image_shape: tuple[int, int, int]
-    outputs: int
+    form: OnnxForm
 
-    def run(self, images_NCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images, uint8 (N, C, H, W) -> logits, float32 (N, K), and distance, float32 (N,).
+    def run(self, rows_N: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows as the form states -> its outputs in their order, float32, N along the first axis of each.
 
-        Raises `ModelError` for images of another type or size.
+        Raises `ModelError` for rows of another type or shape.
         """
-        if images_NCHW.dtype != np.uint8 or images_NCHW.ndim != 4 or images_NCHW.shape[1:] != self.image_shape:
-            raise ModelError(
-                f"the model reads images uint8 (N, {', '.join(map(str, self.image_shape))}), "
-                f"not {images_NCHW.dtype} {images_NCHW.shape}"
-            )
-        logits = [np.empty((0, self.outputs), np.float32)]
-        distance = [np.empty(0, np.float32)]
-        for begin in range(0, len(images_NCHW), AT_ONCE):
-            batch = np.ascontiguousarray(images_NCHW[begin : begin + AT_ONCE])
-            found = self.session.run([LOGITS, DISTANCE], {IMAGES: batch})
-            logits.append(found[0])
-            distance.append(found[1])
-        return np.concatenate(logits), np.concatenate(distance)
+        form = self.form
+        if rows_N.dtype != form.dtype or rows_N.ndim != 1 + len(form.row_shape) or rows_N.shape[1:] != form.row_shape:
+            wanted = f"{form.input} {form.dtype} {form.shape_text}"
+            raise ModelError(f"the model reads {wanted}, not {rows_N.dtype} {rows_N.shape}")
+        parts = [[np.empty((0, *shape), np.float32)] for shape in form.outputs.values()]
+        for begin in range(0, len(rows_N), AT_ONCE):
+            batch = np.ascontiguousarray(rows_N[begin : begin + AT_ONCE])
+            for part, found in zip(parts, self.session.run(list(form.outputs), {form.input: batch}), strict=True):
+                part.append(found)
+        return tuple(np.concatenate(part) for part in parts)
 
 
 def open_onnx(package: Package, threads: int | None = None) -> OnnxModel:
@@ -79,16 +75,15 @@ def onnx_model(content: bytes, study: Study, threads: int | None = None) -> Onnx
     except Exception as error:  # onnxruntime has no common base class
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{ONNX_FILE}: onnxruntime cannot open it: {reason}") from None
-    shape, outputs = image_data(study).shape_CHW, 1 if len(study.data.labels) == 2 else len(study.data.labels)
+    form = release_part(study.study.task).onnx_form(study)
     wanted = [
-        (IMAGES, "tensor(uint8)", list(shape)),
-        (LOGITS, "tensor(float)", [outputs]),
-        (DISTANCE, "tensor(float)", []),
+        (form.input, {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[form.dtype], list(form.row_shape)),
+        *((name, "tensor(float)", list(shape)) for name, shape in form.outputs.items()),
     ]
     found = [(one.name, one.type, list(one.shape[1:])) for one in (*session.get_inputs(), *session.get_outputs())]
     if found != wanted:
         raise ModelError(f"{ONNX_FILE}: its inputs and outputs are not those of the study; export the model again")
-    return OnnxModel(session=session, image_shape=shape, outputs=outputs)
+    return OnnxModel(session=session, form=form)
 
 
 def check_self_contained(content: bytes) -> None:

@@ -4,11 +4,14 @@
     model.onnx           the network with its preprocessing: see below; absent for tasks that are not exported to ONNX
     model.json           this model in one document, `ModelRecord`; names the hash of each file above and of the bundle
     model-card.md        the model card for people; model-card.html and model-card.json have the same content
-    bundle/              the ONNX file as a MONAI bundle
+    bundle/              the ONNX file as a MONAI bundle; for images only
 
-The ONNX file has one input, `images`: uint8 (N, C, H, W), grey values 0..255, H = W = `data.image_size` of the study,
-any N. It has two outputs: `logits`, float32 (N, K), with K = 1 for two labels, and `distance`, float32 (N,), which is
-above `familiarity.threshold` of model.json for an image unlike those that the network knows.
+The ONNX file of a classification has one input, `images`: uint8 (N, C, H, W), grey values 0..255, H = W =
+`data.image_size` of the study, any N. It has two outputs: `logits`, float32 (N, K), with K = 1 for two labels, and
+`distance`, float32 (N,), which is above `familiarity.threshold` of model.json for an image unlike those that the
+network knows. That of an early warning reads `rows`, float32 (N, hours, variables), NaN for what is missing, and has
+one output, `logits`, float32 (N, 1), or (N, hours) for a network with a risk at every hour. The card lists the
+variables.
 
 A folder comes from somebody else, so nothing in it is trusted: every size has a limit, every text is validated, and no
 name from a file is used as a path. The hashes detect damage and files of different exports. They prove no origin: for
@@ -36,7 +39,8 @@ from wardround.storage.disk_errors import cause
 from wardround.storage.text_file import path_text
 from wardround.storage.toml import MOST_OF_A_KEY
 from wardround.study.load import Study, parse_study
-from wardround.tasks.registry import commands_of
+from wardround.tasks.onnx_form import DISTANCE
+from wardround.tasks.registry import commands_of, release_part
 
 SCHEMA = 1
 MODEL_FILE, ONNX_FILE, RECORD_FILE = "model.safetensors", "model.onnx", "model.json"
@@ -159,6 +163,11 @@ class Package:
         """Whether the model left as an ONNX file too."""
         return ONNX_FILE in self.content["files"]
 
+    @property
+    def has_bundle(self) -> bool:
+        """Whether the ONNX file left as a MONAI bundle too, and explains pictures."""
+        return self.has_onnx and commands_of(self.study.study.task).explain
+
 
 def open_package(folder: Path) -> Package:
     """Read model.json and check the hashes of the model's files.
@@ -263,11 +272,17 @@ def _check_agreement(record: ModelRecord, study: Study, path: Path) -> None:
         "architecture": study.model.name,
         "labels": study.data.labels,
         "files": set(model_files(study)),
-        "familiarity": ONNX_FILE in model_files(study),
+        "familiarity": has_distance(study),
     }
     for name, value in written.items():
         if value != right[name]:
             raise ModelError(f"{path_text(path)}: {name} does not fit the study in it; export the model again")
+
+
+def has_distance(study: Study) -> bool:
+    """Return whether the ONNX file of a study's model has the output `distance`, for which a record has a threshold."""
+    task = study.study.task
+    return commands_of(task).onnx and DISTANCE in release_part(task).onnx_form(study).outputs
 
 
 def _check_file(folder: Path, name: str, record: ModelRecord) -> None:

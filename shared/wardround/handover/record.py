@@ -39,7 +39,7 @@ class OnnxFacts:
     """What the export of the ONNX file found (`onnx_export.OnnxExport`)."""
 
     architecture_sha256: str
-    familiarity_threshold: float
+    familiarity_threshold: float | None
     images_compared: int
     largest_difference: float
 
@@ -91,7 +91,7 @@ def record_of(
         "federated_test": figures,
         "simulated_test": _simulated_test(result),
         "calibration": (figures or {}).get("fitted_calibration"),
-        "familiarity": None if onnx is None else {"threshold": onnx.familiarity_threshold},
+        "familiarity": _familiarity(onnx),
         "onnx": None if onnx is None else _comparison(onnx),
         "unsafe": decision.unsafe,
         "unsafe_reasons": list(decision.reasons),
@@ -119,6 +119,13 @@ def _simulated_test(result: Mapping[str, Any]) -> dict[str, Any] | None:
     by_patient = (result.get("test") or {}).get("unit") == "patient"  # where a patient has one row
     found = {"images": None if by_patient else result.get("test"), "patients": result.get("test_by_patient")}
     return {unit: dict(figures) for unit, figures in found.items() if figures and "auc" in figures} or None
+
+
+def _familiarity(onnx: OnnxFacts | None) -> dict[str, Any] | None:
+    """Return the threshold of `distance`, or None if no file has this output."""
+    if onnx is None or onnx.familiarity_threshold is None:
+        return None
+    return {"threshold": onnx.familiarity_threshold}
 
 
 def _comparison(onnx: OnnxFacts) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from wardround.handover.package import (
     open_package,
     read_model,
 )
+from wardround.sources.registry import of_study
 from wardround.storage.text_file import path_text
 
 
@@ -72,7 +73,7 @@ def verify(folder: Path) -> list[Finding]:
     if package.has_onnx:
         passes("onnx", lambda: _onnx(package))
     passes("cards", lambda: _cards(package))
-    if package.has_onnx:
+    if package.has_bundle:
         passes("bundle", lambda: _bundle(package))
     return findings
 
@@ -115,15 +116,14 @@ def _architecture(package: Package) -> str:
 def _onnx(package: Package) -> str:
     from wardround.handover.equality import check_equality
     from wardround.handover.network import load_network
-    from wardround.handover.onnx_export import Released
-    from wardround.tasks.classification.familiarity import familiarity_of
+    from wardround.tasks.registry import exported_part
 
-    familiarity, threshold = familiarity_of(package.study)
-    if threshold != package.content["familiarity"]["threshold"]:
+    released, threshold = exported_part(package.study.study.task).exported(load_network(package), package.study)
+    if threshold != (package.content["familiarity"] or {}).get("threshold"):
         raise ModelError(f"{RECORD_FILE}: familiarity.threshold is that of another version; export the model again")
-    released = Released(load_network(package), familiarity)
     compared = check_equality(released, read_model(package, ONNX_FILE), package.study)
-    return f"equals torch on {compared.images} images; largest difference {compared.largest:.1e} of the largest output"
+    rows = f"{compared.rows} {of_study(package.study).ROW}s"
+    return f"equals torch on {rows}; largest difference {compared.largest:.1e} of the largest output"
 
 
 def _cards(package: Package) -> str:

@@ -22,6 +22,7 @@ class SourceStudy(Protocol):
     SECTION: type[DataSection]  # `[data]` in the file
     ROW: str  # what one row of a cohort is, for people: "image", "record"
 
+    HUB_TASK: str  # what Hugging Face calls a classification of such rows
     UNLIKE: str  # how other data of this source may differ, for the limits of a model: "another kind"
 
     def check(self, study: Study) -> None:

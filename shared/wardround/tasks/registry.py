@@ -6,6 +6,7 @@
     networks.py     yes      `networks/build.py`: the task's networks with their initial weights
     objective.py    yes      a site: the rows to train on, the loss, and the score of a held-out patient
     assess.py       yes      the simulation: how good a model is
+    exported.py     yes      export and `verify`: the module of the ONNX file; only tasks with `COMMANDS.onnx` have it
     use.py          yes      programs that use a trained model; only tasks with `COMMANDS.generate` have it
 
 Modules satisfy these protocols structurally. They are named by strings and imported on first use, because a server must
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from wardround.study.schema import DataSection, ModelSection, Section
     from wardround.tasks.assessment import Assessment, ReportTable, Row, SiteData, SyntheticImages, Trainer
     from wardround.tasks.objective import Objective, StepTools
+    from wardround.tasks.onnx_form import OnnxForm
 
 Weights = TypeVar("Weights")
 
@@ -46,8 +48,9 @@ class Commands:
     `compare` needs the function of `assess.py` that `TaskAssess` names; None: it refuses. `attack` needs a classifier
     and `LINEAR_HEAD`.
     `generate` needs `use.py`. `onnx`: a released model leaves as an ONNX file too (`handover/onnx_export.py`), which
-    needs a network that maps images to logits. `personalise`: a site may train a released model further and test it on
-    its own patients, which needs such a network too.
+    needs `exported.py` and `onnx_form` of `release.py`. `explain`: the file shows on a picture why the model decides
+    so, and leaves as a MONAI bundle, which needs images. `personalise`: a site may train a released model further and
+    test it on its own patients, which needs a network that maps rows to logits.
     """
 
     phantoms: bool = False
@@ -55,6 +58,7 @@ class Commands:
     attack: bool = False
     generate: bool = False
     onnx: bool = False
+    explain: bool = False
     personalise: bool = False
 
 
@@ -80,7 +84,7 @@ class TaskStudy(Protocol):
 
 
 class TaskRelease(Protocol):
-    """`release.py`: the figures and the model that leave a federation."""
+    """`release.py`: the figures and the model that leave a federation. `onnx_form` is needed with `COMMANDS.onnx`."""
 
     SCORES_LABELS: bool  # whether the released counts are of scores for two labels, and so have an AUC
 
@@ -97,6 +101,21 @@ class TaskRelease(Protocol):
 
     def card_lines(self, figures: Mapping[str, Any]) -> list[str]:
         """Return the lines of the model card about the task's own figures, in Markdown."""
+
+    def onnx_form(self, study: Study) -> OnnxForm:
+        """Return what the ONNX file of a released model reads and returns."""
+
+
+class TaskExported(Protocol):
+    """`exported.py`: the module of the ONNX file."""
+
+    def exported(self, network: nn.Module, study: Study) -> tuple[nn.Module, float | None]:
+        """Return a module with the input and outputs of `release.onnx_form`, and the largest `distance` of a row that
+        resembles what the network knows; None if the file has no such output.
+        """
+
+    def fixed_rows(self, study: Study, count: int) -> np.ndarray:
+        """Return `count` rows, always the same ones, on which an exported graph is likely to differ from torch."""
 
 
 class TaskNetworks(Protocol):
@@ -228,6 +247,11 @@ def objective_part(task: str) -> TaskObjective:
 def assess_part(task: str) -> TaskAssess:
     """The task's `assess.py`."""
     return cast(TaskAssess, _module(task, "assess"))
+
+
+def exported_part(task: str) -> TaskExported:
+    """Return the `exported.py` of a task with `COMMANDS.onnx`."""
+    return cast(TaskExported, _module(task, "exported"))
 
 
 def use_part(task: str) -> TaskUse:

@@ -193,7 +193,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     }
     save_model(out, study, result, network, assessed.weights, architecture)
     example: Sequence[ReportSection] = ()
-    if settings.phantoms and commands_of(study.study.task).onnx:
+    if settings.phantoms and commands_of(study.study.task).explain:
         listener.stage("Predicting and explaining one held-out image")
         from wardround_simulation.run.example import write_example  # loads what only this needs, onnx for one
 

@@ -18,7 +18,7 @@ from wardround.handover.onnx_export import export
 from wardround.handover.onnx_model import onnx_model
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
-from wardround.tasks.classification.familiarity import familiarity_of
+from wardround.tasks.classification.exported import exported
 
 HOSTILE = ("$__import__('os').system('touch executed')", "@network_def", "%configs/metadata.json")
 # The mandatory keys of MONAI's bundle specification; its JSON schema is on a server that tests cannot reach.
@@ -67,7 +67,7 @@ def onnx_of(tmp_path_factory: pytest.TempPathFactory):
     def make(study: Study) -> bytes:
         if (key := study.canonical()) not in made:
             path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-            export(initial_network(study), familiarity_of(study)[0], study, path)
+            export(exported(initial_network(study), study)[0], study, path)
             made[key] = path.read_bytes()
         return made[key]
 

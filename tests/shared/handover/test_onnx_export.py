@@ -15,11 +15,12 @@ from onnx import TensorProto, helper
 
 from wardround.errors import ModelError
 from wardround.handover import equality
-from wardround.handover.equality import check_equality, fixed_images, torch_outputs
-from wardround.handover.onnx_export import Released, export
+from wardround.handover.equality import check_equality, torch_outputs
+from wardround.handover.onnx_export import export
 from wardround.handover.onnx_model import check_self_contained, onnx_model
 from wardround.networks.build import initial_network
 from wardround.study.load import Study, parse_study
+from wardround.tasks.classification.exported import Released, fixed_rows
 from wardround.tasks.classification.familiarity import familiarity_of
 
 NETWORKS = (  # name, init, trainable, pixels, labels
@@ -75,7 +76,7 @@ def exported(study: Study, folder: Path) -> tuple[Released, Path]:
     path = folder / "model.onnx"
     if (key := study.canonical()) not in _FILES:
         module = released(study)
-        export(module.network, module.familiarity, study, path)
+        export(module, study, path)
         _FILES[key] = path.read_bytes()
     path.write_bytes(_FILES[key])
     return released(study), path
@@ -88,7 +89,7 @@ def test_onnx_equals_torch(tmp_path: Path, network) -> None:
     study = classification(*network)
     module, path = exported(study, tmp_path)
     found = check_equality(module, path.read_bytes(), study)
-    assert found.images == 60 and 0 <= found.largest <= 1e-5
+    assert found.rows == 60 and 0 <= found.largest <= 1e-5
     outputs, wanted = onnx_model(path.read_bytes(), study).run(IMAGES), torch_outputs(module, IMAGES)
     assert np.abs(outputs[0] - wanted[0]).max() <= 1e-5
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]  # no file with weights beside it
@@ -100,13 +101,13 @@ def test_onnx_equals_torch(tmp_path: Path, network) -> None:
 def test_onnx_equals_torch_on_500_images(tmp_path: Path, network) -> None:
     study = classification(*network)
     module, path = exported(study, tmp_path)
-    assert check_equality(module, path.read_bytes(), study, images=500).images == 500
+    assert check_equality(module, path.read_bytes(), study, rows=500).rows == 500
 
 
 def test_an_image_gives_the_same_outputs_alone_and_in_a_batch(tmp_path: Path) -> None:
     study = classification(*HEAD)
     _, path = exported(study, tmp_path)
-    model, images = onnx_model(path.read_bytes(), study), fixed_images(study, 37)  # three passes
+    model, images = onnx_model(path.read_bytes(), study), fixed_rows(study, 37)  # three passes
     logits, distance = model.run(images)
     assert logits.shape == (37, 1) and distance.shape == (37,) and logits.dtype == distance.dtype == np.float32
     for row in (0, 15, 16, 36):
@@ -122,7 +123,7 @@ def test_an_image_gives_the_same_outputs_alone_and_in_a_batch(tmp_path: Path) ->
 def test_the_fixed_images_contain_ties_that_an_otsu_threshold_in_float32_decides_differently() -> None:
     """Without these images the comparison would not show that both sides add in the same precision."""
     study = classification(*HEAD)
-    images = torch.from_numpy(fixed_images(study, 500)[400:].reshape(100, -1)).float()
+    images = torch.from_numpy(fixed_rows(study, 500)[400:].reshape(100, -1)).float()
     counts = torch.stack([torch.bincount(row.long(), minlength=256) for row in images]).double()
     counts[:, :3] = 0
     share = counts / counts.sum(1, keepdim=True)
@@ -154,7 +155,7 @@ def test_a_difference_that_is_not_a_number_is_refused(tmp_path: Path, monkeypatc
 def test_onnxruntime_alone_runs_the_file(tmp_path: Path) -> None:
     study = classification(*HEAD)
     module, path = exported(study, tmp_path)
-    images = fixed_images(study, 20)
+    images = fixed_rows(study, 20)
     np.save(tmp_path / "images.npy", images)
     code = f"""
 import sys

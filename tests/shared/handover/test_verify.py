@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders.handover import attack_report, export_in_process, write_report
+from builders.networks import records_study
 from builders.packages import edit_record
 from builders.runs import study_of
 from paths import ROOT
@@ -241,6 +242,22 @@ def test_a_generative_model_leaves_without_an_onnx_file(tmp_path: Path) -> None:
         "cards",
     ]
     assert not open_package(folder).has_onnx
+
+
+def test_a_risk_model_leaves_with_an_onnx_file_and_without_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_in_process(monkeypatch)
+    heart = {"vocabulary": "heart", "window_hours": 1, "outcome": "num", "labels": ["healthy", "diseased"]}
+    study = records_study("tabular-head", hours=1, data=heart, model={"init": "phantom"})
+    folder = exported(tmp_path, study)
+    assert [one.name for one in verify(folder) if one.passed] == ["record", "files", "architecture", "onnx", "cards"]
+    package, card = open_package(folder), (folder / "model-card.md").read_text()
+    assert package.has_onnx and not package.has_bundle and package.content["familiarity"] is None
+    assert "rows, float32 (N, 1, " in card and "the logit of diseased" in card and "| chol | " in card
+    assert 'pipeline_tag: "tabular-classification"' in card and "records that are unlike" in card
+    (folder / "model.onnx").write_bytes(b"other")
+    assert "differs from its hash" in failed(folder)["record"]
 
 
 @pytest.mark.slow

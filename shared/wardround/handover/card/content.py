@@ -19,11 +19,11 @@ from wardround.handover.card.figures import (
     released_weights_line,
 )
 from wardround.handover.card.metadata import metadata_of
-from wardround.sources.images.study import image_data
 from wardround.sources.registry import of_study
 from wardround.study.describe import learns, network, reads
 from wardround.study.load import Study
-from wardround.tasks.registry import public_start
+from wardround.tasks.onnx_form import DISTANCE, OnnxForm
+from wardround.tasks.registry import public_start, release_part
 from wardround.text import bytes_text, count_text, epsilon_of, epsilon_text
 from wardround.wire.reply_codes import code_text
 
@@ -45,10 +45,10 @@ def card_of_record(record: Record, study: Study) -> Card:
     sections = [
         _section("Model details", _details(record, study)),
         _section("Uses", _uses(record, study)),
-        _section("Limits, bias and risks", _limits(record)),
+        _section("Limits, bias and risks", _limits(record, study)),
         _section("How to use it", _how_to(record, study)),
         _section("Training data", _data(record, study)),
-        _section("Evaluation", _evaluation(record)),
+        _section("Evaluation", _evaluation(record, study)),
         _section("Calibration", _calibration(record)),
         _section("Privacy", _privacy(record, study)),
         _section("Attack", _attack(record)),
@@ -121,7 +121,7 @@ def _uses(record: Record, study: Study) -> list[Block]:
     ]
 
 
-def _limits(record: Record) -> list[Block]:
+def _limits(record: Record, study: Study) -> list[Block]:
     items = [
         "No figures by sex, age, scanner or hospital are part of this card unless they appear under Evaluation; "
         "performance in such groups may be lower.",
@@ -130,7 +130,7 @@ def _limits(record: Record) -> list[Block]:
     if record["phantoms"]:
         items.insert(0, "It was trained and tested on generated phantoms; nothing is known about real patients.")
     if record["onnx"] and not _is_judged(record):
-        items.append("It does not detect images that are unlike those it was trained on.")
+        items.append(f"It does not detect {of_study(study).ROW}s that are unlike those it was trained on.")
     if record["calibration"] is None:
         items.append("Its probabilities are not calibrated.")
     return [bullets(items)]
@@ -149,28 +149,34 @@ def _how_to(record: Record, study: Study) -> list[Block]:
                 "image to scores: it needs Wardround. There is no ONNX file and no MONAI bundle."
             )
         ]
-    side, channels = image_data(study).image_size, image_data(study).channel_count
-    labels = record["labels"]
-    outputs = (
-        f"(N, 1), the logit of {labels[1]}" if len(labels) == 2 else f"(N, {len(labels)}), the logit of each label"
-    )
+    form = release_part(record["task"]).onnx_form(study)
+    names = ", ".join(form.outputs)
+    asked = ", ".join(f'"{name}"' for name in form.outputs)
+    zeros = ", ".join(map(str, (1, *form.row_shape)))
+    return [
+        paragraph(
+            f"model.onnx needs onnxruntime alone. Input: {form.input}, {form.dtype} {form.shape_text}, {form.reads}. "
+            f"Outputs: logits, float32 {form.logits}{_distance(record, form)} {_probability(record)}"
+        ),
+        *([table(("column", "meaning"), form.columns)] if form.columns else []),
+        Block(
+            code="import numpy, onnxruntime\n"
+            'session = onnxruntime.InferenceSession("model.onnx")\n'
+            f"{form.input} = numpy.zeros(({zeros}), numpy.{form.dtype})  # your {form.input}\n"
+            f'{names}{"," if len(form.outputs) == 1 else ""} = session.run([{asked}], {{"{form.input}": {form.input}}})'
+        ),
+    ]
+
+
+def _distance(record: Record, form: OnnxForm) -> str:
+    """Return the end of the sentence about the outputs: what `distance` is, where the file has it."""
+    if DISTANCE not in form.outputs:
+        return "."
     distance = "It is always 0, because there is no reference for images of this kind: unlike images are not detected."
     if _is_judged(record):
         limit = record["familiarity"]["threshold"]
         distance = f"Refuse an image whose distance is above {limit:g}: it is unlike the images that the network knows."
-    return [
-        paragraph(
-            f"model.onnx needs onnxruntime alone. Input: images, uint8 (N, {channels}, {side}, {side}), grey values "
-            "0..255 in the window of the study; all other preprocessing is inside. Outputs: logits, float32 "
-            f"{outputs}; and distance, float32 (N,). {distance} {_probability(record)}"
-        ),
-        Block(
-            code="import numpy, onnxruntime\n"
-            'session = onnxruntime.InferenceSession("model.onnx")\n'
-            f"images = numpy.zeros((1, {channels}, {side}, {side}), numpy.uint8)  # your images\n"
-            'logits, distance = session.run(["logits", "distance"], {"images": images})'
-        ),
-    ]
+    return f"; and distance, float32 (N,). {distance}"
 
 
 def _probability(record: Record) -> str:
@@ -179,8 +185,12 @@ def _probability(record: Record) -> str:
     if "temperature" in calibration:
         return f"The calibrated probability of a logit is {function} of x = logit / {calibration['temperature']:.4g}."
     if "intercept" in calibration:
-        return f"The calibrated probability of a logit is {function} of x = logit {calibration['intercept']:+.4g}."
+        return f"The calibrated probability of a logit is {function} of x = logit {_signed(calibration['intercept'])}."
     return f"The probability of a logit x is {function}; it is not calibrated."
+
+
+def _signed(number: float) -> str:
+    return f"{'-' if number < 0 else '+'} {abs(number):.4g}"
 
 
 def _data(record: Record, study: Study) -> list[Block]:
@@ -226,8 +236,8 @@ def _setting(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _evaluation(record: Record) -> list[Block]:
-    blocks = []
+def _evaluation(record: Record, study: Study) -> list[Block]:
+    blocks, rows = [], f"{of_study(study).ROW}s"
     if record["federated_test"] is not None:
         figures = record["federated_test"]
         blocks += [paragraph(figures_heading(figures)), bullets(figures_lines(record["task"], figures))]
@@ -250,7 +260,7 @@ def _evaluation(record: Record) -> list[Block]:
         onnx = record["onnx"]
         blocks.append(
             paragraph(
-                f"The ONNX file was compared with the network on {onnx['images_compared']} images: the largest "
+                f"The ONNX file was compared with the network on {onnx['images_compared']} {rows}: the largest "
                 f"difference is {onnx['largest_difference']:.1e} of the largest output (limit: 1e-05)."
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wardround.sources.registry import source_name
+from wardround.sources.registry import of_study
 from wardround.study.load import Study
 from wardround.tasks.registry import release_part
 from wardround.text import count_text
@@ -23,21 +23,17 @@ def metadata_of(record: Record, study: Study) -> dict[str, Any]:
         "tags": ["medical", "federated-learning", "differential-privacy", "research-use-only", record["architecture"]],
     }
     if record["onnx"]:
-        metadata["pipeline_tag"] = "image-classification"
+        metadata["pipeline_tag"] = of_study(study).HUB_TASK
     results = _metrics(record)
     metadata["metrics"] = ["roc_auc"] if results else []
     if results:
         index = {
-            "task": {"type": _kind(study), "name": f"to tell {' and '.join(record['labels'])} apart"},
+            "task": {"type": of_study(study).HUB_TASK, "name": f"to tell {' and '.join(record['labels'])} apart"},
             "dataset": {"type": "private", "name": _test_name(record)},
             "metrics": results,
         }
         metadata["model-index"] = [{"name": f"wardround-{study.study.name}", "results": [index]}]
     return metadata
-
-
-def _kind(study: Study) -> str:
-    return {"images": "image-classification", "records": "tabular-classification"}[source_name(study)]
 
 
 def _metrics(record: Record) -> list[dict[str, Any]]:

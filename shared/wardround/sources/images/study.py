@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MOST_WINDOWS = 16
 WIDEST_CUT_MM = 2000.0  # wider than any scanner's field of view; the memory to prepare an image grows with its square
 ROW = "image"
+HUB_TASK = "image-classification"
 UNLIKE = "another kind, body part, size or window"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wardround.study.load import Study
 
 ROW = "record"
+HUB_TASK = "tabular-classification"
 UNLIKE = "another kind, unit or age"
 MOST_HOURS = 336  # two weeks; the memory of a row grows with it
 

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 from wardround.metrics.calibration import fit_calibration
 from wardround.metrics.noised_auc import ScoreHistogram
+from wardround.sources.images.study import image_data
 from wardround.study.load import Study
+from wardround.tasks.onnx_form import DISTANCE, LOGITS, OnnxForm
 
 SCORES_LABELS = True
 Weights = TypeVar("Weights")
@@ -40,3 +42,17 @@ def card_lines(figures: Mapping[str, Any]) -> list[str]:
         f"- probabilities are calibrated with a temperature of {calibrated['temperature']:.2f}; a set of labels "
         f"contains the right one for {calibrated['coverage']:.0%} of such patients"
     ]
+
+
+def onnx_form(study: Study) -> OnnxForm:
+    """Return the form of the ONNX file: images, as uint8, to the logits of labels and a distance."""
+    labels, data = study.data.labels, image_data(study)
+    outputs = 1 if len(labels) == 2 else len(labels)
+    return OnnxForm(
+        input="images",
+        dtype="uint8",
+        row_shape=data.shape_CHW,
+        outputs={LOGITS: (outputs,), DISTANCE: ()},
+        reads="grey values 0..255 in the window of the study; all other preprocessing is inside",
+        logits=f"(N, 1), the logit of {labels[1]}" if outputs == 1 else f"(N, {outputs}), the logit of each label",
+    )

@@ -13,7 +13,7 @@ NETWORKS = ("phantom-encoder", "seed-cnn", "resnet-small", "resnet-large", "dens
 PHANTOM_WEIGHTS = ("phantom-encoder",)
 SECTION = None
 LINEAR_HEAD = {"model": {"name": "phantom-encoder"}, "data": {"channels": "grey"}}
-COMMANDS = Commands(attack=True, compare="settings", onnx=True, personalise=True)
+COMMANDS = Commands(attack=True, compare="settings", onnx=True, explain=True, personalise=True)
 
 
 def check(study: Study) -> None:

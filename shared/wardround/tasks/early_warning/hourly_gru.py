@@ -64,7 +64,7 @@ class HourlyInputs(nn.Module):
         """Scaled hourly variables, NaN for what is missing -> last values (0 before the first), masks, recency."""
         there_NTV = ~scaled_NTV.isnan()
         hour_T = torch.arange(scaled_NTV.shape[1], device=scaled_NTV.device)[None, :, None]
-        last_NTV = torch.where(there_NTV, hour_T, -1).cummax(1).values
+        last_NTV = running_maximum(torch.where(there_NTV, hour_T, -1))
         seen_NTV = last_NTV >= 0
         values_NTV = torch.where(there_NTV, scaled_NTV, 0.0).gather(1, last_NTV.clamp(min=0))
         recent_NTV = torch.where(seen_NTV, torch.exp((last_NTV - hour_T) / RECENT_HOURS), 0.0)
@@ -78,6 +78,16 @@ class HourlyInputs(nn.Module):
         for column, codes in zip(self._many, self._codes, strict=True):
             parts.append((plain_NV[:, column, None] == torch.arange(codes, device=plain_NV.device)).float())
         return torch.cat(parts, 1)
+
+
+def running_maximum(values_NTV: Tensor) -> Tensor:
+    """The largest value so far along T, in log2(T) steps; ONNX has no operator for `Tensor.cummax`."""
+    reach = 1
+    while reach < values_NTV.shape[1]:
+        larger = torch.maximum(values_NTV[:, reach:], values_NTV[:, :-reach])
+        values_NTV = torch.cat([values_NTV[:, :reach], larger], 1)
+        reach *= 2
+    return values_NTV
 
 
 class HourlyGRU(nn.Module):
@@ -104,7 +114,7 @@ class HourlyGRU(nn.Module):
 
     def states(self, gates_NTG: Tensor) -> Tensor:
         """The input part of the gates at each hour (N, T, 3H) -> the states (N, T, H)."""
-        state_NH = gates_NTG.new_zeros(len(gates_NTG), self.units)
+        state_NH = gates_NTG.new_zeros(gates_NTG.shape[0], self.units)  # `len` would fix N in an export
         states, sizes = [], [2 * self.units, self.units]
         reset_update_NTG, new_NTG = torch.split_with_sizes(gates_NTG, sizes, 2)  # once, not in each hour: it is slow
         for reset_update, new in zip(reset_update_NTG.unbind(1), new_NTG.unbind(1), strict=True):

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from wardround.metrics.noised_auc import ScoreHistogram
+from wardround.sources.records.study import records_data
+from wardround.sources.records.vocabulary import Variable, load_vocabulary
 from wardround.study.load import Study
 from wardround.tasks.early_warning.intercepts import from_histogram
+from wardround.tasks.onnx_form import LOGITS, OnnxForm
 
 SCORES_LABELS = True
 Weights = TypeVar("Weights")
@@ -43,3 +46,32 @@ def card_lines(figures: Mapping[str, Any]) -> list[str]:
     return [
         f"- the level of the risks is calibrated on noised counts: logits are shifted by {calibrated['intercept']:+.2f}"
     ]
+
+
+def onnx_form(study: Study) -> OnnxForm:
+    """Return the form of the ONNX file: rows of hours and variables to one logit, or to one at each hour."""
+    data = records_data(study)
+    event, hours = data.labels[1], data.window_hours
+    reads = "hours since admission and variables in the order and units below, NaN where nothing was measured. "
+    if hours > 1:
+        reads += "What holds for the whole stay stands in the first hour, and a measurement is the mean of its hour. "
+    outputs, logits = 1, f"(N, 1), the logit of {event} after the whole window"
+    if study.model.name == "gru":
+        outputs, logits = hours, f"(N, {hours}), the logit of {event} at the end of each hour"
+    return OnnxForm(
+        input="rows",
+        dtype="float32",
+        row_shape=data.row_shape,
+        outputs={LOGITS: (outputs,)},
+        reads=reads + "All scaling is inside",
+        logits=logits,
+        columns=[(one.name, _meaning(one)) for one in load_vocabulary(data.vocabulary).variables],
+    )
+
+
+def _meaning(variable: Variable) -> str:
+    """What a number in a column is: title, unit or codes, and how the values of an hour are joined."""
+    joined = {"sum": "sum of the hour", "event": "1 in an hour in which it was recorded"}.get(variable.kind)
+    codes = ", ".join(f"{number} {name}" for number, name in enumerate(variable.categories))
+    unit = "" if variable.unit == "1" else variable.unit
+    return "; ".join(part for part in (variable.title, unit, codes, joined) if part)

@@ -20,7 +20,7 @@ PUBLIC_START = {
 }
 SECTION = None
 LINEAR_HEAD = {"model": {"name": "tabular-head"}, "data": {"window_hours": 1}}
-COMMANDS = Commands(attack=True, compare="settings", phantoms=True)
+COMMANDS = Commands(attack=True, compare="settings", phantoms=True, onnx=True)
 
 
 def check(study: Study) -> None:
