@@ -39,14 +39,14 @@ class Forgotten:
 
     Attributes:
         already: Whether the patient had objected before.
-        images_removed: How many prepared images were removed.
+        rows_removed: How many prepared images or records were removed.
         similar: Prepared patients whose ID differs only in case, spaces, hyphens or leading zeros.
         earlier_identity: Whether the cohort was prepared when the issuer was part of a patient's identity, so that
             images under another issuer may remain until the next ingest.
     """
 
     already: bool
-    images_removed: int
+    rows_removed: int
     similar: int = 0
     earlier_identity: bool = False
 
@@ -85,7 +85,7 @@ def forget(
             f"{site_folder}: the patient is on the list of objections, excluded from now on; an ingest or a pull is "
             "running and removes their images when it ends. Run forget again afterwards to confirm this"
         ) from None
-    return Forgotten(already=not new, images_removed=removed, similar=similar, earlier_identity=earlier)
+    return Forgotten(already=not new, rows_removed=removed, similar=similar, earlier_identity=earlier)
 
 
 def remove_pulled(site_folder: Path) -> None:

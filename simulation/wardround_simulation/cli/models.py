@@ -47,9 +47,11 @@ def pretrain(
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Default: the shipped file's.")] = None,
     crops: Annotated[
         int | None,
-        typer.Option(
-            min=1000, metavar="N", help="Phantoms (simulated stays for gru) to train on; default: the shipped file's."
-        ),
+        typer.Option(min=1000, metavar="N", help="Phantoms to train on; default: the shipped file's. Not for gru."),
+    ] = None,
+    stays: Annotated[
+        int | None,
+        typer.Option(min=1000, metavar="N", help="Simulated stays to train gru on; default: the shipped file's."),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -62,6 +64,10 @@ def pretrain(
         raise UsageError(f"--network {network}: choose from {', '.join(NETWORKS)}")
     if network in ("sampler", "named-outputs") and epochs is not None:
         raise UsageError(f"--epochs: is not for --network {network}, which is not trained in epochs; leave it out")
+    if network == "gru" and crops is not None:
+        raise UsageError("--crops: is not for --network gru, which trains on simulated stays; give --stays")
+    if network != "gru" and stays is not None:
+        raise UsageError("--stays: is only for --network gru; leave it out")
     if network == "restorer" and degradation not in DEGRADATIONS:
         raise UsageError(f"--degradation {degradation or 'is missing'}: choose from {', '.join(DEGRADATIONS)}")
     if network != "restorer" and degradation is not None:
@@ -77,7 +83,7 @@ def pretrain(
 
     with RunProgress(literal_console(stderr=True), 0, quiet=as_json) as progress:
         progress.stage("Loading torch")
-        chosen = {"seed": seed, "crops": crops, "epochs": epochs}
+        chosen = {"seed": seed, "crops": crops, "stays": stays, "epochs": epochs}
         given = {name: value for name, value in chosen.items() if value is not None}
         metadata = _trainer(network, degradation)(file, **given, progress=progress.named_pieces)
     if as_json:

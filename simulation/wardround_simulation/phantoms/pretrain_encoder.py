@@ -58,10 +58,11 @@ def pretrain(
     tensors = {name: tensor.contiguous() for name, tensor in features.state_dict().items()}
     facts = {
         "format": "wardround phantom encoder 1",
-        "command": f"wardround-sim pretrain --seed {seed} --crops {crops} --epochs {epochs} --threads {threads}",
+        "command": f"wardround-sim pretrain --seed {seed} --crops {crops} --epochs {epochs}",
         "seed": str(seed),
         "crops": str(crops),
         "epochs": str(epochs),
+        "threads": str(threads),
         "generator_version": str(GENERATOR_VERSION),
     }
     return write_pretrained(out_file, tensors, facts)

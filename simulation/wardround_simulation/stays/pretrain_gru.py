@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wardround.phantoms.stays import GENERATOR_VERSION, stays
+from wardround.phantoms import stays as simulator
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.early_warning.hourly_gru import HourlyGRU
 from wardround.tasks.early_warning.objective import mean_over_hours
@@ -32,18 +32,18 @@ Progress = Callable[[str, int, int], None]
 def pretrain_gru(
     out_file: Path,
     seed: int = DEFAULT_SEED,
-    crops: int = DEFAULT_STAYS,
+    stays: int = DEFAULT_STAYS,
     epochs: int = DEFAULT_EPOCHS,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Train on `crops` simulated stays for `epochs`, write `out_file` and return its metadata.
+    """Train on `stays` simulated stays for `epochs`, write `out_file` and return its metadata.
 
     `progress(stage, done, total)` is called often.
     """
     report = progress or (lambda stage, done, total: None)
     report("stays", 0, 1)
-    rows_NTV, died_N = stays(crops, seed)
+    rows_NTV, died_N = simulator.stays(stays, seed)
     report("stays", 1, 1)
     with repeatable(threads):
         torch.manual_seed(seed)
@@ -52,11 +52,11 @@ def pretrain_gru(
         _train(network, torch.from_numpy(rows_NTV), torch.from_numpy(died_N), epochs, steps)
     facts = {
         "format": "wardround hourly gru 1",
-        "command": f"wardround-sim pretrain --network gru --seed {seed} --crops {crops} --epochs {epochs}",
+        "command": f"wardround-sim pretrain --network gru --seed {seed} --stays {stays} --epochs {epochs}",
         "seed": str(seed),
-        "stays": str(crops),
+        "stays": str(stays),
         "epochs": str(epochs),
-        "generator_version": str(GENERATOR_VERSION),
+        "generator_version": str(simulator.GENERATOR_VERSION),
     }
     tensors = {name: parameter.detach().contiguous() for name, parameter in network.named_parameters()}
     return write_pretrained(out_file, tensors, facts)

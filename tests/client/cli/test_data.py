@@ -143,7 +143,7 @@ def test_a_patient_who_objects_is_gone_for_good_and_not_named(site: Path, tmp_pa
     )
     assert CANARY.encode() not in everything_in(site)
     again = json.loads(run("forget", CANARY, "--yes", "--site", site, "--json")[1])
-    assert again == {"already": True, "images_removed": 0, "similar": 0, "earlier_identity": False}
+    assert again == {"already": True, "rows_removed": 0, "similar": 0, "earlier_identity": False}
     (entry,) = verified(site / AUDIT_FILE).entries
     assert (entry["event"], entry["count"]) == ("forgot", 1)
 

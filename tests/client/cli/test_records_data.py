@@ -51,7 +51,7 @@ def test_records_become_a_cohort_and_only_quarantine_names_a_patient(site: Path,
     assert named == ["quarantine.csv"] and CANARY not in told
     report = json.loads(run(*words, "--json"))
     assert report["quality"]["stays"] == 3 and report["quality"]["site"] == "north"
-    assert json.loads(run("forget", CANARY, "--site", site, "--yes", "--json"))["images_removed"] == 1
+    assert json.loads(run("forget", CANARY, "--site", site, "--yes", "--json"))["rows_removed"] == 1
     assert "2 patients" in run(*words)
     assert pseudonym(pseudonym_key(site), CANARY) not in open_cohort(site / "cohort").pseudonyms
 

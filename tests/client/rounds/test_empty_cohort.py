@@ -110,7 +110,7 @@ def only_patient_is_listed(folder: Path, size: int) -> None:
 
 def only_patient_is_forgotten(folder: Path, size: int) -> None:
     prepared(folder, size, (1,))
-    assert forget(folder, KEY, "p0").images_removed == 2
+    assert forget(folder, KEY, "p0").rows_removed == 2
 
 
 def damaged(folder: Path, size: int) -> None:

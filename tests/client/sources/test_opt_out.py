@@ -37,7 +37,7 @@ def test_who_objects_between_two_rounds_is_in_no_later_draw_of_the_running_site(
         if round_ == 1:
             done = forget(folder, KEY, GONE)
     assert drawn_from == [PATIENTS, PATIENTS - 1]
-    assert (done.already, done.images_removed) == (False, IMAGES_EACH)
+    assert (done.already, done.rows_removed) == (False, IMAGES_EACH)
     assert [event.steps for event in site.ledger.events()] == [2]  # what was learned before stays accounted for
 
 
@@ -47,7 +47,7 @@ def test_the_list_alone_keeps_a_patient_out_of_every_draw(folder) -> None:
     material = open_site(folder).material_of(study_of())
     assert material.index.patients == PATIENTS - 1 and len(material.index.rows_N) == (PATIENTS - 1) * IMAGES_EACH
     done = forget(folder, KEY, GONE)
-    assert (done.already, done.images_removed) == (True, IMAGES_EACH)
+    assert (done.already, done.rows_removed) == (True, IMAGES_EACH)
 
 
 def test_nothing_prepared_of_a_patient_is_left_and_the_sources_are_untouched(folder, tmp_path) -> None:
@@ -100,11 +100,11 @@ def test_a_similar_id_and_a_cohort_of_the_earlier_identity_are_said(folder) -> N
     cohort = open_cohort(folder / "cohort")
     assert not cohort.earlier_identity
     done = forget(folder, KEY, f" {GONE.upper()}" if GONE.upper() != GONE else GONE.lower())
-    assert done.images_removed == 0 and done.similar == 1
+    assert done.rows_removed == 0 and done.similar == 1
     seal = json.loads((folder / "cohort/cohort.json").read_text())
     (folder / "cohort/cohort.json").write_text(json.dumps({**seal, "earlier_identity": True}))
     done = forget(folder, KEY, GONE)
-    assert done.images_removed == IMAGES_EACH and done.earlier_identity
+    assert done.rows_removed == IMAGES_EACH and done.earlier_identity
     assert open_cohort(folder / "cohort").earlier_identity, "what is left is still of the earlier identity"
 
 

@@ -206,7 +206,8 @@ def test_pretraining_repeats_itself_and_what_it_writes_loads(tmp_path):
         )
     one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert metadata["seed"] == "3" and "--crops 256" in metadata["command"]
+    assert metadata["seed"] == "3" and metadata["threads"] == "1"
+    assert metadata["command"] == "wardround-sim pretrain --seed 3 --crops 256 --epochs 1", "options that exist"
     assert torch.equal(state, torch.get_rng_state())
     load_phantom_encoder(str(tmp_path / "one"))
     assert {stage for stage, _, _ in seen} == {"phantoms", "training"}

@@ -61,8 +61,8 @@ def forget(
         print(json.dumps(asdict(done)))
         return
     recorded = "Already recorded" if done.already else "Objection recorded"
-    print(f"{recorded}; prepared images or records removed: {done.images_removed}")
-    if not done.images_removed and not done.already:
+    print(f"{recorded}; prepared images or records removed: {done.rows_removed}")
+    if not done.rows_removed and not done.already:
         print("This patient had no prepared image or record; if that is unexpected, compare the ID with the data.")
     if done.similar:
         print(

@@ -25,7 +25,7 @@ def test_forget_removes_the_row_and_the_next_ingest_leaves_it_out(tmp_path: Path
     done = forget(site, KEY, "007")
     cohort = open_cohort(site / "cohort")
     assert not (site / "cohort" / ".parts").exists()
-    assert done.images_removed == 1 and cohort.pseudonyms == (pseudonym(KEY, "b"), pseudonym(KEY, "c"))
+    assert done.rows_removed == 1 and cohort.pseudonyms == (pseudonym(KEY, "b"), pseudonym(KEY, "c"))
     assert np.array_equal(np.asarray(cohort.values_N), before[1:], equal_nan=True)
     prepared(folder, site / "cohort", objectors=opted_out(site))
     assert open_cohort(site / "cohort").pseudonyms == cohort.pseudonyms
