@@ -43,8 +43,8 @@ def study_of(changes: dict | None = None, *, personal: bool = True, **settings) 
     return _study(json.dumps(content))
 
 
-def site_folder(folder: Path, study: Study, epsilon_cap: float | None = None) -> Path:
-    """A site with 24 patients of two noise images each, which approved the study."""
+def approved_site(folder: Path, study: Study, epsilon_cap: float | None = None) -> Path:
+    """A site without data, which approved the study under a cap that holds it."""
     cap = cap_of(study).epsilon if epsilon_cap is None else epsilon_cap
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "site.toml").write_text(
@@ -52,6 +52,12 @@ def site_folder(folder: Path, study: Study, epsilon_cap: float | None = None) ->
         '[compute]\ndevice = "cpu"\nthreads = 1\n'
     )
     store_approved(folder, study)
+    return folder
+
+
+def site_folder(folder: Path, study: Study, epsilon_cap: float | None = None) -> Path:
+    """A site with 24 patients of two noise images each, which approved the study."""
+    approved_site(folder, study, epsilon_cap)
     generator, size = np.random.default_rng(0), study.data.image_size
     rows = [CohortRow(pseudonym=pseudonym(KEY, f"{n // 2}"), label=n // 2 % 2) for n in range(48)]
     images = (generator.integers(0, 256, (1, size, size), dtype=np.uint8) for _ in rows)

@@ -20,7 +20,7 @@ from wardround.accounting import PureEvent
 from wardround.handover.package import CARD
 from wardround.study.load import Study, load_study
 from wardround.tasks.early_warning.intercepts import from_histogram
-from wardround.wire.protocol import EVALUATE, TRAIN
+from wardround.wire.protocol import EVALUATE, PERSONALISE, TRAIN
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.rounds.evaluation import released_counts
 from wardround_client.sources.cohort import open_cohort
@@ -58,6 +58,9 @@ round_deadline_s = {deadline}
 [evaluation]
 holdout = 0.3
 epsilon = 3.0
+[personalisation]
+epsilon = 2.0
+steps = 3
 """
 
 
@@ -96,8 +99,8 @@ def allow(folder: Path) -> None:
     """Let a site release noised counts, under a cap that holds the study."""
     path = folder / "site.toml"
     text = path.read_text().replace('evaluation = "off"', 'evaluation = "noised"')
-    path.write_text(text.replace("epsilon_cap = 8.0", "epsilon_cap = 14.0"))
-    assert 'evaluation = "noised"' in path.read_text() and "epsilon_cap = 14.0" in path.read_text()
+    path.write_text(text.replace("epsilon_cap = 8.0", "epsilon_cap = 16.0"))
+    assert 'evaluation = "noised"' in path.read_text() and "epsilon_cap = 16.0" in path.read_text()
 
 
 def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path: Path) -> None:
@@ -141,6 +144,11 @@ def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path
     assert calibration_in(tmp_path / "elsewhere") == ("federation", pytest.approx(shift))
     check_charged_once(federation.folders["east"], study, run)
 
+    personal = command("client", "personalise", model, "--site", federation.folders["east"])
+    assert not personal["again"] and personal["epsilon"]["epsilon"] <= 2.0
+    assert personal["released"]["patients"] == personal["personalised"]["patients"] > 20
+    check_charged_once(federation.folders["east"], study, run, PERSONALISE)
+
 
 def calibration_in(folder: Path) -> tuple[str, float]:
     model = json.loads((folder / "predictions.json").read_text())["model"]
@@ -152,12 +160,12 @@ def own_intercept(folder: Path, study: Study, run: str) -> float | None:
     return None if counts is None else from_histogram(counts)
 
 
-def check_charged_once(folder: Path, study: Study, run: str) -> None:
-    """Three rounds of training and one release are in the ledger, all settled."""
+def check_charged_once(folder: Path, study: Study, run: str, *more: str) -> None:
+    """Three rounds of training and one release are in the ledger, and what `more` names, all settled."""
     ledger = Ledger(folder / "ledger.sqlite3")
     try:
         attempts = ledger.attempts(study.sha256(), run)
-        assert sorted(one.purpose for one in attempts) == [EVALUATE, TRAIN, TRAIN, TRAIN]
+        assert sorted(one.purpose for one in attempts) == sorted([EVALUATE, TRAIN, TRAIN, TRAIN, *more])
         assert all(one.reply_sha256 for one in attempts)
         assert list(ledger.events(run, EVALUATE)) == [PureEvent(epsilon=3.0, count=1)]
     finally:

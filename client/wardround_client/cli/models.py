@@ -113,8 +113,8 @@ def _require_classifier(package: Package) -> None:
     from wardround.tasks.registry import commands_of
 
     task = package.study.study.task
-    if not commands_of(task).personalise:
-        raise UsageError(f"{path_text(package.folder)}: is a model of {task}; give one that predicts labels")
+    if not commands_of(task).explain:
+        raise UsageError(f"{path_text(package.folder)}: is a model of {task}; give one that predicts labels of images")
 
 
 def _other_models(package: Package, site: Path, beside: Path | None) -> dict[str, nn.Module]:

@@ -21,16 +21,18 @@ IMAGES_AT_ONCE = 64
 def scored(
     network: nn.Module, held_out: HeldOutRows, device: torch.device, calibration: Calibration | None = None
 ) -> Scored:
-    """Return the scores that a network, from images to logits, gives to held-out rows, one row an image.
+    """Return the scores that a network, from rows to logits, gives to held-out rows.
 
+    A network with several outputs for one label has a method `label_logits` that gives the one that counts.
     `calibration` applies to two labels only.
     """
     network = network.to(device).eval()
+    logits_of = getattr(network, "label_logits", network)
     parts = []
     with torch.no_grad():
         for begin in range(0, len(held_out.labels_N), IMAGES_AT_ONCE):
-            images = torch.from_numpy(np.array(held_out.values_N[begin : begin + IMAGES_AT_ONCE])).to(device)
-            parts.append(network(images).float().cpu().numpy())
+            rows = torch.from_numpy(np.array(held_out.values_N[begin : begin + IMAGES_AT_ONCE])).to(device)
+            parts.append(logits_of(rows).float().cpu().numpy())
     logits_NK = np.concatenate(parts) if parts else np.empty((0, 1))
     calibrated = calibration is not None and logits_NK.shape[1] == 1
     return Scored(

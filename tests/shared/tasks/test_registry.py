@@ -72,8 +72,8 @@ def test_a_task_without_commands_is_refused_by_each_of_them(study_file: Path, tm
 
 def test_each_shipped_task_names_its_commands() -> None:
     assert {task: commands_of(task) for task in TASKS} == {
-        "classification": Commands(attack=True, compare="settings", onnx=True, personalise=True),
+        "classification": Commands(attack=True, compare="settings", onnx=True, explain=True, personalise=True),
         "synthesis": Commands(generate=True, phantoms=True),
         "reconstruction": Commands(compare="methods", phantoms=True),
-        "early-warning": Commands(attack=True, compare="settings", phantoms=True),
+        "early-warning": Commands(attack=True, compare="settings", phantoms=True, onnx=True, personalise=True),
     }

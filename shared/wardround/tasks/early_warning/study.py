@@ -20,7 +20,7 @@ PUBLIC_START = {
 }
 SECTION = None
 LINEAR_HEAD = {"model": {"name": "tabular-head"}, "data": {"window_hours": 1}}
-COMMANDS = Commands(attack=True, compare="settings", phantoms=True, onnx=True)
+COMMANDS = Commands(attack=True, compare="settings", phantoms=True, onnx=True, personalise=True)
 
 
 def check(study: Study) -> None:
@@ -38,6 +38,11 @@ def check(study: Study) -> None:
         raise ValueError(f"model.trainable: {model.name} trains its head only; set it to head")
     if model.trainable == "norm+head":
         raise ValueError("model.trainable: gru has no normalisation layers; use head or all")
+    personal = study.personalisation
+    if personal is not None and model.name != "gru" and personal.trainable != "head":
+        raise ValueError(f"personalisation.trainable: {model.name} trains its head only; set it to head")
+    if personal is not None and personal.trainable == "norm+head":
+        raise ValueError("personalisation.trainable: gru has no normalisation layers; use head or all")
     if study.training.augmentation != "none":
         raise ValueError("training.augmentation: there is none for records; set it to none")
 
