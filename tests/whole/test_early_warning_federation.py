@@ -24,7 +24,7 @@ from wardround.wire.protocol import EVALUATE, PERSONALISE, TRAIN
 from wardround_client.ledger.ledger import Ledger
 from wardround_client.rounds.evaluation import released_counts
 from wardround_client.sources.cohort import open_cohort
-from wardround_simulation.stays.hospitals import OUTCOME, PATIENTS_FILE, write_simulated_hospitals
+from wardround_simulation.stays.hospitals import OUTCOME, OUTCOME_HOURS, PATIENTS_FILE, write_simulated_hospitals
 
 pytestmark = pytest.mark.slow
 SITES = {"east": 1, "north": 2}  # the simulated hospital that each one has
@@ -64,25 +64,11 @@ steps = 3
 """
 
 
-def with_times(folder: Path) -> dict[str, int]:
-    """Add the time of death to a hospital's table: every third one comes after the horizon. Returns the labels that a
-    study with the horizon should see, by patient.
-    """
-    path = folder / PATIENTS_FILE
-    with open(path, newline="", encoding="utf-8") as file:
+def labels_within_horizon(folder: Path) -> list[int]:
+    """The labels that the study should see in a hospital's table, in ascending order."""
+    with open(folder / PATIENTS_FILE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    died, labels = 0, {}
-    for row in rows:
-        dead = row[OUTCOME] == "1"
-        died += dead
-        late = dead and died % 3 == 0
-        row["outcome_hours"] = "" if not dead else str(WINDOW_H + HORIZON_H + 0.5 if late else WINDOW_H + HORIZON_H - 1)
-        labels[row["patient_id"]] = int(dead and not late)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return labels
+    return sorted(int(row[OUTCOME] == "1" and float(row[OUTCOME_HOURS]) <= WINDOW_H + HORIZON_H) for row in rows)
 
 
 @pytest.fixture
@@ -110,11 +96,10 @@ def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path
     write_simulated_hospitals(tmp_path / "data", len(SITES), PATIENTS, seed=3)
     for name, number in SITES.items():
         folder, data = federation.folders[name], tmp_path / "data" / f"hospital-{number}"
-        labels = with_times(data)
         shutil.rmtree(folder / "cohort")  # of images, from the builder
         command("client", "ingest", data, "--study", path, "--site", folder)
         found_N = open_cohort(folder / "cohort").labels_N
-        assert sorted(found_N.tolist()) == sorted(labels.values()), "deaths within the horizon count, later ones do not"
+        assert sorted(found_N.tolist()) == labels_within_horizon(data), "later deaths do not count"
         assert 0 < (found_N == 1).sum() < PATIENTS
         allow(folder)
         approve(path, folder)

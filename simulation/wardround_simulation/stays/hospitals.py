@@ -20,6 +20,8 @@ from wardround.sources.records.vocabulary import Variable, load_vocabulary
 MEASUREMENTS_FILE, PATIENTS_FILE = "measurements.csv", "patients.csv"
 MEASUREMENT_COLUMNS = ("patient_id", "hours", "variable", "value")
 OUTCOME = "in_hospital_death"
+OUTCOME_HOURS = "outcome_hours"  # of a death; a study with a horizon needs it
+MEAN_HOURS_TO_DEATH = 72.0  # after the simulated hours, beside one hour at least
 SITE_SEEDS = 1000  # seeds of one call's sites lie side by side
 
 
@@ -67,7 +69,7 @@ def write_simulated_hospitals(
     """Write `folder/hospital-1` ... with `patients` stays each. The same arguments give the same files.
 
     Each site has a table of measurements, in which a value stands somewhere within its hour, and a table of patients
-    with the facts of each stay and its outcome. `progress(done, total)` counts patients.
+    with the facts of each stay, its outcome, and the hour of a death. `progress(done, total)` counts patients.
 
     Raises:
         DataError: A count is below one, or the folder is not empty.
@@ -101,7 +103,8 @@ def _write_site(place: Path, site: int, rows_NTV: np.ndarray, died_N: np.ndarray
     facts = [(column, one) for column, one in enumerate(variables) if one.of_the_stay]
     with open(place / PATIENTS_FILE, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, delimiter=habit.separator)
-        writer.writerow(("patient_id", *(one.name for _, one in facts), OUTCOME))
-        for name, row_TV, died in zip(names, rows_NTV, died_N, strict=True):
+        writer.writerow(("patient_id", *(one.name for _, one in facts), OUTCOME, OUTCOME_HOURS))
+        hours_N = rows_NTV.shape[1] + 1 + random.exponential(MEAN_HOURS_TO_DEATH, len(rows_NTV))
+        for name, row_TV, died, hours in zip(names, rows_NTV, died_N, hours_N, strict=True):
             cells = [habit.fact(one, float(row_TV[0, column])) for column, one in facts]
-            writer.writerow((name, *cells, int(died)))
+            writer.writerow((name, *cells, int(died), habit.number(float(hours)) if died else ""))

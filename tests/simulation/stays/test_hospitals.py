@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from typer.testing import CliRunner
 from wardround.errors import DataError
 from wardround.phantoms.stays import stays
 from wardround.sources.records.vocabulary import load_vocabulary
+from wardround.study.load import parse_study
 from wardround_client.sources.cohort import open_cohort
 from wardround_client.sources.registry import source_of
 from wardround_simulation.cli.main import app
+from wardround_simulation.engine import in_process
+from wardround_simulation.engine.assessment import sites_of
 from wardround_simulation.run.hospitals import prepare_hospitals
 from wardround_simulation.stays.hospitals import HABITS, SITE_SEEDS, write_simulated_hospitals
 
@@ -55,6 +59,28 @@ def test_ingestion_undoes_every_habit(tmp_path: Path) -> None:
         assert np.allclose(found, right_NTV, rtol=1e-3, atol=0.006, equal_nan=True)
         reasons = {2: "fahrenheit", 3: "factor_100"}
         assert reasons.get(number, "fahrenheit") in one.report.quality.remarks or number in (1, 4)
+
+
+def test_a_horizon_decides_in_a_simulation_which_deaths_a_site_trains_and_tests_on(tmp_path: Path) -> None:
+    """From the tables to the labels that training and testing get: only deaths within 24 hours after the window."""
+    write_simulated_hospitals(tmp_path / "data", len(HABITS), 80, SEED)
+    labels = {}
+    for horizon_hours in (None, 24.0):
+        study = records_study("severity-head", hours=48)
+        study = parse_study({**study.model_dump(), "data": {**study.data.model_dump(), "horizon_hours": horizon_hours}})
+        found = source_of(study.data).discover(tmp_path / "data", study.data, None)
+        folders = {one.name: one.folder for one in prepare_hospitals(found, study, tmp_path / f"sites-{horizon_hours}")}
+        sites = sites_of(study, in_process.open_hospitals(folders, study))
+        assert all((site.training_N | site.held_out_N).all() for site in sites)
+        labels[horizon_hours] = {site.name: int((site.labels_N == 1).sum()) for site in sites}
+    for number in range(1, len(HABITS) + 1):
+        with open(tmp_path / "data" / f"hospital-{number}" / "patients.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter=HABITS[number - 1].separator))
+        deaths = [float(row["outcome_hours"].replace(",", ".")) for row in rows if row["in_hospital_death"] == "1"]
+        within = sum(hours <= 48 + 24 for hours in deaths)
+        name = f"hospital-{number}"
+        assert (labels[None][name], labels[24.0][name]) == (len(deaths), within) and min(deaths) > 48
+    assert 0 < sum(labels[24.0].values()) < sum(labels[None].values())
 
 
 def test_the_command_writes_records(tmp_path: Path) -> None:

@@ -81,7 +81,12 @@ class HourlyInputs(nn.Module):
 
 
 def running_maximum(values_NTV: Tensor) -> Tensor:
-    """The largest value so far along T, in log2(T) steps; ONNX has no operator for `Tensor.cummax`."""
+    """The largest value so far along T: `Tensor.cummax`, which no operator of ONNX computes and an export replaces."""
+    return maximum_by_doubling(values_NTV) if torch.compiler.is_exporting() else values_NTV.cummax(1).values
+
+
+def maximum_by_doubling(values_NTV: Tensor) -> Tensor:
+    """The same in log2(T) steps, five times slower."""
     reach = 1
     while reach < values_NTV.shape[1]:
         larger = torch.maximum(values_NTV[:, reach:], values_NTV[:, :-reach])

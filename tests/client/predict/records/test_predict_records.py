@@ -37,7 +37,7 @@ def ward(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ward")
     write_simulated_hospitals(folder / "data", 1, PATIENTS, SEED)
     with open(folder / "data" / "hospital-1" / "patients.csv", "a", encoding="utf-8") as file:
-        file.write("=2+3,70,1,,,3,\n")
+        file.write("=2+3,70,1,,,3,,\n")
     return folder / "data" / "hospital-1"
 
 

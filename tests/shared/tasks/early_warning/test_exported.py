@@ -16,7 +16,7 @@ from wardround.handover.onnx_model import onnx_model
 from wardround.networks.build import initial_network
 from wardround.study.load import Study
 from wardround.tasks.early_warning.exported import exported, fixed_rows
-from wardround.tasks.early_warning.hourly_gru import running_maximum
+from wardround.tasks.early_warning.hourly_gru import maximum_by_doubling, running_maximum
 from wardround.tasks.early_warning.release import onnx_form
 
 CASES = (  # network, vocabulary, hours
@@ -82,4 +82,5 @@ def test_the_form_names_every_column_with_its_unit() -> None:
 @pytest.mark.parametrize("hours", [1, 2, 5, 48])
 def test_the_running_maximum_is_that_of_torch(hours: int) -> None:
     values_NTV = torch.randint(-1, hours, (3, hours, 4), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(maximum_by_doubling(values_NTV), values_NTV.cummax(1).values)
     assert torch.equal(running_maximum(values_NTV), values_NTV.cummax(1).values)
