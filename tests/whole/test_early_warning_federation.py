@@ -17,7 +17,9 @@ import pytest
 from builders.federation import Federation, approve, command, deadline_s
 
 from wardround.accounting import PureEvent
-from wardround.handover.package import CARD
+from wardround.handover.network import load_network
+from wardround.handover.package import CARD, open_package
+from wardround.networks.weights import trained_parameters, weights_of
 from wardround.study.load import Study, load_study
 from wardround.tasks.early_warning.intercepts import from_histogram
 from wardround.wire.protocol import EVALUATE, PERSONALISE, TRAIN
@@ -120,7 +122,7 @@ def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path
     command("server", "model", "export", run, model, "--force-unsafe", "--server", federation.server)
     card = (model / CARD).read_text()
     assert f"logits are shifted by {shift:+.2f}" in card and "not calibrated" not in card
-    own = own_intercept(federation.folders["east"], study, run)
+    own = own_intercept(federation.folders["east"], study, run, model)
     assert own is not None, "the counts of 45 patients exceed the noise of epsilon = 3"
     words = ("predict", model, tmp_path / "data" / "hospital-1")
     command("client", *words, "--site", federation.folders["east"], "--out", tmp_path / "at-east")
@@ -140,8 +142,9 @@ def calibration_in(folder: Path) -> tuple[str, float]:
     return model["calibration"], model["intercept"]
 
 
-def own_intercept(folder: Path, study: Study, run: str) -> float | None:
-    counts = released_counts(folder, study, run)
+def own_intercept(folder: Path, study: Study, run: str, model: Path) -> float | None:
+    weights = weights_of(trained_parameters(load_network(open_package(model)), study))
+    counts = released_counts(folder, study, run, weights)
     return None if counts is None else from_histogram(counts)
 
 

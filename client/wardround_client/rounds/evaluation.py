@@ -10,7 +10,7 @@ site without held-out patients (`training.answer_as_empty_on_error`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def require_permission(study: Study, release: ReleaseConfig) -> None:
         raise PolicyRefusal("evaluation_exact", "the study asks for exact counts; this site releases noised ones only")
 
 
-def released_counts(site: Path, study: Study, run: str) -> ScoreHistogram | None:
+def released_counts(site: Path, study: Study, run: str, weights: Mapping[str, np.ndarray]) -> ScoreHistogram | None:
     """Return the noised counts that a site released about its held-out patients, from the site's own files.
 
     They were charged when they were sent; what is computed from them is post-processing and costs no more.
@@ -78,9 +78,10 @@ def released_counts(site: Path, study: Study, run: str) -> ScoreHistogram | None
         site: The site's folder.
         study: The study of the run.
         run: The run whose model was evaluated.
+        weights: The model's trained weights; counts of other weights of the run say nothing about it.
 
     Returns:
-        The counts; None if the site released none in this run, or no longer keeps them.
+        The counts; None if the site released none for these weights, or no longer keeps them.
 
     Raises:
         LedgerError: The stored counts are not those that the ledger settled.
@@ -93,9 +94,11 @@ def released_counts(site: Path, study: Study, run: str) -> ScoreHistogram | None
         attempts = ledger.attempts(study.sha256(), run)
     finally:
         ledger.close()
-    replies = ReplyFolder(site / REPLIES)
+    replies, evaluated = ReplyFolder(site / REPLIES), weights_sha256(weights)
     for attempt in reversed(attempts):
-        if attempt.purpose != EVALUATE or attempt.reply_sha256 is None or attempt.id not in replies:
+        if (attempt.purpose, attempt.weights) != (EVALUATE, evaluated):
+            continue
+        if attempt.reply_sha256 is None or attempt.id not in replies:
             continue
         reply = replies[attempt.id]
         if weights_sha256(reply) != attempt.reply_sha256:

@@ -168,7 +168,7 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
         baselines=settings.baselines,
         show_images=show_images,
         stage=listener.stage,
-        site_counts=site_counts(study, hospitals, run_id),
+        site_counts=site_counts(study, hospitals, run_id, outcome.weights),
     )
     assessed = assessment.at_end(end)
     if study.personalisation is not None:
@@ -218,11 +218,14 @@ def run(study: Study, run_id: str, settings: RunSettings, listener: Listener) ->
     )
 
 
-def site_counts(study: Study, hospitals: Sequence[Prepared], run_id: str) -> dict[str, ScoreHistogram]:
-    """Return the noised counts that each site released in this run, from its own files; without the sites that have
-    none.
+def site_counts(
+    study: Study, hospitals: Sequence[Prepared], run_id: str, weights: Mapping[str, np.ndarray]
+) -> dict[str, ScoreHistogram]:
+    """Return the noised counts that each site released for these weights, from its own files.
+
+    Sites that have none are left out.
     """
-    found = {hospital.name: released_counts(hospital.folder, study, run_id) for hospital in hospitals}
+    found = {hospital.name: released_counts(hospital.folder, study, run_id, weights) for hospital in hospitals}
     return {name: counts for name, counts in found.items() if counts is not None}
 
 

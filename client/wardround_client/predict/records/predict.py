@@ -14,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from wardround.handover.network import load_network
 from wardround.handover.package import Package
 from wardround.metrics.classification import probabilities
+from wardround.networks.weights import trained_parameters, weights_of
 from wardround.sources.records.study import records_data
 from wardround.sources.records.vocabulary import load_vocabulary
 from wardround.tasks.early_warning.explanation import RiskParts, missing, risk_parts, too_little
@@ -82,23 +84,23 @@ def predict_records(
     vocabulary = load_vocabulary(data.vocabulary)
     network = load_network(package)
     asked = read_asked(folder, data)
-    shift, calibration = _shift(package, site)
+    shift, calibration = _shift(package, network, site)
+    hours = shown_hours(data.window_hours)
     patients = []
     with torch.no_grad():
         for number, (name, row_TV) in enumerate(zip(asked.ids, asked.rows_PTV, strict=True), 1):
+            told("Predicting", number, len(asked.ids))
             refused = too_little(row_TV, vocabulary)
             not_known = missing(row_TV, vocabulary)
             if refused is not None:
                 patients.append(PatientRisk(patient=name, refused=refused, missing=not_known))
                 continue
-            hours = _hours(row_TV, data.window_hours)
             logits_H = risk_by_hour(network, torch.from_numpy(row_TV[None]), hours, vocabulary)[0].numpy()
             risks_H = probabilities(logits_H.astype(np.float64) + shift)
             with torch.enable_grad():
                 parts = risk_parts(network, row_TV, vocabulary)
             risks = tuple(zip(hours, risks_H.tolist(), strict=True))
             patients.append(PatientRisk(patient=name, refused=None, missing=not_known, risks=risks, parts=parts))
-            told("Predicting", number, len(asked.ids))
     patients.sort(key=lambda one: -(one.risk if one.risk is not None else -1.0))
     return Warned(
         package=package,
@@ -109,19 +111,21 @@ def predict_records(
     )
 
 
-def _shift(package: Package, site: Path | None) -> tuple[float, Calibration]:
+def _shift(package: Package, network: nn.Module, site: Path | None) -> tuple[float, Calibration]:
     """The site's own intercept, or else the federation's, or else none."""
-    counts = None if site is None else released_counts(site, package.study, package.content["run"])
-    own = None if counts is None else from_histogram(counts)
-    if own is not None:
-        return own, "site"
+    if site is not None:
+        weights = weights_of(trained_parameters(network, package.study))
+        counts = released_counts(site, package.study, package.content["run"], weights)
+        own = None if counts is None else from_histogram(counts)
+        if own is not None:
+            return own, "site"
     released = (package.content["calibration"] or {}).get("intercept")
     if isinstance(released, (int, float)):
         return float(released), "federation"
     return 0.0, "none"
 
 
-def _hours(row_TV: np.ndarray, window_hours: int) -> list[int]:
+def shown_hours(window_hours: int) -> list[int]:
     """The hours after which a risk is shown: every sixth, and the end of the window."""
     return [*range(SHOWN_HOURS, window_hours, SHOWN_HOURS), window_hours]
 

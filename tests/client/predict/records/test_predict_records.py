@@ -15,8 +15,11 @@ from builders.packages import edit_record, write_package
 from typer.testing import CliRunner
 
 from wardround.errors import LedgerError, UsageError, WardroundError
+from wardround.handover.network import load_network
 from wardround.handover.package import open_package
+from wardround.networks.weights import trained_parameters, weights_of
 from wardround.phantoms.stays import stays
+from wardround.study.load import Study
 from wardround.wire.evaluation import COUNTS, evaluation_round
 from wardround.wire.packets import weights_sha256
 from wardround.wire.protocol import EVALUATE
@@ -83,22 +86,34 @@ def test_a_site_s_own_released_counts_go_before_those_of_the_federation(tmp_path
     folder = write_package(tmp_path / "model", study)
     edit_record(folder, calibration={"intercept": 0.5})
     run = open_package(folder).content["run"]
-    site = tmp_path / "site"
+    site, other = tmp_path / "site", tmp_path / "other"
     site.mkdir()
     assert predict_records(open_package(folder), ward, site).calibration == "federation"
-    counts = {COUNTS: np.array([[900, *[0] * 15], [100, *[0] * 15]], dtype=np.int64)}
-    ledger, round_ = Ledger(site / LEDGER_FILE), evaluation_round(study)
-    ledger.hold(study.sha256(), run, plan_from_study(study), cap_of(study))
-    attempt = ledger.reserve(study.sha256(), run, round_, "0" * 64, EVALUATE, cap=cap_of(study))
-    ReplyFolder(site / REPLIES)[attempt] = counts
-    ledger.settle(attempt, weights_sha256(counts))
+    weights = weights_of(trained_parameters(load_network(open_package(folder)), study))
+    ledger, attempt = released_at(site, study, run, weights_sha256(weights))
     spent = ledger.events()
     found = predict_records(open_package(folder), ward, site)
     assert found.calibration == "site" and 2 < found.shift < 6  # one in ten among those with the lowest scores
     assert ledger.events() == spent  # nothing more is charged
-    ReplyFolder(site / REPLIES)[attempt] = {COUNTS: counts[COUNTS] + 1}
+    ReplyFolder(site / REPLIES)[attempt] = {COUNTS: RELEASED[COUNTS] + 1}
     with pytest.raises(LedgerError, match="differ from those in the ledger"):
         predict_records(open_package(folder), ward, site)
+    other.mkdir()
+    released_at(other, study, run, "0" * 64)
+    assert predict_records(open_package(folder), ward, other).calibration == "federation"  # counted for other weights
+
+
+RELEASED = {COUNTS: np.array([[900, *[0] * 15], [100, *[0] * 15]], dtype=np.int64)}
+
+
+def released_at(site: Path, study: Study, run: str, weights: str) -> tuple[Ledger, int]:
+    """A site that released counts for the weights with this hash."""
+    ledger, round_ = Ledger(site / LEDGER_FILE), evaluation_round(study)
+    ledger.hold(study.sha256(), run, plan_from_study(study), cap_of(study))
+    attempt = ledger.reserve(study.sha256(), run, round_, weights, EVALUATE, cap=cap_of(study))
+    ReplyFolder(site / REPLIES)[attempt] = RELEASED
+    ledger.settle(attempt, weights_sha256(RELEASED))
+    return ledger, attempt
 
 
 def test_the_command_writes_json_csv_and_a_picture_for_each_patient(tmp_path: Path, ward: Path) -> None:
