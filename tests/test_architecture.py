@@ -45,7 +45,9 @@ MAY_CALL_OUT = {
     f"{SHARED}/operations/tls_probe.py": {"socket", "ssl"},
     f"{CLIENT}/pacs/node.py": {"ssl"},
     f"{CLIENT}/pacs/storage_server.py": {"socket", "ssl"},
-    f"{CLIENT}/pacs/web.py": {"requests", "socket"},  # the latter to cut a connection
+    f"{CLIENT}/pacs/web/client.py": {"requests", "socket"},  # the latter to cut a connection
+    f"{CLIENT}/pacs/web/errors.py": {"requests"},
+    f"{CLIENT}/pacs/web/services.py": {"requests"},
 }
 CALLS_THAT_RUN_TEXT = (
     "eval", "exec", "compile", "__import__", "os.system", "os.popen",

@@ -13,7 +13,7 @@ from wardround_client.pacs.dimse import Activity, echo
 from wardround_client.pacs.dimse import Finder as DicomFinder
 from wardround_client.pacs.node import Node, open_node
 from wardround_client.pacs.storage_server import receiving
-from wardround_client.pacs.web import WebFinder
+from wardround_client.pacs.web.services import WebFinder
 from wardround_client.site.config import SiteConfig
 
 TODO = "docs/pacs.md explains each line, and what to enter at the PACS"

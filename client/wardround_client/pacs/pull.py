@@ -107,7 +107,7 @@ def pull(order: Order, pace: Pace, progress: Progress | None = None, sink: Sink 
 def open_finder(node: Node, way: str, ends: float) -> AbstractContextManager[Finder]:
     """Return the queries that belong to a way of fetching. `ends` is when all waiting ends, on the monotonic clock."""
     if way == "web":
-        from wardround_client.pacs.web import WebFinder
+        from wardround_client.pacs.web.services import WebFinder
 
         return WebFinder(node, ends)
     from wardround_client.pacs.dimse import Finder as DicomFinder

@@ -93,7 +93,7 @@ def _by_dicom(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _by_web(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    from wardround_client.pacs.web import send_files
+    from wardround_client.pacs.web.services import send_files
 
     for path, why in send_files(node, paths):
         yield path, f"{node.name}: the web service did not store an object ({why})" if why else ""

@@ -58,7 +58,7 @@ def open_transfer(node: Node, way: str, take: Take, ends: float) -> Iterator[Tra
     """
     with ExitStack() as stack:
         if way == "web":
-            from wardround_client.pacs.web import WebTransfer
+            from wardround_client.pacs.web.services import WebTransfer
 
             yield stack.enter_context(WebTransfer(node, take, ends))
         elif way == "c-get":

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from wardround_client.pacs import web
 from wardround_client.pacs.node import Node, PacsError
 from wardround_client.pacs.transfer import Request
-from wardround_client.pacs.web import WebFinder, WebTransfer
+from wardround_client.pacs.web import client, services
+from wardround_client.pacs.web.services import WebFinder, WebTransfer
 from wardround_client.site.pacs_config import PacsConfig
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: "
@@ -82,11 +82,11 @@ def test_an_answer_that_trickles_ends_with_the_time_limit(call, media, begun, tr
 
 
 def test_an_answer_to_a_query_has_a_longest_time_and_a_most_size(monkeypatch):
-    monkeypatch.setattr(web, "LONGEST_ANSWER_S", LIMIT_S)
+    monkeypatch.setattr(services, "LONGEST_ANSWER_S", LIMIT_S)
     with service(HEAD + QUERY + b"\r\nContent-Length: 100000\r\n\r\n", b" ") as node, pytest.raises(PacsError):
         start = time.monotonic()
         find(node, start + 60)
-    monkeypatch.setattr(web, "MOST_ANSWER_BYTES", len(FOUND))
+    monkeypatch.setattr(client, "MOST_ANSWER_BYTES", len(FOUND))
     with service(HEAD + QUERY + b"\r\n\r\n" + FOUND) as node:
         assert find(node, time.monotonic() + 60) == [{"StudyInstanceUID": "1.2"}]
     with service(HEAD + QUERY + b"\r\n\r\n" + FOUND + b" ") as node, pytest.raises(PacsError, match="not DICOMweb"):

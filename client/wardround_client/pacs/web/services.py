@@ -1,0 +1,129 @@
+"""The three services of DICOMweb that a site uses: queries (QIDO-RS), transfers (WADO-RS), storing (STOW-RS)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+from pydicom.datadict import tag_for_keyword
+
+from wardround_client.pacs.node import Node, Row, Rows, Take
+from wardround_client.pacs.web.client import CONNECT_S, open_client, until
+from wardround_client.pacs.web.errors import OVER, attempted
+
+if TYPE_CHECKING:
+    from wardround_client.pacs.transfer import Request
+
+LONGEST_ANSWER_S = 600.0  # of one query
+_LEVELS = {"STUDY": "search_for_studies", "SERIES": "search_for_series", "IMAGE": "search_for_instances"}
+_IN_PATH = {"StudyInstanceUID": "study_instance_uid", "SeriesInstanceUID": "series_instance_uid"}
+
+
+class WebFinder:
+    """Queries a PACS by QIDO-RS. Use it in a `with` statement. `ends` is when all waiting ends."""
+
+    cuts_silently = True
+
+    def __init__(self, node: Node, ends: float = math.inf) -> None:
+        self._node, self._client, self._ends = node, open_client(node), ends
+
+    def __enter__(self) -> WebFinder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client._session.close()
+
+    def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
+        """Return what the PACS has. Arguments and errors as those of `dimse.Finder.find`."""
+        keywords = list(wanted)
+        path = {} if level == "STUDY" else {_IN_PATH[one]: match[one] for one in _IN_PATH if one in match}
+        filters = {key: value for key, value in match.items() if level == "STUDY" or key not in _IN_PATH}
+        search = getattr(self._client, _LEVELS[level])
+        with until(self._node, self._client, min(self._ends, time.monotonic() + LONGEST_ANSWER_S)):
+            found = attempted(self._node, lambda: search(**path, search_filters=filters, fields=keywords))
+        tags = {f"{tag_for_keyword(keyword):08X}": keyword for keyword in (*match, *keywords)}
+        return Rows(rows=[_row(one, tags) for one in found if isinstance(one, dict)])
+
+
+class WebTransfer:
+    """Fetches objects by WADO-RS."""
+
+    def __init__(self, node: Node, take: Take, ends: float) -> None:
+        self._node, self._take, self._ends = node, take, ends
+        self._client = open_client(node)
+
+    def __enter__(self) -> WebTransfer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client._session.close()
+
+    def fetch(self, request: Request) -> None:
+        """Fetch objects, as `transfer.Transfer`."""
+        root = f"{self._node.web.url}/studies/{request.study_uid}/series/{request.series_uid}"
+        urls = [f"{root}/instances/{sop_uid}" for sop_uid in request.sop_uids] or [root]
+        for url in urls:
+            with until(self._node, self._client, self._ends):
+                attempted(self._node, lambda url=url: self._taken(url))  # type: ignore[misc]  # bound at once
+
+    def _taken(self, url: str) -> None:
+        objects = self._client.objects_at(url)
+        for content in objects:
+            self._take(content)
+            if time.monotonic() > self._ends:
+                objects.close()  # type: ignore[attr-defined]  # a generator
+                raise self._node.error(OVER)
+
+
+def send_files(node: Node, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Store files by STOW-RS, one by one, as they are. Yields each path with "" or why it was not stored.
+
+    Raises:
+        PacsError: The service does not reply, or refuses to be used.
+    """
+    client = open_client(node)
+    boundary = "wardround-object"
+    try:
+        for path in paths:
+            content = path.read_bytes()
+            head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+            body = head + content + f"\r\n--{boundary}--\r\n".encode()
+            media = f'multipart/related; type="application/dicom"; boundary={boundary}'
+            headers = {"Content-Type": media, "Accept": "application/dicom+json"}
+
+            def post(body: bytes = body, headers: dict[str, str] = headers) -> requests.Response:
+                return client._session.post(
+                    f"{node.web.url}/studies", data=body, headers=headers, timeout=(CONNECT_S, node.config.timeout_s)
+                )
+
+            response = attempted(node, post)
+            if response.status_code in (401, 403, 404) or response.status_code >= 500:
+                attempted(node, response.raise_for_status)
+            yield path, _why_not_stored(response)
+    finally:
+        client._session.close()
+
+
+def _row(answer: dict[str, Any], tags: Mapping[str, str]) -> Row:
+    row: Row = {}
+    for tag, keyword in tags.items():
+        element = answer.get(tag)
+        values = element.get("Value") if isinstance(element, dict) else None
+        if isinstance(values, list) and values and all(isinstance(one, str | int) for one in values):
+            row[keyword] = "\\".join(map(str, values))
+    return row
+
+
+def _why_not_stored(response: requests.Response) -> str:
+    if response.status_code in (200, 202):
+        with suppress(ValueError, KeyError, AttributeError, TypeError):
+            failed = response.json().get("00081198", {}).get("Value", [])
+            if not failed:
+                return ""
+            return f"status 0x{int(failed[0]['00081197']['Value'][0]):04X}"
+    return f"HTTP status {response.status_code}"
