@@ -68,6 +68,10 @@ class Node:
         """Return the error of this archive with a text."""
         return PacsError(f"{self.name}: {text}")
 
+    def out_of_time(self) -> PacsError:
+        """Return the error of this archive if the time limit of the call is reached."""
+        return self.error("the time limit is reached; run the same command to go on")
+
     def unreachable(self, text: str) -> UnreachableError:
         """Return the error of this archive if it cannot be used at all."""
         return UnreachableError(f"{self.name}: {text}")

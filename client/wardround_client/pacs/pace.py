@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from wardround.errors import PolicyRefusal
-from wardround_client.pacs.node import Node, PacsError, Rows
+from wardround_client.pacs.node import Node, Rows
 from wardround_client.pacs.query import Finder
 
 LONGEST_PAUSE_S = 4.0  # within a transfer: well below the time after which a PACS gives up a receiver that is slow
@@ -95,7 +95,7 @@ class Pace:
 
     def _in_time(self) -> None:
         if self.is_over():
-            raise PacsError(f"{self._node.name}: the time limit is reached; run the same command to go on")
+            raise self._node.out_of_time()
 
 
 class PacedFinder:

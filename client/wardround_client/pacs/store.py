@@ -20,6 +20,7 @@ from wardround_client.pacs.dimse import Activity, associated, send, send_context
 from wardround_client.pacs.node import Node, PacsError
 
 PAUSES_S = (0.0, 1.0, 5.0)  # before each attempt
+LEAST_S, EACH_S = 600.0, 60.0  # of one call, and more of it for each object: a map of 50 MB takes 40 s at 10 Mbit/s
 MARK = "not for diagnostic use"
 RESULT_CLASSES = frozenset(
     {
@@ -51,7 +52,7 @@ def require_allowed(node: Node) -> None:
 
 
 def store(node: Node, paths: Sequence[Path]) -> Stored:
-    """Store results, each in up to three attempts.
+    """Store results, each in up to three attempts. What is not stored after `LEAST_S` and `EACH_S` for each has failed.
 
     Raises:
         PolicyRefusal: `site.toml` does not allow it.
@@ -61,13 +62,14 @@ def store(node: Node, paths: Sequence[Path]) -> Stored:
     for path in paths:
         _refuse_other(path)
     left, reason = list(paths), ""
+    ends = time.monotonic() + LEAST_S + EACH_S * len(left)
     for pause_s in PAUSES_S:
-        if not left:
+        if not left or time.monotonic() > ends:
             break
         time.sleep(pause_s)
         try:
-            attempt = _by_web(node, tuple(left)) if node.config.way == "web" else _by_dicom(node, tuple(left))
-            for path, why in attempt:
+            by = _by_web if node.config.way == "web" else _by_dicom
+            for path, why in by(node, tuple(left), ends):
                 reason = why or reason
                 left = [one for one in left if one != path or why]
         except PacsError as error:
@@ -77,8 +79,8 @@ def store(node: Node, paths: Sequence[Path]) -> Stored:
     )
 
 
-def _by_dicom(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    with associated(node, send_contexts(paths), Activity()) as association:
+def _by_dicom(node: Node, paths: Sequence[Path], ends: float) -> Iterator[tuple[Path, str]]:
+    with associated(node, send_contexts(paths), Activity(ends)) as association:
         for path in paths:
             try:
                 send(node, path, association)
@@ -92,10 +94,10 @@ def _by_dicom(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
                 yield path, ""
 
 
-def _by_web(node: Node, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+def _by_web(node: Node, paths: Sequence[Path], ends: float) -> Iterator[tuple[Path, str]]:
     from wardround_client.pacs.web.services import send_files
 
-    for path, why in send_files(node, paths):
+    for path, why in send_files(node, paths, ends):
         yield path, f"{node.name}: the web service did not store an object ({why})" if why else ""
 
 

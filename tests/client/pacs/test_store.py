@@ -59,6 +59,16 @@ def test_what_is_not_stored_is_counted_with_its_reason(tmp_path, pacs):
     assert "could not store the object (status 0xA700)" in done.reason
 
 
+def test_after_its_time_nothing_is_tried_again(tmp_path, pacs, monkeypatch):
+    monkeypatch.setattr(store_module, "LEAST_S", 0.0)
+    monkeypatch.setattr(store_module, "EACH_S", 0.0)
+    node = open_node(write_site(tmp_path / "site", pacs, ALLOWED), "archive")
+    pacs.refuse_first = 9
+    paths = [result(tmp_path, 1), result(tmp_path, 2)]
+    assert store(node, paths).failed == tuple(paths)
+    assert pacs.refuse_first >= 8
+
+
 @pytest.mark.parametrize(
     "tags",
     [{"SeriesDescription": "Chest"}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}],

@@ -21,11 +21,12 @@ from dicomweb_client.web import DICOMwebClient
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from wardround_client.pacs.node import Node, PacsError, existing, own_key, read_secret
-from wardround_client.pacs.web.errors import OVER
+from wardround_client.pacs.web.errors import TooLongError
 
 CONNECT_S, CUT_AGAIN_S = 10.0, 0.5
 CHUNK_BYTES = 2**20
-MOST_ANSWER_BYTES = 2**28  # of one query
+MOST_ANSWER_BYTES = 2**28  # to a query, or to an object that is stored
+MOST_OBJECT_BYTES = 2**31  # it is held in memory; the largest that are usual (tomosynthesis) have 1 GB
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 TAIL_BYTES = 256  # in which the closing boundary of a complete message lies
 
@@ -88,47 +89,54 @@ class WebClient(DICOMwebClient):
 
     def _http_get(self, url: str, params: Any = None, headers: Any = None, stream: bool = False) -> requests.Response:
         response = super()._http_get(url, params, headers, stream=True)
-        if not stream:
-            content = bytearray()
-            with response:
-                for chunk in response.iter_content(CHUNK_BYTES):
-                    content += chunk
-                    if len(content) > MOST_ANSWER_BYTES:
-                        raise ValueError("the answer is too long")
-            response._content = bytes(content)
-        return response
+        return response if stream else read_whole(response, MOST_ANSWER_BYTES)
 
     def objects_at(self, url: str) -> Iterator[bytes]:
         """Yield each object of a multipart answer. An object is yielded only when what follows it has arrived.
 
         Raises:
-            requests.RequestException, ValueError: The request fails, or the answer is cut short.
+            requests.RequestException, ValueError: The request fails, the answer is cut short, or an object is longer
+                than `MOST_OBJECT_BYTES`.
         """
         response = self._http_get(url, headers={"Accept": AS_STORED}, stream=True)
         if response.headers.get("Content-Type", "").startswith("application/dicom"):  # one object, not wrapped
-            with response:
-                yield response.content
+            yield read_whole(response, MOST_OBJECT_BYTES).content
             return
-        watched = _Tail(response)
+        watched = _Watched(response)
         before: bytes | None = None
         for part in self._decode_multipart_message(watched, stream=True):  # type: ignore[arg-type]  # stands in for it
             if before is not None:
                 yield before
-            before = bytes(part)
+            before, watched.undecided_bytes = bytes(part), 0
         if not watched.tail.rstrip().endswith(b"--"):
             raise requests.ConnectionError("the answer was cut short")
         if before is not None:
             yield before
 
 
-class _Tail:
-    """A response that remembers its last bytes, to see whether the message was complete."""
+def read_whole(response: requests.Response, most_bytes: int) -> requests.Response:
+    """Read the content of a streamed response, and return the response. Raises `TooLongError` beyond `most_bytes`."""
+    content = bytearray()
+    with response:
+        for chunk in response.iter_content(CHUNK_BYTES):
+            content += chunk
+            if len(content) > most_bytes:
+                raise TooLongError("the answer is too long")
+    response._content = bytes(content)
+    return response
+
+
+class _Watched:
+    """A multipart response that limits each object, and remembers its last bytes, to see whether it was complete.
+
+    `undecided_bytes` counts what came since the last object, which is reset by whoever takes that.
+    """
 
     def __init__(self, response: requests.Response) -> None:
-        self._response, self.tail = response, b""
+        self._response, self.tail, self.undecided_bytes = response, b"", 0
         self.headers = response.headers
 
-    def __enter__(self) -> _Tail:
+    def __enter__(self) -> _Watched:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -141,6 +149,9 @@ class _Tail:
     def iter_content(self, chunk_size: int) -> Iterator[bytes]:
         for chunk in self._response.iter_content(chunk_size=chunk_size):
             self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+            self.undecided_bytes += len(chunk)
+            if self.undecided_bytes > MOST_OBJECT_BYTES:
+                raise TooLongError("an object is too long")
             yield chunk
 
 
@@ -182,7 +193,7 @@ def until(node: Node, client: WebClient, ends: float) -> Iterator[None]:
         if time.monotonic() <= ends:
             raise
     if time.monotonic() > ends:  # an answer that was cut within its headers looks whole and empty
-        raise node.error(OVER)
+        raise node.out_of_time()
 
 
 def _refuse_compressed(response: requests.Response, **named: object) -> None:

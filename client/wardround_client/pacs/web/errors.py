@@ -9,7 +9,6 @@ import requests
 
 from wardround_client.pacs.node import Node, PacsError
 
-OVER = "the time limit is reached; run the same command to go on"
 Answer = TypeVar("Answer")
 _HTTP = {
     401: "the web service refuses the user, password or token (HTTP 401); check the files named in site.toml",
@@ -20,12 +19,18 @@ _HTTP = {
 }
 
 
+class TooLongError(ValueError):
+    """An answer or an object has more bytes than this side takes."""
+
+
 def attempted(node: Node, work: Callable[[], Answer]) -> Answer:
     """Return what `work` returns. Errors of the connection and of HTTP become a `PacsError` with a cause."""
     try:
         return work()
     except PacsError:
         raise
+    except TooLongError as error:
+        raise node.error(f"{error}; ask the administrator of the PACS") from None
     except requests.HTTPError as error:
         code = 0 if error.response is None else error.response.status_code
         text = _HTTP.get(code, f"the web service answers with HTTP status {code}")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,13 @@ import requests
 from pydicom.datadict import tag_for_keyword
 
 from wardround_client.pacs.node import Node, Row, Rows, Take
-from wardround_client.pacs.web.client import CONNECT_S, open_client, until
-from wardround_client.pacs.web.errors import OVER, attempted
+from wardround_client.pacs.web.client import CONNECT_S, MOST_ANSWER_BYTES, WebClient, open_client, read_whole, until
+from wardround_client.pacs.web.errors import attempted
 
 if TYPE_CHECKING:
     from wardround_client.pacs.transfer import Request
 
-LONGEST_ANSWER_S = 600.0  # of one query
+LONGEST_ANSWER_S = 600.0  # to one query, or to one object that is stored
 _LEVELS = {"STUDY": "search_for_studies", "SERIES": "search_for_series", "IMAGE": "search_for_instances"}
 _IN_PATH = {"StudyInstanceUID": "study_instance_uid", "SeriesInstanceUID": "series_instance_uid"}
 
@@ -77,36 +78,43 @@ class WebTransfer:
             self._take(content)
             if time.monotonic() > self._ends:
                 objects.close()  # type: ignore[attr-defined]  # a generator
-                raise self._node.error(OVER)
+                raise self._node.out_of_time()
 
 
-def send_files(node: Node, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+def send_files(node: Node, paths: Iterable[Path], ends: float) -> Iterator[tuple[Path, str]]:
     """Store files by STOW-RS, one by one, as they are. Yields each path with "" or why it was not stored.
 
+    `ends` is when all waiting ends, on the monotonic clock. One file may take `LONGEST_ANSWER_S` of it.
+
     Raises:
-        PacsError: The service does not reply, or refuses to be used.
+        PacsError: The service does not reply in time, or refuses to be used.
     """
     client = open_client(node)
-    boundary = "wardround-object"
     try:
         for path in paths:
-            content = path.read_bytes()
-            head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-            body = head + content + f"\r\n--{boundary}--\r\n".encode()
-            media = f'multipart/related; type="application/dicom"; boundary={boundary}'
-            headers = {"Content-Type": media, "Accept": "application/dicom+json"}
-
-            def post(body: bytes = body, headers: dict[str, str] = headers) -> requests.Response:
-                return client._session.post(
-                    f"{node.web.url}/studies", data=body, headers=headers, timeout=(CONNECT_S, node.config.timeout_s)
-                )
-
-            response = attempted(node, post)
-            if response.status_code in (401, 403, 404) or response.status_code >= 500:
-                attempted(node, response.raise_for_status)
+            with until(node, client, min(ends, time.monotonic() + LONGEST_ANSWER_S)):
+                response = attempted(node, partial(_posted, node, client, path))
             yield path, _why_not_stored(response)
     finally:
         client._session.close()
+
+
+def _posted(node: Node, client: WebClient, path: Path) -> requests.Response:
+    """Send one file and return the answer. Raises if it means that the service cannot be used at all."""
+    boundary = "wardround-object"
+    head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    media = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    response = client._session.post(
+        f"{node.web.url}/studies",
+        data=head + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode(),
+        headers={"Content-Type": media, "Accept": "application/dicom+json"},
+        timeout=(CONNECT_S, node.config.timeout_s),
+        stream=True,
+    )
+    read_whole(response, MOST_ANSWER_BYTES)
+    if response.status_code in (401, 403, 404) or response.status_code >= 500:
+        response.raise_for_status()
+    return response
 
 
 def _row(answer: dict[str, Any], tags: Mapping[str, str]) -> Row:

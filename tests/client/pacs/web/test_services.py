@@ -15,7 +15,7 @@ import pytest
 from wardround_client.pacs.node import Node, PacsError
 from wardround_client.pacs.transfer import Request
 from wardround_client.pacs.web import client, services
-from wardround_client.pacs.web.services import WebFinder, WebTransfer
+from wardround_client.pacs.web.services import WebFinder, WebTransfer, send_files
 from wardround_client.site.pacs_config import PacsConfig
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: "
@@ -29,6 +29,10 @@ def service(answer: bytes, trickle: bytes = b"") -> Iterator[Node]:
     """A web service that sends these bytes to any request, and then, ten times a second for 5 s, others."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def do_GET(self) -> None:
             asked.append(self.headers["Accept-Encoding"])
             self.close_connection = True
@@ -62,7 +66,11 @@ def fetch(node: Node, ends: float) -> None:
         transfer.fetch(Request(study_uid="1", series_uid="2"))
 
 
-@pytest.mark.parametrize("call, media", [(find, QUERY), (fetch, OBJECTS)])
+def send(node: Node, ends: float) -> list[str]:
+    return [why for _, why in send_files(node, [Path(__file__)], ends)]
+
+
+@pytest.mark.parametrize("call, media", [(find, QUERY), (fetch, OBJECTS), (send, QUERY)])
 @pytest.mark.parametrize(
     "begun, trickle",
     [
@@ -89,8 +97,36 @@ def test_an_answer_to_a_query_has_a_longest_time_and_a_most_size(monkeypatch):
     monkeypatch.setattr(client, "MOST_ANSWER_BYTES", len(FOUND))
     with service(HEAD + QUERY + b"\r\n\r\n" + FOUND) as node:
         assert find(node, time.monotonic() + 60) == [{"StudyInstanceUID": "1.2"}]
-    with service(HEAD + QUERY + b"\r\n\r\n" + FOUND + b" ") as node, pytest.raises(PacsError, match="not DICOMweb"):
+    with service(HEAD + QUERY + b"\r\n\r\n" + FOUND + b" ") as node, pytest.raises(PacsError, match="too long"):
         find(node, time.monotonic() + 60)
+
+
+def test_an_answer_about_a_stored_object_has_a_longest_time_and_a_most_size(monkeypatch):
+    monkeypatch.setattr(services, "LONGEST_ANSWER_S", LIMIT_S)
+    with service(HEAD + QUERY + b"\r\nContent-Length: 100000\r\n\r\n", b" ") as node, pytest.raises(PacsError):
+        start = time.monotonic()
+        send(node, start + 60)
+    assert time.monotonic() - start < 3
+    monkeypatch.setattr(services, "MOST_ANSWER_BYTES", 2)
+    with service(HEAD + QUERY + b"\r\n\r\n{}") as node:
+        assert send(node, time.monotonic() + 60) == [""]
+    with service(HEAD + QUERY + b"\r\n\r\n{} ") as node, pytest.raises(PacsError, match="too long"):
+        send(node, time.monotonic() + 60)
+
+
+@pytest.mark.parametrize(
+    "media, head, tail",
+    [(b"application/dicom", b"", b""), (OBJECTS + b"x", b"--x\r\nContent-Type: a/b\r\n\r\n", b"\r\n--x--")],
+    ids=["alone", "wrapped"],
+)
+def test_an_object_has_a_most_size(monkeypatch, media, head, tail):
+    content = head + b"0123456789" + tail
+    monkeypatch.setattr(client, "MOST_OBJECT_BYTES", len(content))
+    with service(HEAD + media + b"\r\n\r\n" + content) as node:
+        fetch(node, time.monotonic() + 60)
+    monkeypatch.setattr(client, "MOST_OBJECT_BYTES", len(content) - 1)
+    with service(HEAD + media + b"\r\n\r\n" + content) as node, pytest.raises(PacsError, match="too long"):
+        fetch(node, time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("call, media", [(find, QUERY), (fetch, b"application/dicom")])
