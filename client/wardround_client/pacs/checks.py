@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from wardround.operations.health_checks import Check, checked, ok
 from wardround_client.pacs.dimse import Activity, echo
 from wardround_client.pacs.dimse import Finder as DicomFinder
-from wardround_client.pacs.node import Node, open_node
+from wardround_client.pacs.node import Node
 from wardround_client.pacs.storage_server import receiving
 from wardround_client.pacs.web.services import WebFinder
 from wardround_client.site.config import SiteConfig
@@ -20,10 +20,10 @@ TODO = "docs/pacs.md explains each line, and what to enter at the PACS"
 
 
 def archives(site: Path, config: SiteConfig, timeout_s: float, today: date) -> Iterator[Check]:
-    """Check every archive, each way that is set up."""
+    """Check every archive, each way that is set up. The echo and each query may take `timeout_s`."""
     for name, archive in config.pacs.items():
-        node = open_node(site, name)
-        node = replace(node, config=archive.model_copy(update={"timeout_s": max(1.0, timeout_s)}))
+        limited = archive.model_copy(update={"timeout_s": max(1.0, timeout_s)})
+        node = Node(name=name, config=limited, site=site)
         if archive.dicom is not None:
             yield _check(f"pacs {name}", partial(_dicom, node, today))
         if archive.web is not None:
@@ -35,20 +35,25 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 
 
 def _dicom(node: Node, today: date) -> str:
-    echo(node)
-    with DicomFinder(node) as finder:
+    echo(node, _ends(node))
+    with DicomFinder(node, _ends(node)) as finder:
         found = finder.find("STUDY", {"StudyDate": f"{today:%Y%m%d}"}, ["StudyInstanceUID"])
     text = f"{node.dicom.address} answers an echo and a query ({_amount(len(found.rows), found.limited)} of today)"
     if node.dicom.listen is not None:
-        with receiving(node, lambda content: False, Activity()):
+        with receiving(node, lambda content: False, Activity(_ends(node))):
             text += f"; {node.dicom.listen} is free to receive"
     return text
 
 
 def _web(node: Node, today: date) -> str:
-    with WebFinder(node) as finder:
+    with WebFinder(node, _ends(node)) as finder:
         found = finder.find("STUDY", {"StudyDate": f"{today:%Y%m%d}"}, ["StudyInstanceUID"])
     return f"{node.web.url} answers a query ({_amount(len(found.rows), found.limited)} of today)"
+
+
+def _ends(node: Node) -> float:
+    """Return when one step of a check has to end, on the monotonic clock."""
+    return time.monotonic() + node.config.timeout_s
 
 
 def _amount(rows: int, limited: bool) -> str:

@@ -39,6 +39,7 @@ PENDING = (0xFF00, 0xFF01)
 SUCCESS = 0x0000
 CUT_SHORT = (0xFE00, 0xA700)  # of a C-FIND: there are more matches than the PACS returns
 MOVE_DESTINATION_UNKNOWN = 0xA801
+MOST_ROWS = 1_000_000  # of one C-FIND; the largest archives have some million studies in all
 MOST_CONTEXTS = 128  # of one association (PS3.8 9.3.2.2)
 LARGEST_PDU = 2**18
 POLL_S = 0.5
@@ -54,9 +55,12 @@ SYNTAXES: list[str | UID] = [
 
 
 class Activity:
-    """When something was last received, on any connection of a transfer. `ends` is when all waiting ends."""
+    """When something was last received, on any connection of a transfer.
 
-    def __init__(self, ends: float = math.inf) -> None:
+    `ends` is when all waiting ends, on the monotonic clock.
+    """
+
+    def __init__(self, ends: float) -> None:
         self._last, self._ends = time.monotonic(), ends
 
     def touch(self, event: evt.Event | None = None) -> None:
@@ -118,9 +122,9 @@ def associated(
             association.kill()
 
 
-def echo(node: Node) -> None:
-    """Ask the PACS for a sign of life (C-ECHO). Raises `PacsError`."""
-    with associated(node, [build_context(Verification)], Activity()) as association:
+def echo(node: Node, ends: float) -> None:
+    """Ask the PACS for a sign of life (C-ECHO), until the monotonic clock shows `ends`. Raises `PacsError`."""
+    with associated(node, [build_context(Verification)], Activity(ends)) as association:
         _status_of(node, association.send_c_echo())
 
 
@@ -150,11 +154,11 @@ class OneAssociation:
 
 
 class Finder(OneAssociation):
-    """Queries a PACS by C-FIND on one association. Use it in a `with` statement."""
+    """Queries a PACS by C-FIND on one association. Use it in a `with` statement. `ends` is when all waiting ends."""
 
     cuts_silently = False  # PS3.4 C.4.1 has statuses for it; some PACS answer with success all the same
 
-    def __init__(self, node: Node, ends: float = math.inf) -> None:
+    def __init__(self, node: Node, ends: float) -> None:
         super().__init__()
         self._node, self._activity = node, Activity(ends)
 
@@ -170,12 +174,15 @@ class Finder(OneAssociation):
             wanted: Further keywords to return.
 
         Raises:
-            PacsError: The PACS refuses the query, or the connection is lost. It is opened again for the next query.
+            PacsError: The PACS refuses the query, its answer is too long, the time is over, or the connection is lost.
+                It is opened again for the next query.
         """
         try:
             return self._found(level, match, wanted)
         except PacsError:
             self.close()
+            if self._activity.is_over:
+                raise self._node.out_of_time() from None
             raise
 
     def _found(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
@@ -192,6 +199,8 @@ class Finder(OneAssociation):
             code = _status_of(self._node, status, (*PENDING, SUCCESS, *CUT_SHORT))
             if code in PENDING and identifier is not None:
                 rows.append(_row(identifier, (*match, *wanted)))
+                if len(rows) > MOST_ROWS:
+                    raise self._node.error("the answer is too long; ask for a shorter period, or give a list")
             elif code in CUT_SHORT:
                 return Rows(rows=rows, limited=True)
         return Rows(rows=rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import ssl
 import struct
@@ -109,7 +108,7 @@ def trickled(one: socket.socket, content: bytes) -> Iterator[None]:
 
 def test_silent_and_slow_peers_end_and_the_pacs_is_served_meanwhile(node: Node) -> None:
     request = b"\x01\x00" + struct.pack(">L", 1000)  # the head of a request for an association
-    with receiving(node, lambda content: True, Activity(math.inf)) as server:
+    with receiving(node, lambda content: True, Activity(time.monotonic() + LIMIT_S)) as server:
         before = set(threading.enumerate())
         silent, half, slow = opened(server), opened(server), opened(server)
         half.sendall(request[:3])
@@ -122,7 +121,7 @@ def test_silent_and_slow_peers_end_and_the_pacs_is_served_meanwhile(node: Node) 
 
 
 def test_a_pdu_that_is_announced_too_long_ends_the_connection(node: Node) -> None:
-    with receiving(node, lambda content: True, Activity(math.inf)) as server, opened(server) as one:
+    with receiving(node, lambda content: True, Activity(time.monotonic() + LIMIT_S)) as server, opened(server) as one:
         one.sendall(b"\x04\x00" + struct.pack(">L", MOST_PDU_BYTES + 1))
         assert ends(one) < 0.7, "at once, not after a timeout"
         assert echoed(server) < 3
@@ -130,7 +129,7 @@ def test_a_pdu_that_is_announced_too_long_ends_the_connection(node: Node) -> Non
 
 def test_connections_beyond_the_limit_are_closed_and_counted(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_server, "MOST_CONNECTIONS", 3)
-    with receiving(node, lambda content: True, Activity(math.inf)) as server:
+    with receiving(node, lambda content: True, Activity(time.monotonic() + LIMIT_S)) as server:
         many = [opened(server) for _ in range(6)]
         for one in many:
             ends(one)
@@ -149,7 +148,7 @@ def test_a_stalled_tls_handshake_holds_up_nobody_and_ends(node: Node, monkeypatc
     tls, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=node.site / "ca.pem")
     tls.load_cert_chain(node.site / "own.pem", node.site / "own.key")
     monkeypatch.setattr(storage_server, "server_tls", lambda node: tls)
-    with receiving(node, lambda content: True, Activity(math.inf)) as server:
+    with receiving(node, lambda content: True, Activity(time.monotonic() + LIMIT_S)) as server:
         before = set(threading.enumerate())
         stalled = [opened(server) for _ in range(5)]
         with trickled(stalled[0], b"\x16\x03\x01\x02\x00\x01"):

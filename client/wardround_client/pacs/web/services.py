@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -30,7 +29,7 @@ class WebFinder:
 
     cuts_silently = True
 
-    def __init__(self, node: Node, ends: float = math.inf) -> None:
+    def __init__(self, node: Node, ends: float) -> None:
         self._node, self._client, self._ends = node, open_client(node), ends
 
     def __enter__(self) -> WebFinder:
