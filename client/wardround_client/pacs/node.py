@@ -134,18 +134,16 @@ def server_tls(node: Node) -> ssl.SSLContext | None:
 
 
 def existing(node: Node, name: str) -> Path:
-    """Return the path of a file of the site that `site.toml` names. Raises `PacsError` if it is missing."""
+    """Return the path of a file of the site that `site.toml` names. Raises `UsageError` if it is missing."""
     path = node.site / name
     if not path.is_file():
-        raise node.error(f"{path_text(path)}: no such file; correct it in site.toml")
+        raise UsageError(f"{path_text(path)}: no such file; correct pacs.{node.name} in {CONFIG_FILE}")
     return path
 
 
 def own_key(node: Node, name: str) -> Path:
     """Return the path of a key file. Raises `UsageError` if it is missing or readable by others."""
-    path = node.site / name
-    if not path.is_file():
-        raise UsageError(f"{path_text(path)}: no such file; correct pacs.{node.name} in {CONFIG_FILE}")
+    path = existing(node, name)
     if list(too_open(path)):
         raise UsageError(f"{path_text(path)}: other users can read it; chmod go= {path_text(path)}")
     return path

@@ -121,7 +121,7 @@ class FoundStudies:
 
 
 def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
-    """Read a table with one identifier for each row, in the column of that name or, without it, in the only column.
+    """Read a table with one identifier for each row, in the column of that name.
 
     Raises:
         DataError: It is no such table, or an identifier was shortened by a spreadsheet.

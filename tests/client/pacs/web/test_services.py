@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from builders.web_service import HEAD, QUERY, service
 
+from wardround.errors import UsageError
 from wardround_client.pacs.node import Node, PacsError
 from wardround_client.pacs.transfer import Request
 from wardround_client.pacs.web import client, services
 from wardround_client.pacs.web.services import WebFinder, WebTransfer, send_files
+from wardround_client.site.pacs_config import PacsConfig
 
 OBJECTS = b'multipart/related; type="application/dicom"; boundary=b'
 FOUND = b'[{"0020000D": {"vr": "UI", "Value": ["1.2"]}}]'
@@ -22,6 +24,17 @@ LIMIT_S = 0.5
 def find(node: Node, ends: float) -> list[dict[str, str]]:
     with WebFinder(node, ends) as finder:
         return finder.find("STUDY", {}, ["StudyInstanceUID"]).rows
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{"ca_file": "ca.pem"}, {"token_file": "token"}, {"certificate_file": "a.pem", "key_file": "a.key"}],
+    ids=lambda one: next(iter(one)),
+)
+def test_a_missing_file_of_the_settings_is_wrong_usage(tmp_path, named):
+    config = PacsConfig(way="web", web={"url": "https://127.0.0.1:9", **named})
+    with pytest.raises(UsageError, match="no such file; correct pacs.archive in site.toml"):
+        find(Node(name="archive", config=config, site=tmp_path), time.monotonic() + 1)
 
 
 def fetch(node: Node, ends: float) -> None:
