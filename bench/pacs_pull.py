@@ -1,5 +1,7 @@
 """`wardround-site pull` against plain pynetdicom (C-MOVE) and dicomweb-client (WADO-RS), from an Orthanc here.
 
+    ./run bench pacs_pull [--studies 5] [--size 64] [--repeats 3] [--markdown]
+
 All write the objects to files. The pull also lists what there is, checks each object against the list, keeps a
 manifest, makes every file durable, and asks again in the end. Needs root, a Linux with `unshare` and `ip`, and Debian's
 packages orthanc and orthanc-dicomweb: Orthanc listens on all interfaces, so all of it runs in a network namespace.

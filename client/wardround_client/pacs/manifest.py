@@ -21,6 +21,7 @@ from wardround.storage.folders import make_folder
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.storage.locks import try_locked
 from wardround.storage.text_file import path_text
+from wardround.text import count_text
 
 SUFFIX = ".pull.jsonl"
 ASKED, CAME, ENDED, MISSING = "asked", "came", "ended", "missing"
@@ -57,7 +58,7 @@ class Pulled:
     Attributes:
         studies, series: How many matched.
         objects: Objects that the PACS lists in them.
-        came: Objects that came now.
+        came: Objects that were received now.
         before: Objects of them that an earlier call had pulled.
         missing: Objects that the PACS lists and that did not come.
         duplicates, unasked, damaged: Objects that were sent and not kept: twice, not asked for, unreadable.
@@ -208,23 +209,21 @@ def _now() -> str:
 
 def summary_of(pulled: Pulled) -> list[str]:
     """Return the result in lines for people."""
+    studies = f"{pulled.studies:,} matching {'study' if pulled.studies == 1 else 'studies'}"
     lines = [
-        f"{pulled.studies:,} matching studies with {pulled.series:,} matching series and {pulled.objects:,} objects: "
-        f"{pulled.came:,} came now, {pulled.before:,} were there, {pulled.missing:,} missing"
+        f"{studies} with {pulled.series:,} matching series and {count_text(pulled.objects, 'object')}: "
+        f"{pulled.came:,} received now, {pulled.before:,} already in the folder, {pulled.missing:,} missing"
     ]
-    dropped = {
-        "came again": pulled.duplicates,
-        "were not asked for": pulled.unasked,
-        "cannot be read": pulled.damaged,
-    }
+    dropped = {"received again": pulled.duplicates, "not asked for": pulled.unasked, "not readable": pulled.damaged}
     if any(dropped.values()):
-        lines.append(f"Not kept: {', '.join(f'{count:,} that {why}' for why, count in dropped.items() if count)}")
+        parts = [f"{count_text(count, 'object')} {why}" for why, count in dropped.items() if count]
+        lines.append(f"Not kept: {', '.join(parts)}")
     if pulled.unmatched_rows:
         shown = ", ".join(map(str, pulled.unmatched_rows[:MOST_ROWS_SHOWN]))
         more = "" if len(pulled.unmatched_rows) <= MOST_ROWS_SHOWN else ", …"
-        lines.append(
-            f"Rows of the list that match no study of the PACS: {len(pulled.unmatched_rows):,} (row {shown}{more})"
-        )
+        rows = len(pulled.unmatched_rows)
+        numbers = f"{'row' if rows == 1 else 'rows'} {shown}{more}"
+        lines.append(f"The PACS has no study for {count_text(rows, 'row')} of the list ({numbers})")
     lines += pulled.remarks
     if pulled.missing:
         lines.append("The manifest beside the folder names what is missing; run the same command to fetch it")

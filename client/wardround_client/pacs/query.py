@@ -124,7 +124,7 @@ def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
     """Read a table with one identifier for each row, in the column of that name.
 
     Raises:
-        DataError: It is no such table, or an identifier was shortened by a spreadsheet.
+        DataError: The table cannot be read or lacks the column, or an identifier was shortened by a spreadsheet.
     """
     table = read_table(path)
     name = column.lower() if column.lower() in table.columns else None
@@ -136,7 +136,7 @@ def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
             continue
         refuse_shortened(cells[name], f"{path_text(path)}: row {row}")
         if any(one in cells[name] for one in "\\*?") or (column == "StudyInstanceUID" and not is_uid(cells[name])):
-            raise DataError(f"{path_text(path)}: row {row}: is no {column}")
+            raise DataError(f"{path_text(path)}: row {row}: is not a valid {column}")
         rows.append((row, cells[name]))
     if not rows:
         raise DataError(f"{path_text(path)}: lists nothing")
@@ -144,7 +144,7 @@ def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
 
 
 def refuse_unbounded(wanted: Wanted) -> None:
-    """Raise `UsageError` for a request without dates or a list, or with both, or with a modality that is none."""
+    """Raise `UsageError` for a request without dates or a list, or with both, or with an invalid modality."""
     listed = bool(wanted.accessions) + bool(wanted.studies)
     if listed and (wanted.first or wanted.last):
         raise UsageError("give either dates or a list; the other options select within a list too")

@@ -56,7 +56,7 @@ def store(node: Node, paths: Sequence[Path]) -> Stored:
 
     Raises:
         PolicyRefusal: `site.toml` does not allow it.
-        UsageError: A file is no result that is marked as research; nothing was sent then.
+        UsageError: A file was not made by this program or is not marked as research; nothing was sent then.
     """
     require_allowed(node)
     for path in paths:
@@ -104,8 +104,8 @@ def _by_web(node: Node, paths: Sequence[Path], ends: float) -> Iterator[tuple[Pa
 def _refuse_other(path: Path) -> None:
     try:
         header: Dataset | None = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-    except Exception:  # of a file that is no DICOM
+    except Exception:  # pydicom raises almost anything for another file
         header = None
     marked = header is not None and MARK in str(header.get("SeriesDescription", "")).casefold()
     if header is None or not marked or header.get("SOPClassUID") not in RESULT_CLASSES:
-        raise UsageError(f"{path_text(path)}: is no result of this program that is marked as research; not stored")
+        raise UsageError(f"{path_text(path)}: was not made by this program, or is not marked as research; not stored")

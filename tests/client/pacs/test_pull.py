@@ -128,7 +128,7 @@ def test_a_list_of_accession_numbers_names_the_rows_without_a_study(tmp_path, pa
     (tmp_path / "list.csv").write_text("AccessionNumber,x\nA1,\nA7,\n")
     words = ["--accessions", str(tmp_path / "list.csv"), "--into-folder", str(tmp_path / "out"), "--site", str(site)]
     done = CliRunner().invoke(app, ["pull", "archive", *words])
-    assert done.exit_code == 0 and "Rows of the list that match no study of the PACS: 1 (row 3)" in done.stdout
+    assert done.exit_code == 0 and "The PACS has no study for 1 row of the list (row 3)" in done.stdout
     assert "A7" not in done.stdout and len(held(tmp_path)) == 5
 
 

@@ -91,7 +91,7 @@ class Listing:
 
 
 @pytest.mark.parametrize("wrong", ["9" * 70, "x", "1.2.", ""])
-def test_a_class_that_is_no_uid_is_left_out_and_its_object_is_not(wrong):
+def test_an_invalid_class_is_left_out_and_its_object_is_not(wrong):
     finder = Listing(
         {"SOPInstanceUID": "1.2.1", "SOPClassUID": wrong}, {"SOPInstanceUID": "1.2.2", "SOPClassUID": "1.3"}
     )
@@ -119,7 +119,7 @@ def test_a_request_has_dates_or_one_list():
     "text, says",
     [
         ("x\n1\n", "needs a column AccessionNumber"),
-        ("AccessionNumber\nA*\n", "row 2: is no AccessionNumber"),
+        ("AccessionNumber\nA*\n", "row 2: is not a valid AccessionNumber"),
         ("AccessionNumber\n1.2E+17\n", "row 2: looks like a number"),
         ("AccessionNumber,x\n,1\n", "lists nothing"),
     ],
