@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from wardround.operations.health_checks import Check, checked, ok
-from wardround_client.pacs.dimse import Activity, echo
-from wardround_client.pacs.dimse import Finder as DicomFinder
+from wardround_client.pacs.dimse import Activity, DicomFinder, echo
 from wardround_client.pacs.node import Node
 from wardround_client.pacs.storage_server import receiving
 from wardround_client.pacs.web.services import WebFinder
 from wardround_client.site.config import SiteConfig
 
-TODO = "docs/pacs.md explains each line, and what to enter at the PACS"
+ADVICE = "docs/pacs.md explains each line, and what to enter at the PACS"
 
 
 def archives(site: Path, config: SiteConfig, timeout_s: float, today: date) -> Iterator[Check]:
@@ -31,7 +30,7 @@ def archives(site: Path, config: SiteConfig, timeout_s: float, today: date) -> I
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
-    return checked(name, lambda: ok(name, look()), TODO)
+    return checked(name, lambda: ok(name, look()), ADVICE)
 
 
 def _dicom(node: Node, today: date) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Self
 
 import pydicom
 from pydicom import Dataset
@@ -135,6 +136,9 @@ class OneAssociation:
         self._context: AbstractContextManager[Association] | None = None
         self._held: Association | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -153,7 +157,7 @@ class OneAssociation:
             context.__exit__(None, None, None)
 
 
-class Finder(OneAssociation):
+class DicomFinder(OneAssociation):
     """Queries a PACS by C-FIND on one association. Use it in a `with` statement. `ends` is when all waiting ends."""
 
     cuts_silently = False  # PS3.4 C.4.1 has statuses for it; some PACS answer with success all the same
@@ -161,9 +165,6 @@ class Finder(OneAssociation):
     def __init__(self, node: Node, ends: float) -> None:
         super().__init__()
         self._node, self._activity = node, Activity(ends)
-
-    def __enter__(self) -> Finder:
-        return self
 
     def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
         """Return what the PACS has.

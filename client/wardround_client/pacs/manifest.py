@@ -31,7 +31,7 @@ MOST_ROWS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Came:
+class ReceivedObject:
     """An object that is on disk."""
 
     sop_uid: str = field(repr=False)
@@ -114,7 +114,7 @@ class Manifest:
         """Record what this call asks for."""
         self._append([{"what": ASKED, "at": _now(), "node": node, "way": way, **wanted}])
 
-    def came(self, objects: Iterable[Came]) -> None:
+    def came(self, objects: Iterable[ReceivedObject]) -> None:
         """Record objects whose files are durable."""
         those = list(objects)
         self._append([one.to_json() for one in those])

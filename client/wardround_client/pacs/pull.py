@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 from wardround.errors import WardroundError
 from wardround_client.pacs.manifest import Manifest, Pulled, file_name, open_manifest
@@ -33,7 +33,7 @@ from wardround_client.pacs.query import (
     find_studies,
 )
 from wardround_client.pacs.receive import Receiver
-from wardround_client.pacs.transfer import Request, Transfer, open_transfer
+from wardround_client.pacs.transfer import Request, Transfer, open_finder, open_transfer
 
 PAUSES_S = (1.0, 5.0)  # before the second and the third attempt
 AHEAD = 2  # studies that are listed before their objects are fetched
@@ -104,17 +104,6 @@ def pull(order: Order, pace: Pace, progress: Progress | None = None, sink: Sink 
             work.taker.shutdown()
 
 
-def open_finder(node: Node, way: str, ends: float) -> AbstractContextManager[Finder]:
-    """Return the queries that belong to a way of fetching. `ends` is when all waiting ends, on the monotonic clock."""
-    if way == "web":
-        from wardround_client.pacs.web.services import WebFinder
-
-        return WebFinder(node, ends)
-    from wardround_client.pacs.dimse import Finder as DicomFinder
-
-    return cast(AbstractContextManager[Finder], DicomFinder(node, ends))
-
-
 @dataclass(kw_only=True)
 class _Work:
     """The state of one pull."""
@@ -136,13 +125,13 @@ class _Work:
     grows: bool = False
 
     def run(self, finder: Finder, transfer: Transfer) -> Pulled:
-        found = self.patiently(lambda: find_studies(finder, self.order.wanted, self.order.today))
+        found = self.with_retries(lambda: find_studies(finder, self.order.wanted, self.order.today))
         stopped = ""
         try:
             changed = list(found.studies)
             for _ in range(MOST_PASSES):
                 self.reached = len(found.studies) - len(changed)
-                changed = self.once(finder, transfer, changed)
+                changed = self.fetch_pass(finder, transfer, changed)
                 if not changed:
                     break
             self.grows = bool(changed)
@@ -185,7 +174,7 @@ class _Work:
         )
         return made
 
-    def once(self, finder: Finder, transfer: Transfer, studies: Sequence[FoundStudy]) -> list[FoundStudy]:
+    def fetch_pass(self, finder: Finder, transfer: Transfer, studies: Sequence[FoundStudy]) -> list[FoundStudy]:
         """List and fetch studies. Returns those that have more now than when they were listed.
 
         One thread asks what the next study has, and what the last one has now, while the objects of a study come.
@@ -193,33 +182,33 @@ class _Work:
         grown: list[Future[bool]] = []
         lister = ThreadPoolExecutor(1, thread_name_prefix="pull-lister")
         try:
-            ahead = deque(lister.submit(self.study, finder, study) for study in studies[:AHEAD])
+            ahead = deque(lister.submit(self.list_study, finder, study) for study in studies[:AHEAD])
             for number, study in enumerate(studies):
-                self.tell(number, len(studies))
+                self.report(number, len(studies))
                 listed = ahead.popleft().result()
                 for series, objects in listed:
-                    self.series(transfer, series, objects)
+                    self.fetch_series(transfer, series, objects)
                 self.reached += 1
                 self.hand_over([objects for _, objects in listed])
                 grown.append(lister.submit(self.has_grown, finder, study))
                 if number + AHEAD < len(studies):
-                    ahead.append(lister.submit(self.study, finder, studies[number + AHEAD]))
-            self.tell(len(studies), len(studies))
+                    ahead.append(lister.submit(self.list_study, finder, studies[number + AHEAD]))
+            self.report(len(studies), len(studies))
             return [study for study, more in zip(studies, grown, strict=True) if more.result()]
         finally:
             lister.shutdown(cancel_futures=True)
 
-    def study(self, finder: Finder, study: FoundStudy) -> list[tuple[FoundSeries, FoundObjects]]:
+    def list_study(self, finder: Finder, study: FoundStudy) -> list[tuple[FoundSeries, FoundObjects]]:
         """Return the series of a study that are new or have changed since they were listed last, with their objects."""
         self.pace.begin()
-        series, complete = self.patiently(lambda: find_series(finder, study, self.order.wanted))
+        series, complete = self.with_retries(lambda: find_series(finder, study, self.order.wanted))
         if not complete:
             self.cut_studies.add(study.uid)
         new = []
         for one in series:
             if self.is_as_listed(one):
                 continue
-            objects = self.patiently(functools.partial(find_objects, finder, one))
+            objects = self.with_retries(functools.partial(find_objects, finder, one))
             if one.uid not in self.listed:
                 self.before += sum(sop in self.manifest for sop in objects.classes)
             self.listed[one.uid] = (one, objects)
@@ -228,13 +217,13 @@ class _Work:
 
     def has_grown(self, finder: Finder, study: FoundStudy) -> bool:
         """Return whether a study has more than when it was listed."""
-        series, _ = self.patiently(lambda: find_series(finder, study, self.order.wanted))
+        series, _ = self.with_retries(lambda: find_series(finder, study, self.order.wanted))
         for one in series:
             if self.is_as_listed(one):
                 continue
             if one.uid not in self.listed or one.count is not None:
                 return True
-            objects = self.patiently(functools.partial(find_objects, finder, one))
+            objects = self.with_retries(functools.partial(find_objects, finder, one))
             if not set(objects.classes) <= set(self.listed[one.uid][1].classes):
                 return True
         return False
@@ -254,7 +243,7 @@ class _Work:
         while len(self.taking) > AHEAD:
             self.taking.popleft().result()
 
-    def series(self, transfer: Transfer, series: FoundSeries, objects: FoundObjects) -> None:
+    def fetch_series(self, transfer: Transfer, series: FoundSeries, objects: FoundObjects) -> None:
         """Fetch what is missing of a series, in up to three attempts."""
         self.receiver.expect(series.uid, objects.classes, whole_series=not objects.whole)
         for pause_s in (0.0, *PAUSES_S):
@@ -285,7 +274,7 @@ class _Work:
             if unreachable or self.failed_in_a_row >= MOST_FAILED or self.pace.is_over():
                 raise PacsError(self.last_error or f"{self.order.node.name}: the PACS sends nothing")
 
-    def patiently(self, ask: Callable[[], Answer]) -> Answer:
+    def with_retries(self, ask: Callable[[], Answer]) -> Answer:
         """Ask up to three times. Raises the last `PacsError`."""
         for pause_s in PAUSES_S:
             try:
@@ -315,6 +304,6 @@ class _Work:
             for series, objects in self.listed.values()
         )
 
-    def tell(self, done: int, total: int) -> None:
+    def report(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress("studies", done, total)

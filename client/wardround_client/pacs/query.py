@@ -143,7 +143,7 @@ def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
     return tuple(rows)
 
 
-def refuse_unbounded(wanted: Wanted) -> None:
+def check_request(wanted: Wanted) -> None:
     """Raise `UsageError` for a request without dates or a list, or with both, or with an invalid modality."""
     listed = bool(wanted.accessions) + bool(wanted.studies)
     if listed and (wanted.first or wanted.last):
@@ -239,17 +239,17 @@ class _Search:
 
     def between(self, begin: datetime, end: datetime) -> None:
         """Find what lies in a period; `end` is not part of it."""
-        self._whole(begin, end, self._ask(begin, end))
+        self._split(begin, end, self._ask(begin, end))
 
-    def _whole(self, begin: datetime, end: datetime, whole: Rows) -> None:
+    def _split(self, begin: datetime, end: datetime, answer: Rows) -> None:
         """Find what an answer may have left out."""
-        suspect = self._finder.cuts_silently and len(whole.rows) >= FEWEST_SUSPECT
-        if not whole.limited and not suspect:
+        suspect = self._finder.cuts_silently and len(answer.rows) >= FEWEST_SUSPECT
+        if not answer.limited and not suspect:
             return
         if end - begin <= SHORTEST:
-            if whole.limited:
+            if answer.limited:
                 self.cut.append(f"{begin:%Y-%m-%d %H:%M}")
-            self._unsplit = max(self._unsplit, len(whole.rows))
+            self._unsplit = max(self._unsplit, len(answer.rows))
             return
         if self._asked >= MOST_QUERIES:
             self.gave_up = True
@@ -257,11 +257,11 @@ class _Search:
         middle = _middle(begin, end)
         parts = [(begin, middle, self._ask(begin, middle)), (middle, end, self._ask(middle, end))]
         together = len({one for _, _, part in parts for one in _uids(part)})
-        proved = all(part.rows for _, _, part in parts) and together <= len(set(_uids(whole)))
-        if proved and not whole.limited and not any(part.limited for _, _, part in parts):
+        proved = all(part.rows for _, _, part in parts) and together <= len(set(_uids(answer)))
+        if proved and not answer.limited and not any(part.limited for _, _, part in parts):
             return
         for first, last, part in parts:
-            self._whole(first, last, part)
+            self._split(first, last, part)
 
     def _ask(self, begin: datetime, end: datetime) -> Rows:
         self._asked += 1

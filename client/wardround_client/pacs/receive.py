@@ -29,7 +29,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from wardround.errors import WardroundError, required
 from wardround.storage.atomic import OWNER_ONLY, fsync
 from wardround.storage.disk_errors import unwritable
-from wardround_client.pacs.manifest import PARTIAL, Came, Manifest, file_name
+from wardround_client.pacs.manifest import PARTIAL, Manifest, ReceivedObject, file_name
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 LONGEST_UID = 64
@@ -48,7 +48,7 @@ def is_uid(text: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    came: Came
+    received: ReceivedObject
     partial: Path = field(repr=False)
 
 
@@ -118,7 +118,7 @@ class Receiver:
                 self._under_way.pop(sop_uid, None)
                 self._failed = unwritable(self._manifest.folder, error)
             return False
-        came = Came(
+        received = ReceivedObject(
             sop_uid=sop_uid,
             series_uid=series_uid,
             file=name,
@@ -128,7 +128,7 @@ class Receiver:
         with self._lock:
             if not self._group:
                 self._group_began = time.monotonic()
-            self._group.append(_Written(came=came, partial=partial))
+            self._group.append(_Written(received=received, partial=partial))
             self._group_bytes += len(content)
             self.counts["came"] += 1
             full = (
@@ -184,11 +184,11 @@ class Receiver:
         try:
             list(self._syncers.map(fsync, [one.partial for one in group]))
             for one in group:
-                os.replace(one.partial, folder / one.came.file)
+                os.replace(one.partial, folder / one.received.file)
             fsync(folder)
-            self._manifest.came(one.came for one in group)
+            self._manifest.came(one.received for one in group)
             for one in group:
-                self._under_way.pop(one.came.sop_uid, None)
+                self._under_way.pop(one.received.sop_uid, None)
         except OSError as error:
             self._failed = unwritable(folder, error)
         except WardroundError as error:

@@ -1,4 +1,4 @@
-"""How the objects of a series come to this site: C-MOVE to our own storage server, C-GET, or WADO-RS."""
+"""The ways of fetching: C-MOVE to our own storage server, C-GET or WADO-RS, and the queries that belong to each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 from wardround_client.pacs.dimse import (
     Activity,
+    DicomFinder,
     OneAssociation,
     associated,
     get,
@@ -17,6 +18,7 @@ from wardround_client.pacs.dimse import (
     move_contexts,
 )
 from wardround_client.pacs.node import Node, PacsError, Take
+from wardround_client.pacs.query import Finder
 from wardround_client.pacs.storage_server import StorageServer, receiving
 
 TOGETHER = 64  # objects of one request, if not the whole series is asked for
@@ -47,6 +49,19 @@ class Transfer(Protocol):
 
 
 @contextmanager
+def open_finder(node: Node, way: str, ends: float) -> Iterator[Finder]:
+    """Open the queries that belong to a way of fetching. `ends` is when all waiting ends, on the monotonic clock."""
+    if way == "web":
+        from wardround_client.pacs.web.services import WebFinder
+
+        with WebFinder(node, ends) as web:
+            yield web
+    else:
+        with DicomFinder(node, ends) as dicom:
+            yield dicom
+
+
+@contextmanager
 def open_transfer(node: Node, way: str, take: Take, ends: float) -> Iterator[Transfer]:
     """Open a way of fetching objects for as long as the block lasts.
 
@@ -74,9 +89,6 @@ class _Move(OneAssociation):
         super().__init__()
         self._node, self._server, self._activity = node, server, activity
 
-    def __enter__(self) -> _Move:
-        return self
-
     def fetch(self, request: Request) -> None:
         before = self._server.refused.copy()
         self._server.accept(request.classes)
@@ -97,9 +109,6 @@ class _Get(OneAssociation):
         super().__init__()
         self._node, self._take, self._activity = node, take, Activity(ends)
         self._classes: frozenset[str] | None = None
-
-    def __enter__(self) -> _Get:
-        return self
 
     def fetch(self, request: Request) -> None:
         if self._classes != request.classes:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from wardround_client.cli.main import app
 from wardround_client.pacs import dimse
 from wardround_client.pacs import pull as pull_module
-from wardround_client.pacs.dimse import Finder
+from wardround_client.pacs.dimse import DicomFinder
 from wardround_client.pacs.manifest import file_name, manifest_path
 from wardround_client.pacs.node import PacsError, open_node
 
@@ -188,7 +188,7 @@ def test_an_answer_without_end_ends_with_the_time_limit(tmp_path, pacs: Archive)
     node = open_node(write_site(tmp_path / "site", pacs), "archive")
     pacs.found = lambda query: repeat(pacs.objects["1.2.3.1.1.1"])
     begun = time.monotonic()
-    with Finder(node, begun + 0.5) as finder, pytest.raises(PacsError, match="the time limit is reached"):
+    with DicomFinder(node, begun + 0.5) as finder, pytest.raises(PacsError, match="the time limit is reached"):
         finder.find("STUDY", {"StudyDate": "20240105"}, ["StudyInstanceUID"])
     assert time.monotonic() - begun < 10
 
@@ -197,7 +197,7 @@ def test_an_answer_has_a_most_number_of_rows(tmp_path, pacs: Archive, monkeypatc
     node = open_node(write_site(tmp_path / "site", pacs), "archive")
     for most in (2, 1):
         monkeypatch.setattr(dimse, "MOST_ROWS", most)
-        with Finder(node, time.monotonic() + 60) as finder:
+        with DicomFinder(node, time.monotonic() + 60) as finder:
             if most == 2:
                 assert len(finder.find("STUDY", {"StudyDate": "20240105"}, ["StudyInstanceUID"]).rows) == 2
                 continue

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wardround.errors import DataError, UsageError
 from wardround_client.pacs import query
 from wardround_client.pacs.node import Rows
-from wardround_client.pacs.query import FoundSeries, Wanted, find_objects, find_studies, read_list, refuse_unbounded
+from wardround_client.pacs.query import FoundSeries, Wanted, check_request, find_objects, find_studies, read_list
 
 TODAY = date(2024, 3, 1)
 
@@ -110,9 +110,9 @@ def test_a_request_has_dates_or_one_list():
         Wanted(first=TODAY, modality="C*"),
     ):
         with pytest.raises(UsageError):
-            refuse_unbounded(wanted)
-    refuse_unbounded(Wanted(first=TODAY))
-    refuse_unbounded(Wanted(studies=row, modality="CT"))
+            check_request(wanted)
+    check_request(Wanted(first=TODAY))
+    check_request(Wanted(studies=row, modality="CT"))
 
 
 @pytest.mark.parametrize(

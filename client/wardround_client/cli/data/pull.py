@@ -107,7 +107,7 @@ def pull(
     from wardround_client.pacs.node import open_node
     from wardround_client.pacs.pace import Pace
     from wardround_client.pacs.pull import Order
-    from wardround_client.pacs.query import Wanted, read_list, refuse_unbounded
+    from wardround_client.pacs.query import Wanted, check_request, read_list
 
     wanted = Wanted(
         first=None if first is None else first.date(),
@@ -119,7 +119,7 @@ def pull(
         accessions=() if accessions is None else read_list(accessions, "AccessionNumber"),
         studies=() if studies is None else read_list(studies, "StudyInstanceUID"),
     )
-    refuse_unbounded(wanted)
+    check_request(wanted)
     if (into is None) == (into_folder is None):
         raise UsageError("give either --into-folder DIR or --into cohort")
     if labels_from is not None and (into is not None or labels is not None):

@@ -39,7 +39,7 @@ class WebFinder:
         self._client._session.close()
 
     def find(self, level: str, match: Mapping[str, str], wanted: Iterable[str]) -> Rows:
-        """Return what the PACS has. Arguments and errors as those of `dimse.Finder.find`."""
+        """Return what the PACS has. Arguments and errors as those of `dimse.DicomFinder.find`."""
         keywords = list(wanted)
         path = {} if level == "STUDY" else {_IN_PATH[one]: match[one] for one in _IN_PATH if one in match}
         filters = {key: value for key, value in match.items() if level == "STUDY" or key not in _IN_PATH}
