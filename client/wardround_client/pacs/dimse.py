@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
-import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, _config, evt
@@ -245,15 +244,6 @@ def send(node: Node, path: Path, association: Association) -> None:
     """Store one file in the PACS (C-STORE), as it is. Raises `PacsError`."""
     status = association.send_c_store(path)
     _status_of(node, status, (SUCCESS, 0xB000, 0xB006, 0xB007), "store the object")
-
-
-def send_contexts(paths: Iterable[Path]) -> list[PresentationContext]:
-    """Return the contexts that files need, each class with the syntaxes of its files."""
-    pairs = set()
-    for path in paths:
-        meta = pydicom.filereader.read_file_meta_info(path)
-        pairs.add((str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)))
-    return [build_context(one, syntax) for one, syntax in sorted(pairs)][:MOST_CONTEXTS]
 
 
 def handler_of(store: Take):  # type: ignore[no-untyped-def]  # the type of pynetdicom's handlers has no name

@@ -15,15 +15,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from pathlib import Path
 from typing import Any, Protocol
 
-from wardround.errors import DataError, UsageError
-from wardround.storage.table import read_table, refuse_shortened
-from wardround.storage.text_file import path_text
+from wardround.errors import UsageError
 from wardround.text import count_text
+from wardround_client.pacs.identifiers import is_uid
 from wardround_client.pacs.node import Row, Rows
-from wardround_client.pacs.receive import is_uid
 
 EARLIEST = date(1900, 1, 1)
 MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")  # DICOM's CS, without wildcards
@@ -118,29 +115,6 @@ class FoundStudies:
     unmatched_rows: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
     incomplete: bool = False
-
-
-def read_list(path: Path, column: str) -> tuple[tuple[int, str], ...]:
-    """Read a table with one identifier for each row, in the column of that name.
-
-    Raises:
-        DataError: The table cannot be read or lacks the column, or an identifier was shortened by a spreadsheet.
-    """
-    table = read_table(path)
-    name = column.lower() if column.lower() in table.columns else None
-    if name is None:
-        raise DataError(f"{path_text(path)}: needs a column {column}")
-    rows = []
-    for row, cells in table.rows:
-        if not cells[name]:
-            continue
-        refuse_shortened(cells[name], f"{path_text(path)}: row {row}")
-        if any(one in cells[name] for one in "\\*?") or (column == "StudyInstanceUID" and not is_uid(cells[name])):
-            raise DataError(f"{path_text(path)}: row {row}: is not a valid {column}")
-        rows.append((row, cells[name]))
-    if not rows:
-        raise DataError(f"{path_text(path)}: lists nothing")
-    return tuple(rows)
 
 
 def check_request(wanted: Wanted) -> None:

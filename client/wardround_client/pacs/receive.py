@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import threading
 import time
 import warnings
@@ -29,21 +28,15 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from wardround.errors import WardroundError, required
 from wardround.storage.atomic import OWNER_ONLY, fsync
 from wardround.storage.disk_errors import unwritable
+from wardround_client.pacs.identifiers import is_uid
 from wardround_client.pacs.manifest import PARTIAL, Manifest, ReceivedObject, file_name
 
-UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-LONGEST_UID = 64
 GROUP, GROUP_BYTES, GROUP_S = 64, 64 * 2**20, 2.0  # what is made durable together, at least
 MOST_WAITING, MOST_WAITING_BYTES = 1024, 256 * 2**20  # what may come while the group before is made durable
 SYNCED_AT_ONCE = 16  # fsyncs at the same time share the commits of the file system's journal: 20 times as fast on ext4
 MOST_INFLATED = 2**20  # of a deflated object, to identify it: a bomb of 1 MB inflates to 1 GB
 _NAMES = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _LAST = max(map(Tag, _NAMES))
-
-
-def is_uid(text: object) -> bool:
-    """Return whether a text is a DICOM UID (PS3.5 9.1), apart from its rule about leading zeros, which many break."""
-    return isinstance(text, str) and len(text) <= LONGEST_UID and UID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

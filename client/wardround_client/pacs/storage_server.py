@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 
 from pynetdicom import AE, Association, evt
 from pynetdicom.presentation import build_context
@@ -34,6 +35,15 @@ MOST_ASSOCIATIONS = 8
 MOST_CONNECTIONS = 32  # with those that have no association yet
 READ_BYTES = 2**16
 MOST_PDU_BYTES = 4 * LARGEST_PDU  # what a peer announces for one PDU; a request lists its contexts, and may be longer
+
+
+class Refusal(Enum):
+    """Why the storage server refused the PACS, to which it reports no more than a failure."""
+
+    ADDRESS = "it sent from an address that is not in sends_from"
+    AE_TITLE = "it sent with an AE title that is not pacs_ae, or called another one than our_ae"
+    TLS = "its TLS handshake with this site failed: compare the certificates"
+    FULL = "it, or another program on an address in sends_from, opened too many connections at once"
 
 
 class BoundedSocket(AssociationSocket):
@@ -74,7 +84,7 @@ class StorageServer(ThreadedAssociationServer):
     daemon_threads, block_on_close = True, False  # what a peer delays does not delay the end of a pull
 
     def __init__(self, *arguments: object, allowed: frozenset[str], **named: object) -> None:
-        self.allowed, self.refused = allowed, Counter[str]()
+        self.allowed, self.refused = allowed, Counter[Refusal]()
         self.classes: frozenset[str] | None = None
         self._handshakes, self._lock = 0, threading.Lock()
         super().__init__(*arguments, **named)  # type: ignore[arg-type]  # passed on
@@ -102,12 +112,12 @@ class StorageServer(ThreadedAssociationServer):
         """Accept a connection. Raises `OSError`, which the server ignores, for one that is not wanted."""
         client, address = self.socket.accept()  # type: ignore[union-attr]  # it is bound
         if address[0] not in self.allowed:
-            self.refused["address"] += 1
+            self.refused[Refusal.ADDRESS] += 1
             client.close()
             raise OSError("a connection from another address")
         with self._lock:
             if self._handshakes + len(self.active_associations) >= MOST_CONNECTIONS:
-                self.refused["full"] += 1
+                self.refused[Refusal.FULL] += 1
                 client.close()
                 raise OSError("too many connections at once")
             self._handshakes += 1
@@ -121,7 +131,7 @@ class StorageServer(ThreadedAssociationServer):
                 request = self.ssl_context.wrap_socket(request, server_side=True)
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]  # as it came
         except OSError:
-            self.refused["tls"] += 1
+            self.refused[Refusal.TLS] += 1
             request.close()
         finally:
             with self._lock:
@@ -150,10 +160,10 @@ def receiving(node: Node, store: Take, activity: Activity) -> Iterator[StorageSe
     entity.require_called_aet, entity.require_calling_aet = True, [node.dicom.pacs_ae]
     entity.supported_contexts = storage_contexts()
     tls: ssl.SSLContext | None = server_tls(node)
-    refused = Counter[str]()
+    refused = Counter[Refusal]()
 
     def rejected(event: evt.Event) -> None:
-        refused["title"] += 1
+        refused[Refusal.AE_TITLE] += 1
 
     handlers: list = [
         (evt.EVT_C_STORE, handler_of(store)),

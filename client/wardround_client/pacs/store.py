@@ -7,16 +7,17 @@ UID, so that storing it again changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pynetdicom.presentation import PresentationContext, build_context
 
 from wardround.errors import PolicyRefusal, UsageError
 from wardround.storage.text_file import path_text
-from wardround_client.pacs.dimse import Activity, associated, send, send_contexts
+from wardround_client.pacs.dimse import MOST_CONTEXTS, Activity, associated, send
 from wardround_client.pacs.node import Node, PacsError
 
 PAUSES_S = (0.0, 1.0, 5.0)  # before each attempt
@@ -80,7 +81,7 @@ def store(node: Node, paths: Sequence[Path]) -> Stored:
 
 
 def _by_dicom(node: Node, paths: Sequence[Path], ends: float) -> Iterator[tuple[Path, str]]:
-    with associated(node, send_contexts(paths), Activity(ends)) as association:
+    with associated(node, _contexts(paths), Activity(ends)) as association:
         for path in paths:
             try:
                 send(node, path, association)
@@ -92,6 +93,15 @@ def _by_dicom(node: Node, paths: Sequence[Path], ends: float) -> Iterator[tuple[
                 yield path, f"{node.name}: the PACS does not accept this kind of object; ask its administrator"
             else:
                 yield path, ""
+
+
+def _contexts(paths: Iterable[Path]) -> list[PresentationContext]:
+    """Return the contexts that files need, each class with the syntaxes of its files."""
+    pairs = set()
+    for path in paths:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        pairs.add((str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)))
+    return [build_context(one, syntax) for one, syntax in sorted(pairs)][:MOST_CONTEXTS]
 
 
 def _by_web(node: Node, paths: Sequence[Path], ends: float) -> Iterator[tuple[Path, str]]:

@@ -19,16 +19,9 @@ from wardround_client.pacs.dimse import (
 )
 from wardround_client.pacs.node import Node, PacsError, Take
 from wardround_client.pacs.query import Finder
-from wardround_client.pacs.storage_server import StorageServer, receiving
+from wardround_client.pacs.storage_server import Refusal, StorageServer, receiving
 
 TOGETHER = 64  # objects of one request, if not the whole series is asked for
-# What a PACS that is refused by our storage server reports is only "failed"; these are the causes.
-CAUSES = {
-    "address": "it sent from an address that is not in sends_from",
-    "title": "it sent with an AE title that is not pacs_ae, or called another one than our_ae",
-    "tls": "its TLS handshake with this site failed: compare the certificates",
-    "full": "it, or another program on an address in sends_from, opened too many connections at once",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +91,9 @@ class _Move(OneAssociation):
                 move(self._node, association, self._activity, identifiers)
         except PacsError:
             self.close()
-            for cause, text in CAUSES.items():
-                if self._server.refused[cause] > before[cause]:
-                    raise self._node.error(f"the objects of the PACS were refused here: {text}") from None
+            for refusal in Refusal:
+                if self._server.refused[refusal] > before[refusal]:
+                    raise self._node.error(f"the objects of the PACS were refused here: {refusal.value}") from None
             raise
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardround.errors import DataError, UsageError
+from wardround.errors import UsageError
 from wardround_client.pacs import query
 from wardround_client.pacs.node import Rows
-from wardround_client.pacs.query import FoundSeries, Wanted, check_request, find_objects, find_studies, read_list
+from wardround_client.pacs.query import FoundSeries, Wanted, check_request, find_objects, find_studies
 
 TODAY = date(2024, 3, 1)
 
@@ -113,20 +113,3 @@ def test_a_request_has_dates_or_one_list():
             check_request(wanted)
     check_request(Wanted(first=TODAY))
     check_request(Wanted(studies=row, modality="CT"))
-
-
-@pytest.mark.parametrize(
-    "text, says",
-    [
-        ("x\n1\n", "needs a column AccessionNumber"),
-        ("AccessionNumber\nA*\n", "row 2: is not a valid AccessionNumber"),
-        ("AccessionNumber\n1.2E+17\n", "row 2: looks like a number"),
-        ("AccessionNumber,x\n,1\n", "lists nothing"),
-    ],
-)
-def test_a_wrong_list_is_one_clear_line_that_quotes_no_cell(tmp_path, text, says):
-    path = tmp_path / "list.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=says) as caught:
-        read_list(path, "AccessionNumber")
-    assert "A*" not in str(caught.value)

@@ -19,7 +19,7 @@ from pynetdicom.sop_class import Verification
 from wardround_client.pacs import storage_server
 from wardround_client.pacs.dimse import Activity
 from wardround_client.pacs.node import Node, open_node
-from wardround_client.pacs.storage_server import MOST_PDU_BYTES, StorageServer, receiving
+from wardround_client.pacs.storage_server import MOST_PDU_BYTES, Refusal, StorageServer, receiving
 from wardround_server.sites.certificates import new_authority, new_key_pem, server_certificate
 
 SITE = """\
@@ -134,7 +134,7 @@ def test_connections_beyond_the_limit_are_closed_and_counted(node: Node, monkeyp
         for one in many:
             ends(one)
             one.close()
-        assert 1 <= server.refused["full"] <= 3
+        assert 1 <= server.refused[Refusal.FULL] <= 3
         no_thread_is_left(set(threading.enumerate()) - set(server.active_associations))
         assert echoed(server) < 3
 
@@ -156,5 +156,5 @@ def test_a_stalled_tls_handshake_holds_up_nobody_and_ends(node: Node, monkeypatc
             for one in stalled:
                 assert ends(one) < LIMIT_S / 2
                 one.close()
-        assert server.refused["tls"] == 5
+        assert server.refused[Refusal.TLS] == 5
         no_thread_is_left(before)

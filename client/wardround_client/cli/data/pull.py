@@ -104,10 +104,11 @@ def pull(
     What came is not asked for again: after a failure, run the same command. Exit 1: something is missing. Exit 3:
     site.toml does not allow a pull at this hour.
     """
+    from wardround_client.pacs.identifiers import read_list
     from wardround_client.pacs.node import open_node
     from wardround_client.pacs.pace import Pace
     from wardround_client.pacs.pull import Order
-    from wardround_client.pacs.query import Wanted, check_request, read_list
+    from wardround_client.pacs.query import Wanted, check_request
 
     wanted = Wanted(
         first=None if first is None else first.date(),
