@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wardround.storage.table import spreadsheet_cell
 from wardround.storage.text_file import path_text
 from wardround.tasks.classification.predict import Prediction
 from wardround.text import epsilon_text
@@ -78,7 +79,7 @@ def to_csv(found: Predicted) -> str:
             row |= {
                 name: "yes" if one.positive else "no" for name, one in zip(decisions, prediction.decisions, strict=True)
             }
-        table.writerow({name: cell(value) for name, value in row.items()})
+        table.writerow({name: spreadsheet_cell(value) for name, value in row.items()})
     return written.getvalue()
 
 
@@ -167,20 +168,6 @@ def _rows(found: Predicted) -> Iterator[Row]:
         }
     for refusal in found.refused:
         yield {"what": "refused", "file": path_text(refusal.path), "frame": refusal.frame, "refused": refusal.title}
-
-
-def cell(value: Any) -> str:
-    """Return a cell that a spreadsheet does not take for a formula."""
-    text = "" if value is None else str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _image(one: PredictedImage, labels: Sequence[str]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The one reader of tables that people write: CSV from a spreadsheet, an editor or a script.
+"""The one reader of tables that people write, CSV from a spreadsheet, an editor or a script; and cells for theirs.
 
 Comma, semicolon, tab or bar; UTF-8 with or without a byte order mark; empty rows anywhere. Rows are numbered as a
 spreadsheet shows them. No message quotes a cell, which may hold a patient's name.
@@ -128,3 +128,17 @@ def _unquoted(line: str) -> str:
 
 def _clean(cell: str) -> str:
     return unicodedata.normalize("NFC", cell).strip("\ufeff \t\r\n\u00a0\0")
+
+
+def spreadsheet_cell(value: object) -> str:
+    """Return the cell of a CSV file that people open: None as an empty one, and no text that is taken for a formula."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from wardround.printable import escaped
+from wardround.storage.table import spreadsheet_cell
 from wardround.tasks.early_warning.explanation import RiskParts, VariablePart
 from wardround.text import count_text, epsilon_text
 from wardround_client.predict.predict import NOTICE
 from wardround_client.predict.records.picture import picture
 from wardround_client.predict.records.predict import PatientRisk, Warned, risk_text
-from wardround_client.predict.results import cell
 
 SCHEMA = 1
 TOLD_PARTS = 3  # of a patient's variables in the table for a terminal
@@ -73,7 +73,7 @@ def to_csv(found: Warned) -> str:
         raising, lowering = strongest(one, TOLD_PARTS)
         risk = "" if one.risk is None else f"{one.risk:.4f}"
         cells = (one.patient, risk, one.refused or "", _names(raising), _names(lowering), "; ".join(one.missing))
-        table.writerow([cell(text) for text in cells])
+        table.writerow([spreadsheet_cell(text) for text in cells])
     return written.getvalue()
 
 

@@ -19,11 +19,11 @@ from wardround.storage.text_file import path_text
 from wardround_client.sources.records.events import Names, joined
 from wardround_client.sources.records.fhir.stays import stay_rows
 from wardround_client.sources.records.folder import at_top, measurements_of
-from wardround_client.sources.records.grid.checks import HOUR_S, Limits, checked
+from wardround_client.sources.records.grid.checks import Limits, checked
 from wardround_client.sources.records.grid.hours import Grid, cells_of, rows_of
 from wardround_client.sources.records.quality.counts import Counts
 from wardround_client.sources.records.quality.reasons import REASONS
-from wardround_client.sources.records.stays import stays_from
+from wardround_client.sources.records.stays import HOUR_S, stays_from
 from wardround_client.sources.records.tables.long_table import Owners
 from wardround_client.sources.records.tables.patients import read_patients
 

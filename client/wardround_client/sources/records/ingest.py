@@ -30,14 +30,14 @@ from wardround_client.sources.quality import FEW_PATIENTS, Quality
 from wardround_client.sources.records.attributes import columns_of_rows
 from wardround_client.sources.records.events import Events, Names
 from wardround_client.sources.records.folder import RecordsSite, measurements_of, stays_of
-from wardround_client.sources.records.grid.checks import HOUR_S, Limits, checked
+from wardround_client.sources.records.grid.checks import Limits, checked
 from wardround_client.sources.records.grid.hours import CELL, Grid, cells_of, rows_of
 from wardround_client.sources.records.grid.parts import Parts
 from wardround_client.sources.records.quality.counts import Counts
 from wardround_client.sources.records.quality.reasons import REASONS
 from wardround_client.sources.records.quality.report import figures_of, write_quality
 from wardround_client.sources.records.source import REPORT_PAGE, prepared_by
-from wardround_client.sources.records.stays import NO_LABEL, Stays
+from wardround_client.sources.records.stays import HOUR_S, NO_LABEL, Stays
 from wardround_client.sources.records.tables.long_table import Owners
 from wardround_client.sources.records.tables.outcomes import with_horizon
 from wardround_client.sources.registry import Progress

@@ -14,6 +14,8 @@ from wardround_client.sources.records.events import Events
 from wardround_client.sources.records.quality.counts import Counts
 
 NO_LABEL = -1
+HOUR_S = 3600
+MOST_HOURS = 1e6  # a hundred years
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +52,48 @@ class Stays:
         return len(self.ids)
 
 
-def seconds_since_admission(
-    stays: Stays, patient_N: np.ndarray, seconds_N: np.ndarray, zoned_N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True, kw_only=True)
+class TimesInStay:
+    """When measurements were made, in seconds since admission (float64, NaN: unknown), and why some are unknown.
+
+    `unknown` maps the code of a reason to the rows, bool (N,); no row has two reasons.
+    """
+
+    seconds_N: np.ndarray
+    unknown: dict[str, np.ndarray]
+
+
+def times_in_stay(
+    stays: Stays, patient_N: np.ndarray, seconds_N: np.ndarray, zoned_N: np.ndarray, day_only_N: np.ndarray
+) -> TimesInStay:
     """Return how long after admission each time is.
 
     Args:
         stays: The patients.
         patient_N: Index of the patient whose time it is.
         seconds_N: The times, as `Times.seconds_N`.
-        zoned_N: Whether each time names its zone.
-
-    Returns:
-        Seconds since admission (NaN where it is unknown), whether the patient's admission is unknown, and whether only
-        one of the two times names its zone, so that they cannot be compared.
+        zoned_N: Whether each time names its zone. If only one of the time and the admission does, they cannot be
+            compared.
+        day_only_N: Whether each time is a day without an hour, which is not enough.
     """
     admission_N = stays.admission_s_P[patient_N]
     unknown_N = np.isnan(admission_N)
     mixed_N = ~unknown_N & ~np.isnan(seconds_N) & (stays.zoned_P[patient_N] != zoned_N)
-    return np.where(mixed_N, np.nan, seconds_N - admission_N), unknown_N, mixed_N
+    since_N = seconds_N - admission_N
+    since_N = np.where(np.abs(since_N) <= MOST_HOURS * HOUR_S, since_N, np.nan)
+    usable_N = ~unknown_N & ~day_only_N & ~mixed_N
+    unknown = {
+        "no_admission": unknown_N,
+        "day_only": day_only_N & ~unknown_N,
+        "mixed_zones": mixed_N & ~day_only_N,
+        "no_time": usable_N & np.isnan(since_N),
+    }
+    return TimesInStay(seconds_N=np.where(usable_N, since_N, np.nan), unknown=unknown)
+
+
+def seconds_of(hours_N: np.ndarray) -> np.ndarray:
+    """Return hours since admission in seconds, NaN for more than `MOST_HOURS`, which are a mistake."""
+    return np.where(np.abs(hours_N) <= MOST_HOURS, hours_N, np.nan) * HOUR_S
 
 
 def stays_from(

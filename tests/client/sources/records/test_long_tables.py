@@ -138,6 +138,11 @@ def test_what_cannot_be_used_is_counted_and_found_in_quarantine(tmp_path: Path) 
     assert hours_of(cohort, 0, "K") == {3: 4, 4: 4.5} and hours_of(cohort, 1, "SysABP") == {}
     found = quarantine_of(tmp_path / "out")
     assert {("a", "impossible", "HR"), ("b", "contradiction", "SysABP"), ("", "unknown_variable", "Hair")} <= found
+
+
+def test_no_name_in_the_quarantine_is_a_formula_for_a_spreadsheet(tmp_path: Path) -> None:
+    cohort_of(icu_folder(tmp_path / "data", [*HR, ("a", 1, "=1+2", 1)]), tmp_path / "out")
+    assert ("", "unknown_variable", "'=1+2") in quarantine_of(tmp_path / "out")
     for name in ("quality.json", "quality.html"):
         assert "Hair" not in (tmp_path / "out" / name).read_text()
     files = [path for path in (tmp_path / "out").iterdir()]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wardround.storage.atomic import write_file
+from wardround.storage.table import spreadsheet_cell
 from wardround.storage.text_file import path_text
 from wardround_client.sources.images.quality.reasons import REASONS
 from wardround_client.sources.images.source import REPORT_PAGE
@@ -58,7 +59,8 @@ def _paths_csv(findings: Sequence[Finding], entries: list[dict], paths: Sequence
         if finding.file is not None:
             reason = REASONS[finding.code]
             path = path_text(paths[finding.file])
-            writer.writerow((entry["reference"], path, finding.code, finding.place, reason.title, reason.advice))
+            cells = (entry["reference"], path, finding.code, finding.place, reason.title, reason.advice)
+            writer.writerow(map(spreadsheet_cell, cells))
     return text.getvalue()
 
 

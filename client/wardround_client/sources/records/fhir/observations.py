@@ -13,7 +13,7 @@ from wardround_client.sources.records.events import UNKNOWN, Events, Names
 from wardround_client.sources.records.fhir.elements import LOINC, codings, inside, number, patient_of, text, time
 from wardround_client.sources.records.fhir.files import resources
 from wardround_client.sources.records.quality.counts import Counts
-from wardround_client.sources.records.stays import Stays, seconds_since_admission
+from wardround_client.sources.records.stays import Stays, times_in_stay
 from wardround_client.sources.records.tables.long_table import Owners
 
 BATCH = 50_000  # measurements
@@ -144,20 +144,14 @@ def _events(rows: list[Row], stays: Stays, names: Names, counts: Counts) -> Even
     zoned_N = np.array([row[2] for row in rows], dtype=bool)
     day_only_N = np.array([row[3] for row in rows], dtype=bool)
     variable_N = np.array([row[4] for row in rows], np.int16)
-    seconds_N, none_N, mixed_N = seconds_since_admission(stays, patient_N, time_N, zoned_N)
+    found = times_in_stay(stays, patient_N, time_N, zoned_N, day_only_N)
     of_stay_V = np.array([variable.of_the_stay for variable in names.vocabulary.variables])
-    timeless_N = np.isnan(seconds_N) | day_only_N
-    lost_N = timeless_N & ~of_stay_V[variable_N]  # what holds for the whole stay needs no time
-    for code, rows_N in (
-        ("no_admission", none_N),
-        ("day_only", day_only_N & ~none_N),
-        ("mixed_zones", mixed_N & ~day_only_N),
-        ("no_time", ~none_N & ~mixed_N & ~day_only_N),
-    ):
+    lost_N = np.isnan(found.seconds_N) & ~of_stay_V[variable_N]  # what holds for the whole stay needs no time
+    for code, rows_N in found.unknown.items():
         counts.add_rows(code, patient_N[lost_N & rows_N], variable_N[lost_N & rows_N])
     events = Events(
         patient_N=patient_N,
-        second_N=np.rint(np.where(timeless_N, 0, seconds_N)).astype(np.int64),
+        second_N=np.rint(np.nan_to_num(found.seconds_N)).astype(np.int64),
         variable_N=variable_N,
         strength_N=np.array([row[5] for row in rows], np.int16),
         value_N=np.array([row[6] for row in rows], np.float64),

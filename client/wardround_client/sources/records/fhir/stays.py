@@ -21,7 +21,7 @@ from wardround_client.sources.records.events import UNKNOWN, Events, Names
 from wardround_client.sources.records.fhir.elements import codings, id_of, inside, patient_of, text, time
 from wardround_client.sources.records.fhir.files import Resource, resources
 from wardround_client.sources.records.quality.counts import Counts
-from wardround_client.sources.records.stays import NO_LABEL, StayRows
+from wardround_client.sources.records.stays import HOUR_S, NO_LABEL, StayRows
 
 DIED = "in_hospital_death"
 EXPIRED = "exp"  # http://terminology.hl7.org/CodeSystem/discharge-disposition
@@ -30,7 +30,6 @@ NOT_A_STAY = frozenset({"planned", "cancelled", "entered-in-error"})
 NOT_SO = frozenset({"refuted", "entered-in-error"})
 OF_A_PATIENT = ("gender", "birthDate", "deceasedDateTime")
 LONGEST_KEPT = 40  # characters of each of them
-HOUR_S = 3600
 YEAR_S = 365.2425 * 24 * HOUR_S
 
 

@@ -13,7 +13,6 @@ from wardround.sources.records.vocabulary import Vocabulary
 from wardround_client.sources.records.events import Events
 from wardround_client.sources.records.quality.counts import Counts
 
-HOUR_S = 3600
 LARGEST = 1e30  # of a variable without a range; a cohort holds float32
 EARLIEST_S = -(10**9)  # thirty years before admission; what holds for the whole stay may be as old
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from wardround.sources.records.vocabulary import Vocabulary
 from wardround_client.sources.records.events import Events
-from wardround_client.sources.records.grid.checks import HOUR_S
 from wardround_client.sources.records.quality.counts import Counts
+from wardround_client.sources.records.stays import HOUR_S
 
 CELL = np.dtype([("patient", "<i4"), ("place", "<i4"), ("value", "<f4")])  # place = hour * variables + variable
 

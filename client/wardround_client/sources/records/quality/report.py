@@ -16,6 +16,7 @@ from pathlib import Path
 
 from wardround.sources.records.vocabulary import Vocabulary
 from wardround.storage.atomic import write_file
+from wardround.storage.table import spreadsheet_cell
 from wardround_client.sources.keyed import keyed
 from wardround_client.sources.quality import Quality, quality_page
 from wardround_client.sources.records.quality.counts import NO_PATIENT, NO_VARIABLE, Counts
@@ -97,12 +98,11 @@ def _ids_csv(counts: Counts, lines: Sequence[dict], ids: Sequence[str]) -> str:
     for line, entry in zip(counts.lines(), lines, strict=True):
         reason = REASONS[line.code]
         patient = "" if line.patient == NO_PATIENT else ids[line.patient]
-        writer.writerow(
-            (entry["reference"], patient, line.code, entry["variable"], line.count, reason.title, reason.advice)
-        )
+        cells = (entry["reference"], patient, line.code, entry["variable"], line.count, reason.title, reason.advice)
+        writer.writerow(map(spreadsheet_cell, cells))
     reason = REASONS["unknown_variable"]
     for name, count in counts.unknown_names.most_common():
-        writer.writerow(("", "", "unknown_variable", name, count, reason.title, reason.advice))
+        writer.writerow(("", "", "unknown_variable", spreadsheet_cell(name), count, reason.title, reason.advice))
     return text.getvalue()
 
 

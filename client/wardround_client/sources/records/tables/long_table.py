@@ -11,14 +11,12 @@ import pyarrow as pa
 from wardround.errors import DataError
 from wardround_client.sources.records.events import UNKNOWN, Events, Names
 from wardround_client.sources.records.quality.counts import Counts
-from wardround_client.sources.records.stays import Stays, seconds_since_admission
+from wardround_client.sources.records.stays import Stays, TimesInStay, seconds_of, times_in_stay
 from wardround_client.sources.records.tables.cells import numbers, texts_of, times
 from wardround_client.sources.records.tables.measurements import converted, values_of
 from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches, converting
 
 PATIENT, HOURS, TIME, VARIABLE, VALUE, UNIT = "patient_id", "hours", "time", "variable", "value", "unit"
-HOUR_S = 3600
-MOST_HOURS = 1e6  # a hundred years; beyond it, a time is not one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,21 +138,13 @@ def _seconds(
     timeless_V = np.array([variable.of_the_stay for variable in reading.names.vocabulary.variables])
     timed_N = use_N & ~timeless_V[variable_N]
     if HOURS in batch:
-        hours_N = numbers(batch[HOURS], reading.decimal_comma).values_N
-        seconds_N = np.where(np.abs(hours_N) <= MOST_HOURS, hours_N, np.nan) * HOUR_S
-        none_N = day_only_N = mixed_N = np.zeros(len(patient_N), dtype=bool)
+        seconds_N = seconds_of(numbers(batch[HOURS], reading.decimal_comma).values_N)
+        found = TimesInStay(seconds_N=seconds_N, unknown={"no_time": np.isnan(seconds_N)})
     else:
-        found = times(batch[TIME])
-        seconds_N, none_N, mixed_N = seconds_since_admission(reading.stays, patient_N, found.seconds_N, found.zoned_N)
-        day_only_N = found.day_only_N & ~none_N
-    seconds_N = np.where(np.abs(seconds_N) <= MOST_HOURS * HOUR_S, seconds_N, np.nan)
-    lost_N = timed_N & (np.isnan(seconds_N) | day_only_N)
-    for code, rows_N in (
-        ("no_admission", none_N),
-        ("day_only", day_only_N),
-        ("mixed_zones", mixed_N & ~none_N & ~day_only_N),
-        ("no_time", ~none_N & ~mixed_N & ~day_only_N),
-    ):
+        read = times(batch[TIME])
+        found = times_in_stay(reading.stays, patient_N, read.seconds_N, read.zoned_N, read.day_only_N)
+    lost_N = timed_N & np.isnan(found.seconds_N)
+    for code, rows_N in found.unknown.items():
         reading.count(code, patient_N, variable_N, lost_N & rows_N)
-    known_N = ~np.isnan(seconds_N) & ~day_only_N  # what holds for the whole stay needs no time
-    return np.where(known_N, np.rint(np.nan_to_num(seconds_N)), 0).astype(np.int64), ~lost_N
+    # What holds for the whole stay needs no time.
+    return np.rint(np.nan_to_num(found.seconds_N)).astype(np.int64), ~lost_N

@@ -14,9 +14,9 @@ from wardround.sources.records.study import RecordsData
 from wardround.storage.table import SHORTENED, same_text
 from wardround_client.sources.records.events import UNKNOWN, Events, Names, joined
 from wardround_client.sources.records.quality.counts import Counts
-from wardround_client.sources.records.stays import NO_LABEL, StayRows
+from wardround_client.sources.records.stays import NO_LABEL, StayRows, seconds_of
 from wardround_client.sources.records.tables.cells import numbers, texts_of, times
-from wardround_client.sources.records.tables.long_table import HOUR_S, MOST_HOURS, PATIENT
+from wardround_client.sources.records.tables.long_table import PATIENT
 from wardround_client.sources.records.tables.measurements import values_of
 from wardround_client.sources.records.tables.outcomes import OUTCOME_HOURS, OUTCOME_TIME, outcomes_of
 from wardround_client.sources.records.tables.reader import Columns, RowCount, TableFile, batches, converting
@@ -107,7 +107,7 @@ def _rows(batch: Columns, layout: Layout, first: int, size: int) -> StayRows:
     outcome_s_R, zoned_R = nothing_R, no_R
     if layout.clock == OUTCOME_HOURS:
         hours_R = numbers(batch[OUTCOME_HOURS], layout.decimal_comma).values_N
-        outcome_s_R = np.where(np.abs(hours_R) <= MOST_HOURS, hours_R, np.nan) * HOUR_S
+        outcome_s_R = seconds_of(hours_R)
     elif layout.clock == OUTCOME_TIME:
         dated = times(batch[OUTCOME_TIME])
         outcome_s_R, zoned_R = dated.seconds_N, dated.zoned_N

@@ -77,6 +77,7 @@ def test_codes_units_and_components_follow_the_vocabulary(tmp_path: Path) -> Non
         observation("a", "2823-3", 4, "mmol/L", DAY),
         observation("a", "2823-3", 4, "mmol/L", f"{DAY}T10:30:00"),
         observation("a", "2823-3", 4, "mmol/L", "2025-12-31T10:30:00Z"),
+        observation("a", "2823-3", 4, "mmol/L", "0001-12-31T10:30:00Z"),  # no patient is two thousand years old
         observation("nobody", "2823-3", 4, "mmol/L", at),
         {
             **observation("a", "2823-3", 4, "mmol/L", at),
@@ -94,7 +95,8 @@ def test_codes_units_and_components_follow_the_vocabulary(tmp_path: Path) -> Non
     assert hours_of(cohort, 0, "Height") == {0: pytest.approx(170)}
     expected = {
         "unknown_unit": 1, "unknown_variable": 1, "not_final": 1, "day_only": 1, "mixed_zones": 1, "not_a_number": 1,
-        "before_admission": 1, "unknown_patient": 1, "no_value": 1, "unit_converted": 4, "early_outcome": 1,
+        "before_admission": 1, "no_time": 1, "unknown_patient": 1, "no_value": 1, "unit_converted": 4,
+        "early_outcome": 1,
     }  # fmt: skip
     assert expected.items() <= reasons_of(tmp_path / "out").items()
     assert ("a", "unknown_unit", "Glucose") in quarantine_of(tmp_path / "out")
