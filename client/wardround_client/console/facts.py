@@ -102,9 +102,27 @@ def _round(attempt: Attempt, names: dict[str, str], left: dict[str, str]) -> dic
     }
 
 
-def last_event(folder: Path, *events: str) -> dict[str, Any] | None:
-    """Return the last entry of these kinds in the audit log. Raises `WardroundError` if the log is damaged."""
-    return next((one for one in reversed(entries_of(folder)) if one["event"] in events), None)
+def last_release(folder: Path) -> dict[str, Any] | None:
+    """Return the last entry about a reply that was sent; None if there is none.
+
+    Raises `WardroundError` if the audit log is damaged.
+    """
+    return next((one for one in reversed(entries_of(folder)) if one["event"] == "released"), None)
+
+
+def last_refusal(folder: Path) -> dict[str, Any] | None:
+    """Return the last entry about a refused message, or about a count of them; None if there is none.
+
+    Replies that were sent again are counted in the same kind of entry, and are no refusals.
+
+    Raises `WardroundError` if the audit log is damaged.
+    """
+    return next((one for one in reversed(entries_of(folder)) if _is_refusal(one)), None)
+
+
+def _is_refusal(entry: dict[str, Any]) -> bool:
+    refused = entry["refused"] if entry["event"] == "refusals" else entry["event"]
+    return refused == "message-refused"
 
 
 def shown_digest(sha256: str, runs: int, words: Sequence[tuple[str, str]]) -> str:

@@ -13,7 +13,7 @@ from wardround.web.accounts.access import Reader, desk_of, language_of
 from wardround.web.answers import page
 from wardround.web.record_pages import health_facts
 from wardround_client.console.budget import budget_of
-from wardround_client.console.facts import last_event, quality_of, rounds_of
+from wardround_client.console.facts import last_refusal, last_release, quality_of, rounds_of
 from wardround_client.sources.opt_out import opted_out
 from wardround_client.studies.approvals import known_studies
 
@@ -31,8 +31,8 @@ def overview(request: Request, visitor: Reader) -> Response:
         approved=[one for one in known if one.state == "approved"],
         budget=_part(lambda: budget_of(folder)),
         quality=_part(lambda: quality_of(folder, language_of(request))),
-        released=_part(lambda: last_event(folder, "released")),
-        refused=_part(lambda: last_event(folder, "message-refused", "refusals")),
+        released=_part(lambda: last_release(folder)),
+        refused=_part(lambda: last_refusal(folder)),
         health=health_facts(folder),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shutil
+import time
 import tomllib
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from builders.consoles import (
 )
 from builders.records import icu_folder, prepared
 
-from wardround.errors import StudyError
-from wardround.records.audit_events import MessageRefused
+from wardround.errors import StudyError, required
+from wardround.records.audit_events import MessageRefused, ReplyReleased, Started
 from wardround.records.audit_log import AUDIT_FILE, AuditLog, verified
+from wardround.records.refusal_counts import IN_FULL
 from wardround.study.describe import describe
 from wardround.web.config import ConsoleConfig
 from wardround_client.console import facts
@@ -310,6 +312,27 @@ def test_what_came_from_the_server_or_a_file_is_shown_and_never_executed(site: P
         assert not re.search(r"<(script(?! src)|img|svg/)|onerror=[^&]*>|\u202e", text.replace("&lt;", "")), page
     assert "&lt;img src=x onerror=alert(1)&gt;" in browser.get("/data").text
     assert "{{ 7*7 }}" in browser.get(f"/studies/{SHA256}").text
+
+
+def test_replies_that_were_sent_again_are_not_shown_as_refused_messages(site: Path) -> None:
+    """The 21st of a day is counted beside the log, and the count becomes an entry with the first one of a later day."""
+    browser, day_s = browser_of(site), 86400.0
+    resend = ReplyReleased(study=SHA256, run="lung-1", round=3, purpose="train", reply="3" * 64, again=True)
+    started = Started(program="wardround-site", version="0.1.0")
+    log = AuditLog(site / AUDIT_FILE, clock=lambda: time.time() + day_s)
+    for _ in range(IN_FULL + 1):
+        log.append(resend)
+    day_s *= 2
+    log.append(started)
+    assert verified(site / AUDIT_FILE).entries[-2]["refused"] == "released"
+    assert "last refused at" not in browser.get("/").text and "round 3 of run lung-1" in browser.get("/").text
+    for _ in range(IN_FULL + 1):
+        log.append(MessageRefused(code="budget"))
+    assert facts.last_refusal(site) == verified(site / AUDIT_FILE).entries[-1]
+    day_s *= 2
+    log.append(started)
+    assert required(facts.last_refusal(site), "refusal")["count"] == IN_FULL + 1
+    assert "last refused at" in browser.get("/").text and "budget</code>" in browser.get("/").text
 
 
 def test_a_study_whose_name_is_markup_never_becomes_a_study() -> None:
