@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from wardround.errors import UsageError
 from wardround.storage.atomic import write_private
+from wardround.storage.disk_errors import cause
 from wardround.storage.folders import make_folder
 from wardround.web import record_pages
 from wardround.web.accounts import sign_in
@@ -106,12 +107,20 @@ def build(console: WebConsole) -> Guard:
 
 
 def proxy_secret(folder: Path) -> str:
-    """Return the secret that the reverse proxy must send, made at the first call. Raises `UsageError`."""
-    path = folder / PROXY_SECRET
-    if not path.exists():
-        make_folder(path.parent)
-        write_private(path, f"{secrets.token_urlsafe(32)}\n".encode())
-    secret = path.read_text(encoding="ascii").strip()
+    """Return the secret that the reverse proxy must send, made at the first call.
+
+    Raises `UsageError` if it cannot be read or made, is damaged or has fewer than 32 characters.
+    """
+    path, again = folder / PROXY_SECRET, "move it away, and start the console again to make a new one"
+    try:
+        if not path.exists():
+            make_folder(path.parent)
+            write_private(path, f"{secrets.token_urlsafe(32)}\n".encode())
+        secret = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read or made: {cause(error)}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: damaged; {again}") from None
     if len(secret) < 32:
-        raise UsageError(f"{path}: is too short; move it away, and start the console again to make a new one")
+        raise UsageError(f"{path}: is too short; {again}")
     return secret

@@ -26,9 +26,10 @@ class ConsoleConfig(BaseModel):
         metrics_port: The port of `/metrics` on 127.0.0.1, for Prometheus; 0: no metrics.
         hosts: The names under which browsers reach the console through the proxy. A request for another name is
             refused, so that a foreign web page cannot reach the console through a DNS name of its own.
-        proxy: The address of the reverse proxy. No other address may then connect, and cookies need TLS.
+        proxy: The address of the reverse proxy. No other address may then connect, and cookies need TLS. Each request
+            must have the content of `console/proxy.secret` as `X-Console-Secret`.
         user_header: The header in which the proxy names the user whom it has authenticated. Nobody signs in with a
-            password then. Each request must also have the proxy's secret (`console/proxy.secret`).
+            password then.
         idle_minutes: A session without a request ends after this time.
         longest_hours: Every session ends after this time.
     """
@@ -82,9 +83,10 @@ port = {port}
 # The port of /metrics on 127.0.0.1, for Prometheus; 0 serves no metrics.
 metrics_port = 0
 # Behind a reverse proxy with TLS: the names under which browsers reach the console, and the address of the proxy.
+# The proxy must send the content of console/proxy.secret as X-Console-Secret with every request.
 # hosts = ["console.{whose}.example"]
 # proxy = "127.0.0.1"
-# The header in which the proxy names the user it has authenticated; it must also send console/proxy.secret.
+# The header in which the proxy names the user it has authenticated.
 # user_header = "X-Remote-User"
 # A session ends after this time without a request, and after this time in any case.
 idle_minutes = 15

@@ -62,7 +62,7 @@ class Guard:
     def __init__(self, app: ASGIApp, config: ConsoleConfig, port: int, proxy_secret: str | None = None) -> None:
         """Guard `app`, which listens on `port`.
 
-        `proxy_secret` is what the proxy must send in `X-Console-Secret`; None if it names no users.
+        `proxy_secret` is what the proxy must send in `X-Console-Secret`; None if there is no proxy.
         """
         self._app, self._config, self._secret = app, config, proxy_secret
         names = {name.lower() for name in (config.hosts if config.behind_proxy else LOOPBACK_NAMES)}

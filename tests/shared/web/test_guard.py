@@ -17,11 +17,12 @@ from builders.processes import free_ports
 from fastapi import APIRouter
 from pydantic import ValidationError
 
+from wardround.errors import UsageError
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.web import guard, server
 from wardround.web.accounts.limits import Limit
 from wardround.web.app import PROXY_SECRET, WebConsole, build
-from wardround.web.config import ConsoleConfig
+from wardround.web.config import ConsoleConfig, console_text
 from wardround.web.guard import HEADERS, MOST_BYTES, Guard
 from wardround.web.limited_log import LINES, WITHIN_S, LimitedLog
 
@@ -219,6 +220,24 @@ def test_only_the_proxy_reaches_a_console_behind_it(folder: Path) -> None:
     assert Browser(made, "10.0.0.5", BASE).get("/login", headers=forged).status_code == 403, "without the secret"
     for address in ("10.0.0.6", "127.0.0.1", "::1", "unix", ""):
         assert Browser(console(folder, **PROXIED), address, BASE).get("/login").status_code == 403
+
+
+@pytest.mark.parametrize(
+    "content, word", [(b"\xff" * 40, "damaged; move it away"), (b"abc\n", "too short; move it"), (None, "cannot be")]
+)
+def test_a_secret_that_cannot_be_used_is_one_clear_line(tmp_path: Path, content: bytes | None, word: str) -> None:
+    path = tmp_path / PROXY_SECRET
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        build(console(tmp_path, **PROXIED))
+    assert str(error.value).startswith(f"{path}: ") and word in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_new_configuration_says_that_every_proxy_sends_the_secret() -> None:
+    """Not only one that names the users: `build` asks it of all of them."""
+    before, _, after = console_text("hospital").partition("# proxy = ")
+    assert "console/proxy.secret as X-Console-Secret with every request" in before and "secret" not in after
 
 
 def test_an_unannounced_proxy_is_refused(browser: Browser) -> None:
