@@ -47,7 +47,7 @@ def ledger(request: Request, visitor: Reader, done: Annotated[str, Query(pattern
 
 @router.get("/data")
 def data(request: Request, visitor: Reader) -> Response:
-    """What was prepared, and what was put aside and why."""
+    """What was prepared, and what is in quarantine and why."""
     folder = desk_of(request).folder
     return page(
         request,

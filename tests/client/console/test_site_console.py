@@ -286,9 +286,10 @@ def test_a_report_of_records_is_shown_with_its_own_reasons(site: Path, tmp_path:
 
 def test_the_files_examined_add_up_on_the_page(site: Path) -> None:
     browser = browser_of(site, READER)
-    for language in ("en", "de"):
-        parts, whole = shown_sum(browser.get("/data", params={"language": language}).text)
-        assert (parts, whole) == ([24, 6, 1], 31)
+    for language, aside in (("en", "in quarantine"), ("de", "in Quarantäne")):
+        page = browser.get("/data", params={"language": language}).text
+        assert shown_sum(page) == ([24, 6, 1], 31)
+        assert f"{aside} 6" in text_of(page), "the word of the file quarantine.csv"
     path = site / "cohort" / "quality.json"
     report = json.loads(path.read_text())
     del report["accounted"]  # written by an older version
