@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.datastructures import QueryParams
@@ -29,9 +29,8 @@ from wardround_client.studies.store import MOST_RUNS, runs_allowed
 
 Hash = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Runs = Annotated[int, Query(ge=1, le=MOST_RUNS)]
-Decided = Annotated[str, Query(pattern="^(approve|refuse|revoke)$")]
-NEWEST_FIRST = ("proposed", "approved", "refused", "revoked", "unreadable")
-DECISIONS = {"approve": "approved", "refuse": "refused", "revoke": "revoked"}
+What = Literal["approve", "refuse", "revoke"]
+STATE_ORDER = ("proposed", "approved", "refused", "revoked", "unreadable")
 POSSIBLE = {
     "proposed": ("approve", "refuse"),
     "approved": ("approve", "revoke"),
@@ -45,13 +44,13 @@ router = APIRouter()
 @router.get("/studies")
 def studies(request: Request, visitor: Reader) -> Response:
     """Every study known here; those that wait for a decision first."""
-    known = sorted(known_studies(desk_of(request).folder), key=lambda one: NEWEST_FIRST.index(one.state))
+    known = sorted(known_studies(desk_of(request).folder), key=lambda one: STATE_ORDER.index(one.state))
     return page(request, visitor, "studies.html.j2", known=known)
 
 
 @router.get("/studies/{sha256}")
 def study(
-    request: Request, visitor: Reader, sha256: Hash, runs: Runs | None = None, done: Decided | None = None
+    request: Request, visitor: Reader, sha256: Hash, runs: Runs | None = None, done: What | None = None
 ) -> Response:
     """One study in plain words, for a number of runs, with what may be decided about it, or was just decided."""
     folder = desk_of(request).folder
@@ -67,25 +66,13 @@ def study(
 
 
 @router.get("/studies/{sha256}/{what}")
-def confirm(
-    request: Request,
-    visitor: Approver,
-    sha256: Hash,
-    what: Annotated[str, Path(pattern="^(approve|refuse|revoke)$")],
-    runs: Runs = 1,
-) -> Response:
+def confirm(request: Request, visitor: Approver, sha256: Hash, what: What, runs: Runs = 1) -> Response:
     """The last page before a decision: the study once more, who decides, and why."""
     return _confirmation(request, visitor, find_study(desk_of(request).folder, sha256), what, runs)
 
 
 @router.post("/studies/{sha256}/{what}")
-def decide(
-    request: Request,
-    visitor: Approver,
-    form: Form,
-    sha256: Hash,
-    what: Annotated[str, Path(pattern="^(approve|refuse|revoke)$")],
-) -> Response:
+def decide(request: Request, visitor: Approver, form: Form, sha256: Hash, what: What) -> Response:
     """Carry out a decision about the study that was shown, in the person's name."""
     folder = desk_of(request).folder
     known = find_study(folder, sha256)
@@ -106,10 +93,8 @@ def decide(
             approve(folder, asked, visitor.user.person, ledger, cap_of_site(folder), runs, reason or None)
         finally:
             ledger.close()
-    elif what == "refuse":
-        decide_against(folder, known, "refused", visitor.user.person, reason)
     else:
-        decide_against(folder, known, "revoked", visitor.user.person, reason)
+        decide_against(folder, known, "refused" if what == "refuse" else "revoked", visitor.user.person, reason)
     return RedirectResponse(f"/studies/{sha256}?done={what}", 303)
 
 

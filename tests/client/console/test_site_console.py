@@ -130,7 +130,9 @@ def test_a_proposal_is_approved_in_the_persons_name_and_for_the_runs_shown(site:
     assert "useful" not in (site / AUDIT_FILE).read_text(), "the audit log has no free text"
     assert "it is useful" in browser.get(answer.headers["location"]).text
     assert "Training begins when the server asks next" in browser.get(answer.headers["location"]).text
-    assert browser.get(f"/studies/{SHA256}?done=<b>").status_code == 404
+    for path in ("?done=<b>", "/approved", "/delete"):
+        assert browser.get(f"/studies/{SHA256}{path}").status_code == 404, path
+    assert browser.post(f"/studies/{SHA256}/delete", {"csrf": browser.csrf(), "sure": "yes"}).status_code == 404
 
 
 def test_a_study_beyond_the_budget_has_no_button_to_approve(site: Path) -> None:
