@@ -70,7 +70,7 @@ def confirm(
     """The last page before a run is stopped or resumed."""
     found = find_run(desk_of(request).folder, run)
     return page(
-        request, visitor, "confirm.html.j2", status=200, action=f"/runs/{run}/{what}", back=f"/runs/{run}", what=what,
+        request, visitor, "confirm.html.j2", action=f"/runs/{run}/{what}", back=f"/runs/{run}", what=what,
         subject=found.run_id, fault=None,
     )  # fmt: skip
 
