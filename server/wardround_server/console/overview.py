@@ -34,12 +34,11 @@ def overview(request: Request, visitor: Reader) -> Response:
     config = load_server_config(folder)
     found = [brief(run) for run in reversed(all_runs(folder))]
     under_way = [one for one in found if one["state"] in ("proposed", "training")]
-    readable = [one["run"] for one in under_way if one["fault"] is None]
     return page(
         request, visitor, "overview.html.j2",
         address=f"{config.server.host}:{config.server.fleet_port}",
         under_way=under_way,
-        late=[line for run_id in readable for line in late_sites(folder, run_id, language_of(request))],
+        late=[line for one in under_way for line in late_sites(one["facts"], language_of(request))],
         sites=_part(lambda: [asdict(site) for site in Registry(folder).sites()]),
         certificates=certificates(folder),
         models=[run.run_id for run in reversed(released(folder)[-MODELS_SHOWN:])],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import tomllib
-from pathlib import Path as FilePath
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -22,6 +22,7 @@ from wardround_server.runs.folder import runs as all_runs
 from wardround_server.runs.summary import facts_of, round_rows, site_rows
 
 RunId = Annotated[str, Path(pattern=r"^[\w][\w.-]{0,127}$")]
+What = Annotated[str, Path(pattern="^(stop|resume)$")]
 PASTED = "the study"  # names the pasted text in the message of an error
 
 router = APIRouter()
@@ -64,9 +65,7 @@ def live(request: Request, visitor: Reader, run: RunId) -> Response:
 
 
 @router.get("/runs/{run}/{what}")
-def confirm(
-    request: Request, visitor: Operator, run: RunId, what: Annotated[str, Path(pattern="^(stop|resume)$")]
-) -> Response:
+def confirm(request: Request, visitor: Operator, run: RunId, what: What) -> Response:
     """The last page before a run is stopped or resumed."""
     found = find_run(desk_of(request).folder, run)
     return page(
@@ -76,13 +75,7 @@ def confirm(
 
 
 @router.post("/runs/{run}/{what}")
-def decide(
-    request: Request,
-    visitor: Operator,
-    form: Form,
-    run: RunId,
-    what: Annotated[str, Path(pattern="^(stop|resume)$")],
-) -> Response:
+def decide(request: Request, visitor: Operator, form: Form, run: RunId, what: What) -> Response:
     """Stop or resume a run in the person's name."""
     found = find_run(desk_of(request).folder, run)
     if what == "stop":
@@ -93,7 +86,7 @@ def decide(
 
 
 def brief(run: RunFolder) -> dict[str, Any]:
-    """Return a run's line in a list; a run that cannot be read has its fault and nothing else."""
+    """Return a run's line in a list, with its `facts_of`; a run that cannot be read has its fault and nothing else."""
     nothing = {
         "study": "",
         "state": "unreadable",
@@ -102,6 +95,7 @@ def brief(run: RunFolder) -> dict[str, Any]:
         "approved": 0,
         "needed": 0,
         "at_work": False,
+        "facts": None,
     }
     try:
         facts = facts_of(run)
@@ -109,13 +103,15 @@ def brief(run: RunFolder) -> dict[str, Any]:
         return {"run": run.run_id, **nothing, "fault": " ".join(str(error).split())}
     shown = {name: facts[name] for name in ("run", "study", "state", "round", "rounds", "at_work")}
     shown |= {"approved": len(facts["approved"]), "needed": facts["min_sites"], "epsilon": facts["epsilon_promised"]}
-    return {**shown, "submitted_at": facts["submitted_at"], "fault": None}
+    return {**shown, "submitted_at": facts["submitted_at"], "facts": facts, "fault": None}
 
 
-def late_sites(folder: FilePath, run_id: str, language: str) -> list[dict[str, Any]]:
-    """Return the sites that a run waits for now, or that missed its last round, with the reason."""
-    facts = facts_of(find_run(folder, run_id))
-    now, found = facts["now"], []
+def late_sites(facts: Mapping[str, Any], language: str) -> list[dict[str, Any]]:
+    """Return the sites that a run waits for now, or that missed its last round, with the reason.
+
+    `facts` are those of `facts_of`.
+    """
+    run_id, now, found = facts["run"], facts["now"], []
     if now is not None:
         for site in now["waiting_for"]:
             found.append({"run": run_id, "site": site, "round": now["round"], "away": site in now["away"], "code": ""})
@@ -132,13 +128,11 @@ def late_sites(folder: FilePath, run_id: str, language: str) -> list[dict[str, A
 
 
 def _show(request: Request, visitor: Visitor, run_id: str, template: str) -> Response:
-    folder = desk_of(request).folder
-    run = find_run(folder, run_id)
-    facts = facts_of(run)
+    facts = facts_of(find_run(desk_of(request).folder, run_id))
     waited = None if facts["now"] is None else max(time.time() - facts["now"]["began"], 0.0)
     return page(
         request, visitor, template, facts=facts, waited_s=waited, sites=site_rows(facts), rounds=round_rows(facts),
-        late=late_sites(folder, run_id, language_of(request)), looked_at=time.time(),
+        late=late_sites(facts, language_of(request)), looked_at=time.time(),
         under_way=facts["state"] in ("proposed", "training"), may=visitor.user.may("operate"),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from wardround.identity import EnrolmentRequest, in_groups, key_fingerprint
 from wardround.records.audit_log import AUDIT_FILE, verified
 from wardround.web.accounts.users import User, users_of
 from wardround.web.config import ConsoleConfig
+from wardround_server.console import runs as console_runs
 from wardround_server.console.app import console_of
 from wardround_server.operations.config import load_server_config
 from wardround_server.operations.folder import found
@@ -117,6 +118,19 @@ def test_a_round_under_way_is_shown_with_who_is_late_and_why(server: Path, at_wo
     assert live.strip().startswith("<div") and "<html" not in live and "north" in live
     (at_work.path / ROUND_FILE).unlink()
     assert "north 1 not connected" not in text_of(browser.get(f"/runs/{at_work.run_id}/live").text)
+
+
+def test_the_facts_of_a_run_are_read_once_for_a_page(
+    server: Path, at_work: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its metrics and approvals are read for them, and twice could be two states of the run on one page."""
+    read: list[str] = []
+    monkeypatch.setattr(console_runs, "facts_of", lambda run: read.append(run.run_id) or facts_of(run))
+    browser, first = browser_of(server, READER), run_of(server, "first").run_id
+    for path, expected in ((f"/runs/{at_work.run_id}", [at_work.run_id]), ("/", sorted([first, at_work.run_id]))):
+        read.clear()
+        assert "north 1 not connected" in text_of(browser.get(path).text)
+        assert sorted(read) == expected, path
 
 
 def test_a_page_that_updates_itself_sends_a_browser_without_a_session_to_the_sign_in(server: Path) -> None:
