@@ -58,7 +58,7 @@ def translator(texts: Mapping[str, str]) -> Translate:
     return translate
 
 
-def chosen(asked: str | None, cookie: str | None, accepted: str) -> str:
+def choose_language(asked: str | None, cookie: str | None, accepted: str) -> str:
     """Return the language: the one asked for in the address, of the cookie, or the browser's first known one."""
     for one in (asked, cookie):
         if one is not None and one in LANGUAGES:

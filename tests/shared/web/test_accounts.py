@@ -314,7 +314,7 @@ def test_too_many_checks_at_once_are_put_off(folder: Path, monkeypatch) -> None:
     held = [users._checking.acquire() for _ in range(users.AT_ONCE)]
     try:
         with pytest.raises(WardroundError, match="too many people"):
-            users.signed_in(folder, "marie", PASSWORD)
+            users.authenticate(folder, "marie", PASSWORD)
     finally:
         for _ in held:
             users._checking.release()
@@ -328,7 +328,7 @@ def test_a_password_does_not_change_without_its_entry_in_the_audit_log(folder: P
     log.write_bytes(log.read_bytes()[:-30] + b"}\n")
     fields = {"csrf": csrf, "password": PASSWORD, "new": new, "again": new}
     assert browser.post("/account", fields).status_code == 400
-    assert users.signed_in(folder, APPROVER.login, PASSWORD) and not users.signed_in(folder, APPROVER.login, new)
+    assert users.authenticate(folder, APPROVER.login, PASSWORD) and not users.authenticate(folder, APPROVER.login, new)
 
 
 def test_a_password_that_is_not_text_is_refused_in_one_line(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 
 from wardround.web.pages import SHARED, STATIC
-from wardround.web.texts import LANGUAGES, chosen, code_in, load_texts, translations, translator
+from wardround.web.texts import LANGUAGES, choose_language, code_in, load_texts, translations, translator
 from wardround.web.texts import SHARED as SHARED_TEXTS
 from wardround.wire.reply_codes import CODES
 from wardround_client.sources.images.quality.reasons import REASONS
@@ -69,7 +69,7 @@ def test_no_template_has_a_script_or_a_style_of_its_own_or_switches_escaping_off
     ],
 )
 def test_the_language_is_one_that_exists(asked, cookie, accepted: str, language: str) -> None:
-    assert chosen(asked, cookie, accepted) == language
+    assert choose_language(asked, cookie, accepted) == language
 
 
 def test_the_vendored_script_is_the_one_of_the_page() -> None:

@@ -20,7 +20,7 @@ from wardround.web.accounts.users import APPROVE, OPERATE, READ, User, users_of
 from wardround.web.config import ConsoleConfig
 from wardround.web.limited_log import LimitedLog
 from wardround.web.pages import Pages
-from wardround.web.texts import chosen
+from wardround.web.texts import choose_language
 
 LANGUAGE_COOKIE = "language"
 
@@ -75,7 +75,7 @@ def desk_of(request: Request) -> Desk:
 def language_of(request: Request) -> str:
     """Return the language of the answer: as asked for, as before, or as the browser prefers."""
     cookie, accepted = request.cookies.get(LANGUAGE_COOKIE), request.headers.get("accept-language", "")
-    return chosen(request.query_params.get("language"), cookie, accepted)
+    return choose_language(request.query_params.get("language"), cookie, accepted)
 
 
 def updates_itself(request: Request) -> bool:

@@ -25,7 +25,7 @@ from wardround.web.accounts.access import (
     visitor_of,
 )
 from wardround.web.accounts.sessions import same
-from wardround.web.accounts.users import LOGIN, User, set_password, signed_in
+from wardround.web.accounts.users import LOGIN, User, authenticate, set_password
 from wardround.web.answers import page, set_cookie
 
 VISIT = "-visit"  # the cookie of the sign-in form, beside that of the session
@@ -57,7 +57,7 @@ def login(request: Request, fields: Annotated[QueryParams, Depends(fields_of)]) 
     if wait_s := desk.limits.wait_s(name, address):
         desk.refusals.warning("sign-in from %s is refused for %.0f s: too many failed", address, wait_s)
         return _form(request, 429, "login.wait", minutes=int(wait_s // MINUTE_S) + 1)
-    user = signed_in(desk.folder, name, fields.get("password", ""))
+    user = authenticate(desk.folder, name, fields.get("password", ""))
     if user is None:
         # A name that no user could have may be a password in the wrong field, and is not logged.
         known = quoted(name) if LOGIN.fullmatch(name) else "no valid name"
@@ -102,7 +102,9 @@ def change_password(request: Request, visitor: Reader, form: Form) -> Response:
 
     if wait_s := desk.limits.wait_s(visitor.user.login, request.state.address):
         return again(_text(request, "login.wait", minutes=int(wait_s // MINUTE_S) + 1), 429)
-    if desk.config.user_header is not None or not signed_in(desk.folder, visitor.user.login, form.get("password", "")):
+    if desk.config.user_header is not None or not authenticate(
+        desk.folder, visitor.user.login, form.get("password", "")
+    ):
         return again(_text(request, "account.wrong"), 403)
     desk.limits.succeeded(visitor.user.login, request.state.address)
     if form.get("new", "") != form.get("again", ""):

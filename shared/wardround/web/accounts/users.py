@@ -110,7 +110,7 @@ def remove_user(folder: Path, login: str) -> User:
         return user
 
 
-def signed_in(folder: Path, login: str, password: str) -> User | None:
+def authenticate(folder: Path, login: str, password: str) -> User | None:
     """Return the user whose login and password these are, or None.
 
     It takes equally long whether the login exists or not. Raises `WardroundError` if too many passwords are being
