@@ -15,7 +15,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from torch import Tensor, nn
 
 from wardround.networks.weight_standardisation import WSConv2d
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround_client.clipping.engines import PatientBatch
 
 Step = Callable[[], dict[str, Tensor]]
@@ -67,14 +67,14 @@ def opacus_step(
     def ghost() -> dict[str, Tensor]:
         optimizer.zero_grad(set_to_none=True)
         with context():
-            losses_N = loss_per_image(module(batch.inputs_N), batch.labels_N)
+            losses_N = loss_per_row(module(batch.inputs_N), batch.labels_N)
         DPTensorFastGradientClipping(module, optimizer, losses_N, "sum").backward()
         return {name: parameter.grad for name, parameter in parameters.items()}
 
     def per_sample() -> dict[str, Tensor]:
         optimizer.zero_grad(set_to_none=True)
         with context():
-            losses_N = loss_per_image(module(batch.inputs_N), batch.labels_N)
+            losses_N = loss_per_row(module(batch.inputs_N), batch.labels_N)
         losses_N.sum().backward()
         if k > 1:
             for parameter in parameters.values():

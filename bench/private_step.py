@@ -29,7 +29,7 @@ from measure import MB, Sheet, arguments_of, clock_for, interleaved, machine, ra
 from opacus_modes import NotPossibleError, Step, opacus_step
 from torch import Tensor, nn
 
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround_client.clipping.bookkeeping import SpeedSettings
 from wardround_client.clipping.engines import ROUNDING_ROOM, ClippingEngine, PatientBatch, clip_over_one_pass
 from wardround_client.clipping.select import EngineMemory, Sample, candidates_of, checked_engine
@@ -100,7 +100,7 @@ def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precisio
     def plain() -> dict[str, Tensor]:
         network.zero_grad(set_to_none=True)
         with context():
-            loss = loss_per_image(network(batch.inputs_N), batch.labels_N).mean()
+            loss = loss_per_row(network(batch.inputs_N), batch.labels_N).mean()
         loss.backward()
         return {name: parameter.grad for name, parameter in parameters.items()}
 
@@ -108,7 +108,7 @@ def step_of(mode: str, network: nn.Module, batch: PatientBatch, k: int, precisio
         return plain
     if mode in OURS:
         engine = candidates_of(speed_of(precision, k))[mode]
-        return lambda: engine(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
+        return lambda: engine(network, parameters, batch, loss_per_row, MAX_GRAD_NORM).gradients
     return opacus_step(mode, network, batch, k, MAX_GRAD_NORM * (1 - ROUNDING_ROOM), context)
 
 
@@ -124,7 +124,7 @@ def chosen_by_trial(network: nn.Module, batch: PatientBatch, k: int, precision: 
         engine = checked_engine(
             network,
             dict(network.named_parameters()),
-            loss_per_image,
+            loss_per_row,
             sample,
             MAX_GRAD_NORM,
             speed=speed_of(precision, k),
@@ -149,7 +149,7 @@ def measured(name: str, k: int, modes: list[str], arguments) -> dict:
     network = network_of(name).to(arguments.device)
     batch = batch_of(name, arguments.batch, k, arguments.device)
     parameters = dict(network.named_parameters())
-    wanted = clip_over_one_pass(network, parameters, batch, loss_per_image, MAX_GRAD_NORM).gradients
+    wanted = clip_over_one_pass(network, parameters, batch, loss_per_row, MAX_GRAD_NORM).gradients
     steps: dict[str, Step] = {}
     refused: dict[str, str] = {}
     gaps: dict[str, float] = {}

@@ -56,7 +56,7 @@ TASKS = {
 training loop of a site (`client/wardround_client/training/train.py`) draws patients, clips, adds noise, steps and
 accounts for every task; a task only describes its loss. Two rules keep the privacy guarantee:
 
-1. `loss_per_image` gives one loss for each row, and each loss depends on its own row alone. The loop proves the
+1. `loss_per_row` gives one loss for each row, and each loss depends on its own row alone. The loop proves the
    clipping on synthetic rows before it reads a patient.
 2. `after_noise` and `after_round` of an objective read weights, public numbers and random draws, and no patient.
 

@@ -14,14 +14,14 @@ from wardround.sources.records.synthetic_rows import synthetic_rows
 from wardround.study.load import Study, parse_study
 from wardround.study.schema import ModelSection
 from wardround.tasks.early_warning.objective import mean_over_hours
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround.tasks.reconstruction.loss import JointLoss, LossWeights, loss_of_image
 from wardround.tasks.reconstruction.study import ReconstructionSection
 from wardround.tasks.synthesis.dcgan import Discriminator, hinge_of_real
 from wardround.tasks.synthesis.sampler_objective import loss_of
-from wardround_client.clipping.engines import LossPerImage
+from wardround_client.clipping.engines import LossPerRow
 
-Case = tuple[nn.Module, dict[str, nn.Parameter], LossPerImage, Tensor, int]
+Case = tuple[nn.Module, dict[str, nn.Parameter], LossPerRow, Tensor, int]
 EARLY_WARNING = ("gru", "severity-head")
 PHANTOM_ONLY = ("phantom-sampler", "restorer")
 
@@ -31,7 +31,7 @@ def hostile_case(name: str) -> Case:
     """Return the case `NETWORK TRAINABLE`.
 
     Returns:
-        The network, the parameters that train, the loss per image, 9 synthetic inputs and the number of outputs. Inputs
+        The network, the parameters that train, the loss per row, 9 synthetic inputs and the number of outputs. Inputs
         are images (N, C, 32, 32), (N, 1, 64, 64) for the discriminator, features (N, 33) for the sampler and (N, 287)
         for the severity head, or 6 hours of records (N, 6, 38) with missing values for the recurrent network.
     """
@@ -59,7 +59,7 @@ def hostile_case(name: str) -> Case:
         return network.head, heads, loss_of(0.3), torch.randn(9, 33, generator=generator), 2
     with torch.no_grad():  # with a zero head the layers below it would have zero gradients and remain untested
         network.head.weight.copy_(torch.randn(network.head.weight.shape, generator=generator) * 0.1)
-    return network, parameters, loss_per_image, images_N, network.head.out_features
+    return network, parameters, loss_per_row, images_N, network.head.out_features
 
 
 def records_study(network: str, *, hours: int = 6, **sections: dict) -> Study:
@@ -84,4 +84,4 @@ def _records_case(name: str, trainable: str) -> Case:
     if name == "gru":
         return network, parameters, mean_over_hours, rows_NTV, 1
     heads = {path.removeprefix("head."): p for path, p in parameters.items()}
-    return network.head, heads, loss_per_image, network.features(rows_NTV), 1
+    return network.head, heads, loss_per_row, network.features(rows_NTV), 1

@@ -12,7 +12,7 @@ from wardround.networks.weights import trained_parameters
 from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.augmentation import augmentation
-from wardround.tasks.label_scores import labelled_rows
+from wardround.tasks.labelled.rows import labelled_rows
 from wardround.tasks.objective import Objective, StepTools
 
 usable_rows = labelled_rows
@@ -39,7 +39,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
     return Objective(
         part=network,
         parameters=trained_parameters(network, study),
-        loss_per_image=squared_error,
+        loss_per_row=squared_error,
         augment=augmentation(study, tools.draws),
         sample=sample,
         outputs=1,

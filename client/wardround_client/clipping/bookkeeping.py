@@ -29,7 +29,7 @@ from wardround.errors import WardroundError
 from wardround_client.clipping.engines import (
     IMAGES_AT_ONCE,
     ClippedSum,
-    LossPerImage,
+    LossPerRow,
     PatientBatch,
     clip_by_loop,
     clip_factors,
@@ -173,7 +173,7 @@ def clip_by_bookkeeping(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
     batch: PatientBatch,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     max_grad_norm: float,
     *,
     speed: SpeedSettings = SpeedSettings(),  # noqa: B008 (frozen)
@@ -195,12 +195,12 @@ def clip_by_bookkeeping(
     for group in _groups(batch, speed):
         if isinstance(group, PatientBatch):
             alone = clip_by_loop(
-                network, parameters, group, loss_per_image, max_grad_norm, images_at_once=speed.images_at_once
+                network, parameters, group, loss_per_row, max_grad_norm, images_at_once=speed.images_at_once
             )
             for name, part in alone.gradients.items():
                 _add(total, name, part)
             continue
-        contributions = one_pass(network, layers, group, loss_per_image, speed)
+        contributions = one_pass(network, layers, group, loss_per_row, speed)
         squared_U = cast(Tensor, sum(one.squared_norm_U for _, one in contributions))
         factor_U = clip_factors(squared_U, max_grad_norm)
         factor_U[group.filled :] = 0.0
@@ -271,7 +271,7 @@ def one_pass(
     network: nn.Module,
     layers: list[tuple[TrainedLayer, PreparedLayer]],
     group: Group,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     speed: SpeedSettings,
 ) -> list[tuple[str, Contribution]]:
     """Run forward and backward; return (parameter's name, contribution of the group's units) of every parameter."""
@@ -320,7 +320,7 @@ def one_pass(
         with torch.enable_grad():
             with torch.autocast(inputs_N.device.type, torch.bfloat16, enabled=speed.precision == "bfloat16"):
                 outputs = functional_call(network, frozen, (_lay_out(inputs_N, layout),))
-            loss = (loss_per_image(outputs.float(), group.labels_N) * share_N.to(inputs_N.device)).sum()
+            loss = (loss_per_row(outputs.float(), group.labels_N) * share_N.to(inputs_N.device)).sum()
     finally:
         for hook in hooks:
             hook.remove()

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from wardround.errors import WardroundError
-from wardround.tasks.objective import LossPerImage
+from wardround.tasks.objective import LossPerRow
 from wardround_client.clipping.layer_rules import squared_lengths
 
 IMAGES_AT_ONCE = 64
@@ -82,7 +82,7 @@ class ClippedSum:
     sensitivity: float
 
 
-ClippingEngine = Callable[[nn.Module, dict[str, nn.Parameter], PatientBatch, LossPerImage, float], ClippedSum]
+ClippingEngine = Callable[[nn.Module, dict[str, nn.Parameter], PatientBatch, LossPerRow, float], ClippedSum]
 
 
 def clip_factors(squared_norm_U: Tensor, max_grad_norm: float) -> Tensor:
@@ -101,7 +101,7 @@ def clip_by_loop(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
     batch: PatientBatch,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     max_grad_norm: float,
     *,
     images_at_once: int = IMAGES_AT_ONCE,
@@ -116,7 +116,7 @@ def clip_by_loop(
     starts = batch.start_U1.tolist()
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
         inputs_N, labels_N = batch.inputs_N[begin:end], batch.labels_N[begin:end]
-        gradients = _mean_gradient(network, parameters, inputs_N, labels_N, loss_per_image, images_at_once)
+        gradients = _mean_gradient(network, parameters, inputs_N, labels_N, loss_per_row, images_at_once)
         _add_clipped(total, gradients, max_grad_norm)
     return ClippedSum(gradients=total, sensitivity=max_grad_norm)
 
@@ -126,7 +126,7 @@ def _mean_gradient(
     parameters: dict[str, nn.Parameter],
     inputs_N: Tensor,
     labels_N: Tensor,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     images_at_once: int,
 ) -> list[Tensor]:
     """Return the gradient of the mean loss over a unit's images.
@@ -136,7 +136,7 @@ def _mean_gradient(
     total: list[Tensor] = []
     for begin in range(0, len(inputs_N), images_at_once):
         part = slice(begin, begin + images_at_once)
-        loss = loss_per_image(network(inputs_N[part].clone()), labels_N[part].clone()).sum() / len(inputs_N)
+        loss = loss_per_row(network(inputs_N[part].clone()), labels_N[part].clone()).sum() / len(inputs_N)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
     return total
@@ -146,7 +146,7 @@ def clip_linear_head(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
     batch: PatientBatch,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     max_grad_norm: float,
 ) -> ClippedSum:
     """Clip all units at once for `network = nn.Linear(D, K)` over features.
@@ -168,7 +168,7 @@ def clip_linear_head(
         logits_NK = logits_NK + network.bias.detach().double()
     with torch.enable_grad():
         logits_NK = logits_NK.requires_grad_()
-        (residual_NK,) = torch.autograd.grad(loss_per_image(logits_NK, batch.labels_N).sum(), logits_NK)
+        (residual_NK,) = torch.autograd.grad(loss_per_row(logits_NK, batch.labels_N).sum(), logits_NK)
     rows_U = batch.start_U1.diff()
     unit_N = torch.repeat_interleave(torch.arange(batch.units), rows_U).to(features_ND.device)
     residual_NK = residual_NK / rows_U.to(features_ND.device)[unit_N][:, None]
@@ -203,7 +203,7 @@ def sum_unclipped(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
     batch: PatientBatch,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     max_grad_norm: float,
 ) -> ClippedSum:
     """Compute the plain gradient for C = inf: the sum over units of the unit's mean loss, in one backward pass.
@@ -216,7 +216,7 @@ def sum_unclipped(
         return ClippedSum(gradients=zero_sum(parameters), sensitivity=math.inf)
     rows_U = batch.start_U1.diff()
     weight_N = (1.0 / torch.repeat_interleave(rows_U, rows_U)).to(batch.inputs_N.device)
-    loss = (loss_per_image(network(batch.inputs_N), batch.labels_N) * weight_N).sum()
+    loss = (loss_per_row(network(batch.inputs_N), batch.labels_N) * weight_N).sum()
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return ClippedSum(gradients=dict(zip(parameters, gradients, strict=True)), sensitivity=math.inf)
 
@@ -225,7 +225,7 @@ def clip_over_one_pass(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
     batch: PatientBatch,
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     max_grad_norm: float,
 ) -> ClippedSum:
     """Clip as the loop does, but over one forward pass of the whole batch, with one backward pass per unit.
@@ -235,7 +235,7 @@ def clip_over_one_pass(
     agree.
     """
     total = zero_sum(parameters)
-    losses_N = loss_per_image(network(batch.inputs_N), batch.labels_N)
+    losses_N = loss_per_row(network(batch.inputs_N), batch.labels_N)
     starts = batch.start_U1.tolist()
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
         gradients = torch.autograd.grad(losses_N[begin:end].mean(), list(parameters.values()), retain_graph=True)
@@ -272,7 +272,7 @@ def check_engine(
     engine: ClippingEngine,
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     inputs_N: Tensor,
     outputs: int,
     max_grad_norm: float,
@@ -294,21 +294,21 @@ def check_engine(
     batch = synthetic_units(inputs_N, outputs, sizes)
     norm = max_grad_norm
     if math.isfinite(norm):
-        norm = max(unit_lengths(network, parameters, batch, loss_per_image)) / 2
-    fast = engine(network, parameters, batch, loss_per_image, norm).gradients
-    gap = _relative_gap(fast, clip_by_loop(network, parameters, batch, loss_per_image, norm).gradients)
+        norm = max(unit_lengths(network, parameters, batch, loss_per_row)) / 2
+    fast = engine(network, parameters, batch, loss_per_row, norm).gradients
+    gap = _relative_gap(fast, clip_by_loop(network, parameters, batch, loss_per_row, norm).gradients)
     if tolerance < gap <= KINKS:
-        gap = _relative_gap(fast, clip_over_one_pass(network, parameters, batch, loss_per_image, norm).gradients)
+        gap = _relative_gap(fast, clip_over_one_pass(network, parameters, batch, loss_per_row, norm).gradients)
     if not gap <= tolerance:
         raise WardroundError(f"the clipping engine differs from the one-patient loop by {gap:.1e}")
 
 
 def unit_lengths(
-    network: nn.Module, parameters: dict[str, nn.Parameter], batch: PatientBatch, loss_per_image: LossPerImage
+    network: nn.Module, parameters: dict[str, nn.Parameter], batch: PatientBatch, loss_per_row: LossPerRow
 ) -> list[float]:
     """Return the L2 length of each unit's gradient, computed by the loop; 0 where it is not finite."""
     return [
-        length_of(clip_by_loop(network, parameters, unit, loss_per_image, math.inf).gradients) for unit in batch.each()
+        length_of(clip_by_loop(network, parameters, unit, loss_per_row, math.inf).gradients) for unit in batch.each()
     ]
 
 

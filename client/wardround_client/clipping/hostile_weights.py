@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wardround.errors import WardroundError
 from wardround_client.clipping.engines import (
     ClippingEngine,
-    LossPerImage,
+    LossPerRow,
     PatientBatch,
     length_of,
     synthetic_units,
@@ -201,7 +201,7 @@ def largest_move(
     engine: ClippingEngine,
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     batch: PatientBatch,
     max_grad_norm: float,
     units: tuple[int, ...] = (0,),
@@ -210,10 +210,10 @@ def largest_move(
 
     Returns inf if a sum is not finite.
     """
-    whole = engine(network, parameters, batch, loss_per_image, max_grad_norm).gradients
+    whole = engine(network, parameters, batch, loss_per_row, max_grad_norm).gradients
     largest = 0.0
     for unit in units:
-        rest = engine(network, parameters, without_unit(batch, unit), loss_per_image, max_grad_norm).gradients
+        rest = engine(network, parameters, without_unit(batch, unit), loss_per_row, max_grad_norm).gradients
         moved = length_of({name: whole[name].double() - rest[name].double() for name in whole}) / max_grad_norm
         largest = max(largest, moved) if moved == moved else float("inf")
     return largest
@@ -234,7 +234,7 @@ def check_hostile_weights(
     engine: ClippingEngine,
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     inputs_N: Tensor,
     outputs: int,
     max_grad_norm: float,
@@ -253,7 +253,7 @@ def check_hostile_weights(
     for kind in kinds:
         with weights_restored(parameters):
             set_weights(kind, network, parameters, batch.inputs_N)
-            moved = largest_move(engine, network, parameters, loss_per_image, batch, max_grad_norm)
+            moved = largest_move(engine, network, parameters, loss_per_row, batch, max_grad_norm)
         if not moved <= 1 + TOLERANCE:
             raise WardroundError(
                 f"with weights of the kind '{kind}' one patient moves the clipped sum by {moved:.3g} C"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wardround.tasks.objective import LossPerImage
+from wardround.tasks.objective import LossPerRow
 from wardround_client.clipping.bookkeeping import Group, SpeedSettings, filled_up, one_pass, places_of, trained_layers
 from wardround_client.clipping.engines import random_like
 from wardround_client.clipping.hostile_weights import set_weights, weights_restored
@@ -21,7 +21,7 @@ LOSS_NUMBERS = 1000  # outputs on which the rounding of a loss is checked; it di
 def places_agree(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     inputs_N: Tensor,
     speed: SpeedSettings,
 ) -> bool:
@@ -40,15 +40,15 @@ def places_agree(
 
     def noted(outputs_N: Tensor, labels_N: Tensor) -> Tensor:
         seen.append(outputs_N.detach())
-        return loss_per_image(outputs_N, labels_N)
+        return loss_per_row(outputs_N, labels_N)
 
     with weights_restored(parameters):
         set_weights("random", network, parameters, inputs_N)
         agree = _places_agree(network, parameters, noted, inputs_N, speed)
-    return agree and all(loss_places_agree(loss_per_image, outputs_N) for outputs_N in seen[:1])
+    return agree and all(loss_places_agree(loss_per_row, outputs_N) for outputs_N in seen[:1])
 
 
-def loss_places_agree(loss_per_image: LossPerImage, outputs_N: Tensor) -> bool:
+def loss_places_agree(loss_per_row: LossPerRow, outputs_N: Tensor) -> bool:
     """Return whether the gradient of a row's loss has the same bits in every place, for random rows like `outputs_N`.
 
     The same row is in all places. At least `LOSS_NUMBERS` numbers between about -10 and 10 are tried.
@@ -59,7 +59,7 @@ def loss_places_agree(loss_per_image: LossPerImage, outputs_N: Tensor) -> bool:
         labels_N = torch.full((len(outputs_N),), label % 2, device=outputs_N.device)
         with torch.enable_grad():
             rows_N = row.expand_as(outputs_N).contiguous().requires_grad_()
-            (gradient_N,) = torch.autograd.grad(loss_per_image(rows_N, labels_N).sum(), rows_N)
+            (gradient_N,) = torch.autograd.grad(loss_per_row(rows_N, labels_N).sum(), rows_N)
         if not torch.equal(gradient_N, gradient_N[:1].expand_as(gradient_N)):
             return False
     return True
@@ -68,7 +68,7 @@ def loss_places_agree(loss_per_image: LossPerImage, outputs_N: Tensor) -> bool:
 def _places_agree(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     inputs_N: Tensor,
     speed: SpeedSettings,
 ) -> bool:
@@ -83,7 +83,7 @@ def _places_agree(
     def shares(inputs_N: Tensor) -> list[Contribution]:
         inputs_N = filled_up(inputs_N, speed.group_images)
         group = Group(inputs_N=inputs_N, labels_N=labels_N, units=units, filled=len(places))
-        return [one for _, one in one_pass(network, layers, group, loss_per_image, speed)]
+        return [one for _, one in one_pass(network, layers, group, loss_per_row, speed)]
 
     def same(before: list[Contribution], unit: int, after: list[Contribution], place: int) -> bool:
         pairs = zip(before, after, strict=True)

@@ -46,7 +46,7 @@ from wardround_client.clipping.bookkeeping import (
 )
 from wardround_client.clipping.engines import (
     ClippingEngine,
-    LossPerImage,
+    LossPerRow,
     PatientBatch,
     check_engine,
     clip_by_loop,
@@ -128,7 +128,7 @@ def engine_for(
 def checked_engine(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     sample: Sample,
     max_grad_norm: float,
     *,
@@ -148,25 +148,25 @@ def checked_engine(
         simple = getattr(engine, "func", engine).__name__
         with _proved_once(memory.proof(f"{simple} {max_grad_norm}", key) if memory else None) as missing:
             if missing:
-                _prove(engine, network, parameters, loss_per_image, sample, max_grad_norm)
+                _prove(engine, network, parameters, loss_per_row, sample, max_grad_norm)
         return engine
     candidates = candidates_of(speed)
     names = [next(iter(candidates))]
     if memory is not None:
         path = memory.choices / f"engine-{key}.json"
-        chosen = _remembered(path, network, parameters, loss_per_image, sample, candidates)
+        chosen = _remembered(path, network, parameters, loss_per_row, sample, candidates)
         names = list(dict.fromkeys([chosen, *names]))  # the rule's engine follows in case the chosen one fails
     for name in names:
         try:
             with _proved_once(memory.proof(f"{name} {max_grad_norm}", key) if memory else None) as missing:
                 if missing:
-                    _prove(candidates[name], network, parameters, loss_per_image, sample, max_grad_norm)
+                    _prove(candidates[name], network, parameters, loss_per_row, sample, max_grad_norm)
             return candidates[name]
         except (WardroundError, RuntimeError) as error:
             reason = error
     _say_loop(reason)
     engine = _loop(speed)
-    _prove(engine, network, parameters, loss_per_image, sample, max_grad_norm)
+    _prove(engine, network, parameters, loss_per_row, sample, max_grad_norm)
     return engine
 
 
@@ -174,7 +174,7 @@ def _prove(
     engine: ClippingEngine,
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     sample: Sample,
     max_grad_norm: float,
 ) -> None:
@@ -191,7 +191,7 @@ def _prove(
         check_engine,
         network=network,
         parameters=parameters,
-        loss_per_image=loss_per_image,
+        loss_per_row=loss_per_row,
         inputs_N=sample.images_N,
         outputs=sample.outputs,
         max_grad_norm=max_grad_norm,
@@ -205,10 +205,10 @@ def _prove(
             check(engine, tolerance=REDUCED_TOLERANCE)
         else:
             check(engine)
-    if speed is not None and not places_agree(network, parameters, loss_per_image, sample.images_N, speed):
+    if speed is not None and not places_agree(network, parameters, loss_per_row, sample.images_N, speed):
         raise WardroundError("on this device the rounding of a patient's images depends on their position in the batch")
     if math.isfinite(max_grad_norm):
-        arguments = (network, parameters, loss_per_image, sample.images_N, sample.outputs, max_grad_norm)
+        arguments = (network, parameters, loss_per_row, sample.images_N, sample.outputs, max_grad_norm)
         check_hostile_weights(engine, *arguments, images_per_unit=k)
 
 
@@ -259,7 +259,7 @@ def _remembered(
     path: Path,
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     sample: Sample,
     candidates: dict[str, ClippingEngine],
 ) -> str:
@@ -270,7 +270,7 @@ def _remembered(
     name = _name_in(path, candidates)
     if name is not None:
         return name
-    seconds = _trial(network, parameters, loss_per_image, sample, candidates)
+    seconds = _trial(network, parameters, loss_per_row, sample, candidates)
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}")  # not `write_file`: the first process's choice is kept
     with open(partial, "w", encoding="utf-8", opener=owner_only) as file:
@@ -301,7 +301,7 @@ def _name_in(path: Path, candidates: dict[str, ClippingEngine]) -> str | None:
 def _trial(
     network: nn.Module,
     parameters: dict[str, nn.Parameter],
-    loss_per_image: LossPerImage,
+    loss_per_row: LossPerRow,
     sample: Sample,
     candidates: dict[str, ClippingEngine],
 ) -> dict[str, float]:
@@ -319,7 +319,7 @@ def _trial(
                 continue
             started = clock()
             try:
-                engine(network, parameters, batch, loss_per_image, 1.0)
+                engine(network, parameters, batch, loss_per_row, 1.0)
             except (WardroundError, RuntimeError):
                 if name == LOOP:  # the network itself does not train
                     raise

@@ -63,7 +63,7 @@ def take_noisy_steps(
     most_of_a_patient = most if math.isfinite(plan.max_grad_norm) else None
 
     def clipped(batch: PatientBatch) -> ClippedSum:
-        return speed.engine(objective.part, objective.parameters, batch, objective.loss_per_image, plan.max_grad_norm)
+        return speed.engine(objective.part, objective.parameters, batch, objective.loss_per_row, plan.max_grad_norm)
 
     def add_public_terms() -> None:
         for add in after_noise:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wardround.networks.weights import load_weights, trained_parameters, weights_of
 from wardround.study.load import Study
-from wardround.tasks.objective import ClippedMean, LossPerImage, Objective, StepTools
+from wardround.tasks.objective import ClippedMean, LossPerRow, Objective, StepTools
 from wardround.tasks.registry import objective_part
 from wardround_client.clipping.batch_size import images_at_once, images_per_batch
 from wardround_client.clipping.bookkeeping import Precision, SpeedSettings
@@ -81,11 +81,11 @@ def clipped_mean_of(plan: PrivacyPlan) -> ClippedMean:
         parameters: dict[str, nn.Parameter],
         inputs_N: Tensor,
         labels_N: Tensor,
-        loss_per_image: LossPerImage,
+        loss_per_row: LossPerRow,
     ) -> dict[str, Tensor]:
         engine = engine_for(part, plan.max_grad_norm, SpeedSettings(images_per_unit=1))
         batch = PatientBatch(inputs_N=inputs_N, labels_N=labels_N, start_U1=torch.arange(len(labels_N) + 1))
-        total = engine(part, parameters, batch, loss_per_image, plan.max_grad_norm).gradients
+        total = engine(part, parameters, batch, loss_per_row, plan.max_grad_norm).gradients
         return {name: gradient / len(labels_N) for name, gradient in total.items()}
 
     return clipped_mean
@@ -112,7 +112,7 @@ def plan_speed(
     engine = checked_engine(
         part,
         parameters,
-        objective.loss_per_image,
+        objective.loss_per_row,
         Sample(images_N=sample_N, outputs=objective.outputs, images_per_unit=plan.images_per_patient),
         plan.max_grad_norm,
         speed=speed_of(plan, precision, most, objective.rows_in_a_group),

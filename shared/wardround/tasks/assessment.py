@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wardround.study.load import Study
 
 Weights = dict[str, np.ndarray]  # float32 by name, as they travel
-Row = dict[str, Any]  # one line of comparison.json
+ComparisonRow = dict[str, Any]  # one line of comparison.json
 Setting = Literal["alone", "pooled", "federated", "start"]
 SETTINGS: tuple[Setting, ...] = ("start", "alone", "federated", "pooled")  # the order of tables and pictures
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 # (outputs_NK, labels_N) -> loss_N; each loss depends on its own row only
-LossPerImage = Callable[[Tensor, Tensor], Tensor]
+LossPerRow = Callable[[Tensor, Tensor], Tensor]
 Augmentation = Callable[[Tensor], Tensor]  # one patient's rows, as read -> the rows that enter the loss
 
 
@@ -44,7 +44,7 @@ class ClippedMean(Protocol):
         parameters: dict[str, nn.Parameter],
         inputs_N: Tensor,
         labels_N: Tensor,
-        loss_per_image: LossPerImage,
+        loss_per_row: LossPerRow,
     ) -> dict[str, Tensor]: ...
 
 
@@ -61,14 +61,14 @@ class StepTools:
 class Objective:
     """A task's loss over patients.
 
-    Guarantee of the loop: patients move `parameters` only through clipped, noised sums of `loss_per_image`.
+    Guarantee of the loop: patients move `parameters` only through clipped, noised sums of `loss_per_row`.
     Guarantee of the task: `after_noise` and `after_round` read no patient data, only weights, public numbers and draws.
     Both are then post-processing of noised values.
     """
 
     part: nn.Module  # the module through which patients' gradients are computed
     parameters: dict[str, nn.Parameter]  # the parameters that patients move, by name in `part`
-    loss_per_image: LossPerImage
+    loss_per_row: LossPerRow
     augment: Augmentation
     sample: Callable[[], Tensor]  # synthetic rows in the format that `part` reads, on which clipping is proved
     outputs: int  # number of outputs of `part`, from which synthetic rows' labels are drawn

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wardround.metrics.noised_auc import ScoreHistogram
     from wardround.study.load import Study
     from wardround.study.schema import DataSection, ModelSection, Section
-    from wardround.tasks.assessment import Assessment, ReportTable, Row, SiteData, SyntheticImages, Trainer
+    from wardround.tasks.assessment import Assessment, ComparisonRow, ReportTable, SiteData, SyntheticImages, Trainer
     from wardround.tasks.objective import Objective, StepTools
     from wardround.tasks.onnx_form import OnnxForm
 
@@ -170,7 +170,7 @@ class TaskAssess(Protocol):
         others: Sequence[SiteData],
         settings: Sequence[str],
         trainer: Trainer,
-    ) -> list[Row]:
+    ) -> list[ComparisonRow]:
         """A fold of `compare`, for a task that is measured by AUC: train in the settings, test on what is held out.
 
         Rows as docs/files.md describes them for comparison.json, without epsilon, split, fold and draw.
@@ -178,12 +178,12 @@ class TaskAssess(Protocol):
 
     def methods_rows(
         self, study: Study, sites: Sequence[SiteData], epsilons: Sequence[float], trainer: Trainer
-    ) -> list[Row]:
+    ) -> list[ComparisonRow]:
         """A fold of `compare`, for a task that is compared with other methods: train at each epsilon, test every
         method on what is held out. Rows without split, fold and draw.
         """
 
-    def methods_table(self, rows: Sequence[Row]) -> ReportTable:
+    def methods_table(self, rows: Sequence[ComparisonRow]) -> ReportTable:
         """The rows of all folds for a terminal."""
 
 

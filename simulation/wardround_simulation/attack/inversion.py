@@ -30,7 +30,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.seed_cnn import BRIGHTEST, SeedCNN
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
-from wardround.tasks.labelled.objective import loss_per_image, reads_features, trained_part
+from wardround.tasks.labelled.objective import loss_per_row, reads_features, trained_part
 from wardround_client.clipping.engines import PatientBatch
 from wardround_client.clipping.select import engine_for
 from wardround_client.privacy.plan import PrivacyPlan, plan_from_study
@@ -172,7 +172,7 @@ def _one_step(
         labels_N=torch.ones(1, dtype=torch.int64),
         start_U1=torch.tensor([0, 1]),
     )
-    gradients = engine_for(network, norm)(network, parameters, batch, loss_per_image, norm).gradients
+    gradients = engine_for(network, norm)(network, parameters, batch, loss_per_row, norm).gradients
     return _noised(system, gradients, plan) if kind == "private" else gradients
 
 
@@ -234,8 +234,8 @@ def _feature_error(
         )
         norm = plan.max_grad_norm
         engine = engine_for(part, norm)
-        clipped = engine(part, parameters, batch, loss_per_image, norm).gradients
-        raw = engine_for(part, math.inf)(part, parameters, batch, loss_per_image, math.inf).gradients
+        clipped = engine(part, parameters, batch, loss_per_row, norm).gradients
+        raw = engine_for(part, math.inf)(part, parameters, batch, loss_per_row, math.inf).gradients
         found = [_dense_input(one["weight"], one["bias"]) for one in (raw, _noised(system, clipped, plan))]
         errors.append([float((one - true_D).norm() / true_D.norm()) for one in found])
     raw_error, private_error = np.median(errors, axis=0).tolist()

@@ -28,7 +28,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.weights import load_weights, trained_parameters
 from wardround.storage.checkpoint import load_checkpoint
 from wardround.study.load import Study, study_from_json
-from wardround.tasks.labelled.objective import loss_per_image, reads_features, trained_part
+from wardround.tasks.labelled.objective import loss_per_row, reads_features, trained_part
 from wardround.text import epsilon_of
 from wardround.wire.protocol import TRAIN
 from wardround_client.clipping.engines import PatientBatch, clip_by_loop
@@ -300,7 +300,7 @@ def _noise_in(study: Study, hospital: Hospital, round_: int, before: Weights, re
         labels_N=torch.from_numpy(hospital.cohort.labels_N[index.rows_N].astype(np.int64)),
         start_U1=torch.from_numpy(index.start_P1),
     )
-    clipped = clip_by_loop(part, local, batch, loss_per_image, plan.max_grad_norm).gradients
+    clipped = clip_by_loop(part, local, batch, loss_per_row, plan.max_grad_norm).gradients
     rate = learning_rate(study, plan, sum(p.numel() for p in parameters.values()), round_)
     pieces = []
     for name in parameters:

@@ -27,7 +27,7 @@ from wardround.storage.json_numbers import json_number
 from wardround.storage.jsonl import append_lines, read_lines, trim_lines
 from wardround.storage.table import read_table, refuse_shortened, spellings_of_number
 from wardround.study.load import Study, study_from_json, with_epsilon
-from wardround.tasks.assessment import Row
+from wardround.tasks.assessment import ComparisonRow
 from wardround.tasks.registry import assess_part
 from wardround_client.site.paths import COHORT
 from wardround_client.sources.cohort import open_cohort, pseudonym
@@ -162,7 +162,7 @@ def compare(
     processes: int,
     settings: Sequence[str] = SETTINGS,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Train and test every piece that `folder`/comparison.jsonl does not hold yet; write comparison.json; return
     all rows.
 
@@ -212,7 +212,7 @@ def run_work(
     test_folders: Folders,
     folds: Folds,
     settings: Sequence[str] = SETTINGS,
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Train on the other folds and test on this one; rows by setting and unit."""
     asked, hospitals, tests = _open(study_json, site_folders, test_folders)
     study = with_epsilon(asked, work.epsilon)
@@ -223,9 +223,9 @@ def run_work(
     return [_in_order(row, piece) for row in rows]
 
 
-def _in_order(row: Row, piece: Row) -> Row:
+def _in_order(row: ComparisonRow, piece: ComparisonRow) -> ComparisonRow:
     """The row with what its piece of work was, after the setting."""
-    setting: Row = {name: row[name] for name in ("setting", "site") if name in row}
+    setting: ComparisonRow = {name: row[name] for name in ("setting", "site") if name in row}
     return {**setting, **piece, **{name: value for name, value in row.items() if name not in setting}}
 
 
@@ -250,7 +250,7 @@ def _cohort_identity(folder: Path) -> list[str]:
     return [cohort.key, hashlib.sha256(np.asarray(cohort.labels_N, np.int32).tobytes()).hexdigest()]
 
 
-def finished_work(log: Path, identity: str) -> dict[str, list[Row]]:
+def finished_work(log: Path, identity: str) -> dict[str, list[ComparisonRow]]:
     """The rows of every finished piece, by its key. A line cut short by a kill is removed: its piece is repeated."""
     try:
         entries = read_lines(log)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from wardround.storage.atomic import write_file
 from wardround.study.load import Study, study_from_json
-from wardround.tasks.assessment import Row
+from wardround.tasks.assessment import ComparisonRow
 from wardround.tasks.registry import assess_part
 from wardround_simulation.compare.compare import (
     HOLDOUT,
@@ -42,7 +42,7 @@ def compare_methods(
     folder: Path,
     processes: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Do every piece that `folder`/comparison.jsonl does not hold yet; write comparison.json; return all rows.
 
     Raises `UsageError` where the folder holds another comparison.
@@ -77,7 +77,7 @@ def compare_methods(
 
 def run_piece(
     split: str, fold: int, draw: int, study_json: str, site_folders: Folders, folds: Folds, epsilons: Sequence[float]
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """One fold, in a process of the pool."""
     study = study_from_json(study_json)
     hospitals = in_process.open_hospitals(dict(site_folders), study)
@@ -86,7 +86,7 @@ def run_piece(
     return [{"split": split, "fold": fold, "draw": draw, **row} for row in rows]
 
 
-def methods_table(study: Study, rows: Sequence[Row]) -> Table:
+def methods_table(study: Study, rows: Sequence[ComparisonRow]) -> Table:
     """The task's table of all rows, for the terminal."""
     content = assess_part(study.study.task).methods_table(rows)
     table = Table(box=None, pad_edge=False)

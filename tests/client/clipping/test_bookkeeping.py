@@ -24,7 +24,7 @@ from wardround.processes.memory import control_group_bytes, total_bytes
 from wardround.sources.images.study import ImageData
 from wardround.study.load import parse_study
 from wardround.study.schema import ModelSection
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround.tasks.synthesis.dcgan import Discriminator
 from wardround_client.clipping import batch_size, layer_rules, select
 from wardround_client.clipping.bookkeeping import SpeedSettings, UnknownLayerError, clip_by_bookkeeping
@@ -114,7 +114,7 @@ def gap(one: ClippedSum, two: ClippedSum) -> float:
 def some_length(name: str) -> float:
     """The length of an average image's gradient: as a clipping norm, some units exceed it and some do not."""
     network, parameters = network_of(name)
-    total = clip_over_one_pass(network, parameters, batch_of(name, [1, 1], seed=9), loss_per_image, math.inf)
+    total = clip_over_one_pass(network, parameters, batch_of(name, [1, 1], seed=9), loss_per_row, math.inf)
     return 0.6 * length(total.gradients)
 
 
@@ -127,12 +127,12 @@ def test_it_is_the_loop_on_every_network_whatever_patients_bring(name: str, unit
     network, parameters = network_of(name)
     batch = batch_of(name, UNITS[units])
     clip = some_length(name)
-    fast = clip_by_bookkeeping(network, parameters, batch, loss_per_image, clip)
+    fast = clip_by_bookkeeping(network, parameters, batch, loss_per_row, clip)
     assert fast.sensitivity == clip and list(fast.gradients) == list(parameters)
     assert all(fast.gradients[key].shape == parameters[key].shape for key in parameters)
     # 121 layers carry the rounding of another batch size across zero here and there: over one batch the two agree
     oracle = clip_over_one_pass if name == "densenet121" else clip_by_loop
-    assert gap(fast, oracle(network, parameters, batch, loss_per_image, clip)) < 1e-5
+    assert gap(fast, oracle(network, parameters, batch, loss_per_row, clip)) < 1e-5
     assert all(parameter.requires_grad and parameter.grad is None for parameter in parameters.values())
 
 
@@ -168,20 +168,20 @@ def test_direct_and_ghost_are_the_loop_for_odd_layers(rule: str, channels_last: 
     )
     for clip in (1e-2, 1e3):
         speed = SpeedSettings(channels_last=channels_last)
-        fast = clip_by_bookkeeping(network, parameters, batch, loss_per_image, clip, speed=speed)
-        assert gap(fast, clip_by_loop(network, parameters, batch, loss_per_image, clip)) < 1e-5
+        fast = clip_by_bookkeeping(network, parameters, batch, loss_per_row, clip, speed=speed)
+        assert gap(fast, clip_by_loop(network, parameters, batch, loss_per_row, clip)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["seed-cnn", "resnet-small", "discriminator 64"])
 def test_an_empty_draw_is_zero_and_a_patient_too_large_for_a_group_goes_through_the_loop(name: str) -> None:
     network, parameters = network_of(name)
-    empty = clip_by_bookkeeping(network, parameters, batch_of(name, []), loss_per_image, 0.5)
+    empty = clip_by_bookkeeping(network, parameters, batch_of(name, []), loss_per_row, 0.5)
     assert empty.sensitivity == 0.5 and length(empty.gradients) == 0
     assert {key: g.shape for key, g in empty.gradients.items()} == {key: p.shape for key, p in parameters.items()}
     alone = batch_of(name, [3])
     small = SpeedSettings(group_images=2)
-    fast = clip_by_bookkeeping(network, parameters, alone, loss_per_image, 0.5, speed=small)
-    assert gap(fast, clip_by_loop(network, parameters, alone, loss_per_image, 0.5)) == 0
+    fast = clip_by_bookkeeping(network, parameters, alone, loss_per_row, 0.5, speed=small)
+    assert gap(fast, clip_by_loop(network, parameters, alone, loss_per_row, 0.5)) == 0
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -197,9 +197,9 @@ def test_a_patient_with_nan_counts_as_zero_and_changes_nobody_else(name: str, po
         labels_N=healthy.labels_N[[0, 1, 3, 4, 5]],
         start_U1=torch.tensor([0, 2, 4, 5]),
     )
-    expected = clip_by_loop(network, parameters, rest, loss_per_image, 0.1)
-    assert gap(clip_by_loop(network, parameters, batch, loss_per_image, 0.1), expected) < 1e-5
-    assert gap(clip_by_bookkeeping(network, parameters, batch, loss_per_image, 0.1), expected) < 1e-5
+    expected = clip_by_loop(network, parameters, rest, loss_per_row, 0.1)
+    assert gap(clip_by_loop(network, parameters, batch, loss_per_row, 0.1), expected) < 1e-5
+    assert gap(clip_by_bookkeeping(network, parameters, batch, loss_per_row, 0.1), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["seed-cnn", "discriminator 64"])
@@ -213,9 +213,9 @@ def test_physical_batches_add_up_to_the_logical_one(name: str) -> None:
             labels_N=batch.labels_N[begin:end],
             start_U1=batch.start_U1[first : first + 3] - begin,
         )
-        for key, gradient in clip_by_bookkeeping(network, parameters, part, loss_per_image, 0.1).gradients.items():
+        for key, gradient in clip_by_bookkeeping(network, parameters, part, loss_per_row, 0.1).gradients.items():
             total[key] = total[key] + gradient if key in total else gradient
-    whole = clip_by_bookkeeping(network, parameters, batch, loss_per_image, 0.1)
+    whole = clip_by_bookkeeping(network, parameters, batch, loss_per_row, 0.1)
     assert gap(ClippedSum(gradients=total, sensitivity=0.1), whole) < 1e-5
 
 
@@ -231,7 +231,7 @@ def test_a_patients_share_of_the_sum_is_never_longer_than_c_in_any_precision(nam
     for images in (1, 3):
         batch = batch_of(name, [images, images], seed=images)
         batch.inputs_N[images:] = math.nan
-        share = clip_by_bookkeeping(network, parameters, batch, loss_per_image, clip, speed=speed)
+        share = clip_by_bookkeeping(network, parameters, batch, loss_per_row, clip, speed=speed)
         assert share.sensitivity == clip
         assert 0.98 * clip < length(share.gradients) <= clip
 
@@ -293,9 +293,9 @@ def test_a_linear_layer_used_several_times_counts_every_use(k: int | None) -> No
     rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     sizes = (1, 4, 3) if k is None else (k,) * 4
     batch = synthetic_units(rows, 1, sizes)
-    right = clip_by_loop(network, parameters, batch, loss_per_image, 0.3)
+    right = clip_by_loop(network, parameters, batch, loss_per_row, 0.3)
     speed = SpeedSettings(group_images=4, images_per_unit=k)
-    found = clip_by_bookkeeping(network, parameters, batch, loss_per_image, 0.3, speed=speed)
+    found = clip_by_bookkeeping(network, parameters, batch, loss_per_row, 0.3, speed=speed)
     assert gap(found, right) < 1e-6
 
 
@@ -317,12 +317,12 @@ def test_what_it_cannot_do_falls_back_to_the_loop_in_one_line(make, width, says,
     parameters, sample = dict(network.named_parameters()), sample_of(width)
     with caplog.at_level(logging.WARNING):
         engine = checked_engine(
-            network, parameters, loss_per_image, sample, 0.3, memory=EngineMemory(choices=tmp_path) if cached else None
+            network, parameters, loss_per_row, sample, 0.3, memory=EngineMemory(choices=tmp_path) if cached else None
         )
     assert engine.func is clip_by_loop or cached  # a trial may take the loop of itself, and then there is no line
     batch = PatientBatch(inputs_N=sample.images_N, labels_N=torch.arange(7) % 2, start_U1=torch.tensor([0, 3, 7]))
-    right = clip_by_loop(network, parameters, batch, loss_per_image, 0.3)
-    assert gap(engine(network, parameters, batch, loss_per_image, 0.3), right) < 1e-5
+    right = clip_by_loop(network, parameters, batch, loss_per_row, 0.3)
+    assert gap(engine(network, parameters, batch, loss_per_row, 0.3), right) < 1e-5
     lines = [record.getMessage() for record in caplog.records]
     if not cached:
         assert len(lines) == 1 and "\n" not in lines[0] and says in lines[0]
@@ -343,24 +343,24 @@ def test_the_check_at_the_start_catches_a_fast_engine_that_is_wrong() -> None:
         rest = {"trunk.0.bias": torch.zeros_like(parameters["trunk.0.bias"])}
         return ClippedSum(gradients={name: (found | rest)[name] for name in parameters}, sensitivity=clip)
 
-    check_engine(clip_by_bookkeeping, network, parameters, loss_per_image, images, 1, 0.3)
+    check_engine(clip_by_bookkeeping, network, parameters, loss_per_row, images, 1, 0.3)
     for wrong in (per_image, one_layer_forgotten):
         with pytest.raises(WardroundError, match="differs from the one-patient loop"):
-            check_engine(wrong, network, parameters, loss_per_image, images, 1, 0.3)
+            check_engine(wrong, network, parameters, loss_per_row, images, 1, 0.3)
 
 
 def test_an_input_changed_in_place_is_noticed() -> None:
     network = InPlace(nn.Linear(8, 8))
     batch = PatientBatch(inputs_N=torch.randn(4, 6), labels_N=torch.arange(4) % 2, start_U1=torch.tensor([0, 2, 4]))
     with pytest.raises(WardroundError, match="middle: its input is changed in place"):
-        clip_by_bookkeeping(network, dict(network.named_parameters()), batch, loss_per_image, 0.3)
+        clip_by_bookkeeping(network, dict(network.named_parameters()), batch, loss_per_row, 0.3)
 
 
 def test_a_parameter_of_no_layer_is_refused() -> None:
     network, parameters = network_of("seed-cnn")
     stray = parameters | {"stray": nn.Parameter(torch.zeros(3))}
     with pytest.raises(UnknownLayerError, match="stray belongs to no layer"):
-        clip_by_bookkeeping(network, stray, batch_of("seed-cnn", [1, 1]), loss_per_image, 0.3)
+        clip_by_bookkeeping(network, stray, batch_of("seed-cnn", [1, 1]), loss_per_row, 0.3)
 
 
 # The choice
@@ -370,7 +370,7 @@ def test_without_a_folder_no_clock_decides_and_the_rule_is_the_same_every_time()
     network, parameters = network_of("seed-cnn")
     sample = Sample(images_N=batch_of("seed-cnn", [7]).inputs_N, outputs=1, images_per_unit=1)
     for _ in range(3):
-        engine = checked_engine(network, parameters, loss_per_image, sample, 0.3)
+        engine = checked_engine(network, parameters, loss_per_row, sample, 0.3)
         assert engine.func is clip_by_bookkeeping and engine.keywords == engine_for(network, 0.3).keywords
 
 
@@ -378,7 +378,7 @@ def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp
     network, parameters = network_of("seed-cnn")
     sample = Sample(images_N=batch_of("seed-cnn", [7]).inputs_N, outputs=1, images_per_unit=1)
     memory = EngineMemory(choices=tmp_path)
-    choose = functools.partial(checked_engine, network, parameters, loss_per_image, sample, 0.3, memory=memory)
+    choose = functools.partial(checked_engine, network, parameters, loss_per_row, sample, 0.3, memory=memory)
     choose()
     (path,) = tmp_path.iterdir()
     said = json.loads(path.read_text())
@@ -400,7 +400,7 @@ def test_a_site_times_once_and_its_later_processes_take_what_the_first_found(tmp
     choose()
     assert json.loads(path.read_text())["engine"] in candidates_of(SpeedSettings())
     other = Sample(images_N=sample.images_N, outputs=1, images_per_unit=4)
-    checked_engine(network, parameters, loss_per_image, other, 0.3, memory=memory)
+    checked_engine(network, parameters, loss_per_row, other, 0.3, memory=memory)
     assert len(list(tmp_path.iterdir())) == 2  # another k is another choice
 
 
@@ -419,7 +419,7 @@ def test_a_kept_engine_that_fails_its_proof_gives_way_to_the_rules_and_that_to_t
     engines = candidates_of(SpeedSettings()) | {names[1]: wrong} | ({names[0]: wrong} if rule_too else {})
     monkeypatch.setattr(select, "candidates_of", lambda speed: engines)
     monkeypatch.setattr(select, "_trial", lambda *_: {names[0]: 1.0, names[1]: 0.5, "loop": 2.0})
-    taken = checked_engine(network, parameters, loss_per_image, sample, 0.3, memory=EngineMemory(choices=tmp_path))
+    taken = checked_engine(network, parameters, loss_per_row, sample, 0.3, memory=EngineMemory(choices=tmp_path))
     assert taken.func is (clip_by_loop if rule_too else clip_by_bookkeeping)
     assert caplog.text.count("one at a time instead") == rule_too
 
@@ -444,7 +444,7 @@ def test_an_engine_is_proved_once_in_a_start_of_the_daemon_and_once_again_in_the
     def choose(start: str | None) -> int:
         memory = EngineMemory(choices=tmp_path / "cache", proofs=tmp_path / start if start else None)
         proofs.clear()
-        checked_engine(network, parameters, loss_per_image, sample, 0.3, memory=memory)
+        checked_engine(network, parameters, loss_per_row, sample, 0.3, memory=memory)
         return len(proofs)
 
     monkeypatch.setattr(select, "check_engine", counted)
@@ -467,7 +467,7 @@ def test_an_engine_that_failed_is_not_proved_by_asking_again(tmp_path: Path, mon
     monkeypatch.setattr(select, "check_engine", fails)
     for _ in range(2):
         with pytest.raises(WardroundError, match="differs"):
-            checked_engine(network, dict(network.named_parameters()), loss_per_image, sample, 0.3, memory=memory)
+            checked_engine(network, dict(network.named_parameters()), loss_per_row, sample, 0.3, memory=memory)
 
 
 def test_a_site_trains_images_with_the_engine_it_keeps_and_a_twin_without_folder_by_the_rule(tmp_path: Path) -> None:
@@ -534,7 +534,7 @@ def test_a_patient_of_many_images_takes_no_larger_pass_than_start_up_tried(engin
     passes = []
     hook = network.register_forward_hook(lambda layer, inputs, output: passes.append(len(inputs[0])))
     batch = batch_of("seed-cnn", [3 * speed.group_images + 1])
-    select.candidates_of(speed).get(engine, select._loop(speed))(network, parameters, batch, loss_per_image, 1.0)
+    select.candidates_of(speed).get(engine, select._loop(speed))(network, parameters, batch, loss_per_row, 1.0)
     hook.remove()
     assert passes and max(passes) <= speed.group_images
 

@@ -24,7 +24,7 @@ from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
 from wardround.tasks.augmentation import augmentation
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround_client.clipping import bookkeeping, gram_norms, hostile_weights, layer_rules, places
 from wardround_client.clipping import engines as clipping
 from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping
@@ -231,7 +231,7 @@ def test_a_head_over_features_has_the_bound_where_its_logits_are_rounding(units,
         head.weight.copy_((flat - flat @ torch.linalg.pinv(few) @ few) * 10**large)
         head.bias.zero_()
     for engine in (clip_linear_head, clip_by_loop):
-        assert largest_move(engine, head, parameters, loss_per_image, batch, 0.3, (0, len(units) - 1)) <= 1 + 1e-5
+        assert largest_move(engine, head, parameters, loss_per_row, batch, 0.3, (0, len(units) - 1)) <= 1 + 1e-5
 
 
 # What a patient adds does not depend on who else is drawn
@@ -318,7 +318,7 @@ def test_the_places_are_tried_with_weights_that_send_gradients_down(monkeypatch)
 
     monkeypatch.setattr(places, "one_pass", by_place)
     inputs_N = torch.full((7, 1, 32, 32), 255, dtype=torch.uint8)
-    assert not places_agree(network, parameters, loss_per_image, inputs_N, SpeedSettings(group_images=4))
+    assert not places_agree(network, parameters, loss_per_row, inputs_N, SpeedSettings(group_images=4))
     assert not network.head.weight.any()
 
 
@@ -397,7 +397,7 @@ def wide_case() -> tuple[nn.Module, dict[str, nn.Parameter], PatientBatch]:
 
 def test_a_norm_that_is_a_float32_difference_is_noticed(monkeypatch) -> None:
     network, parameters, batch = wide_case()
-    arguments = (network, parameters, loss_per_image, batch, 1.0, (0, 1))
+    arguments = (network, parameters, loss_per_row, batch, 1.0, (0, 1))
     assert largest_move(clip_by_bookkeeping, *arguments) <= 1 + 1e-5
     monkeypatch.setattr(layer_rules, "gram_sum", float32_gram)
     assert largest_move(clip_by_bookkeeping, *arguments) > 1e4
@@ -456,7 +456,7 @@ def test_a_head_by_a_matrix_product_is_noticed() -> None:
         with torch.no_grad():
             set_weights(hostile_weights.ROUNDING, head, parameters, batch.inputs_N, seed)
         for engine in moves:
-            moved = largest_move(engine, head, parameters, loss_per_image, batch, 1.0)
+            moved = largest_move(engine, head, parameters, loss_per_row, batch, 1.0)
             moves[engine] = max(moves[engine], moved)
     assert moves[by_product] > 1.2
     assert moves[clip_linear_head] <= 1 + 1e-5

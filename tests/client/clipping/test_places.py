@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
+from wardround.sources.records.study import records_data
+from wardround.sources.records.synthetic_rows import synthetic_rows
 from wardround.sources.records.vocabulary import load_vocabulary
-from wardround.tasks.early_warning.objective import mean_over_hours, synthetic_rows
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.early_warning.objective import mean_over_hours
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround.tasks.synthesis.sampler_objective import loss_of
 from wardround_client.clipping.bookkeeping import SpeedSettings, clip_by_bookkeeping
 from wardround_client.clipping.engines import PatientBatch
@@ -52,7 +54,7 @@ def test_no_row_of_a_loss_depends_on_its_place(hours: int) -> None:
 
 def test_the_sampler_and_several_labels_agree_too() -> None:
     assert all(loss_places_agree(loss_of(0.5), torch.zeros(group, 2)) for group in (8, 33))
-    assert all(loss_places_agree(loss_per_image, torch.zeros(33, labels)) for labels in (1, 3, 14))
+    assert all(loss_places_agree(loss_per_row, torch.zeros(33, labels)) for labels in (1, 3, 14))
 
 
 @pytest.mark.parametrize(("hours", "group"), [(5, 8), (13, 4), (49, 8)])
@@ -62,7 +64,7 @@ def test_a_loss_whose_rows_are_rounded_by_place_is_found(hours: int, group: int)
     study = records_study("gru", hours=hours)
     network = initial_network(study)
     arguments = (network, trained_parameters(network, study))
-    rows_N, speed = synthetic_rows(study, 3), SpeedSettings(group_images=group)
+    rows_N, speed = synthetic_rows(records_data(study), 3), SpeedSettings(group_images=group)
     assert not places_agree(*arguments, unpadded, rows_N, speed)
     assert places_agree(*arguments, mean_over_hours, rows_N, speed)
 

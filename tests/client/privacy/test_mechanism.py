@@ -18,7 +18,7 @@ from wardround.errors import WardroundError
 from wardround.networks.build import initial_network
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import parse_study
-from wardround.tasks.labelled.objective import loss_per_image
+from wardround.tasks.labelled.objective import loss_per_row
 from wardround_client.clipping.engines import (
     ClippedSum,
     PatientBatch,
@@ -97,10 +97,10 @@ def test_one_patient_moves_the_clipped_sum_by_at_most_c(name: str) -> None:
     network, parameters = network_of(name)
     batch = batch_of([2, 1, 2], seed=5)
     max_grad_norm = 0.01  # small enough that every patient is clipped: the bound is reached, so the test has power
-    whole = clip_by_loop(network, parameters, batch, loss_per_image, max_grad_norm)
+    whole = clip_by_loop(network, parameters, batch, loss_per_row, max_grad_norm)
     assert whole.sensitivity == max_grad_norm
     for unit in range(3):
-        part = clip_by_loop(network, parameters, without(batch, unit), loss_per_image, max_grad_norm)
+        part = clip_by_loop(network, parameters, without(batch, unit), loss_per_row, max_grad_norm)
         moved = distance(whole.gradients, part.gradients)
         assert 0.99 * max_grad_norm < moved <= max_grad_norm * (1 + 1e-4)
 
@@ -116,10 +116,10 @@ def test_the_closed_form_of_a_linear_head_is_the_loop_and_bounded(units: list[in
         labels_N=torch.randint(0, max(2, head.out_features), (sum(units),), generator=generator),
         start_U1=torch.tensor([0, *np.cumsum(units)]),
     )
-    fast = clip_linear_head(head, parameters, batch, loss_per_image, clip)
-    slow = clip_by_loop(head, parameters, batch, loss_per_image, clip)
+    fast = clip_linear_head(head, parameters, batch, loss_per_row, clip)
+    slow = clip_by_loop(head, parameters, batch, loss_per_row, clip)
     assert distance(fast.gradients, slow.gradients) <= 1e-5 * max(clip, 1e-6) * len(units)
-    neighbour = clip_linear_head(head, parameters, without(batch, seed % len(units)), loss_per_image, clip)
+    neighbour = clip_linear_head(head, parameters, without(batch, seed % len(units)), loss_per_row, clip)
     assert distance(fast.gradients, neighbour.gradients) <= clip * (1 + 1e-4)
 
 
@@ -133,9 +133,9 @@ def test_a_patient_with_nan_counts_as_zero_and_changes_nobody_else() -> None:
         sick = inputs.clone()
         sick[2, 1] = poison
         batch = PatientBatch(inputs_N=sick, labels_N=labels, start_U1=healthy.start_U1)
-        expected = clip_by_loop(head, parameters, without(healthy, 1), loss_per_image, 0.5)
+        expected = clip_by_loop(head, parameters, without(healthy, 1), loss_per_row, 0.5)
         for engine in (clip_by_loop, clip_linear_head):
-            assert distance(engine(head, parameters, batch, loss_per_image, 0.5).gradients, expected.gradients) < 1e-6
+            assert distance(engine(head, parameters, batch, loss_per_row, 0.5).gradients, expected.gradients) < 1e-6
 
 
 def test_without_a_bound_it_is_plain_training() -> None:
@@ -145,13 +145,13 @@ def test_without_a_bound_it_is_plain_training() -> None:
     batch = batch_of([2, 1, 3], seed=3)
     free = plan(max_grad_norm=math.inf, noise_multiplier=0.0, epsilon_asked=math.inf, nominal_patients=3)
     optimizer = PatientOptimizer(torch.optim.SGD(parameters.values(), lr=0.1), free, parameters, SecretRandom())
-    optimizer.accumulate_sum(sum_unclipped(network, parameters, batch, loss_per_image, math.inf))
+    optimizer.accumulate_sum(sum_unclipped(network, parameters, batch, loss_per_row, math.inf))
     optimizer.noisy_step()
     stepped = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(before[name])
-    losses = loss_per_image(network(batch.inputs_N), batch.labels_N)
+    losses = loss_per_row(network(batch.inputs_N), batch.labels_N)
     mean = sum(losses[a:b].mean() for a, b in zip([0, 2, 3], [2, 3, 6], strict=True)) / 3
     gradients = torch.autograd.grad(mean, list(parameters.values()))
     plain = {name: before[name] - 0.1 * g for (name, _), g in zip(parameters.items(), gradients, strict=True)}
@@ -167,9 +167,9 @@ def test_the_check_at_the_start_catches_an_engine_that_clips_per_image() -> None
     head = nn.Linear(6, 1)
     parameters = dict(head.named_parameters())
     inputs = torch.randn(7, 6)
-    check_engine(engine_for(head, 0.3), head, parameters, loss_per_image, inputs, 1, 0.3)
+    check_engine(engine_for(head, 0.3), head, parameters, loss_per_row, inputs, 1, 0.3)
     with pytest.raises(WardroundError, match="differs from the one-patient loop"):
-        check_engine(per_image, head, parameters, loss_per_image, inputs, 1, 0.3)
+        check_engine(per_image, head, parameters, loss_per_row, inputs, 1, 0.3)
 
 
 # Sampling

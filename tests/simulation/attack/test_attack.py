@@ -107,17 +107,17 @@ def noise_times(factor: float) -> System:
     return System(train=with_part(step_optimizer=kind))
 
 
-def clip_per_image(network, parameters, batch, loss_per_image, max_grad_norm):
+def clip_per_image(network, parameters, batch, loss_per_row, max_grad_norm):
     """Every image is a unit of its own: a patient of k images moves the sum by up to k C."""
     images = replace(batch, start_U1=batch.start_U1.new_tensor(range(len(batch.inputs_N) + 1)))
-    return clip_by_loop(network, parameters, images, loss_per_image, max_grad_norm)
+    return clip_by_loop(network, parameters, images, loss_per_row, max_grad_norm)
 
 
 def per_image() -> System:
     return System(train=with_part(engine_for=lambda network, norm: clip_per_image))
 
 
-def clipped_by_a_rounded_norm(network, parameters, batch, loss_per_image, max_grad_norm):
+def clipped_by_a_rounded_norm(network, parameters, batch, loss_per_row, max_grad_norm):
     """A norm that comes out as 0 under large weights, as float32 differences can: then nothing is clipped."""
     large = any(float(parameter.detach().abs().max()) > 1e3 for parameter in parameters.values())
     fooled = {}
@@ -129,8 +129,8 @@ def clipped_by_a_rounded_norm(network, parameters, batch, loss_per_image, max_gr
             labels_N=batch.labels_N[begin:end],
             start_U1=batch.start_U1.new_tensor([0, end - begin]),
         )
-        free = clip_by_loop(network, parameters, unit, loss_per_image, math.inf).gradients
-        clipped = clip_by_loop(network, parameters, unit, loss_per_image, max_grad_norm).gradients
+        free = clip_by_loop(network, parameters, unit, loss_per_row, math.inf).gradients
+        clipped = clip_by_loop(network, parameters, unit, loss_per_row, max_grad_norm).gradients
         for name, gradient in (free if large else clipped).items():
             fooled[name] = fooled.get(name, 0) + gradient
     zero = {name: parameter.detach().double() * 0 for name, parameter in parameters.items()}

@@ -25,7 +25,7 @@ class Events:
     patient_N: np.ndarray  # int32, index into the stays
     second_N: np.ndarray  # int64, since admission; 0 for what has no time
     variable_N: np.ndarray  # int16, index into the vocabulary
-    strength_N: np.ndarray  # int16; of two names of a variable, the one with the smaller number is preferred
+    name_rank_N: np.ndarray  # int16; 0: the first name or code of the variable in the vocabulary, which is preferred
     value_N: np.ndarray  # float64
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class Events:
             patient_N=self.patient_N[keep_N],
             second_N=self.second_N[keep_N],
             variable_N=self.variable_N[keep_N],
-            strength_N=self.strength_N[keep_N],
+            name_rank_N=self.name_rank_N[keep_N],
             value_N=self.value_N[keep_N],
         )
 
@@ -48,7 +48,7 @@ def joined(parts: list[Events]) -> Events:
         patient_N=np.concatenate([np.empty(0, np.int32), *(part.patient_N for part in parts)]),
         second_N=np.concatenate([np.empty(0, np.int64), *(part.second_N for part in parts)]),
         variable_N=np.concatenate([np.empty(0, np.int16), *(part.variable_N for part in parts)]),
-        strength_N=np.concatenate([np.empty(0, np.int16), *(part.strength_N for part in parts)]),
+        name_rank_N=np.concatenate([np.empty(0, np.int16), *(part.name_rank_N for part in parts)]),
         value_N=np.concatenate([np.empty(0, np.float64), *(part.value_N for part in parts)]),
     )
 
@@ -60,13 +60,13 @@ class Names:
         self.vocabulary = vocabulary
         self._found: dict[str, tuple[int, int]] = {}
         for index, variable in enumerate(vocabulary.variables):
-            for strength, name in enumerate((variable.name, *variable.also)):
-                self._found.setdefault(same_text(name), (index, strength))
-            for strength, code in enumerate(variable.loinc):
-                self._found.setdefault(code, (index, strength))
+            for rank, name in enumerate((variable.name, *variable.also)):
+                self._found.setdefault(same_text(name), (index, rank))
+            for rank, code in enumerate(variable.loinc):
+                self._found.setdefault(code, (index, rank))
 
     def find(self, name: str) -> tuple[int, int]:
-        """Return the index and the strength of a name; (UNKNOWN, 0) if no variable has it."""
+        """Return the index and the rank of a name; (UNKNOWN, 0) if no variable has it."""
         return self._found.get(same_text(name), (UNKNOWN, 0))
 
     def conversion(self, variable: int, unit: str) -> tuple[float, float] | None:

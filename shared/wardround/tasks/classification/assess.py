@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wardround.metrics.classification import Unit
 from wardround.study.load import Study
-from wardround.tasks.assessment import Row, SiteData, Trainer
+from wardround.tasks.assessment import ComparisonRow, SiteData, Trainer
 from wardround.tasks.labelled import comparison
 from wardround.tasks.labelled.assessment import LabelAssessment
 
@@ -21,6 +21,6 @@ def assessment_of(study: Study, sites: Sequence[SiteData], out: Path, trainer: T
 
 def settings_rows(
     study: Study, sites: Sequence[SiteData], others: Sequence[SiteData], settings: Sequence[str], trainer: Trainer
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """A fold of `compare`, by setting and unit. Raises `DataError` where there is no labelled patient to test on."""
     return comparison.settings_rows(study, sites, others, settings, trainer, UNITS)

@@ -9,8 +9,8 @@ from wardround.networks.weights import trained_parameters
 from wardround.sources.images.study import image_data
 from wardround.study.load import Study
 from wardround.tasks.augmentation import augmentation
-from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
-from wardround.tasks.labelled.objective import FEATURE_ROWS, head_of, loss_per_image, trained_part
+from wardround.tasks.labelled.objective import FEATURE_ROWS, head_of, loss_per_row, trained_part
+from wardround.tasks.labelled.rows import has_positive_label, highest_logit, labelled_rows
 from wardround.tasks.objective import Objective, StepTools
 
 usable_rows = labelled_rows
@@ -42,7 +42,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
     return Objective(
         part=part,
         parameters=local,
-        loss_per_image=loss_per_image,
+        loss_per_row=loss_per_row,
         augment=augmentation(study, tools.draws),
         sample=sample,
         outputs=head_of(network).out_features,

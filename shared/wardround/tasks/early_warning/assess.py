@@ -25,9 +25,9 @@ from wardround.study.load import Study
 from wardround.tasks.assessment import (
     Assessed,
     AtEnd,
+    ComparisonRow,
     ReportSection,
     ReportTable,
-    Row,
     ScoredSet,
     Setting,
     SiteData,
@@ -196,7 +196,7 @@ def assessment_of(study: Study, sites: Sequence[SiteData], out: Path, trainer: T
 
 def settings_rows(
     study: Study, sites: Sequence[SiteData], others: Sequence[SiteData], settings: Sequence[str], trainer: Trainer
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """A fold of `compare`, with the accuracy at each site after its own intercept.
 
     A fold's patients are all tested, so the counts for the intercept are of the training patients instead, with the

@@ -13,8 +13,8 @@ from wardround.networks.weights import trained_parameters
 from wardround.sources.records.study import records_data
 from wardround.sources.records.synthetic_rows import synthetic_rows
 from wardround.study.load import Study
-from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
-from wardround.tasks.labelled.objective import FEATURE_ROWS, binary_losses, head_of, loss_per_image
+from wardround.tasks.labelled.objective import FEATURE_ROWS, binary_losses, head_of, loss_per_row
+from wardround.tasks.labelled.rows import has_positive_label, highest_logit, labelled_rows
 from wardround.tasks.objective import Objective, StepTools, rows_as_read
 
 SAMPLE_ROWS = 7
@@ -43,7 +43,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
         return Objective(
             part=head,
             parameters={name.removeprefix("head."): parameter for name, parameter in parameters.items()},
-            loss_per_image=loss_per_image,
+            loss_per_row=loss_per_row,
             augment=rows_as_read,
             sample=lambda: _random(SAMPLE_ROWS, head.in_features).to(tools.device),
             outputs=1,
@@ -52,7 +52,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
     return Objective(
         part=network,
         parameters=parameters,
-        loss_per_image=mean_over_hours,
+        loss_per_row=mean_over_hours,
         augment=rows_as_read,
         sample=lambda: synthetic_rows(records_data(study), SAMPLE_ROWS).to(tools.device),
         outputs=1,

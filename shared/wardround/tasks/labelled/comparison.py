@@ -15,7 +15,7 @@ from wardround.errors import DataError
 from wardround.metrics.classification import Unit, accuracy, auc, macro_auc, patient_scores
 from wardround.networks.build import initial_network, start_weights
 from wardround.study.load import Study
-from wardround.tasks.assessment import Row, SiteData, Trainer, Weights, patient_offsets
+from wardround.tasks.assessment import ComparisonRow, SiteData, Trainer, Weights, patient_offsets
 from wardround.tasks.labelled.scores import score
 
 OwnThreshold = Callable[[np.ndarray, np.ndarray], float]
@@ -29,7 +29,7 @@ def settings_rows(
     trainer: Trainer,
     units: Sequence[Unit],
     own_threshold: OwnThreshold | None = None,
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Train in each of the settings (federated, pooled, alone); rows by setting and unit of the figures.
 
     Args:
@@ -54,12 +54,17 @@ def settings_rows(
             found[site.name] = own_threshold(scores_N, site.labels_N[site.training_N])
         return found
 
-    def rows(setting: str, weights: Weights, site: str | None = None) -> list[Row]:
+    def rows(setting: str, weights: Weights, site: str | None = None) -> list[ComparisonRow]:
         figures = test.figures(network, study, weights, thresholds(weights))
         outside_figures = outside.figures(network, study, weights) if outside else None
         out = []
         for unit in units:
-            row: Row = {"setting": setting, **({"site": site} if site else {}), "unit": unit, **figures[unit]["all"]}
+            row: ComparisonRow = {
+                "setting": setting,
+                **({"site": site} if site else {}),
+                "unit": unit,
+                **figures[unit]["all"],
+            }
             row["start_auc"] = at_start[unit]["all"]["auc"]
             row["sites"] = {
                 name: {**figures[unit]["sites"][name], "start_auc": at_start[unit]["sites"][name]["auc"]}

@@ -42,7 +42,7 @@ def binary_losses(logits_NT: Tensor, labels_N: Tensor) -> Tensor:
     return losses_NP[:, : logits_NT.shape[1]]
 
 
-def loss_per_image(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+def loss_per_row(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     """Return the losses, (N,): binary cross-entropy for one output, cross-entropy for more."""
     if logits_NK.shape[1] == 1:
         return binary_losses(logits_NK, labels_N)[:, 0]

@@ -81,5 +81,5 @@ class JointLoss(nn.Module):
 
 
 def loss_of_image(losses_N1: Tensor, _: Tensor) -> Tensor:
-    """Return the output of `JointLoss` as the loss per image for a clipping engine, (N,). Labels are not used."""
+    """Return the output of `JointLoss` as the loss per row for a clipping engine, (N,). Labels are not used."""
     return losses_N1[:, 0]

@@ -50,7 +50,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
     return Objective(
         part=joint_loss(network, study),
         parameters=trained_parameters(network, study),
-        loss_per_image=loss_of_image,
+        loss_per_row=loss_of_image,
         augment=degrading(study, tools.draws),
         sample=sample,
         outputs=1,
@@ -58,7 +58,7 @@ def objective_of(network: nn.Module, study: Study, tools: StepTools) -> Objectiv
 
 
 def joint_loss(network: nn.Module, study: Study) -> JointLoss:
-    """Return the network with the study's loss per image, as the module that the clipping engines run."""
+    """Return the network with the study's loss per row, as the module that the clipping engines run."""
     section = section_of(study)
     weights = LossWeights(adversarial=section.adversarial_weight, ssim=section.ssim_weight)
     return JointLoss(cast(Restorer, network), weights)

@@ -60,7 +60,7 @@ def objective_of(network: SharedGAN, study: Study, tools: StepTools) -> Objectiv
     return Objective(
         part=part,
         parameters=local,
-        loss_per_image=hinge_of_real,
+        loss_per_row=hinge_of_real,
         augment=lambda images_NCHW: of_real(network.prepare(images_NCHW)),
         sample=sample,
         outputs=len(study.data.labels),

@@ -13,7 +13,7 @@ from typing import cast
 from torch import nn
 
 from wardround.study.load import Study
-from wardround.tasks.label_scores import has_positive_label, highest_logit, labelled_rows
+from wardround.tasks.labelled.rows import has_positive_label, highest_logit, labelled_rows
 from wardround.tasks.objective import Objective, StepTools
 from wardround.tasks.synthesis import gan_objective, sampler_objective
 from wardround.tasks.synthesis.gan import SharedGAN

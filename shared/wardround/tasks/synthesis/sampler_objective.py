@@ -19,7 +19,7 @@ from wardround.networks.phantom_encoder import PUBLIC_FEATURES
 from wardround.networks.weights import trained_parameters
 from wardround.study.load import Study
 from wardround.tasks.labelled.objective import binary_losses
-from wardround.tasks.objective import LossPerImage, Objective, StepTools, rows_as_read
+from wardround.tasks.objective import LossPerRow, Objective, StepTools, rows_as_read
 from wardround.tasks.synthesis.phantom_sampler import LABELS, PhantomSampler
 from wardround.tasks.synthesis.study import section_of
 
@@ -44,7 +44,7 @@ def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Obj
     return Objective(
         part=network.head,
         parameters={name.removeprefix("head."): p for name, p in trained_parameters(network, study).items()},
-        loss_per_image=loss_of(realness_weight),
+        loss_per_row=loss_of(realness_weight),
         augment=rows_as_read,
         sample=sample,
         outputs=LABELS,
@@ -54,13 +54,13 @@ def objective_of(network: PhantomSampler, study: Study, tools: StepTools) -> Obj
     )
 
 
-def loss_of(realness_weight: float) -> LossPerImage:
-    """Return the patients' term of the loss per image: (outputs_N2, labels_N) -> (N,)."""
+def loss_of(realness_weight: float) -> LossPerRow:
+    """Return the patients' term of the loss per row: (outputs_N2, labels_N) -> (N,)."""
 
-    def loss_per_image(outputs_N2: Tensor, labels_N: Tensor) -> Tensor:
+    def loss_per_row(outputs_N2: Tensor, labels_N: Tensor) -> Tensor:
         return binary_losses(outputs_N2[:, :1], labels_N)[:, 0] - realness_weight * outputs_N2[:, 1]
 
-    return loss_per_image
+    return loss_per_row
 
 
 def phantoms_gradient(network: PhantomSampler, realness_weight: float) -> Tensor:

@@ -20,7 +20,7 @@ BATCH = 50_000  # measurements
 MOST_CACHED = 1_000  # codes, and units; others are looked up each time
 NOT_FINAL = frozenset({"registered", "cancelled", "entered-in-error", "unknown"})
 PASSED_OVER = ("Patient", "Encounter", "Condition")  # files of a bulk export, by the beginning of their names
-Row = tuple[int, float, bool, bool, int, int, float]  # patient, time, zone, day only, variable, strength, value
+Row = tuple[int, float, bool, bool, int, int, float]  # patient, time, zone, day only, variable, rank, value
 
 
 def observed(paths: Iterable[Path], owners: Owners, stays: Stays, names: Names, counts: Counts) -> Iterator[Events]:
@@ -81,14 +81,14 @@ class _Reader:
             self._take(part, patient, when)
 
     def _take(self, part: Any, patient: int, when: tuple[float, bool, bool]) -> None:
-        variable, strength = self._variable(inside(part, "code"))
+        variable, rank = self._variable(inside(part, "code"))
         if variable == UNKNOWN:
             return
         value, reason = self._value(part, variable)
         if reason:
             self._reasons[reason][patient, variable] += 1
         if value is not None:
-            self.rows.append((patient, *when, variable, strength, value))
+            self.rows.append((patient, *when, variable, rank, value))
 
     def _variable(self, concept: Any) -> tuple[int, int]:
         """Return the variable of a code: of its LOINC codings, the first that the vocabulary has."""
@@ -153,7 +153,7 @@ def _events(rows: list[Row], stays: Stays, names: Names, counts: Counts) -> Even
         patient_N=patient_N,
         second_N=np.rint(np.nan_to_num(found.seconds_N)).astype(np.int64),
         variable_N=variable_N,
-        strength_N=np.array([row[5] for row in rows], np.int16),
+        name_rank_N=np.array([row[5] for row in rows], np.int16),
         value_N=np.array([row[6] for row in rows], np.float64),
     )
     return events.where(~lost_N)

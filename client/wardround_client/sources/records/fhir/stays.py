@@ -161,7 +161,7 @@ def _of_the_stay(found: Found, stays: list[tuple[str, Encounter]], names: Names 
         patient_N=np.array([row for row, _, _, _ in rows], np.int32),
         second_N=np.zeros(len(rows), np.int64),
         variable_N=np.array([variable for _, variable, _, _ in rows], np.int16),
-        strength_N=np.array([strength for _, _, strength, _ in rows], np.int16),
+        name_rank_N=np.array([rank for _, _, rank, _ in rows], np.int16),
         value_N=np.array([value for _, _, _, value in rows], np.float64),
     )
 

@@ -44,19 +44,19 @@ def cells_of(events: Events, grid: Grid, counts: Counts) -> np.ndarray:
     strongest name of a variable is used alone; its values are averaged ("series") or added up ("sum"). A value for the
     whole stay is the first of its strongest name, and stands in hour 0.
     """
-    order_N = np.lexsort((events.value_N, events.second_N, events.strength_N, events.variable_N, events.patient_N))
+    order_N = np.lexsort((events.value_N, events.second_N, events.name_rank_N, events.variable_N, events.patient_N))
     events = _without_contradictions(_without_repetitions(events.where(order_N), counts), grid, counts)
     variables = len(grid.vocabulary.variables)
     of_stay_V = np.array([variable.of_the_stay for variable in grid.vocabulary.variables])
     hour_N = np.where(of_stay_V[events.variable_N], 0, events.second_N // HOUR_S)
     place_N = hour_N * variables + events.variable_N
     key_N = events.patient_N.astype(np.int64) * (grid.hours * variables) + place_N
-    order_N = np.lexsort((events.value_N, events.second_N, events.strength_N, key_N))
+    order_N = np.lexsort((events.value_N, events.second_N, events.name_rank_N, key_N))
     events, key_N = events.where(order_N), key_N[order_N]
     keys_C, first_C, group_N = np.unique(key_N, return_index=True, return_inverse=True)
-    strongest_N = events.strength_N == events.strength_N[first_C][group_N]
-    sums_C = np.bincount(group_N[strongest_N], events.value_N[strongest_N], minlength=len(keys_C))
-    counts_C = np.bincount(group_N[strongest_N], minlength=len(keys_C))
+    preferred_N = events.name_rank_N == events.name_rank_N[first_C][group_N]
+    sums_C = np.bincount(group_N[preferred_N], events.value_N[preferred_N], minlength=len(keys_C))
+    counts_C = np.bincount(group_N[preferred_N], minlength=len(keys_C))
     variable_C = events.variable_N[first_C]
     kind_C = grid.kinds_V[variable_C]
     highest_C = np.array([variable.highest for variable in grid.vocabulary.variables])[variable_C]
@@ -85,7 +85,7 @@ def _without_repetitions(events: Events, counts: Counts) -> Events:
     if not len(events):
         return events
     same_time_N = np.ones(len(events), dtype=bool)
-    for column_N in (events.patient_N, events.variable_N, events.strength_N, events.second_N):
+    for column_N in (events.patient_N, events.variable_N, events.name_rank_N, events.second_N):
         same_time_N[1:] &= column_N[1:] == column_N[:-1]
     same_time_N[0] = False
     same_value_N = np.r_[False, events.value_N[1:] == events.value_N[:-1]] & same_time_N
@@ -98,7 +98,7 @@ def _without_contradictions(events: Events, grid: Grid, counts: Counts) -> Event
     """Remove pairs measured at the same time of which the lower one is above the upper one, and count them."""
     wrong_N = np.zeros(len(events), dtype=bool)
     own_N = events.patient_N.astype(np.int64) - (events.patient_N.min() if len(events) else 0)
-    key_N = (own_N << 32 | events.second_N) * 256 + events.strength_N
+    key_N = (own_N << 32 | events.second_N) * 256 + events.name_rank_N
     for order in grid.vocabulary.orders:
         lower, upper = grid.vocabulary.index(order.lower), grid.vocabulary.index(order.upper)
         lower_N, upper_N = (np.flatnonzero(events.variable_N == index) for index in (lower, upper))

@@ -21,7 +21,7 @@ from wardround_client.sources.records.events import Events
 PARTS_FOLDER = ".parts"
 MOST_PARTS = 256  # a billion rows are then four million a part
 LEAST_PATIENTS = 64  # of a part
-ROW = np.dtype([("patient", "<i4"), ("second", "<i4"), ("value", "<f4"), ("variable", "<i2"), ("strength", "<i2")])
+ROW = np.dtype([("patient", "<i4"), ("second", "<i4"), ("value", "<f4"), ("variable", "<i2"), ("rank", "<i2")])
 
 
 class Parts:
@@ -46,7 +46,7 @@ class Parts:
             return
         rows = np.empty(len(events), ROW)
         rows["patient"], rows["second"], rows["value"] = events.patient_N, events.second_N, events.value_N
-        rows["variable"], rows["strength"] = events.variable_N, events.strength_N
+        rows["variable"], rows["rank"] = events.variable_N, events.name_rank_N
         part_N = events.patient_N // self.patients_each
         order_N = np.argsort(part_N, kind="stable")
         parts, starts = np.unique(part_N[order_N], return_index=True)
@@ -67,7 +67,7 @@ class Parts:
                     patient_N=rows["patient"],
                     second_N=rows["second"].astype(np.int64),
                     variable_N=rows["variable"],
-                    strength_N=rows["strength"],
+                    name_rank_N=rows["rank"],
                     value_N=rows["value"].astype(np.float64),
                 ),
             )

@@ -84,7 +84,7 @@ def _events(batch: Columns, reading: Reading) -> Events:
     if not mine_N.all():
         kept = pa.array(np.flatnonzero(mine_N))
         batch, patient_N = {name: column.take(kept) for name, column in batch.items()}, patient_N[mine_N]
-    variable_N, strength_N = _variables(batch, names, counts)
+    variable_N, name_rank_N = _variables(batch, names, counts)
     found = values_of(batch[VALUE], variable_N, names, reading.decimal_comma)
     value_N = found.value_N
     use_N = (variable_N != UNKNOWN) & ~np.isnan(value_N)
@@ -101,7 +101,7 @@ def _events(batch: Columns, reading: Reading) -> Events:
         patient_N=patient_N[use_N],
         second_N=second_N[use_N],
         variable_N=variable_N[use_N],
-        strength_N=strength_N[use_N],
+        name_rank_N=name_rank_N[use_N],
         value_N=value_N[use_N],
     )
 

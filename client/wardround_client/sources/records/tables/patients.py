@@ -31,7 +31,7 @@ class Layout:
     table: TableFile
     data: RecordsData
     names: Names | None
-    variables: dict[str, tuple[int, int]]  # column -> index and strength
+    variables: dict[str, tuple[int, int]]  # column -> index and rank
     outcome: str | None
     clock: str | None  # the column that says when the outcome happened
 
@@ -83,7 +83,7 @@ def read_patients(
 def _variables(
     table: TableFile, data: RecordsData, names: Names | None, wide: bool, counts: Counts
 ) -> dict[str, tuple[int, int]]:
-    """Return the columns that are variables of the vocabulary, with index and strength; count the others."""
+    """Return the columns that are variables of the vocabulary, with index and rank; count the others."""
     if names is None:
         return {}
     own = {PATIENT, SITE, ADMISSION, same_text(data.outcome), OUTCOME_HOURS, OUTCOME_TIME}
@@ -149,7 +149,7 @@ def _texts(batch: Columns, name: str) -> list[str]:
 
 def _values(batch: Columns, layout: Layout, first: int, size: int) -> Events:
     parts = []
-    for name, (variable, strength) in layout.variables.items():
+    for name, (variable, rank) in layout.variables.items():
         variable_N = np.full(size, variable, np.int16)
         found = values_of(batch[name], variable_N, required(layout.names, "names"), layout.decimal_comma)
         has_N = np.flatnonzero(found.wrong_N | ~np.isnan(found.value_N))
@@ -158,7 +158,7 @@ def _values(batch: Columns, layout: Layout, first: int, size: int) -> Events:
                 patient_N=(has_N + first).astype(np.int32),
                 second_N=np.zeros(len(has_N), np.int64),
                 variable_N=variable_N[has_N],
-                strength_N=np.full(len(has_N), strength, np.int16),
+                name_rank_N=np.full(len(has_N), rank, np.int16),
                 value_N=found.value_N[has_N],
             )
         )

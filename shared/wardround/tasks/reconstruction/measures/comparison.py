@@ -22,7 +22,7 @@ from wardround.networks.weights import load_weights, trained_parameters
 from wardround.sources.images.study import ImageData, image_data
 from wardround.study.load import Study, parse_study, with_epsilon
 from wardround.study.schema import ModelSection
-from wardround.tasks.assessment import ReportTable, Row, SiteData, Trainer, patient_offsets
+from wardround.tasks.assessment import ComparisonRow, ReportTable, SiteData, Trainer, patient_offsets
 from wardround.tasks.reconstruction.degradations import degradation_of
 from wardround.tasks.reconstruction.measures.quality import (
     START,
@@ -38,7 +38,9 @@ IMAGES_OF_A_PATIENT = 2  # at most, of those tested: the mean over patients hard
 TRUE = "true image"
 
 
-def methods_rows(study: Study, sites: Sequence[SiteData], epsilons: Sequence[float], trainer: Trainer) -> list[Row]:
+def methods_rows(
+    study: Study, sites: Sequence[SiteData], epsilons: Sequence[float], trainer: Trainer
+) -> list[ComparisonRow]:
     """Train at each epsilon on the training rows and test on the others: a row a method, with its figures and gains.
 
     Raises:
@@ -82,7 +84,7 @@ def without_privacy(study: Study) -> Study:
     return parse_study(content)
 
 
-def methods_table(rows: Sequence[Row]) -> ReportTable:
+def methods_table(rows: Sequence[ComparisonRow]) -> ReportTable:
     """Means over folds and draws; the paired differences of each fold to the public start, and how they scatter."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
