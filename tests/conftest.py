@@ -25,14 +25,19 @@ hypothesis.settings.load_profile("house")
 
 # Files of whole runs begin first, so that no core waits for the last of them.
 LONGEST = (
+    "whole/test_special_runs.py",
     "whole/test_end_to_end.py",
-    "simulation/engine/test_flower.py",
-    "shared/tasks/synthesis/test_assess.py",
     "simulation/attack/test_attack.py",
+    "shared/handover/test_verify.py",
+    "client/rounds/test_personalisation.py",
+    "client/flower/test_task_process.py",
+    "client/pacs/test_pull.py",
+    "client/clipping/test_bookkeeping.py",
+    "simulation/engine/test_stop.py",
+    "whole/test_new_task.py",
+    "shared/test_printable.py",
     "simulation/cli/test_bad_input.py",
-    "shared/metrics/test_noised_auc.py",
-    "simulation/compare/test_compare.py",
-    "shared/networks/test_build.py",
+    "client/clipping/test_hostile_weights.py",
 )
 
 

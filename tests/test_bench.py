@@ -38,7 +38,10 @@ ELSEWHERE = {  # in files of their own
     ),
 }
 # They check engines, start Flower, or need the seconds of several other tests.
-SLOW = {"federation_round", "ingestion", "private_step", "restoration_step", "simulated_round", "synthesis_step"}
+SLOW = {
+    *("federation_round", "ingestion", "noise", "private_step", "records", "restoration_step", "simulated_round"),
+    "synthesis_step",
+}
 
 sys.path.insert(0, str(BENCH))
 try:

@@ -111,6 +111,7 @@ def wait_for(condition, process, limit_s=90):
 # compare
 
 
+@pytest.mark.slow
 def test_compare_is_complete_and_resumes_where_it_was_ended(place, tmp_path):
     folds = tmp_path / "folds.csv"
     rows = [(f"p{n}", n // 4 % 2) for n in range(24)]

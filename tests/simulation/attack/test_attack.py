@@ -511,6 +511,7 @@ def test_the_command_writes_one_verdict_into_three_places(finished: Path, quick_
     assert again.count(BEGIN) == again.count('id="attacks"') == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "study, verdict",
     [(study_of(epsilon=math.inf, max_grad_norm=math.inf), "no privacy"), (study_of(1), "pass")],

@@ -105,6 +105,7 @@ def test_sites_differ_in_spacing_noise_and_stored_values(hospitals):
     assert np.ptp(spacings) > 0.05 and max(noises) > 2 * min(noises)
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes(hospitals, tmp_path):
     write_phantom_hospitals(tmp_path / "again", 1, PATIENTS, seed=5)  # here without worker processes
 

@@ -120,6 +120,7 @@ def test_occlusion_of_a_square_is_the_fall_of_the_score(monkeypatch, head, phant
     assert found_HW[0, 0] == pytest.approx(float(fall), abs=1e-4)  # only the first square covers the corner
 
 
+@pytest.mark.slow
 def test_random_weights_give_other_maps(head, phantoms, called_malignant):
     """Adebayo et al. 2018. A map that shows the edges of the image would stay the same, and fail here."""
     checks = []
