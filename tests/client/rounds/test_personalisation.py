@@ -253,7 +253,9 @@ def test_a_lowered_cap_and_a_released_hold_end_the_personalisation(tmp_path: Pat
     assert caught.value.code == "released" and charged(site) == 0
 
 
-@pytest.mark.parametrize("trainable", [*(pytest.param(part, marks=pytest.mark.slow) for part in ("head", "norm+head")), "all"])
+@pytest.mark.parametrize(
+    "trainable", [*(pytest.param(part, marks=pytest.mark.slow) for part in ("head", "norm+head")), "all"]
+)
 def test_only_the_parameters_asked_for_move_and_they_move_from_the_released_ones(
     tmp_path: Path, trainable: str
 ) -> None:
