@@ -90,7 +90,7 @@ class HealthService:
         """Set up the service. It does not listen before `start`. `port` 0 selects a free port."""
         self._watch, self._names = Watch(probes), tuple(probe.name for probe in probes)
         self._folder, self._port, self._every_s = folder, port, every_s
-        self._stopped = threading.Event()
+        self._stopped, self._file = threading.Event(), threading.Lock()
         self._servicer = health.HealthServicer()
         options = (("grpc.so_reuseport", 0),)  # a second daemon on the same port gets an error instead of sharing it
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4), options=options, maximum_concurrent_rpcs=16)
@@ -118,7 +118,8 @@ class HealthService:
         self._stopped.set()
         self._servicer.enter_graceful_shutdown()
         self._server.stop(grace=1.0).wait(5.0)
-        (self._folder / HEALTH_FILE).unlink(missing_ok=True)
+        with self._file:
+            (self._folder / HEALTH_FILE).unlink(missing_ok=True)
 
     def _refresh(self) -> None:
         while not self._stopped.is_set():
@@ -127,8 +128,9 @@ class HealthService:
                 self._servicer.set(check.name, NOT_SERVING if check.state == "fault" else SERVING)
             well = checks and all(check.state != "fault" for check in checks)
             self._servicer.set(OVERALL, SERVING if well else NOT_SERVING)
-            if not self._stopped.is_set():
-                self._write(checks)
+            with self._file:
+                if not self._stopped.is_set():
+                    self._write(checks)
             self._stopped.wait(self._every_s)
 
     def _write(self, checks: list[Check]) -> None:
