@@ -26,6 +26,7 @@ def place(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_figures_leave_once_through_the_ledger_and_a_site_that_releases_none_is_named(place, tmp_path):
     out, sets = tmp_path / "out", ("--set", "evaluation.epsilon=3", "--set", "study.rounds=1", "--no-baselines")
     words = ("run", place / "tiny.toml", "--data", place / "pictures", "--out", out, *sets)
