@@ -30,7 +30,7 @@ from wardround_simulation.stays.hospitals import OUTCOME, OUTCOME_HOURS, PATIENT
 
 pytestmark = pytest.mark.slow
 SITES = {"east": 1, "north": 2}  # the simulated hospital that each one has
-PATIENTS, WINDOW_H, HORIZON_H = 150, 48, 24
+PATIENTS, WINDOW_H, HORIZON_H = 200, 48, 96
 STUDY = """
 [study]
 name = "warning"
@@ -58,8 +58,8 @@ nominal_sites = 2
 min_sites = 2
 round_deadline_s = {deadline}
 [evaluation]
-holdout = 0.3
-epsilon = 3.0
+holdout = 0.5
+epsilon = 6.0
 [personalisation]
 epsilon = 2.0
 steps = 3
@@ -87,8 +87,8 @@ def allow(folder: Path) -> None:
     """Let a site release noised counts, under a cap that holds the study."""
     path = folder / "site.toml"
     text = path.read_text().replace('evaluation = "off"', 'evaluation = "noised"')
-    path.write_text(text.replace("epsilon_cap = 8.0", "epsilon_cap = 16.0"))
-    assert 'evaluation = "noised"' in path.read_text() and "epsilon_cap = 16.0" in path.read_text()
+    path.write_text(text.replace("epsilon_cap = 8.0", "epsilon_cap = 22.0"))
+    assert 'evaluation = "noised"' in path.read_text() and "epsilon_cap = 22.0" in path.read_text()
 
 
 def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path
 
     result = json.loads((federation.server / "runs" / run / "result.json").read_text())
     released = result["federated_test"]
-    assert released["sites"] == sorted(SITES) and released["epsilon"] == 3.0
+    assert released["sites"] == sorted(SITES) and released["epsilon"] == 6.0
     shift = released["fitted_calibration"]["intercept"]
     assert np.isfinite(shift)
     for name in SITES:
@@ -123,7 +123,7 @@ def test_from_tables_to_a_calibrated_prediction(federation: Federation, tmp_path
     card = (model / CARD).read_text()
     assert f"logits are shifted by {shift:+.2f}" in card and "not calibrated" not in card
     own = own_intercept(federation.folders["east"], study, run, model)
-    assert own is not None, "the counts of 45 patients exceed the noise of epsilon = 3"
+    assert own is not None, "the counts of about 100 patients exceed the noise"
     words = ("predict", model, tmp_path / "data" / "hospital-1")
     command("client", *words, "--site", federation.folders["east"], "--out", tmp_path / "at-east")
     assert calibration_in(tmp_path / "at-east") == ("site", pytest.approx(own))
@@ -155,6 +155,6 @@ def check_charged_once(folder: Path, study: Study, run: str, *more: str) -> None
         attempts = ledger.attempts(study.sha256(), run)
         assert sorted(one.purpose for one in attempts) == sorted([EVALUATE, TRAIN, TRAIN, TRAIN, *more])
         assert all(one.reply_sha256 for one in attempts)
-        assert list(ledger.events(run, EVALUATE)) == [PureEvent(epsilon=3.0, count=1)]
+        assert list(ledger.events(run, EVALUATE)) == [PureEvent(epsilon=6.0, count=1)]
     finally:
         ledger.close()
