@@ -6,6 +6,8 @@ last bit, and adversarial weights can turn a last bit into a whole clipped gradi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -54,9 +56,9 @@ def loss_places_agree(loss_per_row: LossPerRow, outputs_N: Tensor) -> bool:
     The same row is in all places. At least `LOSS_NUMBERS` numbers between about -10 and 10 are tried.
     """
     generator = torch.Generator().manual_seed(3)
-    for label in range(-(-LOSS_NUMBERS // outputs_N[0].numel())):
+    for trial in range(math.ceil(LOSS_NUMBERS / outputs_N[0].numel())):
         row = 4 * torch.randn(outputs_N.shape[1:], generator=generator).to(outputs_N)
-        labels_N = torch.full((len(outputs_N),), label % 2, device=outputs_N.device)
+        labels_N = torch.full((len(outputs_N),), trial % 2, device=outputs_N.device)
         with torch.enable_grad():
             rows_N = row.expand_as(outputs_N).contiguous().requires_grad_()
             (gradient_N,) = torch.autograd.grad(loss_per_row(rows_N, labels_N).sum(), rows_N)

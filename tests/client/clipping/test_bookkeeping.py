@@ -539,6 +539,14 @@ def test_a_patient_of_many_images_takes_no_larger_pass_than_start_up_tried(engin
     assert passes and max(passes) <= speed.group_images
 
 
+@pytest.mark.parametrize("fitting", [1, 3, 24, 63, 64])
+def test_a_group_is_a_power_of_two_and_no_larger_than_what_fits(fitting: int) -> None:
+    """So that a group's numbers are whole vectors, or all of them a part of one, and are rounded alike."""
+    plan = plan_from_study(parse_study(SMALL | {"privacy": SMALL["privacy"] | {"nominal_patients": 500}}))
+    group = select.speed_of(plan, "float32", fitting, 64).group_images
+    assert group <= fitting < 2 * group and group & (group - 1) == 0
+
+
 def test_memory_is_what_the_machine_has_or_its_control_group_allows_and_never_what_is_free(tmp_path: Path) -> None:
     """What is free goes down with each patient's files that were read: patients would decide how they are rounded."""
     (tmp_path / "meminfo").write_text("MemTotal:  99 kB\nMemAvailable:   7 kB\n")

@@ -6,6 +6,8 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,8 +22,9 @@ async def large(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": b"x" * 8_000_000})
 
 
-def test_a_peer_that_reads_nothing_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_LIMIT_S", 0.3)
+@contextmanager
+def served() -> Iterator[int]:
+    """The application behind a port of this machine, until the end of the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,17 +35,22 @@ def test_a_peer_that_reads_nothing_loses_its_connection(monkeypatch: pytest.Monk
     thread.start()
     try:
         assert ready.wait(20)
-        with socket.create_connection(("127.0.0.1", port), 5) as peer:
-            peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            time.sleep(2.0)
-            read = 0
-            with pytest.raises(ConnectionError):
-                while chunk := peer.recv(1 << 20):
-                    read += len(chunk)
-                raise ConnectionError("closed before all of the answer came") if read < 8_000_000 else AssertionError
+        yield port
     finally:
         stopped.set()
         thread.join(30)
+
+
+def test_a_peer_that_reads_nothing_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STALL_LIMIT_S", 0.3)
+    with served() as port, socket.create_connection(("127.0.0.1", port), 5) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(2.0)
+        read = 0
+        with pytest.raises(ConnectionError):
+            while chunk := peer.recv(1 << 20):
+                read += len(chunk)
+            raise ConnectionError("closed before all of the answer came") if read < 8_000_000 else AssertionError
 
 
 def test_malformed_requests_do_not_fill_the_log(
@@ -52,23 +60,11 @@ def test_malformed_requests_do_not_fill_the_log(
     monkeypatch.setattr(log, "disabled", False)
     monkeypatch.setattr(log, "propagate", False)
     monkeypatch.setattr(log, "handlers", [caplog.handler])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    stopped, ready = threading.Event(), threading.Event()
-    thread = threading.Thread(
-        target=serve, args=([Listener(app=large, address="127.0.0.1", port=port)], stopped, ready.set)
-    )
-    thread.start()
-    try:
-        assert ready.wait(20)
+    with served() as port:
         for _ in range(LINES + 20):
             with socket.create_connection(("127.0.0.1", port), 5) as peer:
                 peer.sendall(b"\0garbage\r\n\r\n")
                 peer.recv(1000)
-    finally:
-        stopped.set()
-        thread.join(30)
     assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) == LINES
 
 
