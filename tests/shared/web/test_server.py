@@ -60,6 +60,7 @@ def test_malformed_requests_do_not_fill_the_log(
     monkeypatch.setattr(log, "disabled", False)
     monkeypatch.setattr(log, "propagate", False)
     monkeypatch.setattr(log, "handlers", [caplog.handler])
+    caplog.set_level(logging.WARNING, log.name)
     with served() as port:
         for _ in range(LINES + 20):
             with socket.create_connection(("127.0.0.1", port), 5) as peer:
